@@ -1,0 +1,64 @@
+# make run: everything set up, then a policy trained on this machine.   make test: all tests.
+# Both install what is missing into .venv on their first run, and need no network after it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: setup run test check format bench prove lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \?//p' Makefile | head -3
+	@echo "targets: setup run test check format bench prove lock clean"
+
+setup: $(STAMP)
+
+# The lock is complete, so pip must not resolve anything itself: --no-deps.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else "Rollcall needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11" % v)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement requirements.lock
+	@# Where the index offers torch for CUDA only, its libraries are dependencies of their own.
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	@mkdir -p .types && ln -sfn .. .types/rollcall
+	@touch $(STAMP)
+
+run: $(STAMP)
+	$(BIN)/rollcall train cartpole-ppo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# mypy cannot follow package-dir editable installs: it reads the packages through .types/rollcall.
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.deploy
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)
+	$(BIN)/rollcall bench gym --peer sb3
+
+# The long proofs: every recipe to its result. Hours on two cores; see docs/results.md.
+prove: $(STAMP)
+	$(BIN)/python benchmarks/prove.py
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet pip-tools
+	.venv-lock/bin/python -m piptools compile --quiet --strip-extras --extra mujoco --extra atari --extra dev --no-emit-index-url --no-emit-find-links --no-header --no-annotate --allow-unsafe --output-file requirements.lock pyproject.toml
+	@# One lock for every build of torch: the label after the plus names the build, not the version.
+	sed -i 's/^torch==\([0-9.]*\)+.*/torch==\1/' requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) .types build *.egg-info .mypy_cache .ruff_cache .pytest_cache

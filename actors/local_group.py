@@ -1,0 +1,170 @@
+"""Envs stepped one after another in this process: the plain case. Each env is known, so the one that raises is the one
+that is started anew. Faster than gymnasium's SyncVectorEnv, which copies and checks more."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rollcall.actors.observations import ObservationReader, check_spaces, observed_space, refuse_non_finite
+from rollcall.actors.vector import NO_ENVS, Restarts, Shown, Step, env_seed, usable_mask
+from rollcall.cluster.messages import Array
+
+Env = gym.Env[Any, Any]
+
+
+class LocalGroup:
+    """An EnvGroup over single envs. `next_step` resets an ended env at its next step, as gymnasium's NEXT_STEP mode
+    does, and not at once (SAME_STEP). After masking both give the same transitions."""
+
+    def __init__(
+        self,
+        factory: Callable[[], Env],
+        num_envs: int,
+        *,
+        seed: int,
+        name: str = "env",
+        next_step: bool = False,
+        max_restarts: int = 0,
+    ) -> None:
+        self.name = name
+        self.num_envs = num_envs
+        self.restarts = Restarts(name, max_restarts)
+        self._factory = factory
+        self._envs = [factory() for _ in range(num_envs)]
+        check_spaces(name, self._envs[0].observation_space, self._envs[0].action_space)
+        self.observation_space = observed_space(self._envs[0].observation_space)
+        self.action_space = self._envs[0].action_space
+        self._reader = ObservationReader(self._envs[0].observation_space)
+        self._seed = seed
+        self._resets = 0
+        self._steps = 0
+        self._next_step = next_step
+        self._observations = self._reader.zeros(num_envs)
+        self._action_mask: Array | None = None
+        self._dead = [False] * num_envs  # ended, and not reset yet
+        self._at = 0  # the env that is being called
+
+    def reset(self, seeds: Sequence[int | None] | None = None) -> Shown:
+        self._resets += 1
+        self._dead = [False] * self.num_envs
+        for i in range(self.num_envs):
+            self._at = i
+            seed = env_seed(self._seed, "reset", self._resets, i) if seeds is None else seeds[i]
+            try:
+                self._reset(i, seed)
+            except Exception as error:
+                self._revive(i, error)
+        self._refuse_non_finite()
+        return Shown(self._observations, self._live_mask(None))
+
+    def step(self, actions: Array, active: Array | None = None) -> Step:
+        self._steps += 1
+        num_envs = self.num_envs
+        rewards = np.zeros(num_envs, np.float32)
+        terminated, truncated, starts = np.zeros((3, num_envs), bool)
+        mask = np.ones(num_envs, bool)
+        ended: list[int] = []
+        lost: list[int] = []
+        finals: list[dict[str, Array]] = []
+        stays = None if active is None else (~active).tolist()
+        for i, (env, action) in enumerate(zip(self._envs, actions, strict=True)):
+            self._at = i
+            if stays is not None and stays[i]:
+                mask[i] = False
+            elif self._dead[i]:
+                self._reset_or_revive(i)
+                mask[i], starts[i] = False, True
+            else:
+                try:
+                    observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
+                    self._show(i, observation, info)
+                except Exception as error:
+                    self._revive(i, error)
+                    rewards[i], terminated[i], truncated[i] = 0.0, False, False
+                    mask[i], starts[i] = False, True
+                    lost.append(i)
+                    continue
+                if terminated[i] or truncated[i]:
+                    ended.append(i)
+                    finals.append({name: array[i].copy() for name, array in self._observations.items()})
+                    if self._next_step or stays is not None:
+                        self._dead[i] = True
+                    else:
+                        self._reset_or_revive(i)
+                        starts[i] = True
+        final_observations = {name: np.stack([final[name] for final in finals]) for name in finals[0]} if finals else {}
+        final_envs = np.array(ended, np.int64) if ended else NO_ENVS
+        for name, array in final_observations.items():
+            refuse_non_finite(self.name, name, array, step=self._steps, rows=final_envs)
+        refuse_non_finite(self.name, "reward", rewards, step=self._steps)
+        self._refuse_non_finite()
+        return Step(
+            observations=self._observations,
+            action_mask=self._live_mask(stays),
+            rewards=rewards,
+            terminated=terminated,
+            truncated=truncated,
+            mask=mask,
+            episode_starts=starts,
+            final_envs=final_envs,
+            final_observations=final_observations,
+            lost=tuple(lost),
+        )
+
+    def doing(self) -> str:
+        return f"{self.name}, env {self._at} of {self.num_envs}, step {self._steps}"
+
+    def close(self) -> None:
+        for env in self._envs:
+            with contextlib.suppress(Exception):
+                env.close()
+
+    def _show(self, i: int, observation: Any, info: dict[str, Any]) -> None:
+        self._reader.write(observation, self._observations, i)
+        mask = self._reader.mask_of(observation, info) if self._reader.has_mask or info else None
+        if mask is None:
+            if self._action_mask is not None:
+                self._action_mask[i] = True
+            return
+        if self._action_mask is None:
+            self._action_mask = np.ones((self.num_envs, mask.size), bool)
+        self._action_mask[i] = mask
+
+    def _reset(self, i: int, seed: int | None) -> None:
+        self._show(i, *(self._envs[i].reset() if seed is None else self._envs[i].reset(seed=seed)))
+        self._dead[i] = False
+
+    def _reset_or_revive(self, i: int) -> None:
+        """Begins the next episode of an env whose last one ended: nothing is lost if that needs a new env."""
+        try:
+            self._reset(i, None)
+        except Exception as error:
+            self._revive(i, error)
+
+    def _revive(self, i: int, error: Exception) -> None:
+        """A new env in place of one that raised, reset with a seed of its own."""
+        while True:
+            self.restarts.book(f"env {i}", error)
+            with contextlib.suppress(Exception):
+                self._envs[i].close()
+            try:
+                self._envs[i] = self._factory()
+                self._reset(i, env_seed(self._seed, "restart", self.restarts.total, i))
+                return
+            except Exception as again:
+                error = again
+
+    def _refuse_non_finite(self) -> None:
+        for name, array in self._observations.items():
+            refuse_non_finite(self.name, name, array, step=self._steps)
+
+    def _live_mask(self, stays: list[bool] | None) -> Array | None:
+        if self._action_mask is None:
+            return None
+        unused = np.array(self._dead) if stays is None else np.array(self._dead) | np.array(stays)
+        return usable_mask(self.name, self._action_mask, unused, step=self._steps)

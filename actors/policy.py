@@ -1,0 +1,58 @@
+"""What an actor asks of a policy. Actors are handed a factory by `deploy`; they never learn what is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from rollcall.cluster.messages import Array, Weights
+
+
+class Rollout(Protocol):
+    """The policy's side of one unit of experience: `num_steps` steps of `num_envs` envs under one version."""
+
+    def act(
+        self,
+        observations: Mapping[str, Array],  # name -> [B, ...], raw
+        *,
+        episode_starts: Array,  # bool [B]: a recurrent state restarts before this observation
+        action_mask: Array | None = None,  # bool [B, num_actions]
+    ) -> tuple[Array, Array]:
+        """(actions as sampled, to be stored [B, ...]; actions as the env takes them: clipped or squashed [B, ...]).
+
+        Called once per step, in time order, at most `num_steps` times. The arrays may be reused by the next call.
+        """
+
+    def behaviour_logprobs(self) -> Array:
+        """float32 [steps taken so far, B]: log-probabilities of the stored actions as they were really sampled."""
+
+    def recurrent_state(self) -> Array | None:
+        """float32 [num_states, B, hidden]: the state after the last step; None without recurrence."""
+
+
+class Policy(Protocol):
+    @property
+    def version(self) -> int:
+        """Of the weights loaded last; -1 before any."""
+
+    def load(self, weights: Weights) -> None:
+        """Takes newer weights, normaliser statistics among them. Copies: the buffers may be read-only."""
+
+    def initial_recurrent_state(self, num_envs: int) -> Array | None:
+        """float32 [num_states, B, hidden] of zeros; None without recurrence."""
+
+    def rollout(
+        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+    ) -> Rollout:
+        """Begins a unit. All sampling noise derives from `seed`. Greedy takes the mode of the distribution."""
+
+
+PolicyFactory = Callable[[], Policy]
+
+
+class WeightsSource(Protocol):
+    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | None:
+        """The newest weights of `epoch` if their version is greater than `newer_than`, waiting up to `timeout_s`.
+
+        Raises StaleEpoch if that epoch has ended. Versions start again below their height in a new epoch.
+        """

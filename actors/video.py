@@ -1,0 +1,85 @@
+"""One episode as a moving picture, for envs that render. Writes GIF, which needs no codec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rollcall.actors.envs import EnvConfig, make_env
+from rollcall.actors.local_group import LocalGroup
+from rollcall.actors.policy import Policy
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.seeds import derive_seed
+
+_MAX_WIDTH = 480
+
+
+def record_video(
+    env_config: EnvConfig, policy: Policy, path: Path, *, seed: int = 0, greedy: bool = True, max_steps: int = 2_000
+) -> float:
+    """Writes one episode (the evaluation's episode 0) to `path`, a .gif. Returns the episode's return.
+
+    Raises:
+      BadInput: where the env does not render, or `path` is no .gif, or Pillow is missing.
+    """
+    if path.suffix.lower() != ".gif":
+        raise BadInput(f"video {path}: only GIF can be written: name it {path.with_suffix('.gif').name}")
+    try:
+        from PIL import Image
+    except ImportError:
+        raise BadInput("a video needs Pillow, which is not installed: pip install pillow") from None
+    env = make_env(env_config, render_mode="rgb_array")
+    if env.render_mode != "rgb_array":
+        raise BadInput(f"env {env_config.id!r} does not render: it takes no render_mode 'rgb_array'")
+    group = LocalGroup(lambda: env, 1, seed=0, name=env_config.id)
+    total = [0.0]
+    frames = (_picture(frame, Image) for frame in _frames(group, env, policy, seed, greedy, max_steps, total))
+    try:
+        first = next(frames)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # GIF counts in hundredths of a second.
+        duration_ms = 10 * max(2, round(100 / float(env.metadata.get("render_fps") or 30)))
+        first.save(path, save_all=True, append_images=frames, duration=duration_ms, loop=0)
+    finally:
+        group.close()
+    return total[0]
+
+
+def _frames(
+    group: LocalGroup, env: Any, policy: Policy, seed: int, greedy: bool, max_steps: int, total: list[float]
+) -> Iterator[Any]:
+    shown = group.reset([derive_seed(seed, "eval", 0) >> 32])
+    observations, mask, starts = shown.observations, shown.action_mask, np.ones(1, bool)
+    rollout = policy.rollout(
+        num_steps=max_steps, num_envs=1, seed=seed, recurrent_state=policy.initial_recurrent_state(1), greedy=greedy
+    )
+    yield _render(env, group.name)
+    for _ in range(max_steps):
+        _, actions = rollout.act(observations, episode_starts=starts, action_mask=mask)
+        step = group.step(actions, np.ones(1, bool))
+        total[0] += float(step.rewards[0])
+        yield _render(env, group.name)
+        if step.terminated[0] or step.truncated[0]:
+            return
+        observations, mask, starts = step.observations, step.action_mask, np.zeros(1, bool)
+
+
+def _render(env: Any, name: str) -> Any:
+    try:
+        frame = env.render()
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise BadInput(f"env {name!r} cannot render here ({text})") from error
+    if not isinstance(frame, np.ndarray) or frame.ndim != 3:
+        raise BadInput(f"env {name!r} renders {type(frame).__name__}, not frames of colour")
+    return frame
+
+
+def _picture(frame: Any, image: Any) -> Any:
+    picture = image.fromarray(frame.astype(np.uint8))
+    if picture.width > _MAX_WIDTH:
+        picture = picture.resize((_MAX_WIDTH, round(picture.height * _MAX_WIDTH / picture.width)))
+    return picture.quantize(64)  # a palette of its own, and a quarter of the memory

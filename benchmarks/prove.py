@@ -1,0 +1,145 @@
+"""The long proofs: trains every recipe for every seed it is promised for, evaluates the final policy, and writes
+docs/results.md. `python benchmarks/prove.py [--only RECIPE ...] [--seeds 0 1] [key=value ...]`; hours on two cores."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results.md"
+EVAL_EPISODES = 100
+EVAL_SEED = 20_000  # of the evaluation only: no training run uses it
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a recipe must reach with each of its seeds: the mean return of the final policy, or the success rate."""
+
+    recipe: str
+    seeds: Sequence[int]
+    at_least: float | None  # None: run as far as time allows, and say how far
+    overrides: Sequence[str] = ()
+    measure: str = "mean return"
+    episodes: int = EVAL_EPISODES
+
+
+PROMISES = (
+    Promise("cartpole-ppo", range(5), 475),
+    Promise("cartpole-a2c", range(3), 475),
+    Promise("cartpole-impala", range(3), 475),
+    Promise("cartpole-reinforce", range(3), 400),
+    Promise("cartpole-masked-ppo", range(3), 400),
+    Promise("acrobot-ppo", range(3), -90),
+    Promise("pendulum-ppo", range(3), -250),
+    Promise("frozenlake-a2c", range(3), 0.95 * 0.744, measure="exact success"),
+    Promise("halfcheetah-ppo", range(1), 1400),
+    Promise("pong-ppo", range(1), None, ("total_env_steps=1_000_000",), episodes=10),
+    Promise("pong-impala", range(1), None, ("total_env_steps=1_000_000",), episodes=10),
+)
+
+
+def frozenlake_success(run_directory: Path) -> float:
+    """The exact probability that the greedy policy reaches the goal of the 4x4 slippery lake within its 100 steps:
+    the distribution over states, pushed through env.P."""
+    import gymnasium as gym
+    import numpy as np
+
+    import rollcall.deploy
+
+    env = gym.make("FrozenLake-v1")
+    transitions = env.unwrapped.P  # type: ignore[attr-defined]
+    limit = env.spec.max_episode_steps if env.spec and env.spec.max_episode_steps else 100
+    policy = rollcall.deploy.load_policy(str(run_directory))
+    actions = [int(policy.act(np.array(state))) for state in range(len(transitions))]
+    here = np.zeros(len(transitions))
+    here[0] = 1.0
+    success = 0.0
+    for _ in range(limit):
+        there = np.zeros_like(here)
+        for state in np.flatnonzero(here):
+            for probability, following, reward, terminated in transitions[int(state)][actions[int(state)]]:
+                arrived = here[state] * probability
+                success += arrived * reward
+                there[following] += 0.0 if terminated else arrived
+        here = there
+    return float(success)
+
+
+def rollcall(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rollcall.deploy.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def prove(promise: Promise, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+    """One recipe, one seed: trained, evaluated, audited."""
+    name = f"prove-{promise.recipe}-{seed}-{int(time.time())}"
+    arguments = [promise.recipe, f"seed={seed}", *promise.overrides, *overrides]
+    trained = rollcall("train", *arguments, f"name={name}")
+    row: dict[str, Any] = {"command": "rollcall train " + shlex.join(arguments), "at_least": promise.at_least}
+    run = ROOT / "runs" / name
+    if trained.returncode:
+        return row | {"error": trained.stderr.strip()[-300:]}
+    summary = json.loads((run / "summary.json").read_text())
+    row |= {key: summary[key] for key in ("env_steps", "wall_s", "steps_per_s")}
+    row["audit"] = rollcall("audit", name).returncode
+    if promise.measure == "exact success":
+        row["result"], row["std"], row["n"] = frozenlake_success(run), 0.0, "exact"
+    else:
+        evaluated = rollcall("eval", name, "--episodes", str(promise.episodes), "--seed", str(EVAL_SEED), "--json")
+        if evaluated.returncode:
+            return row | {"error": evaluated.stderr.strip()[-300:]}
+        found = json.loads(evaluated.stdout)
+        row["result"], row["std"], row["n"] = found["mean"], found["std"], found["n"]
+    row["met"] = promise.at_least is None or row["result"] >= promise.at_least
+    return row
+
+
+def line(row: dict[str, Any], today: str) -> str:
+    if "error" in row:
+        return f"| {today} | `{row['command']}` | failed: {row['error']} | | | | |"
+    bound = "-" if row["at_least"] is None else f"{row['at_least']:g}"
+    verdict = "" if row["at_least"] is None else (" yes" if row["met"] else " **no**")
+    books = "balance" if row["audit"] == 0 else "**do not balance**"
+    return (
+        f"| {today} | `{row['command']}` | {row['result']:.4g} ± {row['std']:.3g} ({row['n']}) | {bound}{verdict} "
+        f"| {row['env_steps']:,} | {row['wall_s']:.0f} s, {row['steps_per_s']:,.0f}/s | {books} |"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="recipes")
+    parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    today = datetime.date.today().isoformat()
+    failures = 0
+    for promise in PROMISES:
+        if args.only and promise.recipe not in args.only:
+            continue
+        for seed in args.seeds or promise.seeds:
+            row = prove(promise, seed, args.overrides)
+            failures += "error" in row or not row["met"] or row["audit"] != 0
+            text = line(row, today)
+            print(text, flush=True)
+            with RESULTS.open("a") as file:
+                file.write(text + "\n")
+    print(f"{machine}: {failures} promises not kept")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

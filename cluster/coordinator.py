@@ -1,0 +1,400 @@
+"""The one loop: issues tickets, cuts batches, has them learned from, publishes, commits, checkpoints. The driver's
+process runs it, and only it writes the ledger. It must never know what is in a trajectory, nor which runtime works."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rollcall.cluster.accounts import Counters
+from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, latest_checkpoint, write_state
+from rollcall.cluster.consumption import newest_epoch
+from rollcall.cluster.errors import EnvFailure
+from rollcall.cluster.flow import FlowControl, OnStale, Ready
+from rollcall.cluster.ledger import Ledger
+from rollcall.cluster.ledger_position import LedgerPosition
+from rollcall.cluster.ledger_restore import RestorePlan
+from rollcall.cluster.messages import Produced, ShardPayload, Ticket, Unit
+from rollcall.cluster.seeds import derive_seed
+from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.workers import (
+    EvalDone,
+    Event,
+    Handle,
+    LearnerLost,
+    StepDone,
+    StepRequest,
+    TicketFailed,
+    TicketProduced,
+    Workers,
+)
+
+MAX_ATTEMPTS = 3
+
+
+class Recorder(Protocol):
+    """Somebody who watches the run: a file, a terminal, a metrics endpoint."""
+
+    def on_step(self, record: dict[str, Any]) -> None: ...
+
+    def on_eval(self, record: dict[str, Any]) -> None: ...
+    def on_event(self, kind: str, text: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run is, as far as the loop needs to know."""
+
+    run_id: str
+    run_seed: int
+    policy_id: str
+    config_hash: str
+    unit: Unit
+    num_shards: int
+    tickets_per_step: int
+    max_policy_lag: int
+    on_stale: OnStale
+    total_learner_steps: int | None  # None: the run ends by env steps (unit "episode")
+    total_env_steps: int | None
+    ticket_deadline_s: float
+    checkpoint_every_steps: int
+    eval_every_steps: int | None
+    prefetch_steps: int  # batches that may wait at the learner while it is busy
+    consumption_log: Path  # the learner's, read for the newest epoch in it
+    exact_checkpoints: bool  # env state can be captured, and was seen to restore exactly
+
+
+class Coordinator:
+    """Runs one run from wherever it is to its end."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        workers: Workers,
+        ledger: Ledger,
+        checkpoints: CheckpointWriter,
+        recorders: Sequence[Recorder],
+        watchdog: Watchdog,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.plan = plan
+        self.counters = Counters(incarnations=[0] * plan.num_shards)
+        self._workers = workers
+        self._ledger = ledger
+        self._checkpoints = checkpoints
+        self._recorders = recorders
+        self._watchdog = watchdog
+        self._stop_requested = stop_requested
+        self._epoch = 0
+        self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
+        self._reissue: deque[tuple[int, int]] = deque()
+        self._attempts: dict[int, int] = {}  # ticket id -> attempt, of tickets in flight or ready
+        self._faults: dict[int, int] = {}  # ticket id -> attempts that failed; restores do not count
+        self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
+        self._last_checkpoint: Path | None = None
+        self._last_checkpoint_step = -1
+        self._last_step_at = time.perf_counter()
+        self._earlier_restarts = 0  # of the drivers before this one
+        self._learner_restarts = 0
+
+    # Beginning: afresh, or from a checkpoint.
+
+    def begin(self) -> int:
+        """A new run. Returns its epoch."""
+        self._epoch = self._ledger.open_epoch()
+        return self._epoch
+
+    def resume(self, checkpoint: Path, manifest: Manifest) -> int:
+        """Makes the checkpoint's state the run's: the books are reconciled, what was in flight is issued again.
+        Returns the new epoch."""
+        position = LedgerPosition.model_validate(manifest.ledger)
+        restore: RestorePlan = self._ledger.restore(position, above_epoch=newest_epoch(self.plan.consumption_log))
+        incarnations = self.counters.incarnations  # of the shards that live on when only the learner was lost
+        self.counters = Counters(**manifest.driver)
+        if self._epoch:
+            self.counters.incarnations = incarnations
+        else:
+            self._earlier_restarts = self.counters.restarts
+            if manifest.tier != "exact":
+                self.counters.incarnations = [n + 1 for n in self.counters.incarnations]
+        self._epoch = restore.epoch
+        self._flow = self._new_flow(manifest.step)
+        self._reissue = deque(restore.reissue)
+        self.counters.next_ticket_id = restore.next_ticket_id
+        self._attempts.clear()
+        self._faults.clear()
+        self._training.clear()
+        self._checkpoints.discard_after(manifest.step)
+        self._last_checkpoint, self._last_checkpoint_step = checkpoint, manifest.step
+        return self._epoch
+
+    @property
+    def step(self) -> int:
+        """Learner steps consumed."""
+        return self._flow.version
+
+    @property
+    def restarts(self) -> int:
+        """Processes started again over the whole run."""
+        return self._earlier_restarts + self._learner_restarts + self._workers.restarts
+
+    @property
+    def finished(self) -> bool:
+        if self.plan.total_learner_steps is not None:
+            return self._flow.version >= self.plan.total_learner_steps
+        return self.counters.env_steps >= (self.plan.total_env_steps or 0)
+
+    # The loop.
+
+    def run(self) -> None:
+        """Until the run is finished or a stop is requested; then the step in training is waited for."""
+        self._last_step_at = time.perf_counter()
+        while not self.finished:
+            stopping = self._stop_requested()
+            if stopping and not self._training:
+                break
+            if not stopping:
+                self._issue_tickets()
+                self._begin_steps()
+            self._handle(self._workers.poll(0.5))
+            warning = self._watchdog.check(self._waiting_for)
+            if warning:
+                self._tell("stalled", warning)
+        self._drop_leftovers()
+        if self._last_checkpoint_step != self.step:
+            self.checkpoint_now()
+
+    def wait_for_evals(self, timeout_s: float, pending: Callable[[], bool]) -> None:
+        """Handles events until no evaluation is pending any more."""
+        deadline = time.monotonic() + timeout_s
+        while pending() and time.monotonic() < deadline:
+            self._handle(self._workers.poll(0.5))
+
+    def checkpoint_now(self) -> Path:
+        """A checkpoint of this step boundary; nothing may be in training."""
+        assert not self._training
+        directory = self._checkpoints.begin(self.step)
+        self._workers.save_learner(directory, epoch=self._epoch, version=self.step)
+        return self._finish_checkpoint(directory)
+
+    def _new_flow(self, version: int) -> FlowControl[tuple[Produced, Handle]]:
+        return FlowControl(
+            tickets_per_step=self.plan.tickets_per_step,
+            max_policy_lag=self.plan.max_policy_lag,
+            total_learner_steps=self.plan.total_learner_steps,
+            version=version,
+            on_stale=self.plan.on_stale,
+        )
+
+    def _issue_tickets(self) -> None:
+        tickets: list[Ticket] = []
+        while self._flow.may_issue():
+            if self._reissue:
+                ticket_id, attempt = self._reissue.popleft()
+            else:
+                ticket_id, attempt = self.counters.next_ticket_id, 1
+                self.counters.next_ticket_id += 1
+            shard = ticket_id % self.plan.num_shards
+            tickets.append(
+                Ticket(
+                    ticket_id=ticket_id,
+                    attempt=attempt,
+                    epoch=self._epoch,
+                    seed=derive_seed(self.plan.run_seed, "ticket", ticket_id),
+                    min_policy_version=self._flow.issued(ticket_id),
+                    payload=ShardPayload(shard, self.counters.incarnations[shard], self.plan.unit),
+                    deadline_s=self.plan.ticket_deadline_s,
+                )
+            )
+            self._attempts[ticket_id] = attempt
+        if tickets:
+            self._ledger.issue([ticket.key for ticket in tickets])
+            for ticket in tickets:
+                self._workers.submit_ticket(ticket)
+
+    def _begin_steps(self) -> None:
+        while len(self._training) <= self.plan.prefetch_steps:
+            cut = self._flow.cut()
+            if cut is None:
+                return
+            for ready in cut.stale:
+                self._workers.release(ready.handle[1])
+                self._drop(ready.ticket_id, ready.attempt, "stale")
+            if not cut.batch:
+                return
+            step = self._flow.next_step - 1
+            directory = self._checkpoints.begin(step + 1) if self._checkpoint_due(step + 1) else None
+            request = StepRequest(step, self._epoch, self._progress(step), directory)
+            self._training.append((request, cut.batch))
+            self._workers.submit_step(request, [ready.handle[1] for ready in cut.batch])
+
+    def _handle(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._watchdog.progressed()
+            if isinstance(event, TicketProduced):
+                self._on_produced(event)
+            elif isinstance(event, TicketFailed):
+                self._on_failed(event)
+            elif isinstance(event, StepDone):
+                self._on_step_done(event)
+            elif isinstance(event, LearnerLost):
+                self._on_learner_lost(event)
+            else:
+                self._on_eval(event)
+
+    def _on_produced(self, event: TicketProduced) -> None:
+        produced = event.produced
+        if not self._is_awaited(produced.epoch, produced.key):
+            self._workers.release(event.handle)
+            self._ledger.refuse_duplicate(produced.key)
+            return
+        self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, event.handle))
+        self._ledger.produced([(produced.key, produced.min_policy_version)])
+
+    def _is_awaited(self, epoch: int, key: tuple[int, int]) -> bool:
+        """Whether an attempt is in flight: not late, not given up, not of an epoch that has ended."""
+        ticket_id, attempt = key
+        awaited = epoch == self._epoch and self._attempts.get(ticket_id) == attempt
+        return awaited and self._flow.is_in_flight(ticket_id)
+
+    def _on_failed(self, event: TicketFailed) -> None:
+        if not self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
+            return
+        self._tell(event.reason, f"ticket {event.ticket_id} attempt {event.attempt}: {event.detail}")
+        if event.shard_lost:
+            self.counters.incarnations[event.ticket_id % self.plan.num_shards] += 1
+        if event.reason == "env_failed":
+            self._ledger.drop([((event.ticket_id, event.attempt), "env_failed", True)])
+            raise EnvFailure(event.detail)
+        self._drop(event.ticket_id, event.attempt, event.reason)
+
+    def _drop(self, ticket_id: int, attempt: int, reason: str) -> None:
+        """Books a drop. The unit is issued again, unless it has been tried often enough."""
+        self._flow.dropped(ticket_id)
+        del self._attempts[ticket_id]
+        self._faults[ticket_id] = self._faults.get(ticket_id, 0) + 1
+        final = self._faults[ticket_id] >= MAX_ATTEMPTS
+        self._ledger.drop([((ticket_id, attempt), "attempts_exhausted" if final else reason, final)])
+        if final:
+            self._tell("attempts_exhausted", f"ticket {ticket_id}: failed {MAX_ATTEMPTS} times, last: {reason}")
+            del self._faults[ticket_id]
+        else:
+            self._reissue.append((ticket_id, attempt + 1))
+
+    def _on_step_done(self, event: StepDone) -> None:
+        """Order: publish, then commit, then checkpoint."""
+        report = event.report
+        if report.epoch != self._epoch:
+            return
+        request, batch = self._training.popleft()
+        assert report.step == request.step
+        published = time.perf_counter()
+        self._workers.publish(event.weights)
+        publish_s = time.perf_counter() - published
+        self._ledger.commit(request.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
+        self._flow.consumed()
+        now = time.perf_counter()
+        step_s, self._last_step_at = now - self._last_step_at, now
+        self.counters.restarts = self.restarts
+        produced = [ready.handle[0] for ready in batch]
+        record = self.counters.count(request, produced, report, publish_s=publish_s, step_s=step_s)
+        for ready in batch:
+            del self._attempts[ready.ticket_id]
+            self._faults.pop(ready.ticket_id, None)
+            self._workers.release(ready.handle[1])
+        if report.skipped:
+            self._tell("skipped", f"step {request.step}: the loss or a gradient was not finite; step taken back")
+        for recorder in self._recorders:  # before the checkpoint: what it holds has been told, whenever we are killed
+            recorder.on_step(record)
+        if request.checkpoint_directory is not None:
+            self._finish_checkpoint(request.checkpoint_directory)
+        every = self.plan.eval_every_steps
+        if every is not None and self.step % every == 0 and not self.finished:
+            self._workers.submit_eval(step=self.step, env_steps=self.counters.env_steps)
+
+    def _on_learner_lost(self, event: LearnerLost) -> None:
+        """Back to the last checkpoint: what was in training or in flight is booked and issued again."""
+        self._tell("learner_lost", event.detail)
+        checkpoint, manifest, warnings = latest_checkpoint(self._checkpoints.run_directory)
+        for warning in warnings:
+            self._tell("checkpoint_damaged", warning)
+        for _, batch in self._training:
+            for ready in batch:
+                self._workers.release(ready.handle[1])
+        epoch = self.resume(checkpoint, manifest)
+        self._learner_restarts += 1
+        for recorder in self._recorders:
+            recorder.on_event("restored", f"step {manifest.step}")
+        self._workers.restart_learner(checkpoint, epoch=epoch, version=manifest.step, detail=event.detail)
+
+    def _on_eval(self, event: EvalDone) -> None:
+        if event.error:
+            self._tell("eval_failed", event.error)
+            return
+        record = {
+            "step": event.step,
+            "env_steps": event.env_steps,
+            "policy_version": event.step,
+            "mean": event.result.mean,
+            "std": event.result.std,
+            "n": event.result.n,
+        }
+        for recorder in self._recorders:
+            recorder.on_eval(record)
+
+    def _progress(self, step: int) -> float:
+        if self.plan.total_learner_steps is not None:
+            return step / self.plan.total_learner_steps
+        return min(1.0, self.counters.env_steps / (self.plan.total_env_steps or 1))
+
+    def _checkpoint_due(self, step: int) -> bool:
+        return step % self.plan.checkpoint_every_steps == 0 or step == self.plan.total_learner_steps
+
+    def _finish_checkpoint(self, directory: Path) -> Path:
+        tier: Tier = "resumable"
+        if self.plan.exact_checkpoints and self._flow.num_in_flight == 0 and self._flow.num_ready == 0:
+            states = self._workers.shard_states()
+            if states is not None:
+                write_state(directory, "shards", *states)
+                tier = "exact"
+        position = self._ledger.snapshot(step=self.step, next_ticket_id=self.counters.next_ticket_id)
+        manifest = Manifest(
+            run_id=self.plan.run_id,
+            policy_id=self.plan.policy_id,
+            config_hash=self.plan.config_hash,
+            step=self.step,
+            epoch=self._epoch,
+            tier=tier,
+            ledger=position.model_dump(mode="json"),
+            driver=self.counters.as_json(),
+            files={},
+        )
+        self._last_checkpoint = self._checkpoints.finish(directory, manifest)
+        self._last_checkpoint_step = self.step
+        self._tell("checkpoint", f"step {self.step} ({tier})")
+        return self._last_checkpoint
+
+    def _drop_leftovers(self) -> None:
+        """Books what a stop leaves in flight or queued: dropped `stopped`, to be issued again by a resume."""
+        entries = [((ticket_id, attempt), "stopped", False) for ticket_id, attempt in self._attempts.items()]
+        self._ledger.drop(entries)
+        for ticket_id in list(self._attempts):
+            ready = self._flow.dropped(ticket_id)
+            if ready is not None:
+                self._workers.release(ready.handle[1])
+        self._attempts.clear()
+
+    def _waiting_for(self) -> str:
+        if self._training:
+            return f"learner step {self._training[0][0].step}; " + self._workers.waiting_for()
+        blocked = self._flow.blocked_by()[:4]
+        return f"tickets {blocked} (ready {self._flow.num_ready}); " + self._workers.waiting_for()
+
+    def _tell(self, kind: str, text: str) -> None:
+        for recorder in self._recorders:
+            recorder.on_event(kind, text)

@@ -1,0 +1,70 @@
+"""The typed errors of what the network and the user do. A bad argument is a ValueError; our own mistake is an assert.
+
+RollcallError
+|-- BadInput            the user can mend it: one line, exit code 2
+|-- StoreUnavailable    Redis does not answer within its deadline
+|-- StaleEpoch          a message of an epoch that a restore has ended: refused
+|-- LedgerConflict      a transition the books do not allow (late, duplicate, unknown attempt)
+|-- ChecksumMismatch    weights differ from what was published
+|-- WeightsTimeout      a version was not published within the deadline
+|-- CheckpointDamaged   a checkpoint that must not be loaded
+|-- RunAlive            another driver holds this run's lock
+|-- EnvFailure          an environment raised, and its budget of restarts is spent
+|-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
+|-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
+`-- BudgetSpent         a component was restarted as often as allowed
+"""
+
+from __future__ import annotations
+
+
+class RollcallError(Exception):
+    """Root of the tree."""
+
+
+class BadInput(RollcallError):
+    """What the user gave cannot be used. The message says what, where it came from, and what to do."""
+
+
+class StoreUnavailable(RollcallError):
+    pass
+
+
+class StaleEpoch(RollcallError):
+    pass
+
+
+class LedgerConflict(RollcallError):
+    pass
+
+
+class ChecksumMismatch(RollcallError):
+    pass
+
+
+class WeightsTimeout(RollcallError):
+    pass
+
+
+class CheckpointDamaged(RollcallError):
+    pass
+
+
+class RunAlive(RollcallError):
+    pass
+
+
+class EnvFailure(RollcallError):
+    pass
+
+
+class NonFinite(RollcallError):
+    pass
+
+
+class Stalled(RollcallError):
+    pass
+
+
+class BudgetSpent(RollcallError):
+    pass

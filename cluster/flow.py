@@ -1,0 +1,162 @@
+"""Flow control: when a ticket may be issued, when a learner step may begin, and which rollouts it takes.
+A pure state machine, without clocks or processes: it must never know who produces and who learns.
+
+One knob, `max_policy_lag` (eta). With B tickets per learner step and v batches consumed so far:
+
+- issue a ticket only if, counting it, live <= min(v + eta + 1, total) * B, where live counts the attempts neither
+  dropped nor rolled back;
+- cut a batch oldest version first, readiness breaking ties (in ticket order at eta = 0);
+- begin a step at v only if afterwards, for every j in 0..eta, at most j * B outstanding tickets (queued or in flight)
+  have a version <= v + j - eta: otherwise those would be too old by the time a batch has room for them;
+- check again, exactly, at the cut: v - min_version <= eta, else the rollout is dropped as stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+Handle = TypeVar("Handle")
+OnStale = Literal["wait", "drop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready(Generic[Handle]):
+    """A finished rollout that waits for its batch."""
+
+    ticket_id: int
+    attempt: int
+    min_version: int
+    order: int  # in which rollouts became ready
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class Cut(Generic[Handle]):
+    """A batch, and the rollouts that were too old for it."""
+
+    batch: tuple[Ready[Handle], ...]
+    stale: tuple[Ready[Handle], ...]
+
+
+class FlowControl(Generic[Handle]):
+    """Books of what is in flight, queued, and in training. Not thread-safe: one driver owns it."""
+
+    def __init__(
+        self,
+        *,
+        tickets_per_step: int,
+        max_policy_lag: int,
+        total_learner_steps: int | None,
+        version: int = 0,
+        on_stale: OnStale = "wait",
+    ) -> None:
+        if tickets_per_step < 1:
+            raise ValueError(f"tickets_per_step={tickets_per_step}: must be at least 1")
+        if max_policy_lag < 0:
+            raise ValueError(f"max_policy_lag={max_policy_lag}: must be at least 0")
+        self.tickets_per_step = tickets_per_step
+        self.max_policy_lag = max_policy_lag
+        self.total_learner_steps = total_learner_steps
+        self.version = version  # v: batches consumed; also the policy version the next step starts from
+        self.on_stale = on_stale
+        self._in_flight: dict[int, int] = {}  # ticket id -> version it was issued under (its oldest possible)
+        self._ready: dict[int, Ready[Handle]] = {}
+        self._training: list[tuple[Ready[Handle], ...]] = []  # batches cut and not yet consumed
+        self._order = 0
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._in_flight)
+
+    @property
+    def num_ready(self) -> int:
+        return len(self._ready)
+
+    @property
+    def num_live(self) -> int:
+        """Attempts neither dropped nor rolled back, consumed ones among them."""
+        training = sum(len(batch) for batch in self._training)
+        return self.version * self.tickets_per_step + training + len(self._ready) + len(self._in_flight)
+
+    @property
+    def next_step(self) -> int:
+        """The step the next cut is for: consumed batches plus those in training."""
+        return self.version + len(self._training)
+
+    def may_issue(self) -> bool:
+        bound = self.version + self.max_policy_lag + 1
+        if self.total_learner_steps is not None:
+            bound = min(bound, self.total_learner_steps)
+        return self.num_live + 1 <= bound * self.tickets_per_step
+
+    def issued(self, ticket_id: int) -> int:
+        """Books a ticket as in flight; returns the min_policy_version it must carry."""
+        assert ticket_id not in self._in_flight and ticket_id not in self._ready
+        self._in_flight[ticket_id] = self.version
+        return self.version
+
+    def is_in_flight(self, ticket_id: int) -> bool:
+        return ticket_id in self._in_flight
+
+    def produced(self, ticket_id: int, attempt: int, min_version: int, handle: Handle) -> None:
+        self._in_flight.pop(ticket_id)
+        self._ready[ticket_id] = Ready(ticket_id, attempt, min_version, self._order, handle)
+        self._order += 1
+
+    def dropped(self, ticket_id: int) -> Ready[Handle] | None:
+        """Forgets an attempt that was in flight or ready; returns it if it was ready."""
+        self._in_flight.pop(ticket_id, None)
+        return self._ready.pop(ticket_id, None)
+
+    def cut(self) -> Cut[Handle] | None:
+        """The batch for `next_step`, if a step may begin; None while it has to wait.
+
+        Rollouts that are too old are taken out and returned as stale; without a batch, too, when there are any: their
+        tickets have to be issued again before a batch can be complete.
+        """
+        step = self.next_step
+        stale = tuple(r for r in self._ready.values() if step - r.min_version > self.max_policy_lag)
+        for ready in stale:
+            del self._ready[ready.ticket_id]
+        chosen = self._choose()
+        if len(chosen) < self.tickets_per_step or not self._may_begin(step, chosen):
+            return Cut((), stale) if stale else None
+        for ready in chosen:
+            del self._ready[ready.ticket_id]
+        self._training.append(chosen)
+        return Cut(chosen, stale)
+
+    def consumed(self) -> None:
+        """The oldest batch in training was trained on (or skipped): v advances."""
+        self._training.pop(0)
+        self.version += 1
+
+    def outstanding_versions(self) -> list[int]:
+        """The version (oldest possible) of each ticket that is queued or in flight."""
+        return [*self._in_flight.values(), *(ready.min_version for ready in self._ready.values())]
+
+    def blocked_by(self) -> list[int]:
+        """Ticket ids in flight that a step waits for, oldest version first."""
+        return sorted(self._in_flight, key=lambda ticket_id: (self._in_flight[ticket_id], ticket_id))
+
+    def _choose(self) -> tuple[Ready[Handle], ...]:
+        if self.max_policy_lag == 0:
+            ordered: Sequence[Ready[Handle]] = sorted(self._ready.values(), key=lambda r: r.ticket_id)
+        else:
+            ordered = sorted(self._ready.values(), key=lambda r: (r.min_version, r.order))
+        batch = tuple(ordered[: self.tickets_per_step])
+        # In ticket order whatever made it into the batch: which tickets it holds decides the result, not their timing.
+        return tuple(sorted(batch, key=lambda r: r.ticket_id))
+
+    def _may_begin(self, step: int, chosen: Sequence[Ready[Handle]]) -> bool:
+        if self.on_stale == "drop":
+            return True
+        taken = {ready.ticket_id for ready in chosen}
+        versions = [*self._in_flight.values()]
+        versions += [ready.min_version for ready in self._ready.values() if ready.ticket_id not in taken]
+        return all(
+            sum(version <= step + j - self.max_policy_lag for version in versions) <= j * self.tickets_per_step
+            for j in range(self.max_policy_lag + 1)
+        )

@@ -1,0 +1,214 @@
+-- The ledger's transitions. One call is one atomic, all-checked step of the books; ledger.py is its only caller.
+--
+-- KEYS  head (epoch, seq, refused, step, tickets_per_step), attempts ("ticket:attempt" -> "state|epoch|version|detail|final"),
+--       counters, steps (step -> "epoch|learned or skipped|ticket:attempt,...")
+-- ARGV  epoch, seq, operation, then the operation's own
+-- Reply {status, ...}: ok (then refused attempts, or what was read), conflict (why), and, when nothing was done:
+--       stale (current epoch, seq) - the caller's epoch is not the current one
+--       behind (seq)               - Redis has lost operations that the caller was told of
+--
+-- seq numbers the operations of the one writer. One whose number was applied already is a repeat after a lost answer: it
+-- changes nothing, and the last one gets the same reply (a copy that comes later still has nobody waiting for it).
+
+local head, attempts, counters, steps = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local epoch, seq, operation = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local FIRST = 4
+local IN_FLIGHT = { leased = true, produced = true, scored = true }
+
+local known = redis.call('HMGET', head, 'epoch', 'seq', 'step', 'tickets_per_step', 'refused')
+local applied = tonumber(known[2] or '0')
+
+if operation == 'fence' then -- a new epoch, above whatever is known: from here on the old driver writes nothing
+  local opened = math.max(tonumber(known[1] or '0'), tonumber(epoch)) + 1
+  redis.call('HSET', head, 'epoch', string.format('%d', opened))
+  return { 'ok', opened }
+end
+if known[1] ~= epoch then
+  return { 'stale', known[1] or '0', applied }
+end
+
+local function get(key)
+  local value = redis.call('HGET', attempts, key)
+  if not value then
+    return nil
+  end
+  local state, in_epoch, version, detail, final = string.match(value, '^(.-)|(.-)|(.-)|(.-)|(.-)$')
+  return { state = state, epoch = in_epoch, version = version, detail = detail, final = final }
+end
+
+local function put(key, state, version, detail, final)
+  redis.call('HSET', attempts, key, table.concat({ state, epoch, version, detail, final }, '|'))
+end
+
+-- Reads: they carry the last seq that the caller knows of.
+
+if operation == 'counts' or operation == 'window' then
+  if seq > applied then
+    return { 'behind', applied }
+  end
+  local reply = { 'ok' }
+  if operation == 'counts' then
+    local pairs_read = redis.call('HGETALL', counters)
+    for i = 1, #pairs_read do
+      reply[i + 1] = pairs_read[i]
+    end
+    return reply
+  end
+  for ticket = tonumber(ARGV[FIRST]), tonumber(ARGV[FIRST + 1]) - 1 do -- every attempt of a range of tickets
+    local attempt = 1
+    while true do
+      local key = string.format('%d:%d', ticket, attempt)
+      local value = redis.call('HGET', attempts, key)
+      if not value then
+        break
+      end
+      reply[#reply + 1] = key
+      reply[#reply + 1] = value
+      attempt = attempt + 1
+    end
+  end
+  return reply
+end
+
+if seq > applied + 1 then
+  return { 'behind', applied }
+end
+if seq <= applied then
+  local reply = { 'ok' }
+  for key in string.gmatch(known[5] or '', '[^,]+') do
+    reply[#reply + 1] = key
+  end
+  return reply
+end
+
+local change = {}
+local function count(name, by)
+  change[name] = (change[name] or 0) + by
+end
+
+local refused = {}
+local function refuse(key)
+  refused[#refused + 1] = key
+  count('duplicates_refused', 1)
+end
+
+local operations = {}
+
+function operations.issue() -- key...
+  for i = FIRST, #ARGV do
+    local key = ARGV[i]
+    local have = get(key)
+    if have then
+      if have.epoch ~= epoch then
+        return key .. ' was issued before, in epoch ' .. have.epoch
+      end
+    else
+      local ticket, attempt = string.match(key, '^(%d+):(%d+)$')
+      if attempt ~= '1' then
+        local before = get(string.format('%s:%d', ticket, attempt - 1))
+        if not before then
+          return key .. ' follows an attempt that was never issued'
+        elseif not (before.final == '0' and (before.state == 'dropped' or before.state == 'rolled_back')) then
+          return key .. ' follows an attempt that is ' .. before.state
+        end
+      end
+    end
+  end
+  for i = FIRST, #ARGV do
+    if redis.call('HSETNX', attempts, ARGV[i], 'leased|' .. epoch .. '|||') == 1 then
+      count('issued', 1)
+      count('in_flight', 1)
+    end
+  end
+end
+
+function operations.produced() -- key, version...
+  for i = FIRST, #ARGV, 2 do
+    local key, version = ARGV[i], ARGV[i + 1]
+    local have = get(key)
+    if have and have.epoch == epoch and have.state == 'leased' then
+      put(key, 'produced', version, '', '')
+    elseif not (have and have.epoch == epoch and have.version == version and IN_FLIGHT[have.state]) then
+      refuse(key)
+    end
+  end
+end
+
+function operations.scored() -- key...
+  for i = FIRST, #ARGV do
+    local have = get(ARGV[i])
+    if have and have.epoch == epoch and have.state == 'produced' then
+      put(ARGV[i], 'scored', have.version, '', '')
+    elseif not (have and have.epoch == epoch and have.state == 'scored') then
+      refuse(ARGV[i])
+    end
+  end
+end
+
+function operations.drop() -- key, reason, final...
+  for i = FIRST, #ARGV, 3 do
+    local key, reason, final = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+    local have = get(key)
+    if have and have.epoch == epoch and IN_FLIGHT[have.state] then
+      put(key, 'dropped', have.version, reason, final)
+      count('dropped', 1)
+      count('dropped:' .. reason, 1)
+      count('in_flight', -1)
+    elseif not (have and have.state == 'dropped' and have.detail == reason and have.final == final) then
+      refuse(key)
+    end
+  end
+end
+
+function operations.refuse() -- key...
+  for i = FIRST, #ARGV do
+    refuse(ARGV[i])
+  end
+end
+
+function operations.commit() -- step, learned or skipped, key...
+  local step, outcome = ARGV[FIRST], ARGV[FIRST + 1]
+  local batch = {}
+  for i = FIRST + 2, #ARGV do
+    batch[#batch + 1] = ARGV[i]
+  end
+  local entry = epoch .. '|' .. outcome .. '|' .. table.concat(batch, ',')
+  if redis.call('HGET', steps, step) == entry then
+    return nil
+  elseif step ~= known[3] then
+    return 'step ' .. step .. ' cannot be committed: the next step is ' .. known[3]
+  elseif #batch ~= tonumber(known[4]) then
+    return 'step ' .. step .. ' has ' .. #batch .. ' tickets and not ' .. known[4]
+  end
+  local found = {}
+  for i, key in ipairs(batch) do
+    local have = get(key)
+    if not have then
+      return key .. ' was never issued'
+    elseif have.epoch ~= epoch or not (have.state == 'produced' or have.state == 'scored') then
+      return key .. ' cannot be committed at step ' .. step .. ': it is ' .. have.state .. ' in epoch ' .. have.epoch
+    end
+    found[i] = have
+  end
+  for i, key in ipairs(batch) do
+    put(key, 'committed', found[i].version, step, '1')
+  end
+  redis.call('HSET', steps, step, entry)
+  redis.call('HSET', head, 'step', string.format('%d', step + 1))
+  count('committed', #batch)
+  count('in_flight', -#batch)
+  if outcome == 'skipped' then
+    count('skipped_steps', 1)
+  end
+end
+
+local conflict = operations[operation]()
+if conflict then
+  return { 'conflict', conflict }
+end
+for name, by in pairs(change) do
+  redis.call('HINCRBY', counters, name, by)
+end
+redis.call('HSET', head, 'seq', string.format('%d', seq), 'refused', table.concat(refused, ','))
+table.insert(refused, 1, 'ok')
+return refused

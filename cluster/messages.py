@@ -1,0 +1,209 @@
+"""The records that cross processes: Ticket, Trajectory, Weights. Immutable, plain Python and numpy.
+This file must never import ray or torch, and a record never holds a reference to a live object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = 1
+
+Array = NDArray[Any]
+Unit = Literal["fragment", "episode"]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPayload:
+    """A control ticket's work: one unit of one env shard (a group of envs whose state persists between tickets)."""
+
+    shard: int
+    incarnation: int  # how many times the shard was started anew; a part of its envs' seeds
+    unit: Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Permission to produce one unit of experience. `attempt` counts from 1; the seed does not depend on it."""
+
+    ticket_id: int
+    attempt: int
+    epoch: int
+    seed: int
+    min_policy_version: int  # the producer must act with this version or a newer one
+    payload: ShardPayload
+    deadline_s: float  # seconds from the moment work on it begins
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """(ticket_id, attempt): names an attempt within a run."""
+        return (self.ticket_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeStats:
+    """One episode that ended (or, with `unit="episode"`, was cut by the step limit) inside a trajectory."""
+
+    episode_return: float  # undiscounted sum of the env's own rewards, before any normalisation
+    length: int  # env steps
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds an actor spent on one unit, by what it did. `act_s` is the whole unit."""
+
+    act_s: float = 0.0
+    env_s: float = 0.0
+    inference_s: float = 0.0
+    wait_weights_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class GymTrajectory:
+    """One unit of one shard: T steps of B envs. Arrays are [T, B, ...] unless said otherwise.
+
+    Time alignment: at step t the env shows observations[t]; the actor takes actions[t]; rewards[t], terminated[t] and
+    truncated[t] follow that action. A step with mask False carries no experience (the reset step of a NEXT_STEP
+    vector env, padding after an episode in `unit="episode"`, the step at which an env was restarted).
+    """
+
+    policy_id: str
+    epoch: int
+    ticket_id: int
+    attempt: int
+    actor_id: str
+    shard: int
+    incarnation: int
+    policy_version: int  # of every step: a gym unit is produced under one version
+    observations: Mapping[str, Array]  # raw (not normalised), by name; a plain space has the one name "observation"
+    last_observations: Mapping[str, Array]  # [B, ...]: what the envs show after step T-1
+    final_index: Array  # int64 [N, 2]: the (t, b) at which an episode ended
+    final_observations: Mapping[str, Array]  # [N, ...]: the true last observation of those episodes
+    actions: Array  # as the policy sampled them (unsquashed, unclipped), [T, B] int64 or [T, B, A] float32 / int64
+    behaviour_logprobs: Array  # float32: of `actions` under the distribution really sampled from
+    rewards: Array  # float32, the env's own
+    terminated: Array  # bool
+    truncated: Array  # bool
+    mask: Array  # bool: True where the step is experience
+    episode_starts: Array  # bool: observations[t] is the first of an episode (a recurrent state restarts here)
+    action_mask: Array | None = None  # bool [T, B, num_actions]: True where the env allows the action
+    initial_recurrent_state: Array | None = None  # float32 [num_states, B, hidden]: before observations[0]
+    episodes: tuple[EpisodeStats, ...] = ()
+    env_restarts: int = 0
+    timing: Timing = Timing()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return (self.ticket_id, self.attempt)
+
+    @property
+    def min_policy_version(self) -> int:
+        return self.policy_version
+
+    @property
+    def num_steps(self) -> int:
+        """Env steps that are experience."""
+        return int(self.mask.sum())
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Every array with a stable name, in a stable order."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, np.ndarray):
+                yield item.name, value
+            elif isinstance(value, Mapping):
+                for name in sorted(value):
+                    yield f"{item.name}.{name}", value[name]
+
+    def digest(self) -> str:
+        """xxh3-128 (hex) over names, dtypes, shapes and bytes of all arrays."""
+        hasher = xxhash.xxh3_128()
+        for name, array in self.arrays():
+            hasher.update(f"{name}|{array.dtype.str}|{array.shape}".encode())
+            hasher.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        return hasher.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Produced:
+    """The small record an actor sends beside a trajectory: all that the driver needs to know of it."""
+
+    ticket_id: int
+    attempt: int
+    epoch: int
+    actor_id: str
+    min_policy_version: int
+    num_steps: int
+    size_bytes: int
+    episodes: tuple[EpisodeStats, ...]
+    env_restarts: int
+    timing: Timing
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return (self.ticket_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one named tensor lies in the flat buffer of its dtype. Offset and size are in elements."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One version of a policy: one flat contiguous buffer per dtype, and the index of what lies where."""
+
+    policy_id: str
+    epoch: int
+    version: int
+    index: tuple[TensorSpec, ...]
+    buffers: Mapping[str, Array] = field(repr=False)  # dtype name -> 1-D array
+    checksum: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers.values())
+
+    def compute_checksum(self) -> str:
+        """xxh3-128 (hex) over the index and the buffers; what `checksum` must equal. Independent of the version."""
+        hasher = xxhash.xxh3_128()
+        for spec in self.index:
+            hasher.update(f"{spec.name}|{spec.dtype}|{spec.shape}|{spec.offset}".encode())
+        for dtype in sorted(self.buffers):
+            hasher.update(self.buffers[dtype].view(np.uint8).data)
+        return hasher.hexdigest()
+
+    def tensors(self) -> Iterator[tuple[str, Array]]:
+        """Views into the buffers, by name."""
+        for spec in self.index:
+            flat = self.buffers[spec.dtype][spec.offset : spec.offset + spec.size]
+            yield spec.name, flat.reshape(spec.shape)
+
+
+def pack_weights(policy_id: str, epoch: int, version: int, tensors: Mapping[str, Array]) -> Weights:
+    """Copies named arrays into one flat buffer per dtype, with index and checksum."""
+    index: list[TensorSpec] = []
+    parts: dict[str, list[Array]] = {}
+    offsets: dict[str, int] = {}
+    for name, array in tensors.items():
+        dtype = array.dtype.name
+        index.append(TensorSpec(name, dtype, tuple(array.shape), offsets.get(dtype, 0)))
+        parts.setdefault(dtype, []).append(array.reshape(-1))
+        offsets[dtype] = offsets.get(dtype, 0) + array.size
+    buffers = {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}
+    unsigned = Weights(policy_id, epoch, version, tuple(index), buffers)
+    return Weights(policy_id, epoch, version, tuple(index), buffers, unsigned.compute_checksum())

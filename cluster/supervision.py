@@ -1,0 +1,101 @@
+"""Deadlines, restart budgets, and the watchdog that says what a run is waiting for.
+Decides only; it must never start or kill anything itself."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.cluster.errors import BudgetSpent, Stalled
+
+Clock = Callable[[], float]
+
+
+class SupervisionConfig(BaseModel):
+    """How patient a run is, and how often it mends itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_restarts: int = Field(default=10, ge=0, description="restarts of one component allowed per window")
+    restart_window_s: float = Field(default=600.0, gt=0, description="the window over which restarts are counted")
+    stall_warning_s: float = Field(default=30.0, gt=0, description="seconds without progress before a warning is shown")
+    stall_timeout_s: float = Field(
+        default=600.0, gt=0, description="seconds without progress before the run is stopped"
+    )
+
+
+class RestartBudget:
+    """Allows `max_restarts` within `window_s`, each later than the last by exponential back-off with jitter."""
+
+    def __init__(
+        self,
+        component: str,
+        *,
+        max_restarts: int,
+        window_s: float,
+        first_delay_s: float = 0.1,
+        max_delay_s: float = 30.0,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self.component = component
+        self.max_restarts = max_restarts
+        self.window_s = window_s
+        self.first_delay_s = first_delay_s
+        self.max_delay_s = max_delay_s
+        self.total = 0
+        self._clock = clock
+        self._recent: deque[float] = deque()
+        self._jitter = random.Random(component)
+
+    def next_delay_s(self, cause: str) -> float:
+        """Books one restart; returns how long to wait before it.
+
+        Raises:
+          BudgetSpent: naming the component and the last cause.
+        """
+        now = self._clock()
+        while self._recent and now - self._recent[0] > self.window_s:
+            self._recent.popleft()
+        if len(self._recent) >= self.max_restarts:
+            raise BudgetSpent(
+                f"{self.component} failed {len(self._recent) + 1} times within {self.window_s:.0f} s, "
+                f"its budget is {self.max_restarts} restarts; last cause: {cause}"
+            )
+        exponent = len(self._recent)
+        self._recent.append(now)
+        self.total += 1
+        delay = min(self.first_delay_s * 2.0**exponent, self.max_delay_s)
+        return delay * (0.5 + 0.5 * self._jitter.random())
+
+
+class Watchdog:
+    """Notices that nothing has moved. Whoever makes progress calls `progressed`; the driver's loop calls `check`."""
+
+    def __init__(self, *, warning_s: float, timeout_s: float, clock: Clock = time.monotonic) -> None:
+        self.warning_s = warning_s
+        self.timeout_s = timeout_s
+        self._clock = clock
+        self._last = clock()
+        self._next_warning = warning_s
+
+    def progressed(self) -> None:
+        self._last = self._clock()
+        self._next_warning = self.warning_s
+
+    def check(self, waiting_for: Callable[[], str]) -> str | None:
+        """A warning to show, when one is due; `waiting_for` says in words what the run waits for.
+
+        Raises:
+          Stalled: after `timeout_s` without progress.
+        """
+        idle_s = self._clock() - self._last
+        if idle_s >= self.timeout_s:
+            raise Stalled(f"no progress for {idle_s:.0f} s: waiting for {waiting_for()}")
+        if idle_s < self._next_warning:
+            return None
+        self._next_warning *= 2
+        return f"no progress for {idle_s:.0f} s: waiting for {waiting_for()}"

@@ -1,0 +1,82 @@
+"""What a runtime is to the coordinator: somebody who is given work, and is asked what became of it.
+Records and protocols only; an implementation is a runtime (deploy/serial_runtime.py, deploy/ray_runtime.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rollcall.cluster.messages import Array, Produced, Ticket
+
+Handle = Any  # a trajectory or weights as the runtime passes them: the record itself, or a reference to it
+
+
+@dataclass(frozen=True, slots=True)
+class TicketProduced:
+    produced: Produced
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class TicketFailed:
+    """An attempt that will not be produced."""
+
+    ticket_id: int
+    attempt: int
+    epoch: int
+    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch
+    detail: str
+    shard_lost: bool  # the shard starts anew under a new incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A learner step's result. `report` has the attributes of learners.learner.StepResult."""
+
+    report: Any
+    weights: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerLost:
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvalDone:
+    step: int
+    env_steps: int
+    result: Any  # actors.evaluation.EvalResult
+    error: str = ""
+
+
+Event = TicketProduced | TicketFailed | StepDone | LearnerLost | EvalDone
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """A learner step, as the coordinator asks for it. Becomes the learner's StepOrder."""
+
+    step: int
+    epoch: int
+    progress: float
+    checkpoint_directory: Path | None
+
+
+class Workers(Protocol):
+    """What the coordinator asks of a runtime. Nothing here waits, unless it has a timeout."""
+
+    def submit_ticket(self, ticket: Ticket) -> None: ...
+    def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None: ...
+    def submit_eval(self, *, step: int, env_steps: int) -> None: ...
+    def poll(self, timeout_s: float) -> list[Event]: ...
+    def publish(self, weights: Handle) -> None: ...
+    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None: ...
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None: ...
+    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None: ...
+    def waiting_for(self) -> str: ...
+    def release(self, handle: Handle) -> None: ...
+    @property
+    def restarts(self) -> int: ...

@@ -1,0 +1,27 @@
+"""The composition root: configuration, launching, the command line, recipes. The only place that knows every part.
+
+From Python: `rollcall.deploy.train("cartpole-ppo", seed=1)` and `rollcall.deploy.load_policy("runs/cartpole-ppo")`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rollcall.deploy.policies import load_policy
+    from rollcall.deploy.training import train
+
+__all__ = ["load_policy", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: importing the package must not cost the command line an import of torch.
+    if name == "train":
+        from rollcall.deploy.training import train
+
+        return train
+    if name == "load_policy":
+        from rollcall.deploy.policies import load_policy
+
+        return load_policy
+    raise AttributeError(f"module 'rollcall.deploy' has no attribute {name!r}")

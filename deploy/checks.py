@@ -1,0 +1,124 @@
+"""What no component can check alone: settings that contradict each other, the environment, or the machine. Each problem
+names the setting to change; config.py says where that was written."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rollcall.actors.envs import make_vector_env, spaces_of
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.algorithms import find_algorithm, shipped_algorithms
+
+if TYPE_CHECKING:
+    from rollcall.deploy.run_config import RunConfig
+    from rollcall.deploy.settings import KeyPath
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    path: KeyPath
+    text: str
+
+
+def check_settings(config: RunConfig) -> list[Problem]:
+    """Contradictions that show without making an environment."""
+    return [*_length(config), *_shards(config), *_lag(config), *_portions(config), *_device(config)]
+
+
+def _length(config: RunConfig) -> list[Problem]:
+    if config.total_env_steps is not None and config.total_learner_steps is not None:
+        return [Problem(("total_learner_steps",), "total_env_steps is given too: keep one of the two")]
+    if config.total_env_steps is None and config.total_learner_steps is None:
+        return [Problem(("total_env_steps",), "the run has no end: give total_env_steps or total_learner_steps")]
+    return []
+
+
+def _shards(config: RunConfig) -> list[Problem]:
+    actors, problems = config.actors, []
+    if actors.num_envs % actors.num_shards:
+        near = [n for n in range(1, actors.num_envs + 1) if actors.num_envs % n == 0]
+        text = f"{actors.num_envs} envs do not divide into {actors.num_shards} env shards of one size"
+        problems.append(
+            Problem(("actors", "num_envs"), f"{text}: choose actors.num_shards among {', '.join(map(str, near))}")
+        )
+    if actors.num > actors.num_shards:
+        text = f"more actors than env shards ({actors.num_shards}): {actors.num - actors.num_shards} would have no work"
+        problems.append(
+            Problem(("actors", "num"), f"{text}; set actors.num={actors.num_shards} or raise actors.num_shards")
+        )
+    return problems
+
+
+def _lag(config: RunConfig) -> list[Problem]:
+    if config.max_policy_lag == 0 or config.algorithm_class.corrects_policy_lag:
+        return []
+    able = [name for name in shipped_algorithms() if find_algorithm(name).corrects_policy_lag]
+    text = f"{config.algorithm_name} has no correction for a policy that lags behind: set max_policy_lag=0"
+    return [Problem(("max_policy_lag",), f"{text}, or use an algorithm that has one ({', '.join(able)})")]
+
+
+def _portions(config: RunConfig) -> list[Problem]:
+    """A minibatch and a learner process need something to work on. A recurrent policy's rows are whole env columns."""
+    batch = config.steps_per_batch
+    recurrent = config.policy.recurrent != "none"
+    rows = config.actors.num_envs if recurrent or batch is None else batch
+    what = "envs" if recurrent or batch is None else "env steps"
+    minibatches = int(getattr(config.algorithm, "num_minibatches", 1))
+    problems = []
+    if minibatches > rows:
+        text = f"more minibatches than the {rows} {what} of a batch{' (a recurrent policy)' if recurrent else ''}"
+        problems.append(Problem(("algorithm", "num_minibatches"), f"{text}: {rows} at the most"))
+    elif config.learner.num_processes > rows // minibatches:
+        text = f"more learner processes than the {rows // minibatches} {what} of a minibatch to share"
+        problems.append(Problem(("learner", "num_processes"), f"{text}: {rows // minibatches} at the most"))
+    return problems
+
+
+def _device(config: RunConfig) -> list[Problem]:
+    import torch
+
+    name, path = config.learner.device, ("learner", "device")
+    if name == "auto":
+        return []
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return [Problem(path, "no such device: use auto, cpu, cuda or cuda:N")]
+    if device.type not in ("cpu", "cuda"):
+        return [Problem(path, "not supported: use auto, cpu, cuda or cuda:N")]
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return [Problem(path, f"this machine has {torch.cuda.device_count()} GPUs for torch: use cpu or auto")]
+    return []
+
+
+def check_env(config: RunConfig) -> list[Problem]:
+    """Whether the environment can be made as the settings say, and whether the network fits its spaces."""
+    from rollcall.learners.networks import build_actor_critic
+
+    try:
+        observation_space, action_space = _spaces(config)
+    except BadInput as error:
+        return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
+    try:
+        build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
+    except ValueError as error:
+        return [_named(str(error), "policy", default=("env", "id"))]
+    return []
+
+
+def _spaces(config: RunConfig) -> tuple[Any, Any]:
+    env = config.env
+    if env.vectorization == "async" and not env.is_atari:
+        return spaces_of(env)  # a group would start processes only to ask
+    make_vector_env(env, 1).close()
+    return spaces_of(env)
+
+
+def _named(text: str, section: str, *, default: KeyPath, own: str = "") -> Problem:
+    """A component's own words: `setting=value: what is wrong`, or about the env as a whole."""
+    match = re.match(rf"(?:{section}\.)?(\w+)=[^:,]*[:,] (?:but )?", text)
+    if match:
+        return Problem((section, match.group(1)), text[match.end() :])
+    return Problem(default, text.removeprefix(own).removeprefix(own.replace("'", "")))

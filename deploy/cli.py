@@ -1,0 +1,293 @@
+"""The `rollcall` command: reads the command line, calls what does the work, turns every ending into one exit code.
+Imports nothing heavy until a command needs it, so that --help and recipes answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.deploy.settings import COMMAND_LINE, did_you_mean, recipe_name, recipe_title, shipped_recipes
+
+if TYPE_CHECKING:
+    from rollcall.deploy.config import RunConfig
+    from rollcall.deploy.recorders import Recorder
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_EXTRAS = {"ale_py": "atari", "mujoco": "mujoco"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{' '.join(message.split())} ({COMMAND_LINE}); see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="rollcall",
+        description="Reinforcement learning in which every rollout is accounted for.",
+        epilog="exit codes: 0 done, 1 failed, 2 bad input, 130 interrupted with a checkpoint",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(run=run)
+        return command
+
+    settings = "settings such as actors.num=4 algorithm.clip_range=0.1 env=my_module:make_env"
+    train = add("train", _train, "train a policy; prints the run directory first")
+    train.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file")
+    train.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
+    resume = add("resume", _resume, "go on with a run from its last checkpoint")
+    resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
+    evaluate = add("eval", _eval, "evaluate a run's last checkpoint, or a given one, on fixed seeds")
+    evaluate.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    evaluate.add_argument("--episodes", type=int, metavar="N", help="default: the recipe's eval.episodes")
+    evaluate.add_argument("--seed", type=int, metavar="S", help="default: the run's own evaluation seeds")
+    evaluate.add_argument("--video", type=Path, metavar="FILE", help="also film one episode, as a .gif")
+    evaluate.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    report = add("report", _report, "write report.html, a self-contained page of curves")
+    report.add_argument("directory", metavar="RUN")
+    audit = add("audit", _audit, "check that the books balance: every rollout exactly once")
+    audit.add_argument("directory", metavar="RUN")
+    add("recipes", _recipes, "list the shipped recipes")
+    config = add("config", _config, "show a recipe's resolved configuration and what follows from it")
+    config.add_argument("recipe", nargs="?", metavar="RECIPE")
+    config.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
+    config.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe instead")
+    bench = add("bench", _bench, "measure against this machine's bound, and against a peer")
+    what = bench.add_subparsers(dest="what", metavar="WHAT", parser_class=_Parser, required=True)
+    gym = what.add_parser("gym", help="env steps per second of a whole run, its parts and its bound")
+    gym.add_argument("recipe", nargs="?", default="cartpole-ppo", metavar="RECIPE")
+    gym.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
+    gym.add_argument("--peer", choices=["sb3"], help="also measure a peer with the same settings")
+    gym.add_argument("--repeats", type=int, default=5, metavar="N", help="interleaved repeats; the median counts (5)")
+    gym.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _check_command(arguments)
+        parsed = build_parser().parse_args(arguments)
+        if parsed.version:
+            return _version()
+        if parsed.command is None:
+            build_parser().print_help()
+            return DONE
+        return int(parsed.run(parsed))
+    except (BadInput, CheckpointDamaged, RunAlive) as error:
+        _complain(str(error))
+        return BAD_INPUT
+    except ModuleNotFoundError as error:
+        return _missing_package(error)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        return FAILED
+    except BrokenPipeError:  # `rollcall recipes | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _version() -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        print(f"rollcall {version('rollcall-rl')}")
+    except PackageNotFoundError:  # a source tree that nobody installed
+        print("rollcall, not installed")
+    return DONE
+
+
+def console() -> NoReturn:
+    """The entry point of the `rollcall` script."""
+    sys.exit(main())
+
+
+def _complain(text: str) -> None:
+    for line in text.splitlines():
+        print(f"rollcall: error: {line}", file=sys.stderr)
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """argparse lists the commands but suggests none."""
+    known = ("train", "resume", "eval", "report", "audit", "recipes", "config", "bench")
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
+        if arguments[0] in shipped_recipes():
+            hint = f"; did you mean rollcall train {arguments[0]}?"
+        raise BadInput(f"unknown command {arguments[0]!r} ({COMMAND_LINE}){hint}")
+
+
+def _missing_package(error: ModuleNotFoundError) -> int:
+    package = (error.name or "").partition(".")[0]
+    if package in _EXTRAS:
+        _complain(f"this needs the package {package}: pip install 'rollcall-rl[{_EXTRAS[package]}]'")
+        return BAD_INPUT
+    return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """One line; the traceback is in the run's log, or in a file of its own when there is no run."""
+    log = getattr(error, "rollcall_log", None)
+    if log is None:
+        descriptor, name = tempfile.mkstemp(prefix="rollcall-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(traceback.format_exc())
+        log = Path(name)
+    what = str(error) if isinstance(error, RollcallError) and str(error) else f"{type(error).__name__}: {error}"
+    _complain(f"{' '.join(what.split())[:600]} (traceback in {log})")
+    return FAILED
+
+
+def _consoles() -> list[Recorder]:
+    from rollcall.deploy import progress
+
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        from rich.console import Console
+
+        return [progress.LiveView(Console())]
+    return [progress.PlainLines(sys.stdout)]
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rollcall.deploy import config as config_file
+    from rollcall.deploy import runs
+
+    config = config_file.load_config(args.recipe, args.overrides)
+    explicit = any(override.partition("=")[0].strip() == "name" for override in args.overrides)
+    directory = runs.claim_directory(config.name, explicit=explicit)
+    config = config.model_copy(update={"name": directory.name})
+    print(f"run directory: {directory}", flush=True)
+    for name, value in config.derived().items():
+        print(f"{name:<30}{value}")
+    sys.stdout.flush()
+    runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
+    return _carry_out(config, directory, resume=False)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from rollcall.deploy import config as config_file
+    from rollcall.deploy import runs
+
+    directory = runs.find_run(args.directory)
+    print(f"run directory: {directory}", flush=True)
+    if runs.read_json(directory / "summary.json").get("status") == "completed":
+        print("the run is completed: nothing to go on with")
+        return DONE
+    config = config_file.load_config(directory / "config.yaml", [])
+    return _carry_out(config, directory, resume=True)
+
+
+def _carry_out(config: RunConfig, directory: Path, *, resume: bool) -> int:
+    from rollcall.deploy import progress, runs
+
+    with runs.stop_on_signals(directory) as stop:
+        summary = runs.carry_out(config, directory, resume=resume, stop=stop, console=_consoles())
+    number = progress.number
+    wall = progress.duration(float(summary.get("wall_s") or 0))
+    speed = f"{number(summary.get('steps_per_s'))}/s"
+    bound = summary.get("bound_fraction")
+    speed += f" ({bound:.0%} of this machine's bound)" if bound else ""
+    steps = f"{number(summary.get('env_steps'))} env steps, {number(summary.get('learner_steps'))} learner steps"
+    print(f"{summary.get('status')} in {wall}: {steps}, {speed}")
+    if summary.get("final_eval"):
+        print(f"final evaluation: {progress.eval_text(summary['final_eval'])} episodes")
+    print(f"report: {directory / 'report.html'}")
+    if summary.get("status") == "completed":
+        return DONE
+    if summary.get("status") == "stopped":
+        print(f"go on with: rollcall resume {directory}")
+        return INTERRUPTED
+    return FAILED
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rollcall.deploy import policies, progress
+
+    if args.episodes is not None and args.episodes < 1:
+        raise BadInput(f"--episodes = {args.episodes} ({COMMAND_LINE}): must be 1 or more")
+    if args.seed is not None and args.seed < 0:
+        raise BadInput(f"--seed = {args.seed} ({COMMAND_LINE}): must be 0 or more")
+    loaded = policies.load(args.target)
+    result = policies.evaluate(loaded, episodes=args.episodes, seed=args.seed, stochastic=args.stochastic)
+    if args.video is not None:
+        result["video"] = str(policies.record(loaded, args.video, seed=args.seed, stochastic=args.stochastic))
+    if args.json:
+        print(json.dumps(result))
+        return DONE
+    print(f"{result['checkpoint']}: {progress.eval_text(result)} episodes ({result['mode']})")
+    if args.video is not None:
+        print(f"video: {result['video']}")
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rollcall.deploy import report, runs
+
+    print(report.write_report(runs.find_run(args.directory)))
+    return DONE
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from rollcall.cluster.audit import audit_run
+    from rollcall.deploy import runs
+
+    directory = runs.find_run(args.directory)
+    discrepancies = audit_run(directory)
+    for discrepancy in discrepancies:
+        print(discrepancy)
+    if not discrepancies:
+        print(f"{directory}: the books balance")
+    return FAILED if discrepancies else DONE
+
+
+def _recipes(args: argparse.Namespace) -> int:
+    for name, path in shipped_recipes().items():
+        print(f"{name:<22}{recipe_title(path)}")
+    return DONE
+
+
+def _config(args: argparse.Namespace) -> int:
+    from rollcall.deploy import config as config_file
+
+    if args.schema:
+        print(json.dumps(config_file.json_schema(), indent=1))
+        return DONE
+    if args.recipe is None:
+        raise BadInput(f"config needs a RECIPE or --schema ({COMMAND_LINE}); see rollcall recipes")
+    config = config_file.load_config(args.recipe, args.overrides)
+    print(config.to_yaml(), end="")
+    print(f"\n# config hash {config.config_hash}")
+    for name, value in config.derived().items():
+        print(f"# {name:<30}{value}")
+    return DONE
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.repeats < 1:
+        raise BadInput(f"--repeats = {args.repeats} ({COMMAND_LINE}): must be 1 or more")
+    from rollcall.deploy import bench_gym
+
+    run: Any = bench_gym.main
+    return int(run(args))
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,208 @@
+"""Reads a recipe and its overrides into a RunConfig, and says in one line each what is wrong with them: the dotted
+path, the value, where it was written, and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.algorithms import find_algorithm, shipped_algorithms
+from rollcall.deploy.checks import check_env, check_settings
+from rollcall.deploy.run_config import RunConfig, algorithm_name_of
+from rollcall.deploy.settings import (
+    CALLER,
+    COMMAND_LINE,
+    KeyPath,
+    Settings,
+    did_you_mean,
+    flat_values,
+    parse_override,
+    read_recipe,
+    recipe_name,
+)
+
+__all__ = ["RunConfig", "json_schema", "load_config"]
+
+_PLAINER = {  # pydantic's words where they are JSON's and not the user's
+    "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and begin with a letter or a digit",
+    "tuple_type": "must be a list, such as [64, 64]",
+    "list_type": "must be a list, such as [64, 64]",
+    "model_type": "must be a section with settings inside",
+    "dict_type": "must be a section with settings inside",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+}
+_TOTALS = ("total_env_steps", "total_learner_steps")
+
+
+def load_config(
+    recipe: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """The configuration of a shipped recipe's name or a YAML file, with `key=value` overrides and values from Python.
+
+    Raises:
+      BadInput: one line for each thing that is wrong.
+    """
+    settings = read_recipe(recipe)
+    if settings.tree.get("name") is None:
+        settings.tree["name"] = recipe_name(recipe)
+    for section, key in (("env", "id"), ("algorithm", "name")):
+        value = settings.tree.get(section)
+        if isinstance(value, str):
+            settings.set((section,), {key: value}, settings.origins[section,])
+    written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
+    written += [(path, value, CALLER) for path, value in flat_values(values or {})]
+    for path, value, origin in written:
+        _write(settings, path, value, origin)
+    totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
+    if len(totals) == 1:  # whoever says how long the run is says it instead of the recipe
+        settings.tree.pop(next(name for name in _TOTALS if name not in totals), None)
+    return _validated(settings)
+
+
+def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
+    """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
+    starts from that algorithm's defaults."""
+    if path == ("algorithm",) and isinstance(value, str):
+        settings.set(path, {"name": value}, origin)
+    elif path == ("env",) and isinstance(value, str):
+        section = settings.tree.get("env")
+        if isinstance(section, dict) and section.get("id") != value:
+            section.pop("kwargs", None)
+        elif not isinstance(section, dict):
+            settings.set(path, {}, origin)
+        settings.set(("env", "id"), value, origin)
+    else:
+        settings.set(path, value, origin)
+
+
+def _validated(settings: Settings) -> RunConfig:
+    lines: list[str] = []
+    section = settings.tree.get("algorithm")
+    model: type[BaseModel] | None = None
+    if section is not None:
+        try:
+            model = find_algorithm(algorithm_name_of(section)).Config
+        except BadInput as error:
+            lines.append(_line(settings, ("algorithm", "name"), str(error)))
+    fields = _fields(RunConfig, algorithm=model)
+    if model is not None:
+        try:
+            model.model_validate_json(_json(section), strict=True)
+        except ValidationError as error:
+            lines += _explain(error, settings, fields, prefix=("algorithm",))
+    config: RunConfig | None = None
+    try:
+        config = RunConfig.model_validate_json(_json(settings.tree), strict=True)
+    except ValidationError as error:
+        lines += _explain(error, settings, fields, skip="algorithm" if section is not None else None)
+    if config is not None and not lines:
+        config = config.resolved()
+        problems = check_settings(config) or check_env(config)
+        lines = [_line(settings, p.path, p.text, config=config) for p in problems]
+    if config is None or lines:
+        raise BadInput("\n".join(dict.fromkeys(lines)))
+    return config
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _fields(model: type[BaseModel], *, algorithm: type[BaseModel] | None) -> dict[KeyPath, FieldInfo]:
+    """Every setting there is, by path."""
+    found: dict[KeyPath, FieldInfo] = {}
+    for name, info in model.model_fields.items():
+        found[name,] = info
+        inner = algorithm if model is RunConfig and name == "algorithm" else info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not BaseModel:
+            found |= {(name, *path): below for path, below in _fields(inner, algorithm=None).items()}
+    return found
+
+
+def _explain(
+    error: ValidationError,
+    settings: Settings,
+    fields: Mapping[KeyPath, FieldInfo],
+    *,
+    prefix: KeyPath = (),
+    skip: str | None = None,
+) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = (*prefix, *(str(part) for part in item["loc"]))
+        if skip is not None and path and path[0] == skip:
+            continue
+        if item["type"] == "default_factory_not_called":
+            continue  # follows from another error
+        kind, text = item["type"], item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        text = _PLAINER.get(kind, text)
+        if kind == "extra_forbidden":
+            lines.append(_line(settings, path, f"unknown key{_nearest_key(path, fields)}"))
+        elif kind == "missing":
+            about = fields[path].description if path in fields else None
+            lines.append(f"{settings.source}: {'.'.join(path)} is missing{f' ({about})' if about else ''}")
+        elif kind == "json_invalid":
+            lines.append(f"{settings.source}: {text}")
+        else:
+            if kind == "literal_error" and isinstance(item["input"], str):
+                text += did_you_mean(item["input"], re.findall(r"'(.*?)'", item["ctx"]["expected"]))
+            lines.append(_line(settings, path, text))
+    return lines
+
+
+def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:
+    """A sibling that is spelt alike, else the same word in another section, else the nearest word anywhere."""
+    siblings = {known[-1]: known for known in fields if known[:-1] == path[:-1]}
+    elsewhere = {known[-1]: known for known in sorted(fields, key=len, reverse=True)}
+    for names in (siblings, {n: p for n, p in elsewhere.items() if n == path[-1]}, elsewhere):
+        hint = did_you_mean(path[-1], names)
+        if hint:
+            word = hint.removeprefix("; did you mean ").removesuffix("?")
+            return f"; did you mean {'.'.join(names[word])}?"
+    known_here = ", ".join(siblings) or "none"
+    return f"; {'.'.join(path[:-1]) or 'a recipe'} has {known_here}"
+
+
+def _line(settings: Settings, path: Sequence[str], text: str, *, config: RunConfig | None = None) -> str:
+    """`actors.num = 9 (command line): what is wrong`."""
+    path = tuple(path)
+    try:
+        value, origin = settings.value(path), settings.origin(path)
+    except KeyError:
+        value, origin = config, "default"
+        for part in path:
+            value = getattr(value, part, None)
+    shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return (
+        f"{'.'.join(path)} = {shown if len(shown) <= 80 else shown[:77] + '...'} ({origin}): {' '.join(text.split())}"
+    )
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a recipe, with the settings of every shipped algorithm."""
+    schema = RunConfig.model_json_schema()
+    variants = []
+    for name in shipped_algorithms():
+        variant = find_algorithm(name).Config.model_json_schema(ref_template="#/$defs/{model}")
+        schema.setdefault("$defs", {}).update(variant.pop("$defs", {}))
+        schema["$defs"][variant["title"]] = variant
+        variants.append({"$ref": f"#/$defs/{variant['title']}"})
+    about = schema["properties"]["algorithm"].get("description", "")
+    schema["properties"]["algorithm"] = {"description": about, "anyOf": [*variants, {"type": "string"}]}
+    env = schema["properties"]["env"]
+    schema["properties"]["env"] = {
+        "description": env.get("description", ""),
+        "anyOf": [{k: v for k, v in env.items() if k != "description"}, {"type": "string"}],
+    }
+    return schema

@@ -1,0 +1,147 @@
+"""Turns metrics.jsonl and evals.jsonl into the few hundred points a page can show. Plain Python: no torch, no numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rollcall.deploy.recorders import STEP_KEYS
+
+MAX_POINTS = 400
+Records = Sequence[dict[str, Any]]
+Column = list[float | None]
+
+# What an algorithm reports, in the order worth reading; anything else follows by name.
+_FIRST = (
+    "policy_loss",
+    "value_loss",
+    "loss",
+    "entropy",
+    "approx_kl",
+    "clip_fraction",
+    "explained_variance",
+    "grad_norm",
+)
+_TITLES = {
+    "policy_loss": "Policy loss",
+    "value_loss": "Value loss",
+    "approx_kl": "Approximate KL",
+    "clip_fraction": "Fraction clipped",
+    "grad_norm": "Gradient norm",
+    "explained_variance": "Explained variance",
+    "learning_rate": "Learning rate",
+}
+_ELSEWHERE = {
+    *STEP_KEYS,
+    *("elapsed_s", "bound_fraction", "steps_per_s", "step_s", "act_s"),
+    *("episodes", "restarts", "env_restarts", "skipped"),
+}
+
+
+def _column(records: Records, key: str) -> Column:
+    values: Column = []
+    for record in records:
+        value = record.get(key)
+        usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        values.append(float(value) if usable and value is not None else None)
+    return values
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _buckets(count: int) -> list[tuple[int, int]]:
+    size = max(1, math.ceil(count / MAX_POINTS))
+    return [(start, min(count, start + size)) for start in range(0, count, size)]
+
+
+def _pooled(values: Column, pool: Callable[[Sequence[float]], float]) -> Column:
+    pooled: Column = []
+    for start, stop in _buckets(len(values)):
+        present = [v for v in values[start:stop] if v is not None]
+        pooled.append(float(f"{pool(present):.5g}") if present else None)
+    return pooled
+
+
+def _smooth(values: Column) -> Column:
+    """Centred moving average over a twentieth of the run: unlike an exponential one it does not trail behind."""
+    reach = max(1, len(values) // 40)
+    smoothed: Column = []
+    for index in range(len(values)):
+        near = [v for v in values[max(0, index - reach) : index + reach + 1] if v is not None]
+        smoothed.append(float(f"{_mean(near):.5g}") if near else None)
+    return smoothed
+
+
+def _chart(title: str, x: Column, series: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    chart = {"title": title, "x": x, "x_label": "env steps", "unit": "", "series": series, "points": []}
+    return {**chart, "stack": False, "zero": False, "wide": False, **more}
+
+
+def _line(name: str, y: Column, colour: int = 1, *, faint: bool = False) -> dict[str, Any]:
+    return {"name": name, "y": y, "colour": colour, "faint": faint}
+
+
+def _return_chart(records: Records, evals: Records, x: Column) -> list[dict[str, Any]]:
+    raw = _pooled(_column(records, "return_mean"), _mean)
+    points = []
+    for record in evals:
+        at, mean = _column([record], "env_steps")[0], _column([record], "mean")[0]
+        if at is None or mean is None:
+            continue
+        std = _column([record], "std")[0] or 0.0
+        text = f"evaluation: {mean:.5g} ± {std:.3g} ({record.get('n', '?')} episodes)"
+        points.append({"x": at, "y": mean, "low": mean - std, "high": mean + std, "text": text})
+    if not points and all(value is None for value in raw):
+        return []
+    series = [_line("raw", raw, faint=True), _line("training episodes, smoothed", _smooth(raw))]
+    return [_chart("Return", x, series, points=points, wide=True)]
+
+
+def _speed(records: Records) -> Column:
+    """Env steps per second between the ends of neighbouring buckets."""
+    steps, clock = _column(records, "env_steps"), _column(records, "elapsed_s")
+    speed: Column = []
+    before: tuple[float, float] | None = None
+    for _, stop in _buckets(len(records)):
+        now_steps, now = steps[stop - 1], clock[stop - 1]
+        value = None
+        if now_steps is not None and now is not None:
+            if before is not None and now > before[1]:
+                value = float(f"{(now_steps - before[0]) / (now - before[1]):.5g}")
+            before = (now_steps, now)
+        speed.append(value)
+    return speed
+
+
+def _time_chart(records: Records, x: Column) -> list[dict[str, Any]]:
+    names = (("wait_batch_s", "wait"), ("update_s", "update"), ("publish_s", "publish"))
+    series = []
+    for colour, (key, name) in enumerate(names, start=1):
+        scaled: Column = [None if v is None else v * 1e3 for v in _column(records, key)]
+        series.append(_line(name, _pooled(scaled, _mean), colour))
+    if all(value is None for line in series for value in line["y"]):
+        return []
+    return [_chart("Time per learner step", x, series, stack=True, zero=True, unit=" ms")]
+
+
+def build_charts(records: Records, evals: Records) -> list[dict[str, Any]]:
+    """Every chart that has something to show, the most important first; at most MAX_POINTS points each."""
+    x = _pooled(_column(records, "env_steps"), max)
+    charts = _return_chart(records, evals, x)
+    keys = {key for record in records for key in record} - _ELSEWHERE
+    for key in [k for k in _FIRST if k in keys] + sorted(keys.difference(_FIRST)):
+        y = _pooled(_column(records, key), _mean)
+        if any(value is not None for value in y):
+            title = _TITLES.get(key, key.replace("_", " ").capitalize())
+            charts.append(_chart(title, x, [_line("raw", y, faint=True), _line(key, _smooth(y))]))
+    lag_max, lag_mean = _pooled(_column(records, "lag_max"), max), _pooled(_column(records, "lag_mean"), _mean)
+    if any(value is not None for value in lag_max):
+        charts.append(_chart("Policy lag", x, [_line("max", lag_max), _line("mean", lag_mean, 2)], zero=True))
+    charts += _time_chart(records, x)
+    speed = _speed(records)
+    if any(value is not None for value in speed):
+        charts.append(_chart("Env steps per second", x, [_line("env steps/s", speed, 3)], zero=True))
+    return charts

@@ -1,0 +1,29 @@
+"""How an exception of an actor becomes a drop with a reason. Shared by the runtimes."""
+
+from __future__ import annotations
+
+from rollcall.cluster.errors import ChecksumMismatch, EnvFailure, NonFinite, StaleEpoch, WeightsTimeout
+from rollcall.cluster.messages import Ticket
+from rollcall.cluster.workers import TicketFailed
+
+_REASONS: dict[type[Exception], str] = {
+    NonFinite: "non_finite",
+    EnvFailure: "env_failed",
+    WeightsTimeout: "weights_timeout",
+    StaleEpoch: "stale_epoch",
+    ChecksumMismatch: "checksum_mismatch",
+}
+
+CONTAINED = tuple(_REASONS)  # what ends an attempt and not the actor
+
+
+def ticket_failure(ticket: Ticket, error: Exception) -> TicketFailed:
+    """The drop that `error` means. After NaNs or a raising env, the shard starts anew."""
+    return TicketFailed(
+        ticket_id=ticket.ticket_id,
+        attempt=ticket.attempt,
+        epoch=ticket.epoch,
+        reason=_REASONS[type(error)],
+        detail=str(error),
+        shard_lost=isinstance(error, (NonFinite, EnvFailure)),
+    )

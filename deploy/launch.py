@@ -1,0 +1,288 @@
+"""Composes a run from its config and sees it through: spaces, networks, books, workers, coordinator, summary.
+Everything is put together here and nowhere else; no algorithm and no environment is known by name."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rollcall.actors.env_state import is_exact
+from rollcall.actors.envs import make_vector_env, spaces_of
+from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
+from rollcall.cluster.coordinator import Coordinator, Plan
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.ledger import Ledger
+from rollcall.cluster.metrics import RunMetrics
+from rollcall.cluster.parameter_server import ParameterServer
+from rollcall.cluster.store import Store, open_store
+from rollcall.cluster.supervision import Watchdog
+from rollcall.deploy.config import RunConfig
+from rollcall.deploy.factories import POLICY_ID, Spaces, build_actor, build_evaluator, build_learner, learner_models
+from rollcall.deploy.recorders import Recorder, plain
+from rollcall.learners.algorithm import Algorithm
+from rollcall.learners.collective import Collective
+
+KEEP_VERSIONS = 2
+FINAL_EVAL_TIMEOUT_S = 900.0
+
+
+def train(
+    config: RunConfig,
+    run_directory: Path,
+    *,
+    resume: bool,
+    recorders: Sequence[Recorder],
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """Runs to the end, or to a checkpoint once `stop` is set. Returns the summary, which is also summary.json.
+
+    Raises:
+      BadInput: before anything is begun, where the parts do not fit or cannot be had.
+      RollcallError: when the run cannot go on; the summary says "failed" then.
+    """
+    run = _Run(config, run_directory, recorders=recorders, stop=stop)
+    return run.execute(resume=resume)
+
+
+class _Run:
+    """One driver's part of a run: from opening the books to writing the summary."""
+
+    def __init__(
+        self, config: RunConfig, run_directory: Path, *, recorders: Sequence[Recorder], stop: threading.Event
+    ) -> None:
+        self.config = config
+        self.directory = run_directory
+        self.stop = stop
+        self.began = time.perf_counter()
+        self.spaces = Spaces(*spaces_of(config.env))
+        self.algorithm: Algorithm = config.algorithm_class(config.algorithm)
+        self.metrics = RunMetrics(policy=POLICY_ID, env=config.env.id)
+        self.last_eval: Mapping[str, Any] | None = None
+        self.recorders = [*recorders, _MetricsRecorder(self.metrics, self)]
+        learner_models(config, self.spaces, self.algorithm)  # what does not fit is said before anything is begun
+
+    def execute(self, *, resume: bool) -> dict[str, Any]:
+        config = self.config
+        (self.directory / "logs").mkdir(parents=True, exist_ok=True)
+        start = self._starting_point() if resume else None
+        port = self.metrics.serve(config.metrics) if config.metrics.enabled else None
+        workers: Any = None
+        try:
+            with open_store(config.redis, self.directory) as store:
+                store.acquire_lock()
+                books = Ledger(store, tickets_per_step=config.tickets_per_step)
+                workers = self._workers()
+                return self._see_through(store, books, workers, start, port)
+        finally:
+            if workers is not None:
+                workers.close()  # after the store: Ray's end ends every child of this process, and Redis is one
+            self.metrics.close()
+
+    def _see_through(
+        self, store: Store, books: Ledger, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
+    ) -> dict[str, Any]:
+        """From the first ticket to the summary, which is written however it ends."""
+        coordinator: Coordinator | None = None
+        status, error = "failed", ""
+        try:
+            checkpoints = CheckpointWriter(self.directory, keep=self.config.checkpoint.keep)
+            coordinator = self._coordinator(store, books, workers, checkpoints)
+            self._begin(coordinator, workers, start, port)
+            coordinator.run()
+            status = "completed" if coordinator.finished else "stopped"
+            self._evaluate(coordinator, workers)
+        except BaseException as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            raise
+        finally:
+            summary = self._summary(status, error, coordinator, books, workers)
+            self._write_summary(summary)
+        return summary
+
+    # Beginning.
+
+    def _starting_point(self) -> tuple[Path, Manifest]:
+        checkpoint, manifest, warnings = latest_checkpoint(self.directory)
+        for warning in warnings:
+            self._tell("checkpoint_damaged", warning)
+        if manifest.config_hash != self.config.config_hash:
+            raise BadInput(
+                f"{checkpoint}: made under another config ({manifest.config_hash[:12]}, this one is "
+                f"{self.config.config_hash[:12]}): a run is resumed with the settings it began with"
+            )
+        return checkpoint, manifest
+
+    def _workers(self) -> Any:
+        if self.config.runtime == "serial":
+            return self._serial_workers()
+        from rollcall.deploy.ray_cluster import connect
+        from rollcall.deploy.ray_runtime import Composition, RayWorkers
+
+        config = self.config
+        cluster = connect(num_cpus=config.actors.num + config.learner.num_processes)
+        composition = Composition(
+            num_actors=config.actors.num,
+            actor_factory=partial(build_actor, config, self.spaces),
+            learner_factory=partial(build_learner, config, self.spaces, self._consumption_log),
+            evaluator_factory=partial(build_evaluator, config, self.spaces),
+            eval_episodes=config.eval.episodes,
+            num_learner_processes=config.learner.num_processes,
+            learner_device=config.learner.device,
+            keep_versions=KEEP_VERSIONS,
+            supervision=config.supervision,
+            run_directory=self.directory.resolve(),
+        )
+        return RayWorkers(composition, cluster)
+
+    def _serial_workers(self) -> Any:
+        from rollcall.deploy.serial_runtime import SerialWorkers
+
+        server = ParameterServer(keep=KEEP_VERSIONS)
+        return SerialWorkers(
+            actor=build_actor(self.config, self.spaces, "gym-0", server),
+            learner=build_learner(self.config, self.spaces, self._consumption_log, Collective()),
+            parameter_server=server,
+            evaluator=build_evaluator(self.config, self.spaces),
+            episodes=self.config.eval.episodes,
+            actor_threads=self.config.actors.torch_threads,
+        )
+
+    @property
+    def _consumption_log(self) -> Path:
+        return self.directory.resolve() / "logs" / "consumption.jsonl"
+
+    def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
+        config = self.config
+        # A serial run, and one at lag 0, has nothing in flight at a step boundary: env state can be part of it.
+        at_rest = config.runtime == "serial" or config.max_policy_lag == 0
+        plan = Plan(
+            run_id=store.run_id,
+            run_seed=config.seed,
+            policy_id=POLICY_ID,
+            config_hash=config.config_hash,
+            unit=self.algorithm.unit,
+            num_shards=config.actors.num_shards,
+            tickets_per_step=config.tickets_per_step,
+            max_policy_lag=config.max_policy_lag if config.runtime == "ray" else 0,
+            on_stale=config.actors.on_stale,
+            total_learner_steps=config.learner_steps,
+            total_env_steps=config.total_env_steps,
+            ticket_deadline_s=config.actors.ticket_deadline_s,
+            checkpoint_every_steps=config.checkpoint_every_steps,
+            eval_every_steps=config.eval.every_steps,
+            prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
+            consumption_log=self._consumption_log,
+            exact_checkpoints=at_rest and is_exact(partial(make_vector_env, config.env, config.envs_per_shard)),
+        )
+        return Coordinator(
+            plan,
+            workers=workers,
+            ledger=books,
+            checkpoints=checkpoints,
+            recorders=self.recorders,
+            watchdog=Watchdog(
+                warning_s=config.supervision.stall_warning_s, timeout_s=config.supervision.stall_timeout_s
+            ),
+            stop_requested=self.stop.is_set,
+        )
+
+    def _begin(
+        self, coordinator: Coordinator, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
+    ) -> None:
+        if start is None:
+            epoch, version, checkpoint, shard_state = coordinator.begin(), 0, None, None
+        else:
+            checkpoint, manifest = start
+            epoch, version = coordinator.resume(checkpoint, manifest), manifest.step
+            shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
+        workers.start(checkpoint, shard_state=shard_state)
+        workers.publish_initial(epoch=epoch, version=version)
+        info = {
+            "start_step": version,
+            "epoch": epoch,
+            "total_learner_steps": self.config.learner_steps,
+            "total_env_steps": self.config.total_env_steps,
+            "metrics_url": f"http://{self.config.metrics.host}:{port}/metrics" if port else None,
+        }
+        for recorder in self.recorders:
+            recorder.on_start(info)
+        if start is None:
+            coordinator.checkpoint_now()  # where a learner that dies early goes back to
+
+    # Ending.
+
+    def _evaluate(self, coordinator: Coordinator, workers: Any) -> None:
+        """Finishes evaluations under way, and after a completed run makes the final one."""
+        if coordinator.finished and self.config.eval.episodes > 0:
+            workers.submit_eval(step=coordinator.step, env_steps=coordinator.counters.env_steps)
+            coordinator.wait_for_evals(FINAL_EVAL_TIMEOUT_S, lambda: workers.evals_pending)
+
+    def _summary(
+        self, status: str, error: str, coordinator: Coordinator | None, books: Ledger, workers: Any
+    ) -> dict[str, Any]:
+        wall_s = time.perf_counter() - self.began
+        summary: dict[str, Any] = {
+            "status": status,
+            "algorithm": self.config.algorithm_name,
+            "seed": self.config.seed,
+            "runtime": self.config.runtime,
+            "wall_s": wall_s,
+        }
+        if error:
+            summary["error"] = error
+        if coordinator is None:
+            return summary
+        counters = coordinator.counters
+        try:
+            counts = books.counts().model_dump(exclude={"skipped_steps"})
+        except RollcallError:  # whoever asks why finds it in `error`
+            counts = None
+        lag_mean = counters.lag_sum / counters.lag_count if counters.lag_count else 0.0
+        final = self.last_eval if coordinator.finished else None
+        return summary | {
+            "train_s": counters.train_s,
+            "learner_steps": coordinator.step,
+            "skipped_steps": counters.skipped_steps,
+            "env_steps": counters.env_steps,
+            "steps_per_s": counters.env_steps / counters.train_s if counters.train_s else 0.0,
+            "final_eval": None if final is None else {key: final[key] for key in ("mean", "std", "n")},
+            "policy_lag": {"max": counters.lag_max, "mean": lag_mean},
+            "ledger": counts,
+            "restarts": coordinator.restarts,
+            "env_restarts": counters.env_restarts,
+            "weights_hash": workers.weights_hash,
+        }
+
+    def _write_summary(self, summary: Mapping[str, Any]) -> None:
+        aside = self.directory / "summary.json.new"
+        aside.write_text(json.dumps(plain(summary), indent=1) + "\n")
+        aside.replace(self.directory / "summary.json")
+
+    def _tell(self, kind: str, text: str) -> None:
+        for recorder in self.recorders:
+            recorder.on_event(kind, text)
+
+
+class _MetricsRecorder:
+    """Feeds the /metrics endpoint, and remembers the newest evaluation for the summary."""
+
+    def __init__(self, metrics: RunMetrics, run: _Run) -> None:
+        self.on_step: Callable[[Any], None] = metrics.on_step
+        self.on_event = metrics.on_event
+        self._metrics = metrics
+        self._run = run
+
+    def on_start(self, info: Any) -> None:
+        pass
+
+    def on_eval(self, record: Any) -> None:
+        self._metrics.on_eval(record)
+        self._run.last_eval = record
+
+    def close(self, summary: Any) -> None:
+        pass

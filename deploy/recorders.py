@@ -1,0 +1,229 @@
+"""What a run writes down as it goes: metrics.jsonl and TensorBoard events. What it shows is in progress.py.
+A recorder stands in the learner's loop, so `on_step` costs microseconds; it must never touch the run itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+Record = Mapping[str, Any]
+
+STEP_KEYS = (
+    "step",
+    "epoch",
+    "policy_version",
+    "wait_batch_s",
+    "update_s",
+    "publish_s",
+    "lag_max",
+    "lag_mean",
+    "return_mean",
+    "env_steps",
+)
+_NO_STEP: dict[str, Any] = dict.fromkeys(STEP_KEYS)
+
+
+class Recorder(Protocol):
+    """Told what happens, in order, by one thread. `on_start` comes once per process, also when a run is resumed.
+
+    A record's `step` is v, the batches consumed before it: it counts from 0. A step may come again after a restore.
+    """
+
+    def on_start(self, info: Record) -> None:
+        """`info` has at least `start_step` (learner steps already done), `epoch`, `total_learner_steps` (None when only
+        env steps are bounded) and `total_env_steps`."""
+
+    def on_step(self, record: Record) -> None:
+        """One learner step: STEP_KEYS and whatever the algorithm adds; what does not exist yet is None or NaN."""
+
+    def on_eval(self, record: Record) -> None:
+        """One finished evaluation: at least `step env_steps policy_version mean std n`."""
+
+    def on_event(self, kind: str, text: str) -> None:
+        """Something worth a line: a restart, a drop, a checkpoint, a warning."""
+
+    def close(self, summary: Record) -> None:
+        """The run has ended, in whatever way; `summary` is what summary.json holds. A second call does nothing."""
+
+
+def plain(value: Any) -> Any:
+    """JSON's idea of a value: numpy and torch scalars as numbers, what is not finite as None."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        return plain(value.item())
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def truncate_after(path: Path, step: int) -> int:
+    """Drops the lines of steps later than `step`, and a last line that a killed driver left half-written; returns how
+    many were dropped. The file is replaced in one move: a second kill cannot lose what is kept."""
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+    if len(kept) == len(lines):
+        return 0
+    aside = path.with_name(path.name + ".new")
+    with aside.open("wb") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return len(lines) - len(kept)
+
+
+def _step_of(line: bytes) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line that says nothing is of no step that is kept
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Every whole line. A last line cut short by a kill is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                records.append(record)
+    return records
+
+
+class JsonLines:
+    """metrics.jsonl (one line per learner step), evals.jsonl and events.jsonl of a run directory, flushed per line.
+
+    Adds `elapsed_s` to each line: seconds of training so far, all the run's processes together.
+    """
+
+    def __init__(self, run_directory: Path) -> None:
+        self._directory = run_directory
+        self._files: dict[str, TextIO] = {}
+        self._step = 0
+        self._offset_s = 0.0
+        self._began = time.monotonic()
+
+    def _write(self, name: str, record: Record) -> None:
+        file = self._files.get(name)
+        if file is None:
+            file = self._files[name] = (self._directory / f"{name}.jsonl").open("a", encoding="utf-8")
+        elapsed_s = round(self._offset_s + time.monotonic() - self._began, 3)
+        file.write(json.dumps({**plain(record), "elapsed_s": elapsed_s}, allow_nan=False) + "\n")
+        file.flush()
+
+    def on_start(self, info: Record) -> None:
+        self._rewind(int(info.get("start_step") or 0))
+        done = read_jsonl(self._directory / "metrics.jsonl")
+        self._offset_s = float(done[-1].get("elapsed_s") or 0.0) if done else 0.0
+        self._began = time.monotonic()
+
+    def _rewind(self, step: int) -> None:
+        """Forgets what was recorded of learner step `step` and later ones: it is about to happen again."""
+        self.close({})
+        truncate_after(self._directory / "metrics.jsonl", step - 1)
+        truncate_after(self._directory / "evals.jsonl", step)  # an evaluation's step counts the batches consumed
+        self._step = step
+
+    def on_step(self, record: Record) -> None:
+        step = int(record["step"])
+        if step < self._step:
+            self._rewind(step)
+        self._step = step + 1
+        self._write("metrics", {**_NO_STEP, **record})
+
+    def on_eval(self, record: Record) -> None:
+        self._write("evals", record)
+
+    def on_event(self, kind: str, text: str) -> None:
+        self._write("events", {"step": self._step, "kind": kind, "text": text})
+
+    def close(self, summary: Record) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+_TENSORBOARD_GROUPS = {
+    **dict.fromkeys(("wait_batch_s", "update_s", "publish_s"), "time"),
+    **dict.fromkeys(("lag_max", "lag_mean", "policy_version", "epoch", "bound_fraction", "steps_per_s"), "run"),
+    **dict.fromkeys(
+        ("return_mean", "return_min", "return_max", "episode_length_mean", "episodes", "env_steps"), "rollout"
+    ),
+}
+
+
+class TensorBoard:
+    """Event files under <run>/tensorboard, by learner step, through the tensorboard package alone (no torch import).
+
+    Steps are kept as they come and encoded every `every_s` seconds, one event per step: encoding is most of the cost,
+    and the writer's own thread does the disk.
+    """
+
+    def __init__(self, run_directory: Path, *, every_s: float = 2.0) -> None:
+        self._folder = run_directory / "tensorboard"
+        self._every_s = every_s
+        self._pending: list[tuple[float, str, Record]] = []
+        self._flushed = time.monotonic()
+        self._writer: Any = None
+
+    def on_start(self, info: Record) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(self._folder), flush_secs=10)
+        start_step = int(info.get("start_step") or 0)
+        if start_step:  # tells TensorBoard to forget what an earlier process wrote after the checkpoint
+            log = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=log))
+
+    def on_step(self, record: Record) -> None:
+        self._pending.append((time.time(), "", record))
+        if time.monotonic() - self._flushed > self._every_s:
+            self._flush()
+
+    def on_eval(self, record: Record) -> None:
+        self._pending.append((time.time(), "eval/", record))
+
+    def on_event(self, kind: str, text: str) -> None:
+        pass
+
+    def _flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._writer is None:
+            return
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        for wall_time, prefix, record in self._pending:
+            values = []
+            for key, value in record.items():
+                number = plain(value)
+                if isinstance(number, (int, float)) and key != "step":
+                    tag = prefix + key if prefix else f"{_TENSORBOARD_GROUPS.get(key, 'update')}/{key}"
+                    values.append(Summary.Value(tag=tag, simple_value=float(number)))
+            event = Event(wall_time=wall_time, step=int(record["step"]), summary=Summary(value=values))
+            self._writer.add_event(event)
+        self._pending.clear()
+
+    def close(self, summary: Record) -> None:
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

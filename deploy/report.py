@@ -1,0 +1,188 @@
+"""Writes report.html: one page of a run that asks nothing of the network. Reads the run directory alone, so it works on
+a run that is going on, was killed, or comes from another machine; must never import torch or ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.curves import build_charts
+from rollcall.deploy.progress import duration, number
+from rollcall.deploy.recorders import read_jsonl
+
+_STATUS = {
+    "completed": ("good", "completed"),
+    "stopped": ("warn", "stopped"),
+    "failed": ("bad", "failed"),
+    "running": ("warn", "not finished"),
+}
+_MAX_EVENTS = 200
+
+
+def write_report(run_directory: Path) -> Path:
+    """Writes <run>/report.html and returns its path.
+
+    Raises:
+      BadInput: when the directory holds no run.
+    """
+    if not (run_directory / "config.yaml").exists():
+        raise BadInput(f"{run_directory}: no run here (config.yaml is missing); give a directory under runs/")
+    config_text = (run_directory / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(config_text) or {}
+    records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
+    events = read_jsonl(run_directory / "events.jsonl")
+    summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
+    charts = build_charts(records, evals)
+    sections = [
+        _header(run_directory.resolve().name, config, summary, origin),
+        _tiles(summary, records, evals),
+        _figures(charts),
+        '<h2>Accounts</h2><div class="columns">',
+        _ledger(summary),
+        _machine(origin),
+        "</div>",
+        _events(events),
+        f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
+        f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
+    ]
+    # "<" inside the data would let a value close the script element.
+    data = json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = files("rollcall.deploy").joinpath("report_page.html").read_text(encoding="utf-8")
+    page = page.replace("<!--title-->", escape(f"{run_directory.resolve().name} · Rollcall"))
+    page = page.replace("<!--body-->", "\n".join(sections)).replace("<!--charts-->", data)
+    path = run_directory / "report.html"
+    aside = path.with_name("report.html.new")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _name(section: Any, key: str) -> str:
+    return str(section.get(key, "?") if isinstance(section, Mapping) else section)
+
+
+def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    status = str(summary.get("status", "running"))
+    tone, word = _STATUS.get(status, ("warn", status))
+    facts = [
+        f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
+        f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {_name(config.get('env'), 'id')}",
+        f"seed {summary.get('seed', config.get('seed', '?'))}",
+        f"{config.get('runtime', 'ray')} runtime",
+    ]
+    text = (
+        f'<header><div class="row"><h1>{escape(name)}</h1><span class="badge {tone}">{escape(word)}</span></div>'
+        f"<p>{escape(' · '.join(facts))}</p>"
+    )
+    if summary.get("error"):
+        text += f'<p class="error">{escape(str(summary["error"]))}</p>'
+    return text + "</header>"
+
+
+def _tiles(summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]]) -> str:
+    last = records[-1] if records else {}
+    final = summary.get("final_eval") or (evals[-1] if evals else {})
+    wall = summary.get("wall_s", last.get("elapsed_s"))
+    lag = summary.get("policy_lag") or {}
+    speed = summary.get("steps_per_s")
+    if speed is None and last.get("elapsed_s"):
+        speed = (last.get("env_steps") or 0) / last["elapsed_s"]
+    score = f"{number(final.get('mean'))} ± {number(final.get('std'))}" if final else None
+    tiles = [
+        (score, f"{'final' if summary.get('final_eval') else 'latest'} evaluation, {final.get('n', '?')} episodes"),
+        (number(summary.get("env_steps", last.get("env_steps"))), "env steps"),
+        (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
+        (duration(float(wall)) if wall is not None else None, "wall time"),
+        (number(speed), "env steps per second"),
+        (f"{summary['bound_fraction']:.0%}" if summary.get("bound_fraction") else None, "of this machine's bound"),
+        (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),
+    ]
+    cells = [f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in tiles if v and v != "-"]
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _figures(charts: list[dict[str, Any]]) -> str:
+    if not charts:
+        return "<h2>Curves</h2><p>No learner step was recorded yet.</p>"
+    figures = []
+    for index, chart in enumerate(charts):
+        named = [s for s in chart["series"] if not s["faint"]]
+        legend = ""
+        if len(named) > 1 or chart["points"]:
+            items = [f'<span><i style="background:var(--c{s["colour"]})"></i>{escape(s["name"])}</span>' for s in named]
+            if chart["points"]:
+                items.append('<span><i style="background:var(--c2)"></i>evaluation, mean ± std</span>')
+            legend = f'<span class="legend">{"".join(items)}</span>'
+        title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
+        wide = ' class="wide"' if chart["wide"] else ""
+        figures.append(
+            f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
+            f'<svg role="img" aria-label="{escape(title)} over env steps"></svg><div class="tip"></div></figure>'
+        )
+    return f'<h2>Curves over env steps</h2><div class="charts">{"".join(figures)}</div>'
+
+
+def _row(name: str, value: Any, *, sub: bool = False, count: bool = True) -> str:
+    text = number(value) if isinstance(value, (int, float)) else str(value)
+    tone = ' class="sub"' if sub else ""
+    return f"<tr{tone}><th>{escape(name)}</th><td{' class=n' if count else ''}>{escape(text)}</td></tr>"
+
+
+def _ledger(summary: Mapping[str, Any]) -> str:
+    ledger = summary.get("ledger")
+    if not isinstance(ledger, Mapping):
+        return '<div class="card"><p>The ledger is summed up when the run ends.</p></div>'
+    rows = []
+    for key, name in (
+        ("issued", "Rollouts issued"),
+        ("committed", "committed to a learner step"),
+        ("dropped", "dropped"),
+        ("rolled_back", "rolled back by a restore"),
+        ("in_flight", "still in flight"),
+        ("duplicates_refused", "Late or duplicate attempts refused"),
+    ):
+        if key in ledger:
+            rows.append(_row(name, ledger[key]))
+        if key == "dropped":
+            reasons = next((value for value in ledger.values() if isinstance(value, Mapping)), {})
+            rows += [_row(str(reason).replace("_", " "), n, sub=True) for reason, n in sorted(reasons.items())]
+    restarts = summary.get("restarts")
+    if isinstance(restarts, Mapping):
+        rows += [_row(f"Restarts: {what}", n) for what, n in sorted(restarts.items())]
+    elif restarts is not None:
+        rows.append(_row("Restarts", restarts))
+    return f'<div class="card"><table>{"".join(rows)}</table></div>'
+
+
+def _machine(origin: Mapping[str, Any]) -> str:
+    rows = [_row(str(k).replace("_", " "), v, count=False) for k, v in (origin.get("machine") or {}).items()]
+    rows += [_row(str(package), version, count=False) for package, version in (origin.get("versions") or {}).items()]
+    return f'<div class="card"><table>{"".join(rows)}</table></div>' if rows else ""
+
+
+def _events(events: list[dict[str, Any]]) -> str:
+    if not events:
+        return ""
+    shown = events[-_MAX_EVENTS:]
+    rows = [
+        f"<tr><td class=n>step {number(e.get('step'))}</td><td>{escape(str(e.get('kind', '')))}</td>"
+        f"<td>{escape(str(e.get('text', '')))}</td></tr>"
+        for e in shown
+    ]
+    more = f", the last {_MAX_EVENTS} of {len(events)}" if len(events) > len(shown) else ""
+    return f"<details><summary>Events{more}</summary><div><table>{''.join(rows)}</table></div></details>"

@@ -1,0 +1,286 @@
+"""Run directories: found, claimed, and a run carried out inside one. Knows which files a run leaves behind and who
+writes them; must never know how training works."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from rollcall.cluster.errors import BadInput, StoreUnavailable
+from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
+from rollcall.deploy.report import write_report
+from rollcall.deploy.settings import did_you_mean
+
+if TYPE_CHECKING:
+    from rollcall.deploy.config import RunConfig
+
+RUNS = Path("runs")
+_PACKAGES = ("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco")
+
+
+def find_run(text: str | Path) -> Path:
+    """The directory of a run that exists, given as a path or as its name under runs/.
+
+    Raises:
+      BadInput: when there is no such run.
+    """
+    for path in (Path(text), RUNS / text):
+        if (path / "config.yaml").is_file():
+            return path
+    if Path(text).is_dir():
+        raise BadInput(f"{text}: no run here (config.yaml is missing); give a directory under {RUNS}/")
+    names = [path.name for path in RUNS.glob("*") if (path / "config.yaml").is_file()]
+    hint = did_you_mean(Path(text).name, names) or (
+        f"; {RUNS}/ holds {', '.join(sorted(names)[:8])}" if names else f"; {RUNS}/ holds no run yet"
+    )
+    raise BadInput(f"no run {str(text)!r} (command line){hint}")
+
+
+def find_checkpoint(text: str | Path) -> tuple[Path, Path | None]:
+    """(run directory, checkpoint directory) of RUN_OR_CHECKPOINT; no checkpoint when a run is named: take its latest.
+
+    Raises:
+      BadInput: when it is neither.
+    """
+    path = Path(text)
+    if not (path / "manifest.json").is_file() and not path.name.startswith("step-"):
+        return find_run(text), None
+    if not path.is_dir():
+        raise BadInput(f"no checkpoint {str(text)!r} (command line)")
+    run_directory = path.resolve().parent.parent
+    if not (run_directory / "config.yaml").is_file():
+        raise BadInput(f"{path}: a checkpoint outside its run ({run_directory / 'config.yaml'} is missing)")
+    return run_directory, path
+
+
+def claim_directory(name: str, *, explicit: bool) -> Path:
+    """Makes runs/<name> in one move, so that two runs never share one. A name that was not asked for gets a number.
+
+    Raises:
+      BadInput: when an explicit name is taken, or the directory cannot be made.
+    """
+    for attempt in range(1, 100_000):
+        path = RUNS / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            RUNS.mkdir(exist_ok=True)
+            path.mkdir()
+            return path
+        except FileExistsError:
+            if explicit and path.is_dir():
+                raise BadInput(
+                    f"name = {name!r} (command line): {path} exists; choose another name, or go on with it: "
+                    f"rollcall resume {shlex.quote(str(path))}"
+                ) from None
+            if not RUNS.is_dir() or explicit:
+                raise BadInput(f"cannot make {path}: a file of that name is in the way") from None
+        except OSError as error:
+            raise BadInput(f"cannot make {path}: {error.strerror or error}") from None
+    raise BadInput(f"{RUNS}/ holds 100000 runs called {name}; remove some or give name=...")
+
+
+def begin_run(config: RunConfig, directory: Path, *, recipe: str) -> None:
+    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where)."""
+    (directory / "logs").mkdir(exist_ok=True)
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    origin = {
+        "recipe": recipe,
+        "config_hash": config.config_hash,
+        "command": shlex.join(["rollcall", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("rollcall", "cli") else "",
+        "began_unix_s": round(time.time(), 3),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        },
+        "versions": versions,
+    }
+    _replace(directory / "run.json", json.dumps(origin, indent=1) + "\n")
+    _replace(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run directory; empty when it is not there or not whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _replace(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+class _Started:
+    """A recorder that notes whether training began: before that, nothing of a refused run is kept. What an earlier
+    process of a resumed run summed up is void from then on."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.begun = False
+
+    def on_start(self, info: object) -> None:
+        self.begun = True
+        (self._directory / "summary.json").unlink(missing_ok=True)
+
+    def on_step(self, record: object) -> None: ...
+
+    def on_eval(self, record: object) -> None: ...
+
+    def on_event(self, kind: str, text: str) -> None: ...
+
+    def close(self, summary: object) -> None: ...
+
+
+def carry_out(
+    config: RunConfig, directory: Path, *, resume: bool, stop: threading.Event, console: Sequence[Recorder] = ()
+) -> dict[str, Any]:
+    """Trains in `directory` and leaves summary.json and report.html behind, whatever happens; returns the summary.
+
+    Raises:
+      BadInput: before training began; a directory claimed for this run is removed again.
+      Exception: whatever ended the run; its traceback is in <run>/logs/driver.log.
+    """
+    from rollcall.deploy import launch
+
+    started = _Started(directory)
+    recorders: list[Recorder] = [started, JsonLines(directory), TensorBoard(directory), *console]
+    recipe = str(read_json(directory / "run.json").get("recipe", config.name))
+    began = time.monotonic()
+    with _driver_log(directory) as log:
+        try:
+            summary = dict(launch.train(config, directory, resume=resume, recorders=recorders, stop=stop))
+        except BaseException as error:
+            _close(recorders, {"status": "failed"})
+            refused = isinstance(error, BadInput) or (
+                isinstance(error, StoreUnavailable) and config.redis.url is not None
+            )
+            if refused and not started.begun:
+                if not resume:
+                    shutil.rmtree(directory, ignore_errors=True)
+                raise BadInput(str(error)) from error
+            error.rollcall_log = directory / "logs" / "driver.log"  # type: ignore[attr-defined]
+            log.error("the run ended with an error\n%s", traceback.format_exc())
+            failed = _failed_summary(config, directory, recipe, error, time.monotonic() - began)
+            _finish(directory, failed)
+            raise
+    summary = {**summary, "recipe": recipe, "config_hash": config.config_hash}
+    _close(recorders, summary)
+    _finish(directory, summary)
+    return summary
+
+
+def _close(recorders: Sequence[Recorder], summary: dict[str, Any]) -> None:
+    """A recorder that cannot close (a full disk) must not hide how the run ended."""
+    for recorder in recorders:
+        try:
+            recorder.close(summary)
+        except Exception:
+            logging.getLogger("rollcall").exception("%s did not close", type(recorder).__name__)
+
+
+def _finish(directory: Path, summary: dict[str, Any]) -> None:
+    _replace(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+    write_report(directory)
+
+
+def _failed_summary(
+    config: RunConfig, directory: Path, recipe: str, error: BaseException, wall_s: float
+) -> dict[str, Any]:
+    """What can still be said of a run whose driver failed: from the launcher's own summary if it wrote one, else from
+    the lines of metrics.jsonl."""
+    known = read_json(directory / "summary.json")
+    records = read_jsonl(directory / "metrics.jsonl")
+    last = records[-1] if records else {}
+    lags = [record["lag_max"] for record in records if record.get("lag_max") is not None]
+    means = [record["lag_mean"] for record in records if record.get("lag_mean") is not None]
+    train_s = float(last.get("elapsed_s") or 0.0)
+    env_steps = int(last.get("env_steps") or 0)
+    found = {
+        "algorithm": config.algorithm_name,
+        "seed": config.seed,
+        "wall_s": round(wall_s, 3),
+        "train_s": train_s,
+        "learner_steps": int(last["step"]) + 1 if last else 0,
+        "env_steps": env_steps,
+        "steps_per_s": env_steps / train_s if train_s else 0.0,
+        "final_eval": None,
+        "policy_lag": {"max": max(lags, default=0), "mean": sum(means) / len(means) if means else 0.0},
+        "ledger": None,
+        "restarts": None,
+    }
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return {
+        **found,
+        **known,
+        "status": "failed",
+        "recipe": recipe,
+        "config_hash": config.config_hash,
+        "error": text[:2000],
+    }
+
+
+@contextlib.contextmanager
+def _driver_log(directory: Path) -> Iterator[logging.Logger]:
+    """Rollcall's log lines go to <run>/logs/driver.log while the run lasts."""
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("rollcall")
+    handler = logging.FileHandler(directory / "logs" / "driver.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+
+
+@contextlib.contextmanager
+def stop_on_signals(directory: Path) -> Iterator[threading.Event]:
+    """The first SIGINT or SIGTERM sets the event, so that the run ends with a checkpoint; a second ends it at once.
+    Outside the main thread signals stay with whoever has them."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if stop.is_set():
+            kept = any(directory.glob("checkpoints/step-*/manifest.json"))
+            end = "\x1b[?25h" if sys.stderr.isatty() else ""  # the live view hides the cursor
+            os.write(
+                2, f"{end}\n{name} again: stopping at once{', the last checkpoint is kept' if kept else ''}\n".encode()
+            )
+            os._exit(130 if kept else 1)
+        stop.set()
+        os.write(2, f"\n{name}: stopping with a checkpoint; once more stops at once\n".encode())
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,119 @@
+"""The serial runtime: actor, learner, parameter server and evaluator in one process, one thing at a time, without Ray.
+For debugging, and the reference that a distributed run at lag 0 must equal bit for bit."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rollcall.actors.evaluation import Evaluator
+from rollcall.actors.gym_actor import GymActor
+from rollcall.cluster.errors import NonFinite, RollcallError
+from rollcall.cluster.messages import Array, Ticket, Weights
+from rollcall.cluster.parameter_server import ParameterServer
+from rollcall.cluster.workers import EvalDone, Event, StepDone, StepRequest, TicketProduced
+from rollcall.deploy.failures import CONTAINED, ticket_failure
+from rollcall.learners.learner import Learner, StepOrder
+
+Handle = Any
+
+
+class SerialWorkers:
+    """Does each piece of work when it is polled for, in the order in which it was submitted."""
+
+    restarts = 0
+
+    def __init__(
+        self,
+        *,
+        actor: GymActor,
+        learner: Learner,
+        parameter_server: ParameterServer,
+        evaluator: Evaluator,
+        episodes: int,
+        actor_threads: int,
+    ) -> None:
+        self._actor = actor
+        self._learner = learner
+        self._server = parameter_server
+        self._evaluator = evaluator
+        self._episodes = episodes
+        self._actor_threads = actor_threads
+        self._jobs: deque[Callable[[], Event]] = deque()
+        self._weights: Weights | None = None
+
+    def start(self, checkpoint: Path | None, *, shard_state: tuple[dict[str, Array], dict[str, Any]] | None) -> None:
+        if checkpoint is not None:
+            self._learner.restore(checkpoint)
+        if shard_state is not None:
+            self._actor.restore_shards(*shard_state)
+
+    def publish_initial(self, *, epoch: int, version: int) -> None:
+        self.publish(self._learner.weights(epoch=epoch, version=version))
+
+    @property
+    def weights_hash(self) -> str:
+        return self._weights.checksum if self._weights is not None else ""
+
+    def close(self) -> None:
+        pass
+
+    def submit_ticket(self, ticket: Ticket) -> None:
+        self._jobs.append(lambda: self._produce(ticket))
+
+    def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None:
+        self._jobs.append(lambda: self._learn(request, handles))
+
+    def submit_eval(self, *, step: int, env_steps: int) -> None:
+        self._jobs.append(lambda: self._evaluate(step, env_steps))
+
+    @property
+    def evals_pending(self) -> bool:
+        return bool(self._jobs)
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return [self._jobs.popleft()()] if self._jobs else []
+
+    def publish(self, weights: Handle) -> None:
+        self._weights = weights
+        self._server.publish(weights)
+
+    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
+        self._learner.save(directory, self._learner.weights(epoch=epoch, version=version))
+
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
+        raise AssertionError("the serial runtime's learner dies with the driver")
+
+    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        return self._actor.shard_states()
+
+    def waiting_for(self) -> str:
+        return f"{len(self._jobs)} jobs of this process"
+
+    def release(self, handle: Handle) -> None:
+        pass
+
+    def _produce(self, ticket: Ticket) -> Event:
+        torch.set_num_threads(self._actor_threads)
+        try:
+            produced, trajectory = self._actor.produce(ticket)
+        except CONTAINED as error:
+            return ticket_failure(ticket, error)
+        return TicketProduced(produced, trajectory)
+
+    def _learn(self, request: StepRequest, handles: Sequence[Handle]) -> Event:
+        order = StepOrder(request.step, request.epoch, request.progress, request.checkpoint_directory)
+        report, weights = self._learner.update(handles, order)
+        return StepDone(report, weights)
+
+    def _evaluate(self, step: int, env_steps: int) -> Event:
+        torch.set_num_threads(self._actor_threads)
+        assert self._weights is not None
+        try:
+            return EvalDone(step, env_steps, self._evaluator.evaluate(self._weights, self._episodes))
+        except (RollcallError, NonFinite) as error:
+            return EvalDone(step, env_steps, None, str(error))

@@ -1,0 +1,271 @@
+"""From named observations to features: one-hots, flattened vectors, the Nature CNN for images, and the recurrent core.
+Knows nothing of actions, values or algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Literal, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Literal["tanh", "relu", "silu", "gelu", "elu"]
+ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "elu": nn.ELU,
+}
+
+_CNN_MIN_SIDE = 36  # the smallest image that the Nature CNN's three convolutions leave a pixel of
+_CNN_FEATURES = 512
+
+
+def flatten_space(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
+    """Named plain spaces: a nested Dict's names are joined with "."; a plain space is named "observation".
+
+    Raises:
+      ValueError: naming a space that is not Box, Discrete, MultiDiscrete, MultiBinary or a Dict of those.
+    """
+    return _flatten(space, "") if isinstance(space, gym.spaces.Dict) else {"observation": _checked(space)}
+
+
+def _flatten(space: gym.spaces.Dict, prefix: str) -> dict[str, gym.Space[Any]]:
+    named: dict[str, gym.Space[Any]] = {}
+    for name, item in space.spaces.items():
+        if isinstance(item, gym.spaces.Dict):
+            named.update(_flatten(item, f"{prefix}{name}."))
+        else:
+            named[f"{prefix}{name}"] = _checked(item)
+    return named
+
+
+def _checked(space: gym.Space[Any]) -> gym.Space[Any]:
+    supported = (gym.spaces.Box, gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+    if not isinstance(space, supported):
+        raise ValueError(
+            f"observation space {space} is not supported: "
+            "use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of those"
+        )
+    return space
+
+
+def image_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
+    """(channels, height, width) if a space is an image for a CNN, else None.
+
+    The layout is read off the shape: channels are the smaller of the first and the last axis ([84, 84, 3] is HWC,
+    [4, 84, 84] a stack of four grey frames). [S, H, W, C] or [S, C, H, W] is a stack of S images; two axes of uint8 are
+    one grey image. What is smaller than 36 x 36 is a vector: the Nature CNN would leave nothing of it.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        return None
+    shape = space.shape
+    if len(shape) == 2 and space.dtype == np.uint8:
+        found = (1, *shape)
+    elif len(shape) in (3, 4):
+        stack = shape[0] if len(shape) == 4 else 1
+        first, middle, last = shape[-3:]
+        found = (stack * first, middle, last) if first < last else (stack * last, first, middle)
+    else:
+        return None
+    return found if min(found[1:]) >= _CNN_MIN_SIDE else None
+
+
+def to_channels_first(frames: Tensor, space: gym.spaces.Box) -> Tensor:
+    """[N, *space.shape] -> [N, C, H, W], laid out as image_shape says."""
+    shape = space.shape
+    if len(shape) == 2:
+        return frames.unsqueeze(1)
+    if shape[-3] >= shape[-1]:
+        frames = frames.movedim(-1, -3)
+    return frames.flatten(1, 2) if len(shape) == 4 else frames
+
+
+def vector_size(space: gym.Space[Any]) -> int:
+    """Features of a space that is not an image."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return int(space.nvec.sum())
+    return int(np.prod(space.shape or (), dtype=np.int64))
+
+
+def vector_features(values: Tensor, space: gym.Space[Any]) -> Tensor:
+    """[..., *space.shape] -> float32 [..., vector_size]: one-hot for choices, bytes over 255, the rest as it is."""
+    if isinstance(space, gym.spaces.Discrete):
+        return F.one_hot(values.long() - int(space.start), int(space.n)).float()
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        flat = values.long().flatten(values.dim() - len(space.nvec.shape))
+        starts, sizes = space.start.reshape(-1).tolist(), space.nvec.reshape(-1).tolist()
+        parts = [F.one_hot(flat[..., k] - starts[k], sizes[k]) for k in range(len(sizes))]
+        return torch.cat(parts, -1).float()
+    shape = space.shape or ()
+    features = values.float()
+    if space.dtype == np.uint8 and isinstance(space, gym.spaces.Box):
+        features = features * (1.0 / 255.0)
+    return features.flatten(values.dim() - len(shape)) if shape else features.unsqueeze(-1)
+
+
+def initialise(layer: nn.Linear | nn.Conv2d, gain: float, orthogonal: bool) -> None:
+    """Orthogonal weights and zero biases (the known detail of PPO: Huang et al., 2022), or PyTorch's own."""
+    if orthogonal:
+        nn.init.orthogonal_(layer.weight, gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+class NatureCNN(nn.Module):
+    """Mnih et al., 2015: 32 8x8/4, 64 4x4/2, 64 3x3/1, 512, with ReLU whatever the other layers use."""
+
+    def __init__(self, channels: int, height: int, width: int, *, orthogonal: bool) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels, 32, 8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, stride=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        with torch.no_grad():
+            flat_size = self.convolutions(torch.zeros(1, channels, height, width)).shape[1]
+        self.projection = nn.Linear(flat_size, _CNN_FEATURES)
+        for layer in (*self.convolutions, self.projection):
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                initialise(layer, float(np.sqrt(2.0)), orthogonal)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, 512]"""
+        features: Tensor = self.projection(self.convolutions(frames)).relu_()
+        return features
+
+
+class MLP(nn.Module):
+    """Linear layers, each followed by the activation. No layers: the identity."""
+
+    def __init__(self, num_inputs: int, sizes: Sequence[int], activation: Activation, *, orthogonal: bool) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size in sizes:
+            linear = nn.Linear(num_inputs, size)
+            initialise(linear, float(np.sqrt(2.0)), orthogonal)
+            layers += [linear, ACTIVATIONS[activation]()]
+            num_inputs = size
+        self.layers = nn.Sequential(*layers)
+        self.num_features = num_inputs
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        features: Tensor = self.layers(inputs)
+        return features
+
+
+class Torso(nn.Module):
+    """Features of named observations: each image through its own CNN, all the rest side by side through one MLP."""
+
+    def __init__(
+        self,
+        spaces: Mapping[str, gym.Space[Any]],
+        *,
+        kind: Literal["auto", "mlp", "cnn"],
+        hidden_sizes: Sequence[int],
+        activation: Activation,
+        orthogonal: bool,
+    ) -> None:
+        super().__init__()
+        shapes = {name: None if kind == "mlp" else image_shape(space) for name, space in spaces.items()}
+        self.images = {name: spaces[name] for name, shape in shapes.items() if shape is not None}
+        self.vectors = {name: space for name, space in spaces.items() if name not in self.images}
+        if kind == "cnn" and not self.images:
+            raise ValueError(f"torso=cnn, but no observation is an image of at least 36 x 36: {dict(spaces)}; use mlp")
+        self.cnns = nn.ModuleList(
+            NatureCNN(*shape, orthogonal=orthogonal) for shape in shapes.values() if shape is not None
+        )
+        self.num_features = _CNN_FEATURES * len(self.images)
+        self.mlp: MLP | None = None
+        if self.vectors:
+            num_inputs = sum(vector_size(space) for space in self.vectors.values())
+            self.mlp = MLP(num_inputs, hidden_sizes, activation, orthogonal=orthogonal)
+            self.num_features += self.mlp.num_features
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """name -> [..., *shape] to [..., num_features]; any leading axes."""
+        parts = [
+            self._image_features(observations[name], space, cnn)
+            for (name, space), cnn in zip(self.images.items(), self.cnns, strict=True)
+        ]
+        if self.mlp is not None:
+            vectors = [vector_features(observations[name], space) for name, space in self.vectors.items()]
+            parts.append(self.mlp(vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1)))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    @staticmethod
+    def _image_features(frames: Tensor, space: gym.Space[Any], cnn: nn.Module) -> Tensor:
+        assert isinstance(space, gym.spaces.Box)
+        lead = frames.shape[: frames.dim() - len(space.shape)]
+        channels_first = to_channels_first(frames.reshape(-1, *space.shape), space)
+        # channels_last makes the CPU's convolutions a third faster in training; on bytes the copy is cheap.
+        pixels = channels_first.contiguous(memory_format=torch.channels_last).float()
+        if space.dtype == np.uint8:
+            pixels = pixels * (1.0 / 255.0)
+        features: Tensor = cnn(pixels)
+        return features.reshape(*lead, _CNN_FEATURES)
+
+
+class RecurrentCore(nn.Module):
+    """An LSTM or GRU whose state restarts where an episode does. States are [num_states, B, hidden]: (h, c) or (h,)."""
+
+    def __init__(self, kind: Literal["lstm", "gru"], num_inputs: int, size: int, *, orthogonal: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.num_states = 2 if kind == "lstm" else 1
+        self.cell: nn.LSTM | nn.GRU = (nn.LSTM if kind == "lstm" else nn.GRU)(num_inputs, size)
+        if orthogonal:
+            for name, parameter in self.cell.named_parameters():
+                nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
+
+    def step(self, features: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: features [B, F] to (outputs [B, hidden], the state after it)."""
+        state = state * (~episode_starts).to(state.dtype).unsqueeze(-1)
+        w_ih, w_hh = cast(Tensor, self.cell.weight_ih_l0), cast(Tensor, self.cell.weight_hh_l0)
+        b_ih, b_hh = cast(Tensor, self.cell.bias_ih_l0), cast(Tensor, self.cell.bias_hh_l0)
+        if self.num_states == 2:
+            outputs, memory = torch.lstm_cell(features, (state[0], state[1]), w_ih, w_hh, b_ih, b_hh)
+            return outputs, torch.stack((outputs, memory))
+        outputs = torch.gru_cell(features, state[0], w_ih, w_hh, b_ih, b_hh)
+        return outputs, outputs.unsqueeze(0)
+
+    def unroll(
+        self, features: Tensor, state: Tensor, episode_starts: Tensor, *, keep_after: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        """T steps: features [T, B, F], the state before them, episode_starts [T, B].
+
+        Cut where any env restarts, each piece one call of the fused kernel. Measured at T=128, B=8, 17-25 restarts:
+        3-4 times faster forward and backward than a loop over a cell, 2 times than packing every episode.
+
+        Returns:
+          outputs [T, B, hidden]; the state after step T-1; the states after each step of `keep_after` (and some more).
+        """
+        num_steps = features.shape[0]
+        restarts = [t for t, any_env in enumerate(episode_starts.any(dim=1).tolist()) if any_env]
+        cuts = sorted({0, num_steps, *restarts, *(t + 1 for t in keep_after)})
+        outputs: list[Tensor] = []
+        states: dict[int, Tensor] = {}
+        for begin, end in pairwise(cuts):
+            state = state * (~episode_starts[begin]).to(state.dtype).unsqueeze(-1)
+            output, state = self._run(features[begin:end], state)
+            outputs.append(output)
+            states[end - 1] = state
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)), state, states
+
+    def _run(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(self.cell, nn.LSTM):
+            outputs, (hidden, memory) = self.cell(features, (state[0:1], state[1:2]))
+            return outputs, torch.cat((hidden, memory))
+        outputs, hidden = self.cell(features, state)
+        return outputs, hidden

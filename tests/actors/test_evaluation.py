@@ -1,0 +1,152 @@
+"""An evaluation is a function of weights and seed alone; a video is one of its episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from rollcall.actors.envs import EnvConfig, make_env
+from rollcall.actors.evaluation import EvalConfig, EvalResult, Evaluator
+from rollcall.actors.video import record_video
+from rollcall.cluster.errors import BadInput, EnvFailure
+from rollcall.cluster.messages import Weights, pack_weights
+from rollcall.cluster.seeds import derive_seed
+
+CARTPOLE = EnvConfig(id="CartPole-v1")
+
+
+def weights(gain: float = 50.0, version: int = 3) -> Weights:
+    return pack_weights("policy", 1, version, {"gain": np.array([gain], np.float32)})
+
+
+def evaluate(
+    numpy_policy: Any, env: EnvConfig = CARTPOLE, *, recurrent: bool = False, seed: int = 5, **settings: Any
+) -> EvalResult:
+    space = make_env(env).action_space
+    evaluator = Evaluator(env, EvalConfig(**{"episodes": 7} | settings), lambda: numpy_policy(space, recurrent))
+    return evaluator.evaluate(weights(), seed=seed)
+
+
+def test_each_episode_is_that_of_a_single_env_from_its_own_seed(numpy_policy: Any) -> None:
+    result = evaluate(numpy_policy)
+    for i in range(7):
+        env = make_env(CARTPOLE)
+        observation, _ = env.reset(seed=derive_seed(5, "eval", i) >> 32)
+        policy = numpy_policy(env.action_space, gain=50.0)
+        rollout = policy.rollout(num_steps=500, num_envs=1, seed=0, recurrent_state=None, greedy=True)
+        total, length, over = 0.0, 0, False
+        while not over:
+            _, actions = rollout.act({"observation": observation[None]}, episode_starts=np.zeros(1, bool))
+            observation, reward, terminated, truncated, _ = env.step(actions[0])
+            total, length, over = total + float(reward), length + 1, terminated or truncated
+        assert (result.returns[i], result.lengths[i]) == (total, length)
+    assert len(set(result.lengths)) > 3
+
+
+@pytest.mark.parametrize(
+    "settings", [{"greedy": True}, {"greedy": True, "recurrent": True}, {"greedy": False}], ids=str
+)
+def test_the_result_does_not_depend_on_how_many_envs_are_stepped_at_once(
+    numpy_policy: Any, settings: dict[str, Any]
+) -> None:
+    results = [evaluate(numpy_policy, num_envs=num_envs, **settings) for num_envs in (1, 3, 20)]
+    assert results[0] == results[1] == results[2]
+    assert results[0] != evaluate(numpy_policy, num_envs=3, **{**settings, "seed": 6})
+
+
+def test_the_same_weights_and_seed_give_the_same_result_again(numpy_policy: Any) -> None:
+    evaluator = Evaluator(CARTPOLE, EvalConfig(), lambda: numpy_policy(gym.spaces.Discrete(2)))
+    first = evaluator.evaluate(weights(), 4)
+    evaluator.evaluate(weights(gain=20.0), 4)
+    assert evaluator.evaluate(weights(), 4) == first
+    assert (first.n, first.policy_version, len(first.returns)) == (4, 3, 4)
+    assert first.mean == pytest.approx(np.mean(first.returns))
+    assert first.std == pytest.approx(np.std(first.returns))
+    assert evaluator.evaluate(weights(), 3).returns == first.returns[:3]
+    evaluator.close()
+    with pytest.raises(ValueError, match="episodes=0"):
+        evaluator.evaluate(weights(), 0)
+
+
+def test_an_episode_longer_than_a_rollout_remembers_across_the_border(
+    numpy_policy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pendulum = EnvConfig(id="Pendulum-v1")
+    whole = evaluate(numpy_policy, pendulum, recurrent=True)
+    monkeypatch.setattr("rollcall.actors.evaluation._CHUNK_STEPS", 7)
+    assert evaluate(numpy_policy, pendulum, recurrent=True) == whole
+    assert set(whole.lengths) == {200}
+
+
+def test_an_episode_without_an_end_is_cut(numpy_policy: Any, counter_module: str) -> None:
+    result = evaluate(
+        numpy_policy,
+        EnvConfig(id=f"{counter_module}:Counter", kwargs={"length": 10**9}),
+        episodes=2,
+        max_steps_per_episode=30,
+    )
+    assert result.lengths == (30, 30)
+    assert result.returns == (465.0, 465.0)
+
+
+def test_returns_are_the_envs_own(numpy_policy: Any, counter_module: str) -> None:
+    result = evaluate(numpy_policy, EnvConfig(id=f"{counter_module}:Counter", reward_clip=1.0), episodes=3)
+    assert result.returns == (15.0, 15.0, 15.0)
+
+
+def test_an_env_that_raises_gives_no_result_with_holes(numpy_policy: Any, counter_module: str) -> None:
+    env = EnvConfig(id=f"{counter_module}:Counter", kwargs={"raise_at": 3, "only_some": False})
+    with pytest.raises(EnvFailure, match=r"(?s)env 0 raised RuntimeError: the arm fell off.*Traceback"):
+        evaluate(numpy_policy, env)
+
+
+def test_a_video_shows_one_episode(numpy_policy: Any, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("pygame")
+    policy = numpy_policy(gym.spaces.Discrete(2))
+    policy.load(weights())
+    path = tmp_path / "videos" / "cartpole.gif"
+    total = record_video(CARTPOLE, policy, path, seed=5)
+    assert total == evaluate(numpy_policy).returns[0], "the evaluation's first episode"
+    with image.open(path) as video:
+        shown_ms = 0  # frames that look the same are one that is shown longer
+        for i in range(video.n_frames):
+            video.seek(i)
+            shown_ms += video.info["duration"]
+        assert shown_ms == 20 * (total + 1)
+        assert video.size[0] == 480
+
+
+def test_what_cannot_be_filmed_is_refused(numpy_policy: Any, counter_module: str, tmp_path: Path) -> None:
+    policy = numpy_policy(gym.spaces.Discrete(2))
+    with pytest.raises(BadInput, match=r"only GIF can be written: name it run\.gif"):
+        record_video(CARTPOLE, policy, tmp_path / "run.mp4")
+    with pytest.raises(BadInput, match="Counter' does not render"):
+        record_video(EnvConfig(id=f"{counter_module}:Counter"), policy, tmp_path / "run.gif")
+    assert not list(tmp_path.glob("*.gif"))
+
+
+def test_rendering_that_fails_is_refused(numpy_policy: Any, user_module: Callable[[str], str], tmp_path: Path) -> None:
+    module = user_module(
+        """
+        class Blind(gym.Env):
+            metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+            observation_space, action_space = spaces.Discrete(2), spaces.Discrete(2)
+
+            def __init__(self, render_mode=None):
+                self.render_mode = render_mode
+
+            def reset(self, *, seed=None, options=None):
+                return 0, {}
+
+            def render(self):
+                raise RuntimeError("no display")
+        """
+    )
+    with pytest.raises(BadInput, match=r"Blind' cannot render here \(RuntimeError: no display\)"):
+        record_video(EnvConfig(id=f"{module}:Blind"), numpy_policy(gym.spaces.Discrete(2)), tmp_path / "run.gif")

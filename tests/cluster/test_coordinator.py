@@ -1,0 +1,272 @@
+"""The loop against workers that fail, repeat themselves, come late, and die: the books balance whatever they do."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollcall.cluster.audit import audit_run
+from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
+from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog
+from rollcall.cluster.coordinator import Coordinator, Plan
+from rollcall.cluster.errors import EnvFailure
+from rollcall.cluster.ledger import Ledger
+from rollcall.cluster.messages import EpisodeStats, Produced, Ticket, Timing, pack_weights
+from rollcall.cluster.store import Store
+from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.workers import Event, LearnerLost, StepDone, StepRequest, TicketFailed, TicketProduced
+
+BATCH = 3
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What stands for a trajectory."""
+
+    ticket_id: int
+    attempt: int
+    min_policy_version: int
+
+    def digest(self) -> str:
+        return f"{self.ticket_id}-{self.attempt}"
+
+
+@dataclass(frozen=True)
+class Report:
+    step: int
+    epoch: int
+    skipped: bool
+    update_s: float = 0.01
+    wait_s: float = 0.0
+    learning_rate: float = 1e-3
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {"loss": 0.0}
+
+
+class FaultyWorkers:
+    """Workers that do their work in a random order and, with the given chances, badly."""
+
+    def __init__(self, directory: Path, seed: int, **chances: float) -> None:
+        self.random = random.Random(seed)
+        self.chances = chances
+        self.directory = directory
+        self.log = ConsumptionLog(directory / "logs" / LOG_NAME)
+        self.tickets: list[Ticket] = []
+        self.steps: deque[tuple[StepRequest, Sequence[Rollout]]] = deque()
+        self.version = 0
+        self.incarnations: dict[int, int] = {}
+        self.restarts = 0
+        self.learner_deaths = 0
+
+    def happens(self, what: str) -> bool:
+        return self.random.random() < self.chances.get(what, 0.0)
+
+    def submit_ticket(self, ticket: Ticket) -> None:
+        assert ticket.payload.incarnation >= self.incarnations.get(ticket.payload.shard, 0)
+        self.incarnations[ticket.payload.shard] = ticket.payload.incarnation
+        self.tickets.append(ticket)
+
+    def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
+        self.steps.append((request, handles))
+
+    def submit_eval(self, *, step: int, env_steps: int) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        if self.tickets and (not self.steps or self.random.random() < 0.8):
+            return self._produce(self.tickets.pop(self.random.randrange(len(self.tickets))))
+        if self.steps:
+            return [self._learn()]
+        return []
+
+    def _produce(self, ticket: Ticket) -> list[Event]:
+        if self.happens("fail"):
+            failed = TicketFailed(ticket.ticket_id, ticket.attempt, ticket.epoch, "actor_died", "it was killed", True)
+            # The result of an attempt that was given up may still come, late.
+            return [failed, self._produced(ticket)] if self.happens("late") else [failed]
+        produced = self._produced(ticket)
+        return [produced, produced] if self.happens("twice") else [produced]
+
+    def _produced(self, ticket: Ticket) -> TicketProduced:
+        version = ticket.min_policy_version
+        rollout = Rollout(ticket.ticket_id, ticket.attempt, version)
+        produced = Produced(
+            ticket_id=ticket.ticket_id,
+            attempt=ticket.attempt,
+            epoch=ticket.epoch,
+            actor_id="actor",
+            min_policy_version=version,
+            num_steps=5,
+            size_bytes=0,
+            episodes=(EpisodeStats(1.0, 5),),
+            env_restarts=0,
+            timing=Timing(act_s=0.01),
+        )
+        return TicketProduced(produced, rollout)
+
+    def _learn(self) -> Event:
+        request, rollouts = self.steps.popleft()
+        if self.happens("learner dies"):
+            self.learner_deaths += 1
+            if self.random.random() < 0.5:  # after it had written its log
+                self.log.append(request.step, request.epoch, rollouts)
+            self.steps.clear()
+            return LearnerLost("it was killed")
+        self.log.append(request.step, request.epoch, rollouts)
+        if request.checkpoint_directory is not None:
+            self._save(request.checkpoint_directory, request.step + 1)
+        return StepDone(Report(request.step, request.epoch, self.happens("skip")), request.step + 1)
+
+    def _save(self, directory: Path, version: int) -> None:
+        write_weights(directory, pack_weights("policy", 1, version, {"w": np.array([version])}))
+        write_state(directory, "learner", {}, {})
+
+    def publish(self, weights: Any) -> None:
+        self.version = weights
+
+    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
+        self._save(directory, version)
+
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
+        self.version = version
+
+    def shard_states(self) -> None:
+        return None
+
+    def waiting_for(self) -> str:
+        return f"{len(self.tickets)} tickets"
+
+    def release(self, handle: Any) -> None: ...
+
+
+class Recorder:
+    """metrics.jsonl, as far as the audit reads it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "metrics.jsonl"
+        self.events: list[str] = []
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def on_eval(self, record: dict[str, Any]) -> None: ...
+
+    def on_event(self, kind: str, text: str) -> None:
+        self.events.append(kind)
+        if kind == "restored":
+            step = int(text.split()[1])
+            lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+            self.path.write_text("".join(lines[:step]))
+
+
+def coordinate(
+    directory: Path, store: Store, workers: FaultyWorkers, *, lag: int, steps: int = 25
+) -> tuple[Coordinator, Recorder]:
+    address: dict[str, Any] = store.client.get_connection_kwargs()
+    (directory / "redis").mkdir(parents=True, exist_ok=True)
+    (directory / "redis" / "run_id").write_text(store.run_id)
+    (directory / "redis" / "url").write_text(f"redis://:{address['password']}@127.0.0.1:{address['port']}")
+    (directory / "config.yaml").write_text(f"max_policy_lag: {lag}\n")
+    plan = Plan(
+        run_id=store.run_id,
+        run_seed=0,
+        policy_id="policy",
+        config_hash="c",
+        unit="fragment",
+        num_shards=BATCH,
+        tickets_per_step=BATCH,
+        max_policy_lag=lag,
+        on_stale="wait",
+        total_learner_steps=steps,
+        total_env_steps=None,
+        ticket_deadline_s=1,
+        checkpoint_every_steps=4,
+        eval_every_steps=None,
+        prefetch_steps=1 if lag else 0,
+        consumption_log=directory / "logs" / LOG_NAME,
+        exact_checkpoints=False,
+    )
+    recorder = Recorder(directory)
+    coordinator = Coordinator(
+        plan,
+        workers=workers,
+        ledger=Ledger(store, tickets_per_step=BATCH),
+        checkpoints=CheckpointWriter(directory, keep=3),
+        recorders=[recorder],
+        watchdog=Watchdog(warning_s=5, timeout_s=10),
+    )
+    coordinator.begin()
+    coordinator.checkpoint_now()
+    return coordinator, recorder
+
+
+@pytest.mark.parametrize("lag", [0, 1, 4])
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_workers_do_the_books_balance(tmp_path: Path, store: Store, lag: int, seed: int) -> None:
+    workers = FaultyWorkers(tmp_path, seed, fail=0.15, late=0.5, twice=0.1, skip=0.1, **{"learner dies": 0.05})
+    coordinator, recorder = coordinate(tmp_path, store, workers, lag=lag)
+    coordinator.run()
+    assert coordinator.finished
+    counts = coordinator._ledger.counts()
+    assert counts.balanced
+    assert counts.in_flight == 0
+    assert counts.committed == 25 * BATCH
+    assert coordinator.counters.lag_max <= lag
+    assert [str(item) for item in audit_run(tmp_path)] == []
+    assert coordinator.restarts == workers.learner_deaths == recorder.events.count("learner_lost")
+
+
+def test_a_result_that_comes_twice_or_late_is_refused_and_counted(tmp_path: Path, store: Store) -> None:
+    workers = FaultyWorkers(tmp_path, 0, fail=0.2, late=1.0, twice=0.3)
+    coordinator, _ = coordinate(tmp_path, store, workers, lag=1)
+    coordinator.run()
+    assert coordinator._ledger.counts().duplicates_refused > 5
+    assert coordinator._ledger.counts().committed == 25 * BATCH
+
+
+def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path: Path, store: Store) -> None:
+    class Cursed(FaultyWorkers):
+        def _produce(self, ticket: Ticket) -> list[Event]:
+            if ticket.ticket_id == 5:
+                return [TicketFailed(5, ticket.attempt, ticket.epoch, "deadline", "it hangs", True)]
+            return super()._produce(ticket)
+
+    coordinator, recorder = coordinate(tmp_path, store, Cursed(tmp_path, 0), lag=1)
+    coordinator.run()
+    counts = coordinator._ledger.counts()
+    assert counts.dropped_by_reason == {"deadline": 2, "attempts_exhausted": 1}
+    assert counts.committed == 25 * BATCH
+    assert "attempts_exhausted" in recorder.events
+    assert coordinator.counters.incarnations[5 % BATCH] == 3
+
+
+def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:
+    class Broken(FaultyWorkers):
+        def _produce(self, ticket: Ticket) -> list[Event]:
+            return [TicketFailed(ticket.ticket_id, 1, ticket.epoch, "env_failed", "no wheel", True)]
+
+    coordinator, _ = coordinate(tmp_path, store, Broken(tmp_path, 0), lag=1)
+    with pytest.raises(EnvFailure, match="no wheel"):
+        coordinator.run()
+
+
+def test_a_stop_leaves_a_checkpoint_of_the_last_step_and_books_what_was_under_way(tmp_path: Path, store: Store) -> None:
+    coordinator, _ = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=4)
+    coordinator._stop_requested = lambda: coordinator.step >= 6
+    coordinator.run()
+    counts = coordinator._ledger.counts()
+    assert not coordinator.finished
+    assert counts.in_flight == 0
+    assert counts.dropped_by_reason.keys() == {"stopped"}
+    assert latest_checkpoint(tmp_path)[1].step == coordinator.step
+    assert [str(item) for item in audit_run(tmp_path)] == []

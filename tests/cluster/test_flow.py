@@ -1,0 +1,140 @@
+"""The flow-control rules, against a simulation of actors with heavy-tailed durations."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import pytest
+
+from rollcall.cluster.flow import FlowControl
+
+
+def simulate(
+    *,
+    eta: int,
+    seed: int,
+    num_actors: int,
+    tickets_per_step: int,
+    steps: int,
+    on_stale: str = "wait",
+    learn_s: float = 1.0,
+) -> dict[str, float]:
+    """Actors take tickets in order and act under the newest version at the moment they begin; durations are Pareto
+    (shape 1.2: infinite variance). Returns what happened; raises on a deadlock or on a bound that is broken."""
+    rng = np.random.default_rng(seed)
+    flow: FlowControl[None] = FlowControl(
+        tickets_per_step=tickets_per_step, max_policy_lag=eta, total_learner_steps=steps, on_stale=on_stale
+    )
+    clock, next_ticket, max_lag, dropped, issued = 0.0, 0, 0, 0, 0
+    waiting: list[tuple[int, int]] = []  # (ticket, attempt) without an actor
+    reissue: list[tuple[int, int]] = []
+    idle = num_actors
+    events: list[tuple[float, int, str, tuple[int, int, int]]] = []
+    learner_busy = False
+    serial = 0
+    while flow.version < steps:
+        while flow.may_issue():
+            ticket, attempt = reissue.pop(0) if reissue else (next_ticket, 1)
+            next_ticket += attempt == 1
+            flow.issued(ticket)
+            issued += 1
+            waiting.append((ticket, attempt))
+        assert flow.num_live <= min(flow.version + eta + 1, steps) * tickets_per_step
+        while idle and waiting:
+            idle -= 1
+            ticket, attempt = waiting.pop(0)
+            serial += 1
+            heapq.heappush(events, (clock + rng.pareto(1.2) + 0.1, serial, "produced", (ticket, attempt, flow.version)))
+        if not learner_busy:
+            cut = flow.cut()
+            if cut:
+                for ready in cut.stale:
+                    dropped += 1
+                    reissue.append((ready.ticket_id, ready.attempt + 1))
+                if cut.batch:
+                    max_lag = max(max_lag, *(flow.version - ready.min_version for ready in cut.batch))
+                    learner_busy = True
+                    serial += 1
+                    heapq.heappush(events, (clock + learn_s, serial, "learned", (0, 0, 0)))
+                continue
+        assert events, f"deadlock at version {flow.version}: nothing runs and nothing may begin"
+        clock, _, kind, (ticket, attempt, version) = heapq.heappop(events)
+        if kind == "produced":
+            idle += 1
+            flow.produced(ticket, attempt, version, None)
+        else:
+            learner_busy = False
+            flow.consumed()
+    in_flight = flow.num_in_flight + flow.num_ready
+    return {"max_lag": max_lag, "dropped": dropped, "issued": issued, "in_flight": in_flight, "clock": clock}
+
+
+@pytest.mark.parametrize("eta", range(5))
+@pytest.mark.parametrize(("num_actors", "tickets_per_step"), [(1, 1), (3, 4), (8, 4), (16, 5), (40, 8)])
+def test_no_deadlock_no_rollout_over_the_bound_and_nothing_dropped(
+    eta: int, num_actors: int, tickets_per_step: int
+) -> None:
+    for seed in range(5):
+        result = simulate(eta=eta, seed=seed, num_actors=num_actors, tickets_per_step=tickets_per_step, steps=60)
+        assert result["max_lag"] <= eta
+        assert result["dropped"] == 0
+        assert result["in_flight"] == 0  # a completed run leaves nothing behind
+        assert result["issued"] == 60 * tickets_per_step
+
+
+def test_lag_buys_time_when_durations_are_heavy_tailed() -> None:
+    def run(eta: int) -> float:
+        return sum(simulate(eta=eta, seed=s, num_actors=8, tickets_per_step=8, steps=60)["clock"] for s in range(5))
+
+    assert run(1) < run(0)
+    assert run(4) < run(1)
+
+
+@pytest.mark.parametrize("eta", range(1, 5))
+def test_drop_keeps_the_bound_too_and_every_ticket_is_issued_again(eta: int) -> None:
+    results = [
+        simulate(eta=eta, seed=s, num_actors=16, tickets_per_step=4, steps=60, on_stale="drop", learn_s=0.3)
+        for s in range(5)
+    ]
+    for result in results:
+        assert result["max_lag"] <= eta
+        assert result["issued"] == 60 * 4 + result["dropped"]
+        assert result["in_flight"] == 0
+    assert sum(result["dropped"] for result in results) > 0  # else this test shows nothing
+
+
+def test_batches_are_cut_oldest_version_first_and_readiness_breaks_ties() -> None:
+    flow: FlowControl[str] = FlowControl(tickets_per_step=2, max_policy_lag=2, total_learner_steps=10)
+    for ticket in range(6):
+        assert flow.may_issue()
+        flow.issued(ticket)
+    assert not flow.may_issue()
+    for ticket, version in [(5, 0), (3, 1), (2, 0), (4, 1), (0, 1), (1, 1)]:
+        flow.produced(ticket, 1, version, "")
+    cut = flow.cut()
+    assert cut is not None and [ready.ticket_id for ready in cut.batch] == [2, 5]
+
+
+def test_lag_zero_takes_tickets_in_order_and_waits_for_all() -> None:
+    flow: FlowControl[str] = FlowControl(tickets_per_step=3, max_policy_lag=0, total_learner_steps=2)
+    assert [flow.issued(t) for t in range(3)] == [0, 0, 0]
+    assert not flow.may_issue()
+    flow.produced(2, 1, 0, "")
+    flow.produced(0, 1, 0, "")
+    assert flow.cut() is None
+    flow.produced(1, 1, 0, "")
+    cut = flow.cut()
+    assert cut is not None and [ready.ticket_id for ready in cut.batch] == [0, 1, 2]
+    assert not flow.may_issue()  # until the batch is consumed
+    flow.consumed()
+    assert flow.may_issue()
+
+
+def test_a_rollout_over_the_bound_is_dropped_at_the_cut() -> None:
+    flow: FlowControl[str] = FlowControl(tickets_per_step=1, max_policy_lag=1, total_learner_steps=9, version=5)
+    flow.issued(0)
+    flow.produced(0, 1, 3, "")
+    cut = flow.cut()
+    assert cut is not None and cut.batch == () and [ready.ticket_id for ready in cut.stale] == [0]
+    assert flow.num_live == 5 and flow.may_issue()

@@ -1,0 +1,247 @@
+"""What a run writes down: fixed keys, whole lines, nothing of what a restore has undone, and all of it cheaply."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from rollcall.deploy.progress import LiveView, PlainLines, Tally, duration, number
+from rollcall.deploy.recorders import STEP_KEYS, JsonLines, TensorBoard, plain, read_jsonl, truncate_after
+
+START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
+
+
+def step_record(step: int, **more: Any) -> dict[str, Any]:
+    record = {
+        "step": step,
+        "epoch": 1,
+        "policy_version": step + 1,
+        "wait_batch_s": 0.01,
+        "update_s": 0.03,
+        "publish_s": 0.001,
+        "lag_max": 1,
+        "lag_mean": 0.5,
+        "return_mean": 20.0 + step,
+        "env_steps": (step + 1) * 2048,
+        "policy_loss": -0.01,
+    }
+    return record | more
+
+
+def test_metrics_hold_every_fixed_key_in_every_line(tmp_path: Path) -> None:
+    recorder = JsonLines(tmp_path)
+    recorder.on_start(START)
+    recorder.on_step({"step": 0, "env_steps": 2048, "policy_version": 1})
+    recorder.on_step(step_record(1, entropy=torch.tensor(0.6), clip_fraction=np.float32(0.25)))
+    recorder.close({})
+    first, second = read_jsonl(tmp_path / "metrics.jsonl")
+    assert set(STEP_KEYS) <= first.keys()
+    assert first["return_mean"] is None
+    assert second["entropy"] == pytest.approx(0.6)
+    assert second["clip_fraction"] == 0.25
+    assert second["elapsed_s"] >= first["elapsed_s"] >= 0
+
+
+def test_a_line_is_on_disk_as_soon_as_its_step_is_over(tmp_path: Path) -> None:
+    recorder = JsonLines(tmp_path)
+    recorder.on_start(START)
+    recorder.on_step(step_record(0))
+    assert len(read_jsonl(tmp_path / "metrics.jsonl")) == 1
+    recorder.close({})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), torch.tensor(float("-inf"))])
+def test_what_is_not_finite_is_written_as_null_so_that_any_json_reader_can_read_it(tmp_path: Path, value: Any) -> None:
+    recorder = JsonLines(tmp_path)
+    recorder.on_start(START)
+    recorder.on_step(step_record(0, value_loss=value, nested={"inner": [value, 1]}))
+    recorder.close({})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"bare {constant}")
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line["value_loss"] is None
+    assert line["nested"] == {"inner": [None, 1]}
+
+
+def test_truncate_after_keeps_the_step_and_drops_later_ones_and_half_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(10)) + '{"step": 10, "up')
+    assert truncate_after(path, 6) == 4
+    assert [record["step"] for record in read_jsonl(path)] == list(range(7))
+    assert truncate_after(path, 6) == 0
+    assert truncate_after(tmp_path / "absent.jsonl", 6) == 0
+
+
+def test_a_resumed_run_records_each_step_once_and_its_clock_goes_on(tmp_path: Path) -> None:
+    killed = JsonLines(tmp_path)
+    killed.on_start(START)
+    for step in range(8):
+        killed.on_step(step_record(step))
+    killed.on_eval({"step": 4, "env_steps": 1, "mean": 1.0})
+    killed.on_eval({"step": 7, "env_steps": 1, "mean": 2.0})
+    killed.close({})  # every line was flushed before: closing adds nothing that a kill would not leave
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "ep')  # killed in the middle of a line
+    resumed = JsonLines(tmp_path)
+    resumed.on_start(START | {"start_step": 5, "epoch": 2})  # the checkpoint had consumed batches 0 to 4
+    for step in range(5, 10):
+        resumed.on_step(step_record(step, epoch=2))
+    resumed.close({})
+    records = read_jsonl(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["epoch"]) for r in records] == [(s, 1 if s < 5 else 2) for s in range(10)]
+    clock = [r["elapsed_s"] for r in records]
+    assert clock == sorted(clock)
+    assert [r["mean"] for r in read_jsonl(tmp_path / "evals.jsonl")] == [1.0]
+
+
+def test_steps_that_come_again_after_a_lost_learner_replace_the_first_ones(tmp_path: Path) -> None:
+    recorder = JsonLines(tmp_path)
+    recorder.on_start(START)
+    for step in [0, 1, 2, 3, 4, 2, 3, 4, 5]:
+        recorder.on_step(step_record(step))
+    recorder.on_event("checkpoint", "step 6")
+    recorder.close({})
+    assert [r["step"] for r in read_jsonl(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 4, 5]
+    assert read_jsonl(tmp_path / "events.jsonl")[0]["kind"] == "checkpoint"
+
+
+def scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """(tag, step) -> value, as TensorBoard's own reader sees it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return {(tag, e.step): e.value for tag in reader.Tags()["scalars"] for e in reader.Scalars(tag)}
+
+
+def test_tensorboard_reads_back_what_was_recorded(tmp_path: Path) -> None:
+    recorder = TensorBoard(tmp_path)
+    recorder.on_start(START)
+    for step in range(3):
+        recorder.on_step(step_record(step, value_loss=float("nan") if step == 1 else 2.0))
+    recorder.on_eval({"step": 3, "env_steps": 6144, "mean": 88.0, "std": 3.0, "n": 20})
+    recorder.close({})
+    recorder.close({})
+    found = scalars(tmp_path / "tensorboard")
+    assert found["rollout/return_mean", 2] == 22.0
+    assert found["update/value_loss", 0] == 2.0
+    assert ("update/value_loss", 1) not in found
+    assert found["eval/mean", 3] == 88.0
+
+
+def test_tensorboard_forgets_the_steps_that_a_resume_does_again(tmp_path: Path) -> None:
+    for start, stop, value in [(0, 8, 1.0), (5, 10, 2.0)]:
+        recorder = TensorBoard(tmp_path)
+        recorder.on_start(START | {"start_step": start})
+        for step in range(start, stop):
+            recorder.on_step(step_record(step, entropy=value))
+        recorder.close({})
+        time.sleep(1.1)  # event files are named by the second
+    found = scalars(tmp_path / "tensorboard")
+    assert {step: found["update/entropy", step] for step in range(10)} == {s: 1.0 if s < 5 else 2.0 for s in range(10)}
+
+
+def test_recording_a_step_costs_less_than_a_third_of_a_millisecond(tmp_path: Path) -> None:
+    """At 50 steps/s that is 1.5% of the driver. CPU time, the best of five, so that a busy machine does not matter."""
+    recorders = [JsonLines(tmp_path), TensorBoard(tmp_path), PlainLines(io.StringIO())]
+    for recorder in recorders:
+        recorder.on_start(START)
+    record = step_record(0, **{f"metric_{n}": n * 0.1 for n in range(15)})
+    costs = []
+    for repeat in range(5):
+        began = time.process_time()
+        for step in range(200):
+            for recorder in recorders:
+                recorder.on_step(record | {"step": repeat * 200 + step})
+        recorders[1]._flush()  # type: ignore[attr-defined]
+        costs.append((time.process_time() - began) / 200)
+    for recorder in recorders:
+        recorder.close({})
+    assert min(costs) < 0.3e-3
+
+
+def test_plain_lines_say_how_far_how_fast_and_how_long_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: clock[0])
+    stream = io.StringIO()
+    lines = PlainLines(stream, every_s=5.0)
+    lines.on_start(START)
+    for step in range(20):
+        clock[0] += 1.0
+        lines.on_step(step_record(step, bound_fraction=0.71))
+    lines.on_eval({"step": 20, "mean": 88.25, "std": 3.0, "n": 20})
+    lines.on_event("actor_died", "gym-1: SIGKILL")
+    printed = stream.getvalue().splitlines()
+    assert len(printed) == 4 + 2
+    last = printed[3]
+    for part in ("step 16/100", "2,048/s (71% of bound)", "lag 1", "return 35.0", "waiting 24%", "ETA 1 min 24 s"):
+        assert part in last
+    assert printed[-2:] == ["eval at step 20: 88.2 ± 3.0 over 20 episodes", "actor_died: gym-1: SIGKILL"]
+
+
+def test_the_live_view_shows_the_same_facts_in_place() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    view = LiveView(console)
+    view.on_start(START)
+    view.on_step(step_record(49, bound_fraction=0.71, restarts=2))
+    view.on_event("stale", "ticket [7]")
+    with console.capture() as capture:
+        console.print(view._render())
+    view.close({})
+    view.close({})
+    text = capture.get()
+    assert "50/100" in text
+    for part in ("lag", "return", "69.0", "drops", "restarts"):
+        assert part in text
+
+
+def test_rates_are_over_the_last_seconds_not_over_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: clock[0])
+    tally = Tally()
+    tally.on_start(START)
+    for step in range(60):
+        clock[0] += 1.0 if step < 30 else 0.5
+        tally.on_step(step_record(step))
+    assert tally.env_steps_per_s == pytest.approx(4096)
+
+
+def test_a_run_bounded_by_env_steps_alone_counts_those() -> None:
+    tally = Tally()
+    tally.on_start(START | {"total_learner_steps": None})
+    tally.on_step(step_record(9))
+    assert tally.done == (20_480, 204_800, "env step")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3412.7, "3,413"),
+        (0.0312, "0.0312"),
+        (12, "12"),
+        (None, "-"),
+        (float("nan"), "-"),
+        (0.0, "0.0"),
+        (-5.25, "-5.2"),
+    ],
+)
+def test_numbers_are_short(value: Any, text: str) -> None:
+    assert number(value) == text
+
+
+def test_durations_are_in_words() -> None:
+    assert [duration(s) for s in (3.4, 75, 3700)] == ["3 s", "1 min 15 s", "1 h 01 min"]
+
+
+def test_plain_turns_arrays_into_lists_and_the_rest_into_text() -> None:
+    assert plain({"a": np.arange(2), 3: Path("x")}) == {"a": [0, 1], "3": "x"}

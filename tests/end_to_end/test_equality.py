@@ -1,0 +1,71 @@
+"""What a result depends on, and what it must not depend on: runtime, number of actors, interruption."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+LAG_0 = ("max_policy_lag=0", "total_learner_steps=6")
+
+
+def final(run: Any) -> str:
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    summary = run.summary
+    assert summary["status"] == "completed"
+    return str(summary["weights_hash"])
+
+
+def test_serial_and_ray_end_with_the_same_weights_whatever_the_number_of_actors(bench: Any) -> None:
+    reference = final(bench.train(*LAG_0, "runtime=serial", name="serial"))
+    assert len(reference) == 32
+    for num_actors in (1, 2, 4):
+        run = bench.train(*LAG_0, f"actors.num={num_actors}", name=f"ray-{num_actors}")
+        assert final(run) == reference, f"{num_actors} actors"
+        assert bench.audit(f"ray-{num_actors}")[0] == 0
+    assert final(bench.train(*LAG_0, "runtime=serial", "seed=1", name="other")) != reference
+
+
+def test_a_killed_driver_resumes_to_the_weights_of_an_uninterrupted_run(bench: Any) -> None:
+    settings = ("max_policy_lag=0", "total_learner_steps=40", "runtime=serial", "checkpoint.every_steps=7")
+    whole = final(bench.train(*settings, name="whole"))
+    run = bench.train(*settings)
+    run.wait_for_step(10)
+    run.process.kill()
+    run.wait()
+    assert bench.audit()[0] == 0  # of a run that is neither finished nor alive
+    assert final(bench.start("resume", "run")) == whole
+    code, text = bench.audit()
+    assert code == 0, text
+    assert bench.started[-2].summary["ledger"]["rolled_back"] >= 0
+    assert [record["step"] for record in run.steps()] == list(range(40))
+
+
+def test_a_stopped_ray_run_resumes_to_the_weights_of_an_uninterrupted_one(bench: Any) -> None:
+    settings = ("max_policy_lag=0", "total_learner_steps=60", "actors.num=2")
+    whole = final(bench.train(*settings, "runtime=serial", "actors.num=1", name="whole"))
+    run = bench.train(*settings)
+    run.wait_for_step(5)
+    run.process.terminate()
+    run.wait()
+    assert run.process.returncode == 130, run.errors
+    assert run.summary["status"] == "stopped"
+    assert 5 < run.summary["learner_steps"] < 60
+    assert final(bench.start("resume", "run")) == whole
+    code, text = bench.audit()
+    assert code == 0, text
+
+
+def test_two_learner_processes_give_the_update_of_one(bench: Any) -> None:
+    settings = ("max_policy_lag=0", "total_learner_steps=1")
+    final(bench.train(*settings, "runtime=serial", name="one"))
+    final(bench.train(*settings, "learner.num_processes=2", name="two"))
+    one, two = (
+        load_file(bench.folder / "runs" / name / "checkpoints" / "step-00000001" / "weights.safetensors")
+        for name in ("one", "two")
+    )
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], atol=1e-5, rtol=0, err_msg=name)

@@ -1,0 +1,177 @@
+"""Members of a run are killed, hang, or lie, in mid-run; the run goes on, and the books balance."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+LONG = ("total_learner_steps=150", "actors.num=2", "checkpoint.every_steps=20")
+
+
+def assert_books_balance(bench: Any, run: Any) -> dict[str, Any]:
+    code, text = bench.audit()
+    assert code == 0, text
+    books: dict[str, Any] = run.summary["ledger"]
+    assert books["in_flight"] == 0
+    assert books["issued"] == books["committed"] + books["dropped"] + books["rolled_back"]
+    return books
+
+
+def test_a_killed_gym_actor_is_replaced_and_nothing_is_counted_twice(bench: Any) -> None:
+    run = bench.train(*LONG)
+    run.wait_for_step(20)
+    run.kill("GymActorProcess")
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    assert run.summary["restarts"] == 1
+    books = assert_books_balance(bench, run)
+    assert books["dropped_by_reason"].get("actor_died", 0) >= 1
+    assert books["committed"] == 150 * 4 and books["rolled_back"] == 0
+    assert [record["step"] for record in run.steps()] == list(range(150))
+
+
+def test_a_killed_learner_goes_back_to_the_checkpoint_and_on(bench: Any) -> None:
+    run = bench.train(*LONG)
+    run.wait_for_step(50)
+    run.kill("LearnerProcess")
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    assert run.summary["restarts"] == 1
+    books = assert_books_balance(bench, run)
+    assert books["committed"] == 150 * 4
+    assert books["dropped_by_reason"].get("restored", 0) >= 1
+    assert max(record["epoch"] for record in run.steps()) == 2
+
+
+def test_a_killed_parameter_server_is_replaced(bench: Any) -> None:
+    run = bench.train(*LONG)
+    run.wait_for_step(20)
+    run.kill("ParameterServerProcess")
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    assert run.summary["restarts"] >= 1
+    books = assert_books_balance(bench, run)
+    assert books["committed"] == 150 * 4
+    assert books["rolled_back"] == 0
+
+
+def test_a_killed_driver_leaves_no_child_and_resumes_from_its_checkpoint(bench: Any) -> None:
+    run = bench.train(*LONG)
+    run.wait_for_step(50)
+    children = psutil.Process(run.process.pid).children(recursive=True)
+    assert len(children) >= 5
+    run.process.kill()
+    run.process.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert alive == []
+    run.wait()
+    resumed = bench.start("resume", "run").wait()
+    assert resumed.process.returncode == 0, resumed.errors
+    books = assert_books_balance(bench, run)
+    assert books["committed"] == 150 * 4
+
+
+def test_a_killed_redis_is_started_again_and_the_run_goes_on(bench: Any) -> None:
+    run = bench.train(*LONG)
+    run.wait_for_step(20)
+    run.kill("redis-server")
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    assert_books_balance(bench, run)
+
+
+ENVS = """
+import os, time
+import gymnasium as gym
+import numpy as np
+
+class Faulty(gym.Wrapper):
+    def __init__(self, kind, marker):
+        super().__init__(gym.make("CartPole-v1"))
+        self.kind, self.marker, self.count = kind, marker, 0
+
+    def step(self, action):
+        self.count += 1
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.kind == "raise-always" and self.count > 50:
+            raise RuntimeError("the cart has lost a wheel")
+        if self.count == 300 and not os.path.exists(self.marker):
+            open(self.marker, "w").close()
+            if self.kind == "raise":
+                raise RuntimeError("the cart has lost a wheel")
+            if self.kind == "hang":
+                time.sleep(3600)
+            if self.kind == "nan":
+                observation = np.full_like(observation, np.nan)
+            if self.kind == "nan-reward":
+                reward = float("nan")
+        return observation, reward, terminated, truncated, info
+"""
+
+
+def faulty(bench: Any, kind: str) -> tuple[str, ...]:
+    (bench.folder / "faulty.py").write_text(
+        ENVS + f"\ndef make():\n    return Faulty({kind!r}, {str(bench.folder / 'marker')!r})\n"
+    )
+    return ("env=faulty:make", "total_learner_steps=60", "actors.num=2")
+
+
+def test_an_env_that_raises_is_restarted_its_boundary_masked_and_counted(bench: Any) -> None:
+    run = bench.train(*faulty(bench, "raise")).wait()
+    assert run.process.returncode == 0, run.errors
+    assert run.summary["env_restarts"] == 1
+    books = assert_books_balance(bench, run)
+    assert books["dropped"] == 0
+
+
+def test_an_env_that_always_raises_stops_the_run_with_its_own_traceback(bench: Any) -> None:
+    run = bench.train(*faulty(bench, "raise-always"), "actors.max_env_restarts=2").wait()
+    assert run.process.returncode == 1
+    assert "the cart has lost a wheel" in (run.directory / "logs" / "driver.log").read_text()
+    assert "faulty.py" in (run.directory / "logs" / "driver.log").read_text()
+    assert run.summary["status"] == "failed"
+    assert len(run.errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["nan", "nan-reward"])
+def test_nan_stops_that_trajectory_and_not_the_run(bench: Any, kind: str) -> None:
+    run = bench.train(*faulty(bench, kind)).wait()
+    assert run.process.returncode == 0, run.errors
+    books = assert_books_balance(bench, run)
+    assert books["dropped_by_reason"] == {"non_finite": 1}
+
+
+def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Any) -> None:
+    run = bench.train(*faulty(bench, "hang"), "actors.ticket_deadline_s=5").wait()
+    assert run.process.returncode == 0, run.errors
+    books = assert_books_balance(bench, run)
+    assert books["dropped_by_reason"]["deadline"] == 1
+    events = (run.directory / "events.jsonl").read_text()
+    assert "gym-" in events and "has not returned within 5 s" in events
+    traces = "".join(path.read_text() for path in (run.directory / "logs").glob("gym-*.trace"))
+    assert "faulty.py" in traces  # where it hangs
+
+
+def test_resuming_a_run_that_is_alive_is_refused(bench: Any) -> None:
+    run = bench.train("total_learner_steps=100000", "runtime=serial")
+    run.wait_for_step(1)
+    second = bench.start("resume", "run").wait()
+    assert second.process.returncode == 2
+    assert "in use by another driver" in second.errors and len(second.errors.strip().splitlines()) == 1
+    run.process.terminate()
+    run.wait()
+    assert run.process.returncode == 130
+
+
+def test_two_signals_stop_at_once(bench: Any) -> None:
+    run = bench.train("total_learner_steps=100000", "runtime=serial")
+    run.wait_for_step(1)
+    run.process.terminate()
+    run.process.terminate()
+    began = time.monotonic()
+    run.wait()
+    assert run.process.returncode == 130
+    assert time.monotonic() - began < 20

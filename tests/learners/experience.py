@@ -1,0 +1,96 @@
+"""Real CartPole experience for the learner's tests, produced by the real policy; and a learner to give it to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from rollcall.cluster.messages import GymTrajectory, Weights
+from rollcall.learners.collective import Collective
+from rollcall.learners.control import ControlExperience
+from rollcall.learners.learner import Learner, LearnerConfig
+from rollcall.learners.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.normaliser import RewardNormaliser
+from rollcall.learners.policy import TorchPolicy
+
+SPACES = (gym.spaces.Box(-5, 5, (4,), np.float32), gym.spaces.Discrete(2))
+
+
+def make_learner(
+    algorithm: Any,
+    *,
+    policy: PolicyConfig | None = None,
+    config: LearnerConfig | None = None,
+    collective: Collective | None = None,
+    log: Path | None = None,
+) -> Learner:
+    policy = policy or PolicyConfig()
+    network = build_actor_critic(*SPACES, policy, with_critic=algorithm.needs_critic, seed=3)
+    models = {"actor_critic": network, **algorithm.extra_models()}
+    normaliser = RewardNormaliser(0.99, policy.reward_clip) if policy.normalise_rewards else None
+    if normaliser is not None:
+        models["reward_normaliser"] = normaliser
+    return Learner(
+        models=models,
+        algorithm=algorithm,
+        config=config or LearnerConfig(learning_rate=1e-3),
+        policy_id="policy",
+        run_seed=0,
+        experience=ControlExperience(network, normaliser),
+        consumption_log=log,
+        collective=collective,
+    )
+
+
+def cartpole(
+    weights: Weights,
+    *,
+    ticket: int = 0,
+    num_steps: int = 64,
+    num_envs: int = 4,
+    policy: PolicyConfig | None = None,
+) -> GymTrajectory:
+    """One fragment from freshly reset envs (NEXT_STEP autoreset: the dead steps are masked)."""
+    envs: Any = gym.make_vec("CartPole-v1", num_envs, vectorization_mode="vector_entry_point")
+    acting = TorchPolicy(*SPACES, policy or PolicyConfig(), weights=weights)
+    state = acting.initial_recurrent_state(num_envs)
+    rollout = acting.rollout(num_steps=num_steps, num_envs=num_envs, seed=ticket, recurrent_state=state)
+    observation, _ = envs.reset(seed=ticket)
+    starts = np.ones(num_envs, bool)
+    dead = np.zeros(num_envs, bool)
+    rows: list[tuple[Any, ...]] = []
+    finals: list[tuple[int, int, Any]] = []
+    for t in range(num_steps):
+        stored, actions = rollout.act({"observation": observation}, episode_starts=starts)
+        following, reward, terminated, truncated, _ = envs.step(actions)
+        rows.append((observation, stored.copy(), reward, terminated, truncated, ~dead, starts))
+        ended = terminated | truncated
+        finals += [(t, b, following[b]) for b in np.nonzero(ended)[0]]
+        starts, dead, observation = dead, ended, following
+    columns = [np.stack(column) for column in zip(*rows, strict=True)]
+    observations, actions, rewards, terminated, truncated, mask, starts = columns
+    return GymTrajectory(
+        policy_id="policy",
+        epoch=1,
+        ticket_id=ticket,
+        attempt=1,
+        actor_id="test",
+        shard=0,
+        incarnation=0,
+        policy_version=weights.version,
+        observations={"observation": observations},
+        last_observations={"observation": observation},
+        final_index=np.array([(t, b) for t, b, _ in finals], np.int64).reshape(-1, 2),
+        final_observations={"observation": np.array([o for _, _, o in finals], np.float32).reshape(-1, 4)},
+        actions=actions,
+        behaviour_logprobs=rollout.behaviour_logprobs(),
+        rewards=rewards.astype(np.float32),
+        terminated=terminated,
+        truncated=truncated,
+        mask=mask,
+        episode_starts=starts,
+        initial_recurrent_state=state,
+    )

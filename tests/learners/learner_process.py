@@ -1,0 +1,39 @@
+"""One of several learner processes: `learner_process.py RANK NUM ADDRESS OUT RECURRENT`. Run by test_learner.py."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from experience import cartpole, make_learner
+
+from rollcall.learners.collective import Collective
+from rollcall.learners.learner import LearnerConfig, StepOrder
+from rollcall.learners.networks import PolicyConfig
+from rollcall.learners.ppo import PPO, PPOConfig
+
+
+def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool) -> None:
+    policy = PolicyConfig(recurrent="gru" if recurrent else "none", recurrent_size=32)
+    algorithm = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+    collective = Collective()
+    if num_processes > 1:
+        collective = Collective.join(
+            rank=rank, num_processes=num_processes, address=address, device=torch.device("cpu"), timeout_s=60
+        )
+    learner = make_learner(algorithm, policy=policy, config=LearnerConfig(learning_rate=1e-3), collective=collective)
+    first = learner.weights(epoch=1, version=0)
+    batch = [cartpole(first, ticket=ticket, policy=policy) for ticket in range(2)]
+    report, _ = learner.update(batch, StepOrder(0, 1, 0.0))
+    np.savez(out / f"{num_processes}-{rank}.npz", **dict(learner.weights(epoch=1, version=1).tensors()))
+    (out / f"{num_processes}-{rank}.txt").write_text(repr(sorted(report.metrics.items())))
+    collective.leave()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5] == "recurrent")

@@ -1,0 +1,330 @@
+"""What all algorithms promise (parts add up to the whole, a loss compiles), and how each relates to the others: on the
+same on-policy data A2C, PPO, IMPALA and REINFORCE with a critic take the same step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rollcall.learners.a2c import A2C
+from rollcall.learners.algorithm import Algorithm, Minibatch
+from rollcall.learners.batch import GymBatch
+from rollcall.learners.impala import IMPALA
+from rollcall.learners.networks import ActorCritic
+from rollcall.learners.ppo import PPO
+from rollcall.learners.reinforce import REINFORCE
+
+MakePolicy = Callable[..., ActorCritic]
+MakeBatch = Callable[..., GymBatch]
+
+ALGORITHMS = [
+    pytest.param(PPO, {}, id="ppo"),
+    pytest.param(PPO, {"value_loss": "clipped", "normalise_advantages": "batch"}, id="ppo-clipped-value"),
+    pytest.param(PPO, {"value_loss": "huber", "entropy_coef": 0.01, "clip_range_high": 0.28}, id="ppo-huber"),
+    pytest.param(A2C, {}, id="a2c"),
+    pytest.param(A2C, {"n_step": 3, "normalise_advantages": True}, id="a2c-n-step"),
+    pytest.param(IMPALA, {"num_minibatches": 2}, id="impala"),
+    pytest.param(REINFORCE, {}, id="reinforce"),
+    pytest.param(REINFORCE, {"baseline": "value", "reward_to_go": False}, id="reinforce-value"),
+]
+
+
+def build(kind: Any, **settings: Any) -> Algorithm:
+    algorithm: Algorithm = kind(kind.Config(**settings))
+    return algorithm
+
+
+def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.Module]:
+    return {"actor_critic": policy, **algorithm.extra_models()}
+
+
+def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[Minibatch]:
+    prepared = algorithm.prepare(models_for(algorithm, policy), batch)
+    return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
+
+
+def gradient_of(algorithm: Algorithm, policy: ActorCritic, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+    """All parameters' gradients as one vector, and the metrics with the loss among them."""
+    policy.zero_grad()
+    loss, metrics = algorithm.loss(models_for(algorithm, policy), minibatch)
+    torch.autograd.backward(loss)
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.parameters()]
+    return torch.cat([g.flatten() for g in gradient]), {**metrics, "loss": loss.detach()}
+
+
+@pytest.mark.parametrize("recurrent", ["none", "lstm"])
+@pytest.mark.parametrize(("kind", "settings"), ALGORITHMS)
+def test_gradients_and_metrics_of_shards_add_up_to_those_of_the_whole(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any], recurrent: str
+) -> None:
+    policy = make_policy(recurrent=recurrent)
+    algorithm = build(kind, **settings)
+    for minibatch in minibatches_of(algorithm, policy, make_batch(policy, lag=0.3))[:4]:
+        whole, whole_metrics = gradient_of(algorithm, policy, minibatch)
+        assert bool(whole.any())
+        for num_processes in (2, 3):
+            parts = [gradient_of(algorithm, policy, minibatch.shard(r, num_processes)) for r in range(num_processes)]
+            torch.testing.assert_close(torch.stack([g for g, _ in parts]).sum(0), whole, atol=1e-6, rtol=1e-5)
+            for name, value in whole_metrics.items():
+                total = torch.stack([metrics[name] for _, metrics in parts]).sum()
+                torch.testing.assert_close(total, value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "settings"), ALGORITHMS)
+def test_a_loss_compiles_as_one_graph(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any]
+) -> None:
+    # backend="eager" traces and guards as the real one does, and spares the C++ compiler.
+    policy = make_policy()
+    algorithm = build(kind, **settings)
+    models = models_for(algorithm, policy)
+    compiled: Callable[..., Any] = torch.compile(algorithm.loss, fullgraph=True, dynamic=False, backend="eager")
+    for minibatch in minibatches_of(algorithm, policy, make_batch(policy, lag=0.3))[:2]:
+        loss, metrics = compiled(models, minibatch)
+        expected, expected_metrics = algorithm.loss(models, minibatch)
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(metrics, expected_metrics)
+
+
+@pytest.mark.parametrize(("kind", "settings"), ALGORITHMS)
+def test_dead_steps_at_the_end_change_no_gradient(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any]
+) -> None:
+    policy = make_policy()
+    algorithm = build(kind, **{**settings, **({} if kind in (A2C, REINFORCE) else {"num_minibatches": 1})})
+    short = make_batch(policy, lag=0.3, end_rate=0.0)
+    short.truncated[-1] = True  # as whole episodes end; a fragment that ends there bootstraps from the same value
+    index = torch.tensor([[len(short.mask) - 1, b] for b in range(short.mask.shape[1])])
+    short = replace(short, final_index=index, final_observations=short.last_observations)
+    per_step = ("actions", "behaviour_logprobs", "rewards", "terminated", "truncated", "mask", "episode_starts")
+    padded = {name: pad(getattr(short, name)) for name in per_step}
+    long = replace(short, **padded, observations={n: pad(x) for n, x in short.observations.items()})
+    of_short, of_long = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0]) for b in (short, long))
+    torch.testing.assert_close(of_long, of_short)
+
+
+@pytest.mark.parametrize(("kind", "settings"), ALGORITHMS)
+def test_what_stands_at_a_dead_step_changes_no_gradient(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any]
+) -> None:
+    policy = make_policy()
+    batch = make_batch(policy, lag=0.3, dead_rate=0.3)
+    assert not bool(batch.mask.all())
+    spoilt = replace(batch, rewards=torch.where(batch.mask, batch.rewards, 1e3))
+    algorithm = build(kind, **settings)
+    plain, other = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0])[0] for b in (batch, spoilt))
+    assert torch.equal(plain, other)
+
+
+def pad(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, torch.zeros_like(tensor[:3])])
+
+
+def test_ppo_equals_a_loop_over_samples(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    batch = make_batch(policy, lag=0.4)
+    algorithm = build(PPO, num_minibatches=1, clip_range=0.2, clip_range_high=0.3, entropy_coef=0.02, value_coef=0.4)
+    (minibatch, *_) = minibatches_of(algorithm, policy, batch)
+    values, next_values = policy.bootstrap(batch)
+    num_steps, _ = batch.shape
+
+    def advantage(t: int, b: int) -> float:
+        total, weight = 0.0, 1.0
+        for k in range(t, num_steps):
+            after = 0.0 if batch.terminated[k, b] else float(next_values[k, b])
+            total += weight * (float(batch.rewards[k, b]) + 0.99 * after - float(values[k, b]))
+            if batch.terminated[k, b] or batch.truncated[k, b] or k + 1 == num_steps or not batch.mask[k + 1, b]:
+                return total
+            weight *= 0.99 * 0.95
+        raise AssertionError
+
+    valid = [(int(t), int(b)) for t, b in batch.mask.nonzero()]
+    advantages = {step: advantage(*step) for step in valid}
+    mean = sum(advantages.values()) / len(valid)
+    deviation = math.sqrt(sum((a - mean) ** 2 for a in advantages.values()) / len(valid))
+    total = torch.zeros(())
+    clipped = 0
+    for t, b in valid:
+        params, value, _ = policy({"observation": batch.observations["observation"][t, b]})
+        assert value is not None
+        logprobs = params.log_softmax(-1)
+        ratio = (logprobs[batch.actions[t, b]] - batch.behaviour_logprobs[t, b]).exp()
+        normalised = (advantages[t, b] - mean) / (deviation + 1e-8)
+        surrogate = torch.minimum(ratio * normalised, ratio.clamp(0.8, 1.3) * normalised)
+        error = value - (advantages[t, b] + float(values[t, b]))
+        entropy = -(logprobs.exp() * logprobs).sum()
+        total = total + (-surrogate + 0.4 * 0.5 * error**2 - 0.02 * entropy) / len(valid)
+        clipped += int(not 0.8 <= float(ratio.detach()) <= 1.3)
+    policy.zero_grad()
+    torch.autograd.backward(total)
+    expected = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    gradient, metrics = gradient_of(algorithm, policy, minibatch)
+    torch.testing.assert_close(metrics["loss"], total.detach())
+    torch.testing.assert_close(gradient, expected)
+    assert 0 < clipped < len(valid)
+    assert float(metrics["clip_fraction"]) == pytest.approx(clipped / len(valid))
+
+
+def test_ppo_normalises_the_advantages_of_each_minibatch_by_its_own_moments(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy = make_policy()
+    for minibatch in minibatches_of(build(PPO, num_minibatches=3), policy, make_batch(policy)):
+        valid = minibatch.tensors["advantages"][minibatch.tensors["mask"].bool()]
+        assert float(valid.mean()) == pytest.approx(0.0, abs=1e-6)
+        assert float(valid.std(correction=0)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_the_value_clip_holds_the_critic_near_its_values_from_before_the_update(
+    make_policy: MakePolicy, make_batch: MakeBatch
+) -> None:
+    policy = make_policy()
+    batch = make_batch(policy)
+    algorithm = build(PPO, value_loss="clipped", value_clip_range=0.1, num_minibatches=1)
+    (first, *_) = minibatches_of(algorithm, policy, batch)
+    before, _ = policy.bootstrap(batch)
+    assert policy.value_head is not None
+    with torch.no_grad():
+        policy.value_head.bias += 0.5  # beyond the clip: what pulls back counts in full, what leaps further does not
+    errors = (before.flatten() + 0.5 - first.tensors["returns"], before.flatten() + 0.1 - first.tensors["returns"])
+    worse = torch.maximum(errors[0].square(), errors[1].square())[first.tensors["mask"].bool()]
+    _, metrics = gradient_of(algorithm, policy, first)
+    torch.testing.assert_close(metrics["value_loss"], 0.5 * worse.mean())
+
+
+def test_on_policy_ppo_clips_nothing_before_its_first_update(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    for minibatch in minibatches_of(build(PPO), policy, make_batch(policy))[:4]:
+        _, metrics = gradient_of(build(PPO), policy, minibatch)
+        assert float(metrics["clip_fraction"]) == 0.0
+        assert float(metrics["approx_kl"]) == pytest.approx(0.0, abs=1e-6)
+
+
+SAME = {"discount": 0.9, "value_coef": 0.3, "entropy_coef": 0.05}
+
+
+@pytest.mark.parametrize("recurrent", ["none", "gru"])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        pytest.param(PPO, {"gae_lambda": 1.0, "num_minibatches": 1, "normalise_advantages": "none"}, id="ppo"),
+        pytest.param(IMPALA, {}, id="impala"),
+        pytest.param(REINFORCE, {"baseline": "value"}, id="reinforce"),
+        pytest.param(A2C, {"n_step": 100}, id="a2c-n-step"),
+    ],
+)
+def test_on_policy_every_algorithm_takes_the_step_of_a2c(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any], recurrent: str
+) -> None:
+    policy = make_policy(recurrent=recurrent)
+    batch = make_batch(policy, dead_rate=0.0)
+    reference, algorithm = build(A2C, **SAME), build(kind, **SAME, **settings)
+    expected, _ = gradient_of(reference, policy, minibatches_of(reference, policy, batch)[0])
+    gradient, _ = gradient_of(algorithm, policy, minibatches_of(algorithm, policy, batch)[0])
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_truncation_bootstraps_from_the_true_final_observation(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    batch = make_batch(policy, dead_rate=0.0, end_rate=0.5)
+    prepared = build(PPO, gae_lambda=0.0, discount=0.9, normalise_advantages="none").prepare(
+        {"actor_critic": policy}, batch
+    )
+    returns = prepared["returns"].view(batch.shape)
+    with torch.no_grad():
+        final_values = policy(batch.final_observations).values
+    assert final_values is not None
+    kinds = set()
+    for (t, b), value in zip(batch.final_index.tolist(), final_values, strict=True):
+        kinds.add(bool(batch.truncated[t, b]))
+        bootstrap = 0.9 * value if batch.truncated[t, b] else 0.0
+        torch.testing.assert_close(returns[t, b], batch.rewards[t, b] + bootstrap)
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(("pg_rho_bar", "pg_bound"), [(None, 1.5), (0.8, 0.8)])
+def test_impala_clips_the_ratio_of_a_lagging_policy_as_vtrace_does(
+    make_policy: MakePolicy, make_batch: MakeBatch, pg_rho_bar: float | None, pg_bound: float
+) -> None:
+    policy = make_policy()
+    batch = make_batch(policy, lag=1.0, dead_rate=0.0, end_rate=2.0)  # episodes of one step: no trace to follow
+    algorithm = build(IMPALA, rho_bar=1.5, pg_rho_bar=pg_rho_bar, discount=0.9)
+    (minibatch,) = minibatches_of(algorithm, policy, batch)
+    values, next_values = policy.bootstrap(batch)
+    ratio = ratio_of(policy, batch)
+    error = batch.rewards + 0.9 * next_values * ~batch.terminated - values
+    rows = minibatch.tensors
+    torch.testing.assert_close(rows["vs"].view(batch.shape), values + ratio.clamp(max=1.5) * error)
+    torch.testing.assert_close(rows["pg_advantages"].view(batch.shape), ratio.clamp(max=pg_bound) * error)
+    _, metrics = gradient_of(algorithm, policy, minibatch)
+    assert 0 < float(metrics["clip_fraction"]) == pytest.approx(float((ratio > 1.5).float().mean()))
+
+
+def ratio_of(policy: ActorCritic, batch: GymBatch) -> Tensor:
+    with torch.no_grad():
+        logprobs = policy.distribution.log_prob(policy(batch.observations).params, batch.actions)
+    return torch.exp(logprobs - batch.behaviour_logprobs)
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, IMPALA])
+def test_an_algorithm_with_a_critic_refuses_a_policy_without(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any
+) -> None:
+    policy = make_policy(with_critic=False)
+    with pytest.raises(ValueError, match=f"{kind.name} needs a critic and the policy has none"):
+        build(kind).prepare({"actor_critic": policy}, make_batch(policy))
+
+
+@pytest.mark.parametrize("kind", [PPO, A2C, IMPALA, REINFORCE])
+def test_a_config_refuses_what_it_does_not_know_and_survives_a_round_trip(kind: Any) -> None:
+    config = kind.Config()
+    assert config.name == kind.name
+    assert kind.Config.model_validate_json(config.model_dump_json()) == config
+    assert all(field.description for field in kind.Config.model_fields.values())
+    with pytest.raises(ValidationError, match="clip_rnage"):
+        kind.Config(clip_rnage=0.1)
+
+
+def test_ppo_stops_early_only_beyond_its_target_kl() -> None:
+    algorithm = build(PPO, target_kl=0.02)
+    assert algorithm.stops_early({"approx_kl": torch.tensor(0.021)})
+    assert not algorithm.stops_early({"approx_kl": torch.tensor(0.019)})
+    assert not build(PPO).stops_early({"approx_kl": torch.tensor(9.0)})
+
+
+def test_ppo_makes_all_its_epochs(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    minibatches = minibatches_of(build(PPO, epochs=3, num_minibatches=5), policy, make_batch(policy))
+    assert [m.ends_epoch for m in minibatches] == ([False] * 4 + [True]) * 3
+
+
+@pytest.mark.parametrize(("kind", "settings"), ALGORITHMS)
+def test_every_algorithm_learns_which_action_is_right(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any]
+) -> None:
+    # One-step episodes; the right action is the sign of the first number seen. Seeded; chance is 1/4. From fewer than
+    # 0.4 to at least 0.9 in 60 steps leaves no room for a gradient of the wrong sign or of the wrong action.
+    policy = make_policy(seed=3)
+    algorithm = build(kind, **settings)
+    models = models_for(algorithm, policy)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(0)
+    rates = []
+    for step in range(60):
+        batch = make_batch(policy, num_steps=4, num_envs=32, seed=step, dead_rate=0.0, end_rate=2.0)
+        right = (batch.observations["observation"][..., 0] > 0).long()
+        rates.append(float((batch.actions == right).float().mean()))
+        batch = replace(batch, rewards=(batch.actions == right).float(), terminated=batch.mask, truncated=~batch.mask)
+        for minibatch in algorithm.minibatches(algorithm.prepare(models, batch), generator):
+            optimizer.zero_grad()
+            torch.autograd.backward(algorithm.loss(models, minibatch)[0])
+            optimizer.step()
+    assert rates[0] < 0.4
+    assert sum(rates[-5:]) / 5 >= 0.9

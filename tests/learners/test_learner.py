@@ -1,0 +1,189 @@
+"""The learner: one step, taken back when it is not finite, saved and restored to the bit, shared without loss."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rollcall.cluster.errors import CheckpointDamaged, NonFinite
+from rollcall.learners.a2c import A2C, A2CConfig
+from rollcall.learners.impala import IMPALA, IMPALAConfig
+from rollcall.learners.learner import LearnerConfig, StepOrder
+from rollcall.learners.networks import PolicyConfig
+from rollcall.learners.ppo import PPO, PPOConfig
+
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("experience", HERE / "experience.py")
+assert _spec is not None and _spec.loader is not None
+experience = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(experience)
+make_learner, cartpole = experience.make_learner, experience.cartpole
+
+
+def tensors(learner: Any) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in learner.weights(epoch=1, version=0).tensors()}
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PolicyConfig(),
+        PolicyConfig(normalise_observations=True),
+        PolicyConfig(recurrent="lstm", recurrent_size=16),
+        PolicyConfig(shared_torso=True),
+    ],
+    ids=["mlp", "normalised", "lstm", "shared"],
+)
+def test_at_lag_zero_the_recomputed_ratio_is_one_before_the_first_update(policy: PolicyConfig) -> None:
+    # One epoch of one minibatch: approx_kl and clip_fraction are those of the parameters that acted.
+    learner = make_learner(PPO(PPOConfig(epochs=1, num_minibatches=1)), policy=policy)
+    for step in range(3):  # later steps with a normaliser that has seen data, too
+        weights = learner.weights(epoch=1, version=step)
+        report, _ = learner.update([cartpole(weights, ticket=step, policy=policy)], StepOrder(step, 1, 0.0))
+        assert abs(report.metrics["approx_kl"]) < 1e-9
+        assert report.metrics["clip_fraction"] == 0.0
+
+
+def test_experience_of_an_older_version_has_another_ratio() -> None:
+    learner = make_learner(PPO(PPOConfig(epochs=1, num_minibatches=1)))
+    old = learner.weights(epoch=1, version=0)
+    learner.update([cartpole(old, ticket=0)], StepOrder(0, 1, 0.0))
+    report, _ = learner.update([cartpole(old, ticket=1)], StepOrder(1, 1, 0.0))
+    assert report.metrics["approx_kl"] > 1e-7
+
+
+@pytest.mark.parametrize("where", ["rewards", "behaviour_logprobs", "observations"])
+def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
+    policy = PolicyConfig(normalise_observations=True)
+    learner = make_learner(PPO(PPOConfig(epochs=2, num_minibatches=2)), policy=policy)
+    good = cartpole(learner.weights(epoch=1, version=0), policy=policy)
+    learner.update([good], StepOrder(0, 1, 0.0))
+    before = tensors(learner)
+    state = {name: tensor.clone() for name, tensor in learner._state_tensors().items()}
+    if where == "observations":
+        poisoned = good.observations["observation"].copy()
+        poisoned[3, 1, 0] = np.nan
+        bad = replace(good, observations={"observation": poisoned})
+    else:
+        array = getattr(good, where).copy()
+        array[3, 1] = np.nan
+        bad = replace(good, **{where: array})
+    report, weights = learner.update([bad], StepOrder(1, 1, 0.0))
+    assert report.skipped and weights is not None and weights.version == 2
+    assert_same(before, tensors(learner))
+    for name, tensor in learner._state_tensors().items():
+        assert torch.equal(tensor, state[name]), name
+    report, _ = learner.update([good], StepOrder(2, 1, 0.0))
+    assert not report.skipped  # and it goes on
+
+
+def test_skipped_steps_in_a_row_stop_the_run_and_say_what_to_do() -> None:
+    learner = make_learner(PPO(PPOConfig()), config=LearnerConfig(max_skipped_steps=2))
+    good = cartpole(learner.weights(epoch=1, version=0))
+    bad = replace(good, rewards=np.full_like(good.rewards, np.inf))
+    learner.update([bad], StepOrder(0, 1, 0.0))
+    learner.update([good], StepOrder(1, 1, 0.0))  # not in a row
+    learner.update([bad], StepOrder(2, 1, 0.0))
+    with pytest.raises(NonFinite, match=r"2 learner steps in a row.*learner\.learning_rate"):
+        learner.update([bad], StepOrder(3, 1, 0.0))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
+def test_a_restored_learner_goes_on_to_the_same_bits(tmp_path: Path, optimizer: Any) -> None:
+    policy = PolicyConfig(normalise_observations=True, normalise_rewards=True)
+    config = LearnerConfig(learning_rate=1e-3, optimizer=optimizer, anneal_learning_rate=True)
+
+    def fresh() -> Any:
+        return make_learner(PPO(PPOConfig(epochs=2, num_minibatches=2)), policy=policy, config=config)
+
+    def step(learner: Any, number: int) -> None:
+        item = cartpole(learner.weights(epoch=1, version=number), ticket=number, policy=policy)
+        learner.update([item], StepOrder(number, 1, number / 10))
+
+    whole, first = fresh(), fresh()
+    for number in range(4):
+        step(whole, number)
+    for number in range(2):
+        step(first, number)
+    first.save(tmp_path, first.weights(epoch=1, version=2))
+    second = fresh()
+    second.restore(tmp_path)
+    for number in range(2, 4):
+        step(second, number)
+    assert_same(tensors(whole), tensors(second))
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    small = make_learner(PPO(PPOConfig()), policy=PolicyConfig(hidden_sizes=(8,)))
+    small.save(tmp_path, small.weights(epoch=1, version=0))
+    with pytest.raises(CheckpointDamaged, match="another model"):
+        make_learner(PPO(PPOConfig())).restore(tmp_path)
+
+
+def test_annealing_counts_the_consumed_part_of_the_run() -> None:
+    learner = make_learner(PPO(PPOConfig()), config=LearnerConfig(learning_rate=1e-3, anneal_learning_rate=True))
+    item = cartpole(learner.weights(epoch=1, version=0))
+    rates = [learner.update([item], StepOrder(0, 1, progress))[0].learning_rate for progress in (0.0, 0.25, 0.9)]
+    assert rates == pytest.approx([1e-3, 7.5e-4, 1e-4])
+    before = tensors(learner)
+    learner.update([item], StepOrder(0, 1, 1.0))
+    assert_same(before, tensors(learner))  # a rate of zero moves nothing
+
+
+@pytest.mark.parametrize(
+    "algorithm", [PPO(PPOConfig()), A2C(A2CConfig()), IMPALA(IMPALAConfig())], ids=["ppo", "a2c", "impala"]
+)
+def test_the_learner_drives_every_algorithm_alike(algorithm: Any) -> None:
+    learner = make_learner(algorithm)
+    before = tensors(learner)
+    report, weights = learner.update([cartpole(learner.weights(epoch=1, version=0))], StepOrder(0, 1, 0.0))
+    assert weights is not None and weights.compute_checksum() == weights.checksum
+    assert {"loss", "grad_norm", "entropy", "policy_loss"} <= report.metrics.keys()
+    after = tensors(learner)
+    assert any((before[name] != after[name]).any() for name in before)
+
+
+@pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
+def test_two_learner_processes_give_the_update_of_one(tmp_path: Path, kind: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+
+    def start(rank: int, count: int) -> subprocess.Popen[bytes]:
+        program = [
+            sys.executable,
+            str(HERE / "learner_process.py"),
+            str(rank),
+            str(count),
+            address,
+            str(tmp_path),
+            kind,
+        ]
+        return subprocess.Popen(program, stderr=subprocess.PIPE)
+
+    processes = [start(0, 1), start(0, 2), start(1, 2)]
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], errors
+    alone = np.load(tmp_path / "1-0.npz")
+    for name in alone.files:
+        shared = [np.load(tmp_path / f"2-{rank}.npz")[name] for rank in range(2)]
+        np.testing.assert_array_equal(shared[0], shared[1], err_msg=name)
+        np.testing.assert_allclose(shared[0], alone[name], atol=1e-5, rtol=0, err_msg=name)
+    metrics = [dict(ast.literal_eval((tmp_path / f"{n}.txt").read_text())) for n in ("1-0", "2-0")]
+    assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)

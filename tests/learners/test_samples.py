@@ -1,0 +1,112 @@
+"""Rows and minibatches: nothing is lost, nothing counted twice, no sequence cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rollcall.learners.batch import GymBatch
+from rollcall.learners.networks import ActorCritic
+from rollcall.learners.samples import batch_logprobs, batch_rows, evaluate, grid_minibatches, shuffled_grid
+
+MakePolicy = Callable[..., ActorCritic]
+MakeBatch = Callable[..., GymBatch]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_every_row_is_in_exactly_one_minibatch(num_rows: int, num_minibatches: int, seed: int) -> None:
+    rows = {"identity": torch.arange(num_rows), "mask": torch.ones(num_rows)}
+    minibatches = list(grid_minibatches(shuffled_grid(rows, num_minibatches, generator(seed))))
+    assert len(minibatches) == min(num_minibatches, num_rows)
+    counted = torch.cat([m.tensors["identity"][m.tensors["mask"].bool()] for m in minibatches])
+    assert sorted(counted.tolist()) == list(range(num_rows))
+    # One shape for all, so that a compiled loss is compiled once; their sizes differ by one at most.
+    assert len({len(m.tensors["mask"]) for m in minibatches}) == 1
+    sizes = [float(m.num_valid) for m in minibatches]
+    assert sum(sizes) == num_rows
+    assert max(sizes) - min(sizes) <= 1
+    assert [m.ends_epoch for m in minibatches] == [False] * (len(minibatches) - 1) + [True]
+
+
+def test_num_valid_excludes_masked_steps(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    batch = make_batch(policy, dead_rate=0.4)
+    assert 0 < int(batch.mask.sum()) < batch.mask.numel()
+    minibatches = list(grid_minibatches(shuffled_grid(batch_rows(policy, batch), 3, generator())))
+    assert [float(m.num_valid) for m in minibatches] == [float(m.tensors["mask"].sum()) for m in minibatches]
+    assert sum(float(m.num_valid) for m in minibatches) == int(batch.mask.sum())
+
+
+def test_a_minibatch_of_dead_steps_divides_by_one_and_not_by_zero() -> None:
+    (minibatch,) = grid_minibatches(shuffled_grid({"mask": torch.zeros(4)}, 1, generator()))
+    assert float(minibatch.num_valid) == 1.0
+
+
+def test_the_order_of_samples_is_the_generators_alone() -> None:
+    rows = {"identity": torch.arange(32), "mask": torch.ones(32)}
+    first, again, other = (shuffled_grid(rows, 4, generator(seed))["identity"] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    source = generator(1)
+    epochs = [shuffled_grid(rows, 4, source)["identity"] for _ in range(2)]
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_recurrent_minibatches_keep_sequences_whole(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy(recurrent="lstm")
+    batch = make_batch(policy, num_envs=5)
+    assert batch.initial_recurrent_state is not None
+    seen = []
+    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch), 2, generator())):
+        for i in range(len(minibatch.tensors["mask"])):
+            row = {name: tensor[i] for name, tensor in minibatch.tensors.items()}
+            (env,) = (
+                b
+                for b in range(5)
+                if torch.equal(row["observation.observation"], batch.observations["observation"][:, b])
+            )
+            assert torch.equal(row["initial_state"], batch.initial_recurrent_state[:, env])
+            assert torch.equal(row["actions"], batch.actions[:, env])
+            assert torch.equal(row["episode_starts"], batch.episode_starts[:, env])
+            if env not in seen:
+                assert torch.equal(row["mask"].bool(), batch.mask[:, env])
+            seen.append(env)
+    assert set(seen) == set(range(5))
+
+
+@pytest.mark.parametrize("recurrent", ["none", "lstm", "gru"])
+def test_the_recomputed_ratio_is_one_before_the_first_update(
+    make_policy: MakePolicy, make_batch: MakeBatch, recurrent: str
+) -> None:
+    policy = make_policy(recurrent=recurrent)
+    batch = make_batch(policy, forbid=True)
+    torch.testing.assert_close(
+        batch_logprobs(policy, batch)[batch.mask], batch.behaviour_logprobs[batch.mask], atol=1e-5, rtol=0
+    )
+    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch), 2, generator())):
+        valid = minibatch.tensors["mask"].bool()
+        logprobs = evaluate(policy, minibatch.tensors).logprobs
+        torch.testing.assert_close(logprobs[valid], minibatch.tensors["behaviour_logprobs"][valid], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("recurrent", ["none", "lstm"])
+def test_values_of_rows_are_the_values_before_each_step(
+    make_policy: MakePolicy, make_batch: MakeBatch, recurrent: str
+) -> None:
+    policy = make_policy(recurrent=recurrent)
+    batch = make_batch(policy)
+    values, _ = policy.bootstrap(batch)
+    rows = batch_rows(policy, batch, values=values)
+    with torch.no_grad():
+        now = evaluate(policy, rows).values
+    assert now is not None
+    torch.testing.assert_close(now, rows["values"])
