@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 1
 
 Array = NDArray[Any]
-Unit = Literal["fragment", "episode"]
+Unit = Literal["fragment", "episode", "prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,15 @@ class ShardPayload:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptPayload:
+    """A language ticket's work: all samples of one prompt."""
+
+    row: int  # of the task's training rows
+    pass_number: int  # how often the data set was gone through before
+    num_samples: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ticket:
     """Permission to produce one unit of experience. `attempt` counts from 1; the seed does not depend on it."""
 
@@ -35,7 +44,8 @@ class Ticket:
     epoch: int
     seed: int
     min_policy_version: int  # the producer must act with this version or a newer one
-    payload: ShardPayload
+    lane: int  # which worker: the runtime gives all tickets of one lane to one actor
+    payload: ShardPayload | PromptPayload
     deadline_s: float  # seconds from the moment work on it begins
 
     @property
@@ -112,21 +122,91 @@ class GymTrajectory:
 
     def arrays(self) -> Iterator[tuple[str, Array]]:
         """Every array with a stable name, in a stable order."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, np.ndarray):
-                yield item.name, value
-            elif isinstance(value, Mapping):
-                for name in sorted(value):
-                    yield f"{item.name}.{name}", value[name]
+        yield from _arrays_of(self)
 
     def digest(self) -> str:
         """xxh3-128 (hex) over names, dtypes, shapes and bytes of all arrays."""
-        hasher = xxhash.xxh3_128()
-        for name, array in self.arrays():
-            hasher.update(f"{name}|{array.dtype.str}|{array.shape}".encode())
-            hasher.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-        return hasher.hexdigest()
+        return _digest(self.arrays())
+
+
+def _arrays_of(record: GymTrajectory | LMTrajectory) -> Iterator[tuple[str, Array]]:
+    for item in fields(record):
+        value = getattr(record, item.name)
+        if isinstance(value, np.ndarray):
+            yield item.name, value
+        elif isinstance(value, Mapping):
+            for name in sorted(value):
+                yield f"{item.name}.{name}", value[name]
+
+
+def _digest(arrays: Iterator[tuple[str, Array]]) -> str:
+    hasher = xxhash.xxh3_128()
+    for name, array in arrays:
+        hasher.update(f"{name}|{array.dtype.str}|{array.shape}".encode())
+        hasher.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+    return hasher.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class SampleStats:
+    """One completion (or conversation), as far as the driver reports it."""
+
+    reward: float
+    correct: bool
+    parsed: bool  # False: no answer could be read from it; it counts as wrong, and apart
+    num_tokens: int  # sampled by the policy
+    truncated: bool
+    reward_components: Mapping[str, float] = field(default_factory=dict)
+    text: str = ""  # of the first sample of a prompt only: for people
+    prompt: str = ""
+
+
+@dataclass(frozen=True)
+class LMTrajectory:
+    """All G samples of one prompt. Arrays are [N]: the tokens of all samples one after the other, each beginning with
+    the prompt; nothing was tokenised twice.
+
+    In a conversation, what the environment answered stands between the policy's own tokens, with loss_mask False.
+    """
+
+    policy_id: str
+    epoch: int
+    ticket_id: int
+    attempt: int
+    actor_id: str
+    row: int
+    sample_offsets: Array  # int64 [G + 1]
+    token_ids: Array  # int32
+    loss_mask: Array  # bool: True for the tokens that the policy sampled
+    behaviour_logprobs: Array  # float32: under the distribution really sampled from; 0 where loss_mask is False
+    version_spans: Array  # int64 [M, 3]: (begin, end, policy version); together they cover the sampled tokens
+    rewards: Array  # float32 [G]
+    finish_reasons: tuple[str, ...]  # [G]: "stop" (the policy or its environment ended it) or "length"
+    reward_model_version: str = ""  # who scored it
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return (self.ticket_id, self.attempt)
+
+    @property
+    def min_policy_version(self) -> int:
+        return int(self.version_spans[:, 2].min())
+
+    def token_versions(self) -> Array:
+        """int64 [N]: the policy version of each sampled token; -1 elsewhere."""
+        versions = np.full(len(self.token_ids), -1, np.int64)
+        for begin, end, version in self.version_spans:
+            versions[begin:end] = version
+        return np.where(self.loss_mask, versions, -1)
+
+    def arrays(self) -> Iterator[tuple[str, Array]]:
+        """Every array with a stable name, in a stable order."""
+        yield from _arrays_of(self)
+
+    def digest(self) -> str:
+        """xxh3-128 (hex) over names, dtypes, shapes and bytes of all arrays."""
+        return _digest(self.arrays())
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +218,13 @@ class Produced:
     epoch: int
     actor_id: str
     min_policy_version: int
-    num_steps: int
+    num_steps: int  # env steps, or tokens that the policy sampled
     size_bytes: int
-    episodes: tuple[EpisodeStats, ...]
-    env_restarts: int
     timing: Timing
+    episodes: tuple[EpisodeStats, ...] = ()
+    env_restarts: int = 0
+    samples: tuple[SampleStats, ...] = ()
+    version_tokens: tuple[tuple[int, int], ...] = ()  # (policy version, tokens sampled under it)
 
     @property
     def key(self) -> tuple[int, int]:

@@ -93,13 +93,19 @@ class Faulty(gym.Wrapper):
         super().__init__(gym.make("CartPole-v1"))
         self.kind, self.marker, self.count = kind, marker, 0
 
+    def first_here(self):  # two actors may come at the same moment: the file system lets one through
+        try:
+            os.close(os.open(self.marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
     def step(self, action):
         self.count += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.kind == "raise-always" and self.count > 50:
             raise RuntimeError("the cart has lost a wheel")
-        if self.count == 300 and not os.path.exists(self.marker):
-            open(self.marker, "w").close()
+        if self.count == 300 and self.first_here():
             if self.kind == "raise":
                 raise RuntimeError("the cart has lost a wheel")
             if self.kind == "hang":

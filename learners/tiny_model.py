@@ -1,0 +1,99 @@
+"""A language model small enough to learn on two cores: Qwen3's architecture, seeded weights, one token a character.
+Must never know of tasks: it is given their alphabet. transformers is imported only when a model is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from rollcall.cluster.errors import BadInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # tokens 0, 1 and 2; the characters follow
+HEAD_DIM = 32  # the least that paged attention kernels for CPUs take
+
+
+def write_tiny_model(
+    directory: Path,
+    *,
+    alphabet: str,
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    intermediate_size: int = 384,
+    max_position_embeddings: int = 512,
+    tie_word_embeddings: bool = True,
+    seed: int,
+) -> None:
+    """Writes a model and its tokenizer in Hugging Face's layout; with the defaults, about 0.8 million parameters.
+
+    The same arguments write the same bytes, and the process's own random numbers go on undisturbed.
+
+    Raises:
+      BadInput: when transformers is not installed.
+      ValueError: when the heads cannot be shared out evenly, or the alphabet is empty.
+    """
+    if num_heads % num_kv_heads:
+        raise ValueError(f"num_heads {num_heads} is no multiple of num_kv_heads {num_kv_heads}: give one that is")
+    tokenizer = character_tokenizer(alphabet)
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=HEAD_DIM,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=tie_word_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs' generators too, which are not restored here.
+        torch.default_generator.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    directory.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
+    """One token for each character of the alphabet, in its order; any other character is "<unk>".
+
+    No space is added or taken away: decode(encode(text)) == text for every text over the alphabet.
+
+    Raises:
+      BadInput: when transformers is not installed.
+      ValueError: when the alphabet is empty.
+    """
+    if not alphabet:
+        raise ValueError("alphabet '' is empty: give the characters that prompts and answers consist of")
+    try:
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError:
+        raise BadInput(
+            "a language model needs the package transformers, which is not installed: "
+            "pip install rollcall-rl[lm-cpu] (or [lm-gpu])"
+        ) from None
+    tokens = dict.fromkeys([PAD, EOS, UNKNOWN, *alphabet])
+    core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    core.decoder = decoders.Fuse()  # joins tokens with nothing between them
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+        padding_side="left",
+    )

@@ -1,0 +1,223 @@
+"""One learner batch of language experience: samples flat over their tokens, and how they become padded micro-batches.
+Knows lengths and masks; must never know which algorithm learns, nor of rewards beyond carrying them.
+
+Positions: a sample's tokens are prompt and completion (and, in a conversation, what tools answered). The tokens to be
+learnt from are those the policy sampled; all mathematics runs over these alone, flat, [S], sample after sample. Padding
+exists only inside the forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollcall.cluster.messages import LMTrajectory
+
+MAX_PADDING = 0.1  # of a micro-batch's tokens, unless it holds one sample only
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Some samples, padded on the right for one forward pass. With causal attention nothing sees the padding."""
+
+    token_ids: Tensor  # int64 [b, L]
+    predictors: Tensor  # int64 [K]: flat index (row * L + t) of the state that predicts each sampled token
+    targets: Tensor  # int64 [K]: those tokens
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """N samples of one learner batch; S sampled tokens in all, P tokens with prompts."""
+
+    token_ids: Tensor  # int64 [P], sample after sample
+    offsets: Tensor  # int64 [N + 1]: where each sample's tokens begin
+    sampled: Tensor  # int64 [S]: positions in token_ids of the tokens the policy sampled, ascending
+    sequence: Tensor  # int64 [S]: the sample that each belongs to
+    lengths: Tensor  # int64 [N]: sampled tokens of each sample
+    behaviour_logprobs: Tensor  # float32 [S]: of the distribution really sampled from
+    policy_lags: Tensor  # int64 [S]: versions between the policy that sampled the token and the one that learns from it
+    group: Tensor  # int64 [N]: samples of one prompt have one number, 0, 1, ...
+    rewards: Tensor  # float32 [N]
+    truncated: Tensor  # bool [N]: cut by a length limit, not ended by the policy
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_sampled(self) -> int:
+        """S"""
+        return len(self.sampled)
+
+    def to(self, device: torch.device) -> TokenBatch:
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
+        return TokenBatch(**moved)
+
+    def with_rewards(self, rewards: Tensor) -> TokenBatch:
+        return replace(self, rewards=rewards)
+
+    def sampled_offsets(self) -> Tensor:
+        """int64 [N + 1]: where each sample's part of the flat [S] tensors begins."""
+        return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+
+    def rows(self, samples: Sequence[int]) -> tuple[TokenRows, Tensor]:
+        """The padded rows of some samples, and the indices [K] of their tokens among the flat [S] ones."""
+        begin, end = self.offsets[:-1].tolist(), self.offsets[1:].tolist()
+        flat_begin = self.sampled_offsets().tolist()
+        width = max(end[i] - begin[i] for i in samples)
+        token_ids = self.token_ids.new_zeros(len(samples), width)
+        predictors, flat = [], []
+        for row, i in enumerate(samples):
+            token_ids[row, : end[i] - begin[i]] = self.token_ids[begin[i] : end[i]]
+            span = slice(flat_begin[i], flat_begin[i + 1])
+            predictors.append(self.sampled[span] - begin[i] - 1 + row * width)
+            flat.append(torch.arange(span.start, span.stop, device=self.sampled.device))
+        indices = torch.cat(flat)
+        return TokenRows(token_ids, torch.cat(predictors), self.token_ids[self.sampled[indices]]), indices
+
+    def micro_batches(self, samples: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Divides samples so that each part, padded, has at most `token_budget` tokens, of which at most MAX_PADDING
+        are padding. Samples of like length come together; a sample longer than the budget is a part of its own."""
+        sizes = (self.offsets[1:] - self.offsets[:-1]).tolist()
+        return plan_micro_batches([sizes[i] for i in samples], samples, token_budget)
+
+
+def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Samples (with their sizes in tokens) longest first, cut where the budget or the padding would be passed."""
+    order = sorted(range(len(samples)), key=lambda k: (-sizes[k], k))
+    parts: list[list[int]] = []
+    width = used = 0
+    for k in order:
+        rows = len(parts[-1]) + 1 if parts else 1
+        fits = bool(parts) and rows * width <= token_budget and used + sizes[k] >= (1 - MAX_PADDING) * rows * width
+        if not fits:
+            parts.append([])
+            width, used = sizes[k], 0
+        parts[-1].append(samples[k])
+        used += sizes[k]
+    return parts
+
+
+def padding_fraction(batch: TokenBatch, parts: Sequence[Sequence[int]]) -> float:
+    """The share of padding among all tokens that the parts' forward passes see."""
+    sizes = (batch.offsets[1:] - batch.offsets[:-1]).tolist()
+    padded = sum(len(part) * max(sizes[i] for i in part) for part in parts)
+    return 1.0 - sum(sizes[i] for part in parts for i in part) / padded
+
+
+def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int) -> TokenBatch:
+    """Joins the samples of all trajectories in the given order. `step` is v, the version that learns from them.
+
+    A sample of which no token was sampled (an empty turn cut at once) has nothing to learn and is left out.
+
+    Raises:
+      ValueError: on no trajectories, or none with a sampled token.
+    """
+    if not trajectories:
+        raise ValueError("trajectories is empty: a learner batch needs at least one")
+    parts = [part for group, item in enumerate(trajectories) for part in _samples(item, group)]
+    if not parts:
+        raise ValueError(f"none of {len(trajectories)} trajectories holds a token that the policy sampled")
+    sizes = np.array([len(part.token_ids) for part in parts])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    sampled = [np.flatnonzero(part.loss_mask) for part in parts]
+    lengths = np.array([len(positions) for positions in sampled])
+    return TokenBatch(
+        token_ids=torch.from_numpy(np.concatenate([part.token_ids for part in parts]).astype(np.int64)),
+        offsets=torch.from_numpy(offsets),
+        sampled=torch.from_numpy(np.concatenate([p + o for p, o in zip(sampled, offsets[:-1], strict=True)])),
+        sequence=torch.from_numpy(np.repeat(np.arange(len(parts)), lengths)),
+        lengths=torch.from_numpy(lengths),
+        behaviour_logprobs=torch.from_numpy(np.concatenate([part.behaviour_logprobs for part in parts])),
+        policy_lags=torch.from_numpy(step - np.concatenate([part.versions for part in parts])),
+        group=torch.tensor([part.group for part in parts]),
+        rewards=torch.tensor([part.reward for part in parts], dtype=torch.float32),
+        truncated=torch.tensor([part.truncated for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    token_ids: np.ndarray[tuple[int], np.dtype[np.int32]]
+    loss_mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    behaviour_logprobs: np.ndarray[tuple[int], np.dtype[np.float32]]  # of the sampled tokens alone
+    versions: np.ndarray[tuple[int], np.dtype[np.int64]]  # of the sampled tokens alone
+    group: int
+    reward: float
+    truncated: bool
+
+
+def _samples(item: LMTrajectory, group: int) -> Iterator[_Sample]:
+    versions = item.token_versions()
+    for index, (begin, end) in enumerate(zip(item.sample_offsets[:-1], item.sample_offsets[1:], strict=True)):
+        mask = item.loss_mask[begin:end]
+        if mask.any():
+            yield _Sample(
+                token_ids=item.token_ids[begin:end],
+                loss_mask=mask,
+                behaviour_logprobs=item.behaviour_logprobs[begin:end][mask],
+                versions=versions[begin:end][mask],
+                group=group,
+                reward=float(item.rewards[index]),
+                truncated=item.finish_reasons[index] == "length",
+            )
+
+
+@dataclass(frozen=True)
+class TokenMinibatch:
+    """What one gradient is computed from: some samples of a batch, in micro-batches whose gradients add up.
+
+    `tensors` are flat [S] over the whole batch; `weights` holds each token's weight in the minibatch's loss (its
+    aggregation, 1 / number of tokens for a token mean), so that a loss is a weighted sum over whatever tokens a part
+    has, and the parts' losses add up however they are divided.
+    """
+
+    batch: TokenBatch
+    tensors: Mapping[str, Tensor]  # [S]: advantages, weights, and what else the algorithm prepared
+    parts: Sequence[Sequence[int]]  # samples of each micro-batch
+    ends_epoch: bool = False
+
+    def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart]:
+        """The micro-batches that one learner process works on. At least one each, or its gradient is zero."""
+        for part in self.parts[rank::num_processes]:
+            rows, indices = self.batch.rows(part)
+            yield TokenPart(
+                rows=rows,
+                tensors={name: tensor[indices] for name, tensor in self.tensors.items()},
+                behaviour_logprobs=self.batch.behaviour_logprobs[indices],
+                policy_lags=self.batch.policy_lags[indices],
+                sequence=torch.unique_consecutive(self.batch.sequence[indices], return_inverse=True)[1],
+            )
+
+
+@dataclass(frozen=True)
+class TokenPart:
+    """One micro-batch: K sampled tokens of b samples. `sequence` [K] numbers its samples 0..b-1, in order."""
+
+    rows: TokenRows
+    tensors: Mapping[str, Tensor]  # [K]
+    behaviour_logprobs: Tensor  # [K]
+    policy_lags: Tensor  # [K]
+    sequence: Tensor  # [K]
+
+    @property
+    def weights(self) -> Tensor:
+        return self.tensors["weights"]
+
+
+def each_token(
+    batch: TokenBatch, evaluate: Callable[[TokenRows], Tensor], *, token_budget: int, rank: int, num_processes: int
+) -> Tensor:
+    """[S]: a forward pass over the whole batch without gradient, this process's share of it; zero elsewhere, so that
+    the sum over processes is the whole."""
+    out = torch.zeros(batch.num_sampled, device=batch.behaviour_logprobs.device)
+    parts = batch.micro_batches(range(batch.num_samples), token_budget)
+    with torch.no_grad():
+        for part in parts[rank::num_processes]:
+            rows, indices = batch.rows(part)
+            out[indices] = evaluate(rows).float()
+    return out

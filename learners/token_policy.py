@@ -1,0 +1,103 @@
+"""Language models as the learner uses them: padded rows in, one number per sampled token out. The only file of the
+learners that knows Hugging Face models; it must never know a loss."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from rollcall.learners.sampling import Processed, process_logits
+from rollcall.learners.token_batch import TokenRows
+
+LANGUAGE_EXTRA = "pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
+
+
+class SamplingConfig(BaseModel):
+    """How tokens are sampled from the policy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(default=1.0, gt=0, description="divides the logits; below 1 sharpens")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="mass of the nucleus that is sampled from")
+    top_k: int = Field(default=0, ge=0, description="most probable tokens that are sampled from; 0: all")
+    max_tokens: int = Field(default=64, ge=1, description="tokens of one completion, or of one turn, at the most")
+
+
+class LMPolicyConfig(BaseModel):
+    """The language model, and in what precision it is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(default="tiny", description="a Hugging Face directory or name; tiny: made by the run itself")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    tiny: dict[str, Any] = Field(
+        default_factory=dict, description="for model=tiny: hidden_size, num_layers and so on; see learners/tiny_model"
+    )
+
+
+class TokenPolicy(nn.Module):
+    """A causal language model and the distribution that its tokens are sampled from."""
+
+    def __init__(self, model: nn.Module, sampling: SamplingConfig, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._sampling = sampling
+        self._autocast = autocast
+
+    def forward(self, rows: TokenRows) -> Processed:
+        """Log-probabilities and entropies of the rows' sampled tokens, each [K]."""
+        device = rows.token_ids.device
+        with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            states = hidden_states(self.model, rows)
+            logits = cast(Any, self.model).get_output_embeddings()(states)
+        sampling = self._sampling
+        return process_logits(
+            logits=logits,
+            targets=rows.targets,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+
+
+class TokenCritic(nn.Module):
+    """A language model's body with a scalar head: the value of the state before each sampled token."""
+
+    def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.body = _body(model)
+        self.head = nn.Linear(_hidden_size(model), 1)
+        nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0: the advantages begin as the returns
+        nn.init.zeros_(self.head.bias)
+        self._autocast = autocast
+
+    def forward(self, rows: TokenRows) -> Tensor:
+        """[K]: values."""
+        with torch.autocast(rows.token_ids.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            states = _states_of(self.body, rows)
+        return cast(Tensor, self.head(states.float()).squeeze(-1))
+
+
+def hidden_states(model: nn.Module, rows: TokenRows) -> Tensor:
+    """[K, H]: the last hidden states that predict the sampled tokens; logits are then computed for these alone."""
+    return _states_of(_body(model), rows)
+
+
+def _states_of(body: nn.Module, rows: TokenRows) -> Tensor:
+    # No attention mask: padding stands on the right, where causal attention does not look.
+    states: Tensor = body(input_ids=rows.token_ids, use_cache=False).last_hidden_state
+    return states.flatten(0, 1)[rows.predictors]
+
+
+def _body(model: nn.Module) -> nn.Module:
+    return cast(nn.Module, cast(Any, model).base_model)
+
+
+def _hidden_size(model: nn.Module) -> int:
+    return int(cast(Any, model).config.get_text_config().hidden_size)
