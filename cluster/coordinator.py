@@ -13,14 +13,15 @@ from typing import Any, Protocol
 from rollcall.cluster.accounts import Counters
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, latest_checkpoint, write_state
 from rollcall.cluster.consumption import newest_epoch
-from rollcall.cluster.errors import EnvFailure
+from rollcall.cluster.errors import EnvFailure, RollcallError
 from rollcall.cluster.flow import FlowControl, OnStale, Ready
 from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.ledger_position import LedgerPosition
 from rollcall.cluster.ledger_restore import RestorePlan
-from rollcall.cluster.messages import Produced, ShardPayload, Ticket, Unit
+from rollcall.cluster.messages import Produced, Ticket
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.work import Work
 from rollcall.cluster.workers import (
     EvalDone,
     Event,
@@ -34,6 +35,7 @@ from rollcall.cluster.workers import (
 )
 
 MAX_ATTEMPTS = 3
+MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless
 
 
 class Recorder(Protocol):
@@ -53,8 +55,6 @@ class Plan:
     run_seed: int
     policy_id: str
     config_hash: str
-    unit: Unit
-    num_shards: int
     tickets_per_step: int
     max_policy_lag: int
     on_stale: OnStale
@@ -66,6 +66,7 @@ class Plan:
     prefetch_steps: int  # batches that may wait at the learner while it is busy
     consumption_log: Path  # the learner's, read for the newest epoch in it
     exact_checkpoints: bool  # env state can be captured, and was seen to restore exactly
+    drop_degenerate: bool = False  # groups of samples whose rewards are all equal teach nothing: others in their place
 
 
 class Coordinator:
@@ -75,6 +76,7 @@ class Coordinator:
         self,
         plan: Plan,
         *,
+        work: Work,
         workers: Workers,
         ledger: Ledger,
         checkpoints: CheckpointWriter,
@@ -83,7 +85,8 @@ class Coordinator:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan = plan
-        self.counters = Counters(incarnations=[0] * plan.num_shards)
+        self.counters = Counters()
+        self._work = work
         self._workers = workers
         self._ledger = ledger
         self._checkpoints = checkpoints
@@ -101,6 +104,7 @@ class Coordinator:
         self._last_step_at = time.perf_counter()
         self._earlier_restarts = 0  # of the drivers before this one
         self._learner_restarts = 0
+        self._degenerate_in_a_row = 0
 
     # Beginning: afresh, or from a checkpoint.
 
@@ -114,14 +118,12 @@ class Coordinator:
         Returns the new epoch."""
         position = LedgerPosition.model_validate(manifest.ledger)
         restore: RestorePlan = self._ledger.restore(position, above_epoch=newest_epoch(self.plan.consumption_log))
-        incarnations = self.counters.incarnations  # of the shards that live on when only the learner was lost
-        self.counters = Counters(**manifest.driver)
-        if self._epoch:
-            self.counters.incarnations = incarnations
-        else:
+        self.counters = Counters(**manifest.driver["counters"])
+        if not self._epoch:  # otherwise only the learner was lost, and the actors live on
             self._earlier_restarts = self.counters.restarts
+            self._work.load_state(manifest.driver["work"])
             if manifest.tier != "exact":
-                self.counters.incarnations = [n + 1 for n in self.counters.incarnations]
+                self._work.all_lost()
         self._epoch = restore.epoch
         self._flow = self._new_flow(manifest.step)
         self._reissue = deque(restore.reissue)
@@ -199,7 +201,7 @@ class Coordinator:
             else:
                 ticket_id, attempt = self.counters.next_ticket_id, 1
                 self.counters.next_ticket_id += 1
-            shard = ticket_id % self.plan.num_shards
+            lane, payload = self._work.assign(ticket_id)
             tickets.append(
                 Ticket(
                     ticket_id=ticket_id,
@@ -207,15 +209,15 @@ class Coordinator:
                     epoch=self._epoch,
                     seed=derive_seed(self.plan.run_seed, "ticket", ticket_id),
                     min_policy_version=self._flow.issued(ticket_id),
-                    payload=ShardPayload(shard, self.counters.incarnations[shard], self.plan.unit),
+                    lane=lane,
+                    payload=payload,
                     deadline_s=self.plan.ticket_deadline_s,
                 )
             )
             self._attempts[ticket_id] = attempt
         if tickets:
             self._ledger.issue([ticket.key for ticket in tickets])
-            for ticket in tickets:
-                self._workers.submit_ticket(ticket)
+            self._workers.submit_tickets(tickets)
 
     def _begin_steps(self) -> None:
         while len(self._training) <= self.plan.prefetch_steps:
@@ -255,6 +257,24 @@ class Coordinator:
             return
         self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, event.handle))
         self._ledger.produced([(produced.key, produced.min_policy_version)])
+        if self.plan.drop_degenerate and produced.is_degenerate:
+            self._drop_degenerate(produced, event.handle)
+
+    def _drop_degenerate(self, produced: Produced, handle: Handle) -> None:
+        """Books a group that teaches nothing as done with; the next prompt takes its place."""
+        self._flow.dropped(produced.ticket_id)
+        self._workers.release(handle)
+        del self._attempts[produced.ticket_id]
+        self._faults.pop(produced.ticket_id, None)
+        self._ledger.drop([(produced.key, "degenerate", True)])
+        self.counters.degenerate += 1
+        self._degenerate_in_a_row += 1
+        limit = MAX_DEGENERATE_BATCHES * self.plan.tickets_per_step
+        if self._degenerate_in_a_row > limit:
+            raise RollcallError(
+                f"the last {limit} prompts gave groups whose rewards are all equal: there is nothing to learn from; "
+                "the task is too easy or too hard for the policy (or set algorithm.dynamic_sampling=false)"
+            )
 
     def _is_awaited(self, epoch: int, key: tuple[int, int]) -> bool:
         """Whether an attempt is in flight: not late, not given up, not of an epoch that has ended."""
@@ -266,8 +286,8 @@ class Coordinator:
         if not self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
             return
         self._tell(event.reason, f"ticket {event.ticket_id} attempt {event.attempt}: {event.detail}")
-        if event.shard_lost:
-            self.counters.incarnations[event.ticket_id % self.plan.num_shards] += 1
+        if event.state_lost:
+            self._work.lost(event.ticket_id)
         if event.reason == "env_failed":
             self._ledger.drop([((event.ticket_id, event.attempt), "env_failed", True)])
             raise EnvFailure(event.detail)
@@ -291,6 +311,7 @@ class Coordinator:
         report = event.report
         if report.epoch != self._epoch:
             return
+        self._degenerate_in_a_row = 0
         request, batch = self._training.popleft()
         assert report.step == request.step
         published = time.perf_counter()
@@ -371,7 +392,7 @@ class Coordinator:
             epoch=self._epoch,
             tier=tier,
             ledger=position.model_dump(mode="json"),
-            driver=self.counters.as_json(),
+            driver={"counters": self.counters.as_json(), "work": self._work.state()},
             files={},
         )
         self._last_checkpoint = self._checkpoints.finish(directory, manifest)

@@ -230,6 +230,11 @@ class Produced:
     def key(self) -> tuple[int, int]:
         return (self.ticket_id, self.attempt)
 
+    @property
+    def is_degenerate(self) -> bool:
+        """A group of samples whose rewards are all equal."""
+        return len({sample.reward for sample in self.samples}) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

@@ -28,7 +28,7 @@ class TicketFailed:
     epoch: int
     reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch
     detail: str
-    shard_lost: bool  # the shard starts anew under a new incarnation
+    state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class StepRequest:
 class Workers(Protocol):
     """What the coordinator asks of a runtime. Nothing here waits, unless it has a timeout."""
 
-    def submit_ticket(self, ticket: Ticket) -> None: ...
+    def submit_tickets(self, tickets: Sequence[Ticket]) -> None: ...
     def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None: ...
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
     def poll(self, timeout_s: float) -> list[Event]: ...

@@ -25,5 +25,5 @@ def ticket_failure(ticket: Ticket, error: Exception) -> TicketFailed:
         epoch=ticket.epoch,
         reason=_REASONS[type(error)],
         detail=str(error),
-        shard_lost=isinstance(error, (NonFinite, EnvFailure)),
+        state_lost=isinstance(error, (NonFinite, EnvFailure)),
     )

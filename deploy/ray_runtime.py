@@ -355,7 +355,7 @@ class RayWorkers:
                 epoch=ticket.epoch,
                 reason=reason if position == 0 else "actor_died",
                 detail=detail,
-                shard_lost=True,
+                state_lost=True,
             )
             for position, ticket in enumerate(lost)
         ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages import Unit
 from rollcall.learners import losses, samples
-from rollcall.learners.algorithm import Metrics, Minibatch, Models
+from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.returns import gae, n_step_returns
 
@@ -69,11 +69,11 @@ class A2C:
             advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
         return samples.batch_rows(network, batch, advantages=advantages, returns=returns)
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[Minibatch]:
+    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
         """The batch itself: a second step on it would be off-policy."""
         yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, generator))
 
-    def loss(self, models: Models, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
         rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"

@@ -3,33 +3,44 @@ to inherit and no registry to edit: a recipe names the file. The learner knows n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.messages import Unit
-from rollcall.learners.batch import GymBatch
 
-Models = Mapping[str, nn.Module]  # gym: {"actor_critic": networks.ActorCritic}
+Models = Mapping[str, nn.Module]  # control: {"actor_critic": ActorCritic}; language: {"policy": TokenPolicy, ...}
 Metrics = dict[str, Tensor]  # 0-dim tensors
 
 
+class Minibatch(Protocol):
+    """What one gradient is computed from: StepMinibatch in control, TokenMinibatch in language."""
+
+    @property
+    def ends_epoch(self) -> bool: ...
+
+    def shards(self, rank: int, num_processes: int) -> Iterable[Any]:
+        """What this learner process computes the loss of, in portions that fit into memory: at least one. The losses,
+        metrics and gradients of all portions of all processes add up to the minibatch's."""
+
+
 @dataclass(frozen=True)
-class Minibatch:
-    """What one gradient is computed from. Every tensor's axis 0 is the sample axis, along which learner processes
-    share the work: row i goes to process i mod N. What must be known of the whole minibatch is computed before."""
+class StepMinibatch:
+    """Every tensor's axis 0 is the sample axis, along which learner processes share the work: row i goes to process
+    i mod N. What must be known of the whole minibatch is computed before."""
 
     tensors: Mapping[str, Tensor]  # [M, ...]
     num_valid: Tensor  # 0-dim float: valid steps in the whole minibatch, all processes together
     ends_epoch: bool = False
 
-    def shard(self, rank: int, num_processes: int) -> Minibatch:
+    def shards(self, rank: int, num_processes: int) -> Iterable[StepMinibatch]:
         if num_processes == 1:
-            return self
-        return Minibatch({k: v[rank::num_processes] for k, v in self.tensors.items()}, self.num_valid, self.ends_epoch)
+            return (self,)
+        mine = {name: tensor[rank::num_processes] for name, tensor in self.tensors.items()}
+        return (StepMinibatch(mine, self.num_valid, self.ends_epoch),)
 
 
 class Algorithm(Protocol):
@@ -44,15 +55,16 @@ class Algorithm(Protocol):
     def extra_models(self) -> Mapping[str, nn.Module]:
         """State of its own (a moving-average baseline, say), as buffers: put into `models` and saved with them."""
 
-    def prepare(self, models: Models, batch: GymBatch) -> Mapping[str, Tensor]:
-        """Once per batch, before the first epoch, without gradients: advantages, targets, flat views."""
+    def prepare(self, models: Models, batch: Any) -> Any:
+        """Once per batch, before the first epoch, without gradients: advantages, targets, flat views. A language
+        algorithm is given a third argument, `each_token` (learners/token_algorithm.py), for its forward passes."""
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[Minibatch]:
+    def minibatches(self, prepared: Any, generator: torch.Generator) -> Iterator[Minibatch]:
         """All minibatches of all epochs, in order. All shuffling draws from `generator`."""
 
-    def loss(self, models: Models, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
-        """(sum over the minibatch's valid steps / num_valid, metrics of the same form), so that the sums over learner
-        processes are the loss and the metrics of the whole minibatch. Pure: may be compiled."""
+    def loss(self, models: Models, part: Any) -> tuple[Tensor, Metrics]:
+        """Of one part of a minibatch: (sum over its valid steps / number of the whole minibatch's, metrics of the same
+        form), so that sums over parts and processes are those of the whole. Pure: may be compiled."""
 
     def stops_early(self, metrics: Metrics) -> bool:
         """Asked after each epoch with the mean metrics of that epoch's minibatches: True ends the batch's updates."""

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from rollcall.cluster.messages import GymTrajectory
+from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batch import GymBatch, stack_trajectories
+from rollcall.learners.collective import Collective
 from rollcall.learners.networks import ActorCritic
 from rollcall.learners.normaliser import RewardNormaliser
 
@@ -21,12 +23,18 @@ class ControlExperience:
         self._network = network
         self._reward_normaliser = reward_normaliser
 
-    def collate(self, trajectories: Sequence[GymTrajectory], device: torch.device) -> GymBatch:
+    def collate(self, trajectories: Sequence[GymTrajectory], device: torch.device, *, step: int) -> GymBatch:
         """The batch on the learner's device, its rewards scaled where the policy says so."""
         batch = stack_trajectories(trajectories).to(device)
         if self._reward_normaliser is None:
             return batch
         return batch.with_rewards(self._reward_normaliser.update_and_scale(batch, trajectories))
+
+    def prepare(self, algorithm: Algorithm, models: Models, batch: GymBatch, collective: Collective) -> Any:
+        return algorithm.prepare(models, batch)  # cheap enough for every process to do it all
+
+    def metrics(self, batch: GymBatch) -> dict[str, float]:
+        return {}
 
     def learned(self, batch: GymBatch) -> None:
         """After the step: the new statistics are published with the next version, so that at lag 0 actor and learner

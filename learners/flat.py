@@ -31,13 +31,16 @@ class FlatParameters:
     gradient: Tensor  # float32 [size]
 
 
-def flatten_module(module: nn.Module) -> FlatParameters:
+def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatParameters:
     """Moves all parameters of a module into one contiguous float32 buffer. Keeps their values; drops their gradients.
+    `only_trained`: those without requires_grad (a reference model's, an adapter's base) stay where they are.
 
     Raises:
       ValueError: if a parameter is not float32, or they are not all on one device.
     """
     named = list(module.named_parameters())
+    if only_trained:
+        named = [(name, parameter) for name, parameter in named if parameter.requires_grad]
     if not named:
         raise ValueError(f"{type(module).__name__} has no parameters to flatten")
     device = named[0][1].device
@@ -139,12 +142,20 @@ def _place(named: Iterable[tuple[str, Tensor]], offset: int) -> tuple[list[Tenso
     return specs, offset
 
 
+def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Those that are state. The others are computed anew by whoever builds the module."""
+    for prefix, child in module.named_modules():
+        for name, buffer in child.named_buffers(recurse=False):
+            if name not in child._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
+
+
 def _layout(module: nn.Module, name: str) -> tuple[_NamedTensors, dict[str, int]]:
     """Every tensor of a module with its place, parameters first, and the size of each dtype's buffer."""
     placed: list[tuple[TensorSpec, Tensor]] = []
     totals: dict[str, int] = {}
     tensors: Iterator[tuple[str, Tensor]]
-    for tensors in (iter(module.named_parameters()), module.named_buffers()):
+    for tensors in (iter(module.named_parameters()), _persistent_buffers(module)):
         for key, tensor in tensors:
             dtype = _dtype_name(tensor)
             specs, totals[dtype] = _place([(f"{name}.{key}", tensor)], totals.get(dtype, 0))

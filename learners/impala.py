@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages import Unit
 from rollcall.learners import losses, samples
-from rollcall.learners.algorithm import Metrics, Minibatch, Models
+from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.vtrace import vtrace
 
@@ -94,12 +94,12 @@ class IMPALA:
             )
         return samples.batch_rows(network, batch, pg_advantages=pg_advantages, vs=vs)
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[Minibatch]:
+    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, generator)
             yield from samples.grid_minibatches(grid)
 
-    def loss(self, models: Models, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
         rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,18 +21,22 @@ from rollcall.cluster.consumption import ConsumptionLog
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
 from rollcall.cluster.messages import Array, Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch
+from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.collective import Collective
 from rollcall.learners.flat import flatten_module, module_weights
-
-Batch = TypeVar("Batch", covariant=True)
 
 
 class Experience(Protocol):
     """How trajectories of one kind become batches. The learner passes them through and does not look inside."""
 
-    def collate(self, trajectories: Sequence[Any], device: torch.device) -> Any:
-        """The batch that the algorithm prepares from."""
+    def collate(self, trajectories: Sequence[Any], device: torch.device, *, step: int) -> Any:
+        """The batch of learner step `step`."""
+
+    def prepare(self, algorithm: Any, models: Models, batch: Any, collective: Collective) -> Any:
+        """The algorithm's own `prepare`, with what it needs of the learner's processes."""
+
+    def metrics(self, batch: Any) -> dict[str, float]:
+        """What is to be reported of a batch, beside the algorithm's own metrics."""
 
     def learned(self, batch: Any) -> None:
         """Called after a step that was not skipped, before its weights are read out."""
@@ -43,11 +47,12 @@ class Experience(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class BatchSource(Protocol[Batch]):
-    """Where batches come from: the ticket queue of a run, or a dataset."""
+class BatchSource(Protocol):
+    """Where the batches of an offline run come from: a data set. (A run with actors has its coordinator cut them from
+    the ticket queue.) What it gives is what the run's Experience collates."""
 
-    def take(self, timeout_s: float) -> Batch | None:
-        """The next batch; None when there will be no more, or none came in time."""
+    def take(self, step: int) -> Sequence[Any] | None:
+        """The batch of learner step `step`, the same however often it is asked for; None when there is no more."""
 
 
 class LearnerConfig(BaseModel):
@@ -108,6 +113,7 @@ class Learner:
         run_seed: int,
         experience: Experience,
         compile_loss: bool = False,
+        published: Sequence[str] | None = None,
         consumption_log: Path | None = None,
         collective: Collective | None = None,
     ) -> None:
@@ -118,11 +124,12 @@ class Learner:
         self._config = config
         self._policy_id = policy_id
         self._experience = experience
+        self._published = published
         self._collective = collective or Collective()
         self._log = (
             ConsumptionLog(consumption_log) if consumption_log is not None and self._collective.rank == 0 else None
         )
-        self._flat = flatten_module(nn.ModuleDict(self._models))
+        self._flat = flatten_module(nn.ModuleDict(self._models), only_trained=True)
         self._optimizer = _build_optimizer(self._flat.parameter, config, self._device)
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
         self._loss = self._compiled(algorithm.loss) if compile_loss else algorithm.loss
@@ -130,8 +137,8 @@ class Learner:
         self._idle_since = time.perf_counter()
 
     def weights(self, *, epoch: int, version: int) -> Weights:
-        """The parameters and the normaliser's statistics as they are now."""
-        return module_weights(self._models, policy_id=self._policy_id, epoch=epoch, version=version)
+        """The published models (by default all), parameters and normaliser statistics, as they are now."""
+        return module_weights(self._models, self._policy_id, epoch=epoch, version=version, names=self._published)
 
     def update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepResult, Weights | None]:
         """One learner step: all epochs over the batch. The weights come from process 0 only.
@@ -143,9 +150,9 @@ class Learner:
         began = time.perf_counter()
         wait_s = began - self._idle_since
         learning_rate = self._set_learning_rate(order.progress)
-        batch = self._experience.collate(trajectories, self._device)
+        batch = self._experience.collate(trajectories, self._device, step=order.step)
         with torch.no_grad():
-            prepared = self._algorithm.prepare(self._models, batch)
+            prepared = self._experience.prepare(self._algorithm, self._models, batch, self._collective)
         snapshot = self._snapshot()
         means, finite = self._optimise(prepared)
         if finite:
@@ -174,7 +181,7 @@ class Learner:
             update_s=self._idle_since - began,
             wait_s=wait_s,
             learning_rate=learning_rate,
-            metrics=means,
+            metrics={**means, **self._experience.metrics(batch)},
         )
         return result, weights
 
@@ -220,8 +227,7 @@ class Learner:
         all_metrics: list[Tensor] = []
         broken = torch.zeros((), device=self._device)
         for whole in self._algorithm.minibatches(prepared, self._generator):
-            minibatch = whole.shard(self._collective.rank, self._collective.num_processes)
-            metrics = self._gradient_step(minibatch, broken)
+            metrics = self._gradient_step(whole, broken)
             names = list(metrics)
             epoch_metrics.append(torch.stack(list(metrics.values())))
             if whole.ends_epoch:
@@ -236,18 +242,29 @@ class Learner:
         return dict(zip(names, values, strict=True)), math.isfinite(float(broken))
 
     def _gradient_step(self, minibatch: Minibatch, broken: Tensor) -> Metrics:
+        """One optimiser step. Losses, metrics and gradients of this process's parts of the minibatch add up."""
         gradient = self._flat.gradient
         gradient.zero_()
-        loss, metrics = self._loss(self._models, minibatch)
-        torch.autograd.backward(loss)
+        loss, metrics = self._backward(minibatch)
         self._collective.sum_(gradient)
         norm = torch.linalg.vector_norm(gradient)
         # NaN or infinity in any share reaches the summed gradient's norm or the loss, and from there this sum.
-        broken.add_(norm).add_(loss.detach())
+        broken.add_(norm).add_(loss)
         if self._config.max_grad_norm is not None:
             gradient.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         self._step_optimizer()
-        return {**metrics, "loss": loss.detach(), "grad_norm": norm}
+        return {**metrics, "loss": loss, "grad_norm": norm}
+
+    def _backward(self, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
+        total: Tensor | None = None
+        sums: Metrics = {}
+        for part in minibatch.shards(self._collective.rank, self._collective.num_processes):
+            loss, metrics = self._loss(self._models, part)
+            torch.autograd.backward(loss)
+            total = loss.detach() if total is None else total + loss.detach()
+            sums = metrics if not sums else {name: sums[name] + value for name, value in metrics.items()}
+        assert total is not None, "every process has a part of every minibatch"
+        return total, sums
 
     def _step_optimizer(self) -> None:
         """Adam through its functional form: of the 0.1 ms that Optimizer.step takes for one small flat parameter, nine

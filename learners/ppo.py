@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages import Unit
 from rollcall.learners import losses, samples
-from rollcall.learners.algorithm import Metrics, Minibatch, Models
+from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.returns import gae
 
@@ -103,7 +103,7 @@ class PPO:
             per_step["behaviour_values"] = values
         return samples.batch_rows(network, batch, **per_step)
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[Minibatch]:
+    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, generator)
             if self._config.normalise_advantages == "minibatch":
@@ -114,7 +114,7 @@ class PPO:
                 )
             yield from samples.grid_minibatches(grid)
 
-    def loss(self, models: Models, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
         rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         log_ratio = now.logprobs - rows["behaviour_logprobs"]
@@ -148,7 +148,7 @@ class PPO:
     def stops_early(self, metrics: Metrics) -> bool:
         return self._config.target_kl is not None and float(metrics["approx_kl"]) > self._config.target_kl
 
-    def _value_loss(self, now: samples.Evaluation, minibatch: Minibatch) -> Tensor:
+    def _value_loss(self, now: samples.Evaluation, minibatch: StepMinibatch) -> Tensor:
         rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
         assert now.values is not None, "prepare refuses a policy without a critic"
         if self._config.value_loss == "mse":

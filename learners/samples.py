@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from rollcall.learners.algorithm import Minibatch, Models
+from rollcall.learners.algorithm import Models, StepMinibatch
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.networks import ActorCritic
 
@@ -97,13 +97,13 @@ def shuffled_grid(rows: Mapping[str, Tensor], num_minibatches: int, generator: t
     return grid
 
 
-def grid_minibatches(grid: Mapping[str, Tensor]) -> Iterator[Minibatch]:
+def grid_minibatches(grid: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
     """The rows of a grid, in order; the last one ends the epoch. A minibatch with no valid step counts one."""
     num_valid = grid["mask"].flatten(1).sum(1).clamp_(min=1.0).unbind()
     columns = [tensor.unbind() for tensor in grid.values()]
     last = len(num_valid) - 1
     for i, tensors in enumerate(zip(*columns, strict=True)):
-        yield Minibatch(dict(zip(grid, tensors, strict=True)), num_valid[i], ends_epoch=i == last)
+        yield StepMinibatch(dict(zip(grid, tensors, strict=True)), num_valid[i], ends_epoch=i == last)
 
 
 def batch_logprobs(actor_critic: ActorCritic, batch: GymBatch) -> Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import safetensors.torch
 import torch
 
 from rollcall.cluster.errors import BadInput
@@ -44,6 +45,7 @@ def write_tiny_model(
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
@@ -60,9 +62,15 @@ def write_tiny_model(
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs' generators too, which are not restored here.
         torch.default_generator.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
+        model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
+    # Not model.save_pretrained: it draws a progress bar for 3 MB, and writes a file that no other user may read.
+    tensors = model.state_dict()
+    if tie_word_embeddings:
+        del tensors["lm_head.weight"]  # the embedding's storage; readers tie it again
     directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(directory)
+    (directory / "model.safetensors").write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    config.save_pretrained(directory)
+    model.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
@@ -89,7 +97,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()  # joins tokens with nothing between them
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,
         pad_token=PAD,
         eos_token=EOS,

@@ -142,13 +142,13 @@ def shaped_rewards(batch: TokenBatch, config: TokenAlgorithmConfig, *, max_token
     return batch.rewards + penalty
 
 
-def reward_kl(tensors: Mapping[str, Tensor], config: TokenAlgorithmConfig) -> Tensor | float:
+def reward_kl(batch: TokenBatch, tensors: Mapping[str, Tensor], config: TokenAlgorithmConfig) -> Tensor:
     """[S]: kl_coef * KL of each token, to be subtracted from its reward; 0 without a reference.
 
     Of the proximal policy and not of the one that sampled: it is the policy being improved whose KL is to be small.
     """
     if config.kl_coef == 0:
-        return 0.0
+        return torch.zeros_like(batch.behaviour_logprobs)
     return config.kl_coef * token_losses.kl_estimate(
         logprobs=tensors["proximal_logprobs"],
         reference_logprobs=tensors["reference_logprobs"],
@@ -253,9 +253,7 @@ def lag_weights(part: TokenPart, terms: PolicyTerms, config: TokenAlgorithmConfi
         )
         proximal, behaviour = log_ratios, torch.zeros_like(log_ratios)
     cap = math.inf if config.correction.truncate is None else config.correction.truncate
-    return token_losses.truncated_importance_weights(
-        proximal_logprobs=proximal, behaviour_logprobs=behaviour, cap=cap
-    )
+    return token_losses.truncated_importance_weights(proximal_logprobs=proximal, behaviour_logprobs=behaviour, cap=cap)
 
 
 def policy_loss(

@@ -182,8 +182,8 @@ class TokenMinibatch:
     ends_epoch: bool = False
 
     def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart]:
-        """The micro-batches that one learner process works on. At least one each, or its gradient is zero."""
-        for part in self.parts[rank::num_processes]:
+        """The micro-batches that one learner process works on, one after the other: memory holds one."""
+        for part in _at_least(self.parts, num_processes)[rank::num_processes]:
             rows, indices = self.batch.rows(part)
             yield TokenPart(
                 rows=rows,
@@ -192,6 +192,17 @@ class TokenMinibatch:
                 policy_lags=self.batch.policy_lags[indices],
                 sequence=torch.unique_consecutive(self.batch.sequence[indices], return_inverse=True)[1],
             )
+
+
+def _at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
+    """The parts, the largest halved until there are `number` of them: every process needs something to do."""
+    divided = list(parts)
+    while len(divided) < number:
+        largest = max(range(len(divided)), key=lambda i: len(divided[i]))
+        part = divided[largest]
+        assert len(part) > 1, "more learner processes than samples in a minibatch"
+        divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
+    return divided
 
 
 @dataclass(frozen=True)

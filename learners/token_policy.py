@@ -3,27 +3,33 @@ learners that knows Hugging Face models; it must never know a loss."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.sampling import SamplingConfig
 from rollcall.learners.sampling import Processed, process_logits
 from rollcall.learners.token_batch import TokenRows
 
 LANGUAGE_EXTRA = "pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
 
 
-class SamplingConfig(BaseModel):
-    """How tokens are sampled from the policy."""
+class WarmStartConfig(BaseModel):
+    """Supervised fine-tuning on a task's demonstrations, before reinforcement learning or on its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperature: float = Field(default=1.0, gt=0, description="divides the logits; below 1 sharpens")
-    top_p: float = Field(default=1.0, gt=0, le=1, description="mass of the nucleus that is sampled from")
-    top_k: int = Field(default=0, ge=0, description="most probable tokens that are sampled from; 0: all")
-    max_tokens: int = Field(default=64, ge=1, description="tokens of one completion, or of one turn, at the most")
+    steps: int = Field(default=400, ge=1, description="gradient steps")
+    batch_size: int = Field(default=128, ge=1, description="demonstrations of one step")
+    learning_rate: float = Field(default=1e-3, gt=0, description="step size, falling to zero over the steps")
+    num_rows: int | None = Field(
+        default=None, ge=1, description="demonstrations there are: the first of the task's shuffled rows; None: all"
+    )
+    token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass")
 
 
 class LMPolicyConfig(BaseModel):
@@ -32,13 +38,41 @@ class LMPolicyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(default="tiny", description="a Hugging Face directory or name; tiny: made by the run itself")
+    tiny: dict[str, Any] = Field(
+        default_factory=dict, description="for model=tiny: hidden_size, num_layers and so on; see learners/tiny_model"
+    )
+    warm_start: WarmStartConfig | None = Field(
+        default=None, description="imitate the task's demonstrations first; none: begin with the model as it is"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
-    tiny: dict[str, Any] = Field(
-        default_factory=dict, description="for model=tiny: hidden_size, num_layers and so on; see learners/tiny_model"
-    )
+
+
+def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
+    """The model of a directory, float32, for training.
+
+    Raises:
+      BadInput: when it holds no model that can be loaded.
+    """
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise BadInput(f"language models need transformers: {LANGUAGE_EXTRA}") from None
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"{directory}: no causal language model can be loaded from it: {first}") from None
+    model.train()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return cast(nn.Module, model)
+
+
+def autocast_dtype(config: LMPolicyConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.dtype == "bfloat16" else None
 
 
 class TokenPolicy(nn.Module):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rollcall.learners.a2c import A2C
-from rollcall.learners.algorithm import Algorithm, Minibatch
+from rollcall.learners.algorithm import Algorithm, StepMinibatch
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.impala import IMPALA
 from rollcall.learners.networks import ActorCritic
@@ -45,12 +45,14 @@ def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.
     return {"actor_critic": policy, **algorithm.extra_models()}
 
 
-def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[Minibatch]:
+def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[StepMinibatch]:
     prepared = algorithm.prepare(models_for(algorithm, policy), batch)
     return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
 
 
-def gradient_of(algorithm: Algorithm, policy: ActorCritic, minibatch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+def gradient_of(
+    algorithm: Algorithm, policy: ActorCritic, minibatch: StepMinibatch
+) -> tuple[Tensor, dict[str, Tensor]]:
     """All parameters' gradients as one vector, and the metrics with the loss among them."""
     policy.zero_grad()
     loss, metrics = algorithm.loss(models_for(algorithm, policy), minibatch)
@@ -70,7 +72,10 @@ def test_gradients_and_metrics_of_shards_add_up_to_those_of_the_whole(
         whole, whole_metrics = gradient_of(algorithm, policy, minibatch)
         assert bool(whole.any())
         for num_processes in (2, 3):
-            parts = [gradient_of(algorithm, policy, minibatch.shard(r, num_processes)) for r in range(num_processes)]
+            parts = [
+                gradient_of(algorithm, policy, next(iter(minibatch.shards(r, num_processes))))
+                for r in range(num_processes)
+            ]
             torch.testing.assert_close(torch.stack([g for g, _ in parts]).sum(0), whole, atol=1e-6, rtol=1e-5)
             for name, value in whole_metrics.items():
                 total = torch.stack([metrics[name] for _, metrics in parts]).sum()

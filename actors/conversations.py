@@ -1,0 +1,167 @@
+"""Samples under way on one engine: a completion, or a conversation of several turns with an environment. What was
+sampled is kept as tokens and never tokenised again. Must never know of tickets, nor where weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from rollcall.actors.text_codec import TextCodec
+from rollcall.actors.text_task import Judgement, Row, Task, TextEnv
+from rollcall.actors.vllm_engine import Completion
+from rollcall.cluster.messages import Array
+from rollcall.cluster.seeds import derive_seed
+
+
+class Engine(Protocol):
+    """What generates: vllm_engine.VllmEngine."""
+
+    version: int
+    max_model_len: int
+
+    @property
+    def num_unfinished(self) -> int: ...
+    def add(
+        self, request_id: str, prompt: Sequence[int], *, seed: int | None, max_tokens: int, greedy: bool = False
+    ) -> None: ...
+    def step(self) -> list[Completion]: ...
+    def abort(self, request_ids: Sequence[str]) -> None: ...
+
+
+@dataclass(slots=True)
+class Sample:
+    """One completion or conversation. Positions are those of `token_ids`, which begin with the prompt."""
+
+    key: Hashable
+    row: Row
+    seed: int
+    token_ids: list[int]
+    prompt_length: int
+    env: TextEnv | None
+    turns: int = 0
+    request_id: str = ""
+    sampled: list[tuple[int, int]] = field(default_factory=list)  # (begin, end) of what the policy sampled
+    logprobs: list[Array] = field(default_factory=list)  # one array per turn
+    version_spans: list[tuple[int, int, int]] = field(default_factory=list)
+    finish_reason: Literal["stop", "length"] = "stop"
+    reward: float = 0.0
+    judgement: Judgement | None = None  # set when the sample is finished
+
+    @property
+    def num_sampled(self) -> int:
+        return sum(end - begin for begin, end in self.sampled)
+
+    def loss_mask(self) -> Array:
+        mask = np.zeros(len(self.token_ids), bool)
+        for begin, end in self.sampled:
+            mask[begin:end] = True
+        return mask
+
+    def behaviour_logprobs(self) -> Array:
+        logprobs = np.zeros(len(self.token_ids), np.float32)
+        for (begin, end), values in zip(self.sampled, self.logprobs, strict=True):
+            logprobs[begin:end] = values
+        return logprobs
+
+
+class Conversations:
+    """Runs samples side by side on an engine, one engine step at a time."""
+
+    def __init__(self, engine: Engine, task: Task, codec: TextCodec, *, max_tokens: int, greedy: bool = False) -> None:
+        self._engine = engine
+        self._task = task
+        self._codec = codec
+        self._max_tokens = max_tokens
+        self._greedy = greedy
+        self._running: dict[str, Sample] = {}
+        self._count = 0
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    def begin(self, key: Hashable, row: Row, *, seed: int, prompt: Sequence[int] | None = None) -> None:
+        """Admits a sample of a row. `prompt`: its tokens, where they are known already."""
+        env = self._task.environment(row)
+        if prompt is None:
+            prompt = self.opening(row, env)
+        elif env is not None:
+            env.reset()
+        sample = Sample(key, row, seed, list(prompt), len(prompt), env)
+        self._request(sample)
+
+    def opening(self, row: Row, env: TextEnv | None = None) -> list[int]:
+        """The prompt's tokens."""
+        env = self._task.environment(row) if env is None else env
+        return self._codec.prompt(row.prompt if env is None else env.reset())
+
+    def advance(self) -> list[Sample]:
+        """One engine step. Returns the samples that finished, judged."""
+        finished = []
+        for completion in self._engine.step():
+            sample = self._running.pop(completion.request_id, None)
+            if sample is not None and self._take(sample, completion):
+                finished.append(sample)
+        return finished
+
+    def text(self, sample: Sample) -> str:
+        """What followed the prompt."""
+        return self._codec.decode(sample.token_ids[sample.prompt_length :])
+
+    def abort(self, keys: Iterable[Hashable]) -> None:
+        """Ends samples; nothing more is heard of them."""
+        gone = set(keys)
+        requests = [request_id for request_id, sample in self._running.items() if sample.key in gone]
+        self._engine.abort(requests)
+        for request_id in requests:
+            del self._running[request_id]
+
+    def _request(self, sample: Sample) -> None:
+        self._count += 1
+        sample.request_id = str(self._count)
+        room = self._engine.max_model_len - len(sample.token_ids)
+        self._running[sample.request_id] = sample
+        self._engine.add(
+            sample.request_id,
+            sample.token_ids,
+            seed=None if self._greedy else derive_seed(sample.seed, "turn", sample.turns),
+            max_tokens=min(self._max_tokens, room),
+            greedy=self._greedy,
+        )
+
+    def _take(self, sample: Sample, completion: Completion) -> bool:
+        """Appends a turn. True when the sample is finished, and judged."""
+        begin = len(sample.token_ids)
+        sample.token_ids += completion.token_ids.tolist()
+        sample.sampled.append((begin, len(sample.token_ids)))
+        sample.logprobs.append(completion.logprobs)
+        sample.version_spans += [(begin + a, begin + b, version) for a, b, version in completion.version_spans]
+        sample.finish_reason = completion.finish_reason
+        sample.turns += 1
+        text = self._codec.decode(completion.token_ids.tolist())
+        if sample.env is None:
+            sample.judgement = self._task.judge(sample.row, text)
+            sample.reward = sample.judgement.reward
+            return True
+        return self._answer(sample, sample.env, text)
+
+    def _answer(self, sample: Sample, env: TextEnv, text: str) -> bool:
+        """The environment's answer to a turn, and the next turn if there is one. A turn that was cut is no turn."""
+        if sample.finish_reason == "length":
+            sample.judgement = Judgement(sample.reward, correct=False, parsed=False)
+            return True
+        step = env.step(text)
+        sample.reward += step.reward
+        if step.terminated:
+            sample.judgement = Judgement(sample.reward, step.correct, step.parsed, step.components)
+            return True
+        sample.token_ids += self._codec.encode(step.text)
+        if len(sample.token_ids) >= self._engine.max_model_len:
+            sample.finish_reason = "length"
+            sample.judgement = Judgement(sample.reward, correct=False, parsed=False, components=step.components)
+            return True
+        self._request(sample)
+        return False

@@ -1,0 +1,53 @@
+"""Text to tokens and back, by a model's own tokenizer. Must never know what the text means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.errors import BadInput
+
+
+class TextCodec:
+    """The tokenizer of a model directory."""
+
+    def __init__(self, model_directory: Path, *, chat: bool = False) -> None:
+        """Raises BadInput: when the directory has no tokenizer, or `chat` asks for a template that it does not have."""
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            raise BadInput(
+                "language tasks need transformers: pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu])"
+            ) from None
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model_directory))
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise BadInput(f"{model_directory}: no tokenizer can be loaded from it: {first}") from None
+        if chat and not self._tokenizer.chat_template:
+            raise BadInput(
+                f"{model_directory}: its tokenizer has no chat template, and the task asks for one: set task.chat=false"
+            )
+        if self._tokenizer.eos_token_id is None:
+            raise BadInput(
+                f"{model_directory}: its tokenizer names no end-of-sequence token: completions would not end"
+            )
+        self._chat = chat
+        self.eos_token_id = int(self._tokenizer.eos_token_id)
+
+    def prompt(self, text: str) -> list[int]:
+        """The tokens that a completion follows: through the chat template if there is one to use."""
+        if not self._chat:
+            return self.encode(text)
+        messages = [{"role": "user", "content": text}]
+        encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.encode(encoded)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text that stands somewhere in a sequence: nothing is added at its ends."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, without the end-of-sequence token and other special ones."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
