@@ -67,6 +67,12 @@ class Sample:
         return logprobs
 
 
+def opening(task: Task, codec: TextCodec, row: Row) -> list[int]:
+    """The tokens that every sample of a row begins with."""
+    env = task.environment(row)
+    return codec.prompt(row.prompt if env is None else env.reset())
+
+
 class Conversations:
     """Runs samples side by side on an engine, one engine step at a time."""
 
@@ -83,20 +89,13 @@ class Conversations:
     def num_running(self) -> int:
         return len(self._running)
 
-    def begin(self, key: Hashable, row: Row, *, seed: int, prompt: Sequence[int] | None = None) -> None:
-        """Admits a sample of a row. `prompt`: its tokens, where they are known already."""
+    def begin(self, key: Hashable, row: Row, *, seed: int) -> None:
+        """Admits a sample of a row."""
         env = self._task.environment(row)
-        if prompt is None:
-            prompt = self.opening(row, env)
-        elif env is not None:
-            env.reset()
-        sample = Sample(key, row, seed, list(prompt), len(prompt), env)
+        text = row.prompt if env is None else env.reset()
+        prompt = self._codec.prompt(text)
+        sample = Sample(key, row, seed, prompt, len(prompt), env)
         self._request(sample)
-
-    def opening(self, row: Row, env: TextEnv | None = None) -> list[int]:
-        """The prompt's tokens."""
-        env = self._task.environment(row) if env is None else env
-        return self._codec.prompt(row.prompt if env is None else env.reset())
 
     def advance(self) -> list[Sample]:
         """One engine step. Returns the samples that finished, judged."""

@@ -45,6 +45,7 @@ class EvalResult:
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     policy_version: int
+    unit: str = "return"  # what `mean` is of
 
 
 class Evaluator:

@@ -15,7 +15,7 @@ from rollcall.actors.envs import EnvConfig, make_vector_env
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.actors.unroll import Shard, Unroll, begin_shard, unroll
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
-from rollcall.cluster.messages import Array, GymTrajectory, Produced, ShardPayload, Ticket, Timing
+from rollcall.cluster.messages import Array, GymTrajectory, Produced, ShardPayload, Ticket, Timing, Unit
 from rollcall.cluster.seeds import derive_seed
 
 
@@ -82,14 +82,16 @@ class GymActor:
         After an exception out of the envs the shard is gone, and begins anew with its next incarnation.
         """
         began = time.perf_counter()
+        payload = ticket.payload
+        assert isinstance(payload, ShardPayload)
         try:
             wait_weights_s = self._take_weights(ticket)
-            shard = self._shard(ticket.payload)
+            shard = self._shard(payload)
             self._doing = (f"ticket {ticket.ticket_id}", shard, time.monotonic())
             restarts = shard.group.restarts.total
-            result = self._run(shard, ticket)
+            result = self._run(shard, ticket.seed, payload.unit)
         except (NonFinite, EnvFailure) as error:
-            where = f"shard {ticket.payload.shard}, ticket {ticket.ticket_id}: "
+            where = f"shard {payload.shard}, ticket {ticket.ticket_id}: "
             raise type(error)(where + str(error)) from error
         finally:
             self._doing = None
@@ -99,7 +101,7 @@ class GymActor:
             inference_s=result.inference_s,
             wait_weights_s=wait_weights_s,
         )
-        trajectory = self._trajectory(ticket, result, shard.group.restarts.total - restarts, timing)
+        trajectory = self._trajectory(ticket, payload, result, shard.group.restarts.total - restarts, timing)
         return _summary(trajectory), trajectory
 
     def doing(self) -> str:
@@ -191,22 +193,24 @@ class GymActor:
         if shard is not None:
             shard.group.close()
 
-    def _run(self, shard: Shard, ticket: Ticket) -> Unroll:
-        num_steps, num_envs, unit = self._config.unroll_length, shard.group.num_envs, ticket.payload.unit
+    def _run(self, shard: Shard, seed: int, unit: Unit) -> Unroll:
+        num_steps, num_envs = self._config.unroll_length, shard.group.num_envs
         try:
             if unit == "episode" and not shard.untouched:
                 shard = self._shards[shard.index] = begin_shard(shard.index, shard.incarnation, shard.group)
             if shard.recurrent_state is None:
                 shard.recurrent_state = self._policy.initial_recurrent_state(num_envs)
             rollout = self._policy.rollout(
-                num_steps=num_steps, num_envs=num_envs, seed=ticket.seed, recurrent_state=shard.recurrent_state
+                num_steps=num_steps, num_envs=num_envs, seed=seed, recurrent_state=shard.recurrent_state
             )
             return unroll(shard, rollout, num_steps=num_steps, unit=unit)
         except BaseException:
             self._drop(shard.index)  # somewhere in the middle of a step: of no use any more
             raise
 
-    def _trajectory(self, ticket: Ticket, result: Unroll, env_restarts: int, timing: Timing) -> GymTrajectory:
+    def _trajectory(
+        self, ticket: Ticket, payload: ShardPayload, result: Unroll, env_restarts: int, timing: Timing
+    ) -> GymTrajectory:
         clip = self._env_config.reward_clip
         return GymTrajectory(
             policy_id=self._policy_id,
@@ -214,8 +218,8 @@ class GymActor:
             ticket_id=ticket.ticket_id,
             attempt=ticket.attempt,
             actor_id=self.actor_id,
-            shard=ticket.payload.shard,
-            incarnation=ticket.payload.incarnation,
+            shard=payload.shard,
+            incarnation=payload.incarnation,
             policy_version=self._policy.version,
             observations=result.observations,
             last_observations=result.last_observations,

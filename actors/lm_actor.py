@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,8 +16,10 @@ from rollcall.actors.policy import WeightsSource
 from rollcall.actors.text_task import Row
 from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
 from rollcall.cluster.messages import LMTrajectory, Produced, PromptPayload, SampleStats, Ticket, Timing, Weights
+from rollcall.cluster.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 
+SampleKey = tuple[tuple[int, int], int]  # (ticket, which of its samples)
 IDLE_POLL_S = 0.005  # between looks for weights or tickets, while there is nothing to generate
 
 
@@ -29,6 +31,7 @@ class LMActorsConfig(BaseModel):
     num: int = Field(default=1, ge=1, le=4096, description="actor processes, each with an engine of its own")
     samples_per_prompt: int = Field(default=8, ge=1, le=4096, description="completions of one prompt: a group")
     prompts_per_batch: int = Field(default=64, ge=1, le=1_000_000, description="prompts of one learner step")
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="how tokens are drawn")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="the generation engine")
     threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one engine")
     ticket_deadline_s: float = Field(default=300.0, gt=0.0, description="seconds within which a ticket is produced")
@@ -81,7 +84,8 @@ class LMActor:
         self._epoch = -1  # of the weights
         self._waiting: list[_Work] = []  # for weights that are new enough
         self._running: dict[tuple[int, int], _Work] = {}
-        self._apply_s = 0.0
+        self._busy_s = 0.0  # since the last ticket was finished
+        self._apply_s = 0.0  # of which loading weights
 
     @property
     def is_idle(self) -> bool:
@@ -104,8 +108,11 @@ class LMActor:
             if not self.is_idle:
                 time.sleep(IDLE_POLL_S)
             return outcomes
-        for sample in self._conversations.advance():
-            key, index = sample.key  # type: ignore[misc]
+        began = time.perf_counter()
+        finished = self._conversations.advance()
+        self._busy_s += time.perf_counter() - began
+        for sample in finished:
+            key, index = cast(SampleKey, sample.key)
             work = self._running[key]
             work.finished[index] = sample
             if len(work.finished) == work.payload.num_samples:
@@ -141,7 +148,8 @@ class LMActor:
     def _load(self, weights: Weights) -> None:
         began = time.perf_counter()
         self._engine.load(weights)
-        self._apply_s = time.perf_counter() - began
+        self._apply_s += time.perf_counter() - began
+        self._busy_s += time.perf_counter() - began
         self._epoch = weights.epoch
 
     def _admit(self) -> None:
@@ -153,10 +161,9 @@ class LMActor:
             work.since = time.monotonic()
             self._running[work.ticket.key] = work
             row = self._rows[work.payload.row]
-            prompt = self._conversations.opening(row)
             for index in range(work.payload.num_samples):
                 seed = derive_seed(work.ticket.seed, "sample", index)
-                self._conversations.begin((work.ticket.key, index), row, seed=seed, prompt=prompt)
+                self._conversations.begin((work.ticket.key, index), row, seed=seed)
 
     def _is_new_enough(self, ticket: Ticket) -> bool:
         return self._engine.version >= ticket.min_policy_version
@@ -228,7 +235,8 @@ class LMActor:
             rewards=np.array([sample.reward for sample in samples], np.float32),
             finish_reasons=tuple(sample.finish_reason for sample in samples),
         )
-        timing = Timing(act_s=time.monotonic() - work.since)
+        timing = Timing(act_s=self._busy_s, apply_weights_s=self._apply_s)
+        self._busy_s = self._apply_s = 0.0
         return self._summary(trajectory, samples, timing), trajectory
 
     def _summary(self, trajectory: LMTrajectory, samples: Sequence[Sample], timing: Timing) -> Produced:

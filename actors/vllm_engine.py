@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Array, Weights
+from rollcall.cluster.sampling import SamplingConfig
 
 KNOWN_VERSIONS = ("0.32.0",)
+PREFILL_TOKENS = 8192  # of one step, at the most
 _BACKEND = "rollcall"  # our weight-transfer engine's name in vLLM's registry
 _incoming: Mapping[str, Array] = {}  # what our engine loads: vLLM's own calls carry plain values only
 
@@ -33,9 +35,6 @@ class EngineConfig(BaseModel):
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of one engine")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
-    weight_transfer: Literal["object_store", "nccl", "ipc"] = Field(
-        default="object_store", description="how new weights come in; nccl and ipc are vLLM's own, between GPUs"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +77,7 @@ class VllmEngine:
         model_directory: Path,
         config: EngineConfig,
         *,
-        temperature: float,
-        top_p: float,
-        top_k: int,
+        sampling: SamplingConfig,
         stop_token_ids: Sequence[int],
         threads: int,
     ) -> None:
@@ -93,11 +90,12 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        on_gpu = torch.cuda.is_available()
-        if config.weight_transfer == "object_store":
-            _register_transfer_engine()
-        backend = _BACKEND if config.weight_transfer == "object_store" else config.weight_transfer
-        arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization} if on_gpu else {}
+        _register_transfer_engine()
+        if torch.cuda.is_available():
+            arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
+        else:
+            # A prompt that is cut between two steps makes vLLM rewind the request's generator: CPU generators cannot.
+            arguments = {"enable_chunked_prefill": False}
         self._engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(model_directory),
@@ -105,9 +103,10 @@ class VllmEngine:
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
                 tensor_parallel_size=config.tensor_parallel_size,
                 logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
-                weight_transfer_config=WeightTransferConfig(backend=backend),
+                weight_transfer_config=WeightTransferConfig(backend=_BACKEND),
                 disable_log_stats=True,
                 seed=0,
                 **arguments,
@@ -115,10 +114,11 @@ class VllmEngine:
         )
         torch.set_num_threads(threads)
         self._sampling: dict[str, Any] = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "top_k": top_k,
-            "stop_token_ids": list(stop_token_ids),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "ignore_eos": sampling.ignore_eos,
+            "stop_token_ids": [] if sampling.ignore_eos else list(stop_token_ids),
             "logprobs": 0,  # of the sampled token alone
             "flat_logprobs": True,
             "detokenize": False,
@@ -148,15 +148,16 @@ class VllmEngine:
             )
         sampling = self._sampling if not greedy else {**self._sampling, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
         params = self._params(seed=seed, max_tokens=max_tokens, **sampling)
-        salted = {"prompt_token_ids": list(prompt), "cache_salt": str(self.version)}
+        salted: Any = {"prompt_token_ids": list(prompt), "cache_salt": str(self.version)}
         self._engine.add_request(request_id, salted, params)
 
     def step(self) -> list[Completion]:
         """One step of all running requests, under one version of the weights; returns those that it finished."""
+        outputs: list[Any] = [output for output in self._engine.step() if output.finished]
         return [
-            _completion(output.request_id, output.outputs[0], self.version)
-            for output in self._engine.step()
-            if output.finished and output.outputs[0].finish_reason != "abort"
+            _completion(output.request_id, output.outputs[0])
+            for output in outputs
+            if output.outputs[0].finish_reason != "abort"
         ]
 
     def abort(self, request_ids: Sequence[str]) -> None:
@@ -185,7 +186,7 @@ class VllmEngine:
         self._engine.engine_core.shutdown()
 
 
-def _completion(request_id: str, output: Any, version: int) -> Completion:
+def _completion(request_id: str, output: Any) -> Completion:
     spans = output.weight_versions or []
     return Completion(
         request_id=request_id,
@@ -206,7 +207,7 @@ def _set_environment(config: EngineConfig, threads: int) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # or every engine of a machine binds to the same cores
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
@@ -249,7 +250,7 @@ def _register_transfer_engine() -> None:
 
         def finish_weight_update(self) -> None:
             finalize_layerwise_reload(self.model, self.model_config)
-            # On CPU a head that is tied to the embedding keeps the copy it packed at first, and silently the old policy.
+            # On CPU a head tied to the embedding keeps the copy it packed at first: silently the old policy.
             for layer in self.model.modules():
                 if isinstance(layer, ParallelLMHead):
                     layer.quant_method.process_weights_after_loading(layer)

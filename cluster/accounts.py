@@ -105,6 +105,7 @@ class Counters:
             "length_max": max(sample.num_tokens for sample in samples),
             "degenerate_fraction": _mean(item.is_degenerate for item in produced),
             "degenerate_dropped": self.degenerate,
+            "apply_s": sum(item.timing.apply_weights_s for item in produced),
             "tokens": self.tokens,
             "tokens_per_s": num_tokens / step_s,
             **components,

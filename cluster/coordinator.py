@@ -364,6 +364,7 @@ class Coordinator:
             "mean": event.result.mean,
             "std": event.result.std,
             "n": event.result.n,
+            "unit": event.result.unit,
         }
         for recorder in self._recorders:
             recorder.on_eval(record)

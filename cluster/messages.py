@@ -64,12 +64,14 @@ class EpisodeStats:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds an actor spent on one unit, by what it did. `act_s` is the whole unit."""
+    """Seconds an actor spent on one unit, by what it did. `act_s` is the whole unit; of tickets that are worked on side
+    by side, what the actor was busy since it finished the one before."""
 
     act_s: float = 0.0
     env_s: float = 0.0
     inference_s: float = 0.0
     wait_weights_s: float = 0.0
+    apply_weights_s: float = 0.0  # loading newer weights into a generation engine
 
 
 @dataclass(frozen=True)

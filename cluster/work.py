@@ -56,8 +56,8 @@ class ShardWork:
 
 
 class PromptWork:
-    """Prompts of a data set, each once per pass, every pass in an order of its own. The position is the ticket id, which
-    the ledger keeps: no prompt is skipped and none comes twice, whatever is killed."""
+    """Prompts of a data set, each once per pass, every pass in an order of its own. The position is the ticket id,
+    which the ledger keeps: no prompt is skipped and none comes twice, whatever is killed."""
 
     def __init__(self, rows: Sequence[int], *, run_seed: int, samples_per_prompt: int) -> None:
         """`rows`: the numbers of the rows that can be used."""

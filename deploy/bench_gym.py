@@ -17,12 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rollcall.actors.envs import spaces_of
 from rollcall.cluster.messages import GymTrajectory, ShardPayload, Ticket
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy import bench_peers, factories, launch
+from rollcall.deploy import bench_peers, launch
 from rollcall.deploy.config import RunConfig, load_config
+from rollcall.deploy.control_parts import ControlParts
 from rollcall.deploy.recorders import read_jsonl
 from rollcall.learners.collective import Collective
 from rollcall.learners.learner import StepOrder
@@ -64,10 +64,10 @@ class PartsBench:
     """Actor and learner of one config, in this process, each alone."""
 
     def __init__(self, config: RunConfig, scratch: Path) -> None:
-        self._spaces = factories.Spaces(*spaces_of(config.env))
+        parts = ControlParts(config, scratch / "consumption.jsonl")
         self._server = ParameterServer()
-        self._actor = factories.build_actor(config, self._spaces, "bench", self._server)
-        self._learner = factories.build_learner(config, self._spaces, scratch / "consumption.jsonl", Collective())
+        self._actor = parts.actor("bench", self._server)
+        self._learner = parts.learner(Collective())
         self._config = config
         self._server.publish(self._learner.weights(epoch=1, version=0))
         self._unit = config.algorithm_class.unit
@@ -106,6 +106,7 @@ class PartsBench:
             epoch=1,
             seed=derive_seed(self._config.seed, "ticket", self._next),
             min_policy_version=0,
+            lane=shard,
             payload=ShardPayload(shard, 0, self._unit),
             deadline_s=600.0,
         )
@@ -197,7 +198,10 @@ def _config(recipe: str, overrides: Sequence[str], compiled: str, *, total_env_s
     more = [f"learner.compile={compiled}", "eval.episodes=0", "metrics.enabled=true", "name=bench"]
     if total_env_steps is not None:
         more.append(f"total_env_steps={total_env_steps}")
-    return load_config(recipe, [*overrides, *more])
+    config = load_config(recipe, [*overrides, *more])
+    if not isinstance(config, RunConfig):
+        raise BadInput(f"{recipe}: bench gym measures control recipes; for language: rollcall bench lm {recipe}")
+    return config
 
 
 def _limiter(parts: Parts, learn_limits: bool) -> str:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rollcall.actors.envs import make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.algorithms import find_algorithm, shipped_algorithms
+from rollcall.deploy import plugins
 
 if TYPE_CHECKING:
-    from rollcall.deploy.run_config import RunConfig
+    from rollcall.deploy.run_config import CommonConfig, RunConfig
     from rollcall.deploy.settings import KeyPath
 
 
@@ -24,7 +24,9 @@ class Problem:
 
 def check_settings(config: RunConfig) -> list[Problem]:
     """Contradictions that show without making an environment."""
-    return [*_length(config), *_shards(config), *_lag(config), *_portions(config), *_device(config)]
+    if plugins.is_language(config.algorithm_class):
+        return [Problem(("algorithm", "name"), "learns from text: give the recipe a task instead of an env")]
+    return [*_length(config), *_shards(config), *check_lag(config), *_portions(config), *check_device(config)]
 
 
 def _length(config: RunConfig) -> list[Problem]:
@@ -51,10 +53,12 @@ def _shards(config: RunConfig) -> list[Problem]:
     return problems
 
 
-def _lag(config: RunConfig) -> list[Problem]:
+def check_lag(config: CommonConfig) -> list[Problem]:
     if config.max_policy_lag == 0 or config.algorithm_class.corrects_policy_lag:
         return []
-    able = [name for name in shipped_algorithms() if find_algorithm(name).corrects_policy_lag]
+    half = plugins.is_language(config.algorithm_class)
+    known = {name: plugins.find(plugins.ALGORITHM, name) for name in plugins.shipped(plugins.ALGORITHM)}
+    able = [n for n, found in known.items() if found.corrects_policy_lag and plugins.is_language(found) == half]
     text = f"{config.algorithm_name} has no correction for a policy that lags behind: set max_policy_lag=0"
     return [Problem(("max_policy_lag",), f"{text}, or use an algorithm that has one ({', '.join(able)})")]
 
@@ -76,7 +80,7 @@ def _portions(config: RunConfig) -> list[Problem]:
     return problems
 
 
-def _device(config: RunConfig) -> list[Problem]:
+def check_device(config: CommonConfig) -> list[Problem]:
     import torch
 
     name, path = config.learner.device, ("learner", "device")

@@ -17,7 +17,7 @@ from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, 
 from rollcall.deploy.settings import COMMAND_LINE, did_you_mean, recipe_name, recipe_title, shipped_recipes
 
 if TYPE_CHECKING:
-    from rollcall.deploy.config import RunConfig
+    from rollcall.deploy.config import AnyConfig
     from rollcall.deploy.recorders import Recorder
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -195,7 +195,7 @@ def _resume(args: argparse.Namespace) -> int:
     return _carry_out(config, directory, resume=True)
 
 
-def _carry_out(config: RunConfig, directory: Path, *, resume: bool) -> int:
+def _carry_out(config: AnyConfig, directory: Path, *, resume: bool) -> int:
     from rollcall.deploy import progress, runs
 
     with runs.stop_on_signals(directory) as stop:

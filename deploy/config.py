@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.algorithms import find_algorithm, shipped_algorithms
+from rollcall.deploy import plugins
 from rollcall.deploy.checks import check_env, check_settings
-from rollcall.deploy.run_config import RunConfig, algorithm_name_of
+from rollcall.deploy.language_checks import check_language
+from rollcall.deploy.language_config import LanguageConfig
+from rollcall.deploy.run_config import CommonConfig, RunConfig, plugin_name_of
 from rollcall.deploy.settings import (
     CALLER,
     COMMAND_LINE,
@@ -28,7 +31,9 @@ from rollcall.deploy.settings import (
     recipe_name,
 )
 
-__all__ = ["RunConfig", "json_schema", "load_config"]
+__all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config"]
+
+AnyConfig = RunConfig | LanguageConfig
 
 _PLAINER = {  # pydantic's words where they are JSON's and not the user's
     "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and begin with a letter or a digit",
@@ -47,7 +52,7 @@ _TOTALS = ("total_env_steps", "total_learner_steps")
 
 def load_config(
     recipe: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
-) -> RunConfig:
+) -> AnyConfig:
     """The configuration of a shipped recipe's name or a YAML file, with `key=value` overrides and values from Python.
 
     Raises:
@@ -56,7 +61,7 @@ def load_config(
     settings = read_recipe(recipe)
     if settings.tree.get("name") is None:
         settings.tree["name"] = recipe_name(recipe)
-    for section, key in (("env", "id"), ("algorithm", "name")):
+    for section, key in (("env", "id"), ("algorithm", "name"), ("task", "name")):
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
@@ -72,8 +77,8 @@ def load_config(
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
     """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
-    starts from that algorithm's defaults."""
-    if path == ("algorithm",) and isinstance(value, str):
+    starts from that algorithm's defaults, `task=NAME` likewise."""
+    if path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)
     elif path == ("env",) and isinstance(value, str):
         section = settings.tree.get("env")
@@ -86,29 +91,36 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings.set(path, value, origin)
 
 
-def _validated(settings: Settings) -> RunConfig:
+def _validated(settings: Settings) -> AnyConfig:
+    """A recipe with a task is of the language half, any other of the control half."""
+    whole: type[RunConfig | LanguageConfig] = LanguageConfig if "task" in settings.tree else RunConfig
     lines: list[str] = []
-    section = settings.tree.get("algorithm")
-    model: type[BaseModel] | None = None
-    if section is not None:
+    models: dict[str, type[BaseModel]] = {}
+    for section, plugin in whole.PLUGINS.items():
+        written = settings.tree.get(section)
+        if written is None:
+            continue
         try:
-            model = find_algorithm(algorithm_name_of(section)).Config
+            models[section] = plugins.find(plugin, plugin_name_of(written)).Config
         except BadInput as error:
-            lines.append(_line(settings, ("algorithm", "name"), str(error)))
-    fields = _fields(RunConfig, algorithm=model)
-    if model is not None:
+            lines.append(_line(settings, (section, "name"), str(error)))
+    fields = _fields(whole, models)
+    for section, model in models.items():
         try:
-            model.model_validate_json(_json(section), strict=True)
+            model.model_validate_json(_json(settings.tree[section]), strict=True)
         except ValidationError as error:
-            lines += _explain(error, settings, fields, prefix=("algorithm",))
-    config: RunConfig | None = None
+            lines += _explain(error, settings, fields, prefix=(section,))
+    config: AnyConfig | None = None
+    told = {section for section in whole.PLUGINS if settings.tree.get(section) is not None}
     try:
-        config = RunConfig.model_validate_json(_json(settings.tree), strict=True)
+        config = whole.model_validate_json(_json(settings.tree), strict=True)
     except ValidationError as error:
-        lines += _explain(error, settings, fields, skip="algorithm" if section is not None else None)
+        lines += _explain(error, settings, fields, skip=told)
     if config is not None and not lines:
         config = config.resolved()
-        problems = check_settings(config) or check_env(config)
+        problems = check_language(config) if isinstance(config, LanguageConfig) else check_settings(config)
+        if isinstance(config, RunConfig):
+            problems = problems or check_env(config)
         lines = [_line(settings, p.path, p.text, config=config) for p in problems]
     if config is None or lines:
         raise BadInput("\n".join(dict.fromkeys(lines)))
@@ -119,14 +131,16 @@ def _json(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _fields(model: type[BaseModel], *, algorithm: type[BaseModel] | None) -> dict[KeyPath, FieldInfo]:
-    """Every setting there is, by path."""
+def _fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> dict[KeyPath, FieldInfo]:
+    """Every setting there is, by path; `sections` are the models of plug-ins."""
     found: dict[KeyPath, FieldInfo] = {}
     for name, info in model.model_fields.items():
         found[name,] = info
-        inner = algorithm if model is RunConfig and name == "algorithm" else info.annotation
+        inner = sections.get(name, info.annotation)
+        if isinstance(inner, UnionType):  # a section that may be left out
+            inner = next((part for part in inner.__args__ if part is not type(None)), None)
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not BaseModel:
-            found |= {(name, *path): below for path, below in _fields(inner, algorithm=None).items()}
+            found |= {(name, *path): below for path, below in _fields(inner, {}).items()}
     return found
 
 
@@ -136,12 +150,12 @@ def _explain(
     fields: Mapping[KeyPath, FieldInfo],
     *,
     prefix: KeyPath = (),
-    skip: str | None = None,
+    skip: Collection[str] = (),
 ) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
         path = (*prefix, *(str(part) for part in item["loc"]))
-        if skip is not None and path and path[0] == skip:
+        if path and path[0] in skip:
             continue
         if item["type"] == "default_factory_not_called":
             continue  # follows from another error
@@ -174,7 +188,7 @@ def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:
     return f"; {'.'.join(path[:-1]) or 'a recipe'} has {known_here}"
 
 
-def _line(settings: Settings, path: Sequence[str], text: str, *, config: RunConfig | None = None) -> str:
+def _line(settings: Settings, path: Sequence[str], text: str, *, config: CommonConfig | None = None) -> str:
     """`actors.num = 9 (command line): what is wrong`."""
     path = tuple(path)
     try:
@@ -190,19 +204,31 @@ def _line(settings: Settings, path: Sequence[str], text: str, *, config: RunConf
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, with the settings of every shipped algorithm."""
-    schema = RunConfig.model_json_schema()
-    variants = []
-    for name in shipped_algorithms():
-        variant = find_algorithm(name).Config.model_json_schema(ref_template="#/$defs/{model}")
-        schema.setdefault("$defs", {}).update(variant.pop("$defs", {}))
-        schema["$defs"][variant["title"]] = variant
-        variants.append({"$ref": f"#/$defs/{variant['title']}"})
-    about = schema["properties"]["algorithm"].get("description", "")
-    schema["properties"]["algorithm"] = {"description": about, "anyOf": [*variants, {"type": "string"}]}
-    env = schema["properties"]["env"]
-    schema["properties"]["env"] = {
-        "description": env.get("description", ""),
-        "anyOf": [{k: v for k, v in env.items() if k != "description"}, {"type": "string"}],
-    }
+    """JSON schema of a recipe, of either half, with the settings of every shipped algorithm and task."""
+    halves = [_half_schema(RunConfig), _half_schema(LanguageConfig)]
+    definitions = {name: value for half in halves for name, value in half.pop("$defs", {}).items()}
+    return {"$defs": definitions, "anyOf": halves}
+
+
+def _half_schema(whole: type[RunConfig | LanguageConfig]) -> dict[str, Any]:
+    schema = whole.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    for section, plugin in whole.PLUGINS.items():
+        variants = []
+        for name in plugins.shipped(plugin):
+            found = plugins.find(plugin, name)
+            if section == "algorithm" and plugins.is_language(found) != (whole is LanguageConfig):
+                continue
+            variant = found.Config.model_json_schema(ref_template="#/$defs/{model}")
+            definitions.update(variant.pop("$defs", {}))
+            definitions[variant["title"]] = variant
+            variants.append({"$ref": f"#/$defs/{variant['title']}"})
+        about = schema["properties"][section].get("description", "")
+        schema["properties"][section] = {"description": about, "anyOf": [*variants, {"type": "string"}]}
+    if "env" in schema["properties"]:
+        env = schema["properties"]["env"]
+        schema["properties"]["env"] = {
+            "description": env.get("description", ""),
+            "anyOf": [{k: v for k, v in env.items() if k != "description"}, {"type": "string"}],
+        }
     return schema

@@ -19,7 +19,9 @@ _FIRST = (
     "loss",
     "entropy",
     "approx_kl",
+    "kl_reference",
     "clip_fraction",
+    "mismatch",
     "explained_variance",
     "grad_norm",
 )
@@ -27,15 +29,23 @@ _TITLES = {
     "policy_loss": "Policy loss",
     "value_loss": "Value loss",
     "approx_kl": "Approximate KL",
+    "kl_reference": "KL to the reference",
     "clip_fraction": "Fraction clipped",
+    "mismatch": "Mismatch of log-probabilities",
+    "truncated_fraction": "Fraction truncated",
+    "unparsed_fraction": "Fraction not parsed",
+    "degenerate_fraction": "Fraction of degenerate groups",
+    "apply_s": "Loading weights into the engine, s",
     "grad_norm": "Gradient norm",
     "explained_variance": "Explained variance",
     "learning_rate": "Learning rate",
 }
 _ELSEWHERE = {
-    *STEP_KEYS,
-    *("elapsed_s", "bound_fraction", "steps_per_s", "step_s", "act_s"),
+    *STEP_KEYS["control"],
+    *STEP_KEYS["language"],
+    *("elapsed_s", "bound_fraction", "steps_per_s", "tokens_per_s", "step_s", "act_s"),
     *("episodes", "restarts", "env_restarts", "skipped"),
+    *("exact_match", "length_mean", "length_max", "degenerate_dropped"),
 }
 
 
@@ -76,8 +86,8 @@ def _smooth(values: Column) -> Column:
 
 
 def _chart(title: str, x: Column, series: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    chart = {"title": title, "x": x, "x_label": "env steps", "unit": "", "series": series, "points": []}
-    return {**chart, "stack": False, "zero": False, "wide": False, **more}
+    chart = {"title": title, "x": x, "unit": "", "series": series, "points": []}
+    return {**chart, "stack": False, "zero": False, "wide": False, "spread": "", **more}
 
 
 def _line(name: str, y: Column, colour: int = 1, *, faint: bool = False) -> dict[str, Any]:
@@ -97,12 +107,49 @@ def _return_chart(records: Records, evals: Records, x: Column) -> list[dict[str,
     if not points and all(value is None for value in raw):
         return []
     series = [_line("raw", raw, faint=True), _line("training episodes, smoothed", _smooth(raw))]
-    return [_chart("Return", x, series, points=points, wide=True)]
+    return [_chart("Return", x, series, points=points, wide=True, spread="std")]
 
 
-def _speed(records: Records) -> Column:
-    """Env steps per second between the ends of neighbouring buckets."""
-    steps, clock = _column(records, "env_steps"), _column(records, "elapsed_s")
+def _exact_match_chart(records: Records, evals: Records, x: Column) -> list[dict[str, Any]]:
+    """In percent. A problem is solved or not, so the standard deviation says nothing new: the bars are the error of
+    the mean over the problems."""
+    raw = _pooled(_percent(_column(records, "exact_match")), _mean)
+    points = []
+    for record in evals:
+        at, mean = _column([record], "tokens")[0], _percent(_column([record], "mean"))[0]
+        if at is None or mean is None:
+            continue
+        std, n = _percent(_column([record], "std"))[0] or 0.0, _column([record], "n")[0] or 1.0
+        error = std / math.sqrt(n)
+        text = f"evaluation: {mean:.1f} ± {error:.2g} % ({record.get('n', '?')} problems)"
+        points.append({"x": at, "y": mean, "low": mean - error, "high": mean + error, "text": text})
+    if not points and all(value is None for value in raw):
+        return []
+    series = [_line("raw", raw, faint=True), _line("training, smoothed", _smooth(raw))]
+    return [_chart("Exact match", x, series, points=points, wide=True, unit=" %", spread="standard error")]
+
+
+def _percent(values: Column) -> Column:
+    return [None if value is None else 100 * value for value in values]
+
+
+def _completion_charts(records: Records, x: Column) -> list[dict[str, Any]]:
+    """What is known of every language run's completions."""
+    charts = []
+    reward = _pooled(_column(records, "reward_mean"), _mean)
+    if any(value is not None for value in reward):
+        charts.append(_chart("Reward", x, [_line("raw", reward, faint=True), _line("mean", _smooth(reward))]))
+    length = _pooled(_column(records, "length_mean"), _mean)
+    longest = _pooled(_column(records, "length_max"), max)
+    if any(value is not None for value in length):
+        lines = [_line("mean", length), _line("longest", longest, 2)]
+        charts.append(_chart("Completion length", x, lines, zero=True, unit=" tokens"))
+    return charts
+
+
+def _speed(records: Records, experience: str) -> Column:
+    """Env steps or tokens per second between the ends of neighbouring buckets."""
+    steps, clock = _column(records, experience), _column(records, "elapsed_s")
     speed: Column = []
     before: tuple[float, float] | None = None
     for _, stop in _buckets(len(records)):
@@ -127,10 +174,15 @@ def _time_chart(records: Records, x: Column) -> list[dict[str, Any]]:
     return [_chart("Time per learner step", x, series, stack=True, zero=True, unit=" ms")]
 
 
-def build_charts(records: Records, evals: Records) -> list[dict[str, Any]]:
+def build_charts(records: Records, evals: Records, *, language: bool = False) -> list[dict[str, Any]]:
     """Every chart that has something to show, the most important first; at most MAX_POINTS points each."""
-    x = _pooled(_column(records, "env_steps"), max)
-    charts = _return_chart(records, evals, x)
+    experience = "tokens" if language else "env_steps"
+    unit = experience.replace("_", " ")
+    x = _pooled(_column(records, experience), max)
+    if language:
+        charts = _exact_match_chart(records, evals, x) + _completion_charts(records, x)
+    else:
+        charts = _return_chart(records, evals, x)
     keys = {key for record in records for key in record} - _ELSEWHERE
     for key in [k for k in _FIRST if k in keys] + sorted(keys.difference(_FIRST)):
         y = _pooled(_column(records, key), _mean)
@@ -141,7 +193,7 @@ def build_charts(records: Records, evals: Records) -> list[dict[str, Any]]:
     if any(value is not None for value in lag_max):
         charts.append(_chart("Policy lag", x, [_line("max", lag_max), _line("mean", lag_mean, 2)], zero=True))
     charts += _time_chart(records, x)
-    speed = _speed(records)
+    speed = _speed(records, experience)
     if any(value is not None for value in speed):
-        charts.append(_chart("Env steps per second", x, [_line("env steps/s", speed, 3)], zero=True))
-    return charts
+        charts.append(_chart(f"{unit.capitalize()} per second", x, [_line(f"{unit}/s", speed, 3)], zero=True))
+    return [{**chart, "x_label": unit} for chart in charts]

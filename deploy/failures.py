@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rollcall.actors.lm_actor import Failure
 from rollcall.cluster.errors import ChecksumMismatch, EnvFailure, NonFinite, StaleEpoch, WeightsTimeout
 from rollcall.cluster.messages import Ticket
 from rollcall.cluster.workers import TicketFailed
@@ -26,4 +27,17 @@ def ticket_failure(ticket: Ticket, error: Exception) -> TicketFailed:
         reason=_REASONS[type(error)],
         detail=str(error),
         state_lost=isinstance(error, (NonFinite, EnvFailure)),
+    )
+
+
+def given_up(failure: Failure) -> TicketFailed:
+    """The drop of a ticket that a language actor gave up."""
+    ticket = failure.ticket
+    return TicketFailed(
+        ticket_id=ticket.ticket_id,
+        attempt=ticket.attempt,
+        epoch=ticket.epoch,
+        reason=failure.reason,
+        detail=failure.detail,
+        state_lost=False,
     )

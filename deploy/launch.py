@@ -7,12 +7,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rollcall.actors.env_state import is_exact
-from rollcall.actors.envs import make_vector_env, spaces_of
+from rollcall.cluster.accounts import Counters
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
 from rollcall.cluster.coordinator import Coordinator, Plan
 from rollcall.cluster.errors import BadInput, RollcallError
@@ -21,10 +19,9 @@ from rollcall.cluster.metrics import RunMetrics
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store import Store, open_store
 from rollcall.cluster.supervision import Watchdog
-from rollcall.deploy.config import RunConfig
-from rollcall.deploy.factories import POLICY_ID, Spaces, build_actor, build_evaluator, build_learner, learner_models
+from rollcall.deploy.config import AnyConfig
+from rollcall.deploy.parts import POLICY_ID, Parts, parts_of
 from rollcall.deploy.recorders import Recorder, plain
-from rollcall.learners.algorithm import Algorithm
 from rollcall.learners.collective import Collective
 
 KEEP_VERSIONS = 2
@@ -32,7 +29,7 @@ FINAL_EVAL_TIMEOUT_S = 900.0
 
 
 def train(
-    config: RunConfig,
+    config: AnyConfig,
     run_directory: Path,
     *,
     resume: bool,
@@ -53,18 +50,18 @@ class _Run:
     """One driver's part of a run: from opening the books to writing the summary."""
 
     def __init__(
-        self, config: RunConfig, run_directory: Path, *, recorders: Sequence[Recorder], stop: threading.Event
+        self, config: AnyConfig, run_directory: Path, *, recorders: Sequence[Recorder], stop: threading.Event
     ) -> None:
         self.config = config
         self.directory = run_directory
         self.stop = stop
         self.began = time.perf_counter()
-        self.spaces = Spaces(*spaces_of(config.env))
-        self.algorithm: Algorithm = config.algorithm_class(config.algorithm)
-        self.metrics = RunMetrics(policy=POLICY_ID, env=config.env.id)
+        self.parts: Parts = parts_of(config, run_directory)
+        self.metrics = RunMetrics(policy=POLICY_ID, env=self.parts.label, kind=self.parts.kind)
+        self.first_eval: Mapping[str, Any] | None = None  # of the policy before its first update
         self.last_eval: Mapping[str, Any] | None = None
         self.recorders = [*recorders, _MetricsRecorder(self.metrics, self)]
-        learner_models(config, self.spaces, self.algorithm)  # what does not fit is said before anything is begun
+        self.parts.check()  # what does not fit is said before anything is begun
 
     def execute(self, *, resume: bool) -> dict[str, Any]:
         config = self.config
@@ -76,6 +73,7 @@ class _Run:
             with open_store(config.redis, self.directory) as store:
                 store.acquire_lock()
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
+                self.parts.prepare()
                 workers = self._workers()
                 return self._see_through(store, books, workers, start, port)
         finally:
@@ -126,10 +124,8 @@ class _Run:
         config = self.config
         cluster = connect(num_cpus=config.actors.num + config.learner.num_processes)
         composition = Composition(
+            parts=self.parts,
             num_actors=config.actors.num,
-            actor_factory=partial(build_actor, config, self.spaces),
-            learner_factory=partial(build_learner, config, self.spaces, self._consumption_log),
-            evaluator_factory=partial(build_evaluator, config, self.spaces),
             eval_episodes=config.eval.episodes,
             num_learner_processes=config.learner.num_processes,
             learner_device=config.learner.device,
@@ -144,17 +140,12 @@ class _Run:
 
         server = ParameterServer(keep=KEEP_VERSIONS)
         return SerialWorkers(
-            actor=build_actor(self.config, self.spaces, "gym-0", server),
-            learner=build_learner(self.config, self.spaces, self._consumption_log, Collective()),
+            actor=self.parts.actor(f"{self.parts.actor_prefix}-0", server),
+            learner=self.parts.learner(Collective()),
             parameter_server=server,
-            evaluator=build_evaluator(self.config, self.spaces),
+            evaluator=self.parts.evaluator,
             episodes=self.config.eval.episodes,
-            actor_threads=self.config.actors.torch_threads,
         )
-
-    @property
-    def _consumption_log(self) -> Path:
-        return self.directory.resolve() / "logs" / "consumption.jsonl"
 
     def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
         config = self.config
@@ -165,22 +156,22 @@ class _Run:
             run_seed=config.seed,
             policy_id=POLICY_ID,
             config_hash=config.config_hash,
-            unit=self.algorithm.unit,
-            num_shards=config.actors.num_shards,
             tickets_per_step=config.tickets_per_step,
             max_policy_lag=config.max_policy_lag if config.runtime == "ray" else 0,
             on_stale=config.actors.on_stale,
             total_learner_steps=config.learner_steps,
-            total_env_steps=config.total_env_steps,
+            total_env_steps=getattr(config, "total_env_steps", None),
             ticket_deadline_s=config.actors.ticket_deadline_s,
             checkpoint_every_steps=config.checkpoint_every_steps,
             eval_every_steps=config.eval.every_steps,
             prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
-            consumption_log=self._consumption_log,
-            exact_checkpoints=at_rest and is_exact(partial(make_vector_env, config.env, config.envs_per_shard)),
+            consumption_log=self.parts.consumption_log,
+            exact_checkpoints=at_rest and self.parts.can_be_exact,
+            drop_degenerate=getattr(config, "drop_degenerate", False),
         )
         return Coordinator(
             plan,
+            work=self.parts.work(),
             workers=workers,
             ledger=books,
             checkpoints=checkpoints,
@@ -206,13 +197,16 @@ class _Run:
             "start_step": version,
             "epoch": epoch,
             "total_learner_steps": self.config.learner_steps,
-            "total_env_steps": self.config.total_env_steps,
+            "total_env_steps": getattr(self.config, "total_env_steps", None),
+            "kind": self.parts.kind,
             "metrics_url": f"http://{self.config.metrics.host}:{port}/metrics" if port else None,
         }
         for recorder in self.recorders:
             recorder.on_start(info)
         if start is None:
             coordinator.checkpoint_now()  # where a learner that dies early goes back to
+            if self.config.eval.episodes and getattr(self.config.eval, "at_start", False):
+                workers.submit_eval(step=0, env_steps=0)
 
     # Ending.
 
@@ -248,15 +242,21 @@ class _Run:
             "train_s": counters.train_s,
             "learner_steps": coordinator.step,
             "skipped_steps": counters.skipped_steps,
-            "env_steps": counters.env_steps,
-            "steps_per_s": counters.env_steps / counters.train_s if counters.train_s else 0.0,
-            "final_eval": None if final is None else {key: final[key] for key in ("mean", "std", "n")},
+            **self._work_done(counters),
+            "first_eval": _shown(self.first_eval),
+            "final_eval": _shown(final),
             "policy_lag": {"max": counters.lag_max, "mean": lag_mean},
             "ledger": counts,
             "restarts": coordinator.restarts,
             "env_restarts": counters.env_restarts,
             "weights_hash": workers.weights_hash,
         }
+
+    def _work_done(self, counters: Counters) -> dict[str, Any]:
+        seconds = counters.train_s or float("inf")
+        if self.parts.kind == "language":
+            return {"generated_tokens": counters.tokens, "tokens_per_s": counters.tokens / seconds}
+        return {"env_steps": counters.env_steps, "steps_per_s": counters.env_steps / seconds}
 
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
         aside = self.directory / "summary.json.new"
@@ -266,6 +266,10 @@ class _Run:
     def _tell(self, kind: str, text: str) -> None:
         for recorder in self.recorders:
             recorder.on_event(kind, text)
+
+
+def _shown(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if evaluation is None else {key: evaluation[key] for key in ("mean", "std", "n")}
 
 
 class _MetricsRecorder:
@@ -283,6 +287,8 @@ class _MetricsRecorder:
     def on_eval(self, record: Any) -> None:
         self._metrics.on_eval(record)
         self._run.last_eval = record
+        if record["step"] == 0:
+            self._run.first_eval = record
 
     def close(self, summary: Any) -> None:
         pass

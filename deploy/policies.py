@@ -55,6 +55,8 @@ def load(target: str | Path) -> Loaded:
     """
     run_directory, checkpoint = find_checkpoint(target)
     config = load_config(run_directory / "config.yaml")
+    if not isinstance(config, RunConfig):
+        raise BadInput(f"{run_directory}: a language run; use rollcall eval, or load its policy/ with transformers")
     if checkpoint is None:
         checkpoint, manifest, _ = latest_checkpoint(run_directory)
     else:

@@ -3,8 +3,10 @@ writes nothing to the run directory."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rollcall.deploy.recorders import Record, plain
@@ -12,14 +14,18 @@ from rollcall.deploy.recorders import Record, plain
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.table import Table
 
 # Events that end an attempt at a rollout, as the coordinator names them.
 DROPS = (
     *("actor_died", "object_lost", "deadline", "stale", "stale_epoch"),
-    *("non_finite", "env_failed", "weights_timeout", "checksum_mismatch"),
+    *("non_finite", "env_failed", "weights_timeout", "checksum_mismatch", "degenerate"),
 )
 _QUIET = ("checkpoint", "note", "restored")
 _WINDOW_S = 10.0  # rates are over the last ten seconds: long enough to be steady, short enough to show a change
+_SAMPLE_EVERY_S = 30.0
+_MAX_SAMPLES = 4
+_LONGEST_LINE = 400  # characters of one text looked at: wider than any terminal
 
 
 def number(value: Any, digits: int = 1) -> str:
@@ -42,6 +48,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def percent(value: Any) -> str:
+    """0.972 -> "97.2 %", None or NaN -> "-"."""
+    value = plain(value)
+    return f"{100 * value:.1f} %" if isinstance(value, (int, float)) else "-"
+
+
+def one_line(text: Any) -> str:
+    """A completion may hold any characters: those that would move the cursor or break the line become spaces."""
+    start = str(text)[:_LONGEST_LINE]
+    return " ".join("".join(c if c.isprintable() else " " for c in start).split())
+
+
 class Tally:
     """The latest state of a run and its rates, from the records alone."""
 
@@ -50,17 +68,21 @@ class Tally:
         self.last: Record = {}
         self.evaluation: Record = {}
         self.events: Counter[str] = Counter()
-        self._times: deque[tuple[float, int, int]] = deque()  # (clock, env steps, learner step)
+        self.samples: Sequence[Any] = ()  # of the newest step that showed some
+        self._times: deque[tuple[float, int, int]] = deque()  # (clock, env steps or tokens, learner step)
         self._waits: deque[tuple[float, float]] = deque()  # (seconds waited, seconds in all), per step of the window
 
     def on_start(self, info: Record) -> None:
         self.start = info
-        self._times.append((time.monotonic(), int(info.get("start_env_steps") or 0), int(info.get("start_step") or 0)))
+        start_step, experience = int(info.get("start_step") or 0), info.get(f"start_{self._experience}")
+        if not start_step or experience is not None:  # a resumed run counts from its first step else, not from zero
+            self._times.append((time.monotonic(), int(experience or 0), start_step))
 
     def on_step(self, record: Record) -> None:
         now = time.monotonic()
         self.last = record
-        self._times.append((now, int(record.get("env_steps") or 0), int(record["step"]) + 1))
+        self.samples = record.get("samples") or self.samples
+        self._times.append((now, int(record.get(self._experience) or 0), int(record["step"]) + 1))
         waited = float(record.get("wait_batch_s") or 0.0)
         busy = float(record.get("update_s") or 0.0) + float(record.get("publish_s") or 0.0)
         self._waits.append((waited, waited + busy))
@@ -70,7 +92,17 @@ class Tally:
             self._waits.popleft()
 
     @property
-    def env_steps_per_s(self) -> float | None:
+    def is_language(self) -> bool:
+        return self.start.get("kind") == "language"
+
+    @property
+    def _experience(self) -> str:
+        """The key that counts what is learned from."""
+        return "tokens" if self.is_language else "env_steps"
+
+    @property
+    def experience_per_s(self) -> float | None:
+        """Env steps or tokens."""
         if len(self._times) < 2 or self._times[-1][0] <= self._times[0][0]:
             return None
         return (self._times[-1][1] - self._times[0][1]) / (self._times[-1][0] - self._times[0][0])
@@ -82,13 +114,13 @@ class Tally:
 
     @property
     def done(self) -> tuple[int, int | None, str]:
-        """(done, of how many, of what): learner steps where their number is known, else env steps."""
+        """(done, of how many, of what): learner steps where their number is known, else env steps or tokens."""
         total_steps = self.start.get("total_learner_steps")
         if total_steps:
             done = int(self.last["step"]) + 1 if self.last else int(self.start.get("start_step") or 0)
             return done, int(total_steps), "step"
-        total = self.start.get("total_env_steps")
-        return int(self.last.get("env_steps") or 0), int(total) if total else None, "env step"
+        total, done = self.start.get(f"total_{self._experience}"), int(self.last.get(self._experience) or 0)
+        return done, int(total) if total else None, "token" if self.is_language else "env step"
 
     @property
     def eta_s(self) -> float | None:
@@ -102,43 +134,60 @@ class Tally:
 
     def facts(self) -> list[tuple[str, str]]:
         """(name, value) pairs worth a glance; those without a value yet are left out."""
-        rate, bound, share = self.env_steps_per_s, plain(self.last.get("bound_fraction")), self.wait_share
-        speed = f"{number(rate)}/s" if rate else None
+        last, rate, share = self.last, self.experience_per_s, self.wait_share
+        unit, bound = " tokens" if self.is_language else "", plain(last.get("bound_fraction"))
+        speed = f"{number(rate)}{unit}/s" if rate else None
         if speed and bound:
             speed += f" ({bound:.0%} of bound)"
+        experience = last.get(self._experience)
         facts = [
-            ("env steps", number(int(self.last["env_steps"])) if self.last.get("env_steps") else None),
+            (self._experience.replace("_", " "), number(int(experience)) if experience else None),
             ("speed", speed),
-            ("lag", number(self.last.get("lag_max")) if self.last.get("lag_max") is not None else None),
-            (
-                "return",
-                number(self.last.get("return_mean")) if plain(self.last.get("return_mean")) is not None else None,
-            ),
+            ("lag", number(last.get("lag_max"))),
+            *(self._of_completions() if self.is_language else [("return", number(last.get("return_mean")))]),
             ("eval", eval_text(self.evaluation) if self.evaluation else None),
             ("waiting", f"{share:.0%}" if share is not None else None),
+            ("drops", number(self._drops) if self._drops else None),
+            ("restarts", number(last["restarts"]) if last.get("restarts") else None),
         ]
-        drops = sum(self.events[kind] for kind in DROPS)
-        facts += [("drops", str(drops) if drops else None)]
-        facts += [("restarts", number(self.last["restarts"]) if self.last.get("restarts") else None)]
-        return [(name, value) for name, value in facts if value is not None]
+        return [(name, value) for name, value in facts if value is not None and value != "-"]
+
+    def _of_completions(self) -> list[tuple[str, str]]:
+        last = self.last
+        return [
+            ("reward", number(last.get("reward_mean"))),
+            ("exact match", percent(last.get("exact_match"))),
+            ("length", number(last.get("length_mean"))),
+        ]
+
+    @property
+    def _drops(self) -> int:
+        """Degenerate groups are counted in the records too, over the whole run: the larger number has seen more."""
+        others = sum(self.events[kind] for kind in DROPS if kind != "degenerate")
+        return others + max(self.events["degenerate"], int(self.last.get("degenerate_dropped") or 0))
 
 
 def eval_text(record: Record) -> str:
+    """A mean over episodes, or the share of problems solved."""
+    if record.get("unit") == "exact match":
+        return f"{percent(record.get('mean'))} of {number(record.get('n'))}"
     return f"{number(record.get('mean'))} ± {number(record.get('std'))} over {number(record.get('n'))}"
 
 
 class PlainLines:
-    """One line every few seconds, and one for each evaluation and event: for logs, pipes and CI."""
+    """One line every few seconds, one for each evaluation and event, and now and then one with what a language model
+    wrote: for logs, pipes and CI."""
 
     def __init__(self, stream: TextIO, *, every_s: float = 5.0) -> None:
         self._stream = stream
         self._every_s = every_s
-        self._printed = 0.0
+        self._printed = self._sample_printed = -math.inf
         self._shown_step = -1
         self._tally = Tally()
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"  # a log in ASCII must not end the run
+        print(text.encode(encoding, "replace").decode(encoding), file=self._stream, flush=True)
 
     def on_start(self, info: Record) -> None:
         self._tally.on_start(info)
@@ -150,6 +199,10 @@ class PlainLines:
         if time.monotonic() - self._printed >= self._every_s:
             self._printed = time.monotonic()
             self._line()
+        if self._tally.samples and time.monotonic() - self._sample_printed >= _SAMPLE_EVERY_S:
+            self._sample_printed = time.monotonic()
+            prompt, text, reward = _sample_row(self._tally.samples[0])
+            self._print(f"sample: {_cut(prompt, 60)} -> {_cut(text, 100)} (reward {reward})")
 
     def _line(self) -> None:
         self._shown_step = int(self._tally.last["step"])
@@ -162,7 +215,8 @@ class PlainLines:
 
     def on_eval(self, record: Record) -> None:
         self._tally.evaluation = record
-        self._print(f"eval at step {number(record.get('step'))}: {eval_text(record)} episodes")
+        what = "problems" if record.get("unit") == "exact match" else "episodes"
+        self._print(f"eval at step {number(record.get('step'))}: {eval_text(record)} {what}")
 
     def on_event(self, kind: str, text: str) -> None:
         self._tally.events[kind] += 1
@@ -174,7 +228,7 @@ class PlainLines:
 
 
 class LiveView:
-    """A bar and a line of facts that stay in place, events scrolling above them: for a terminal.
+    """A bar, a line of facts and a few completions that stay in place, events scrolling above: for a terminal.
 
     Drawn twice a second from its own thread; a step only hands over its record.
     """
@@ -230,4 +284,28 @@ class LiveView:
         for name, value in self._tally.facts():
             if name != f"{what}s":
                 facts.append(f"{name} ", style="dim").append(f"{value}   ", style="bold")
-        return Group(top, facts)
+        return Group(top, facts, *([_sample_table(self._tally.samples)] if self._tally.samples else []))
+
+
+def _sample_row(sample: Any) -> tuple[str, str, str]:
+    """(prompt, completion, reward) as text of one line each."""
+    if not isinstance(sample, Mapping):
+        return "", one_line(sample), "-"
+    return one_line(sample.get("prompt", "")), one_line(sample.get("text", "")), number(sample.get("reward"), 2)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _sample_table(samples: Sequence[Any]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, expand=True, padding=(0, 1), pad_edge=False, header_style="dim")
+    for name, ratio in (("prompt", 1), ("completion", 2)):
+        table.add_column(name, ratio=ratio, no_wrap=True, overflow="ellipsis")
+    table.add_column("reward", justify="right", no_wrap=True)
+    for sample in samples[:_MAX_SAMPLES]:
+        table.add_row(*(Text(text) for text in _sample_row(sample)))  # Text: "[red]" in a completion is no style
+    return table

@@ -3,11 +3,16 @@ needs (a working directory, a trace of where it hangs) and nothing else."""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
 import faulthandler
 import os
+import queue
 import socket
 import sys
-from collections.abc import Callable
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +20,21 @@ import ray
 
 from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
-from rollcall.cluster.messages import Array, GymTrajectory, Produced, Ticket, Weights
+from rollcall.actors.lm_actor import Failure, LMActor, Outcome
+from rollcall.actors.lm_evaluation import LMEvaluator
+from rollcall.cluster.errors import RollcallError, StaleEpoch
+from rollcall.cluster.messages import Array, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.workers import TicketFailed
-from rollcall.deploy.failures import CONTAINED, ticket_failure
+from rollcall.deploy.failures import CONTAINED, given_up, ticket_failure
+from rollcall.deploy.parts import Parts
 from rollcall.learners.collective import Collective
 from rollcall.learners.learner import Learner, StepOrder, StepResult, resolve_device
 
 INLINE_BYTES = 100_000  # Ray sends smaller values within the reply; larger ones are put into shared memory once
+POLL_TIMEOUT_S = 10.0  # of one long poll for newer weights
+ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
-
-ActorFactory = Callable[[str, Any], GymActor]  # (actor id, weights source)
-LearnerFactory = Callable[[Collective], Learner]
 
 
 class ParameterServerProcess:
@@ -74,9 +82,9 @@ class RayWeightsSource:
 class GymActorProcess:
     """A GymActor as a Ray actor. A unit that hangs leaves a trace of where in its log before the driver ends it."""
 
-    def __init__(self, actor_id: str, factory: ActorFactory, server: Any, working_directory: str, traces: str) -> None:
+    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
         _use_working_directory(working_directory)
-        self._actor = factory(actor_id, RayWeightsSource(server))
+        self._actor: GymActor = parts.actor(actor_id, RayWeightsSource(server))
         self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
 
     def ready(self) -> int:
@@ -98,12 +106,116 @@ class GymActorProcess:
         self._actor.restore_shards(tensors, meta)
 
 
+class LMActorProcess:
+    """An LMActor as a Ray actor. Its engine steps in a thread of its own; calls wait on the event loop."""
+
+    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
+        _use_working_directory(working_directory)
+        self._source = PrefetchedWeights(RayWeightsSource(server), actor_id)
+        self._actor: LMActor = parts.actor(actor_id, self._source)
+        self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
+        self._inbox: queue.SimpleQueue[list[Ticket]] = queue.SimpleQueue()
+        self._answers: dict[tuple[int, int, int], concurrent.futures.Future[Any]] = {}
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    async def ready(self) -> int:
+        return os.getpid()
+
+    async def admit(self, tickets: list[Ticket]) -> None:
+        """Takes tickets that begin together. Comes before the calls that ask for what they produced."""
+        for ticket in tickets:
+            self._answers[ticket.epoch, *ticket.key] = concurrent.futures.Future()
+        self._source.use_epoch(tickets[0].epoch)
+        self._inbox.put(tickets)
+
+    async def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, LMTrajectory | None]:
+        """What a ticket that was admitted before produced."""
+        answer = self._answers[ticket.epoch, *ticket.key]
+        try:
+            outcome: tuple[Produced | TicketFailed, LMTrajectory | None] = await asyncio.wrap_future(answer)
+            return outcome
+        finally:
+            del self._answers[ticket.epoch, *ticket.key]
+
+    async def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        return {}, {}
+
+    async def restore_shards(self, tensors: dict[str, Array], meta: dict[str, Any]) -> None:
+        """An engine at rest keeps nothing that a checkpoint would hold."""
+
+    def _run(self) -> None:
+        """The engine's loop. Whatever ends it is told to everybody who waits, so that the driver starts us anew."""
+        try:
+            while True:
+                self._take_tickets(wait=self._actor.is_idle)
+                faulthandler.dump_traceback_later(ENGINE_STEP_TIMEOUT_S, file=self._traces)
+                for outcome in self._actor.advance():
+                    self._answer(outcome)
+                faulthandler.cancel_dump_traceback_later()
+        except BaseException as error:
+            for answer in list(self._answers.values()):
+                if not answer.done():
+                    answer.set_exception(error)
+
+    def _take_tickets(self, *, wait: bool) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._actor.submit(self._inbox.get(block=wait))
+                wait = False
+
+    def _answer(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failure):
+            ticket, answer = outcome.ticket, (given_up(outcome), None)
+            key = (ticket.epoch, *ticket.key)
+            self._answers[key].set_result(answer)
+        else:
+            self._answers[outcome[0].epoch, *outcome[0].key].set_result(outcome)
+
+
+class PrefetchedWeights:
+    """A WeightsSource that never waits: a thread fetches each version as it is published, and the newest is at hand."""
+
+    def __init__(self, source: RayWeightsSource, reader: str) -> None:
+        self._source = source
+        self._reader = reader
+        self._epoch = -1
+        self._newest: Weights | None = None
+        self._wanted = threading.Event()
+        threading.Thread(target=self._run, name="weights", daemon=True).start()
+
+    def use_epoch(self, epoch: int) -> None:
+        self._epoch = max(self._epoch, epoch)
+        self._wanted.set()
+
+    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | None:
+        newest = self._newest
+        if newest is None or newest.epoch != epoch or newest.version <= newer_than:
+            return None
+        return newest
+
+    def _run(self) -> None:
+        self._wanted.wait()
+        while True:
+            newest = self._newest
+            newer_than = newest.version if newest is not None and newest.epoch == self._epoch else -1
+            try:
+                found = self._source.latest(
+                    epoch=self._epoch, newer_than=newer_than, timeout_s=POLL_TIMEOUT_S, reader=self._reader
+                )
+            except (StaleEpoch, ray.exceptions.RayError, RollcallError):
+                time.sleep(1.0)  # of an epoch that has ended, or the server is being replaced: ask again
+                continue
+            if found is not None:
+                self._newest = found
+
+
 class LearnerProcess:
     """One learner process as a Ray actor."""
 
-    def __init__(self, factory: LearnerFactory, rank: int, num_processes: int, working_directory: str) -> None:
+    def __init__(self, parts: Parts, rank: int, num_processes: int, working_directory: str) -> None:
         _use_working_directory(working_directory)
-        self._factory = factory
+        self._parts = parts
         self._rank = rank
         self._num_processes = num_processes
         self._learner: Learner | None = None
@@ -124,12 +236,12 @@ class LearnerProcess:
             if self._num_processes > 1
             else Collective()
         )
-        self._learner = self._factory(collective)
+        self._learner = self._parts.learner(collective)
         if checkpoint is not None:
             self._learner.restore(checkpoint)
         return os.getpid()
 
-    def step(self, order: StepOrder, *trajectories: GymTrajectory) -> tuple[StepResult, Weights | None]:
+    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepResult, Weights | None]:
         assert self._learner is not None
         return self._learner.update(trajectories, order)
 
@@ -145,9 +257,9 @@ class LearnerProcess:
 class EvalProcess:
     """Evaluation in a process of its own."""
 
-    def __init__(self, factory: Callable[[], Evaluator], working_directory: str) -> None:
+    def __init__(self, parts: Parts, working_directory: str) -> None:
         _use_working_directory(working_directory)
-        self._evaluator = factory()
+        self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 
     def evaluate(self, weights: Weights, episodes: int) -> Any:
         return self._evaluator.evaluate(weights, episodes)

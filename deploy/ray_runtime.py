@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from rollcall.actors.evaluation import Evaluator
 from rollcall.cluster.errors import RollcallError
-from rollcall.cluster.messages import Array, Ticket
+from rollcall.cluster.messages import Array, ShardPayload, Ticket
 from rollcall.cluster.supervision import RestartBudget, SupervisionConfig
 from rollcall.cluster.workers import (
     EvalDone,
@@ -27,19 +26,20 @@ from rollcall.cluster.workers import (
     TicketFailed,
     TicketProduced,
 )
+from rollcall.deploy.parts import Parts
 from rollcall.deploy.ray_cluster import Cluster
 from rollcall.deploy.ray_processes import (
     CONTROL_TIMEOUT_S,
-    ActorFactory,
     EvalProcess,
     GymActorProcess,
-    LearnerFactory,
     LearnerProcess,
+    LMActorProcess,
     ParameterServerProcess,
 )
 from rollcall.learners.learner import StepOrder
 
-START_TIMEOUT_S = 180.0  # importing torch and building an env on a loaded machine
+DEADLINE_GRACE_S = 10.0
+START_TIMEOUT_S = 300.0  # importing torch and building an env on a loaded machine
 
 Handle = Any
 
@@ -65,12 +65,10 @@ class _Actor:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What to run, as factories that travel to the processes."""
+    """What to run; `parts` travels to the processes."""
 
+    parts: Parts
     num_actors: int
-    actor_factory: ActorFactory
-    learner_factory: LearnerFactory
-    evaluator_factory: Callable[[], Evaluator]
     eval_episodes: int
     num_learner_processes: int
     learner_device: str
@@ -86,10 +84,15 @@ class RayWorkers:
         self._plan = composition
         self._cluster = cluster
         self._cwd = os.getcwd()
+        self._generates = composition.parts.kind == "language"
         self._gpus = 1 if ray.cluster_resources().get("GPU", 0) >= composition.num_learner_processes else 0
+        spare = ray.cluster_resources().get("GPU", 0) - self._gpus * composition.num_learner_processes
+        self._actor_gpus = 1 if self._generates and spare >= composition.num_actors else 0
         self._server = self._spawn_server()
         self._server_budget = self._budget("the parameter server")
-        self._actors = [self._new_actor(f"gym-{index}") for index in range(composition.num_actors)]
+        self._actors = [
+            self._new_actor(f"{composition.parts.actor_prefix}-{index}") for index in range(composition.num_actors)
+        ]
         self._learners: list[Any] = []
         self._learner_budget = self._budget("learner")
         self._evaluator: Any = None
@@ -133,16 +136,16 @@ class RayWorkers:
 
     def _spawn_actor(self, actor_id: str) -> Any:
         traces = str(self._plan.run_directory / "logs" / f"{actor_id}.trace")
-        return (
-            ray.remote(GymActorProcess)
-            .options(num_cpus=1, max_restarts=0)
-            .remote(actor_id, self._plan.actor_factory, self._server, self._cwd, traces)
+        process = LMActorProcess if self._generates else GymActorProcess
+        remote: Any = ray.remote(process)
+        return remote.options(num_cpus=1, num_gpus=self._actor_gpus, max_restarts=0).remote(
+            actor_id, self._plan.parts, self._server, self._cwd, traces
         )
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         count = self._plan.num_learner_processes
         remote = ray.remote(LearnerProcess).options(num_cpus=1, num_gpus=self._gpus, max_restarts=0)
-        self._learners = [remote.remote(self._plan.learner_factory, rank, count, self._cwd) for rank in range(count)]
+        self._learners = [remote.remote(self._plan.parts, rank, count, self._cwd) for rank in range(count)]
         try:
             address = ray.get(self._learners[0].address.remote(), timeout=START_TIMEOUT_S) if count > 1 else ""
             started = [item.start.remote(address, self._plan.learner_device, checkpoint) for item in self._learners]
@@ -156,7 +159,7 @@ class RayWorkers:
             raise RollcallError(f"the learner did not start: {cause}") from error
 
     def _start_evaluator(self) -> None:
-        self._evaluator = ray.remote(EvalProcess).options(num_cpus=0).remote(self._plan.evaluator_factory, self._cwd)
+        self._evaluator = ray.remote(EvalProcess).options(num_cpus=0).remote(self._plan.parts, self._cwd)
 
     def _budget(self, component: str) -> RestartBudget:
         limits = self._plan.supervision
@@ -164,10 +167,19 @@ class RayWorkers:
 
     # Work.
 
-    def submit_ticket(self, ticket: Ticket) -> None:
-        actor = self._actors[ticket.payload.shard % len(self._actors)]
-        if actor.start_at is not None:
-            self._restart_actor(actor)
+    def submit_tickets(self, tickets: Sequence[Ticket]) -> None:
+        for index, actor in enumerate(self._actors):
+            own = [ticket for ticket in tickets if ticket.lane % len(self._actors) == index]
+            if not own:
+                continue
+            if actor.start_at is not None:
+                self._restart_actor(actor)
+            if self._generates:
+                actor.handle.admit.remote(own)  # together, before the engine's next step
+            for ticket in own:
+                self._submit(actor, ticket)
+
+    def _submit(self, actor: _Actor, ticket: Ticket) -> None:
         produced, trajectory = actor.handle.produce.options(num_returns=2).remote(ticket)
         if not actor.pending:
             actor.head_since = time.monotonic()
@@ -247,7 +259,7 @@ class RayWorkers:
         now = time.monotonic()
         busy = [
             f"{actor.actor_id} on ticket {actor.pending[0].ticket.ticket_id} "
-            f"(shard {actor.pending[0].ticket.payload.shard}) for {now - actor.head_since:.0f} s"
+            f"({_what(actor.pending[0].ticket)}) for {now - actor.head_since:.0f} s"
             for actor in self._actors
             if actor.pending
         ]
@@ -327,10 +339,12 @@ class RayWorkers:
         now = time.monotonic()
         events: list[Event] = []
         for actor in self._actors:
-            if actor.pending and now - actor.head_since > actor.pending[0].ticket.deadline_s:
+            # A language actor keeps the deadlines of its tickets itself: it is ended only when it does not.
+            grace_s = DEADLINE_GRACE_S if self._generates else 0.0
+            if actor.pending and now - actor.head_since > actor.pending[0].ticket.deadline_s + grace_s:
                 ticket = actor.pending[0].ticket
                 detail = (
-                    f"{actor.actor_id}: shard {ticket.payload.shard}'s env has not returned within "
+                    f"{actor.actor_id}: {_what(ticket)} has not returned within "
                     f"{ticket.deadline_s:.0f} s; logs/{actor.actor_id}.trace shows where it hangs"
                 )
                 events += self._lose_actor(actor, "deadline", detail, kill=True)
@@ -383,6 +397,12 @@ class RayWorkers:
     def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
         self._start_learner(checkpoint)
         self.publish_initial(epoch=epoch, version=version)
+
+
+def _what(ticket: Ticket) -> str:
+    """What a ticket is about, in words."""
+    payload = ticket.payload
+    return f"shard {payload.shard}'s env" if isinstance(payload, ShardPayload) else f"row {payload.row}"
 
 
 def _cause(error: RayError) -> BaseException:

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl and TensorBoard events. What it shows is in progress.py.
+"""What a run writes down as it goes: lines of JSON and TensorBoard events. What it shows is in progress.py.
 A recorder stands in the learner's loop, so `on_step` costs microseconds; it must never touch the run itself."""
 
 from __future__ import annotations
@@ -13,19 +13,12 @@ from typing import Any, Protocol, TextIO
 
 Record = Mapping[str, Any]
 
-STEP_KEYS = (
-    "step",
-    "epoch",
-    "policy_version",
-    "wait_batch_s",
-    "update_s",
-    "publish_s",
-    "lag_max",
-    "lag_mean",
-    "return_mean",
-    "env_steps",
-)
-_NO_STEP: dict[str, Any] = dict.fromkeys(STEP_KEYS)
+_EITHER_KIND = ("step", "epoch", "policy_version", "wait_batch_s", "update_s", "publish_s", "lag_max", "lag_mean")
+# What every line of metrics.jsonl has, by the kind of the run.
+STEP_KEYS = {
+    "control": (*_EITHER_KIND, "return_mean", "env_steps"),
+    "language": (*_EITHER_KIND, "reward_mean", "tokens"),
+}
 
 
 class Recorder(Protocol):
@@ -36,13 +29,15 @@ class Recorder(Protocol):
 
     def on_start(self, info: Record) -> None:
         """`info` has at least `start_step` (learner steps already done), `epoch`, `total_learner_steps` (None when only
-        env steps are bounded) and `total_env_steps`."""
+        env steps are bounded) and `total_env_steps`; `kind` is "control" (also when it is absent) or "language"."""
 
     def on_step(self, record: Record) -> None:
-        """One learner step: STEP_KEYS and whatever the algorithm adds; what does not exist yet is None or NaN."""
+        """One learner step: STEP_KEYS of the kind and whatever the algorithm adds; what does not exist yet is None or
+        NaN. A language step may show a few `samples`: mappings with `prompt text reward`."""
 
     def on_eval(self, record: Record) -> None:
-        """One finished evaluation: at least `step env_steps policy_version mean std n`."""
+        """One finished evaluation: at least `step policy_version mean std n`, and `env_steps` or `tokens`. Where `unit`
+        is "exact match", the mean is the fraction of problems solved."""
 
     def on_event(self, kind: str, text: str) -> None:
         """Something worth a line: a restart, a drop, a checkpoint, a warning."""
@@ -110,25 +105,31 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 class JsonLines:
     """metrics.jsonl (one line per learner step), evals.jsonl and events.jsonl of a run directory, flushed per line.
 
-    Adds `elapsed_s` to each line: seconds of training so far, all the run's processes together.
+    Adds `elapsed_s` to each line: seconds of training so far, all the run's processes together. What the language model
+    wrote goes to samples.jsonl, so that metrics.jsonl stays numbers.
     """
 
     def __init__(self, run_directory: Path) -> None:
         self._directory = run_directory
         self._files: dict[str, TextIO] = {}
+        self._no_step: dict[str, Any] = dict.fromkeys(STEP_KEYS["control"])
         self._step = 0
         self._offset_s = 0.0
         self._began = time.monotonic()
 
     def _write(self, name: str, record: Record) -> None:
+        elapsed_s = round(self._offset_s + time.monotonic() - self._began, 3)
+        self._append(name, {**record, "elapsed_s": elapsed_s})
+
+    def _append(self, name: str, record: Record) -> None:
         file = self._files.get(name)
         if file is None:
             file = self._files[name] = (self._directory / f"{name}.jsonl").open("a", encoding="utf-8")
-        elapsed_s = round(self._offset_s + time.monotonic() - self._began, 3)
-        file.write(json.dumps({**plain(record), "elapsed_s": elapsed_s}, allow_nan=False) + "\n")
+        file.write(json.dumps(plain(record), allow_nan=False) + "\n")
         file.flush()
 
     def on_start(self, info: Record) -> None:
+        self._no_step = dict.fromkeys(STEP_KEYS[info.get("kind") or "control"])
         self._rewind(int(info.get("start_step") or 0))
         done = read_jsonl(self._directory / "metrics.jsonl")
         self._offset_s = float(done[-1].get("elapsed_s") or 0.0) if done else 0.0
@@ -138,6 +139,7 @@ class JsonLines:
         """Forgets what was recorded of learner step `step` and later ones: it is about to happen again."""
         self.close({})
         truncate_after(self._directory / "metrics.jsonl", step - 1)
+        truncate_after(self._directory / "samples.jsonl", step - 1)
         truncate_after(self._directory / "evals.jsonl", step)  # an evaluation's step counts the batches consumed
         self._step = step
 
@@ -146,7 +148,11 @@ class JsonLines:
         if step < self._step:
             self._rewind(step)
         self._step = step + 1
-        self._write("metrics", {**_NO_STEP, **record})
+        line = {**self._no_step, **record}
+        samples = line.pop("samples", None)
+        if samples:
+            self._append("samples", {"step": step, "samples": samples})
+        self._write("metrics", line)
 
     def on_eval(self, record: Record) -> None:
         self._write("evals", record)
@@ -161,12 +167,21 @@ class JsonLines:
 
 
 _TENSORBOARD_GROUPS = {
-    **dict.fromkeys(("wait_batch_s", "update_s", "publish_s"), "time"),
-    **dict.fromkeys(("lag_max", "lag_mean", "policy_version", "epoch", "bound_fraction", "steps_per_s"), "run"),
+    **dict.fromkeys(("wait_batch_s", "update_s", "publish_s", "apply_s"), "time"),
+    **dict.fromkeys(("lag_max", "lag_mean", "policy_version", "epoch", "bound_fraction"), "run"),
+    **dict.fromkeys(("steps_per_s", "tokens_per_s"), "run"),
     **dict.fromkeys(
         ("return_mean", "return_min", "return_max", "episode_length_mean", "episodes", "env_steps"), "rollout"
     ),
+    **dict.fromkeys(("exact_match", "unparsed_fraction", "truncated_fraction", "length_mean", "length_max"), "rollout"),
+    **dict.fromkeys(("degenerate_fraction", "degenerate_dropped", "tokens"), "rollout"),
 }
+
+
+def _tag(key: str) -> str:
+    """A task names the parts of its reward itself: they are known by the beginning of their key."""
+    group = _TENSORBOARD_GROUPS.get(key, "rollout" if key.startswith("reward_") else "update")
+    return f"{group}/{key}"
 
 
 class TensorBoard:
@@ -214,9 +229,11 @@ class TensorBoard:
         for wall_time, prefix, record in self._pending:
             values = []
             for key, value in record.items():
+                if key == "samples":
+                    continue
                 number = plain(value)
                 if isinstance(number, (int, float)) and key != "step":
-                    tag = prefix + key if prefix else f"{_TENSORBOARD_GROUPS.get(key, 'update')}/{key}"
+                    tag = prefix + key if prefix else _tag(key)
                     values.append(Summary.Value(tag=tag, simple_value=float(number)))
             event = Event(wall_time=wall_time, step=int(record["step"]), summary=Summary(value=values))
             self._writer.add_event(event)

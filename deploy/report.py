@@ -14,7 +14,7 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.curves import build_charts
-from rollcall.deploy.progress import duration, number
+from rollcall.deploy.progress import duration, number, percent
 from rollcall.deploy.recorders import read_jsonl
 
 _STATUS = {
@@ -24,6 +24,7 @@ _STATUS = {
     "running": ("warn", "not finished"),
 }
 _MAX_EVENTS = 200
+_LONGEST_PROMPT, _LONGEST_COMPLETION = 400, 1200  # characters shown
 
 
 def write_report(run_directory: Path) -> Path:
@@ -39,11 +40,13 @@ def write_report(run_directory: Path) -> Path:
     records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
     events = read_jsonl(run_directory / "events.jsonl")
     summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
-    charts = build_charts(records, evals)
+    language = "task" in config
+    charts = build_charts(records, evals, language=language)
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
-        _tiles(summary, records, evals),
+        _tiles(summary, records, evals, language=language),
         _figures(charts),
+        _samples(run_directory / "samples.jsonl"),
         '<h2>Accounts</h2><div class="columns">',
         _ledger(summary),
         _machine(origin),
@@ -59,7 +62,7 @@ def write_report(run_directory: Path) -> Path:
     page = page.replace("<!--body-->", "\n".join(sections)).replace("<!--charts-->", data)
     path = run_directory / "report.html"
     aside = path.with_name("report.html.new")
-    aside.write_text(page, encoding="utf-8")
+    aside.write_text(page, encoding="utf-8", errors="replace")  # a completion may hold half a surrogate pair
     aside.replace(path)
     return path
 
@@ -79,9 +82,10 @@ def _name(section: Any, key: str) -> str:
 def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
     status = str(summary.get("status", "running"))
     tone, word = _STATUS.get(status, ("warn", status))
+    where = _name(config["task"], "name") if "task" in config else _name(config.get("env"), "id")
     facts = [
         f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
-        f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {_name(config.get('env'), 'id')}",
+        f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {where}",
         f"seed {summary.get('seed', config.get('seed', '?'))}",
         f"{config.get('runtime', 'ray')} runtime",
     ]
@@ -94,26 +98,36 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
     return text + "</header>"
 
 
-def _tiles(summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]]) -> str:
+def _tiles(
+    summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]], *, language: bool
+) -> str:
     last = records[-1] if records else {}
     final = summary.get("final_eval") or (evals[-1] if evals else {})
     wall = summary.get("wall_s", last.get("elapsed_s"))
     lag = summary.get("policy_lag") or {}
-    speed = summary.get("steps_per_s")
+    experience, unit, trials = ("tokens", "tokens", "problems") if language else ("env_steps", "env steps", "episodes")
+    speed = summary.get("tokens_per_s" if language else "steps_per_s")
     if speed is None and last.get("elapsed_s"):
-        speed = (last.get("env_steps") or 0) / last["elapsed_s"]
-    score = f"{number(final.get('mean'))} ± {number(final.get('std'))}" if final else None
+        speed = (last.get(experience) or 0) / last["elapsed_s"]
+    total = summary.get("generated_tokens" if language else "env_steps", last.get(experience))
+    score = _score(final, language=language) if final else None
     tiles = [
-        (score, f"{'final' if summary.get('final_eval') else 'latest'} evaluation, {final.get('n', '?')} episodes"),
-        (number(summary.get("env_steps", last.get("env_steps"))), "env steps"),
+        (score, f"{'final' if summary.get('final_eval') else 'latest'} evaluation, {final.get('n', '?')} {trials}"),
+        (number(total), f"generated {unit}" if language else unit),
         (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
         (duration(float(wall)) if wall is not None else None, "wall time"),
-        (number(speed), "env steps per second"),
+        (number(speed), f"{unit} per second"),
         (f"{summary['bound_fraction']:.0%}" if summary.get("bound_fraction") else None, "of this machine's bound"),
         (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),
     ]
     cells = [f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in tiles if v and v != "-"]
     return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _score(evaluation: Mapping[str, Any], *, language: bool) -> str:
+    if language:
+        return percent(evaluation.get("mean"))
+    return f"{number(evaluation.get('mean'))} ± {number(evaluation.get('std'))}"
 
 
 def _figures(charts: list[dict[str, Any]]) -> str:
@@ -126,15 +140,48 @@ def _figures(charts: list[dict[str, Any]]) -> str:
         if len(named) > 1 or chart["points"]:
             items = [f'<span><i style="background:var(--c{s["colour"]})"></i>{escape(s["name"])}</span>' for s in named]
             if chart["points"]:
-                items.append('<span><i style="background:var(--c2)"></i>evaluation, mean ± std</span>')
+                items.append(f'<span><i style="background:var(--c2)"></i>evaluation, mean ± {chart["spread"]}</span>')
             legend = f'<span class="legend">{"".join(items)}</span>'
+        over = f"over {chart['x_label']}"
         title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
         wide = ' class="wide"' if chart["wide"] else ""
         figures.append(
             f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
-            f'<svg role="img" aria-label="{escape(title)} over env steps"></svg><div class="tip"></div></figure>'
+            f'<svg role="img" aria-label="{escape(title)} {over}"></svg><div class="tip"></div></figure>'
         )
-    return f'<h2>Curves over env steps</h2><div class="charts">{"".join(figures)}</div>'
+    return f'<h2>Curves over {charts[0]["x_label"]}</h2><div class="charts">{"".join(figures)}</div>'
+
+
+def _samples(path: Path) -> str:
+    """What the language model wrote at the first, the middle and the last recorded step."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut short by a kill
+    rows = []
+    for index in sorted({0, (len(lines) - 1) // 2, len(lines) - 1} if lines else ()):
+        step, samples = _sampled(lines[index])
+        for position, sample in enumerate(samples):
+            at = f"<th rowspan={len(samples)}>step {number(step)}</th>" if position == 0 else ""
+            prompt = escape(_cut(str(sample.get("prompt", "")), _LONGEST_PROMPT))
+            text = escape(_cut(str(sample.get("text", "")), _LONGEST_COMPLETION))
+            reward = number(sample.get("reward"), 2)
+            rows.append(f'<tr>{at}<td class="t">{prompt}</td><td class="t">{text}</td><td class=n>{reward}</td></tr>')
+    if not rows:
+        return ""
+    head = "<tr><th></th><th>Prompt</th><th>Completion</th><th class=n>Reward</th></tr>"
+    return f'<h2>Sample completions</h2><div class="card samples"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _sampled(line: bytes) -> tuple[Any, list[Mapping[str, Any]]]:
+    """(step, samples); none of a line that is damaged."""
+    try:
+        record = json.loads(line)
+        return record["step"], [sample for sample in record["samples"] if isinstance(sample, Mapping)]
+    except (ValueError, KeyError, TypeError):
+        return None, []
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "..."
 
 
 def _row(name: str, value: Any, *, sub: bool = False, count: bool = True) -> str:

@@ -8,7 +8,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
@@ -21,7 +21,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.metrics import MetricsConfig
 from rollcall.cluster.store import URL_VARIABLE, RedisConfig
 from rollcall.cluster.supervision import SupervisionConfig
-from rollcall.deploy.algorithms import find_algorithm
+from rollcall.deploy import plugins
+from rollcall.deploy.plugins import Plugin
 from rollcall.learners.learner import LearnerConfig
 from rollcall.learners.networks import PolicyConfig
 
@@ -29,22 +30,20 @@ from rollcall.learners.networks import PolicyConfig
 # (measured on one core, minibatches of 256, two 64x64 MLPs): it pays from this many minibatches on.
 COMPILE_PAYS_FROM_MINIBATCHES = 80_000
 DEFAULT_NUM_CHECKPOINTS = 10
-_NOT_OF_THE_RESULT = {"name", "metrics", "redis", "supervision"}
 
 
-class RunConfig(BaseModel):
-    """One run. Immutable; built by `load_config`, which also checks it against the environment."""
+class CommonConfig(BaseModel):
+    """What runs of both halves have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}  # sections of a plug-in's own model
 
     name: str = Field(
         default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run directory is runs/<name>"
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
     runtime: Literal["ray", "serial"] = Field(default="ray", description="serial: one process, for debugging")
-    total_env_steps: int | None = Field(default=None, ge=1, description="the run ends once it learned from so many")
-    total_learner_steps: int | None = Field(default=None, ge=1, description="or after so many batches")
-    env: EnvConfig = Field(description="the environment; a plain string is its id or module:function")
+    total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
     algorithm: SerializeAsAny[BaseModel] = Field(description="the algorithm's own settings; a plain string is its name")
     max_policy_lag: int = Field(
         default_factory=lambda known: _default_lag(known.get("algorithm")),
@@ -52,10 +51,7 @@ class RunConfig(BaseModel):
         le=64,
         description="versions the acting policy may lag; 0: synchronous. Default 1, or 0 without lag correction",
     )
-    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the network")
-    actors: ActorsConfig = Field(default_factory=ActorsConfig, description="who acts, and in what portions")
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
-    eval: EvalConfig = Field(default_factory=EvalConfig, description="evaluation with frozen weights")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="where the books are kept")
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="the Prometheus endpoint")
@@ -63,24 +59,10 @@ class RunConfig(BaseModel):
         default_factory=SupervisionConfig, description="how patient the run is, and how often it mends itself"
     )
 
-    @field_validator("env", mode="before")
-    @classmethod
-    def _env_by_name(cls, value: Any) -> Any:
-        return {"id": value} if isinstance(value, str) else value
-
     @field_validator("algorithm", mode="before")
     @classmethod
     def _algorithm_by_name(cls, value: Any) -> Any:
-        if isinstance(value, BaseModel):
-            return value
-        try:
-            model = find_algorithm(algorithm_name_of(value)).Config
-            settings = dict(value) if isinstance(value, Mapping) else {"name": value}
-            return model.model_validate_json(json.dumps(settings), strict=True)
-        except BadInput as error:
-            raise ValueError(f"{error}") from None
-        except ValidationError as error:
-            raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+        return plugin_settings(plugins.ALGORITHM, value)
 
     # What follows from the settings.
 
@@ -90,15 +72,72 @@ class RunConfig(BaseModel):
 
     @property
     def algorithm_class(self) -> type[Any]:
-        return find_algorithm(self.algorithm_name)
+        return plugins.find(plugins.ALGORITHM, self.algorithm_name)
 
     def build_algorithm(self) -> Any:
         """A new learners.algorithm.Algorithm with this run's settings."""
         return self.algorithm_class(self.algorithm)
 
     @property
+    def learner_steps(self) -> int | None:
+        """Learner steps of the whole run; None when it does not end by them."""
+        return self.total_learner_steps
+
+    @property
     def tickets_per_step(self) -> int:
-        """B of the flow control: every shard gives one unit to each learner step."""
+        """B of the flow control."""
+        raise NotImplementedError
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        if self.checkpoint.every_steps is not None:
+            return self.checkpoint.every_steps
+        return max(1, (self.learner_steps or 100 * DEFAULT_NUM_CHECKPOINTS) // DEFAULT_NUM_CHECKPOINTS)
+
+    def resolved(self) -> Self:
+        """With what is `auto` decided for this machine, so that the hash says which it was."""
+        return self
+
+    def derived(self) -> dict[str, str]:
+        """What is not written in the recipe but follows from it, by name, for people."""
+        raise NotImplementedError
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 over the canonical JSON of what determines the result: not the name, nor who watches."""
+        values = self.resolved().model_dump(mode="json", exclude={"name", "metrics", "redis", "supervision"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """A recipe that gives this configuration again, every setting written out. A password is left out."""
+        values = self.resolved().model_dump(mode="json", exclude={"redis": {"url"}})
+        if self.redis.url is not None:
+            url = self.redis.url.get_secret_value()
+            if "@" not in url:
+                values["redis"]["url"] = url
+            else:
+                note = f"# redis.url holds a password and is not saved: set {URL_VARIABLE}\n"
+                return note + yaml.safe_dump(values, sort_keys=False)
+        return yaml.safe_dump(values, sort_keys=False)
+
+
+class RunConfig(CommonConfig):
+    """One run of the control half. Immutable; built by `load_config`, which also checks it against the environment."""
+
+    total_env_steps: int | None = Field(default=None, ge=1, description="the run ends once it learned from so many")
+    env: EnvConfig = Field(description="the environment; a plain string is its id or module:function")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the network")
+    actors: ActorsConfig = Field(default_factory=ActorsConfig, description="who acts, and in what portions")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="evaluation with frozen weights")
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_by_name(cls, value: Any) -> Any:
+        return {"id": value} if isinstance(value, str) else value
+
+    @property
+    def tickets_per_step(self) -> int:
+        """Every shard gives one unit to each learner step."""
         return self.actors.num_shards
 
     @property
@@ -123,12 +162,6 @@ class RunConfig(BaseModel):
         return int(getattr(self.algorithm, "epochs", 1)) * int(getattr(self.algorithm, "num_minibatches", 1))
 
     @property
-    def checkpoint_every_steps(self) -> int:
-        if self.checkpoint.every_steps is not None:
-            return self.checkpoint.every_steps
-        return max(1, (self.learner_steps or 100 * DEFAULT_NUM_CHECKPOINTS) // DEFAULT_NUM_CHECKPOINTS)
-
-    @property
     def compile_pays(self) -> bool:
         """Measured for MLPs alone: convolutions and recurrences spend their time inside kernels, not between them."""
         if self.policy.recurrent != "none" or self.policy.torso == "cnn" or self.env.is_atari:
@@ -141,12 +174,6 @@ class RunConfig(BaseModel):
             return self
         choice = "on" if self.compile_pays and cpp_compiler() is not None else "off"
         return self.model_copy(update={"learner": self.learner.model_copy(update={"compile": choice})})
-
-    @property
-    def config_hash(self) -> str:
-        """SHA-256 over the canonical JSON of what determines the result: not the name, nor who watches."""
-        values = self.resolved().model_dump(mode="json", exclude={"name", "metrics", "redis", "supervision"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def derived(self) -> dict[str, str]:
         """What is not written in the recipe but follows from it, by name, for people."""
@@ -170,23 +197,29 @@ class RunConfig(BaseModel):
     def envs_per_shard(self) -> int:
         return self.actors.num_envs // self.actors.num_shards
 
-    def to_yaml(self) -> str:
-        """A recipe that gives this configuration again, every setting written out. A password is left out."""
-        values = self.resolved().model_dump(mode="json", exclude={"redis": {"url"}})
-        if self.redis.url is not None:
-            url = self.redis.url.get_secret_value()
-            if "@" not in url:
-                values["redis"]["url"] = url
-            else:
-                note = f"# redis.url holds a password and is not saved: set {URL_VARIABLE}\n"
-                return note + yaml.safe_dump(values, sort_keys=False)
-        return yaml.safe_dump(values, sort_keys=False)
+
+def plugin_settings(plugin: Plugin, value: Any) -> Any:
+    """A section as the settings of the plug-in that it names.
+
+    Raises:
+      ValueError: in pydantic's manner.
+    """
+    if isinstance(value, BaseModel):
+        return value
+    try:
+        model = plugins.find(plugin, plugin_name_of(value)).Config
+        settings = dict(value) if isinstance(value, Mapping) else {"name": value}
+        return model.model_validate_json(json.dumps(settings), strict=True)
+    except BadInput as error:
+        raise ValueError(f"{error}") from None
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
 
 
 def _default_lag(algorithm: Any) -> int:
     """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
-    name = algorithm_name_of(algorithm)
-    return 0 if name is None else int(find_algorithm(name).corrects_policy_lag)
+    name = plugin_name_of(algorithm)
+    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).corrects_policy_lag)
 
 
 def cpp_compiler() -> str | None:
@@ -194,8 +227,8 @@ def cpp_compiler() -> str | None:
     return next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
 
 
-def algorithm_name_of(value: Any) -> Any:
-    """What an `algorithm` section calls itself; anything at all if the user wrote anything at all."""
+def plugin_name_of(value: Any) -> Any:
+    """What a plug-in's section calls itself; anything at all if the user wrote anything at all."""
     if isinstance(value, BaseModel):
         return getattr(value, "name", None)
     return value.get("name") if isinstance(value, Mapping) else value

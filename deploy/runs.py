@@ -27,7 +27,7 @@ from rollcall.deploy.report import write_report
 from rollcall.deploy.settings import did_you_mean
 
 if TYPE_CHECKING:
-    from rollcall.deploy.config import RunConfig
+    from rollcall.deploy.config import AnyConfig
 
 RUNS = Path("runs")
 _PACKAGES = ("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco")
@@ -93,7 +93,7 @@ def claim_directory(name: str, *, explicit: bool) -> Path:
     raise BadInput(f"{RUNS}/ holds 100000 runs called {name}; remove some or give name=...")
 
 
-def begin_run(config: RunConfig, directory: Path, *, recipe: str) -> None:
+def begin_run(config: AnyConfig, directory: Path, *, recipe: str) -> None:
     """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where)."""
     (directory / "logs").mkdir(exist_ok=True)
     versions = {"python": platform.python_version()}
@@ -152,7 +152,7 @@ class _Started:
 
 
 def carry_out(
-    config: RunConfig, directory: Path, *, resume: bool, stop: threading.Event, console: Sequence[Recorder] = ()
+    config: AnyConfig, directory: Path, *, resume: bool, stop: threading.Event, console: Sequence[Recorder] = ()
 ) -> dict[str, Any]:
     """Trains in `directory` and leaves summary.json and report.html behind, whatever happens; returns the summary.
 
@@ -204,7 +204,7 @@ def _finish(directory: Path, summary: dict[str, Any]) -> None:
 
 
 def _failed_summary(
-    config: RunConfig, directory: Path, recipe: str, error: BaseException, wall_s: float
+    config: AnyConfig, directory: Path, recipe: str, error: BaseException, wall_s: float
 ) -> dict[str, Any]:
     """What can still be said of a run whose driver failed: from the launcher's own summary if it wrote one, else from
     the lines of metrics.jsonl."""

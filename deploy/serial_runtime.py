@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 
 from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
+from rollcall.actors.lm_actor import Failure, LMActor
+from rollcall.actors.lm_evaluation import LMEvaluator
 from rollcall.cluster.errors import NonFinite, RollcallError
 from rollcall.cluster.messages import Array, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.workers import EvalDone, Event, StepDone, StepRequest, TicketProduced
-from rollcall.deploy.failures import CONTAINED, ticket_failure
+from rollcall.deploy.failures import CONTAINED, given_up, ticket_failure
 from rollcall.learners.learner import Learner, StepOrder
 
 Handle = Any
@@ -30,26 +33,26 @@ class SerialWorkers:
     def __init__(
         self,
         *,
-        actor: GymActor,
+        actor: GymActor | LMActor,
         learner: Learner,
         parameter_server: ParameterServer,
-        evaluator: Evaluator,
+        evaluator: Callable[[], Evaluator | LMEvaluator],
         episodes: int,
-        actor_threads: int,
     ) -> None:
         self._actor = actor
         self._learner = learner
         self._server = parameter_server
-        self._evaluator = evaluator
+        self._build_evaluator = evaluator
+        self._evaluator: Evaluator | LMEvaluator | None = None
         self._episodes = episodes
-        self._actor_threads = actor_threads
-        self._jobs: deque[Callable[[], Event]] = deque()
+        self._threads = torch.get_num_threads()  # as the actor set them
+        self._jobs: deque[Callable[[], Sequence[Event]]] = deque()
         self._weights: Weights | None = None
 
     def start(self, checkpoint: Path | None, *, shard_state: tuple[dict[str, Array], dict[str, Any]] | None) -> None:
         if checkpoint is not None:
             self._learner.restore(checkpoint)
-        if shard_state is not None:
+        if shard_state is not None and isinstance(self._actor, GymActor):
             self._actor.restore_shards(*shard_state)
 
     def publish_initial(self, *, epoch: int, version: int) -> None:
@@ -62,21 +65,27 @@ class SerialWorkers:
     def close(self) -> None:
         pass
 
-    def submit_ticket(self, ticket: Ticket) -> None:
-        self._jobs.append(lambda: self._produce(ticket))
+    def submit_tickets(self, tickets: Sequence[Ticket]) -> None:
+        actor = self._actor
+        if isinstance(actor, GymActor):
+            self._jobs += [partial(self._produce, actor, ticket) for ticket in tickets]
+        else:
+            self._jobs.append(partial(self._generate, actor, tickets))
 
     def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None:
-        self._jobs.append(lambda: self._learn(request, handles))
+        self._jobs.append(partial(self._learn, request, handles))
 
     def submit_eval(self, *, step: int, env_steps: int) -> None:
-        self._jobs.append(lambda: self._evaluate(step, env_steps))
+        weights = self._weights
+        assert weights is not None, "published before anybody evaluates"
+        self._jobs.append(partial(self._evaluate, step, env_steps, weights))
 
     @property
     def evals_pending(self) -> bool:
         return bool(self._jobs)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        return [self._jobs.popleft()()] if self._jobs else []
+        return list(self._jobs.popleft()()) if self._jobs else []
 
     def publish(self, weights: Handle) -> None:
         self._weights = weights
@@ -89,7 +98,7 @@ class SerialWorkers:
         raise AssertionError("the serial runtime's learner dies with the driver")
 
     def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        return self._actor.shard_states()
+        return self._actor.shard_states() if isinstance(self._actor, GymActor) else ({}, {})
 
     def waiting_for(self) -> str:
         return f"{len(self._jobs)} jobs of this process"
@@ -97,23 +106,31 @@ class SerialWorkers:
     def release(self, handle: Handle) -> None:
         pass
 
-    def _produce(self, ticket: Ticket) -> Event:
-        torch.set_num_threads(self._actor_threads)
+    def _produce(self, actor: GymActor, ticket: Ticket) -> list[Event]:
+        torch.set_num_threads(self._threads)
         try:
-            produced, trajectory = self._actor.produce(ticket)
+            produced, trajectory = actor.produce(ticket)
         except CONTAINED as error:
-            return ticket_failure(ticket, error)
-        return TicketProduced(produced, trajectory)
+            return [ticket_failure(ticket, error)]
+        return [TicketProduced(produced, trajectory)]
 
-    def _learn(self, request: StepRequest, handles: Sequence[Handle]) -> Event:
+    def _generate(self, actor: LMActor, tickets: Sequence[Ticket]) -> list[Event]:
+        torch.set_num_threads(self._threads)
+        return [
+            given_up(outcome) if isinstance(outcome, Failure) else TicketProduced(*outcome)
+            for outcome in actor.produce_all(tickets)
+        ]
+
+    def _learn(self, request: StepRequest, handles: Sequence[Handle]) -> list[Event]:
         order = StepOrder(request.step, request.epoch, request.progress, request.checkpoint_directory)
         report, weights = self._learner.update(handles, order)
-        return StepDone(report, weights)
+        return [StepDone(report, weights)]
 
-    def _evaluate(self, step: int, env_steps: int) -> Event:
-        torch.set_num_threads(self._actor_threads)
-        assert self._weights is not None
+    def _evaluate(self, step: int, env_steps: int, weights: Weights) -> list[Event]:
+        torch.set_num_threads(self._threads)
+        if self._evaluator is None:
+            self._evaluator = self._build_evaluator()
         try:
-            return EvalDone(step, env_steps, self._evaluator.evaluate(self._weights, self._episodes))
+            return [EvalDone(step, env_steps, self._evaluator.evaluate(weights, self._episodes))]
         except (RollcallError, NonFinite) as error:
-            return EvalDone(step, env_steps, None, str(error))
+            return [EvalDone(step, env_steps, None, str(error))]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from rollcall.deploy.config import RunConfig, load_config
+from rollcall.deploy.config import AnyConfig, load_config
+from rollcall.deploy.run_config import CommonConfig
 from rollcall.deploy.runs import begin_run, carry_out, claim_directory, stop_on_signals
 from rollcall.deploy.settings import recipe_name
 
 
-def train(config: RunConfig | str, **overrides: Any) -> dict[str, Any]:
+def train(config: AnyConfig | str, **overrides: Any) -> dict[str, Any]:
     """Trains and returns what summary.json holds, with the run directory under "run_directory".
 
     `config` is a RunConfig, a shipped recipe's name or a YAML file. Overrides are nested mappings or dotted keys:
@@ -19,12 +20,13 @@ def train(config: RunConfig | str, **overrides: Any) -> dict[str, Any]:
     Raises:
       BadInput: on anything that `rollcall train` would refuse with exit code 2.
     """
-    if isinstance(config, RunConfig):
+    if isinstance(config, CommonConfig):
         if overrides:
             raise ValueError(
                 f"overrides {sorted(overrides)} go with a recipe; of a RunConfig use model_copy(update=...)"
             )
-        resolved, recipe = config.resolved(), config.name
+        resolved: AnyConfig = config.resolved()
+        recipe = config.name
     else:
         resolved, recipe = load_config(config, values=overrides), recipe_name(config)
     directory = claim_directory(resolved.name, explicit="name" in overrides)

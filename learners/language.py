@@ -41,9 +41,7 @@ class LanguageExperience:
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
-    def _each_token(
-        self, batch: TokenBatch, collective: Collective, evaluate: Callable[[TokenRows], Tensor]
-    ) -> Tensor:
+    def _each_token(self, batch: TokenBatch, collective: Collective, evaluate: Callable[[TokenRows], Tensor]) -> Tensor:
         """[S]: each process evaluates its share of the batch, and all get the whole."""
         values = each_token(
             batch,

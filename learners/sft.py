@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitation of demonstrations by maximum likelihood, the loss on the demonstrator's tokens alone
+"""Supervised fine-tuning: imitation of demonstrations by maximum likelihood, the loss on their author's tokens alone
 (the first step of RLHF: Ouyang et al., 2022, arXiv:2203.02155). As an algorithm of the learner like any other."""
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def padding_fraction(batch: TokenBatch, parts: Sequence[Sequence[int]]) -> float
     """The share of padding among all tokens that the parts' forward passes see."""
     sizes = (batch.offsets[1:] - batch.offsets[:-1]).tolist()
     padded = sum(len(part) * max(sizes[i] for i in part) for part in parts)
-    return 1.0 - sum(sizes[i] for part in parts for i in part) / padded
+    return float(1.0 - sum(sizes[i] for part in parts for i in part) / padded)
 
 
 def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int) -> TokenBatch:

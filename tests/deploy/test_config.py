@@ -10,7 +10,7 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import run_config
-from rollcall.deploy.algorithms import shipped_algorithms
+from rollcall.deploy.plugins import ALGORITHM, shipped
 from rollcall.deploy.config import RunConfig, json_schema, load_config
 from rollcall.deploy.settings import recipe_title, shipped_recipes
 
@@ -148,7 +148,7 @@ def test_the_schema_knows_every_algorithms_settings() -> None:
     schema = json_schema()
     json.dumps(schema)
     variants = [ref["$ref"].rpartition("/")[2] for ref in schema["properties"]["algorithm"]["anyOf"] if "$ref" in ref]
-    assert len(variants) == len(shipped_algorithms()) == 4
+    assert len(variants) == len(shipped(ALGORITHM)) == 4
     assert all("discount" in schema["$defs"][name]["properties"] for name in variants)
     assert schema["properties"]["seed"]["description"]
 

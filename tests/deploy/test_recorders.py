@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from rollcall.deploy.progress import LiveView, PlainLines, Tally, duration, number
+from rollcall.deploy.progress import PlainLines
 from rollcall.deploy.recorders import STEP_KEYS, JsonLines, TensorBoard, plain, read_jsonl, truncate_after
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
@@ -36,6 +35,12 @@ def step_record(step: int, **more: Any) -> dict[str, Any]:
     return record | more
 
 
+def language_record(step: int, **more: Any) -> dict[str, Any]:
+    shared = {key: value for key, value in step_record(step).items() if key not in ("return_mean", "env_steps")}
+    samples = [{"prompt": "2+2=", "text": f"4\x1b[2J\ud83d \u2028{step}", "reward": 1.0}]
+    return {**shared, "reward_mean": 0.5, "tokens": (step + 1) * 4096, "samples": samples} | more
+
+
 def test_metrics_hold_every_fixed_key_in_every_line(tmp_path: Path) -> None:
     recorder = JsonLines(tmp_path)
     recorder.on_start(START)
@@ -43,11 +48,48 @@ def test_metrics_hold_every_fixed_key_in_every_line(tmp_path: Path) -> None:
     recorder.on_step(step_record(1, entropy=torch.tensor(0.6), clip_fraction=np.float32(0.25)))
     recorder.close({})
     first, second = read_jsonl(tmp_path / "metrics.jsonl")
-    assert set(STEP_KEYS) <= first.keys()
+    assert set(STEP_KEYS["control"]) <= first.keys()
+    assert not {"reward_mean", "tokens"} & first.keys()
     assert first["return_mean"] is None
     assert second["entropy"] == pytest.approx(0.6)
     assert second["clip_fraction"] == 0.25
     assert second["elapsed_s"] >= first["elapsed_s"] >= 0
+
+
+def test_a_language_line_has_the_keys_of_its_kind_and_none_of_the_other(tmp_path: Path) -> None:
+    recorder = JsonLines(tmp_path)
+    recorder.on_start(START | {"kind": "language"})
+    recorder.on_step({"step": 0, "policy_version": 1, "tokens": 4096})
+    recorder.close({})
+    (line,) = read_jsonl(tmp_path / "metrics.jsonl")
+    assert set(STEP_KEYS["language"]) <= line.keys()
+    assert not {"return_mean", "env_steps"} & line.keys()
+    assert line["reward_mean"] is None
+    assert not (tmp_path / "samples.jsonl").exists()  # no step showed any
+
+
+def test_completions_go_to_a_file_of_their_own_character_by_character(tmp_path: Path) -> None:
+    recorder = JsonLines(tmp_path)
+    recorder.on_start(START | {"kind": "language"})
+    for step in range(2):
+        recorder.on_step(language_record(step))
+    recorder.close({})
+    expected = [{"step": step, "samples": language_record(step)["samples"]} for step in range(2)]
+    assert read_jsonl(tmp_path / "samples.jsonl") == expected
+    assert all("samples" not in line for line in read_jsonl(tmp_path / "metrics.jsonl"))
+
+
+def test_completions_of_steps_that_come_again_are_replaced(tmp_path: Path) -> None:
+    killed = JsonLines(tmp_path)
+    killed.on_start(START | {"kind": "language"})
+    for step in [0, 1, 2, 3, 2, 3]:  # a learner was lost and started again
+        killed.on_step(language_record(step))
+    killed.close({})
+    assert [line["step"] for line in read_jsonl(tmp_path / "samples.jsonl")] == [0, 1, 2, 3]
+    resumed = JsonLines(tmp_path)
+    resumed.on_start(START | {"kind": "language", "start_step": 2})
+    resumed.close({})
+    assert [line["step"] for line in read_jsonl(tmp_path / "samples.jsonl")] == [0, 1]
 
 
 def test_a_line_is_on_disk_as_soon_as_its_step_is_over(tmp_path: Path) -> None:
@@ -139,6 +181,23 @@ def test_tensorboard_reads_back_what_was_recorded(tmp_path: Path) -> None:
     assert found["eval/mean", 3] == 88.0
 
 
+def test_tensorboard_groups_what_a_language_run_measures_and_leaves_out_the_texts(tmp_path: Path) -> None:
+    recorder = TensorBoard(tmp_path)
+    recorder.on_start(START | {"kind": "language"})
+    recorder.on_step(language_record(0, exact_match=0.25, reward_format=0.5, tokens_per_s=900.0, apply_s=0.2, loss=1.0))
+    recorder.on_eval({"step": 1, "tokens": 4096, "mean": 0.75, "std": 0.4, "n": 8, "unit": "exact match"})
+    recorder.close({})
+    found = scalars(tmp_path / "tensorboard")
+    assert found["rollout/exact_match", 0] == 0.25
+    assert found["rollout/reward_mean", 0] == found["rollout/reward_format", 0] == 0.5
+    assert found["rollout/tokens", 0] == 4096
+    assert found["run/tokens_per_s", 0] == 900
+    assert found["time/apply_s", 0] == pytest.approx(0.2)
+    assert found["update/loss", 0] == 1.0
+    assert found["eval/mean", 1] == 0.75
+    assert not [tag for tag, _ in found if "samples" in tag or "unit" in tag]
+
+
 def test_tensorboard_forgets_the_steps_that_a_resume_does_again(tmp_path: Path) -> None:
     for start, stop, value in [(0, 8, 1.0), (5, 10, 2.0)]:
         recorder = TensorBoard(tmp_path)
@@ -168,79 +227,6 @@ def test_recording_a_step_costs_less_than_a_third_of_a_millisecond(tmp_path: Pat
     for recorder in recorders:
         recorder.close({})
     assert min(costs) < 0.3e-3
-
-
-def test_plain_lines_say_how_far_how_fast_and_how_long_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: clock[0])
-    stream = io.StringIO()
-    lines = PlainLines(stream, every_s=5.0)
-    lines.on_start(START)
-    for step in range(20):
-        clock[0] += 1.0
-        lines.on_step(step_record(step, bound_fraction=0.71))
-    lines.on_eval({"step": 20, "mean": 88.25, "std": 3.0, "n": 20})
-    lines.on_event("actor_died", "gym-1: SIGKILL")
-    printed = stream.getvalue().splitlines()
-    assert len(printed) == 4 + 2
-    last = printed[3]
-    for part in ("step 16/100", "2,048/s (71% of bound)", "lag 1", "return 35.0", "waiting 24%", "ETA 1 min 24 s"):
-        assert part in last
-    assert printed[-2:] == ["eval at step 20: 88.2 ± 3.0 over 20 episodes", "actor_died: gym-1: SIGKILL"]
-
-
-def test_the_live_view_shows_the_same_facts_in_place() -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    view = LiveView(console)
-    view.on_start(START)
-    view.on_step(step_record(49, bound_fraction=0.71, restarts=2))
-    view.on_event("stale", "ticket [7]")
-    with console.capture() as capture:
-        console.print(view._render())
-    view.close({})
-    view.close({})
-    text = capture.get()
-    assert "50/100" in text
-    for part in ("lag", "return", "69.0", "drops", "restarts"):
-        assert part in text
-
-
-def test_rates_are_over_the_last_seconds_not_over_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: clock[0])
-    tally = Tally()
-    tally.on_start(START)
-    for step in range(60):
-        clock[0] += 1.0 if step < 30 else 0.5
-        tally.on_step(step_record(step))
-    assert tally.env_steps_per_s == pytest.approx(4096)
-
-
-def test_a_run_bounded_by_env_steps_alone_counts_those() -> None:
-    tally = Tally()
-    tally.on_start(START | {"total_learner_steps": None})
-    tally.on_step(step_record(9))
-    assert tally.done == (20_480, 204_800, "env step")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (3412.7, "3,413"),
-        (0.0312, "0.0312"),
-        (12, "12"),
-        (None, "-"),
-        (float("nan"), "-"),
-        (0.0, "0.0"),
-        (-5.25, "-5.2"),
-    ],
-)
-def test_numbers_are_short(value: Any, text: str) -> None:
-    assert number(value) == text
-
-
-def test_durations_are_in_words() -> None:
-    assert [duration(s) for s in (3.4, 75, 3700)] == ["3 s", "1 min 15 s", "1 h 01 min"]
 
 
 def test_plain_turns_arrays_into_lists_and_the_rest_into_text() -> None:

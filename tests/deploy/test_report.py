@@ -60,6 +60,56 @@ def step_record(step: int, **more: Any) -> dict[str, Any]:
     return record | more
 
 
+LANGUAGE_SUMMARY: dict[str, Any] = {
+    **{key: value for key, value in SUMMARY.items() if key not in ("env_steps", "steps_per_s", "recipe", "algorithm")},
+    "recipe": "gsm8k-grpo",
+    "algorithm": "grpo",
+    "generated_tokens": 303_104,
+    "tokens_per_s": 3788.8,
+    "final_eval": {"mean": 0.972, "std": 0.165, "n": 500},
+}
+
+
+def language_record(step: int, **more: Any) -> dict[str, Any]:
+    shared = {key: value for key, value in step_record(step).items() if key not in ("return_mean", "env_steps")}
+    measured = {
+        "reward_mean": 0.01 * step,
+        "reward_format": 0.5,
+        "exact_match": 0.005 * step,
+        "length_mean": 80.0,
+        "length_max": 128,
+        "truncated_fraction": 0.02,
+        "degenerate_dropped": 3,
+        "entropy": 0.6,
+        "kl_reference": 0.01,
+        "mismatch": 0.002,
+        "apply_s": 0.1,
+        "tokens": (step + 1) * 4096,
+        "tokens_per_s": 27_000.0,
+        "trained_tokens": 4096.0,
+    }
+    return shared | measured | more
+
+
+def sample(step: int, text: str = "The answer is 4.") -> dict[str, Any]:
+    return {"step": step, "samples": [{"prompt": f"question {step}", "text": text, "reward": 1.0}]}
+
+
+def write_language_run(
+    directory: Path, *, num_steps: int = 74, samples: list[dict[str, Any]] | None = None, **summary: Any
+) -> Path:
+    directory.mkdir()
+    (directory / "config.yaml").write_text("seed: 3\ntask:\n  name: gsm8k\nalgorithm:\n  name: grpo\n")
+    lines = [json.dumps(language_record(step)) for step in range(num_steps)]
+    (directory / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    shown = [sample(step) for step in range(num_steps)] if samples is None else samples
+    (directory / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in shown))
+    evaluation = {"step": 10, "tokens": 40_960, "mean": 0.5, "std": 0.5, "n": 100, "unit": "exact match"}
+    (directory / "evals.jsonl").write_text(json.dumps(evaluation) + "\n")
+    (directory / "summary.json").write_text(json.dumps(LANGUAGE_SUMMARY | summary))
+    return directory
+
+
 def write_run(directory: Path, *, num_steps: int = 74, summary: dict[str, Any] | None = None) -> Path:
     directory.mkdir()
     (directory / "config.yaml").write_text("seed: 3\nruntime: ray\nenv:\n  id: CartPole-v1\nalgorithm:\n  name: ppo\n")
@@ -202,12 +252,125 @@ def test_every_metric_of_an_algorithm_gets_a_curve_without_being_known() -> None
     ]
 
 
+def test_the_page_of_a_language_run_speaks_of_tokens_and_problems(tmp_path: Path) -> None:
+    html, page = page_of(write_language_run(tmp_path / "gsm8k-grpo-2"))
+    text = " ".join(page.text.split())
+    for part in (
+        "recipe gsm8k-grpo · grpo on gsm8k · seed 3",
+        "97.2 % final evaluation, 500 problems",
+        "303,104 generated tokens",
+        "3,789 tokens per second",
+        "Curves over tokens",
+        "evaluation, mean ± standard error",
+    ):
+        assert part in text
+    assert "env steps" not in html
+    assert page.loads == []
+    assert page.open == []
+
+
+def test_a_language_run_has_its_own_curves_over_tokens() -> None:
+    evaluation = {"step": 1, "tokens": 4096, "mean": 0.5, "std": 0.5, "n": 100}
+    charts = build_charts([language_record(s) for s in range(3)], [evaluation], language=True)
+    assert [chart["title"] for chart in charts] == [
+        "Exact match",
+        "Reward",
+        "Completion length",
+        "Policy loss",
+        "Entropy",
+        "KL to the reference",
+        "Fraction clipped",
+        "Mismatch of log-probabilities",
+        "Loading weights into the engine, s",
+        "Reward format",
+        "Trained tokens",
+        "Fraction truncated",
+        "Policy lag",
+        "Time per learner step",
+        "Tokens per second",
+    ]
+    assert {chart["x_label"] for chart in charts} == {"tokens"}
+    exact_match, reward, *_, speed = charts
+    assert exact_match["x"] == [4096, 8192, 12_288]
+    assert exact_match["series"][0]["y"] == [0.0, 0.5, 1.0]  # percent
+    assert reward["series"][0]["y"] == [0.0, 0.01, 0.02]
+    (point,) = exact_match["points"]
+    assert (point["low"], point["y"], point["high"]) == (45.0, 50.0, 55.0)  # 0.5 / sqrt(100) to each side
+    assert point["text"] == "evaluation: 50.0 ± 5 % (100 problems)"
+    assert speed["series"][0]["y"][1] == pytest.approx(4096 / 0.15, rel=1e-3)
+
+
+def test_the_completions_shown_are_of_the_first_the_middle_and_the_last_step(tmp_path: Path) -> None:
+    directory = write_language_run(tmp_path / "run", num_steps=9)
+    with (directory / "samples.jsonl").open("a") as file:
+        file.write('{"step": 9, "samples": [{"pro')  # cut short by a kill
+    _, page = page_of(directory)
+    assert re.findall(r"question \d+", page.text) == ["question 0", "question 4", "question 8"]
+    assert "step 4 question 4 The answer is 4. 1.00" in " ".join(page.text.split())
+
+
+@pytest.mark.parametrize("num_lines", [1, 2])
+def test_a_run_of_one_step_or_two_shows_each_once(tmp_path: Path, num_lines: int) -> None:
+    _, page = page_of(write_language_run(tmp_path / "run", num_steps=num_lines))
+    assert re.findall(r"question \d+", page.text) == [f"question {step}" for step in range(num_lines)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script>alert("x")</script>',
+        "</td></table><img src=x onerror=alert(1)>",
+        "<!--charts--> <!--body-->",
+        "&lt;b&gt; 'single' \"double\"",
+        "two\nlines\u2028and \u4e2d\u6587 \u202e turned",
+    ],
+)
+def test_a_completion_may_hold_any_characters_and_is_shown_as_it_is(tmp_path: Path, text: str) -> None:
+    samples = [{"step": 0, "samples": [{"prompt": text, "text": text, "reward": None}]}]
+    html, page = page_of(write_language_run(tmp_path / "run", samples=samples))
+    assert page.text.count(text) == 2
+    assert page.scripts == 2  # the page's own
+    assert page.loads == []
+    assert page.open == []
+    assert "onerror=alert(1)>" not in html
+
+
+def test_half_a_surrogate_pair_spoils_no_report(tmp_path: Path) -> None:
+    _, page = page_of(write_language_run(tmp_path / "run", samples=[sample(0, "x\ud83dy")]))
+    assert "x?y" in page.text
+
+
+def test_long_texts_are_cut(tmp_path: Path) -> None:
+    long = {"step": 0, "samples": [{"prompt": "p" * 5000, "text": "c" * 5000, "reward": 0.5}]}
+    _, page = page_of(write_language_run(tmp_path / "run", samples=[long]))
+    prompt, completion = re.findall(r"p{100,}\.\.\.|c{100,}\.\.\.", page.text)
+    assert len(prompt) == 403
+    assert len(completion) == 1203
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"step": 1, "samples": 3}', '{"step": 1, "samples": ["a"]}'])
+def test_a_damaged_line_of_completions_is_left_out(tmp_path: Path, line: str) -> None:
+    directory = write_language_run(tmp_path / "run", num_steps=3)
+    (directory / "samples.jsonl").write_text(f"{line}\n{json.dumps(sample(1))}\n{line}\n")
+    _, page = page_of(directory)
+    assert re.findall(r"question \d+", page.text) == ["question 1"]
+
+
+def test_a_long_language_run_makes_no_large_page(tmp_path: Path) -> None:
+    path = write_report(write_language_run(tmp_path / "run", num_steps=4000))
+    assert path.stat().st_size < 400_000
+
+
+@pytest.mark.parametrize(("kind", "num_charts"), [("control", 6), ("language", 15)])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int) -> None:
+def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int, kind: str, num_charts: int) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine")
-    path = write_report(write_run(tmp_path / "run", summary=SUMMARY))
+    if kind == "control":
+        path = write_report(write_run(tmp_path / "run", summary=SUMMARY))
+    else:
+        path = write_report(write_language_run(tmp_path / "run", samples=[sample(0, "wide" * 400)]))
     probe = path.read_text(encoding="utf-8").replace(
         "</body>",
         "<script>document.title = [document.querySelectorAll('figure').length,"
@@ -220,4 +383,4 @@ def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int)
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None
-    assert title.group(1) == "6 6 true"
+    assert title.group(1) == f"{num_charts} {num_charts} true"

@@ -317,7 +317,7 @@ def decoupled_weights(truncate: float | None) -> tuple[Tensor, Tensor, Tensor]:
             terms.append(-weight * case.group_advantage(i) * case.now[i][t])
         (of_policy,) = torch.autograd.grad(torch.stack(terms).mean(), policy.table, retain_graph=True)
         expected.append(of_policy.flatten())
-    return gradient[: policy.table.numel()], *expected
+    return gradient[: policy.table.numel()], expected[0], expected[1]
 
 
 def test_decoupled_without_a_cap_is_exact_importance_weighting_and_nothing_is_clipped() -> None:
@@ -374,6 +374,21 @@ def test_tokens_outside_the_nucleus_are_left_out_of_loss_and_gradient(kind: Any)
     reached = gradient[: policy.table.numel()].view(WIDTH, VOCABULARY, VOCABULARY).abs().sum(-1) > 1e-12
     assert not bool((reached & ~touched).any())
     assert bool(reached.any())
+
+
+def test_a_sequence_ratio_is_of_the_tokens_inside_the_nucleus_alone() -> None:
+    models, policy = make_models(outside=2)
+    batch, algorithm = make_batch(policy.moved(0.5)), GSPO(GSPO.Config(clip_low=0.9, clip_high=9.0))
+    gradient, _ = summed_gradient(algorithm, models, *minibatches_of(algorithm, models, batch))
+    case, terms = Case(models, batch), []
+    for i, sampled in enumerate(batch.token_ids[batch.sampled].split(case.counts)):
+        inside = (sampled != 2).nonzero().squeeze(-1)
+        if len(inside):
+            ratio = (case.now[i] - case.behaviour[i])[inside].mean().exp()
+            # The sample weighs by what is left of it, so that a token inside weighs as it would in a whole one.
+            terms.append(-ratio * case.group_advantage(i) * len(inside) / case.counts[i] / batch.num_samples)
+    (expected,) = torch.autograd.grad(torch.stack(terms).sum(), policy.table)
+    torch.testing.assert_close(gradient[: policy.table.numel()], expected.flatten(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_band_leaves_out_tokens_whose_policies_are_far_apart() -> None:

@@ -1,0 +1,87 @@
+"""Evaluation of a language policy: one answer to each held-out row, under frozen weights, on an engine of its own.
+Knows nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.actors.conversations import Conversations, Sample
+from rollcall.actors.text_task import Row
+from rollcall.actors.vllm_engine import VllmEngine
+from rollcall.cluster.messages import Weights
+from rollcall.cluster.seeds import derive_seed
+
+
+class LMEvalConfig(BaseModel):
+    """How a language policy is judged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    episodes: int = Field(default=500, ge=0, le=1_000_000, description="held-out rows that are answered; 0: none")
+    every_steps: int | None = Field(
+        default=None, ge=1, description="learner steps between evaluations during the run; default: only at its ends"
+    )
+    at_start: bool = Field(default=True, description="also before the first learner step, to compare with")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="for sampled answers")
+    greedy: bool = Field(default=True, description="the most likely token; false: sampled as in training")
+
+
+@dataclass(frozen=True, slots=True)
+class LMEvalResult:
+    """`mean` is the share of rows that were answered correctly, `std` its population standard deviation."""
+
+    mean: float
+    std: float
+    n: int
+    rewards: tuple[float, ...]
+    lengths: tuple[int, ...]
+    unparsed: int
+    policy_version: int
+    unit: str = "exact match"
+
+
+class LMEvaluator:
+    """Answers held-out rows with weights that it is given."""
+
+    def __init__(self, engine: VllmEngine, conversations: Conversations, rows: Sequence[Row], config: LMEvalConfig):
+        self._engine = engine
+        self._conversations = conversations
+        self._rows = rows
+        self._config = config
+
+    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> LMEvalResult:
+        """Answers the first `episodes` held-out rows, or as many as there are.
+
+        Raises:
+          ValueError: for none.
+        """
+        wanted = self._config.episodes if episodes is None else episodes
+        rows = self._rows[:wanted]
+        if not rows:
+            raise ValueError(f"episodes={wanted} of {len(self._rows)} held-out rows: an evaluation needs at least one")
+        seed = self._config.seed if seed is None else seed
+        self._engine.load(weights)
+        for index, row in enumerate(rows):
+            self._conversations.begin(index, row, seed=derive_seed(seed, "eval", index))
+        finished: dict[Hashable, Sample] = {}
+        while self._conversations.num_running:
+            finished |= {sample.key: sample for sample in self._conversations.advance()}
+        samples = [finished[index] for index in range(len(rows))]
+        judged = [sample.judgement for sample in samples if sample.judgement is not None]
+        correct = np.array([judgement.correct for judgement in judged], np.float64)
+        return LMEvalResult(
+            mean=float(correct.mean()),
+            std=float(correct.std()),
+            n=len(rows),
+            rewards=tuple(sample.reward for sample in samples),
+            lengths=tuple(sample.num_sampled for sample in samples),
+            unparsed=sum(not judgement.parsed for judgement in judged),
+            policy_version=weights.version,
+        )
+
+    def close(self) -> None:
+        self._engine.close()

@@ -1,0 +1,122 @@
+"""How each member of a control run is made from its config. A Parts object travels to the processes that need them; it
+knows what the members need of each other, and never starts anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from rollcall.actors.env_state import is_exact
+from rollcall.actors.envs import make_vector_env, spaces_of
+from rollcall.actors.evaluation import Evaluator
+from rollcall.actors.gym_actor import GymActor
+from rollcall.actors.policy import Policy, WeightsSource
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.seeds import derive_seed
+from rollcall.cluster.work import ShardWork
+from rollcall.deploy.parts import POLICY_ID
+from rollcall.deploy.run_config import RunConfig
+from rollcall.learners.collective import Collective
+from rollcall.learners.control import ControlExperience
+from rollcall.learners.learner import Learner
+from rollcall.learners.networks import ActorCritic, build_actor_critic
+from rollcall.learners.normaliser import RewardNormaliser
+from rollcall.learners.policy import TorchPolicy
+
+
+@dataclass(frozen=True)
+class ControlParts:
+    """Of a run with a gymnasium env."""
+
+    config: RunConfig
+    consumption_log: Path
+
+    kind = "control"
+    actor_prefix = "gym"
+
+    @cached_property
+    def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+        """(observation space, action space)"""
+        return spaces_of(self.config.env)
+
+    @property
+    def label(self) -> str:
+        return self.config.env.id
+
+    @property
+    def can_be_exact(self) -> bool:
+        """Env state can be captured, and was seen to restore exactly."""
+        return is_exact(partial(make_vector_env, self.config.env, self.config.envs_per_shard))
+
+    def check(self) -> None:
+        self.models()
+
+    def prepare(self) -> None:
+        """Nothing is made before a control run begins."""
+
+    def work(self) -> ShardWork:
+        return ShardWork(self.config.actors.num_shards, self.config.algorithm_class.unit)
+
+    def policy(self) -> Policy:
+        return TorchPolicy(*self.spaces, self.config.policy)
+
+    def actor(self, actor_id: str, source: WeightsSource) -> GymActor:
+        torch.set_num_threads(self.config.actors.torch_threads)
+        return GymActor(
+            actor_id=actor_id,
+            run_seed=self.config.seed,
+            env_config=self.config.env,
+            config=self.config.actors,
+            policy_factory=self.policy,
+            weights_source=source,
+            policy_id=POLICY_ID,
+        )
+
+    def evaluator(self) -> Evaluator:
+        torch.set_num_threads(self.config.actors.torch_threads)
+        return Evaluator(self.config.env, self.config.eval, self.policy)
+
+    def models(self) -> dict[str, nn.Module]:
+        """The models of a run, the same for the same seed.
+
+        Raises:
+          BadInput: where the spaces and the settings do not fit.
+        """
+        config, algorithm = self.config, self.config.build_algorithm()
+        try:
+            network = build_actor_critic(
+                *self.spaces,
+                config.policy,
+                with_critic=algorithm.needs_critic,
+                seed=derive_seed(config.seed, "network"),
+            )
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+        models: dict[str, nn.Module] = {"actor_critic": network, **algorithm.extra_models()}
+        if config.policy.normalise_rewards:
+            discount = getattr(config.algorithm, "discount", 1.0)
+            models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
+        return models
+
+    def learner(self, collective: Collective) -> Learner:
+        config, models = self.config, self.models()
+        return Learner(
+            models=models,
+            algorithm=config.build_algorithm(),
+            config=config.learner,
+            policy_id=POLICY_ID,
+            run_seed=config.seed,
+            experience=ControlExperience(
+                cast(ActorCritic, models["actor_critic"]),
+                cast("RewardNormaliser | None", models.get("reward_normaliser")),
+            ),
+            compile_loss=config.resolved().learner.compile == "on",
+            consumption_log=self.consumption_log,
+            collective=collective,
+        )

@@ -1,0 +1,58 @@
+"""What no component of a language run can check alone. As checks.py for the control half."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rollcall.actors.vllm_engine import check_installed
+from rollcall.deploy import plugins
+from rollcall.deploy.checks import Problem, check_device, check_lag
+
+if TYPE_CHECKING:
+    from rollcall.deploy.language_config import LanguageConfig
+
+
+def check_language(config: LanguageConfig) -> list[Problem]:
+    """Contradictions between settings, and what this machine lacks.
+
+    Raises:
+      BadInput: when vLLM is missing, or of an unknown version.
+    """
+    if not plugins.is_language(config.algorithm_class):
+        known = {name: plugins.find(plugins.ALGORITHM, name) for name in plugins.shipped(plugins.ALGORITHM)}
+        able = ", ".join(name for name, found in known.items() if plugins.is_language(found))
+        return [Problem(("algorithm", "name"), f"learns control, not language: use one of {able}")]
+    check_installed()
+    problems = [*_length(config), *check_lag(config), *_context(config), *_algorithm(config)]
+    return problems or check_device(config)
+
+
+def _length(config: LanguageConfig) -> list[Problem]:
+    if config.total_learner_steps is None:
+        return [Problem(("total_learner_steps",), "the run has no end: say after how many batches it ends")]
+    return []
+
+
+def _context(config: LanguageConfig) -> list[Problem]:
+    engine, sampling = config.actors.engine, config.actors.sampling
+    if sampling.max_tokens < engine.max_model_len:
+        return []
+    text = f"no room for a prompt in actors.engine.max_model_len={engine.max_model_len}: lower it, or raise that"
+    return [Problem(("actors", "sampling", "max_tokens"), text)]
+
+
+def _algorithm(config: LanguageConfig) -> list[Problem]:
+    problems = []
+    try:
+        least = int(config.build_algorithm().min_group_size)
+    except ValueError as error:
+        return [Problem(("algorithm", "name"), str(error))]
+    if config.actors.samples_per_prompt < least:
+        text = f"{config.algorithm_name} compares samples of one prompt with each other: {least} at the least"
+        problems.append(Problem(("actors", "samples_per_prompt"), text))
+    samples = config.actors.prompts_per_batch * config.actors.samples_per_prompt
+    share = samples // max(1, int(getattr(config.algorithm, "num_minibatches", 1)))
+    if config.learner.num_processes > share:
+        text = f"more learner processes than the {share} samples of a minibatch to share: {share} at the most"
+        problems.append(Problem(("learner", "num_processes"), text))
+    return problems

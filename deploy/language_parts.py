@@ -1,0 +1,190 @@
+"""How each member of a language run is made from its config; as control_parts.py for the control half. The model that
+all of them load is made once, in the run directory."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rollcall.actors.conversations import Conversations, opening
+from rollcall.actors.lm_actor import LMActor
+from rollcall.actors.lm_evaluation import LMEvaluator
+from rollcall.actors.policy import WeightsSource
+from rollcall.actors.text_codec import TextCodec
+from rollcall.actors.text_task import Task
+from rollcall.actors.vllm_engine import VllmEngine
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.seeds import derive_seed
+from rollcall.cluster.work import PromptWork
+from rollcall.deploy.language_config import LanguageConfig
+from rollcall.deploy.parts import POLICY_ID
+from rollcall.deploy.warm_start import warm_start
+from rollcall.learners.collective import Collective
+from rollcall.learners.language import LanguageExperience
+from rollcall.learners.learner import Learner
+from rollcall.learners.tiny_model import write_tiny_model
+from rollcall.learners.token_policy import TokenCritic, TokenPolicy, autocast_dtype, load_policy_model
+
+_log = logging.getLogger("rollcall")
+
+
+@dataclass(frozen=True)
+class LanguageParts:
+    """Of a run with a text task."""
+
+    config: LanguageConfig
+    run_directory: Path
+    consumption_log: Path
+
+    kind = "language"
+    actor_prefix = "lm"
+    can_be_exact = True  # an engine at rest has no state that the next ticket depends on
+
+    @property
+    def label(self) -> str:
+        return self.config.task_name
+
+    @property
+    def model_directory(self) -> Path:
+        """Where the policy of version 0 is: the model as given, or after its warm start."""
+        if self.config.policy.warm_start is not None:
+            return self.run_directory / "warm_start"
+        return self.given_model
+
+    @property
+    def given_model(self) -> Path:
+        name = self.config.policy.model
+        return self.run_directory / "model" if name == "tiny" else Path(name)
+
+    def check(self) -> None:
+        self.task.rows("train")
+        if self.config.policy.model == "tiny" and not hasattr(self.task, "alphabet"):
+            raise BadInput(
+                f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be made "
+                "for it: name a Hugging Face directory"
+            )
+        if self.config.policy.model != "tiny":
+            self.codec  # noqa: B018 - raises BadInput for a directory without tokenizer, or without chat template
+
+    def prepare(self) -> None:
+        """Makes the tiny model and the warm start, unless an earlier process of this run has."""
+        policy = self.config.policy
+        if policy.model == "tiny" and not self.given_model.exists():
+            aside = self.given_model.with_name("model.new")
+            shutil.rmtree(aside, ignore_errors=True)
+            seed = derive_seed(self.config.seed, "network")
+            alphabet = self.task.alphabet()  # type: ignore[attr-defined]
+            write_tiny_model(aside, alphabet=alphabet, seed=seed, **policy.tiny)
+            aside.replace(self.given_model)
+        if policy.warm_start is not None and not self.model_directory.exists():
+            warm_start(
+                self.task,
+                self.codec,
+                self.given_model,
+                self.model_directory,
+                policy,
+                self.config.learner,
+                seed=derive_seed(self.config.seed, "warm_start"),
+            )
+
+    @cached_property
+    def task(self) -> Task:
+        task: Task = self.config.build_task()
+        return task
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        return TextCodec(self.given_model, chat=self.task.chat)
+
+    def work(self) -> PromptWork:
+        """Prompts that fit; the others are skipped for good, and said."""
+        rows = self.usable_rows()
+        return PromptWork(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
+
+    def usable_rows(self) -> list[int]:
+        """Training rows whose prompt leaves room for a completion.
+
+        Raises:
+          BadInput: when there is none.
+        """
+        rows = self.task.rows("train")
+        room = self.config.actors.engine.max_model_len - self.config.actors.sampling.max_tokens
+        lengths = [len(opening(self.task, self.codec, row)) for row in rows]
+        usable = [index for index, length in enumerate(lengths) if length <= room]
+        if len(usable) < len(rows):
+            longest = max(range(len(rows)), key=lengths.__getitem__)
+            _log.warning(
+                "%d of %d prompts are longer than the %d tokens that max_tokens leaves of max_model_len, and are "
+                "skipped; the longest is row %d (%s) with %d tokens",
+                *(len(rows) - len(usable), len(rows), room, longest, rows[longest].source, lengths[longest]),
+            )
+        if not usable:
+            raise BadInput(f"task {self.label}: no training row has a prompt of at most {room} tokens")
+        return usable
+
+    def actor(self, actor_id: str, source: WeightsSource) -> LMActor:
+        engine = self._engine()
+        return LMActor(
+            actor_id=actor_id,
+            policy_id=POLICY_ID,
+            engine=engine,
+            conversations=self._conversations(engine, greedy=False),
+            rows=self.task.rows("train"),
+            weights_source=source,
+        )
+
+    def evaluator(self) -> LMEvaluator:
+        engine = self._engine()
+        conversations = self._conversations(engine, greedy=self.config.eval.greedy)
+        return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
+
+    def models(self) -> dict[str, nn.Module]:
+        """policy, and reference and critic where the algorithm needs them."""
+        algorithm, policy = self.config.build_algorithm(), self.config.policy
+        autocast, sampling = autocast_dtype(policy), self.config.actors.sampling
+
+        def load() -> nn.Module:
+            return load_policy_model(self.model_directory, policy)
+
+        models: dict[str, nn.Module] = {"policy": TokenPolicy(load(), sampling, autocast=autocast)}
+        if algorithm.needs_critic:
+            models["critic"] = TokenCritic(load(), autocast=autocast)
+        if algorithm.needs_reference:
+            models["reference"] = TokenPolicy(load(), sampling, autocast=autocast).requires_grad_(False)
+        return {**models, **algorithm.extra_models()}
+
+    def learner(self, collective: Collective) -> Learner:
+        config = self.config
+        return Learner(
+            models=self.models(),
+            algorithm=config.build_algorithm(),
+            config=config.learner,
+            policy_id=POLICY_ID,
+            run_seed=config.seed,
+            experience=LanguageExperience(token_budget=int(getattr(config.algorithm, "token_budget", 16384))),
+            published=("policy",),
+            consumption_log=self.consumption_log,
+            collective=collective,
+        )
+
+    def _engine(self) -> VllmEngine:
+        actors = self.config.actors
+        torch.set_num_threads(actors.threads)
+        return VllmEngine(
+            self.model_directory,
+            actors.engine,
+            sampling=actors.sampling,
+            stop_token_ids=[self.codec.eos_token_id],
+            threads=actors.threads,
+        )
+
+    def _conversations(self, engine: VllmEngine, *, greedy: bool) -> Conversations:
+        return Conversations(
+            engine, self.task, self.codec, max_tokens=self.config.actors.sampling.max_tokens, greedy=greedy
+        )

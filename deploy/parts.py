@@ -1,0 +1,61 @@
+"""What a run is made of, whichever half it belongs to: the one seam at which control and language differ for the
+launcher and the runtimes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from rollcall.cluster.work import Work
+from rollcall.deploy.config import AnyConfig, LanguageConfig
+from rollcall.learners.collective import Collective
+from rollcall.learners.learner import Learner
+
+POLICY_ID = "policy"
+
+
+class Parts(Protocol):
+    """Makes the members of one run. Travels to their processes."""
+
+    @property
+    def consumption_log(self) -> Path:
+        """Which the learner writes."""
+
+    @property
+    def kind(self) -> str:
+        """control or language"""
+
+    @property
+    def actor_prefix(self) -> str:
+        """What actors are called: gym-0, lm-0."""
+
+    @property
+    def label(self) -> str:
+        """The env or task, for metrics."""
+
+    @property
+    def can_be_exact(self) -> bool:
+        """Whether a run at rest can be continued bit for bit from its checkpoint."""
+
+    def check(self) -> None:
+        """Raises BadInput where the parts do not fit, before anything is begun."""
+
+    def prepare(self) -> None:
+        """Makes, once per run directory, what the members load."""
+
+    def work(self) -> Work: ...
+    def actor(self, actor_id: str, source: Any) -> Any: ...
+    def evaluator(self) -> Any: ...
+    def learner(self, collective: Collective) -> Learner: ...
+
+
+def parts_of(config: AnyConfig, run_directory: Path) -> Parts:
+    """The parts of a run in its directory."""
+    log = run_directory.resolve() / "logs" / "consumption.jsonl"
+    if isinstance(config, LanguageConfig):
+        from rollcall.deploy.language_parts import LanguageParts
+
+        return LanguageParts(config, run_directory.resolve(), log)
+    from rollcall.deploy.control_parts import ControlParts
+
+    return ControlParts(config, log)

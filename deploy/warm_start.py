@@ -1,0 +1,116 @@
+"""Supervised fine-tuning as an offline run: a task's demonstrations, through the same learner as everything else, to a
+model directory in Hugging Face's format. Knows the order of events; the mathematics is learners/sft.py's."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rollcall.actors.text_codec import TextCodec
+from rollcall.actors.text_task import Row, Task
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
+from rollcall.learners.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.sft import SFT, SFTConfig
+from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, autocast_dtype, load_policy_model
+
+_log = logging.getLogger("rollcall")
+REPORT_EVERY_S = 5.0
+
+
+def warm_start(
+    task: Task,
+    codec: TextCodec,
+    model_directory: Path,
+    directory: Path,
+    policy: LMPolicyConfig,
+    learner: LearnerConfig,
+    *,
+    seed: int,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Trains on demonstrations and writes model and tokenizer to `directory`, in one move at the end.
+
+    Raises:
+      BadInput: when the task has no demonstrations.
+    """
+    assert policy.warm_start is not None
+    settings = policy.warm_start
+    rows = list(task.rows("train"))
+    order = np.random.default_rng(seed).permutation(len(rows))[: settings.num_rows]
+    demonstrations = [demonstration(task, codec, rows[index]) for index in order]
+    if not demonstrations:
+        raise BadInput("warm start: the task has no training rows")
+    threads = torch.get_num_threads()
+    model = load_policy_model(model_directory, policy)
+    trainer = Learner(
+        models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
+        algorithm=SFT(SFTConfig(token_budget=settings.token_budget)),
+        config=learner.model_copy(
+            update={"learning_rate": settings.learning_rate, "anneal_learning_rate": True, "num_processes": 1}
+        ),
+        policy_id="warm_start",
+        run_seed=seed,
+        experience=DemonstrationExperience(),
+    )
+    source = DemonstrationSource(demonstrations, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
+    _train(trainer, source, directory.parent, settings.steps, tell)
+    torch.set_num_threads(threads)
+    save_model(model, model_directory, directory)
+
+
+def demonstration(task: Task, codec: TextCodec, row: Row) -> Demonstration:
+    """A row's demonstration as tokens; after each segment of the model's own comes its end-of-sequence token."""
+    token_ids: list[int] = []
+    imitated: list[bool] = []
+    for index, segment in enumerate(task.demonstration(row)):
+        tokens = codec.prompt(segment.text) if index == 0 else codec.encode(segment.text)
+        if segment.by_model:
+            tokens = [*tokens, codec.eos_token_id]
+        token_ids += tokens
+        imitated += [segment.by_model] * len(tokens)
+    return Demonstration(np.array(token_ids, np.int32), np.array(imitated, bool))
+
+
+def save_model(model: Any, source: Path, directory: Path) -> None:
+    """The model in Hugging Face's format, with the tokenizer of `source`, at `directory` in one move."""
+    from safetensors.torch import save_file
+
+    aside = directory.with_name(directory.name + ".new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.suffix in (".json", ".txt", ".model", ".jinja") and "safetensors" not in path.name:
+            shutil.copy2(path, aside / path.name)
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
+    save_file(tensors, str(aside / "model.safetensors"), metadata={"format": "pt"})
+    aside.replace(directory)
+
+
+def _train(
+    trainer: Learner, source: DemonstrationSource, run_directory: Path, steps: int, tell: Callable[[str], None]
+) -> None:
+    """The offline loop: take, update; one line of metrics a step."""
+    told = began = time.monotonic()
+    with (run_directory / "warm_start.jsonl").open("w") as file:
+        for step in range(steps):
+            batch: Sequence[Demonstration] | None = source.take(step)
+            assert batch is not None
+            result, _ = trainer.update(batch, StepOrder(step=step, epoch=0, progress=step / steps))
+            line = {"step": step, "learning_rate": result.learning_rate, **result.metrics}
+            file.write(json.dumps(line) + "\n")
+            now = time.monotonic()
+            if now - told > REPORT_EVERY_S or step + 1 == steps:
+                told = now
+                left = (now - began) / (step + 1) * (steps - step - 1)
+                loss = result.metrics["negative_log_likelihood"]
+                tell(f"warm start: step {step + 1}/{steps}  negative log-likelihood {loss:.3f}  ETA {left:.0f} s")
