@@ -246,14 +246,17 @@ def _register_transfer_engine() -> None:
             # Loading copies out of these arrays and never writes to them; torch warns of read-only ones it cannot know.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                self.model.load_weights((name, torch.from_numpy(array)) for name, array in _incoming.items())
+                load: Any = self.model.load_weights
+                load((name, torch.from_numpy(array)) for name, array in _incoming.items())
 
         def finish_weight_update(self) -> None:
-            finalize_layerwise_reload(self.model, self.model_config)
+            finalize: Any = finalize_layerwise_reload
+            finalize(self.model, self.model_config)
             # On CPU a head tied to the embedding keeps the copy it packed at first: silently the old policy.
             for layer in self.model.modules():
                 if isinstance(layer, ParallelLMHead):
-                    layer.quant_method.process_weights_after_loading(layer)
+                    method: Any = layer.quant_method
+                    method.process_weights_after_loading(layer)
 
         def shutdown(self) -> None: ...
 

@@ -156,6 +156,7 @@ class Coordinator:
     def run(self) -> None:
         """Until the run is finished or a stop is requested; then the step in training is waited for."""
         self._last_step_at = time.perf_counter()
+        self._watchdog.progressed()  # however long it took to start everybody
         while not self.finished:
             stopping = self._stop_requested()
             if stopping and not self._training:
@@ -236,6 +237,7 @@ class Coordinator:
             self._workers.submit_step(request, [ready.handle[1] for ready in cut.batch])
 
     def _handle(self, events: Sequence[Event]) -> None:
+        self._tell_failures([event for event in events if isinstance(event, TicketFailed)])
         for event in events:
             self._watchdog.progressed()
             if isinstance(event, TicketProduced):
@@ -285,13 +287,23 @@ class Coordinator:
     def _on_failed(self, event: TicketFailed) -> None:
         if not self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
             return
-        self._tell(event.reason, f"ticket {event.ticket_id} attempt {event.attempt}: {event.detail}")
         if event.state_lost:
             self._work.lost(event.ticket_id)
         if event.reason == "env_failed":
             self._ledger.drop([((event.ticket_id, event.attempt), "env_failed", True)])
             raise EnvFailure(event.detail)
         self._drop(event.ticket_id, event.attempt, event.reason)
+
+    def _tell_failures(self, events: Sequence[TicketFailed]) -> None:
+        """One line for all tickets that one cause took."""
+        causes: dict[tuple[str, str], list[TicketFailed]] = {}
+        for event in events:
+            if self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
+                causes.setdefault((event.reason, event.detail), []).append(event)
+        for (reason, detail), lost in causes.items():
+            first = f"ticket {lost[0].ticket_id} attempt {lost[0].attempt}"
+            others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            self._tell(reason, f"{first}{others}: {detail}")
 
     def _drop(self, ticket_id: int, attempt: int, reason: str) -> None:
         """Books a drop. The unit is issued again, unless it has been tried often enough."""
@@ -360,6 +372,7 @@ class Coordinator:
         record = {
             "step": event.step,
             "env_steps": event.env_steps,
+            "tokens": self.counters.tokens,
             "policy_version": event.step,
             "mean": event.result.mean,
             "std": event.result.std,

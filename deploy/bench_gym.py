@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import GymTrajectory, ShardPayload, Ticket
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed

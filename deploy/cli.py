@@ -202,13 +202,25 @@ def _carry_out(config: AnyConfig, directory: Path, *, resume: bool) -> int:
         summary = runs.carry_out(config, directory, resume=resume, stop=stop, console=_consoles())
     number = progress.number
     wall = progress.duration(float(summary.get("wall_s") or 0))
-    speed = f"{number(summary.get('steps_per_s'))}/s"
+    language = "generated_tokens" in summary
+    speed = f"{number(summary.get('tokens_per_s' if language else 'steps_per_s'))}/s"
     bound = summary.get("bound_fraction")
     speed += f" ({bound:.0%} of this machine's bound)" if bound else ""
-    steps = f"{number(summary.get('env_steps'))} env steps, {number(summary.get('learner_steps'))} learner steps"
+    amount = (
+        f"{number(summary.get('generated_tokens'))} tokens"
+        if language
+        else f"{number(summary.get('env_steps'))} env steps"
+    )
+    steps = f"{amount}, {number(summary.get('learner_steps'))} learner steps"
     print(f"{summary.get('status')} in {wall}: {steps}, {speed}")
+    if summary.get("first_eval"):
+        print(
+            f"before training: {progress.eval_text(summary['first_eval'])} {progress.eval_noun(summary['first_eval'])}"
+        )
     if summary.get("final_eval"):
-        print(f"final evaluation: {progress.eval_text(summary['final_eval'])} episodes")
+        print(
+            f"final evaluation: {progress.eval_text(summary['final_eval'])} {progress.eval_noun(summary['final_eval'])}"
+        )
     print(f"report: {directory / 'report.html'}")
     if summary.get("status") == "completed":
         return DONE
@@ -232,7 +244,7 @@ def _eval(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(result))
         return DONE
-    print(f"{result['checkpoint']}: {progress.eval_text(result)} episodes ({result['mode']})")
+    print(f"{result['checkpoint']}: {progress.eval_text(result)} {progress.eval_noun(result)} ({result['mode']})")
     if args.video is not None:
         print(f"video: {result['video']}")
     return DONE

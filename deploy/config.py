@@ -136,7 +136,7 @@ def _fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> 
     found: dict[KeyPath, FieldInfo] = {}
     for name, info in model.model_fields.items():
         found[name,] = info
-        inner = sections.get(name, info.annotation)
+        inner: Any = sections.get(name, info.annotation)
         if isinstance(inner, UnionType):  # a section that may be left out
             inner = next((part for part in inner.__args__ if part is not type(None)), None)
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not BaseModel:

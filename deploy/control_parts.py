@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -37,8 +37,8 @@ class ControlParts:
     config: RunConfig
     consumption_log: Path
 
-    kind = "control"
-    actor_prefix = "gym"
+    kind: ClassVar[Literal["control", "language"]] = "control"
+    actor_prefix: ClassVar[str] = "gym"
 
     @cached_property
     def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

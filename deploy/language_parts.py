@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -42,9 +43,9 @@ class LanguageParts:
     run_directory: Path
     consumption_log: Path
 
-    kind = "language"
-    actor_prefix = "lm"
-    can_be_exact = True  # an engine at rest has no state that the next ticket depends on
+    kind: ClassVar[Literal["control", "language"]] = "language"
+    actor_prefix: ClassVar[str] = "lm"
+    can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
 
     @property
     def label(self) -> str:
@@ -66,8 +67,8 @@ class LanguageParts:
         self.task.rows("train")
         if self.config.policy.model == "tiny" and not hasattr(self.task, "alphabet"):
             raise BadInput(
-                f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be made "
-                "for it: name a Hugging Face directory"
+                f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be "
+                "made for it: name a Hugging Face directory"
             )
         if self.config.policy.model != "tiny":
             self.codec  # noqa: B018 - raises BadInput for a directory without tokenizer, or without chat template

@@ -269,7 +269,7 @@ class _Run:
 
 
 def _shown(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if evaluation is None else {key: evaluation[key] for key in ("mean", "std", "n")}
+    return None if evaluation is None else {key: evaluation[key] for key in ("mean", "std", "n", "unit")}
 
 
 class _MetricsRecorder:

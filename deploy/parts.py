@@ -4,7 +4,7 @@ launcher and the runtimes."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from rollcall.cluster.work import Work
 from rollcall.deploy.config import AnyConfig, LanguageConfig
@@ -22,7 +22,7 @@ class Parts(Protocol):
         """Which the learner writes."""
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["control", "language"]:
         """control or language"""
 
     @property

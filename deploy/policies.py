@@ -16,7 +16,7 @@ from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.observations import MASK_KEY, ObservationReader, Space
 from rollcall.actors.video import record_video
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights, verify
-from rollcall.cluster.errors import CheckpointDamaged
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages import Array, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import RunConfig, load_config

@@ -174,6 +174,10 @@ def eval_text(record: Record) -> str:
     return f"{number(record.get('mean'))} ± {number(record.get('std'))} over {number(record.get('n'))}"
 
 
+def eval_noun(record: Record) -> str:
+    return "problems" if record.get("unit") == "exact match" else "episodes"
+
+
 class PlainLines:
     """One line every few seconds, one for each evaluation and event, and now and then one with what a language model
     wrote: for logs, pipes and CI."""
@@ -215,8 +219,7 @@ class PlainLines:
 
     def on_eval(self, record: Record) -> None:
         self._tally.evaluation = record
-        what = "problems" if record.get("unit") == "exact match" else "episodes"
-        self._print(f"eval at step {number(record.get('step'))}: {eval_text(record)} {what}")
+        self._print(f"eval at step {number(record.get('step'))}: {eval_text(record)} {eval_noun(record)}")
 
     def on_event(self, kind: str, text: str) -> None:
         self._tally.events[kind] += 1

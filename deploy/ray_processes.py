@@ -123,20 +123,23 @@ class LMActorProcess:
         return os.getpid()
 
     async def admit(self, tickets: list[Ticket]) -> None:
-        """Takes tickets that begin together. Comes before the calls that ask for what they produced."""
+        """Takes tickets that begin together."""
         for ticket in tickets:
-            self._answers[ticket.epoch, *ticket.key] = concurrent.futures.Future()
+            self._future(ticket)
         self._source.use_epoch(tickets[0].epoch)
         self._inbox.put(tickets)
 
     async def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, LMTrajectory | None]:
-        """What a ticket that was admitted before produced."""
-        answer = self._answers[ticket.epoch, *ticket.key]
+        """What an admitted ticket produced. Ray promises no order among calls: it may be asked for before."""
+        answer = self._future(ticket)
         try:
             outcome: tuple[Produced | TicketFailed, LMTrajectory | None] = await asyncio.wrap_future(answer)
             return outcome
         finally:
             del self._answers[ticket.epoch, *ticket.key]
+
+    def _future(self, ticket: Ticket) -> concurrent.futures.Future[Any]:
+        return self._answers.setdefault((ticket.epoch, *ticket.key), concurrent.futures.Future())
 
     async def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
         return {}, {}

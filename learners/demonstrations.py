@@ -48,7 +48,7 @@ class DemonstrationExperience:
         return collate_samples([_as_trajectory(items)], step=step).to(device)
 
     def prepare(self, algorithm: Algorithm, models: Models, batch: TokenBatch, collective: Collective) -> Any:
-        return algorithm.prepare(models, batch, None)  # type: ignore[call-arg]
+        return algorithm.prepare(models, batch)
 
     def learned(self, batch: TokenBatch) -> None: ...
 

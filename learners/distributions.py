@@ -279,7 +279,8 @@ class DiagonalGaussian:
         wide = np.minimum(np.maximum(wide, self.low), self.high)
         if self.env_shape:
             wide = wide.reshape(wide.shape[:-1] + self.env_shape)
-        return wide.astype(self.dtype)
+        actions_taken: Array = wide.astype(self.dtype)
+        return actions_taken
 
     def check_mask(self, action_mask: Array) -> None:
         raise ValueError("action_mask: continuous actions cannot be masked; remove it from the environment's info")

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from rollcall.cluster.messages import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.sampling import Processed
 from rollcall.learners.token_batch import TokenBatch, TokenMinibatch, TokenPart
@@ -28,11 +29,14 @@ class SFT:
     """-log pi(token), a mean over the batch's demonstrated tokens."""
 
     name = "sft"
+    unit: Unit = "prompt"
+    corrects_policy_lag = False
+    needs_critic = False
 
     def __init__(self, config: SFTConfig) -> None:
         self.config = config
 
-    def prepare(self, models: Models, batch: TokenBatch, each_token: object) -> TokenBatch:
+    def prepare(self, models: Models, batch: TokenBatch, each_token: object = None) -> TokenBatch:
         return batch
 
     def minibatches(self, prepared: TokenBatch, generator: torch.Generator) -> Iterator[TokenMinibatch]:

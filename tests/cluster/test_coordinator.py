@@ -19,9 +19,10 @@ from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog
 from rollcall.cluster.coordinator import Coordinator, Plan
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.ledger import Ledger
-from rollcall.cluster.messages import EpisodeStats, Produced, Ticket, Timing, pack_weights
+from rollcall.cluster.messages import EpisodeStats, Produced, ShardPayload, Ticket, Timing, pack_weights
 from rollcall.cluster.store import Store
 from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.work import ShardWork
 from rollcall.cluster.workers import Event, LearnerLost, StepDone, StepRequest, TicketFailed, TicketProduced
 
 BATCH = 3
@@ -71,10 +72,12 @@ class FaultyWorkers:
     def happens(self, what: str) -> bool:
         return self.random.random() < self.chances.get(what, 0.0)
 
-    def submit_ticket(self, ticket: Ticket) -> None:
-        assert ticket.payload.incarnation >= self.incarnations.get(ticket.payload.shard, 0)
-        self.incarnations[ticket.payload.shard] = ticket.payload.incarnation
-        self.tickets.append(ticket)
+    def submit_tickets(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            assert isinstance(ticket.payload, ShardPayload) and ticket.lane == ticket.payload.shard
+            assert ticket.payload.incarnation >= self.incarnations.get(ticket.payload.shard, 0)
+            self.incarnations[ticket.payload.shard] = ticket.payload.incarnation
+        self.tickets += tickets
 
     def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
         self.steps.append((request, handles))
@@ -182,8 +185,6 @@ def coordinate(
         run_seed=0,
         policy_id="policy",
         config_hash="c",
-        unit="fragment",
-        num_shards=BATCH,
         tickets_per_step=BATCH,
         max_policy_lag=lag,
         on_stale="wait",
@@ -199,6 +200,7 @@ def coordinate(
     recorder = Recorder(directory)
     coordinator = Coordinator(
         plan,
+        work=ShardWork(BATCH, "fragment"),
         workers=workers,
         ledger=Ledger(store, tickets_per_step=BATCH),
         checkpoints=CheckpointWriter(directory, keep=3),
@@ -247,7 +249,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
     assert counts.dropped_by_reason == {"deadline": 2, "attempts_exhausted": 1}
     assert counts.committed == 25 * BATCH
     assert "attempts_exhausted" in recorder.events
-    assert coordinator.counters.incarnations[5 % BATCH] == 3
+    assert coordinator._work.incarnations[5 % BATCH] == 3
 
 
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:
