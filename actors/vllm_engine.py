@@ -34,6 +34,9 @@ class EngineConfig(BaseModel):
     kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of one engine")
+    enforce_eager: bool = Field(
+        default=False, description="do not compile the model: starts sooner, generates slower"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
 
 
@@ -103,6 +106,7 @@ class VllmEngine:
                 dtype=config.dtype,
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
+                enforce_eager=config.enforce_eager,
                 max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
                 tensor_parallel_size=config.tensor_parallel_size,
                 logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus

@@ -1,6 +1,7 @@
 """The composition root: configuration, launching, the command line, recipes. The only place that knows every part.
 
 From Python: `rollcall.deploy.train("cartpole-ppo", seed=1)` and `rollcall.deploy.load_policy("runs/cartpole-ppo")`.
+Of a language run, `rollcall.deploy.export_policy("runs/arithmetic-grpo")` writes a directory that transformers loads.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rollcall.deploy.export import export_policy
     from rollcall.deploy.policies import load_policy
     from rollcall.deploy.training import train
 
-__all__ = ["load_policy", "train"]
+__all__ = ["export_policy", "load_policy", "train"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +22,10 @@ def __getattr__(name: str) -> Any:
         from rollcall.deploy.training import train
 
         return train
+    if name == "export_policy":
+        from rollcall.deploy.export import export_policy
+
+        return export_policy
     if name == "load_policy":
         from rollcall.deploy.policies import load_policy
 

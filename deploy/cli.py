@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from rollcall.deploy.recorders import Recorder
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-_EXTRAS = {"ale_py": "atari", "mujoco": "mujoco"}
+_EXTRAS = {
+    **{"ale_py": "atari", "mujoco": "mujoco"},
+    **dict.fromkeys(("transformers", "tokenizers", "vllm"), "lm-cpu"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,13 +54,23 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
     resume = add("resume", _resume, "go on with a run from its last checkpoint")
     resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
-    evaluate = add("eval", _eval, "evaluate a run's last checkpoint, or a given one, on fixed seeds")
+    sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
+    sft.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file, with policy.warm_start")
+    sft.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
+    evaluate = add("eval", _eval, "evaluate a run's last checkpoint, or a given one, on fixed seeds or held-out rows")
     evaluate.add_argument("target", metavar="RUN_OR_CHECKPOINT")
-    evaluate.add_argument("--episodes", type=int, metavar="N", help="default: the recipe's eval.episodes")
+    evaluate.add_argument(
+        "--episodes", type=int, metavar="N", help="episodes, or held-out rows; default: the recipe's eval.episodes"
+    )
     evaluate.add_argument("--seed", type=int, metavar="S", help="default: the run's own evaluation seeds")
-    evaluate.add_argument("--video", type=Path, metavar="FILE", help="also film one episode, as a .gif")
-    evaluate.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the likeliest")
+    evaluate.add_argument("--video", type=Path, metavar="FILE", help="also film one episode, as a .gif (control)")
+    evaluate.add_argument("--stochastic", action="store_true", help="sample actions or tokens, not the likeliest")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    export = add(
+        "export", _export, "write a language run's policy as a Hugging Face directory, for transformers or vLLM"
+    )
+    export.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    export.add_argument("directory", nargs="?", type=Path, metavar="DIRECTORY", help="default: RUN/policy")
     report = add("report", _report, "write report.html, a self-contained page of curves")
     report.add_argument("directory", metavar="RUN")
     audit = add("audit", _audit, "check that the books balance: every rollout exactly once")
@@ -127,7 +140,7 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    known = ("train", "resume", "eval", "report", "audit", "recipes", "config", "bench")
+    known = ("train", "resume", "sft", "eval", "export", "report", "audit", "recipes", "config", "bench")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():
@@ -168,18 +181,25 @@ def _consoles() -> list[Recorder]:
 
 def _train(args: argparse.Namespace) -> int:
     from rollcall.deploy import config as config_file
-    from rollcall.deploy import runs
 
     config = config_file.load_config(args.recipe, args.overrides)
+    directory = _begin(config, args)
+    return _carry_out(config.model_copy(update={"name": directory.name}), directory, resume=False)
+
+
+def _begin(config: AnyConfig, args: argparse.Namespace) -> Path:
+    """A directory for a new run, said before anything else."""
+    from rollcall.deploy import runs
+
     explicit = any(override.partition("=")[0].strip() == "name" for override in args.overrides)
     directory = runs.claim_directory(config.name, explicit=explicit)
     config = config.model_copy(update={"name": directory.name})
     print(f"run directory: {directory}", flush=True)
-    for name, value in config.derived().items():
+    for name, value in config.derived().items() if args.command == "train" else ():
         print(f"{name:<30}{value}")
     sys.stdout.flush()
     runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
-    return _carry_out(config, directory, resume=False)
+    return directory
 
 
 def _resume(args: argparse.Namespace) -> int:
@@ -187,6 +207,7 @@ def _resume(args: argparse.Namespace) -> int:
     from rollcall.deploy import runs
 
     directory = runs.find_run(args.directory)
+    runs.refuse_supervised(directory)
     print(f"run directory: {directory}", flush=True)
     if runs.read_json(directory / "summary.json").get("status") == "completed":
         print("the run is completed: nothing to go on with")
@@ -222,12 +243,34 @@ def _carry_out(config: AnyConfig, directory: Path, *, resume: bool) -> int:
             f"final evaluation: {progress.eval_text(summary['final_eval'])} {progress.eval_noun(summary['final_eval'])}"
         )
     print(f"report: {directory / 'report.html'}")
+    if summary.get("policy"):
+        print(f"policy: {summary['policy']}")
+    elif language and summary.get("status") in ("completed", "stopped"):
+        print(f"policy: not exported, see {directory / 'logs' / 'driver.log'}; again: rollcall export {directory}")
     if summary.get("status") == "completed":
         return DONE
     if summary.get("status") == "stopped":
         print(f"go on with: rollcall resume {directory}")
         return INTERRUPTED
     return FAILED
+
+
+def _sft(args: argparse.Namespace) -> int:
+    from rollcall.deploy import progress, sft
+
+    config = sft.load_supervised(args.recipe, args.overrides)
+    directory = _begin(config, args)
+    summary = sft.carry_out(config, directory, recipe=recipe_name(args.recipe))
+    print(f"{summary['status']} in {progress.duration(summary['wall_s'])}: {summary['learner_steps']} learner steps")
+    for name, text in (("first_eval", "before"), ("final_eval", "after")):
+        if summary[name]:
+            print(f"{text}: {progress.eval_text(summary[name])} {progress.eval_noun(summary[name])}")
+    model = summary["model_directory"]
+    print(f"model: {model or 'none was written'}")
+    if summary["status"] == "completed":
+        print(f"learn on from it with: policy.model={model} policy.warm_start=null")
+        return DONE
+    return INTERRUPTED if model else FAILED
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -237,16 +280,27 @@ def _eval(args: argparse.Namespace) -> int:
         raise BadInput(f"--episodes = {args.episodes} ({COMMAND_LINE}): must be 1 or more")
     if args.seed is not None and args.seed < 0:
         raise BadInput(f"--seed = {args.seed} ({COMMAND_LINE}): must be 0 or more")
-    loaded = policies.load(args.target)
+    loaded = policies.load_either(args.target)
+    if args.video is not None and not isinstance(loaded, policies.Loaded):
+        raise BadInput(f"--video = {str(args.video)!r} ({COMMAND_LINE}): a language run shows nothing to film")
     result = policies.evaluate(loaded, episodes=args.episodes, seed=args.seed, stochastic=args.stochastic)
-    if args.video is not None:
+    if isinstance(loaded, policies.Loaded) and args.video is not None:
         result["video"] = str(policies.record(loaded, args.video, seed=args.seed, stochastic=args.stochastic))
     if args.json:
         print(json.dumps(result))
         return DONE
-    print(f"{result['checkpoint']}: {progress.eval_text(result)} {progress.eval_noun(result)} ({result['mode']})")
+    unparsed = f", {result['unparsed']} unparsed" if result.get("unparsed") else ""
+    score = f"{progress.eval_text(result)} {progress.eval_noun(result)} ({result['mode']}{unparsed})"
+    print(f"{result['checkpoint']}: {score}")
     if args.video is not None:
         print(f"video: {result['video']}")
+    return DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rollcall.deploy.export import export_policy
+
+    print(export_policy(args.target, args.directory))
     return DONE
 
 

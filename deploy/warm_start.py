@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Row, Task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.deploy.export import model_source, save_policy
 from rollcall.learners.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
 from rollcall.learners.learner import Learner, LearnerConfig, StepOrder
 from rollcall.learners.sft import SFT, SFTConfig
@@ -52,6 +51,7 @@ def warm_start(
         raise BadInput("warm start: the task has no training rows")
     threads = torch.get_num_threads()
     model = load_policy_model(model_directory, policy)
+    beside = model_source(model_directory)
     trainer = Learner(
         models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
         algorithm=SFT(SFTConfig(token_budget=settings.token_budget)),
@@ -65,7 +65,7 @@ def warm_start(
     source = DemonstrationSource(demonstrations, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
     _train(trainer, source, directory.parent, settings.steps, tell)
     torch.set_num_threads(threads)
-    save_model(model, model_directory, directory)
+    save_policy(trainer.weights(epoch=0, version=settings.steps), beside, directory)
 
 
 def demonstration(task: Task, codec: TextCodec, row: Row) -> Demonstration:
@@ -79,21 +79,6 @@ def demonstration(task: Task, codec: TextCodec, row: Row) -> Demonstration:
         token_ids += tokens
         imitated += [segment.by_model] * len(tokens)
     return Demonstration(np.array(token_ids, np.int32), np.array(imitated, bool))
-
-
-def save_model(model: Any, source: Path, directory: Path) -> None:
-    """The model in Hugging Face's format, with the tokenizer of `source`, at `directory` in one move."""
-    from safetensors.torch import save_file
-
-    aside = directory.with_name(directory.name + ".new")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.suffix in (".json", ".txt", ".model", ".jinja") and "safetensors" not in path.name:
-            shutil.copy2(path, aside / path.name)
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.named_parameters()}
-    save_file(tensors, str(aside / "model.safetensors"), metadata={"format": "pt"})
-    aside.replace(directory)
 
 
 def _train(

@@ -61,6 +61,7 @@ class LearnerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     learning_rate: float = Field(default=3e-4, gt=0, description="step size of the optimiser")
+    warmup_steps: int = Field(default=0, ge=0, description="learner steps over which the rate rises from zero")
     anneal_learning_rate: bool = Field(default=False, description="linearly to zero over the run's consumed steps")
     optimizer: Literal["adam", "rmsprop", "sgd"] = Field(default="adam", description="the update rule")
     optimizer_eps: float = Field(default=1e-5, gt=0, description="epsilon of Adam or RMSprop (PPO's is 1e-5)")
@@ -149,7 +150,7 @@ class Learner:
         torch.set_num_threads(self._config.threads)
         began = time.perf_counter()
         wait_s = began - self._idle_since
-        learning_rate = self._set_learning_rate(order.progress)
+        learning_rate = self._set_learning_rate(order)
         batch = self._experience.collate(trajectories, self._device, step=order.step)
         with torch.no_grad():
             prepared = self._experience.prepare(self._algorithm, self._models, batch, self._collective)
@@ -292,8 +293,10 @@ class Learner:
                 maximize=False,
             )
 
-    def _set_learning_rate(self, progress: float) -> float:
-        fraction = 1.0 - progress if self._config.anneal_learning_rate else 1.0
+    def _set_learning_rate(self, order: StepOrder) -> float:
+        fraction = 1.0 - order.progress if self._config.anneal_learning_rate else 1.0
+        if order.step < self._config.warmup_steps:
+            fraction *= (order.step + 1) / self._config.warmup_steps
         learning_rate = self._config.learning_rate * fraction
         for group in self._optimizer.param_groups:
             if isinstance(group["lr"], Tensor):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import run_config
-from rollcall.deploy.plugins import ALGORITHM, shipped
+from rollcall.deploy.plugins import ALGORITHM, TASK, shipped
 from rollcall.deploy.config import RunConfig, json_schema, load_config
 from rollcall.deploy.settings import recipe_title, shipped_recipes
 
@@ -144,13 +145,21 @@ def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
     assert yaml.safe_load(plain.to_yaml())["redis"]["url"] == "redis://localhost:6379"
 
 
-def test_the_schema_knows_every_algorithms_settings() -> None:
+def test_the_schema_knows_every_setting_of_both_halves() -> None:
     schema = json_schema()
     json.dumps(schema)
-    variants = [ref["$ref"].rpartition("/")[2] for ref in schema["properties"]["algorithm"]["anyOf"] if "$ref" in ref]
-    assert len(variants) == len(shipped(ALGORITHM)) == 4
-    assert all("discount" in schema["$defs"][name]["properties"] for name in variants)
-    assert schema["properties"]["seed"]["description"]
+    control, language = schema["anyOf"]
+    named = {half["title"]: _variants(half, "algorithm") for half in (control, language)}
+    assert sorted(len(names) for names in named.values()) == [4, 6]
+    assert sum(len(names) for names in named.values()) == len(shipped(ALGORITHM))
+    assert all("discount" in schema["$defs"][name]["properties"] for name in named[control["title"]])
+    assert all("token_budget" in schema["$defs"][name]["properties"] for name in named[language["title"]])
+    assert len(_variants(language, "task")) == len(shipped(TASK)) == 4
+    assert control["properties"]["seed"]["description"]
+
+
+def _variants(half: dict[str, Any], section: str) -> list[str]:
+    return [ref["$ref"].rpartition("/")[2] for ref in half["properties"][section]["anyOf"] if "$ref" in ref]
 
 
 def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
@@ -284,8 +293,8 @@ def test_an_empty_recipe_says_what_is_missing(recipe: Path) -> None:
     with pytest.raises(BadInput) as caught:
         load_config(recipe)
     assert [line.rpartition(": ")[2].partition(" is")[0] for line in str(caught.value).splitlines()] == [
-        "env",
         "algorithm",
+        "env",
     ]
 
 

@@ -1,0 +1,189 @@
+"""Language runs on the command line: supervised fine-tuning alone, and what becomes of a trained policy. A test that
+starts a real vLLM engine is marked slow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rollcall.cluster.checkpoint import latest_checkpoint, load_weights
+from rollcall.deploy import cli, runs
+from rollcall.deploy.config import load_config
+from rollcall.deploy.parts import parts_of
+from rollcall.deploy.recorders import read_jsonl
+
+RECIPE = """\
+# One-digit addition for a moment
+total_learner_steps: 2
+runtime: serial
+task: {name: arithmetic, digits: 1, num_eval_rows: 20}
+policy:
+  model: tiny
+  tiny: {hidden_size: 32, num_layers: 1, num_heads: 1, num_kv_heads: 1, intermediate_size: 64}
+  warm_start: {steps: 60, batch_size: 32, learning_rate: 1e-2}
+algorithm: grpo
+actors:
+  samples_per_prompt: 4
+  prompts_per_batch: 4
+  sampling: {max_tokens: 4}
+  engine: {max_model_len: 16, max_num_seqs: 32}
+eval: {episodes: 0}
+metrics: {enabled: false}
+"""
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sums.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rollcall.deploy.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float) -> tuple[int, str, str]:
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
+
+
+def read(path: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads(path.read_text())
+    return value
+
+
+def test_sft_makes_the_very_model_that_a_run_would_begin_with(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "sums.yaml"]) == 0
+    directory = Path("runs/sums")
+    printed = capsys.readouterr().out
+    assert printed.startswith("run directory: runs/sums\n") and "model: runs/sums/warm_start\n" in printed
+    run = Path("run")
+    run.mkdir()
+    parts_of(load_config("sums.yaml"), run).prepare()
+    assert (directory / "warm_start" / WEIGHTS).read_bytes() == (run / "warm_start" / WEIGHTS).read_bytes()
+    summary = read(directory / "summary.json")
+    assert {key: summary[key] for key in ("status", "recipe", "algorithm", "seed", "learner_steps")} == {
+        **{"status": "completed", "recipe": "sums", "algorithm": "sft", "seed": 0, "learner_steps": 60}
+    }
+    assert summary["first_eval"] is None and summary["final_eval"] is None  # eval.episodes is 0
+    assert summary["model_directory"] == "runs/sums/warm_start"
+    losses = [line["negative_log_likelihood"] for line in read_jsonl(directory / "warm_start.jsonl")]
+    assert np.mean(losses[-5:]) < 0.8 * losses[0]
+    assert read(directory / "run.json")["versions"].keys() >= {"transformers", "torch"}
+
+
+def test_a_run_of_sft_is_neither_resumed_nor_evaluated_and_the_message_names_its_model(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["sft", "sums.yaml", "policy.warm_start.steps=1"]) == 0
+    for command in ("resume", "eval", "export"):
+        capsys.readouterr()
+        assert cli.main([command, "sums"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "a run of rollcall sft" in line and line.endswith("its model is runs/sums/warm_start")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["sft"], ["required: RECIPE"]),
+        (["sft", "cartpole-ppo"], ["cartpole-ppo: a control recipe", "needs one with a task"]),
+        (["sft", "sums.yaml", "policy.warm_start=null"], ["policy.warm_start = null", "policy.warm_start.steps=400"]),
+        (["sft", "sums.yaml", "policy.model=missing"], ["missing: no tokenizer can be loaded"]),
+        (["stf", "sums.yaml"], ["unknown command 'stf'", "did you mean sft?"]),
+        (["exprot", "sums"], ["did you mean export?"]),
+    ],
+)
+def test_a_wrong_command_line_gets_one_clear_line_and_leaves_no_run(
+    work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
+    assert not list(work.glob("runs/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_sft_leaves_no_model(work: Path, number: signal.Signals) -> None:
+    process = start(work, "sft", "sums.yaml", "policy.warm_start.steps=1000000")
+    directory = work / "runs" / "sums"
+    deadline = time.monotonic() + 90
+    while not (directory / "warm_start.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.1)
+    time.sleep(1.0)  # a few steps
+    process.send_signal(number)
+    code, output, errors = finish(process, 60)
+    assert code == 1, errors
+    assert "model: none was written" in output and "Traceback" not in errors
+    summary = read(directory / "summary.json")
+    assert summary["status"] == "stopped" and summary["model_directory"] is None and summary["learner_steps"] > 0
+    kept = {path.name for path in directory.iterdir()}
+    assert kept == {"config.yaml", "logs", "model", "run.json", "summary.json", "warm_start.jsonl"}
+
+
+def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
+    config = load_config("sums.yaml")
+    directory = runs.claim_directory("sums", explicit=True)
+    steps = [{"step": 0, "tokens": 40, "elapsed_s": 2.0}, {"step": 1, "tokens": 90, "elapsed_s": 3.0}]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    summary = runs._failed_summary(config, directory, "sums", RuntimeError("no more"), 5.0)
+    assert summary["generated_tokens"] == 90 and summary["tokens_per_s"] == 30.0 and summary["learner_steps"] == 2
+    assert "env_steps" not in summary and "steps_per_s" not in summary
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_trained_policy_is_exported_judged_and_fine_tuned_further(work: Path) -> None:
+    """Three engines: of the run's actor, of `rollcall eval`, and of `rollcall sft`, whose engine loads the export."""
+    code, output, errors = finish(start(work, "train", "sums.yaml"), 280)
+    assert code == 0, errors
+    run = work / "runs" / "sums"
+    assert "policy: runs/sums/policy\n" in output
+    assert read(run / "summary.json")["policy"] == "runs/sums/policy"
+    weights = load_weights(latest_checkpoint(run)[0])
+    assert weights.version == 2
+    exported = load_file(run / "policy" / WEIGHTS)
+    published = {name.removeprefix("policy.model."): array for name, array in weights.tensors()}
+    assert exported.keys() == published.keys()
+    assert all(np.array_equal(exported[name], array) for name, array in published.items())
+
+    code, output, errors = finish(start(work, "eval", "sums", "--episodes", "20", "--json"), 280)
+    assert code == 0, errors
+    result = json.loads(output)  # nothing else is printed
+    assert (result["unit"], result["n"], result["mode"], result["policy_version"]) == ("exact match", 20, "greedy", 2)
+    assert result["mean"] == np.mean(result["rewards"]) and 0 <= result["unparsed"] <= 20
+    assert len(result["lengths"]) == 20 and max(result["lengths"]) <= 4
+
+    further = ("policy.model=runs/sums/policy", "policy.warm_start.steps=300", "eval.episodes=20", "name=more")
+    code, output, errors = finish(start(work, "sft", "sums.yaml", *further), 280)
+    assert code == 0, errors
+    summary = read(work / "runs" / "more" / "summary.json")
+    before, after = summary["first_eval"], summary["final_eval"]
+    assert before["mean"] == result["mean"]  # the same weights, by way of the exported directory
+    assert after["mean"] > before["mean"] and after["n"] == 20
+    assert f"after: {100 * after['mean']:.1f} % of 20 problems\n" in output
