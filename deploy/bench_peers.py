@@ -3,17 +3,20 @@ Knows how to install and to time a peer; must never be imported by anything but 
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from rollcall.cluster.errors import BadInput, RollcallError
 
 INSTALL_TIMEOUT_S = 900
-MEASURE_TIMEOUT_S = 300
+MEASURE_TIMEOUT_S = 600
 
 # Stable-Baselines3's PPO at the settings of `rollcall bench gym`: 16 envs x 128 steps, minibatches of 256, 4 epochs;
 # its default policy is two 64x64 tanh networks. Prints env steps per second after a warm-up of two batches.
@@ -29,6 +32,65 @@ model.learn(100_000)
 print(model.num_timesteps / (time.perf_counter() - began))
 """
 
+# TRL's GRPO with the model, prompts and batch that it is given, generating with transformers: it uses all cores for
+# one thing after the other. Tokens are counted where they are rewarded. Prints tokens per second: the mean tokens of
+# a step after the warm-up over the median time of one.
+TRL_GRPO = """
+import json, statistics, sys, tempfile, time, warnings
+warnings.filterwarnings("ignore")
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+settings = json.loads(sys.argv[1])
+torch.set_num_threads(settings["threads"])
+tokens, ends = [], []
+
+def reward(prompts, completions, completion_ids, answer, **columns):
+    tokens.append(sum(len(ids) for ids in completion_ids))
+    return [float(text.strip() == right) for text, right in zip(completions, answer)]
+
+class Clock(TrainerCallback):
+    def on_step_end(self, *positional, **named):
+        ends.append(time.perf_counter())
+
+rows = [json.loads(line) for line in open(settings["rows"], encoding="utf-8")]
+sampling = settings["sampling"]
+length = sampling["max_tokens"]
+config = GRPOConfig(
+    output_dir=tempfile.mkdtemp(prefix="rollcall-trl-"),
+    per_device_train_batch_size=settings["prompts"] * settings["samples"],
+    num_generations=settings["samples"],
+    max_completion_length=length,
+    generation_kwargs={"min_new_tokens": length} if sampling["ignore_eos"] else None,
+    shuffle_dataset=False,
+    temperature=sampling["temperature"],
+    top_p=sampling["top_p"],
+    top_k=sampling["top_k"],
+    learning_rate=settings["learning_rate"],
+    max_grad_norm=settings["max_grad_norm"],
+    lr_scheduler_type="constant",
+    beta=0.0,
+    max_steps=settings["steps"],
+    bf16=settings["bfloat16"],
+    use_cpu=not torch.cuda.is_available(),
+    gradient_checkpointing=False,
+    save_strategy="no",
+    logging_steps=1000,
+    report_to=[],
+    disable_tqdm=True,
+)
+trainer = GRPOTrainer(
+    model=settings["model"], reward_funcs=reward, args=config, train_dataset=Dataset.from_list(rows)
+)
+trainer.add_callback(Clock())
+trainer.train()
+warm_up = settings["warm_up"]
+times = [end - begin for begin, end in zip(ends[warm_up - 1 :], ends[warm_up:])]
+print(statistics.mean(tokens[warm_up : len(ends)]) / statistics.median(times))
+"""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -38,11 +100,12 @@ class Peer:
     python: Path
     program: str
 
-    def measure(self) -> float:
-        """Env steps per second of one run in a process of its own."""
+    def measure(self, settings: Mapping[str, Any] | None = None) -> float:
+        """What the program prints last, env steps or tokens per second, of one run in a process of its own."""
         environment = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+        arguments = [] if settings is None else [json.dumps(settings)]
         done = subprocess.run(
-            [str(self.python), "-c", self.program],
+            [str(self.python), "-c", self.program, *arguments],
             capture_output=True,
             text=True,
             timeout=MEASURE_TIMEOUT_S,
@@ -54,7 +117,11 @@ class Peer:
         return float(done.stdout.strip().splitlines()[-1])
 
 
-_PEERS = {"sb3": ("stable-baselines3==2.9.2", SB3_PPO)}
+# name -> (what it is, what else must be of our version, how it is timed)
+_PEERS = {
+    "sb3": ("stable-baselines3==2.9.2", ("torch",), SB3_PPO),
+    "trl": ("trl==1.16.0", ("torch", "transformers"), TRL_GRPO),
+}
 
 
 def prepare(name: str, say: Callable[[str], None]) -> Peer:
@@ -63,17 +130,25 @@ def prepare(name: str, say: Callable[[str], None]) -> Peer:
     Raises:
       BadInput: when it cannot be installed.
     """
-    requirement, program = _PEERS[name]
+    requirement, shared, program = _PEERS[name]
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rollcall" / "peers" / requirement
     python = cache / "bin" / "python"
     if not (cache / ".installed").exists():
         say(f"installing {requirement} into {cache} ...")
         venv.create(cache, with_pip=True, clear=True)
-        # The same torch as ours, so that only the frameworks differ.
-        command = [str(python), "-m", "pip", "install", "--quiet", "torch==2.13.0", requirement]
+        # The same torch (and transformers) as ours, so that only the frameworks differ.
+        command = [str(python), "-m", "pip", "install", "--quiet", *map(_as_ours, shared), requirement]
         done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
             raise BadInput(f"--peer {name}: {requirement} cannot be installed here ({reason})")
         (cache / ".installed").touch()
     return Peer(name, python, program)
+
+
+def _as_ours(package: str) -> str:
+    """A requirement for the version that is installed here, whatever it was built for."""
+    try:
+        return f"{package}=={version(package).partition('+')[0]}"
+    except PackageNotFoundError:
+        raise BadInput(f"the peer is compared at our version of {package}, which is not installed") from None

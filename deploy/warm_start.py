@@ -56,7 +56,11 @@ def warm_start(
         models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
         algorithm=SFT(SFTConfig(token_budget=settings.token_budget)),
         config=learner.model_copy(
-            update={"learning_rate": settings.learning_rate, "anneal_learning_rate": True, "num_processes": 1}
+            update={
+                "learning_rate": settings.learning_rate,
+                "anneal_learning_rate": settings.anneal_learning_rate, "threads": settings.threads,
+                "num_processes": 1,
+            }
         ),
         policy_id="warm_start",
         run_seed=seed,

@@ -25,11 +25,17 @@ class WarmStartConfig(BaseModel):
 
     steps: int = Field(default=400, ge=1, description="gradient steps")
     batch_size: int = Field(default=128, ge=1, description="demonstrations of one step")
-    learning_rate: float = Field(default=1e-3, gt=0, description="step size, falling to zero over the steps")
+    learning_rate: float = Field(default=1e-3, gt=0, description="step size")
+    anneal_learning_rate: bool = Field(
+        default=True,
+        description="linearly to zero: the best model for its steps, but in so sharp a minimum that reinforcement "
+        "learning at a useful rate first throws it out again; false before that",
+    )
     num_rows: int | None = Field(
         default=None, ge=1, description="demonstrations there are: the first of the task's shuffled rows; None: all"
     )
     token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass")
+    threads: int = Field(default=2, ge=1, le=256, description="CPU threads: the actors have not begun yet")
 
 
 class LMPolicyConfig(BaseModel):

@@ -111,7 +111,7 @@ def test_a_run_of_sft_is_neither_resumed_nor_evaluated_and_the_message_names_its
         (["sft"], ["required: RECIPE"]),
         (["sft", "cartpole-ppo"], ["cartpole-ppo: a control recipe", "needs one with a task"]),
         (["sft", "sums.yaml", "policy.warm_start=null"], ["policy.warm_start = null", "policy.warm_start.steps=400"]),
-        (["sft", "sums.yaml", "policy.model=missing"], ["missing: no tokenizer can be loaded"]),
+        (["sft", "sums.yaml", "policy.model=/nowhere/model"], ["/nowhere/model: no tokenizer can be loaded"]),
         (["stf", "sums.yaml"], ["unknown command 'stf'", "did you mean sft?"]),
         (["exprot", "sums"], ["did you mean export?"]),
     ],
@@ -160,7 +160,7 @@ def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
 @pytest.mark.timeout(900)
 def test_a_trained_policy_is_exported_judged_and_fine_tuned_further(work: Path) -> None:
     """Three engines: of the run's actor, of `rollcall eval`, and of `rollcall sft`, whose engine loads the export."""
-    code, output, errors = finish(start(work, "train", "sums.yaml"), 280)
+    code, output, errors = finish(start(work, "train", "sums.yaml", "policy.warm_start.steps=200"), 280)
     assert code == 0, errors
     run = work / "runs" / "sums"
     assert "policy: runs/sums/policy\n" in output
@@ -184,6 +184,6 @@ def test_a_trained_policy_is_exported_judged_and_fine_tuned_further(work: Path) 
     assert code == 0, errors
     summary = read(work / "runs" / "more" / "summary.json")
     before, after = summary["first_eval"], summary["final_eval"]
-    assert before["mean"] == result["mean"]  # the same weights, by way of the exported directory
+    assert before["mean"] == result["mean"] > 0  # the same weights, by way of the exported directory
     assert after["mean"] > before["mean"] and after["n"] == 20
     assert f"after: {100 * after['mean']:.1f} % of 20 problems\n" in output

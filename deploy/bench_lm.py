@@ -1,0 +1,401 @@
+"""`rollcall bench lm`: generation alone, learning alone, the bound that follows, the whole system, and a peer, interleaved
+so that a noisy machine disturbs all of them alike. Measures the production code paths; it has none of its own."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.messages import LMTrajectory, Ticket, Weights
+from rollcall.cluster.parameter_server import ParameterServer
+from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy import bench_peers, launch
+from rollcall.deploy.config import LanguageConfig, load_config
+from rollcall.deploy.language_parts import LanguageParts
+from rollcall.deploy.recorders import JsonLines, read_jsonl
+from rollcall.learners.collective import Collective
+from rollcall.learners.learner import StepOrder
+
+PART_S = 3.0  # how long each part is measured, twice per repeat; at the least one batch
+WHOLE_S = 20.0  # and the whole system, at its bound
+WARM_UP_STEPS = 2  # of a whole run, and of a peer's: the pipeline fills, buffers are allocated
+LEAST_STEPS = 6  # that are counted in a whole run
+PEER_STEPS = 4  # that are counted of the peer
+START_TIMEOUT_S = 600.0  # of a process that builds an engine: it compiles the model on its first start
+MEASURE_TIMEOUT_S = 900.0
+# An untrained model, and every completion of full length: the work of a step is the same for all who are measured.
+# (Its rewards are all 0, and so are its gradients; they cost what others cost.)
+_FULL_LENGTH = ("policy.warm_start=null", "actors.sampling.ignore_eos=true", "actors.samples_per_prompt=8")
+WORKLOADS: Mapping[str, tuple[str, ...]] = {
+    # 512 completions x 32 tokens, 0.8M parameters
+    "small": (
+        *_FULL_LENGTH,
+        "actors.prompts_per_batch=64",
+        "actors.sampling.max_tokens=32",
+        "actors.engine.max_model_len=48",
+        "actors.engine.max_num_seqs=512",
+    ),
+    # 128 completions x 64 tokens, 9.7M parameters
+    "large": (
+        *_FULL_LENGTH,
+        "policy.tiny.hidden_size=384",
+        "policy.tiny.num_layers=6",
+        "policy.tiny.num_heads=12",
+        "policy.tiny.num_kv_heads=6",
+        "policy.tiny.intermediate_size=1024",
+        "actors.prompts_per_batch=16",
+        "actors.sampling.max_tokens=64",
+        "actors.engine.max_model_len=80",
+        "actors.engine.max_num_seqs=128",
+    ),
+    "arithmetic": (),  # the recipe as it is: after its warm start, completions end by themselves
+}
+
+
+class Aside:
+    """A callable in a process of its own, which ends with ours, however that ends."""
+
+    def __init__(self, what: str, build: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._what = what
+        self._here, there = context.Pipe()
+        self._process = context.Process(target=_serve, args=(there, build, arguments))
+        self._process.start()
+        there.close()  # so that each side sees the other's end
+        self._answer(START_TIMEOUT_S)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self._here.send(arguments)
+        return self._answer(MEASURE_TIMEOUT_S)
+
+    def close(self) -> None:
+        self._here.close()
+        self._process.join(30)
+        self._process.kill()
+
+    def _answer(self, timeout_s: float) -> Any:
+        problem = f"gave no answer within {timeout_s:.0f} s"
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            if self._here.poll(timeout_s):
+                problem, value = self._here.recv()
+                if not problem:
+                    return value
+        self._process.kill()
+        raise RollcallError(f"{self._what}: {problem}")
+
+
+def _serve(connection: Any, build: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+    os.dup2(2, 1)  # what is printed here is none of the result
+    work: Callable[..., Any] = partial(build, *arguments)
+    with contextlib.suppress(EOFError, KeyboardInterrupt):  # nobody asks any more
+        built = _answer(connection, work)
+        while built is not None:
+            arguments = connection.recv()
+            _answer(connection, partial(built, *arguments), tell=True)
+
+
+def _answer(connection: Any, work: Callable[[], Any], *, tell: bool = False) -> Any:
+    """Does a piece of work, and says ("", its result) or (what went wrong, None)."""
+    try:
+        value = work()
+    except Exception as error:
+        connection.send((f"{type(error).__name__}: {error}", None))
+        return None
+    connection.send(("", value if tell else None))
+    return value
+
+
+class Generation:
+    """The production actor alone: batches of tickets, one after the other, under one version of the weights."""
+
+    def __init__(self, parts: LanguageParts, weights: Weights) -> None:
+        self._server = ParameterServer()
+        self._server.publish(weights)
+        self._epoch = weights.epoch
+        self._actor = parts.actor("bench", self._server)
+        self._config = parts.config
+        self._work = parts.work()
+        self._next = 0
+        self._batch()
+
+    def __call__(self, seconds: float) -> tuple[float, list[LMTrajectory]]:
+        """Tokens per second over at least `seconds`, and the last batch."""
+        num_tokens, began = 0, time.perf_counter()
+        while True:
+            batch = self._batch()
+            num_tokens += sum(int(item.loss_mask.sum()) for item in batch)
+            if time.perf_counter() - began >= seconds:
+                return num_tokens / (time.perf_counter() - began), batch
+
+    def _batch(self) -> list[LMTrajectory]:
+        tickets = []
+        for ticket_id in range(self._next, self._next + self._config.tickets_per_step):
+            lane, payload = self._work.assign(ticket_id)
+            seed = derive_seed(self._config.seed, "ticket", ticket_id)
+            tickets.append(Ticket(ticket_id, 1, self._epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S))
+        self._next += len(tickets)
+        outcomes = self._actor.produce_all(tickets)
+        assert len(outcomes) == len(tickets) and all(isinstance(outcome, tuple) for outcome in outcomes)
+        return [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
+
+
+class Learning:
+    """The production learner alone, on one batch again and again."""
+
+    def __init__(self, parts: LanguageParts) -> None:
+        self._learner = parts.learner(Collective())
+        self._steps = 0
+        self.batch: list[LMTrajectory] = []
+        self.initial = self._learner.weights(epoch=1, version=0)
+
+    def __call__(self, seconds: float) -> float:
+        """Tokens per second over at least `seconds`."""
+        num_tokens, began = 0, time.perf_counter()
+        while True:
+            self._learner.update(self.batch, StepOrder(self._steps, 1, 0.0))
+            self._steps += 1
+            num_tokens += sum(int(item.loss_mask.sum()) for item in self.batch)
+            if time.perf_counter() - began >= seconds:
+                return num_tokens / (time.perf_counter() - began)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """One complete run, without its first steps, and without its last, which also writes a checkpoint."""
+
+    tokens_per_s: float
+    step_s: Mapping[str, float]  # seconds of a step, by what they went into; the parts overlap
+
+
+def counted(records: Sequence[Mapping[str, Any]]) -> Whole:
+    """From the lines of metrics.jsonl."""
+    first, *steps = records[WARM_UP_STEPS - 1 : -1]
+    seconds = steps[-1]["elapsed_s"] - first["elapsed_s"]
+    names = {"step": "step_s", "generate": "act_s", "apply": "apply_s", "update": "update_s"}
+    names |= {"wait": "wait_batch_s", "publish": "publish_s"}
+    means = {name: statistics.mean(float(step[key]) for step in steps) for name, key in names.items()}
+    return Whole((steps[-1]["tokens"] - first["tokens"]) / seconds, means)
+
+
+def _whole_run(config: LanguageConfig, directory: Path) -> Callable[[], Whole]:
+    def run() -> Whole:
+        """With its books, its parameter server and its metrics."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        launch.train(config, directory, resume=False, recorders=[JsonLines(directory)], stop=threading.Event())
+        return counted(read_jsonl(directory / "metrics.jsonl"))
+
+    return run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What follows `rollcall bench lm`."""
+    parser.add_argument("recipe", nargs="?", default="arithmetic-grpo", metavar="RECIPE")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings such as actors.num=2")
+    parser.add_argument(
+        "--workload",
+        choices=list(WORKLOADS),
+        default="small",
+        help="small: 512 completions x 32 tokens, 0.8M parameters; large: 128 x 64, 9.7M; arithmetic: the recipe as it is",
+    )
+    parser.add_argument("--peer", choices=["trl"], help="also measure a peer with the same model, prompts and batch")
+    parser.add_argument(
+        "--repeats", type=int, default=3, metavar="N", help="interleaved repeats; the median counts (3)"
+    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of engine and learner")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the benchmark and prints its result. `args`: as `add_arguments` makes them."""
+    dtype = [f"policy.dtype={args.dtype}", f"actors.engine.dtype={args.dtype}"]
+    overrides = [*WORKLOADS[args.workload], *dtype, *args.overrides]
+    say = partial(print, file=sys.stderr, flush=True)
+    config = _config(args.recipe, overrides)
+    peer = bench_peers.prepare(args.peer, say) if args.peer else None
+    with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
+        result = _Measurement(config, args, Path(folder), peer, say).result()
+    settings = {"recipe": args.recipe, "overrides": overrides, "workload": args.workload, "repeats": args.repeats}
+    result["settings"] |= settings
+    print(json.dumps(result) if args.json else _table(result))
+    return 0
+
+
+def _config(recipe: str, overrides: Sequence[str]) -> LanguageConfig:
+    # Two checkpoints only: at the beginning, and with the last step, which is not counted.
+    more = ("runtime=ray", "max_policy_lag=1", "eval.episodes=0", "name=bench", "checkpoint.every_steps=1000000")
+    config = load_config(recipe, [*overrides, *more])
+    if not isinstance(config, LanguageConfig):
+        raise BadInput(f"{recipe}: bench lm measures language recipes; for control: rollcall bench gym {recipe}")
+    return config
+
+
+class _Measurement:
+    """One benchmark, from its model to its result."""
+
+    def __init__(
+        self, config: LanguageConfig, args: argparse.Namespace, scratch: Path, peer: bench_peers.Peer | None, say: Any
+    ) -> None:
+        self._repeats, self._scratch, self._peer, self._say = args.repeats, scratch, peer, say
+        self._parts = LanguageParts(config, scratch, scratch / "consumption.jsonl")
+        self._parts.check()
+        if peer is not None and self._parts.task.chat:
+            raise BadInput(f"--peer {peer.name}: compared on plain prompts only: set task.chat=false")
+        self._say("making the model ...")
+        with contextlib.redirect_stdout(sys.stderr):
+            self._parts.prepare()
+        self._config = config
+        self._generated: list[float] = []
+        self._learnt: list[float] = []
+        self._wholes: list[Whole] = []
+        self._peers: list[float] = []
+
+    def result(self) -> dict[str, Any]:
+        learning = Learning(self._parts)
+        self._say("starting an engine ...")
+        generation = Aside("generation", Generation, self._parts, learning.initial)
+        try:
+            rate, learning.batch = generation(0.0)
+            learning(0.0)  # twice: the first warms up
+            config = self._run_config(min(rate, learning(0.0)), learning.batch)
+            run = Aside("the whole run", _whole_run, config, self._scratch / "run")
+            try:
+                for repeat in range(self._repeats):
+                    self._repeat(repeat, learning, generation, run)
+            finally:
+                run.close()
+        finally:
+            generation.close()
+        return self._summary(sum(spec.size for spec in learning.initial.index), learning.batch)
+
+    def _run_config(self, bound: float, batch: Sequence[LMTrajectory]) -> LanguageConfig:
+        """Long enough to be measured; beginning with the model that there is already."""
+        num_tokens = sum(int(item.loss_mask.sum()) for item in batch)
+        steps = WARM_UP_STEPS + max(LEAST_STEPS, math.ceil(bound * WHOLE_S / num_tokens)) + 1
+        policy = self._config.policy.model_copy(
+            update={"model": str(self._parts.model_directory), "warm_start": None, "tiny": {}}
+        )
+        return self._config.model_copy(update={"policy": policy, "total_learner_steps": steps})
+
+    def _repeat(self, repeat: int, learning: Learning, generation: Aside, run: Aside) -> None:
+        for position in range(2):
+            self._generated.append(generation(PART_S)[0])
+            self._learnt.append(learning(PART_S))
+            if position == 0:
+                self._wholes.append(run())
+        line = (
+            f"repeat {repeat + 1}/{self._repeats}: generation {self._generated[-1]:,.0f}, learning "
+            f"{self._learnt[-1]:,.0f}, whole {self._wholes[-1].tokens_per_s:,.0f} tokens/s"
+        )
+        if self._peer is not None:
+            self._peers.append(self._peer.measure(self._peer_settings()))
+            line += f", {self._peer.name} {self._peers[-1]:,.0f}"
+        self._say(line)
+
+    def _peer_settings(self) -> dict[str, Any]:
+        """The same model directory, prompts, batch and optimiser settings."""
+        actors, sampling, learner = self._config.actors, self._config.actors.sampling, self._config.learner
+        steps = WARM_UP_STEPS + PEER_STEPS
+        work, rows = self._parts.work(), self._parts.task.rows("train")
+        path = self._scratch / "prompts.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for ticket_id in range(steps * actors.prompts_per_batch):
+                row = rows[work.assign(ticket_id)[1].row]
+                file.write(json.dumps({"prompt": row.prompt, "answer": row.answer}) + "\n")
+        return {
+            "model": str(self._parts.model_directory),
+            "rows": str(path),
+            "prompts": actors.prompts_per_batch,
+            "samples": actors.samples_per_prompt,
+            "sampling": sampling.model_dump(),
+            "learning_rate": learner.learning_rate,
+            "max_grad_norm": learner.max_grad_norm or 0.0,
+            "bfloat16": self._config.policy.dtype == "bfloat16",
+            "threads": os.cpu_count() or 1,  # for one thing after the other: all cores for each
+            "steps": steps,
+            "warm_up": WARM_UP_STEPS,
+        }
+
+    def _summary(self, num_parameters: int, batch: Sequence[LMTrajectory]) -> dict[str, Any]:
+        generate, learn = statistics.median(self._generated), statistics.median(self._learnt)
+        bound, achieved = min(generate, learn), statistics.median(whole.tokens_per_s for whole in self._wholes)
+        peer = statistics.median(self._peers) if self._peers else None
+        step_s = {name: statistics.median(w.step_s[name] for w in self._wholes) for name in self._wholes[0].step_s}
+        lengths = [int(x) for item in batch for x in _lengths(item)]
+        return {
+            "bound": round(bound),
+            "achieved": round(achieved),
+            "ratio_to_bound": round(achieved / bound, 3),
+            "peer": self._peer.name if self._peer else None,
+            "peer_achieved": None if peer is None else round(peer),
+            "ratio_to_peer": None if peer is None else round(achieved / peer, 2),
+            "unit": "tokens/s",
+            "limiter": limiter(generate, learn, step_s),
+            "parts_tokens_per_s": {"generate": round(generate), "learn": round(learn)},
+            "whole_step_s": {name: round(value, 4) for name, value in step_s.items()},
+            "all": {
+                "whole": [round(whole.tokens_per_s) for whole in self._wholes],
+                "generate": [round(x) for x in self._generated],
+                "learn": [round(x) for x in self._learnt],
+                "peer": [round(x) for x in self._peers],
+            },
+            "settings": {
+                "parameters": num_parameters,
+                "completions": len(lengths),
+                "tokens_per_completion": round(statistics.mean(lengths), 2),
+            },
+        }
+
+
+def _lengths(item: LMTrajectory) -> Sequence[int]:
+    """Sampled tokens of each completion."""
+    ends = item.loss_mask.cumsum()[item.sample_offsets[1:] - 1].tolist()
+    return [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def limiter(generate: float, learn: float, step_s: Mapping[str, float]) -> str:
+    """Which part alone is the slower one, and where the seconds of a whole step went beside it."""
+    slower, busy = ("learning", "update") if learn <= generate else ("generation", "generate")
+    alone = f"{min(generate, learn):,.0f} tokens/s on one core; the other part alone {max(generate, learn):,.0f}"
+    return (
+        f"{slower} ({alone}); of a step's {step_s['step']:.3f} s it works {step_s[busy]:.3f}; the learner waits for "
+        f"its batch {step_s['wait']:.3f}, publishing takes {step_s['publish']:.3f}, the actor's loading of weights "
+        f"{step_s['apply']:.3f}"
+    )
+
+
+def _table(result: dict[str, Any]) -> str:
+    parts, step, settings = result["parts_tokens_per_s"], result["whole_step_s"], result["settings"]
+    lines = [
+        f"settings    {settings['recipe']} {' '.join(settings['overrides'])}",
+        f"            {settings['completions']} completions of {settings['tokens_per_completion']:.1f} tokens, "
+        f"{settings['parameters']:,} parameters; medians of {settings['repeats']} repeats",
+        f"generation  {parts['generate']:8,d} {result['unit']} alone",
+        f"learning    {parts['learn']:8,d} {result['unit']} alone",
+        f"bound       {result['bound']:8,d} {result['unit']} = min(generation, learning), one core each",
+        f"achieved    {result['achieved']:8,d} {result['unit']}: {result['ratio_to_bound']:.2f} of the bound",
+        "a step      " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in step.items()),
+        f"limiter     {result['limiter']}",
+    ]
+    if result["peer"]:
+        lines.append(
+            f"{result['peer']:<11} {result['peer_achieved']:8,d} {result['unit']}: Rollcall is "
+            f"{result['ratio_to_peer']:.2f} times as fast"
+        )
+    return "\n".join(lines)
