@@ -83,11 +83,12 @@ class Conversations:
         self._max_tokens = max_tokens
         self._greedy = greedy
         self._running: dict[str, Sample] = {}
+        self._without_room: list[Sample] = []  # whose prompt fills the context: finished before they began
         self._count = 0
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._without_room)
 
     def begin(self, key: Hashable, row: Row, *, seed: int) -> None:
         """Admits a sample of a row."""
@@ -99,7 +100,9 @@ class Conversations:
 
     def advance(self) -> list[Sample]:
         """One engine step. Returns the samples that finished, judged."""
-        finished = []
+        finished, self._without_room = self._without_room, []
+        if not self._running:
+            return finished
         for completion in self._engine.step():
             sample = self._running.pop(completion.request_id, None)
             if sample is not None and self._take(sample, completion):
@@ -113,15 +116,21 @@ class Conversations:
     def abort(self, keys: Iterable[Hashable]) -> None:
         """Ends samples; nothing more is heard of them."""
         gone = set(keys)
+        self._without_room = [sample for sample in self._without_room if sample.key not in gone]
         requests = [request_id for request_id, sample in self._running.items() if sample.key in gone]
         self._engine.abort(requests)
         for request_id in requests:
             del self._running[request_id]
 
     def _request(self, sample: Sample) -> None:
+        room = self._engine.max_model_len - len(sample.token_ids)
+        if room < 1:
+            sample.finish_reason = "length"
+            sample.judgement = Judgement(sample.reward, correct=False, parsed=False)
+            self._without_room.append(sample)
+            return
         self._count += 1
         sample.request_id = str(self._count)
-        room = self._engine.max_model_len - len(sample.token_ids)
         self._running[sample.request_id] = sample
         self._engine.add(
             sample.request_id,
@@ -158,9 +167,5 @@ class Conversations:
             sample.judgement = Judgement(sample.reward, step.correct, step.parsed, step.components)
             return True
         sample.token_ids += self._codec.encode(step.text)
-        if len(sample.token_ids) >= self._engine.max_model_len:
-            sample.finish_reason = "length"
-            sample.judgement = Judgement(sample.reward, correct=False, parsed=False, components=step.components)
-            return True
         self._request(sample)
         return False

@@ -15,6 +15,7 @@ from rollcall.actors.conversations import Conversations, Sample
 from rollcall.actors.policy import WeightsSource
 from rollcall.actors.text_task import Row
 from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
+from rollcall.cluster.errors import StaleEpoch
 from rollcall.cluster.messages import LMTrajectory, Produced, PromptPayload, SampleStats, Ticket, Timing, Weights
 from rollcall.cluster.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
@@ -101,7 +102,10 @@ class LMActor:
     def advance(self) -> list[Outcome]:
         """Takes newer weights if there are any, admits what may begin, makes one engine step."""
         outcomes: list[Outcome] = [*self._drop_older_epochs()]
-        self._take_weights()
+        try:
+            self._take_weights()
+        except StaleEpoch as error:
+            outcomes += self._drop_epoch(str(error))
         self._admit()
         outcomes += self._overdue()
         if not self._conversations.num_running:
@@ -137,7 +141,7 @@ class LMActor:
 
     def _take_weights(self) -> None:
         """The newest weights there are; of the newest epoch that a ticket names."""
-        epoch = max((work.ticket.epoch for work in (*self._waiting, *self._running.values())), default=self._epoch)
+        epoch = self._newest_epoch()
         if epoch < 0:
             return
         newer_than = self._engine.version if epoch == self._epoch else -1
@@ -170,13 +174,23 @@ class LMActor:
 
     def _drop_older_epochs(self) -> list[Failure]:
         """After a restore, what was under way before it is of no use to anybody."""
-        newest = max((work.ticket.epoch for work in self._waiting), default=self._epoch)
+        newest = max([self._epoch, *(work.ticket.epoch for work in self._waiting)])
+        return self._drop_before(newest, f"its epoch has ended; epoch {newest} is under way")
+
+    def _drop_epoch(self, detail: str) -> list[Failure]:
+        """The weights source says that the newest epoch we know of has ended."""
+        return self._drop_before(self._newest_epoch() + 1, detail)
+
+    def _newest_epoch(self) -> int:
+        works = (*self._waiting, *self._running.values())
+        return max((work.ticket.epoch for work in works), default=self._epoch)
+
+    def _drop_before(self, newest: int, detail: str) -> list[Failure]:
         old = [work for work in self._running.values() if work.ticket.epoch < newest]
         stale = [work for work in self._waiting if work.ticket.epoch < newest]
         self._give_up(old)
         self._waiting = [work for work in self._waiting if work not in stale]
-        text = f"its epoch has ended; epoch {newest} is under way"
-        return [Failure(work.ticket, "stale_epoch", text) for work in (*old, *stale)]
+        return [Failure(work.ticket, "stale_epoch", detail) for work in (*old, *stale)]
 
     def _overdue(self) -> list[Failure]:
         """Tickets past their deadline: their requests are aborted."""

@@ -34,9 +34,7 @@ class EngineConfig(BaseModel):
     kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
     tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of one engine")
-    enforce_eager: bool = Field(
-        default=False, description="do not compile the model: starts sooner, generates slower"
-    )
+    enforce_eager: bool = Field(default=False, description="do not compile the model: starts sooner, generates slower")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
 
 
@@ -107,6 +105,7 @@ class VllmEngine:
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
                 enforce_eager=config.enforce_eager,
+                use_tqdm_on_load=False,
                 max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
                 tensor_parallel_size=config.tensor_parallel_size,
                 logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
@@ -132,6 +131,7 @@ class VllmEngine:
         self._params = SamplingParams
         self.max_model_len = config.max_model_len
         self.version = -1  # of the weights loaded last; -1: those of the model directory
+        self._label = "given"  # of the same, for vLLM
 
     @property
     def num_unfinished(self) -> int:
@@ -145,14 +145,14 @@ class VllmEngine:
         Raises:
           ValueError: when prompt and completion do not fit into `max_model_len`.
         """
-        if len(prompt) + max_tokens > self.max_model_len:
+        if max_tokens < 1 or len(prompt) + max_tokens > self.max_model_len:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and {max_tokens} new ones do not fit into "
                 f"max_model_len={self.max_model_len}"
             )
         sampling = self._sampling if not greedy else {**self._sampling, "temperature": 0.0, "top_p": 1.0, "top_k": 0}
         params = self._params(seed=seed, max_tokens=max_tokens, **sampling)
-        salted: Any = {"prompt_token_ids": list(prompt), "cache_salt": str(self.version)}
+        salted: Any = {"prompt_token_ids": list(prompt), "cache_salt": self._label}
         self._engine.add_request(request_id, salted, params)
 
     def step(self) -> list[Completion]:
@@ -183,7 +183,9 @@ class VllmEngine:
             self._engine.collective_rpc("finish_weight_update")
         finally:
             _incoming = {}
-        self._engine.set_weight_version(str(weights.version))
+        # Numbers come again after a restore, for other weights: a version is only known with its epoch.
+        self._label = f"{weights.epoch}.{weights.version}"
+        self._engine.set_weight_version(self._label)
         self.version = weights.version
 
     def close(self) -> None:
@@ -202,7 +204,8 @@ def _completion(request_id: str, output: Any) -> Completion:
 
 
 def _version(label: str) -> int:
-    return int(label) if label.lstrip("-").isdigit() else -1
+    number = label.rpartition(".")[2]
+    return int(number) if number.isdigit() else -1
 
 
 def _set_environment(config: EngineConfig, threads: int) -> None:

@@ -1,4 +1,4 @@
-"""`rollcall bench lm`: generation alone, learning alone, the bound that follows, the whole system, and a peer, interleaved
+"""`rollcall bench lm`: generation and learning alone, the bound that follows, the whole system, and a peer, interleaved
 so that a noisy machine disturbs all of them alike. Measures the production code paths; it has none of its own."""
 
 from __future__ import annotations
@@ -7,38 +7,31 @@ import argparse
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import statistics
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.cluster.messages import LMTrajectory, Ticket, Weights
-from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.cluster.seeds import derive_seed
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages import LMTrajectory
 from rollcall.deploy import bench_peers, launch
+from rollcall.deploy.bench_parts import Aside, Generation, Learning
 from rollcall.deploy.config import LanguageConfig, load_config
 from rollcall.deploy.language_parts import LanguageParts
 from rollcall.deploy.recorders import JsonLines, read_jsonl
-from rollcall.learners.collective import Collective
-from rollcall.learners.learner import StepOrder
 
 PART_S = 3.0  # how long each part is measured, twice per repeat; at the least one batch
 WHOLE_S = 20.0  # and the whole system, at its bound
 WARM_UP_STEPS = 2  # of a whole run, and of a peer's: the pipeline fills, buffers are allocated
 LEAST_STEPS = 6  # that are counted in a whole run
 PEER_STEPS = 4  # that are counted of the peer
-START_TIMEOUT_S = 600.0  # of a process that builds an engine: it compiles the model on its first start
-MEASURE_TIMEOUT_S = 900.0
 # An untrained model, and every completion of full length: the work of a step is the same for all who are measured.
 # (Its rewards are all 0, and so are its gradients; they cost what others cost.)
 _FULL_LENGTH = ("policy.warm_start=null", "actors.sampling.ignore_eos=true", "actors.samples_per_prompt=8")
@@ -66,113 +59,6 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
     ),
     "arithmetic": (),  # the recipe as it is: after its warm start, completions end by themselves
 }
-
-
-class Aside:
-    """A callable in a process of its own, which ends with ours, however that ends."""
-
-    def __init__(self, what: str, build: Callable[..., Callable[..., Any]], *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._what = what
-        self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, build, arguments))
-        self._process.start()
-        there.close()  # so that each side sees the other's end
-        self._answer(START_TIMEOUT_S)
-
-    def __call__(self, *arguments: Any) -> Any:
-        self._here.send(arguments)
-        return self._answer(MEASURE_TIMEOUT_S)
-
-    def close(self) -> None:
-        self._here.close()
-        self._process.join(30)
-        self._process.kill()
-
-    def _answer(self, timeout_s: float) -> Any:
-        problem = f"gave no answer within {timeout_s:.0f} s"
-        with contextlib.suppress(EOFError, ConnectionResetError):
-            if self._here.poll(timeout_s):
-                problem, value = self._here.recv()
-                if not problem:
-                    return value
-        self._process.kill()
-        raise RollcallError(f"{self._what}: {problem}")
-
-
-def _serve(connection: Any, build: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
-    os.dup2(2, 1)  # what is printed here is none of the result
-    work: Callable[..., Any] = partial(build, *arguments)
-    with contextlib.suppress(EOFError, KeyboardInterrupt):  # nobody asks any more
-        built = _answer(connection, work)
-        while built is not None:
-            arguments = connection.recv()
-            _answer(connection, partial(built, *arguments), tell=True)
-
-
-def _answer(connection: Any, work: Callable[[], Any], *, tell: bool = False) -> Any:
-    """Does a piece of work, and says ("", its result) or (what went wrong, None)."""
-    try:
-        value = work()
-    except Exception as error:
-        connection.send((f"{type(error).__name__}: {error}", None))
-        return None
-    connection.send(("", value if tell else None))
-    return value
-
-
-class Generation:
-    """The production actor alone: batches of tickets, one after the other, under one version of the weights."""
-
-    def __init__(self, parts: LanguageParts, weights: Weights) -> None:
-        self._server = ParameterServer()
-        self._server.publish(weights)
-        self._epoch = weights.epoch
-        self._actor = parts.actor("bench", self._server)
-        self._config = parts.config
-        self._work = parts.work()
-        self._next = 0
-        self._batch()
-
-    def __call__(self, seconds: float) -> tuple[float, list[LMTrajectory]]:
-        """Tokens per second over at least `seconds`, and the last batch."""
-        num_tokens, began = 0, time.perf_counter()
-        while True:
-            batch = self._batch()
-            num_tokens += sum(int(item.loss_mask.sum()) for item in batch)
-            if time.perf_counter() - began >= seconds:
-                return num_tokens / (time.perf_counter() - began), batch
-
-    def _batch(self) -> list[LMTrajectory]:
-        tickets = []
-        for ticket_id in range(self._next, self._next + self._config.tickets_per_step):
-            lane, payload = self._work.assign(ticket_id)
-            seed = derive_seed(self._config.seed, "ticket", ticket_id)
-            tickets.append(Ticket(ticket_id, 1, self._epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S))
-        self._next += len(tickets)
-        outcomes = self._actor.produce_all(tickets)
-        assert len(outcomes) == len(tickets) and all(isinstance(outcome, tuple) for outcome in outcomes)
-        return [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
-
-
-class Learning:
-    """The production learner alone, on one batch again and again."""
-
-    def __init__(self, parts: LanguageParts) -> None:
-        self._learner = parts.learner(Collective())
-        self._steps = 0
-        self.batch: list[LMTrajectory] = []
-        self.initial = self._learner.weights(epoch=1, version=0)
-
-    def __call__(self, seconds: float) -> float:
-        """Tokens per second over at least `seconds`."""
-        num_tokens, began = 0, time.perf_counter()
-        while True:
-            self._learner.update(self.batch, StepOrder(self._steps, 1, 0.0))
-            self._steps += 1
-            num_tokens += sum(int(item.loss_mask.sum()) for item in self.batch)
-            if time.perf_counter() - began >= seconds:
-                return num_tokens / (time.perf_counter() - began)
 
 
 @dataclass(frozen=True)
@@ -212,7 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workload",
         choices=list(WORKLOADS),
         default="small",
-        help="small: 512 completions x 32 tokens, 0.8M parameters; large: 128 x 64, 9.7M; arithmetic: the recipe as it is",
+        help="small: 512 completions x 32 tokens, 0.8M parameters; large: 128 x 64, 9.7M; arithmetic: the recipe",
     )
     parser.add_argument("--peer", choices=["trl"], help="also measure a peer with the same model, prompts and batch")
     parser.add_argument(

@@ -58,7 +58,8 @@ def warm_start(
         config=learner.model_copy(
             update={
                 "learning_rate": settings.learning_rate,
-                "anneal_learning_rate": settings.anneal_learning_rate, "threads": settings.threads,
+                "anneal_learning_rate": settings.anneal_learning_rate,
+                "threads": settings.threads,
                 "num_processes": 1,
             }
         ),

@@ -155,6 +155,8 @@ def _samples(item: LMTrajectory, group: int) -> Iterator[_Sample]:
     versions = item.token_versions()
     for index, (begin, end) in enumerate(zip(item.sample_offsets[:-1], item.sample_offsets[1:], strict=True)):
         mask = item.loss_mask[begin:end]
+        if mask[0]:
+            raise ValueError(f"sample {index} of {item.key} begins with a sampled token: nothing predicts it")
         if mask.any():
             yield _Sample(
                 token_ids=item.token_ids[begin:end],

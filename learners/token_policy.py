@@ -63,12 +63,15 @@ def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
       BadInput: when it holds no model that can be loaded.
     """
     try:
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
     except ImportError:
         raise BadInput(f"language models need transformers: {LANGUAGE_EXTRA}") from None
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{directory}: no causal language model can be loaded from it: {first}") from None
     model.train()

@@ -171,7 +171,9 @@ def make_ticket() -> MakeTicket:
         deadline_s: float = 10.0,
     ) -> Ticket:
         payload = ShardPayload(shard, incarnation, unit)
-        return Ticket(ticket_id, 1, epoch, derive_seed(7, "ticket", ticket_id), version, payload.shard, payload, deadline_s)
+        return Ticket(
+            ticket_id, 1, epoch, derive_seed(7, "ticket", ticket_id), version, payload.shard, payload, deadline_s
+        )
 
     return make
 

@@ -11,8 +11,8 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import run_config
-from rollcall.deploy.plugins import ALGORITHM, TASK, shipped
 from rollcall.deploy.config import RunConfig, json_schema, load_config
+from rollcall.deploy.plugins import ALGORITHM, TASK, shipped
 from rollcall.deploy.settings import recipe_title, shipped_recipes
 
 RECIPE = """\

@@ -16,7 +16,6 @@ from rollcall.actors.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Row
 from rollcall.actors.vllm_engine import VllmEngine
-from rollcall.cluster.errors import StaleEpoch
 from rollcall.cluster.messages import LMTrajectory, Produced, Ticket
 
 EOS = 1
@@ -198,14 +197,14 @@ def test_a_ticket_past_its_deadline_is_given_up_and_its_requests_are_aborted(
     actor: LMActor, engine: VllmEngine, source: Any, trainer: Any, make_ticket: MakeTicket
 ) -> None:
     source.publish(trainer.weights(0))
-    late, good = make_ticket(0, num_samples=16, deadline_s=0.01), make_ticket(1)
+    late, good = make_ticket(0, num_samples=16, deadline_s=1.0), make_ticket(1)
     actor.submit([late, good])
     assert actor.advance() == []
-    time.sleep(0.02)
+    time.sleep(1.05)
     failures = [outcome for outcome in actor.advance() if isinstance(outcome, Failure)]
     assert [(failure.ticket, failure.reason) for failure in failures] == [(late, "deadline")]
     assert failures[0].detail.startswith("lm-0: ")
-    assert "of 16 samples were finished within 0 s" in failures[0].detail
+    assert "of 16 samples were finished within 1 s" in failures[0].detail
     assert engine.num_unfinished <= 4
     assert [summary.ticket_id for summary, _ in produced(finish(actor))] == [1]
     assert engine.num_unfinished == 0
@@ -249,28 +248,38 @@ def test_a_newer_epoch_ends_what_was_under_way_before_it(
 
 
 @pytest.mark.parametrize("generating", [True, False])
-@pytest.mark.xfail(raises=StaleEpoch, strict=True, reason="advance lets the source's StaleEpoch through")
 def test_an_epoch_that_ends_before_a_newer_ticket_comes_costs_the_tickets_and_not_the_actor(
-    actor: LMActor, engine: VllmEngine, source: Any, trainer: Any, make_ticket: MakeTicket, generating: bool
+    actor: LMActor, source: Any, trainer: Any, make_ticket: MakeTicket, generating: bool
 ) -> None:
     source.publish(trainer.weights(6))
     ticket = make_ticket(0, min_policy_version=6 if generating else 7)
     actor.submit([ticket])
     actor.advance()
     source.ended.add(1)
-    try:
-        (failure,) = finish(actor)
-        assert isinstance(failure, Failure)
-        assert (failure.ticket, failure.reason) == (ticket, "stale_epoch")
-    finally:
-        engine.abort([str(number) for number in range(1, 5)])
+    (failure,) = finish(actor)
+    assert isinstance(failure, Failure)
+    assert (failure.ticket, failure.reason) == (ticket, "stale_epoch")
 
 
-@pytest.mark.xfail(strict=True, reason="room is 0 and passes for enough; the sample counts as running before it is")
-def test_a_row_that_fills_the_context_is_refused_and_leaves_nothing_under_way(
+def test_a_ticket_of_an_epoch_older_than_the_weights_is_given_up_at_once(
+    actor: LMActor, source: Any, trainer: Any, make_ticket: MakeTicket
+) -> None:
+    source.publish(trainer.weights(2, epoch=2))
+    produced(actor.produce_all([make_ticket(0, epoch=2)]))
+    source.ended.add(1)
+    late = make_ticket(0, epoch=1)
+    (failure,) = actor.produce_all([late])
+    assert isinstance(failure, Failure)
+    assert (failure.ticket, failure.reason) == (late, "stale_epoch")
+
+
+def test_a_row_that_fills_the_context_is_wrong_and_unparsed_and_nothing_is_generated(
     engine: VllmEngine, arithmetic: Arithmetic, codec: TextCodec
 ) -> None:
     conversations = Conversations(engine, arithmetic, codec, max_tokens=MAX_TOKENS)
-    with pytest.raises(ValueError, match="do not fit into max_model_len"):
-        conversations.begin(0, Row("1" * engine.max_model_len, "", "too long"), seed=0)
-    assert (conversations.num_running, engine.num_unfinished) == (0, 0)
+    conversations.begin(0, Row("1" * engine.max_model_len, "", "too long"), seed=0)
+    assert (conversations.num_running, engine.num_unfinished) == (1, 0)
+    (sample,) = conversations.advance()
+    assert sample.judgement is not None
+    assert (sample.judgement.correct, sample.judgement.parsed, sample.finish_reason) == (False, False, "length")
+    assert (conversations.num_running, sample.num_sampled) == (0, 0)

@@ -239,9 +239,6 @@ def test_the_prefix_cache_serves_a_prompt_under_one_version_and_not_under_the_ne
     assert_same_policy(trainer, [LONG_PROMPT], {"0": after})
 
 
-@pytest.mark.xfail(
-    raises=AssertionError, strict=True, reason="the prefix cache is salted with the version and not with the epoch"
-)
 def test_the_same_version_of_another_epoch_is_another_policy(engine: VllmEngine, trainer: Any) -> None:
     """After a restore, versions are counted again from the checkpoint's, with other weights."""
     engine.load(trainer.weights(1, epoch=1))
