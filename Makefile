@@ -1,4 +1,4 @@
-# make run: everything set up, then a policy trained on this machine.   make test: all tests.
+# make run: everything set up, then a language model taught to add on this machine.   make test: all tests.
 # Both install what is missing into .venv on their first run, and need no network after it.
 
 PYTHON ?= python3
@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup run test check format bench prove lock clean
+.PHONY: setup run cartpole test check format bench prove lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -3
-	@echo "targets: setup run test check format bench prove lock clean"
+	@echo "targets: setup run cartpole test check format bench prove lock clean"
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 run: $(STAMP)
+	$(BIN)/rollcall train arithmetic-grpo
+
+cartpole: $(STAMP)
 	$(BIN)/rollcall train cartpole-ppo
 
 test: $(STAMP)
@@ -55,9 +58,11 @@ prove: $(STAMP)
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet pip-tools
-	.venv-lock/bin/python -m piptools compile --quiet --strip-extras --extra mujoco --extra atari --extra dev --no-emit-index-url --no-emit-find-links --no-header --no-annotate --allow-unsafe --output-file requirements.lock pyproject.toml
+	.venv-lock/bin/python -m piptools compile --quiet --strip-extras --extra mujoco --extra atari --extra dev --extra lm-cpu --no-emit-index-url --no-emit-find-links --no-header --no-annotate --allow-unsafe --output-file requirements.lock pyproject.toml
 	@# One lock for every build of torch: the label after the plus names the build, not the version.
 	sed -i 's/^torch==\([0-9.]*\)+.*/torch==\1/' requirements.lock
+	@# vLLM asks for these, but their only builds are for CUDA, and with one of them transformers cannot be imported.
+	sed -i '/^\(torchvision\|torchaudio\|torchcodec\|triton\)==/d' requirements.lock
 	rm -rf .venv-lock
 
 clean:
