@@ -90,26 +90,8 @@ def _whole_run(config: LanguageConfig, directory: Path) -> Callable[[], Whole]:
     return run
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What follows `rollcall bench lm`."""
-    parser.add_argument("recipe", nargs="?", default="arithmetic-grpo", metavar="RECIPE")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings such as actors.num=2")
-    parser.add_argument(
-        "--workload",
-        choices=list(WORKLOADS),
-        default="small",
-        help="small: 512 completions x 32 tokens, 0.8M parameters; large: 128 x 64, 9.7M; arithmetic: the recipe",
-    )
-    parser.add_argument("--peer", choices=["trl"], help="also measure a peer with the same model, prompts and batch")
-    parser.add_argument(
-        "--repeats", type=int, default=3, metavar="N", help="interleaved repeats; the median counts (3)"
-    )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of engine and learner")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
 def main(args: argparse.Namespace) -> int:
-    """Runs the benchmark and prints its result. `args`: as `add_arguments` makes them."""
+    """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
     dtype = [f"policy.dtype={args.dtype}", f"actors.engine.dtype={args.dtype}"]
     overrides = [*WORKLOADS[args.workload], *dtype, *args.overrides]
     say = partial(print, file=sys.stderr, flush=True)

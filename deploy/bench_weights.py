@@ -137,18 +137,8 @@ class EngineLoading:
         return weights.size_bytes, _timed(partial(self._engine.load, weights))
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What follows `rollcall bench weights`."""
-    parser.add_argument("--sizes", default="1,10,100", metavar="MB,...", help="models' sizes in megabytes (1,10,100)")
-    parser.add_argument(
-        "--engine", action="store_true", help="also how long vLLM takes to load models of 1 and 10 MB (starts slowly)"
-    )
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help=f"repeats of {ROUNDS} publications (5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
 def main(args: argparse.Namespace) -> int:
-    """Runs the benchmark and prints its result. `args`: as `add_arguments` makes them."""
+    """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
     sizes = _sizes(args.sizes)
     say = partial(print, file=sys.stderr, flush=True)
     from rollcall.deploy.ray_cluster import connect
@@ -197,7 +187,7 @@ def _publications(size_bytes: int, count: int) -> list[dict[str, float]]:
         stamps, weights = publisher.weights.options(num_returns=2).remote(version)
         began, read_out = ray.get(stamps, timeout=WAIT_TIMEOUT_S)
         handed_over = time.monotonic()
-        ray.get(server.publish.remote(weights), timeout=WAIT_TIMEOUT_S)
+        ray.get(server.publish.remote([weights]), timeout=WAIT_TIMEOUT_S)
         published = time.monotonic()
         received, applied = ray.get(arrival, timeout=WAIT_TIMEOUT_S)
         alone = ray.get(receiver.alone.remote(version), timeout=WAIT_TIMEOUT_S)

@@ -4,6 +4,7 @@ Imports nothing heavy until a command needs it, so that --help and recipes answe
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.deploy.bench_arguments import add_benches
 from rollcall.deploy.settings import COMMAND_LINE, did_you_mean, recipe_name, recipe_title, shipped_recipes
 
 if TYPE_CHECKING:
@@ -82,12 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     config.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe instead")
     bench = add("bench", _bench, "measure against this machine's bound, and against a peer")
     what = bench.add_subparsers(dest="what", metavar="WHAT", parser_class=_Parser, required=True)
-    gym = what.add_parser("gym", help="env steps per second of a whole run, its parts and its bound")
-    gym.add_argument("recipe", nargs="?", default="cartpole-ppo", metavar="RECIPE")
-    gym.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
-    gym.add_argument("--peer", choices=["sb3"], help="also measure a peer with the same settings")
-    gym.add_argument("--repeats", type=int, default=5, metavar="N", help="interleaved repeats; the median counts (5)")
-    gym.add_argument("--json", action="store_true", help="print one JSON object")
+    add_benches(what)
     return parser
 
 
@@ -349,9 +346,7 @@ def _config(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise BadInput(f"--repeats = {args.repeats} ({COMMAND_LINE}): must be 1 or more")
-    from rollcall.deploy import bench_gym
-
-    run: Any = bench_gym.main
+    run: Any = importlib.import_module(f"rollcall.deploy.bench_{args.what}").main
     return int(run(args))
 
 

@@ -38,20 +38,22 @@ CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 
 
 class ParameterServerProcess:
-    """The parameter server as a Ray actor: owns the object of each version that it still keeps."""
+    """The parameter server as a Ray actor: holds a reference to each version that it still keeps. The objects are the
+    driver's, as return values of the learner's steps: they outlive the learner, and lie in shared memory once."""
 
     def __init__(self, keep: int) -> None:
         self._server = ParameterServer(keep=keep)
         self._keep = keep
         self._objects: dict[tuple[int, int], Any] = {}
 
-    def publish(self, weights: Weights) -> int:
-        version = self._server.publish(weights)
-        if weights.size_bytes > INLINE_BYTES:
+    def publish(self, references: list[Any]) -> int:
+        """`references`: one reference, in a list so that Ray hands it over instead of its value."""
+        weights: Weights = ray.get(references[0], timeout=CONTROL_TIMEOUT_S)
+        if weights.size_bytes > INLINE_BYTES:  # known before anybody who waits for this version wakes up
             while len(self._objects) >= self._keep:
                 del self._objects[next(iter(self._objects))]
-            self._objects[weights.epoch, version] = ray.put(weights)
-        return version
+            self._objects[weights.epoch, weights.version] = references[0]
+        return self._server.publish(weights)
 
     def latest(self, epoch: int, newer_than: int, timeout_s: float, reader: str) -> Any:
         """Weights, a list of one reference to them, or None."""

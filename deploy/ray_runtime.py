@@ -213,12 +213,12 @@ class RayWorkers:
         still ask the old one fail, and are started again with the new one."""
         self._weights = weights
         try:
-            ray.get(self._server.publish.remote(weights), timeout=CONTROL_TIMEOUT_S)
+            ray.get(self._server.publish.remote([weights]), timeout=CONTROL_TIMEOUT_S)
         except RayActorError as error:
             self._server_restarts += 1
             time.sleep(self._server_budget.next_delay_s(_death(error)))
             self._server = self._spawn_server()
-            ray.get(self._server.publish.remote(weights), timeout=START_TIMEOUT_S)
+            ray.get(self._server.publish.remote([weights]), timeout=START_TIMEOUT_S)
 
     @property
     def weights_hash(self) -> str:

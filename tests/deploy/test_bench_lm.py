@@ -117,18 +117,26 @@ def test_a_peer_is_compared_at_our_versions_of_what_is_shared() -> None:
 @pytest.mark.timeout(600)
 def test_the_benchmark_measures_parts_and_whole_and_prints_one_object(tmp_path: Path) -> None:
     program = """
-import argparse
-from rollcall.deploy import bench_lm
+from rollcall.deploy import bench_lm, cli
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    bench_lm.add_arguments(parser)
     bench_lm.PART_S = bench_lm.WHOLE_S = 0.1
-    bench_lm.main(parser.parse_args())
+    cli.main()
 """
     (tmp_path / "program.py").write_text(program)
     model = [f"policy.tiny.{name}=1" for name in ("num_layers", "num_heads", "num_kv_heads")]
     sizes = ["policy.tiny.hidden_size=32", "actors.prompts_per_batch=2", "actors.sampling.max_tokens=8"]
-    command = [sys.executable, "program.py", "arithmetic-grpo", *model, *sizes, "--repeats", "1", "--json"]
+    command = [
+        sys.executable,
+        "program.py",
+        "bench",
+        "lm",
+        "arithmetic-grpo",
+        *model,
+        *sizes,
+        "--repeats",
+        "1",
+        "--json",
+    ]
     done = subprocess.run(
         command,
         cwd=tmp_path,

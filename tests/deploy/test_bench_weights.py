@@ -64,15 +64,19 @@ def test_sizes_that_cannot_be_measured_are_refused(text: str) -> None:
 
 @pytest.mark.slow
 def test_a_publication_goes_through_the_real_processes(tmp_path: Path) -> None:
-    program = """
-import argparse
-from rollcall.deploy import bench_weights
-parser = argparse.ArgumentParser()
-bench_weights.add_arguments(parser)
-bench_weights.main(parser.parse_args())
-"""
     done = subprocess.run(
-        [sys.executable, "-c", program, "--sizes", "0.05,1", "--repeats", "1", "--json"],
+        [
+            sys.executable,
+            "-m",
+            "rollcall.deploy.cli",
+            "bench",
+            "weights",
+            "--sizes",
+            "0.05,1",
+            "--repeats",
+            "1",
+            "--json",
+        ],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
