@@ -112,7 +112,8 @@ class RayWorkers:
           RollcallError: naming the member that did not start, and why.
         """
         self._start_learner(checkpoint)
-        self._start_evaluator()
+        if self._plan.eval_episodes:
+            self._start_evaluator()
         for actor in self._actors:
             try:
                 ray.get(actor.handle.ready.remote(), timeout=START_TIMEOUT_S)
