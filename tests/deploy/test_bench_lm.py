@@ -124,7 +124,12 @@ if __name__ == "__main__":
 """
     (tmp_path / "program.py").write_text(program)
     model = [f"policy.tiny.{name}=1" for name in ("num_layers", "num_heads", "num_kv_heads")]
-    sizes = ["policy.tiny.hidden_size=32", "actors.prompts_per_batch=2", "actors.sampling.max_tokens=8"]
+    sizes = [
+        "policy.tiny.hidden_size=32",
+        "actors.prompts_per_batch=2",
+        "actors.sampling.max_tokens=8",
+        "actors.engine.enforce_eager=true",
+    ]
     command = [
         sys.executable,
         "program.py",

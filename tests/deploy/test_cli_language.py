@@ -36,7 +36,7 @@ actors:
   samples_per_prompt: 4
   prompts_per_batch: 4
   sampling: {max_tokens: 4}
-  engine: {max_model_len: 16, max_num_seqs: 32}
+  engine: {max_model_len: 16, max_num_seqs: 32, enforce_eager: true}
 eval: {episodes: 0}
 metrics: {enabled: false}
 """
