@@ -33,7 +33,6 @@ class EngineConfig(BaseModel):
     max_num_seqs: int = Field(default=256, ge=1, description="completions that are generated side by side")
     kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of one engine")
     enforce_eager: bool = Field(default=False, description="do not compile the model: starts sooner, generates slower")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
 
@@ -107,7 +106,6 @@ class VllmEngine:
                 enforce_eager=config.enforce_eager,
                 use_tqdm_on_load=False,
                 max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
-                tensor_parallel_size=config.tensor_parallel_size,
                 logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
                 weight_transfer_config=WeightTransferConfig(backend=_BACKEND),
                 disable_log_stats=True,
