@@ -163,7 +163,7 @@ class _Run:
             total_env_steps=getattr(config, "total_env_steps", None),
             ticket_deadline_s=config.actors.ticket_deadline_s,
             checkpoint_every_steps=config.checkpoint_every_steps,
-            eval_every_steps=config.eval.every_steps,
+            eval_every_steps=config.eval.every_steps if config.eval.episodes else None,
             prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
             consumption_log=self.parts.consumption_log,
             exact_checkpoints=at_rest and self.parts.can_be_exact,

@@ -69,3 +69,9 @@ def test_two_learner_processes_give_the_update_of_one(bench: Any) -> None:
     assert one.keys() == two.keys()
     for name in one:
         np.testing.assert_allclose(two[name], one[name], atol=1e-5, rtol=0, err_msg=name)
+
+
+def test_a_run_that_evaluates_nothing_schedules_no_evaluation(bench: Any) -> None:
+    run = bench.train(*LAG_0, "runtime=serial", "eval.episodes=0", "eval.every_steps=2")
+    final(run)
+    assert run.summary["final_eval"] is None
