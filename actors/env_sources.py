@@ -14,8 +14,8 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
-from rollcall.actors.import_path import did_you_mean, import_module, import_object
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.import_path import did_you_mean, import_module, import_object
 
 _log = logging.getLogger(__name__)
 

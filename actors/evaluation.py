@@ -25,7 +25,9 @@ class EvalConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    episodes: int = Field(default=20, ge=0, le=100_000, description="episodes of one evaluation; 0: nothing is evaluated")
+    episodes: int = Field(
+        default=20, ge=0, le=100_000, description="episodes of one evaluation; 0: nothing is evaluated"
+    )
     every_steps: int | None = Field(
         default=None, ge=1, description="learner steps between evaluations during the run; default: only at the end"
     )

@@ -12,7 +12,12 @@ RollcallError
 |-- EnvFailure          an environment raised, and its budget of restarts is spent
 |-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
-`-- BudgetSpent         a component was restarted as often as allowed
+|-- BudgetSpent         a component was restarted as often as allowed
+`-- RewardError         the reward service gave no score: never a score of 0
+    |-- RewardUnavailable   not there, loading, draining or full: try again later
+    |-- RewardTimeout       not within the deadline
+    |-- RewardRefused       it will never take this request: token, schema, size, unknown model
+    `-- VersionsMixed       one group's items were scored by different versions of the model
 """
 
 from __future__ import annotations
@@ -67,4 +72,24 @@ class Stalled(RollcallError):
 
 
 class BudgetSpent(RollcallError):
+    pass
+
+
+class RewardError(RollcallError):
+    pass
+
+
+class RewardUnavailable(RewardError):
+    pass
+
+
+class RewardTimeout(RewardError):
+    pass
+
+
+class RewardRefused(RewardError):
+    pass
+
+
+class VersionsMixed(RewardError):
     pass

@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rollcall.actors.import_path import import_object
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.import_path import import_object
 from rollcall.deploy.settings import did_you_mean
 
 

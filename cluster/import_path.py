@@ -56,5 +56,5 @@ def import_object(path: str) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise BadInput(
             f"module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no {attribute!r}"
-            f"{did_you_mean(attribute, public) or ': name a function of it that returns an environment'}"
+            f"{did_you_mean(attribute, public) or ': name one that it has'}"
         ) from None
