@@ -57,6 +57,7 @@ class Counters:
             "lag_max": lags.max,
             "lag_mean": lags.sum / lags.count,
             **experience(produced, step_s),
+            **_scoring(produced),
             "step_s": step_s,
             "act_s": act_s,
             "bound_fraction": min(1.0, max(act_s, report.update_s) / step_s),
@@ -111,6 +112,18 @@ class Counters:
             **components,
             "samples": shown,
         }
+
+
+def _scoring(produced: Sequence[Produced]) -> dict[str, Any]:
+    """Of experience that a reward service has scored."""
+    scorings = [item.scoring for item in produced if item.scoring is not None]
+    if not scorings:
+        return {}
+    return {
+        "reward_mean": _mean(scoring.reward_mean for scoring in scorings),
+        "reward_versions": sorted({scoring.model_version for scoring in scorings}),
+        "score_s": max(scoring.score_s for scoring in scorings),
+    }
 
 
 class _Lags:

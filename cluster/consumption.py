@@ -26,6 +26,8 @@ class Consumable(Protocol):
     def attempt(self) -> int: ...
     @property
     def min_policy_version(self) -> int: ...
+    @property
+    def reward_model_version(self) -> str: ...
     def digest(self) -> str: ...
 
 
@@ -39,6 +41,7 @@ class Consumed:
     attempt: int
     min_version: int
     digest: str
+    reward_version: str = ""  # of the model that scored it; empty: the env or task itself
 
     def line(self, after: str) -> str:
         """With the checksum of the line before (`after`) and its own (`sum`): a line that was changed, removed, doubled
@@ -74,7 +77,15 @@ class ConsumptionLog:
         """One write for the whole step, so that a kill tears at most its end."""
         self._write(
             [
-                Consumed(step, epoch, item.ticket_id, item.attempt, item.min_policy_version, item.digest())
+                Consumed(
+                    step,
+                    epoch,
+                    item.ticket_id,
+                    item.attempt,
+                    item.min_policy_version,
+                    item.digest(),
+                    item.reward_model_version,
+                )
                 for item in trajectories
             ]
         )

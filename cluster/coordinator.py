@@ -31,6 +31,7 @@ from rollcall.cluster.workers import (
     StepRequest,
     TicketFailed,
     TicketProduced,
+    TicketScored,
     Workers,
 )
 
@@ -66,6 +67,7 @@ class Plan:
     prefetch_steps: int  # batches that may wait at the learner while it is busy
     consumption_log: Path  # the learner's, read for the newest epoch in it
     exact_checkpoints: bool  # env state can be captured, and was seen to restore exactly
+    scored: bool = False  # a reward service scores what was produced before anybody learns from it
     drop_degenerate: bool = False  # groups of samples whose rewards are all equal teach nothing: others in their place
 
 
@@ -97,6 +99,7 @@ class Coordinator:
         self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
         self._reissue: deque[tuple[int, int]] = deque()
         self._attempts: dict[int, int] = {}  # ticket id -> attempt, of tickets in flight or ready
+        self._being_scored: set[tuple[int, int]] = set()
         self._faults: dict[int, int] = {}  # ticket id -> attempts that failed; restores do not count
         self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
         self._last_checkpoint: Path | None = None
@@ -129,6 +132,7 @@ class Coordinator:
         self._reissue = deque(restore.reissue)
         self.counters.next_ticket_id = restore.next_ticket_id
         self._attempts.clear()
+        self._being_scored.clear()
         self._faults.clear()
         self._training.clear()
         self._checkpoints.discard_after(manifest.step)
@@ -242,6 +246,8 @@ class Coordinator:
             self._watchdog.progressed()
             if isinstance(event, TicketProduced):
                 self._on_produced(event)
+            elif isinstance(event, TicketScored):
+                self._on_scored(event)
             elif isinstance(event, TicketFailed):
                 self._on_failed(event)
             elif isinstance(event, StepDone):
@@ -253,14 +259,34 @@ class Coordinator:
 
     def _on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key):
-            self._workers.release(event.handle)
-            self._ledger.refuse_duplicate(produced.key)
+        if not self._is_awaited(produced.epoch, produced.key) or produced.key in self._being_scored:
+            self._refuse(event)
             return
-        self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, event.handle))
         self._ledger.produced([(produced.key, produced.min_policy_version)])
+        if self.plan.scored:
+            self._being_scored.add(produced.key)
+            self._workers.submit_scoring(produced, event.handle)
+        else:
+            self._queue(produced, event.handle)
+
+    def _on_scored(self, event: TicketScored) -> None:
+        produced = event.produced
+        if not self._is_awaited(produced.epoch, produced.key) or produced.key not in self._being_scored:
+            self._refuse(event)
+            return
+        self._being_scored.remove(produced.key)
+        self._ledger.scored([produced.key])
+        self._queue(produced, event.handle)
+
+    def _refuse(self, event: TicketProduced | TicketScored) -> None:
+        self._workers.release(event.handle)
+        self._ledger.refuse_duplicate(event.produced.key)
+
+    def _queue(self, produced: Produced, handle: Handle) -> None:
+        """What may be learnt from."""
+        self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, handle))
         if self.plan.drop_degenerate and produced.is_degenerate:
-            self._drop_degenerate(produced, event.handle)
+            self._drop_degenerate(produced, handle)
 
     def _drop_degenerate(self, produced: Produced, handle: Handle) -> None:
         """Books a group that teaches nothing as done with; the next prompt takes its place."""
@@ -308,6 +334,7 @@ class Coordinator:
     def _drop(self, ticket_id: int, attempt: int, reason: str) -> None:
         """Books a drop. The unit is issued again, unless it has been tried often enough."""
         self._flow.dropped(ticket_id)
+        self._being_scored.discard((ticket_id, attempt))
         del self._attempts[ticket_id]
         self._faults[ticket_id] = self._faults.get(ticket_id, 0) + 1
         final = self._faults[ticket_id] >= MAX_ATTEMPTS
@@ -423,6 +450,7 @@ class Coordinator:
             if ready is not None:
                 self._workers.release(ready.handle[1])
         self._attempts.clear()
+        self._being_scored.clear()
 
     def _waiting_for(self) -> str:
         if self._training:

@@ -13,11 +13,13 @@ RollcallError
 |-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
 |-- BudgetSpent         a component was restarted as often as allowed
+|-- LeaseLost           a label under a lease that has expired, is another rater's, or was used: refused
 `-- RewardError         the reward service gave no score: never a score of 0
     |-- RewardUnavailable   not there, loading, draining or full: try again later
     |-- RewardTimeout       not within the deadline
     |-- RewardRefused       it will never take this request: token, schema, size, unknown model
-    `-- VersionsMixed       one group's items were scored by different versions of the model
+    |-- VersionsMixed       one group's items were scored by different versions of the model
+    `-- Unscored            the service has an error for an item instead of a score
 """
 
 from __future__ import annotations
@@ -75,6 +77,10 @@ class BudgetSpent(RollcallError):
     pass
 
 
+class LeaseLost(RollcallError):
+    pass
+
+
 class RewardError(RollcallError):
     pass
 
@@ -92,4 +98,8 @@ class RewardRefused(RewardError):
 
 
 class VersionsMixed(RewardError):
+    pass
+
+
+class Unscored(RewardError):
     pass

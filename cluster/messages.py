@@ -97,7 +97,7 @@ class GymTrajectory:
     final_observations: Mapping[str, Array]  # [N, ...]: the true last observation of those episodes
     actions: Array  # as the policy sampled them (unsquashed, unclipped), [T, B] int64 or [T, B, A] float32 / int64
     behaviour_logprobs: Array  # float32: of `actions` under the distribution really sampled from
-    rewards: Array  # float32, the env's own
+    rewards: Array  # float32, the env's own, or a reward service's
     terminated: Array  # bool
     truncated: Array  # bool
     mask: Array  # bool: True where the step is experience
@@ -107,6 +107,7 @@ class GymTrajectory:
     episodes: tuple[EpisodeStats, ...] = ()
     env_restarts: int = 0
     timing: Timing = Timing()
+    reward_model_version: str = ""  # of a reward service's model, whose rewards took the place of the env's own
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -184,7 +185,7 @@ class LMTrajectory:
     version_spans: Array  # int64 [M, 3]: (begin, end, policy version); together they cover the sampled tokens
     rewards: Array  # float32 [G]
     finish_reasons: tuple[str, ...]  # [G]: "stop" (the policy or its environment ended it) or "length"
-    reward_model_version: str = ""  # who scored it
+    reward_model_version: str = ""  # as in GymTrajectory
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -212,6 +213,15 @@ class LMTrajectory:
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """What a reward service said of one trajectory."""
+
+    model_version: str
+    reward_mean: float  # per step in control, per sample in language
+    score_s: float  # seconds from asking to the answer, waiting for a service that is away included
+
+
+@dataclass(frozen=True, slots=True)
 class Produced:
     """The small record an actor sends beside a trajectory: all that the driver needs to know of it."""
 
@@ -227,6 +237,7 @@ class Produced:
     env_restarts: int = 0
     samples: tuple[SampleStats, ...] = ()
     version_tokens: tuple[tuple[int, int], ...] = ()  # (policy version, tokens sampled under it)
+    scoring: Scoring | None = None  # set when a reward service has scored it
 
     @property
     def key(self) -> tuple[int, int]:

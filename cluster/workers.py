@@ -20,13 +20,21 @@ class TicketProduced:
 
 
 @dataclass(frozen=True, slots=True)
+class TicketScored:
+    """A trajectory with a reward service's scores in place of its own: a new record, `handle` is its."""
+
+    produced: Produced
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
 class TicketFailed:
-    """An attempt that will not be produced."""
+    """An attempt that will not be produced, or not be scored."""
 
     ticket_id: int
     attempt: int
     epoch: int
-    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch
+    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
 
@@ -52,7 +60,7 @@ class EvalDone:
     error: str = ""
 
 
-Event = TicketProduced | TicketFailed | StepDone | LearnerLost | EvalDone
+Event = TicketProduced | TicketScored | TicketFailed | StepDone | LearnerLost | EvalDone
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Workers(Protocol):
     """What the coordinator asks of a runtime. Nothing here waits, unless it has a timeout."""
 
     def submit_tickets(self, tickets: Sequence[Ticket]) -> None: ...
+    def submit_scoring(self, produced: Produced, handle: Handle) -> None: ...
     def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None: ...
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
     def poll(self, timeout_s: float) -> list[Event]: ...

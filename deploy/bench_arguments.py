@@ -14,6 +14,7 @@ def add_benches(what: Any) -> None:
     _gym(what.add_parser("gym", help="env steps per second of a whole run, its parts and its bound"))
     _lm(what.add_parser("lm", help="tokens per second of a whole language run, its parts and its bound"))
     _weights(what.add_parser("weights", help="from publishing new weights to having applied them, against a copy"))
+    _reward(what.add_parser("reward", help="tokens per second of the reward service, against its model alone"))
 
 
 def _gym(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,14 @@ def _weights(parser: argparse.ArgumentParser) -> None:
         "--engine", action="store_true", help="also how long vLLM takes to load models of 1 and 10 MB (starts slowly)"
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="repeats of a few publications (5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _reward(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of load, in all repeats (60)")
+    parser.add_argument("--clients", type=int, default=64, metavar="N", help="that ask at once (64)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the model, served and alone; default: all cores")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="interleaved repeats (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

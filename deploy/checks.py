@@ -26,7 +26,14 @@ def check_settings(config: RunConfig) -> list[Problem]:
     """Contradictions that show without making an environment."""
     if plugins.is_language(config.algorithm_class):
         return [Problem(("algorithm", "name"), "learns from text: give the recipe a task instead of an env")]
-    return [*_length(config), *_shards(config), *check_lag(config), *_portions(config), *check_device(config)]
+    return [
+        *_length(config),
+        *_shards(config),
+        *check_lag(config),
+        *_portions(config),
+        *_sharding(config),
+        *check_device(config),
+    ]
 
 
 def _length(config: RunConfig) -> list[Problem]:
@@ -78,6 +85,12 @@ def _portions(config: RunConfig) -> list[Problem]:
         text = f"more learner processes than the {rows // minibatches} {what} of a minibatch to share"
         problems.append(Problem(("learner", "num_processes"), f"{text}: {rows // minibatches} at the most"))
     return problems
+
+
+def _sharding(config: RunConfig) -> list[Problem]:
+    if config.learner.sharding != "fsdp":
+        return []
+    return [Problem(("learner", "sharding"), "a control network is small: cutting it gains nothing; use auto or none")]
 
 
 def check_device(config: CommonConfig) -> list[Problem]:

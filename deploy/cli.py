@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.deploy.bench_arguments import add_benches
-from rollcall.deploy.settings import COMMAND_LINE, did_you_mean, recipe_name, recipe_title, shipped_recipes
+from rollcall.deploy.cli_reward import add_reward
+from rollcall.deploy.settings import (
+    COMMAND_LINE,
+    did_you_mean,
+    learns_from_data,
+    preference_recipes,
+    recipe_name,
+    recipe_title,
+    shipped_recipes,
+)
 
 if TYPE_CHECKING:
     from rollcall.deploy.config import AnyConfig
@@ -85,6 +94,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench = add("bench", _bench, "measure against this machine's bound, and against a peer")
     what = bench.add_subparsers(dest="what", metavar="WHAT", parser_class=_Parser, required=True)
     add_benches(what)
+    reward = commands.add_parser("reward", help="the reward service", description="the reward service")
+    add_reward(reward)
     return parser
 
 
@@ -137,7 +148,7 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    known = ("train", "resume", "sft", "eval", "export", "report", "audit", "recipes", "config", "bench")
+    known = ("train", "resume", "sft", "eval", "export", "report", "audit", "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():
@@ -179,6 +190,10 @@ def _consoles() -> list[Recorder]:
 def _train(args: argparse.Namespace) -> int:
     from rollcall.deploy import config as config_file
 
+    if learns_from_data(args.recipe):
+        from rollcall.deploy import cli_preferences
+
+        return cli_preferences.train_policy(args)
     config = config_file.load_config(args.recipe, args.overrides)
     directory = _begin(config, args)
     return _carry_out(config.model_copy(update={"name": directory.name}), directory, resume=False)
@@ -209,6 +224,10 @@ def _resume(args: argparse.Namespace) -> int:
     if runs.read_json(directory / "summary.json").get("status") == "completed":
         print("the run is completed: nothing to go on with")
         return DONE
+    if learns_from_data(directory / "config.yaml"):
+        from rollcall.deploy import cli_preferences
+
+        return cli_preferences.resume(directory)
     config = config_file.load_config(directory / "config.yaml", [])
     return _carry_out(config, directory, resume=True)
 
@@ -271,12 +290,16 @@ def _sft(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from rollcall.deploy import policies, progress
+    from rollcall.deploy import policies, progress, runs
 
     if args.episodes is not None and args.episodes < 1:
         raise BadInput(f"--episodes = {args.episodes} ({COMMAND_LINE}): must be 1 or more")
     if args.seed is not None and args.seed < 0:
         raise BadInput(f"--seed = {args.seed} ({COMMAND_LINE}): must be 0 or more")
+    if learns_from_data(runs.find_checkpoint(args.target)[0] / "config.yaml"):
+        from rollcall.deploy import cli_preferences
+
+        return cli_preferences.evaluate(args)
     loaded = policies.load_either(args.target)
     if args.video is not None and not isinstance(loaded, policies.Loaded):
         raise BadInput(f"--video = {str(args.video)!r} ({COMMAND_LINE}): a language run shows nothing to film")
@@ -313,6 +336,8 @@ def _audit(args: argparse.Namespace) -> int:
     from rollcall.deploy import runs
 
     directory = runs.find_run(args.directory)
+    if learns_from_data(directory / "config.yaml"):
+        raise BadInput(f"{directory}: a run on preferences: it made no rollouts, so there are no books to audit")
     discrepancies = audit_run(directory)
     for discrepancy in discrepancies:
         print(discrepancy)
@@ -322,7 +347,7 @@ def _audit(args: argparse.Namespace) -> int:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    for name, path in shipped_recipes().items():
+    for name, path in (shipped_recipes() | preference_recipes()).items():
         print(f"{name:<22}{recipe_title(path)}")
     return DONE
 
@@ -335,6 +360,10 @@ def _config(args: argparse.Namespace) -> int:
         return DONE
     if args.recipe is None:
         raise BadInput(f"config needs a RECIPE or --schema ({COMMAND_LINE}); see rollcall recipes")
+    if learns_from_data(args.recipe):
+        from rollcall.deploy import cli_preferences
+
+        return cli_preferences.show_config(args)
     config = config_file.load_config(args.recipe, args.overrides)
     print(config.to_yaml(), end="")
     print(f"\n# config hash {config.config_hash}")

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -18,6 +18,7 @@ from rollcall.deploy import plugins
 from rollcall.deploy.checks import check_env, check_settings
 from rollcall.deploy.language_checks import check_language
 from rollcall.deploy.language_config import LanguageConfig
+from rollcall.deploy.plugins import Plugin
 from rollcall.deploy.run_config import CommonConfig, RunConfig, plugin_name_of
 from rollcall.deploy.settings import (
     CALLER,
@@ -58,8 +59,24 @@ def load_config(
     Raises:
       BadInput: one line for each thing that is wrong.
     """
-    settings = read_recipe(recipe)
-    if settings.tree.get("name") is None:
+    settings = read_settings(recipe, overrides, values)
+    whole: type[RunConfig | LanguageConfig] = LanguageConfig if "task" in settings.tree else RunConfig
+    config: AnyConfig = validated(settings, whole).resolved()
+    problems = check_language(config) if isinstance(config, LanguageConfig) else check_settings(config)
+    if isinstance(config, RunConfig):
+        problems = problems or check_env(config)
+    if problems:
+        lines = [_line(settings, p.path, p.text, config=config) for p in problems]
+        raise BadInput("\n".join(dict.fromkeys(lines)))
+    return config
+
+
+def read_settings(
+    recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Settings:
+    """A recipe with what was written over it, not yet checked. Raises BadInput: when it cannot be read."""
+    settings = recipe if isinstance(recipe, Settings) else read_recipe(recipe)
+    if settings.tree.get("name") is None and not isinstance(recipe, Settings):
         settings.tree["name"] = recipe_name(recipe)
     for section, key in (("env", "id"), ("algorithm", "name"), ("task", "name")):
         value = settings.tree.get(section)
@@ -72,7 +89,7 @@ def load_config(
     totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
     if len(totals) == 1:  # whoever says how long the run is says it instead of the recipe
         settings.tree.pop(next(name for name in _TOTALS if name not in totals), None)
-    return _validated(settings)
+    return settings
 
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
@@ -91,11 +108,26 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings.set(path, value, origin)
 
 
-def _validated(settings: Settings) -> AnyConfig:
-    """A recipe with a task is of the language half, any other of the control half."""
-    whole: type[RunConfig | LanguageConfig] = LanguageConfig if "task" in settings.tree else RunConfig
+class _Sectioned(Protocol):
+    """A configuration some of whose sections are a plug-in's."""
+
+    PLUGINS: ClassVar[Mapping[str, Plugin]]
+
+
+_Config = TypeVar("_Config", bound=_Sectioned)
+
+
+def validated(
+    settings: Settings, whole: type[_Config], sections: Mapping[str, type[BaseModel]] | None = None
+) -> _Config:
+    """The settings as a configuration of the class `whole`. `sections` are of models that depend on the settings, as
+    those of plug-ins do, which are found here.
+
+    Raises:
+      BadInput: one line for each thing that is wrong.
+    """
     lines: list[str] = []
-    models: dict[str, type[BaseModel]] = {}
+    models: dict[str, type[BaseModel]] = dict(sections or {})
     for section, plugin in whole.PLUGINS.items():
         written = settings.tree.get(section)
         if written is None:
@@ -104,24 +136,18 @@ def _validated(settings: Settings) -> AnyConfig:
             models[section] = plugins.find(plugin, plugin_name_of(written)).Config
         except BadInput as error:
             lines.append(_line(settings, (section, "name"), str(error)))
-    fields = _fields(whole, models)
+    fields = _fields(cast(type[BaseModel], whole), models)
     for section, model in models.items():
         try:
             model.model_validate_json(_json(settings.tree[section]), strict=True)
         except ValidationError as error:
             lines += _explain(error, settings, fields, prefix=(section,))
-    config: AnyConfig | None = None
-    told = {section for section in whole.PLUGINS if settings.tree.get(section) is not None}
+    config: _Config | None = None
+    told = {section for section in (*whole.PLUGINS, *models) if settings.tree.get(section) is not None}
     try:
-        config = whole.model_validate_json(_json(settings.tree), strict=True)
+        config = cast(Any, whole).model_validate_json(_json(settings.tree), strict=True)
     except ValidationError as error:
         lines += _explain(error, settings, fields, skip=told)
-    if config is not None and not lines:
-        config = config.resolved()
-        problems = check_language(config) if isinstance(config, LanguageConfig) else check_settings(config)
-        if isinstance(config, RunConfig):
-            problems = problems or check_env(config)
-        lines = [_line(settings, p.path, p.text, config=config) for p in problems]
     if config is None or lines:
         raise BadInput("\n".join(dict.fromkeys(lines)))
     return config

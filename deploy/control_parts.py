@@ -3,7 +3,7 @@ knows what the members need of each other, and never starts anything."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
@@ -17,10 +17,11 @@ from rollcall.actors.envs import make_vector_env, spaces_of
 from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
 from rollcall.actors.policy import Policy, WeightsSource
+from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import ShardWork
-from rollcall.deploy.parts import POLICY_ID
+from rollcall.deploy.parts import POLICY_ID, scorer_of
 from rollcall.deploy.run_config import RunConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.control import ControlExperience
@@ -36,6 +37,7 @@ class ControlParts:
 
     config: RunConfig
     consumption_log: Path
+    reward: RewardEndpoint | None = None
 
     kind: ClassVar[Literal["control", "language"]] = "control"
     actor_prefix: ClassVar[str] = "gym"
@@ -59,6 +61,13 @@ class ControlParts:
 
     def prepare(self) -> None:
         """Nothing is made before a control run begins."""
+
+    def with_reward(self, endpoint: RewardEndpoint) -> ControlParts:
+        return replace(self, reward=endpoint)
+
+    def scorer(self) -> TrajectoryScorer:
+        assert self.reward is not None
+        return scorer_of(self.reward, SegmentScoring())
 
     def work(self) -> ShardWork:
         return ShardWork(self.config.actors.num_shards, self.config.algorithm_class.unit)

@@ -31,6 +31,12 @@ _TITLES = {
     "approx_kl": "Approximate KL",
     "kl_reference": "KL to the reference",
     "clip_fraction": "Fraction clipped",
+    "implicit_margin": "Margin of implicit rewards",
+    "log_ratio_mean": "Mean log-ratio of the data's responses",
+    "better_log_ratio": "Log-ratio of better responses",
+    "worse_log_ratio": "Log-ratio of worse responses",
+    "margin": "Margin of rewards",
+    "reward_mean": "Mean raw reward",
     "mismatch": "Mismatch of log-probabilities",
     "truncated_fraction": "Fraction truncated",
     "unparsed_fraction": "Fraction not parsed",
@@ -46,6 +52,8 @@ _ELSEWHERE = {
     *("elapsed_s", "bound_fraction", "steps_per_s", "tokens_per_s", "step_s", "act_s"),
     *("episodes", "restarts", "env_restarts", "skipped"),
     *("exact_match", "length_mean", "length_max", "degenerate_dropped"),
+    *("accuracy", "implicit_accuracy", "negative_log_likelihood", "mean_loss"),
+    *("trained_comparisons", "trained_size"),
 }
 
 
@@ -174,12 +182,67 @@ def _time_chart(records: Records, x: Column) -> list[dict[str, Any]]:
     return [_chart("Time per learner step", x, series, stack=True, zero=True, unit=" ms")]
 
 
+def _preference_charts(evals: Records, records: Records, x: Column) -> list[dict[str, Any]]:
+    """Of a run on preferences: who is right of held-out comparisons, and by what likelihood, beside the training's."""
+    charts = []
+    right = "accuracy" if any("accuracy" in record for record in records) else "implicit_accuracy"
+    for title, key, seen, unit in (("Pairs right", right, "mean", " %"), ("Loss", _LOSS[right], "eval_loss", "")):
+        raw = _pooled(_column(records, key), _mean)
+        raw = _percent(raw) if unit else raw
+        points = []
+        for record in evals:
+            at, value = _column([record], "tokens")[0], _column([record], seen)[0]
+            if at is None or value is None:
+                continue
+            low, high = (_column([record], name)[0] if unit else None for name in ("low", "high"))
+            span = [100 * v if unit else v for v in (value, low if low is not None else value, high or value)]
+            text = f"held out: {span[0]:.4g}{unit} ({record.get('n', '?')} pairs)"
+            points.append({"x": at, "y": span[0], "low": span[1], "high": span[2], "text": text})
+        series = [_line("raw", raw, faint=True), _line("training, smoothed", _smooth(raw))]
+        spread = "95% interval" if unit else "held out"
+        charts.append(_chart(title, x, series, points=points, wide=bool(unit), unit=unit, spread=spread))
+    names = sorted({name for record in evals for name in record.get("groups") or {}})
+    for title, key in (("Pairs right by group", "accuracy"), ("Held-out loss by group", "loss")):
+        if names:
+            places = _column(evals, "tokens")
+            lines = []
+            for colour, name in enumerate(names, start=1):
+                own = _column([(record.get("groups") or {}).get(name, {}) for record in evals], key)
+                lines.append(_line(name, _percent(own) if key == "accuracy" else own, colour))
+            charts.append(_chart(title, places, lines, unit=" %" if key == "accuracy" else ""))
+    kl = _column(evals, "kl_reference")
+    if any(value is not None for value in kl):
+        charts.append(_chart("KL to the reference, sampled", _column(evals, "tokens"), [_line("KL", kl)], unit=" nats"))
+    return charts
+
+
+_LOSS = {"accuracy": "negative_log_likelihood", "implicit_accuracy": "mean_loss"}
+
+
+def calibration_chart(bins: Records) -> dict[str, Any]:
+    """How often predictions of one confidence are right; on the diagonal they know how sure to be."""
+    x: Column = [float(b["confidence"]) for b in bins]
+    points = [
+        {"x": b["confidence"], "y": b["frequency"], "low": b["low"], "high": b["high"]}
+        | {"text": f"{b['frequency']:.1%} of {b['n']} right at {b['confidence']:.1%}"}
+        for b in bins
+    ]
+    lines = [
+        _line("predicted = observed", [0.5, *x, 1.0]),
+        _line("observed", [None, *(p["y"] for p in points), None], 2),
+    ]
+    chart = _chart("Calibration: observed frequency", [0.5, *x, 1.0], lines, points=points, spread="95% interval")
+    return {**chart, "x_label": "predicted probability", "x_min": 0.5}
+
+
 def build_charts(records: Records, evals: Records, *, language: bool = False) -> list[dict[str, Any]]:
     """Every chart that has something to show, the most important first; at most MAX_POINTS points each."""
     experience = "tokens" if language else "env_steps"
     unit = experience.replace("_", " ")
     x = _pooled(_column(records, experience), max)
-    if language:
+    if any("trained_comparisons" in record for record in records):
+        charts = _preference_charts(evals, records, x)
+    elif language:
         charts = _exact_match_chart(records, evals, x) + _completion_charts(records, x)
     else:
         charts = _return_chart(records, evals, x)

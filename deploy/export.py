@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Weights
+from rollcall.deploy.settings import learns_from_data
 
 MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
 PREFIX = "policy.model."  # the language model's tensors among the published ones
@@ -27,13 +28,18 @@ def export_policy(target: str | Path, directory: str | Path | None = None) -> Pa
       CheckpointDamaged: as `rollcall eval` would.
     """
     from rollcall.deploy import policies
+    from rollcall.deploy.runs import find_checkpoint
 
+    if learns_from_data(find_checkpoint(target)[0] / "config.yaml"):
+        from rollcall.deploy import preference_runs
+
+        return preference_runs.export(target, None if directory is None else Path(directory))
     loaded = policies.load_language(target)
     goal = loaded.run_directory / "policy" if directory is None else Path(directory)
     source = model_source(loaded.parts.model_directory)
     if goal.resolve() in (source.resolve(), loaded.parts.given_model.resolve()):
         raise BadInput(f"{goal}: the model that the run began with, and begins with again: export to another directory")
-    _check_free(goal)
+    check_free(goal)
     weights = loaded.weights
     origin = {"policy_id": weights.policy_id, "policy_version": weights.version, "weights": weights.checksum}
     try:
@@ -99,7 +105,8 @@ def _beside(source: Path) -> list[Path]:
     ]
 
 
-def _check_free(directory: Path) -> None:
+def check_free(directory: Path) -> None:
+    """Raises BadInput: for a directory that holds anything but an earlier export."""
     if not directory.exists() or (directory / MARKER).is_file():
         return
     if not directory.is_dir() or any(directory.iterdir()):

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from rollcall.actors.lm_actor import Failure
-from rollcall.cluster.errors import ChecksumMismatch, EnvFailure, NonFinite, StaleEpoch, WeightsTimeout
-from rollcall.cluster.messages import Ticket
+from rollcall.cluster.errors import (
+    ChecksumMismatch,
+    EnvFailure,
+    NonFinite,
+    StaleEpoch,
+    Unscored,
+    VersionsMixed,
+    WeightsTimeout,
+)
+from rollcall.cluster.messages import Produced, Ticket
 from rollcall.cluster.workers import TicketFailed
 
 _REASONS: dict[type[Exception], str] = {
@@ -13,13 +21,16 @@ _REASONS: dict[type[Exception], str] = {
     WeightsTimeout: "weights_timeout",
     StaleEpoch: "stale_epoch",
     ChecksumMismatch: "checksum_mismatch",
+    Unscored: "unscored",
+    VersionsMixed: "versions_mixed",
 }
 
 CONTAINED = tuple(_REASONS)  # what ends an attempt and not the actor
 
 
-def ticket_failure(ticket: Ticket, error: Exception) -> TicketFailed:
-    """The drop that `error` means. After NaNs or a raising env, the shard starts anew."""
+def ticket_failure(ticket: Ticket | Produced, error: Exception) -> TicketFailed:
+    """The drop that `error` means, to a ticket or to what it produced. After NaNs or a raising env, the shard starts
+    anew."""
     return TicketFailed(
         ticket_id=ticket.ticket_id,
         attempt=ticket.attempt,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from rollcall.actors.vllm_engine import check_installed
@@ -10,6 +11,8 @@ from rollcall.deploy.checks import Problem, check_device, check_lag
 
 if TYPE_CHECKING:
     from rollcall.deploy.language_config import LanguageConfig
+    from rollcall.deploy.settings import KeyPath
+    from rollcall.learners.lora import LoraConfig
 
 
 def check_language(config: LanguageConfig) -> list[Problem]:
@@ -23,7 +26,7 @@ def check_language(config: LanguageConfig) -> list[Problem]:
         able = ", ".join(name for name, found in known.items() if plugins.is_language(found))
         return [Problem(("algorithm", "name"), f"learns control, not language: use one of {able}")]
     check_installed()
-    problems = [*_length(config), *check_lag(config), *_context(config), *_algorithm(config)]
+    problems = [*_length(config), *check_lag(config), *_context(config), *_algorithm(config), *_learner(config)]
     return problems or check_device(config)
 
 
@@ -55,4 +58,19 @@ def _algorithm(config: LanguageConfig) -> list[Problem]:
     if config.learner.num_processes > share:
         text = f"more learner processes than the {share} samples of a minibatch to share: {share} at the most"
         problems.append(Problem(("learner", "num_processes"), text))
+    return problems
+
+
+def _learner(config: LanguageConfig) -> list[Problem]:
+    problems, policy = [], config.policy
+    with_lora: dict[KeyPath, LoraConfig | None] = {("policy", "lora"): policy.lora}
+    if policy.warm_start is not None:
+        with_lora["policy", "warm_start", "lora"] = policy.warm_start.lora
+    if find_spec("peft") is None:
+        text = "LoRA needs the package peft: pip install peft, or set null"
+        problems += [Problem(path, text) for path, lora in with_lora.items() if lora is not None]
+    if config.learner.sharding == "fsdp" and (config.learner.num_processes == 1 or config.runtime == "serial"):
+        alone = "runtime=serial has" if config.runtime == "serial" else "there is"
+        text = f"{alone} one learner process, with nobody to share with: use auto, or more learner.num_processes"
+        problems.append(Problem(("learner", "sharding"), text))
     return problems

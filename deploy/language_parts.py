@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,6 +17,7 @@ from rollcall.actors.conversations import Conversations, opening
 from rollcall.actors.lm_actor import LMActor
 from rollcall.actors.lm_evaluation import LMEvaluator
 from rollcall.actors.policy import WeightsSource
+from rollcall.actors.scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Task
 from rollcall.actors.vllm_engine import VllmEngine
@@ -24,13 +25,20 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
 from rollcall.deploy.language_config import LanguageConfig
-from rollcall.deploy.parts import POLICY_ID
+from rollcall.deploy.parts import POLICY_ID, scorer_of
 from rollcall.deploy.warm_start import warm_start
 from rollcall.learners.collective import Collective
 from rollcall.learners.language import LanguageExperience
 from rollcall.learners.learner import Learner
+from rollcall.learners.lora import WithoutAdapters, add_adapters, merged_parameters
 from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_policy import TokenCritic, TokenPolicy, autocast_dtype, load_policy_model
+from rollcall.learners.token_policy import (
+    TokenCritic,
+    TokenPolicy,
+    autocast_dtype,
+    decoder_layers,
+    load_policy_model,
+)
 
 _log = logging.getLogger("rollcall")
 
@@ -42,6 +50,7 @@ class LanguageParts:
     config: LanguageConfig
     run_directory: Path
     consumption_log: Path
+    reward: RewardEndpoint | None = None
 
     kind: ClassVar[Literal["control", "language"]] = "language"
     actor_prefix: ClassVar[str] = "lm"
@@ -129,6 +138,13 @@ class LanguageParts:
             raise BadInput(f"task {self.label}: no training row has a prompt of at most {room} tokens")
         return usable
 
+    def with_reward(self, endpoint: RewardEndpoint) -> LanguageParts:
+        return replace(self, reward=endpoint)
+
+    def scorer(self) -> TrajectoryScorer:
+        assert self.reward is not None
+        return scorer_of(self.reward, TextScoring(self.task, self.codec, self.task.rows("train")))
+
     def actor(self, actor_id: str, source: WeightsSource) -> LMActor:
         engine = self._engine()
         return LMActor(
@@ -146,18 +162,24 @@ class LanguageParts:
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 
     def models(self) -> dict[str, nn.Module]:
-        """policy, and reference and critic where the algorithm needs them."""
+        """policy, and reference and critic where the algorithm needs them. With LoRA, policy and critic have adapters,
+        and the reference is the policy without: the adapters of version 0 change nothing."""
         algorithm, policy = self.config.build_algorithm(), self.config.policy
         autocast, sampling = autocast_dtype(policy), self.config.actors.sampling
 
-        def load() -> nn.Module:
-            return load_policy_model(self.model_directory, policy)
+        def load(name: str) -> nn.Module:
+            model = load_policy_model(self.model_directory, policy)
+            if policy.lora is not None:
+                add_adapters(model, policy.lora, seed=derive_seed(self.config.seed, "lora", name))
+            return model
 
-        models: dict[str, nn.Module] = {"policy": TokenPolicy(load(), sampling, autocast=autocast)}
+        models: dict[str, nn.Module] = {"policy": TokenPolicy(load("policy"), sampling, autocast=autocast)}
         if algorithm.needs_critic:
-            models["critic"] = TokenCritic(load(), autocast=autocast)
-        if algorithm.needs_reference:
-            models["reference"] = TokenPolicy(load(), sampling, autocast=autocast).requires_grad_(False)
+            models["critic"] = TokenCritic(load("critic"), autocast=autocast)
+        if algorithm.needs_reference and policy.lora is not None:
+            models["reference"] = WithoutAdapters(models["policy"])
+        elif algorithm.needs_reference:
+            models["reference"] = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
         return {**models, **algorithm.extra_models()}
 
     def learner(self, collective: Collective) -> Learner:
@@ -172,6 +194,8 @@ class LanguageParts:
             published=("policy",),
             consumption_log=self.consumption_log,
             collective=collective,
+            units=decoder_layers,
+            read_out=None if config.policy.lora is None else merged_parameters,
         )
 
     def _engine(self) -> VllmEngine:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ class _Run:
                 store.acquire_lock()
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
                 self.parts.prepare()
-                workers = self._workers()
-                return self._see_through(store, books, workers, start, port)
+                with self._reward_service():
+                    workers = self._workers()
+                    return self._see_through(store, books, workers, start, port)
         finally:
             if workers is not None:
                 workers.close()  # after the store: Ray's end ends every child of this process, and Redis is one
@@ -115,6 +117,17 @@ class _Run:
             )
         return checkpoint, manifest
 
+    @contextmanager
+    def _reward_service(self) -> Iterator[None]:
+        if self.config.reward is None:
+            yield
+            return
+        from rollcall.deploy.reward_launch import reward_endpoint
+
+        with reward_endpoint(self.config.reward, self.directory, self.config.supervision, self._tell) as endpoint:
+            self.parts = self.parts.with_reward(endpoint)
+            yield
+
     def _workers(self) -> Any:
         if self.config.runtime == "serial":
             return self._serial_workers()
@@ -127,6 +140,7 @@ class _Run:
             parts=self.parts,
             num_actors=config.actors.num,
             eval_episodes=config.eval.episodes,
+            scored=self.parts.reward is not None,
             num_learner_processes=config.learner.num_processes,
             learner_device=config.learner.device,
             keep_versions=KEEP_VERSIONS,
@@ -145,6 +159,7 @@ class _Run:
             parameter_server=server,
             evaluator=self.parts.evaluator,
             episodes=self.config.eval.episodes,
+            scorer=self.parts.scorer() if self.parts.reward is not None else None,
         )
 
     def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
@@ -167,6 +182,7 @@ class _Run:
             prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
             consumption_log=self.parts.consumption_log,
             exact_checkpoints=at_rest and self.parts.can_be_exact,
+            scored=self.parts.reward is not None,
             drop_degenerate=getattr(config, "drop_degenerate", False),
         )
         return Coordinator(

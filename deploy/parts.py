@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rollcall.actors.scoring import Kind, RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.work import Work
 from rollcall.deploy.config import AnyConfig, LanguageConfig
 from rollcall.learners.collective import Collective
@@ -43,10 +44,28 @@ class Parts(Protocol):
     def prepare(self) -> None:
         """Makes, once per run directory, what the members load."""
 
+    @property
+    def reward(self) -> RewardEndpoint | None:
+        """Where trajectories are scored; None: by the env or the task itself."""
+
+    def with_reward(self, endpoint: RewardEndpoint) -> Parts:
+        """These parts, once the reward service's address is known."""
+
+    def scorer(self) -> TrajectoryScorer:
+        """Only with a reward endpoint."""
+
     def work(self) -> Work: ...
     def actor(self, actor_id: str, source: Any) -> Any: ...
     def evaluator(self) -> Any: ...
     def learner(self, collective: Collective) -> Learner: ...
+
+
+def scorer_of(endpoint: RewardEndpoint, kind: Kind) -> TrajectoryScorer:
+    """Asks the service of that endpoint."""
+    from rollcall.reward_service.client import RewardClient
+
+    client = RewardClient(endpoint.url, endpoint.token or None)
+    return TrajectoryScorer(client, kind, model=endpoint.model, patience_s=endpoint.patience_s)
 
 
 def parts_of(config: AnyConfig, run_directory: Path) -> Parts:

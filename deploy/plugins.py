@@ -31,6 +31,9 @@ class Plugin:
 ALGORITHM = Plugin(
     "algorithm", "rollcall.learners", "ALGORITHM", ("unit", "corrects_policy_lag", "prepare", "minibatches", "loss")
 )
+DIRECT_METHOD = Plugin(
+    "direct method", "rollcall.learners", "DIRECT_METHOD", ("prepare", "minibatches", "loss", "pair_losses")
+)
 TASK = Plugin("task", "rollcall.actors", "TASK", ("rows", "judge", "environment", "demonstration"))
 
 

@@ -24,6 +24,7 @@ from rollcall.deploy.config import AnyConfig, LanguageConfig, RunConfig, load_co
 from rollcall.deploy.export import model_source
 from rollcall.deploy.parts import parts_of
 from rollcall.deploy.runs import find_checkpoint, refuse_supervised
+from rollcall.deploy.settings import learns_from_data
 from rollcall.learners.policy import TorchPolicy
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def load_either(target: str | Path) -> Loaded | LoadedLanguage:
 def _find(target: str | Path) -> tuple[AnyConfig, Path, Path | None]:
     run_directory, checkpoint = find_checkpoint(target)
     refuse_supervised(run_directory)
+    if learns_from_data(run_directory / "config.yaml"):
+        raise BadInput(f"{run_directory}: a run on preferences: what it learnt is a directory in it, policy or model")
     return load_config(run_directory / "config.yaml"), run_directory, checkpoint
 
 

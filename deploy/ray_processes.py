@@ -215,6 +215,20 @@ class PrefetchedWeights:
                 self._newest = found
 
 
+class ScoringProcess:
+    """A TrajectoryScorer as a Ray actor, asked from several threads at once: what it does is wait for answers."""
+
+    def __init__(self, parts: Parts, working_directory: str) -> None:
+        _use_working_directory(working_directory)
+        self._scorer = parts.scorer()
+
+    def score(self, produced: Produced, trajectory: Any) -> tuple[Produced | TicketFailed, Any]:
+        try:
+            return self._scorer.score(produced, trajectory)
+        except CONTAINED as error:
+            return ticket_failure(produced, error), None
+
+
 class LearnerProcess:
     """One learner process as a Ray actor."""
 
@@ -250,13 +264,15 @@ class LearnerProcess:
         assert self._learner is not None
         return self._learner.update(trajectories, order)
 
-    def weights(self, epoch: int, version: int) -> Weights:
+    def weights(self, epoch: int, version: int) -> Weights | None:
+        """From process 0; asked of all."""
         assert self._learner is not None
-        return self._learner.weights(epoch=epoch, version=version)
+        return self._learner.hand_out(epoch=epoch, version=version)
 
     def save(self, directory: Path, epoch: int, version: int) -> None:
+        """By process 0; asked of all."""
         assert self._learner is not None
-        self._learner.save(directory, self._learner.weights(epoch=epoch, version=version))
+        self._learner.hand_out(epoch=epoch, version=version, checkpoint=directory)
 
 
 class EvalProcess:

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.curves import build_charts
+from rollcall.deploy import preference_report
+from rollcall.deploy.curves import build_charts, calibration_chart
 from rollcall.deploy.progress import duration, number, percent
 from rollcall.deploy.recorders import read_jsonl
 
@@ -40,15 +41,22 @@ def write_report(run_directory: Path) -> Path:
     records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
     events = read_jsonl(run_directory / "events.jsonl")
     summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
-    language = "task" in config
+    preferences = "data" in config
+    language = "task" in config or preferences
     charts = build_charts(records, evals, language=language)
+    bins = (summary.get("calibration") or {}).get("bins")
+    if bins:
+        charts.insert(min(2, len(charts)), calibration_chart(bins))
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
-        _tiles(summary, records, evals, language=language),
+        _tile_row(
+            preference_report.tiles(summary) if preferences else _tiles(summary, records, evals, language=language)
+        ),
         _figures(charts),
         _samples(run_directory / "samples.jsonl"),
+        preference_report.tables(summary),
         '<h2>Accounts</h2><div class="columns">',
-        _ledger(summary),
+        "" if preferences else _ledger(summary),
         _machine(origin),
         "</div>",
         _events(events),
@@ -83,11 +91,12 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
     status = str(summary.get("status", "running"))
     tone, word = _STATUS.get(status, ("warn", status))
     where = _name(config["task"], "name") if "task" in config else _name(config.get("env"), "id")
+    method = [f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {where}"]
     facts = [
         f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
-        f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {where}",
+        *(preference_report.facts(config, summary) if "data" in config else method),
         f"seed {summary.get('seed', config.get('seed', '?'))}",
-        f"{config.get('runtime', 'ray')} runtime",
+        *([] if "data" in config else [f"{config.get('runtime', 'ray')} runtime"]),
     ]
     text = (
         f'<header><div class="row"><h1>{escape(name)}</h1><span class="badge {tone}">{escape(word)}</span></div>'
@@ -100,7 +109,7 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
 
 def _tiles(
     summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]], *, language: bool
-) -> str:
+) -> list[tuple[str | None, str]]:
     last = records[-1] if records else {}
     final = summary.get("final_eval") or (evals[-1] if evals else {})
     wall = summary.get("wall_s", last.get("elapsed_s"))
@@ -111,7 +120,7 @@ def _tiles(
         speed = (last.get(experience) or 0) / last["elapsed_s"]
     total = summary.get("generated_tokens" if language else "env_steps", last.get(experience))
     score = _score(final, language=language) if final else None
-    tiles = [
+    return [
         (score, f"{'final' if summary.get('final_eval') else 'latest'} evaluation, {final.get('n', '?')} {trials}"),
         (number(total), f"generated {unit}" if language else unit),
         (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
@@ -120,6 +129,9 @@ def _tiles(
         (f"{summary['bound_fraction']:.0%}" if summary.get("bound_fraction") else None, "of this machine's bound"),
         (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),
     ]
+
+
+def _tile_row(tiles: list[tuple[str | None, str]]) -> str:
     cells = [f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in tiles if v and v != "-"]
     return f'<div class="tiles">{"".join(cells)}</div>'
 

@@ -21,8 +21,9 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.metrics import MetricsConfig
 from rollcall.cluster.store import URL_VARIABLE, RedisConfig
 from rollcall.cluster.supervision import SupervisionConfig
-from rollcall.deploy import plugins
+from rollcall.deploy import plugins, reward_config
 from rollcall.deploy.plugins import Plugin
+from rollcall.deploy.reward_config import RewardConfig
 from rollcall.learners.learner import LearnerConfig
 from rollcall.learners.networks import PolicyConfig
 
@@ -51,6 +52,10 @@ class CommonConfig(BaseModel):
         le=64,
         description="versions the acting policy may lag; 0: synchronous. Default 1, or 0 without lag correction",
     )
+    reward: RewardConfig | None = Field(
+        default=None,
+        description="who scores what was produced; none: the env or task. my_module:score, or the name of a scorer",
+    )
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="where the books are kept")
@@ -63,6 +68,11 @@ class CommonConfig(BaseModel):
     @classmethod
     def _algorithm_by_name(cls, value: Any) -> Any:
         return plugin_settings(plugins.ALGORITHM, value)
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_by_name(cls, value: Any) -> Any:
+        return reward_config.by_name(value)
 
     # What follows from the settings.
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rollcall.cluster.errors import BadInput, StoreUnavailable
 from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
@@ -105,7 +105,16 @@ def claim_directory(name: str, *, explicit: bool) -> Path:
     raise BadInput(f"{RUNS}/ holds 100000 runs called {name}; remove some or give name=...")
 
 
-def begin_run(config: AnyConfig, directory: Path, *, recipe: str) -> None:
+class Written(Protocol):
+    """A configuration as far as it is written down."""
+
+    @property
+    def config_hash(self) -> str: ...
+
+    def to_yaml(self) -> str: ...
+
+
+def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
     """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where)."""
     (directory / "logs").mkdir(exist_ok=True)
     versions = {"python": platform.python_version()}

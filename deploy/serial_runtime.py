@@ -15,10 +15,11 @@ from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
 from rollcall.actors.lm_actor import Failure, LMActor
 from rollcall.actors.lm_evaluation import LMEvaluator
+from rollcall.actors.scoring import TrajectoryScorer
 from rollcall.cluster.errors import NonFinite, RollcallError
-from rollcall.cluster.messages import Array, Ticket, Weights
+from rollcall.cluster.messages import Array, Produced, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.cluster.workers import EvalDone, Event, StepDone, StepRequest, TicketProduced
+from rollcall.cluster.workers import EvalDone, Event, StepDone, StepRequest, TicketProduced, TicketScored
 from rollcall.deploy.failures import CONTAINED, given_up, ticket_failure
 from rollcall.learners.learner import Learner, StepOrder
 
@@ -38,8 +39,10 @@ class SerialWorkers:
         parameter_server: ParameterServer,
         evaluator: Callable[[], Evaluator | LMEvaluator],
         episodes: int,
+        scorer: TrajectoryScorer | None = None,
     ) -> None:
         self._actor = actor
+        self._scorer = scorer
         self._learner = learner
         self._server = parameter_server
         self._build_evaluator = evaluator
@@ -71,6 +74,10 @@ class SerialWorkers:
             self._jobs += [partial(self._produce, actor, ticket) for ticket in tickets]
         else:
             self._jobs.append(partial(self._generate, actor, tickets))
+
+    def submit_scoring(self, produced: Produced, handle: Handle) -> None:
+        assert self._scorer is not None
+        self._jobs.append(partial(self._score, self._scorer, produced, handle))
 
     def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None:
         self._jobs.append(partial(self._learn, request, handles))
@@ -120,6 +127,12 @@ class SerialWorkers:
             given_up(outcome) if isinstance(outcome, Failure) else TicketProduced(*outcome)
             for outcome in actor.produce_all(tickets)
         ]
+
+    def _score(self, scorer: TrajectoryScorer, produced: Produced, handle: Handle) -> list[Event]:
+        try:
+            return [TicketScored(*scorer.score(produced, handle))]
+        except CONTAINED as error:
+            return [ticket_failure(produced, error)]
 
     def _learn(self, request: StepRequest, handles: Sequence[Handle]) -> list[Event]:
         order = StepOrder(request.step, request.epoch, request.progress, request.checkpoint_directory)

@@ -183,6 +183,17 @@ def shipped_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def preference_recipes() -> dict[str, Path]:
+    """Those that learn from a file of preferences, without actors."""
+    folder = Path(__file__).with_name("recipes") / "preferences"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def learns_from_data(recipe: str | Path) -> bool:
+    """Whether a recipe, or a run's config.yaml, is of a run on preferences. Raises BadInput: as read_recipe."""
+    return "data" in read_recipe(recipe).tree
+
+
 def recipe_title(path: Path) -> str:
     """The first comment line of a recipe: what it trains."""
     with path.open(encoding="utf-8") as file:
@@ -200,7 +211,7 @@ def read_recipe(recipe: str | Path) -> Settings:
     Raises:
       BadInput: when there is none of that name, or it cannot be read.
     """
-    shipped = shipped_recipes()
+    shipped = shipped_recipes() | preference_recipes()
     if str(recipe) in shipped:
         path = shipped[str(recipe)]
         return parse_yaml(path.read_text(encoding="utf-8"), path.name)

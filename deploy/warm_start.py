@@ -16,9 +16,11 @@ from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Row, Task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.export import model_source, save_policy
 from rollcall.learners.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
 from rollcall.learners.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.sft import SFT, SFTConfig
 from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, autocast_dtype, load_policy_model
 
@@ -40,17 +42,36 @@ def warm_start(
     """Trains on demonstrations and writes model and tokenizer to `directory`, in one move at the end.
 
     Raises:
-      BadInput: when the task has no demonstrations.
+      BadInput: when the task has no demonstrations, or adapters that are asked for cannot be had.
     """
     assert policy.warm_start is not None
-    settings = policy.warm_start
     rows = list(task.rows("train"))
-    order = np.random.default_rng(seed).permutation(len(rows))[: settings.num_rows]
+    order = np.random.default_rng(seed).permutation(len(rows))[: policy.warm_start.num_rows]
     demonstrations = [demonstration(task, codec, rows[index]) for index in order]
     if not demonstrations:
         raise BadInput("warm start: the task has no training rows")
+    imitate(demonstrations, model_directory, directory, policy, learner, seed=seed, tell=tell)
+
+
+def imitate(
+    demonstrations: Sequence[Demonstration],
+    model_directory: Path,
+    directory: Path,
+    policy: LMPolicyConfig,
+    learner: LearnerConfig,
+    *,
+    seed: int,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """As warm_start, of demonstrations that are tokens already."""
+    assert policy.warm_start is not None
+    settings = policy.warm_start
     threads = torch.get_num_threads()
     model = load_policy_model(model_directory, policy)
+    if policy.lora is not None:
+        target_names(model, policy.lora)  # what the run would refuse after this training
+    if settings.lora is not None:
+        add_adapters(model, settings.lora, seed=derive_seed(seed, "lora"))
     beside = model_source(model_directory)
     trainer = Learner(
         models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
@@ -66,6 +87,7 @@ def warm_start(
         policy_id="warm_start",
         run_seed=seed,
         experience=DemonstrationExperience(),
+        read_out=None if settings.lora is None else merged_parameters,
     )
     source = DemonstrationSource(demonstrations, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
     _train(trainer, source, directory.parent, settings.steps, tell)

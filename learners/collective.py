@@ -19,9 +19,10 @@ class Collective:
 
     @classmethod
     def join(
-        cls, *, rank: int, num_processes: int, address: str, device: torch.device, timeout_s: float = 120.0
+        cls, *, rank: int, num_processes: int, address: str, device: torch.device, timeout_s: float = 600.0
     ) -> Collective:
-        """Meets the others at `address` ("host:port" of process 0). Every later collective has this deadline too."""
+        """Meets the others at `address` ("host:port" of process 0). Every later collective has this deadline too: it
+        must leave process 0 the time to write a large model's checkpoint, while the others are at the next step."""
         torch.distributed.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
             init_method=f"tcp://{address}",

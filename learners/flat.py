@@ -3,9 +3,11 @@ networks to Weights and back. Knows nothing of what the networks compute."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +17,28 @@ from rollcall.cluster.messages import Array, TensorSpec, Weights
 
 # Every parameter begins on a cache line: kernels choose their path by alignment, and so would the last bit of a result.
 _ALIGNMENT = 16  # elements; 64 bytes of float32
+Whole = Callable[[Tensor], Tensor]
 
-_NamedTensors = Sequence[tuple[TensorSpec, Tensor]]
+
+class Readable(NamedTuple):
+    """A parameter as others are to see it."""
+
+    name: str
+    tensor: Tensor  # of its dtype and shape
+    value: Callable[[], Tensor]
+
+
+class ReadOut(Protocol):
+    """What is published of a module in place of its parameters as they lie there."""
+
+    def __call__(self, module: nn.Module, whole: Whole = ..., /) -> Iterable[Readable]:
+        """`whole` reads one parameter, wherever its pieces are."""
+
+
+class _Placed(NamedTuple):
+    spec: TensorSpec
+    tensor: Tensor
+    value: Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatPara
             raise ValueError(
                 f"parameter {name} is {parameter.dtype} on {parameter.device}: flattening needs float32 on {device}"
             )
-    specs, size = _place(named, 0)
+    specs, size = place(named)
     values = torch.zeros(size, device=device)
     gradients = torch.zeros(size, device=device)
     for spec, (_, parameter) in zip(specs, named, strict=True):
@@ -63,26 +85,39 @@ def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatPara
 
 
 def module_weights(
-    models: Mapping[str, nn.Module], policy_id: str, *, epoch: int, version: int, names: Sequence[str] | None = None
+    models: Mapping[str, nn.Module],
+    policy_id: str,
+    *,
+    epoch: int,
+    version: int,
+    names: Sequence[str] | None = None,
+    read_out: Callable[[nn.Module], Iterable[Readable]] | None = None,
 ) -> Weights:
     """Parameters and buffers (normaliser statistics among them) of the models called `names` (default: all) as Weights.
 
-    A flattened model's parameters are one copy. A tensor is called "<model>.<its name in the model>".
+    A flattened model's parameters are one copy. A tensor is called "<model>.<its name in the model>". `read_out`:
+    whence the parameters come; None: they are the modules' own.
     """
     buffers_of: dict[str, list[Array]] = {}
     sizes: dict[str, int] = {}
     index: list[TensorSpec] = []
     for name in list(models) if names is None else names:
         module = models[name]
-        specs, totals = _layout(module, name)
-        for dtype, flat in _flat_arrays(module, specs, totals):
-            buffers_of.setdefault(dtype, []).append(flat)
-        index += [replace(spec, offset=spec.offset + sizes.get(spec.dtype, 0)) for spec, _ in specs]
+        placed, totals = _layout(module, name, read_out)
+        flat = _flat_view(module) if read_out is None else None
+        for dtype, array in _flat_arrays(placed, totals, flat).items():
+            buffers_of.setdefault(dtype, []).append(array)
+        index += [replace(spec, offset=spec.offset + sizes.get(spec.dtype, 0)) for spec, _, _ in placed]
         for dtype, total in totals.items():
             sizes[dtype] = sizes.get(dtype, 0) + total
     buffers = {dtype: parts[0] if len(parts) == 1 else np.concatenate(parts) for dtype, parts in buffers_of.items()}
     unsigned = Weights(policy_id, epoch, version, tuple(index), buffers)
     return replace(unsigned, checksum=unsigned.compute_checksum())
+
+
+def own_parameters(module: nn.Module, whole: Whole = Tensor.detach) -> Iterator[Readable]:
+    """The ReadOut of a module that publishes its own parameters."""
+    return (Readable(name, parameter, partial(whole, parameter)) for name, parameter in module.named_parameters())
 
 
 def load_module_weights(
@@ -94,19 +129,19 @@ def load_module_weights(
     Raises:
       ValueError: naming the first tensor in which the index and the module differ; nothing is copied then.
     """
-    specs, _ = _layout(module, name)
+    placed, _ = _layout(module, name)
     left_aside = tuple(f"{name}.{child}." for child in without)
     given = [
         spec for spec in weights.index if spec.name.startswith(f"{name}.") and not spec.name.startswith(left_aside)
     ]
-    for theirs, pair in zip_longest(given, specs):
-        ours = pair[0] if pair else None
+    for theirs, own in zip_longest(given, placed):
+        ours = own.spec if own else None
         if theirs is None or ours is None or _signature(theirs) != _signature(ours):
             raise ValueError(
                 f"weights {weights.policy_id} version {weights.version} do not fit {type(module).__name__} {name!r}: "
                 f"they hold {_describe(theirs)} where it has {_describe(ours)}"
             )
-    pairs = [(theirs, ours, tensor) for theirs, (ours, tensor) in zip(given, specs, strict=True)]
+    pairs = [(theirs, ours, tensor) for theirs, (ours, tensor, _) in zip(given, placed, strict=True)]
     flat = _flat_view(module)
     if flat is not None:
         begin = given[0].offset  # a module's parameters come first
@@ -133,7 +168,7 @@ def _dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")  # numpy's name too, for all that numpy has
 
 
-def _place(named: Iterable[tuple[str, Tensor]], offset: int) -> tuple[list[TensorSpec], int]:
+def place(named: Iterable[tuple[str, Tensor]], offset: int = 0) -> tuple[list[TensorSpec], int]:
     """Aligned places for tensors of one dtype from `offset` on, and where the next would begin."""
     specs = []
     for name, tensor in named:
@@ -150,16 +185,18 @@ def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}" if prefix else name, buffer
 
 
-def _layout(module: nn.Module, name: str) -> tuple[_NamedTensors, dict[str, int]]:
+def _layout(
+    module: nn.Module, name: str, read_out: Callable[[nn.Module], Iterable[Readable]] | None = None
+) -> tuple[Sequence[_Placed], dict[str, int]]:
     """Every tensor of a module with its place, parameters first, and the size of each dtype's buffer."""
-    placed: list[tuple[TensorSpec, Tensor]] = []
+    placed: list[_Placed] = []
     totals: dict[str, int] = {}
-    tensors: Iterator[tuple[str, Tensor]]
-    for tensors in (iter(module.named_parameters()), _persistent_buffers(module)):
-        for key, tensor in tensors:
+    buffers = (Readable(key, tensor, tensor.detach) for key, tensor in _persistent_buffers(module))
+    for tensors in ((read_out or own_parameters)(module), buffers):
+        for key, tensor, value in tensors:
             dtype = _dtype_name(tensor)
-            specs, totals[dtype] = _place([(f"{name}.{key}", tensor)], totals.get(dtype, 0))
-            placed.append((specs[0], tensor))
+            specs, totals[dtype] = place([(f"{name}.{key}", tensor)], totals.get(dtype, 0))
+            placed.append(_Placed(specs[0], tensor, value))
     return placed, totals
 
 
@@ -171,7 +208,7 @@ def _flat_view(module: nn.Module) -> Tensor | None:
     named = list(module.named_parameters())
     if not named or any(parameter.dtype != torch.float32 for _, parameter in named):
         return None
-    specs, size = _place(named, 0)
+    specs, size = place(named)
     first = named[0][1]
     storage, begin = first.untyped_storage(), first.storage_offset()
     if storage.nbytes() < (begin + size) * first.element_size():
@@ -183,17 +220,16 @@ def _flat_view(module: nn.Module) -> Tensor | None:
     return first.detach().as_strided((size,), (1,), begin)
 
 
-def _flat_arrays(module: nn.Module, specs: _NamedTensors, totals: Mapping[str, int]) -> Iterator[tuple[str, Array]]:
-    """A fresh flat array for each dtype, filled from a module's tensors."""
-    flat = _flat_view(module)
-    for dtype, total in totals.items():
-        array = np.zeros(total, dtype=np.dtype(dtype))
-        if flat is not None and dtype == "float32":
-            array[: flat.numel()] = flat.cpu().numpy()
-        for spec, tensor in specs:
-            if spec.dtype == dtype and (flat is None or not isinstance(tensor, nn.Parameter)):
-                array[spec.offset : spec.offset + spec.size] = tensor.detach().cpu().numpy().reshape(-1)
-        yield dtype, array
+def _flat_arrays(placed: Sequence[_Placed], totals: Mapping[str, int], flat: Tensor | None) -> dict[str, Array]:
+    """A fresh flat array for each dtype, filled from the placed tensors; from `flat`, if they lie there side by side,
+    their parameters. Values are read in the order of their places: reading them may take several processes."""
+    arrays: dict[str, Array] = {dtype: np.zeros(total, dtype=np.dtype(dtype)) for dtype, total in totals.items()}
+    if flat is not None:
+        arrays["float32"][: flat.numel()] = flat.cpu().numpy()
+    for spec, tensor, value in placed:
+        if flat is None or not isinstance(tensor, nn.Parameter):
+            arrays[spec.dtype][spec.offset : spec.offset + spec.size] = value().cpu().numpy().reshape(-1)
+    return arrays
 
 
 def _copy_into(tensor: Tensor, array: Array) -> None:

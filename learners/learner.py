@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from rollcall.cluster.checkpoint import read_state, write_state, write_weights
 from rollcall.cluster.consumption import ConsumptionLog
@@ -23,7 +23,8 @@ from rollcall.cluster.messages import Array, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.collective import Collective
-from rollcall.learners.flat import flatten_module, module_weights
+from rollcall.learners.flat import Readable, ReadOut, module_weights, own_parameters
+from rollcall.learners.parameters import ReplicatedParameters, TrainedParameters, Units
 
 
 class Experience(Protocol):
@@ -67,6 +68,11 @@ class LearnerConfig(BaseModel):
     optimizer_eps: float = Field(default=1e-5, gt=0, description="epsilon of Adam or RMSprop (PPO's is 1e-5)")
     max_grad_norm: float | None = Field(default=0.5, gt=0, description="global norm at which gradients are clipped")
     num_processes: int = Field(default=1, ge=1, description="learner processes that share each minibatch")
+    sharding: Literal["auto", "none", "fsdp"] = Field(
+        default="auto",
+        description="fsdp: each learner process holds a part of the parameters, of a language model that one GPU has "
+        "no room for; none: each holds all of them; auto: fsdp for language models on several GPUs",
+    )
     device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int = Field(default=1, ge=1, description="CPU threads of each learner process")
     compile: Literal["auto", "on", "off"] = Field(
@@ -117,10 +123,14 @@ class Learner:
         published: Sequence[str] | None = None,
         consumption_log: Path | None = None,
         collective: Collective | None = None,
+        units: Units | None = None,
+        read_out: ReadOut | None = None,
     ) -> None:
+        """`units`: the parts of a model that are sharded one by one; none: these models are not sharded. `read_out`:
+        what is published of a model in place of its own parameters."""
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
-        self._models = {name: model.to(self._device) for name, model in models.items()}
+        self._models = dict(models)
         self._algorithm = algorithm
         self._config = config
         self._policy_id = policy_id
@@ -130,16 +140,38 @@ class Learner:
         self._log = (
             ConsumptionLog(consumption_log) if consumption_log is not None and self._collective.rank == 0 else None
         )
-        self._flat = flatten_module(nn.ModuleDict(self._models), only_trained=True)
-        self._optimizer = _build_optimizer(self._flat.parameter, config, self._device)
+        self._read_out = read_out
+        self._trained = self._take_over(units)
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
         self._loss = self._compiled(algorithm.loss) if compile_loss else algorithm.loss
         self._skipped_in_a_row = 0
         self._idle_since = time.perf_counter()
 
     def weights(self, *, epoch: int, version: int) -> Weights:
-        """The published models (by default all), parameters and normaliser statistics, as they are now."""
-        return module_weights(self._models, self._policy_id, epoch=epoch, version=version, names=self._published)
+        """The published models (by default all), parameters and normaliser statistics, as they are now. Where there
+        are several processes, as `hand_out`."""
+        read_out = self._reader()
+        return module_weights(
+            self._models, self._policy_id, epoch=epoch, version=version, names=self._published, read_out=read_out
+        )
+
+    def hand_out(self, *, epoch: int, version: int, checkpoint: Path | None = None) -> Weights | None:
+        """The weights, and a checkpoint in the directory `checkpoint`, from process 0. Every process calls: what lies
+        in pieces is read by all of them together."""
+        if self._collective.rank == 0:
+            weights = self.weights(epoch=epoch, version=version)
+            if checkpoint is not None:
+                self.save(checkpoint, weights)
+            return weights
+        if self._trained.whole() is not None:
+            read_out = self._reader()
+            assert read_out is not None
+            for name in self._models if self._published is None else self._published:
+                for parameter in read_out(self._models[name]):
+                    parameter.value()
+            if checkpoint is not None:
+                self._trained.state()
+        return None
 
     def update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepResult, Weights | None]:
         """One learner step: all epochs over the batch. The weights come from process 0 only.
@@ -167,13 +199,9 @@ class Learner:
                     f"the loss or its gradient was not finite in {self._skipped_in_a_row} learner steps in a row, "
                     f"last at step {order.step}; lower learner.learning_rate or look at the rewards"
                 )
-        weights = None
-        if self._collective.rank == 0:
-            weights = self.weights(epoch=order.epoch, version=order.step + 1)
-            if self._log is not None:
-                self._log.append(order.step, order.epoch, trajectories)
-            if order.checkpoint_directory is not None:
-                self.save(order.checkpoint_directory, weights)
+        if self._log is not None:
+            self._log.append(order.step, order.epoch, trajectories)
+        weights = self.hand_out(epoch=order.epoch, version=order.step + 1, checkpoint=order.checkpoint_directory)
         self._idle_since = time.perf_counter()
         result = StepResult(
             step=order.step,
@@ -189,8 +217,8 @@ class Learner:
     def save(self, directory: Path, weights: Weights) -> None:
         """Writes the policy and everything else this learner would need to go on."""
         write_weights(directory, weights)
-        tensors: dict[str, Array] = {"generator": self._generator.get_state().numpy()}
-        for name, tensor in self._state_tensors().items():
+        tensors: dict[str, Array] = {"generator": self._generator.get_state().numpy(), **self._trained.state()}
+        for name, tensor in self._buffers().items():
             tensors[name] = tensor.detach().cpu().numpy()
         meta = {"skipped_in_a_row": self._skipped_in_a_row, "experience": self._experience.state()}
         write_state(directory, "learner", tensors, meta)
@@ -205,13 +233,15 @@ class Learner:
         if state is None:
             raise CheckpointDamaged(f"{checkpoint}: has no learner state")
         tensors, meta = state
-        own = self._state_tensors()
+        buffers = self._buffers()
+        own = {**self._trained.state_shapes(), **{name: tuple(tensor.shape) for name, tensor in buffers.items()}}
         foreign = sorted(own.keys() ^ (tensors.keys() - {"generator"}))
-        foreign += [n for n in own if n in tensors and tuple(own[n].shape) != tensors[n].shape]
+        foreign += [name for name, shape in own.items() if name in tensors and shape != tensors[name].shape]
         if foreign:
             raise CheckpointDamaged(f"{checkpoint}: of another model or optimiser: {foreign[0]} does not fit")
+        self._trained.load_state(tensors)
         with torch.no_grad():
-            for name, tensor in own.items():
+            for name, tensor in buffers.items():
                 tensor.copy_(torch.from_numpy(np.array(tensors[name])))
         self._generator.set_state(torch.from_numpy(np.array(tensors["generator"])))
         self._skipped_in_a_row = int(meta["skipped_in_a_row"])
@@ -244,16 +274,14 @@ class Learner:
 
     def _gradient_step(self, minibatch: Minibatch, broken: Tensor) -> Metrics:
         """One optimiser step. Losses, metrics and gradients of this process's parts of the minibatch add up."""
-        gradient = self._flat.gradient
-        gradient.zero_()
+        self._trained.zero_gradients()
         loss, metrics = self._backward(minibatch)
-        self._collective.sum_(gradient)
-        norm = torch.linalg.vector_norm(gradient)
+        norm = self._trained.sum_gradients()
         # NaN or infinity in any share reaches the summed gradient's norm or the loss, and from there this sum.
         broken.add_(norm).add_(loss)
         if self._config.max_grad_norm is not None:
-            gradient.mul_((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        self._step_optimizer()
+            self._trained.scale_gradients((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._trained.step()
         return {**metrics, "loss": loss, "grad_norm": norm}
 
     def _backward(self, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
@@ -267,52 +295,50 @@ class Learner:
         assert total is not None, "every process has a part of every minibatch"
         return total, sums
 
-    def _step_optimizer(self) -> None:
-        """Adam through its functional form: of the 0.1 ms that Optimizer.step takes for one small flat parameter, nine
-        tenths are its hooks and checks (measured), a seventh of a small network's whole update."""
-        group, parameter = self._optimizer.param_groups[0], self._flat.parameter
-        if not isinstance(self._optimizer, torch.optim.Adam):
-            self._optimizer.step()
-            return
-        state = self._optimizer.state[parameter]
-        with torch.no_grad():
-            adam(
-                [parameter],
-                [self._flat.gradient],
-                [state["exp_avg"]],
-                [state["exp_avg_sq"]],
-                [],
-                [state["step"]],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-
     def _set_learning_rate(self, order: StepOrder) -> float:
         fraction = 1.0 - order.progress if self._config.anneal_learning_rate else 1.0
         if order.step < self._config.warmup_steps:
             fraction *= (order.step + 1) / self._config.warmup_steps
         learning_rate = self._config.learning_rate * fraction
-        for group in self._optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(learning_rate)
-            else:
-                group["lr"] = learning_rate
+        self._trained.set_learning_rate(learning_rate)
         return learning_rate
 
+    def _take_over(self, units: Units | None) -> TrainedParameters:
+        """Moves the models to the device, whole or in pieces."""
+        config, build_optimizer = self._config, partial(_build_optimizer, config=self._config)
+        wanted = config.sharding == "fsdp" or (config.sharding == "auto" and self._device.type == "cuda")
+        if units is None or not wanted or self._collective.num_processes == 1:
+            for model in self._models.values():
+                model.to(self._device)
+            return ReplicatedParameters(self._models, collective=self._collective, build_optimizer=build_optimizer)
+        from rollcall.learners.sharded import ShardedParameters
+
+        return ShardedParameters(
+            self._models,
+            units=units,
+            device=self._device,
+            collective=self._collective,
+            build_optimizer=build_optimizer,
+        )
+
+    def _reader(self) -> Callable[[nn.Module], Iterable[Readable]] | None:
+        """How the parameters of a model are read for others."""
+        whole = self._trained.whole()
+        if whole is None:
+            return self._read_out
+        read_out = self._read_out or own_parameters
+        return lambda module: read_out(module, whole)
+
     def _state_tensors(self) -> dict[str, Tensor]:
-        """Parameters, buffers and optimiser state by name: live tensors, to be read or copied into."""
-        tensors: dict[str, Tensor] = {"parameters": self._flat.parameter}
-        for model_name, model in self._models.items():
-            tensors |= {f"buffers.{model_name}.{name}": buffer for name, buffer in model.named_buffers()}
-        for name, value in self._optimizer.state[self._flat.parameter].items():
-            tensors[f"optimizer.{name}"] = value
-        return tensors
+        """Parameters, buffers and optimiser state by name, as this process holds them: live tensors."""
+        return {**self._trained.tensors(), **self._buffers()}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return {
+            f"buffers.{model_name}.{name}": buffer
+            for model_name, model in self._models.items()
+            for name, buffer in model.named_buffers()
+        }
 
     def _snapshot(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self._state_tensors().items()}
@@ -334,26 +360,10 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _build_optimizer(parameter: nn.Parameter, config: LearnerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimiser over the one flat parameter, its state allocated: a step with a zero gradient and zero rate."""
-    optimizer: torch.optim.Optimizer
+def _build_optimizer(parameters: Sequence[nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
-        optimizer = torch.optim.Adam([parameter], lr=config.learning_rate, eps=config.optimizer_eps, fused=True)
-    elif config.optimizer == "rmsprop":
+        return torch.optim.Adam(parameters, lr=config.learning_rate, eps=config.optimizer_eps, fused=True)
+    if config.optimizer == "rmsprop":
         # A2C's: TensorFlow's RMSprop, with decay 0.99.
-        optimizer = torch.optim.RMSprop([parameter], lr=config.learning_rate, alpha=0.99, eps=config.optimizer_eps)
-    else:
-        optimizer = torch.optim.SGD([parameter], lr=config.learning_rate)
-    _allocate_state(optimizer, parameter)
-    assert math.isfinite(float(torch.linalg.vector_norm(parameter.detach())))
-    return optimizer
-
-
-def _allocate_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
-    """State exists before the first step, so that the first checkpoint has the layout of all others."""
-    with torch.no_grad():
-        before = parameter.detach().clone()
-        optimizer.step()  # the gradient is zero
-        parameter.copy_(before)
-        for value in optimizer.state[parameter].values():
-            value.zero_()
+        return torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.99, eps=config.optimizer_eps)
+    return torch.optim.SGD(parameters, lr=config.learning_rate)

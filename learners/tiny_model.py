@@ -21,7 +21,8 @@ HEAD_DIM = 32  # the least that paged attention kernels for CPUs take
 def write_tiny_model(
     directory: Path,
     *,
-    alphabet: str,
+    alphabet: str = "",
+    tokenizer: PreTrainedTokenizerFast | None = None,
     hidden_size: int = 128,
     num_layers: int = 4,
     num_heads: int = 4,
@@ -33,7 +34,8 @@ def write_tiny_model(
 ) -> None:
     """Writes a model and its tokenizer in Hugging Face's layout; with the defaults, about 0.8 million parameters.
 
-    The same arguments write the same bytes, and the process's own random numbers go on undisturbed.
+    With a tokenizer, its vocabulary takes the place of the alphabet's. The same arguments write the same bytes, and the
+    process's own random numbers go on undisturbed.
 
     Raises:
       BadInput: when transformers is not installed.
@@ -41,7 +43,7 @@ def write_tiny_model(
     """
     if num_heads % num_kv_heads:
         raise ValueError(f"num_heads {num_heads} is no multiple of num_kv_heads {num_kv_heads}: give one that is")
-    tokenizer = character_tokenizer(alphabet)
+    tokenizer = tokenizer or character_tokenizer(alphabet)
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(

@@ -65,7 +65,11 @@ class TokenBatch:
         return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
 
     def rows(self, samples: Sequence[int]) -> tuple[TokenRows, Tensor]:
-        """The padded rows of some samples, and the indices [K] of their tokens among the flat [S] ones."""
+        """The padded rows of some samples, and the indices [K] of their tokens among the flat [S] ones. Of none: one
+        token of padding, and no indices."""
+        if not samples:
+            none = self.sampled.new_zeros(0)
+            return TokenRows(self.token_ids.new_zeros(1, 1), none, none), none
         begin, end = self.offsets[:-1].tolist(), self.offsets[1:].tolist()
         flat_begin = self.sampled_offsets().tolist()
         width = max(end[i] - begin[i] for i in samples)
@@ -185,7 +189,7 @@ class TokenMinibatch:
 
     def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart]:
         """The micro-batches that one learner process works on, one after the other: memory holds one."""
-        for part in _at_least(self.parts, num_processes)[rank::num_processes]:
+        for part in _share(_at_least(self.parts, num_processes), rank, num_processes):
             rows, indices = self.batch.rows(part)
             yield TokenPart(
                 rows=rows,
@@ -205,6 +209,13 @@ def _at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]
         assert len(part) > 1, "more learner processes than samples in a minibatch"
         divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return divided
+
+
+def _share(parts: Sequence[Sequence[int]], rank: int, num_processes: int) -> list[Sequence[int]]:
+    """One process's parts. All get equally many, the last of some processes being empty: sharded parameters are
+    gathered in each pass, by all processes together."""
+    own = list(parts[rank::num_processes])
+    return own + [()] * (-(-len(parts) // num_processes) - len(own))
 
 
 @dataclass(frozen=True)
@@ -230,7 +241,7 @@ def each_token(
     out = torch.zeros(batch.num_sampled, device=batch.behaviour_logprobs.device)
     parts = batch.micro_batches(range(batch.num_samples), token_budget)
     with torch.no_grad():
-        for part in parts[rank::num_processes]:
+        for part in _share(parts, rank, num_processes):
             rows, indices = batch.rows(part)
             out[indices] = evaluate(rows).float()
     return out

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners.lora import LoraConfig
 from rollcall.learners.sampling import Processed, process_logits
 from rollcall.learners.token_batch import TokenRows
 
@@ -36,6 +37,10 @@ class WarmStartConfig(BaseModel):
     )
     token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass")
     threads: int = Field(default=2, ge=1, le=256, description="CPU threads: the actors have not begun yet")
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train adapters alone, and merge them into the model at the end; none: train all of it",
+    )
 
 
 class LMPolicyConfig(BaseModel):
@@ -54,6 +59,10 @@ class LMPolicyConfig(BaseModel):
         default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train adapters alone: a fraction of the memory; actors get them merged; none: train all",
+    )
 
 
 def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
@@ -100,13 +109,15 @@ class TokenPolicy(nn.Module):
             states = hidden_states(self.model, rows)
             logits = cast(Any, self.model).get_output_embeddings()(states)
         sampling = self._sampling
-        return process_logits(
+        processed = process_logits(
             logits=logits,
             targets=rows.targets,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
         )
+        # No view: sharding hangs its hooks on what a module returns, and those of a view can be lost.
+        return processed._replace(logprobs=processed.logprobs.clone())
 
 
 class TokenCritic(nn.Module):
@@ -124,7 +135,13 @@ class TokenCritic(nn.Module):
         """[K]: values."""
         with torch.autocast(rows.token_ids.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             states = _states_of(self.body, rows)
-        return cast(Tensor, self.head(states.float()).squeeze(-1))
+        return cast(Tensor, self.head(states.float()).squeeze(-1).clone())  # as TokenPolicy's: no view
+
+
+def decoder_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of the language model within, which are computed one after the other: the units of sharding."""
+    kinds = {kind for part in module.modules() for kind in getattr(part, "_no_split_modules", None) or ()}
+    return [part for part in module.modules() if type(part).__name__ in kinds]
 
 
 def hidden_states(model: nn.Module, rows: TokenRows) -> Tensor:

@@ -41,6 +41,7 @@ class Consumable:
     ticket_id: int
     attempt: int
     min_policy_version: int
+    reward_model_version: str = ""
 
     def digest(self) -> str:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:32]

@@ -81,6 +81,7 @@ class _Forged:
     def __init__(self, record: dict[str, Any]) -> None:
         self.ticket_id, self.attempt = record["ticket_id"], record["attempt"]
         self.min_policy_version, self._digest = record["min_version"], record["digest"]
+        self.reward_model_version = record.get("reward_version", "")
 
     def digest(self) -> str:
         return str(self._digest)

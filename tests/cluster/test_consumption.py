@@ -16,6 +16,7 @@ class Item:
     ticket_id: int
     attempt: int = 1
     min_policy_version: int = 0
+    reward_model_version: str = ""
 
     def digest(self) -> str:
         return f"{self.ticket_id:032x}"

@@ -6,7 +6,7 @@ import json
 import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,23 @@ import pytest
 
 from rollcall.cluster.audit import audit_run
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
-from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog
+from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog, read_log
 from rollcall.cluster.coordinator import Coordinator, Plan
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.ledger import Ledger
-from rollcall.cluster.messages import EpisodeStats, Produced, ShardPayload, Ticket, Timing, pack_weights
+from rollcall.cluster.messages import EpisodeStats, Produced, Scoring, ShardPayload, Ticket, Timing, pack_weights
 from rollcall.cluster.store import Store
 from rollcall.cluster.supervision import Watchdog
 from rollcall.cluster.work import ShardWork
-from rollcall.cluster.workers import Event, LearnerLost, StepDone, StepRequest, TicketFailed, TicketProduced
+from rollcall.cluster.workers import (
+    Event,
+    LearnerLost,
+    StepDone,
+    StepRequest,
+    TicketFailed,
+    TicketProduced,
+    TicketScored,
+)
 
 BATCH = 3
 
@@ -35,6 +43,7 @@ class Rollout:
     ticket_id: int
     attempt: int
     min_policy_version: int
+    reward_model_version: str = ""
 
     def digest(self) -> str:
         return f"{self.ticket_id}-{self.attempt}"
@@ -60,9 +69,11 @@ class FaultyWorkers:
     def __init__(self, directory: Path, seed: int, **chances: float) -> None:
         self.random = random.Random(seed)
         self.chances = chances
+        self.scores = False
         self.directory = directory
         self.log = ConsumptionLog(directory / "logs" / LOG_NAME)
         self.tickets: list[Ticket] = []
+        self.unscored: list[TicketProduced] = []
         self.steps: deque[tuple[StepRequest, Sequence[Rollout]]] = deque()
         self.version = 0
         self.incarnations: dict[int, int] = {}
@@ -79,12 +90,18 @@ class FaultyWorkers:
             self.incarnations[ticket.payload.shard] = ticket.payload.incarnation
         self.tickets += tickets
 
+    def submit_scoring(self, produced: Produced, handle: Any) -> None:
+        self.unscored.append(TicketProduced(produced, handle))
+
     def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
+        assert all(rollout.reward_model_version for rollout in handles) == self.scores
         self.steps.append((request, handles))
 
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
 
     def poll(self, timeout_s: float) -> list[Event]:
+        if self.unscored and self.random.random() < 0.5:
+            return self._score(self.unscored.pop(self.random.randrange(len(self.unscored))))
         if self.tickets and (not self.steps or self.random.random() < 0.8):
             return self._produce(self.tickets.pop(self.random.randrange(len(self.tickets))))
         if self.steps:
@@ -98,6 +115,14 @@ class FaultyWorkers:
             return [failed, self._produced(ticket)] if self.happens("late") else [failed]
         produced = self._produced(ticket)
         return [produced, produced] if self.happens("twice") else [produced]
+
+    def _score(self, event: TicketProduced) -> list[Event]:
+        produced = event.produced
+        if self.happens("unscored"):
+            return [TicketFailed(*produced.key, produced.epoch, "unscored", "the scorer raised", False)]
+        rewarded = replace(event.handle, reward_model_version="v1")
+        scored = TicketScored(replace(produced, scoring=Scoring("v1", 0.5, 0.01)), rewarded)
+        return [scored, scored] if self.happens("twice") else [scored]
 
     def _produced(self, ticket: Ticket) -> TicketProduced:
         version = ticket.min_policy_version
@@ -173,7 +198,7 @@ class Recorder:
 
 
 def coordinate(
-    directory: Path, store: Store, workers: FaultyWorkers, *, lag: int, steps: int = 25
+    directory: Path, store: Store, workers: FaultyWorkers, *, lag: int, steps: int = 25, scored: bool = False
 ) -> tuple[Coordinator, Recorder]:
     address: dict[str, Any] = store.client.get_connection_kwargs()
     (directory / "redis").mkdir(parents=True, exist_ok=True)
@@ -196,7 +221,9 @@ def coordinate(
         prefetch_steps=1 if lag else 0,
         consumption_log=directory / "logs" / LOG_NAME,
         exact_checkpoints=False,
+        scored=scored,
     )
+    workers.scores = scored
     recorder = Recorder(directory)
     coordinator = Coordinator(
         plan,
@@ -226,6 +253,21 @@ def test_whatever_the_workers_do_the_books_balance(tmp_path: Path, store: Store,
     assert coordinator.counters.lag_max <= lag
     assert [str(item) for item in audit_run(tmp_path)] == []
     assert coordinator.restarts == workers.learner_deaths == recorder.events.count("learner_lost")
+
+
+@pytest.mark.parametrize("lag", [0, 1, 4])
+def test_what_is_learnt_from_was_scored_and_the_books_balance(tmp_path: Path, store: Store, lag: int) -> None:
+    chances = {"fail": 0.1, "late": 0.5, "twice": 0.1, "unscored": 0.1, "learner dies": 0.05}
+    workers = FaultyWorkers(tmp_path, lag, **chances)
+    coordinator, _ = coordinate(tmp_path, store, workers, lag=lag, scored=True)
+    coordinator.run()
+    counts = coordinator._ledger.counts()
+    assert counts.committed == 25 * BATCH and counts.in_flight == 0
+    assert counts.dropped_by_reason["unscored"] > 0
+    assert coordinator.counters.lag_max <= lag
+    assert [str(item) for item in audit_run(tmp_path)] == []
+    lines = read_log(tmp_path / "logs" / LOG_NAME).lines
+    assert {consumed.reward_version for _, consumed in lines} == {"v1"}
 
 
 def test_a_result_that_comes_twice_or_late_is_refused_and_counted(tmp_path: Path, store: Store) -> None:

@@ -275,6 +275,33 @@ def test_a_parts_samples_are_numbered_in_the_order_of_its_rows(seed: int) -> Non
         assert torch.equal(part.sequence, part.rows.predictors // part.rows.token_ids.shape[1])
 
 
+@unhurried
+@given(seeds, st.integers(1, 40), st.integers(1, 6))
+def test_all_processes_make_equally_many_passes_some_of_them_over_nothing(
+    seed: int, budget: int, num_processes: int
+) -> None:
+    """Sharded parameters are gathered in every pass, by all processes together."""
+    batch, samples = experience(seed, num_groups=4)
+    num_processes = min(num_processes, len(samples))
+    minibatch = minibatch_of(batch, batch.micro_batches(range(len(samples)), budget))
+    parts = [list(minibatch.shards(rank, num_processes)) for rank in range(num_processes)]
+    passes: list[list[TokenRows]] = [[] for _ in range(num_processes)]
+    for rank, seen in enumerate(passes):
+
+        def evaluate(rows: TokenRows, seen: list[TokenRows] = seen) -> Tensor:
+            seen.append(rows)
+            return token_and_its_predictor(rows)
+
+        each_token(batch, evaluate, token_budget=budget, rank=rank, num_processes=num_processes)
+    for made in (parts, passes):
+        assert len({len(of_one) for of_one in made}) == 1
+    empty = [part for of_one in parts for part in of_one if not len(part.weights)]
+    assert len(empty) < num_processes
+    for part in empty:
+        assert part.rows.token_ids.shape == (1, 1) and not len(part.rows.targets)
+        assert all(not len(tensor) for tensor in (*part.tensors.values(), part.sequence, part.behaviour_logprobs))
+
+
 def test_more_processes_than_micro_batches_halve_the_largest() -> None:
     batch = batch_of_sizes([4] * 5)
     minibatch = minibatch_of(batch, [[0, 1, 2, 3, 4]])

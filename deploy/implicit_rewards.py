@@ -1,0 +1,120 @@
+"""A policy before comparisons, by its implicit rewards (how much rather than its reference it gives a response), and
+how far it has moved from that reference. Must never know files, texts, or how the policy is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollcall.cluster.messages import Array
+from rollcall.learners import direct_preference
+from rollcall.learners.algorithm import Models
+from rollcall.learners.collective import Collective
+from rollcall.learners.comparisons import Comparison, TokenSequence
+from rollcall.learners.preference_batch import PreferenceBatch, collate_comparisons
+from rollcall.learners.preference_experience import each_candidate
+from rollcall.learners.token_policy import TokenPolicy
+
+_CHUNK = 256  # comparisons collated at once
+
+
+@dataclass(frozen=True)
+class PolicyJudgement:
+    """Of all pairs that are no ties."""
+
+    differences: Tensor  # [P]: of log-ratios, better minus worse
+    losses: Tensor  # [P]: the method's own
+    groups: Tensor  # int64 [P]
+    loss: float  # mean of the losses
+    margin: float  # mean difference of implicit rewards
+
+
+def judge_policy(
+    algorithm: Any, models: Models, comparisons: Sequence[Comparison[TokenSequence]], *, budget: int
+) -> PolicyJudgement:
+    """Without gradients."""
+    differences, groups = [], []
+    for begin in range(0, len(comparisons), _CHUNK):
+        batch = collate_comparisons(comparisons[begin : begin + _CHUNK]).to(_device(models))
+        clear = ~batch.pairs.tied
+        differences.append(batch.pairs.differences(_log_ratios(models, batch, budget))[clear].cpu())
+        groups.append(batch.pairs.group[clear].cpu())
+    found = torch.cat(differences)
+    losses = algorithm.pair_losses(found)
+    margin = float(algorithm.beta * found.mean()) if len(found) else 0.0
+    return PolicyJudgement(found, losses, torch.cat(groups), float(losses.mean()) if len(found) else 0.0, margin)
+
+
+def sampled_kl(
+    models: Models, comparisons: Sequence[Comparison[TokenSequence]], *, max_tokens: int, budget: int, seed: int
+) -> dict[str, float]:
+    """KL(pi || reference) of whole responses, in nats: the mean of log pi / ref over two samples of pi for each prompt.
+    Unbiased (k1, Schulman, 2020), and for a response cut at max_tokens that of its beginning."""
+    policy = cast(TokenPolicy, models["policy"])
+    prompts = [item.candidates[0].token_ids[: item.candidates[0].num_prompt] for item in comparisons]
+    device = _device(models)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+        torch.manual_seed(seed)
+        answers = _answers(policy, prompts, max_tokens, device)
+    samples = [
+        Comparison(tuple(TokenSequence(np.concatenate([prompt, tokens]), len(prompt)) for tokens in both), (0, 0))
+        for prompt, both in zip(prompts, answers, strict=True)
+    ]
+    ratios = _log_ratios(models, collate_comparisons(samples).to(device), budget).double().cpu()
+    return {"kl_reference": float(ratios.mean()), "kl_reference_error": float(ratios.std() / len(ratios) ** 0.5)}
+
+
+def _answers(
+    policy: TokenPolicy, prompts: Sequence[Array], max_tokens: int, device: torch.device
+) -> list[tuple[Array, Array]]:
+    """Two samples of the policy for each prompt, with their ends. Prompts are padded on the left to begin together."""
+    model: Any = policy.model
+    width = max(len(prompt) for prompt in prompts)
+    token_ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    mask = torch.zeros_like(token_ids)
+    for row, prompt in enumerate(prompts):
+        token_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[row, width - len(prompt) :] = 1
+    was = model.training
+    model.eval()
+    generated = model.generate(
+        token_ids.to(device),
+        attention_mask=mask.to(device),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        num_return_sequences=2,
+        max_new_tokens=max_tokens,
+        pad_token_id=model.config.get_text_config().pad_token_id or 0,
+    )
+    model.train(was)
+    eos = model.generation_config.eos_token_id
+    ended = [_ended(row, eos) for row in generated[:, width:].cpu().numpy()]
+    return list(zip(ended[::2], ended[1::2], strict=True))
+
+
+def _ended(tokens: Array, eos: int | list[int] | None) -> Array:
+    """Without what is padded after the first end-of-sequence token."""
+    ends = np.flatnonzero(np.isin(tokens, [] if eos is None else eos))
+    return tokens[: ends[0] + 1] if len(ends) else tokens
+
+
+def _log_ratios(models: Models, batch: PreferenceBatch, budget: int) -> Tensor:
+    """[N]"""
+
+    def of(name: str) -> Tensor:
+        return each_candidate(
+            batch, budget, Collective(), lambda part: direct_preference.response_logprobs(models, part, name=name)
+        )
+
+    return of("policy") - of("reference")
+
+
+def _device(models: Mapping[str, Any]) -> torch.device:
+    return cast(torch.device, next(models["policy"].parameters()).device)

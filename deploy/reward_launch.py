@@ -1,0 +1,99 @@
+"""The reward service of a run: the one at a URL, or a private one that is kept alive for as long as the run lasts.
+Must never know what is scored."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rollcall.actors.scoring import RewardEndpoint
+from rollcall.cluster.errors import BudgetSpent, RewardError, RewardUnavailable
+from rollcall.cluster.supervision import RestartBudget, SupervisionConfig
+from rollcall.deploy.reward_config import MODEL, RewardConfig
+from rollcall.reward_service.auth import TOKEN_VARIABLE
+from rollcall.reward_service.client import RewardClient
+from rollcall.reward_service.private import PrivateService, start_private
+from rollcall.reward_service.service_config import ServiceConfig
+
+LOOK_S = 0.5  # between looks whether a private service lives
+FIRST_CONTACT_S = 30.0
+
+_log = logging.getLogger("rollcall")
+
+
+@contextmanager
+def reward_endpoint(
+    config: RewardConfig,
+    directory: Path,
+    supervision: SupervisionConfig,
+    tell: Callable[[str, str], None],
+) -> Iterator[RewardEndpoint]:
+    """Where to have trajectories scored; the service answers. `tell`: told of restarts.
+
+    Raises:
+      BadInput: when a private service's settings cannot be used.
+      RewardError: when the service does not answer, or has no such model.
+    """
+    if config.url is not None:
+        token = os.environ.get(TOKEN_VARIABLE, "")
+        _check(config.url, token, config.model)
+        yield RewardEndpoint(config.url, token, config.model, config.patience_s)
+        return
+    assert config.scorer is not None
+    models = directory.resolve() / "reward_models"
+    settings = ServiceConfig(models={MODEL: config.scorer}, model_roots=(models,))
+    service = start_private(settings, directory / "logs")
+    keeper = _Keeper(service, supervision, tell)
+    try:
+        yield RewardEndpoint(service.url, service.token.get_secret_value(), MODEL, config.patience_s)
+    finally:
+        keeper.stop()
+        service.stop()
+
+
+def _check(url: str, token: str, model: str) -> None:
+    with RewardClient(url, token or None) as client:
+        client.wait_ready(FIRST_CONTACT_S)
+        known = [info.name for info in client.models()]
+    if model not in known:
+        raise RewardUnavailable(f"{url} has no model {model!r}: it has {', '.join(known) or 'none'}; set reward.model")
+
+
+class _Keeper:
+    """Starts a service again that has died, at the same port, for as long as its budget lasts. Whoever waits for a
+    score goes on waiting meanwhile."""
+
+    def __init__(
+        self, service: PrivateService, supervision: SupervisionConfig, tell: Callable[[str, str], None]
+    ) -> None:
+        self._service = service
+        self._tell = tell
+        self._budget = RestartBudget(
+            "the reward service",
+            max_restarts=supervision.max_restarts,
+            window_s=supervision.restart_window_s,
+        )
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="reward-service", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(LOOK_S):
+            if self._service.alive():
+                continue
+            try:
+                time.sleep(self._budget.next_delay_s("it died"))
+                self._tell("reward_service", "the reward service died and is started again")
+                self._service.start()
+            except (RewardError, BudgetSpent) as error:
+                _log.error("the reward service stays down: %s", error)
+                return  # the run stops when its patience is over

@@ -1,0 +1,79 @@
+"""Every kind of scorer by its settings, and how one is built from them. The one file that knows all scorers; must never
+know who asks them."""
+
+from __future__ import annotations
+
+from typing import Annotated, assert_never
+
+from pydantic import Field
+
+from rollcall.reward_service.combined import (
+    EnsembleConfig,
+    Part,
+    WeightedSumConfig,
+    build_ensemble,
+    build_weighted_sum,
+)
+from rollcall.reward_service.function_scorer import FunctionConfig, build_function_scorer
+from rollcall.reward_service.judge import Judge, JudgeConfig
+from rollcall.reward_service.maths import MathsConfig, build_maths_scorer
+from rollcall.reward_service.python_tests import PythonTestsConfig, build_python_tests_scorer
+from rollcall.reward_service.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from rollcall.reward_service.rules import (
+    ExactMatchConfig,
+    FormatConfig,
+    LengthConfig,
+    NumberConfig,
+    RegexConfig,
+    build_rule,
+)
+from rollcall.reward_service.scorer import Scorer
+
+ScorerConfig = Annotated[
+    ExactMatchConfig
+    | NumberConfig
+    | MathsConfig
+    | RegexConfig
+    | FormatConfig
+    | LengthConfig
+    | PythonTestsConfig
+    | RewardModelConfig
+    | JudgeConfig
+    | FunctionConfig
+    | WeightedSumConfig
+    | EnsembleConfig,
+    Field(discriminator="kind"),
+]
+for _combined in (Part, WeightedSumConfig, EnsembleConfig):
+    _combined.model_rebuild(_types_namespace={"ScorerConfig": ScorerConfig, "Part": Part})
+
+
+def build_scorer(config: ScorerConfig, *, name: str) -> Scorer:
+    """Builds the scorer, with all that it stands on: workers, a sandbox, a model. `name` is the service's for it.
+
+    Raises:
+      BadInput: what the settings name is not there, or cannot be used.
+    """
+    match config:
+        case ExactMatchConfig() | NumberConfig() | RegexConfig() | FormatConfig() | LengthConfig():
+            return build_rule(config)
+        case MathsConfig():
+            return build_maths_scorer(config)
+        case PythonTestsConfig():
+            return build_python_tests_scorer(config)
+        case RewardModelConfig():
+            return build_reward_model_scorer(config)
+        case JudgeConfig():
+            return Judge(config)
+        case FunctionConfig():
+            return build_function_scorer(config)
+        case WeightedSumConfig():
+            return build_weighted_sum(config, _inner, name)
+        case EnsembleConfig():
+            return build_ensemble(config, _inner, name)
+        case _:
+            assert_never(config)
+
+
+def _inner(config: ScorerConfig, name: str) -> Scorer:
+    return build_scorer(config, name=name)

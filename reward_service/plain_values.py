@@ -1,0 +1,140 @@
+"""Python values as JSON and back, by value and by exact type: what crosses between tests and the code they test. Runs
+on both sides of the sandbox, from the standard library alone; what it decodes may come from code that nobody trusts."""
+
+from __future__ import annotations
+
+import builtins
+import collections
+import datetime
+import decimal
+import fractions
+import math
+from collections.abc import Callable
+from typing import Any
+
+Other = Callable[[Any], dict[str, Any]]
+_TAG = "t"
+_SMALL = 1 << 53
+_TYPES = (
+    "bool",
+    "bytes",
+    "complex",
+    "dict",
+    "float",
+    "frozenset",
+    "int",
+    "list",
+    "object",
+    "set",
+    "str",
+    "tuple",
+    "type",
+)
+
+
+class CannotCross(TypeError):
+    """A value that is neither plain nor may be spoken of from the other side."""
+
+
+def encode(value: Any, other: Other | None = None) -> Any:
+    """`other` says how to write what is not plain.
+
+    Raises:
+      CannotCross: for such a value, without `other`.
+    """
+    kind = type(value)
+    if value is None or kind is bool or kind is str:
+        return value
+    if kind is int:
+        return value if -_SMALL < value < _SMALL else {_TAG: "int", "v": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {_TAG: "float", "v": repr(value)}
+    if kind is list:
+        return [encode(element, other) for element in value]
+    if kind in (tuple, set, frozenset, collections.deque):
+        return {_TAG: kind.__name__, "v": [encode(element, other) for element in value]}
+    if kind in (dict, collections.OrderedDict, collections.Counter, collections.defaultdict):
+        name = "dict" if kind is collections.defaultdict else kind.__name__
+        return {_TAG: name, "v": [[encode(key, other), encode(element, other)] for key, element in value.items()]}
+    if kind in (bytes, bytearray):
+        return {_TAG: kind.__name__, "v": value.hex()}
+    if kind is complex:
+        return {_TAG: "complex", "v": [repr(value.real), repr(value.imag)]}
+    if kind is range:
+        return {_TAG: "range", "v": [encode(number) for number in (value.start, value.stop, value.step)]}
+    if kind in (fractions.Fraction, decimal.Decimal, datetime.date, datetime.datetime, datetime.time):
+        return {_TAG: kind.__name__, "v": value.isoformat() if hasattr(value, "isoformat") else str(value)}
+    if kind is datetime.timedelta:
+        return {_TAG: "timedelta", "v": [value.days, value.seconds, value.microseconds]}
+    if kind is type and value.__name__ in _TYPES and getattr(builtins, value.__name__) is value:
+        return {_TAG: "type", "v": value.__name__}
+    if other is None:
+        raise CannotCross(f"a {kind.__name__} is no plain value")
+    return other(value)
+
+
+def base_value(value: Any) -> Any:
+    """Of an instance of a subclass of a plain type (a namedtuple, an IntEnum, a str of one's own): the plain value in
+    it; else the value itself."""
+    base: Any
+    for base in (bool, int, float, str, bytes, tuple, list, dict, set, frozenset):
+        if isinstance(value, base) and type(value) is not base:
+            if base in (tuple, list, set, frozenset):
+                return base(base.__iter__(value))
+            if base is dict:
+                return dict(dict.items(value))
+            return base.__getnewargs__(value)[0]
+    return value
+
+
+def decode(encoded: Any, other: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """Raises ValueError, TypeError or KeyError for what `encode` never writes."""
+    if isinstance(encoded, list):
+        return [decode(element, other) for element in encoded]
+    if not isinstance(encoded, dict):
+        return encoded
+    kind = encoded[_TAG]
+    value: Any = encoded.get("v")
+    if kind in _SEQUENCES:
+        return _SEQUENCES[kind](decode(element, other) for element in value)
+    if kind in _MAPPINGS:
+        return _MAPPINGS[kind]({decode(key, other): decode(element, other) for key, element in value})
+    if kind in _SCALARS:
+        return _SCALARS[kind](value)
+    if other is None:
+        raise ValueError(f"{kind!r} is no plain value")
+    return other(encoded)
+
+
+def _builtin_type(name: str) -> Any:
+    if name not in _TYPES:
+        raise ValueError(f"{name!r} is no plain type")
+    return getattr(builtins, name)
+
+
+_SEQUENCES: dict[str, Callable[..., Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "deque": collections.deque,
+}
+_MAPPINGS: dict[str, Callable[..., Any]] = {
+    "dict": dict,
+    "OrderedDict": collections.OrderedDict,
+    "Counter": collections.Counter,
+}
+_SCALARS: dict[str, Callable[..., Any]] = {
+    "int": lambda text: int(text, 16),
+    "float": float,
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "complex": lambda parts: complex(float(parts[0]), float(parts[1])),
+    "range": lambda parts: range(*(decode(part) for part in parts)),
+    "Fraction": fractions.Fraction,
+    "Decimal": decimal.Decimal,
+    "date": datetime.date.fromisoformat,
+    "datetime": datetime.datetime.fromisoformat,
+    "time": datetime.time.fromisoformat,
+    "timedelta": lambda parts: datetime.timedelta(*parts),
+    "type": _builtin_type,
+}

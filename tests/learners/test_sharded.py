@@ -1,0 +1,161 @@
+"""A language learner in pieces: two processes that hold half of everything each give the update of one, whatever the
+algorithm, and leave the checkpoints of one. Over gloo on CPUs; on GPUs it is the same code over NCCL."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rollcall.learners.grpo import GRPO, GRPOConfig
+from rollcall.learners.learner import LearnerConfig
+from rollcall.learners.parameters import ReplicatedParameters
+from rollcall.learners.token_batch import collate_samples
+
+pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
+
+HERE = Path(__file__).parent
+_spec = importlib.util.spec_from_file_location("token_experience", HERE / "token_experience.py")
+assert _spec is not None and _spec.loader is not None
+experience = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(experience)
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+RESUMED = ["grpo", "critic", "adapters"]
+SCENARIOS = [*RESUMED, "bfloat16", "one-by-one"]
+
+
+def start(rank: int, count: int, address: str, folder: Path, *mode: str) -> subprocess.Popen[str]:
+    program = [sys.executable, "-W", "error", str(HERE / "sharded_process.py"), str(rank), str(count), address]
+    arguments = [str(folder / "model"), str(folder), *mode]
+    return subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> None:
+    try:
+        errors = [process.communicate(timeout=400)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all(process.returncode == 0 for process in processes), "\n".join(errors)
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process has gone through all scenarios, and after it two together."""
+    directory = tmp_path_factory.mktemp("sharded")
+    experience.write_model(directory / "model")
+    finish([start(0, 1, "", directory)])
+    address = free_address()
+    finish([start(rank, 2, address, directory) for rank in range(2)])
+    return directory
+
+
+def report(folder: Path, name: str, count: int, rank: int = 0) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / f"{name}-{count}-{rank}.json").read_text())
+    return value
+
+
+def assert_near(one: Path, other: Path, *, atol: float = 1e-5) -> None:
+    first, second = np.load(one), np.load(other)
+    assert first.files == second.files
+    for name in first.files:
+        np.testing.assert_allclose(first[name], second[name], atol=atol, rtol=0, err_msg=name)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes_with_half_of_it_each_give_the_update_of_one(folder: Path, name: str) -> None:
+    assert report(folder, name, 1)["kind"] == "ReplicatedParameters"
+    assert report(folder, name, 2)["kind"] == "ShardedParameters"
+    assert_near(folder / f"{name}-1.0.npz", folder / f"{name}-2.0.npz", atol=0)
+    for when in ("1", "3"):
+        assert_near(folder / f"{name}-1.{when}.npz", folder / f"{name}-2.{when}.npz")
+    begin, end = (np.load(folder / f"{name}-2.{when}.npz") for when in ("0", "3"))
+    assert max(np.abs(end[key] - begin[key]).max() for key in begin.files) > 2e-3  # it learned
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_all_processes_report_the_metrics_of_one(folder: Path, name: str) -> None:
+    alone, *both = (report(folder, name, count, rank)["metrics"] for count, rank in ((1, 0), (2, 0), (2, 1)))
+    assert both[0] == both[1]
+    for one, shared in zip(alone, both[0], strict=True):
+        assert shared == pytest.approx(one, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_each_process_holds_about_half_of_all_bytes(folder: Path, name: str) -> None:
+    """Of parameters, gradients and optimiser state, reference and critic included; of all tensors there are. What
+    comes in odd numbers and what is no parameter (positions' angles, random states) is a little more than nothing."""
+    whole = report(folder, name, 1)["held"]
+    for rank in range(2):
+        assert 0.4 < report(folder, name, 2, rank)["held"] / whole < 0.6
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_step_that_is_not_finite_is_taken_back_on_every_process(folder: Path, name: str) -> None:
+    for rank in range(2):
+        found = report(folder, name, 2, rank)
+        assert found["skipped"] and found["unchanged"]
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_learner_goes_on_to_the_same_bits(folder: Path, name: str) -> None:
+    assert_near(folder / f"{name}-2.3.npz", folder / f"{name}-2.resumed.npz", atol=0)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_checkpoint_is_that_of_one_process_and_any_number_goes_on_from_it(folder: Path, name: str) -> None:
+    one, two = (folder / f"{name}-{count}.checkpoint" for count in (1, 2))
+    for file in ("learner.safetensors", "weights.safetensors"):
+        first, second = load_file(one / file), load_file(two / file)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert second[key].shape == value.shape
+            np.testing.assert_allclose(second[key], value, atol=1e-5, rtol=0, err_msg=key)
+    assert json.loads((one / "learner.json").read_text()) == json.loads((two / "learner.json").read_text())
+    if name in RESUMED:  # The two took over what the one had left; and one can take over what the two have.
+        assert_near(folder / f"{name}-1.3.npz", folder / f"{name}-2.taken-over.npz")
+    if name == "grpo":
+        learner = experience.make_learner(folder / "model", GRPO(GRPOConfig(kl_coef=0.1)))
+        learner.restore(two)
+        weights = load_file(two / "weights.safetensors")
+        for key, value in experience.published(learner).items():
+            np.testing.assert_array_equal(value, weights[key], err_msg=key)
+
+
+def test_the_scenario_with_nine_parts_gives_the_processes_unequal_numbers(folder: Path) -> None:
+    batch = collate_samples(experience.samples(folder / "model", step=0), step=0)
+    assert len(batch.micro_batches(range(batch.num_samples), 1)) % 2 == 1
+
+
+def test_one_process_has_nobody_to_share_with_and_holds_all(folder: Path) -> None:
+    config = LearnerConfig(sharding="fsdp")
+    learner = experience.make_learner(folder / "model", GRPO(GRPOConfig()), config=config)
+    assert isinstance(learner._trained, ReplicatedParameters)
+
+
+def test_a_process_that_does_not_come_is_not_waited_for_for_ever(folder: Path) -> None:
+    address = free_address()
+    processes = [start(rank, 2, address, folder, "in-vain") for rank in range(2)]
+    try:
+        processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    found = json.loads((folder / "in-vain.json").read_text())
+    assert found["waited_s"] < 20 and "imed out" in found["error"]

@@ -1,0 +1,137 @@
+"""A tiny language model, samples that it might have drawn, and a learner of them: for tests of what trains it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rollcall.cluster.messages import Array, LMTrajectory
+from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners.collective import Collective
+from rollcall.learners.language import LanguageExperience
+from rollcall.learners.learner import Learner, LearnerConfig
+from rollcall.learners.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters
+from rollcall.learners.tiny_model import write_tiny_model
+from rollcall.learners.token_batch import collate_samples, each_token
+from rollcall.learners.token_policy import (
+    LMPolicyConfig,
+    TokenCritic,
+    TokenPolicy,
+    autocast_dtype,
+    decoder_layers,
+    load_policy_model,
+)
+
+ALPHABET = "0123456789+="
+SAMPLING = SamplingConfig(temperature=0.8)
+TOKEN_BUDGET = 24
+
+
+def write_model(directory: Path, *, tied: bool = True) -> None:
+    """Two layers, with matrices of odd sizes among them: 15 words, and heads for one."""
+    write_tiny_model(
+        directory,
+        alphabet=ALPHABET,
+        hidden_size=33,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        intermediate_size=49,
+        tie_word_embeddings=tied,
+        seed=3,
+    )
+
+
+def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict[str, nn.Module]:
+    """As deploy/language_parts.py makes them."""
+
+    def load() -> nn.Module:
+        model = load_policy_model(directory, config)
+        if config.lora is not None:
+            add_adapters(model, config.lora, seed=7)
+        return model
+
+    autocast = autocast_dtype(config)
+    policy = TokenPolicy(load(), SAMPLING, autocast=autocast)
+    models: dict[str, nn.Module] = {"policy": policy}
+    if algorithm.needs_critic:
+        torch.manual_seed(0)
+        models["critic"] = TokenCritic(load(), autocast=autocast)
+    if algorithm.needs_reference:
+        plain = TokenPolicy(load_policy_model(directory, config), SAMPLING, autocast=autocast).requires_grad_(False)
+        models["reference"] = plain if config.lora is None else WithoutAdapters(policy)
+    return models
+
+
+def make_learner(
+    directory: Path,
+    algorithm: Any,
+    *,
+    policy: LMPolicyConfig | None = None,
+    config: LearnerConfig | None = None,
+    collective: Collective | None = None,
+) -> Learner:
+    policy = policy or LMPolicyConfig()
+    return Learner(
+        models=make_models(directory, algorithm, policy),
+        algorithm=algorithm,
+        config=config or LearnerConfig(learning_rate=1e-2),
+        policy_id="policy",
+        run_seed=0,
+        experience=LanguageExperience(token_budget=TOKEN_BUDGET),
+        published=("policy",),
+        collective=collective,
+        units=decoder_layers,
+        read_out=None if policy.lora is None else merged_parameters,
+    )
+
+
+def with_lora(**settings: Any) -> LMPolicyConfig:
+    return LMPolicyConfig(lora=LoraConfig(rank=4, alpha=8, **settings))
+
+
+def samples(directory: Path, *, step: int, num_prompts: int = 3) -> list[LMTrajectory]:
+    """One batch: prompts with three samples each, of 3 to 12 tokens, drawn from the model as it is in the directory
+    (as far as their log-probabilities tell)."""
+    rng = np.random.default_rng(step)
+    drafts = [_draft(rng, ticket) for ticket in range(num_prompts)]
+    batch = collate_samples(drafts, step=0)
+    policy = TokenPolicy(load_policy_model(directory, LMPolicyConfig()), SAMPLING)
+    logprobs = each_token(batch, lambda rows: policy(rows).logprobs, token_budget=1000, rank=0, num_processes=1).numpy()
+    finished = []
+    for draft in drafts:
+        own: Array = np.zeros(len(draft.token_ids), np.float32)
+        own[draft.loss_mask], logprobs = np.split(logprobs, [int(draft.loss_mask.sum())])
+        finished.append(replace(draft, behaviour_logprobs=own))
+    return finished
+
+
+def _draft(rng: np.random.Generator, ticket: int) -> LMTrajectory:
+    lengths = rng.integers(1, 9, size=3)
+    prompt = rng.integers(1, 4)
+    masks = [np.arange(prompt + length) >= prompt for length in lengths]
+    total = int(sum(map(len, masks)))
+    return LMTrajectory(
+        policy_id="policy",
+        epoch=1,
+        ticket_id=ticket,
+        attempt=1,
+        actor_id="lm-0",
+        row=ticket,
+        sample_offsets=np.cumsum([0, *map(len, masks)]).astype(np.int64),
+        token_ids=rng.integers(1, len(ALPHABET) + 3, size=total).astype(np.int32),
+        loss_mask=np.concatenate(masks),
+        behaviour_logprobs=np.zeros(total, np.float32),
+        version_spans=np.array([(0, total, 0)], np.int64),
+        rewards=rng.random(3).astype(np.float32),
+        finish_reasons=("stop",) * 3,
+    )
+
+
+def published(learner: Learner) -> dict[str, Array]:
+    return {name: array.copy() for name, array in learner.weights(epoch=1, version=0).tensors()}

@@ -1,0 +1,34 @@
+"""A service as a process of its own, for tests that send it signals: python service_process.py PORT DIRECTORY DELAY_S.
+Prints its URL. Models are loaded from below the directory; the one it begins with has offset 0."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from live_service import Scorers, ScriptedScorer
+
+from rollcall.reward_service.server import Server
+from rollcall.reward_service.service_config import ServiceConfig
+
+
+def main(port: str, directory: str, delay_s: str) -> None:
+    models = {"main": {"kind": "reward_model", "path": "/nowhere"}}
+    config = ServiceConfig.model_validate(
+        {
+            **{"port": int(port), "models": models, "model_roots": [directory], "drain_timeout_s": 10},
+            "batching": {"max_batch_items": 1},
+        }
+    )
+    scorers = Scorers(main=ScriptedScorer(delay_s=float(delay_s)))
+    server = Server(config, makers=scorers.makers)
+    print(server.url, flush=True)
+    assert server.run()
+    assert all(scorer.closed.is_set() for scorer in scorers.built)
+    print("closed", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
