@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -50,6 +51,12 @@ class EnvConfig(BaseModel):
     )
     frame_stack: int | None = Field(default=None, ge=1, le=64, description="observations shown together; Atari: 4")
     max_episode_steps: int | None = Field(default=None, ge=1, description="steps after which an episode is truncated")
+    fixed_episode_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="training episodes have this length whatever happens in them, so that it tells nothing; "
+        "evaluation has the env as it is",
+    )
     reward_clip: float | None = Field(
         default=None,
         gt=0.0,
@@ -85,7 +92,9 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> Env:
     kwargs = dict(config.kwargs)
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    env = source.make(config.max_episode_steps, **kwargs)
+    env = source.make(config.fixed_episode_steps or config.max_episode_steps, **kwargs)
+    if config.fixed_episode_steps is not None:
+        env = _Unending(env)
     if config.frame_stack is not None and config.frame_stack > 1:
         env = FrameStackObservation(env, config.frame_stack)
     return env
@@ -170,6 +179,8 @@ def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vecto
     wanted = config.vectorization
     if config.episodic_life and not config.is_atari:
         raise BadInput(f"env.episodic_life=true: {config.id!r} is no Atari game: leave it out")
+    if config.fixed_episode_steps is not None and config.is_atari:
+        raise BadInput("env.fixed_episode_steps: a game of Atari cannot go on after its end: leave it out")
     if config.is_atari:
         if wanted in ("sync", "async"):
             raise BadInput(f"env.vectorization={wanted}: Atari games are stepped natively: use auto, or atari: false")
@@ -192,6 +203,8 @@ def _no_native(config: EnvConfig, source: EnvSource, num_envs: int) -> str | Non
         return f"{config.id!r} has no vector form of its own"
     if config.frame_stack is not None and config.frame_stack > 1:
         return "frames are stacked env by env"
+    if config.fixed_episode_steps is not None:
+        return "terminations are ignored env by env"
     if config.autoreset_mode is None:
         return None
     env = _make_native(config, source, num_envs)
@@ -220,6 +233,19 @@ def _step_cost_s(config: EnvConfig) -> float:
     finally:
         env.close()
     return statistics.median(costs)
+
+
+class _Unending(gym.Wrapper[Any, Any, Any, Any]):
+    """An env whose states of failure are states like others."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        # Classic control warns of steps after the end, once per process: here they are meant.
+        warnings.filterwarnings("ignore", message=".*calling 'step\\(\\)' even though.*")
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, _, truncated, info = self.env.step(action)
+        return observation, reward, False, truncated, info
 
 
 # Environments that recipes use.

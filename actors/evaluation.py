@@ -54,8 +54,8 @@ class Evaluator:
     """Runs episodes with weights that it is given. Builds its envs once."""
 
     def __init__(self, env_config: EnvConfig, config: EvalConfig, policy_factory: PolicyFactory) -> None:
-        # A lost life ends nothing here: what counts is the game.
-        self._env_config = env_config.model_copy(update={"episodic_life": False})
+        # A lost life ends nothing here, and a fall does: what counts is the game.
+        self._env_config = env_config.model_copy(update={"episodic_life": False, "fixed_episode_steps": None})
         self._config = config
         self._policy = policy_factory()
         self._groups: dict[int, LocalGroup] = {}

@@ -65,7 +65,7 @@ class PartsBench:
     """Actor and learner of one config, in this process, each alone."""
 
     def __init__(self, config: RunConfig, scratch: Path) -> None:
-        parts = ControlParts(config, scratch / "consumption.jsonl")
+        parts = ControlParts(config, scratch, scratch / "consumption.jsonl")
         self._server = ParameterServer()
         self._actor = parts.actor("bench", self._server)
         self._learner = parts.learner(Collective())

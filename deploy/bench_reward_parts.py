@@ -67,7 +67,8 @@ def write_classifier(directory: Path) -> int:
     (directory / "model.safetensors").write_bytes(safetensors.torch.save(model.state_dict(), metadata={"format": "pt"}))
     config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    return sum(int(parameter.numel()) for parameter in model.parameters())
+    sizes: list[int] = [tensor.numel() for tensor in model.state_dict().values()]
+    return sum(sizes)
 
 
 def length_of(number: int) -> int:
@@ -133,6 +134,7 @@ class Forward:
 
     def scores(self, numbers: Sequence[int]) -> list[float]:
         """Each item's, alone, without padding, by Hugging Face's own reading of the last token."""
+        torch.set_num_threads(1)
         found = []
         for number in numbers:
             ids = [i for text in texts_of(number) for i in self._tokenizer.encode(text, add_special_tokens=False)]

@@ -22,6 +22,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import ShardWork
 from rollcall.deploy.parts import POLICY_ID, scorer_of
+from rollcall.deploy.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
+from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.run_config import RunConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.control import ControlExperience
@@ -29,6 +31,8 @@ from rollcall.learners.learner import Learner
 from rollcall.learners.networks import ActorCritic, build_actor_critic
 from rollcall.learners.normaliser import RewardNormaliser
 from rollcall.learners.policy import TorchPolicy
+from rollcall.reward_service.reward_model_scorer import RewardModelConfig
+from rollcall.reward_service.reward_models import SegmentArchitecture
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class ControlParts:
     """Of a run with a gymnasium env."""
 
     config: RunConfig
+    run_directory: Path
     consumption_log: Path
     reward: RewardEndpoint | None = None
 
@@ -60,14 +65,57 @@ class ControlParts:
         self.models()
 
     def prepare(self) -> None:
-        """Nothing is made before a control run begins."""
+        """Only a run from preferences has something to make: the reward model that nobody has trained yet."""
+        if self.config.preferences is not None:
+            first_model(self._reward_models, self._architecture, seed=derive_seed(self.config.seed, "reward"))
+
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        preferences = self.config.preferences
+        if preferences is None:
+            return self.config.reward
+        return RewardConfig(
+            scorer=RewardModelConfig(path=str(self._reward_models / CURRENT)), patience_s=preferences.patience_s
+        )
+
+    @property
+    def asks_people(self) -> bool:
+        return self.config.preferences is not None and self.config.preferences.rater == "people"
+
+    @property
+    def _reward_models(self) -> Path:
+        return self.run_directory / REWARD_MODELS
+
+    @property
+    def _architecture(self) -> SegmentArchitecture:
+        observations, actions = self.spaces
+        assert self.config.preferences is not None and observations.shape is not None
+        return SegmentArchitecture(
+            observation_shape=observations.shape,
+            num_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+            action_shape=None if isinstance(actions, spaces.Discrete) else actions.shape,
+            members=self.config.preferences.members,
+            hidden_sizes=self.config.preferences.hidden_sizes,
+        )
 
     def with_reward(self, endpoint: RewardEndpoint) -> ControlParts:
         return replace(self, reward=endpoint)
 
-    def scorer(self) -> TrajectoryScorer:
+    def scorer(self) -> TrajectoryScorer | PreferenceScorer:
         assert self.reward is not None
-        return scorer_of(self.reward, SegmentScoring())
+        scorer = scorer_of(self.reward, SegmentScoring())
+        config = self.config
+        if config.preferences is None:
+            return scorer
+        loop = PreferenceLoop(
+            config.preferences,
+            self.reward,
+            self._reward_models,
+            env_id=config.env.id,
+            total_steps=config.learner_steps or 1,
+            run_seed=config.seed,
+        )
+        return PreferenceScorer(scorer, loop)
 
     def work(self) -> ShardWork:
         return ShardWork(self.config.actors.num_shards, self.config.algorithm_class.unit)

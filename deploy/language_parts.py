@@ -26,6 +26,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.parts import POLICY_ID, scorer_of
+from rollcall.deploy.reward_config import RewardConfig
 from rollcall.deploy.warm_start import warm_start
 from rollcall.learners.collective import Collective
 from rollcall.learners.language import LanguageExperience
@@ -137,6 +138,14 @@ class LanguageParts:
         if not usable:
             raise BadInput(f"task {self.label}: no training row has a prompt of at most {room} tokens")
         return usable
+
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        return self.config.reward
+
+    @property
+    def asks_people(self) -> bool:
+        return False
 
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageParts:
         return replace(self, reward=endpoint)

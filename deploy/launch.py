@@ -119,12 +119,18 @@ class _Run:
 
     @contextmanager
     def _reward_service(self) -> Iterator[None]:
-        if self.config.reward is None:
+        config = self.parts.reward_config
+        if config is None:
             yield
             return
         from rollcall.deploy.reward_launch import reward_endpoint
+        from rollcall.reward_service.auth import TOKEN_VARIABLE
+        from rollcall.reward_service.labelling import PAGE_PATH
 
-        with reward_endpoint(self.config.reward, self.directory, self.config.supervision, self._tell) as endpoint:
+        labels = getattr(self.config, "preferences", None) is not None
+        with reward_endpoint(config, self.directory, self.config.supervision, self._tell, labels=labels) as endpoint:
+            if self.parts.asks_people:
+                self._tell("labels", f"label at {endpoint.url}{PAGE_PATH}, with the token of ${TOKEN_VARIABLE}")
             self.parts = self.parts.with_reward(endpoint)
             yield
 

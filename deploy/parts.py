@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rollcall.actors.scoring import Kind, RewardEndpoint, TrajectoryScorer
+from rollcall.cluster.messages import Produced
 from rollcall.cluster.work import Work
 from rollcall.deploy.config import AnyConfig, LanguageConfig
+from rollcall.deploy.reward_config import RewardConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.learner import Learner
 
 POLICY_ID = "policy"
+
+
+class Scorer(Protocol):
+    """actors.scoring.TrajectoryScorer, or what stands before it."""
+
+    def score(self, produced: Produced, trajectory: Any) -> tuple[Produced, Any]: ...
 
 
 class Parts(Protocol):
@@ -48,10 +56,18 @@ class Parts(Protocol):
     def reward(self) -> RewardEndpoint | None:
         """Where trajectories are scored; None: by the env or the task itself."""
 
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        """What the launcher is to provide as `reward`."""
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether the run waits for labels of people."""
+
     def with_reward(self, endpoint: RewardEndpoint) -> Parts:
         """These parts, once the reward service's address is known."""
 
-    def scorer(self) -> TrajectoryScorer:
+    def scorer(self) -> Scorer:
         """Only with a reward endpoint."""
 
     def work(self) -> Work: ...
@@ -77,4 +93,4 @@ def parts_of(config: AnyConfig, run_directory: Path) -> Parts:
         return LanguageParts(config, run_directory.resolve(), log)
     from rollcall.deploy.control_parts import ControlParts
 
-    return ControlParts(config, log)
+    return ControlParts(config, run_directory.resolve(), log)

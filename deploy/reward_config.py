@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.reward_service.config import ScorerConfig
 
+REWARD_MODELS = "reward_models"  # of the run directory: where a private service finds models to load
 MODEL = "reward"  # what the only scorer of a private service is called
 
 

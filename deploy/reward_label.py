@@ -11,7 +11,6 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,17 +19,16 @@ from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.import_path import import_object
-from rollcall.cluster.store import RedisConfig, open_store
 from rollcall.deploy.settings import COMMAND_LINE
 from rollcall.reward_service.agreement import Agreement, agreement
 from rollcall.reward_service.auth import find_token
 from rollcall.reward_service.label_client import LabelClient
 from rollcall.reward_service.label_queue import LabelQueue, StoreQueue
 from rollcall.reward_service.labelling import OPEN_PATHS, PAGE_PATH, router
+from rollcall.reward_service.labelling_directory import open_labelling
 from rollcall.reward_service.preference_files import Preference, read_preferences, write_preferences
 from rollcall.reward_service.preference_log import PreferenceLog
 from rollcall.reward_service.preference_queue import LabellingConfig
-from rollcall.reward_service.preference_store import PreferenceStore
 from rollcall.reward_service.preferences import Comparison, Label, comparison_of, preference_of
 from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig
 
@@ -123,20 +121,6 @@ def synth(args: argparse.Namespace) -> int:
             taken = _label(rater, StoreQueue(store), args)
     print(f"{args.target}: {taken} labels by {args.rater}")
     return 0
-
-
-@contextmanager
-def open_labelling(directory: Path, config: LabellingConfig | None = None) -> Iterator[PreferenceStore]:
-    """The preferences of a directory, with a Redis of their own unless redis.url is set; nobody else has it meanwhile.
-
-    Raises:
-      RunAlive: the directory is being served.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    # A page waits for an outage by itself: a request must not hang for it.
-    with open_store(RedisConfig(reconnect_timeout_s=5.0), directory) as store:
-        namespace = store.key("labelling")
-        yield PreferenceStore(store, namespace=namespace, directory=directory / "preferences", config=config)
 
 
 def _label(rater: SyntheticRater, queue: LabelQueue, args: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rollcall.actors.scoring import RewardEndpoint
 from rollcall.cluster.errors import BudgetSpent, RewardError, RewardUnavailable
 from rollcall.cluster.supervision import RestartBudget, SupervisionConfig
-from rollcall.deploy.reward_config import MODEL, RewardConfig
+from rollcall.deploy.reward_config import MODEL, REWARD_MODELS, RewardConfig
 from rollcall.reward_service.auth import TOKEN_VARIABLE
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.private import PrivateService, start_private
@@ -32,8 +32,11 @@ def reward_endpoint(
     directory: Path,
     supervision: SupervisionConfig,
     tell: Callable[[str, str], None],
+    *,
+    labels: bool = False,
 ) -> Iterator[RewardEndpoint]:
-    """Where to have trajectories scored; the service answers. `tell`: told of restarts.
+    """Where to have trajectories scored; the service answers. `tell`: told of restarts. `labels`: a private service
+    also takes the labels of raters.
 
     Raises:
       BadInput: when a private service's settings cannot be used.
@@ -45,8 +48,12 @@ def reward_endpoint(
         yield RewardEndpoint(config.url, token, config.model, config.patience_s)
         return
     assert config.scorer is not None
-    models = directory.resolve() / "reward_models"
-    settings = ServiceConfig(models={MODEL: config.scorer}, model_roots=(models,))
+    directory = directory.resolve()
+    settings = ServiceConfig(
+        models={MODEL: config.scorer},
+        model_roots=(directory / REWARD_MODELS,),
+        labels=directory / "labels" if labels else None,
+    )
     service = start_private(settings, directory / "logs")
     keeper = _Keeper(service, supervision, tell)
     try:

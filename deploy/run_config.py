@@ -23,6 +23,7 @@ from rollcall.cluster.store import URL_VARIABLE, RedisConfig
 from rollcall.cluster.supervision import SupervisionConfig
 from rollcall.deploy import plugins, reward_config
 from rollcall.deploy.plugins import Plugin
+from rollcall.deploy.preference_settings import PreferencesConfig
 from rollcall.deploy.reward_config import RewardConfig
 from rollcall.learners.learner import LearnerConfig
 from rollcall.learners.networks import PolicyConfig
@@ -139,6 +140,9 @@ class RunConfig(CommonConfig):
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the network")
     actors: ActorsConfig = Field(default_factory=ActorsConfig, description="who acts, and in what portions")
     eval: EvalConfig = Field(default_factory=EvalConfig, description="evaluation with frozen weights")
+    preferences: PreferencesConfig | None = Field(
+        default=None, description="learn what is better from raters; the env's own rewards are not looked at"
+    )
 
     @field_validator("env", mode="before")
     @classmethod

@@ -15,12 +15,12 @@ from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
 from rollcall.actors.lm_actor import Failure, LMActor
 from rollcall.actors.lm_evaluation import LMEvaluator
-from rollcall.actors.scoring import TrajectoryScorer
 from rollcall.cluster.errors import NonFinite, RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.workers import EvalDone, Event, StepDone, StepRequest, TicketProduced, TicketScored
 from rollcall.deploy.failures import CONTAINED, given_up, ticket_failure
+from rollcall.deploy.parts import Scorer
 from rollcall.learners.learner import Learner, StepOrder
 
 Handle = Any
@@ -39,7 +39,7 @@ class SerialWorkers:
         parameter_server: ParameterServer,
         evaluator: Callable[[], Evaluator | LMEvaluator],
         episodes: int,
-        scorer: TrajectoryScorer | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         self._actor = actor
         self._scorer = scorer
@@ -128,7 +128,7 @@ class SerialWorkers:
             for outcome in actor.produce_all(tickets)
         ]
 
-    def _score(self, scorer: TrajectoryScorer, produced: Produced, handle: Handle) -> list[Event]:
+    def _score(self, scorer: Scorer, produced: Produced, handle: Handle) -> list[Event]:
         try:
             return [TicketScored(*scorer.score(produced, handle))]
         except CONTAINED as error:

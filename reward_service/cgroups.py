@@ -7,34 +7,29 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 PREFIX = "rollcall-sandbox-"
-_MOUNTS = Path("/proc/self/mounts")
-_MEMBERSHIP = Path("/proc/self/cgroup")
 _REMOVAL_S = 2.0
 
 
-@dataclass(frozen=True, slots=True)
 class Group:
     """One group; in version 1 a directory in each of two hierarchies."""
 
-    version: int
-    folders: tuple[Path, ...]
+    def __init__(self, version: int, folders: list[str]) -> None:
+        self.version = version
+        self.folders = folders
 
     def add(self, pid: int) -> None:
         for folder in self.folders:
-            (folder / "cgroup.procs").write_text(str(pid))
+            _write(folder, "cgroup.procs", pid)
 
     def remove(self) -> None:
         """Once its processes are gone; their last traces take the kernel a moment."""
         for folder in self.folders:
             deadline = time.monotonic() + _REMOVAL_S
-            while folder.exists() and time.monotonic() < deadline:
+            while os.path.exists(folder) and time.monotonic() < deadline:
                 try:
-                    folder.rmdir()
+                    os.rmdir(folder)
                 except OSError:
                     time.sleep(0.005)
 
@@ -45,19 +40,22 @@ def create(*, memory_bytes: int, processes: int) -> Group:
     Raises:
       OSError: where that is not possible.
     """
-    name = f"{PREFIX}{os.getpid()}"
     version, parents = _parents()
-    group = Group(version, tuple(parent / name for parent in parents))
+    group = Group(version, [f"{parent}/{PREFIX}{os.getpid()}" for parent in parents])
     try:
         for folder in group.folders:
-            folder.mkdir()
+            os.mkdir(folder)
         for folder in group.folders:
-            if version == 2 or (folder / "memory.limit_in_bytes").exists():
-                _limit_memory(folder, version, memory_bytes)
-            if (folder / "pids.max").exists():
-                (folder / "pids.max").write_text(str(processes))
-            elif version == 2:
-                raise OSError("the group has no pids controller")
+            if version == 2:
+                _write(folder, "memory.max", memory_bytes)
+                with contextlib.suppress(OSError):
+                    _write(folder, "memory.swap.max", 0)
+            elif os.path.exists(f"{folder}/memory.limit_in_bytes"):
+                _write(folder, "memory.limit_in_bytes", memory_bytes)
+                with contextlib.suppress(OSError):
+                    _write(folder, "memory.memsw.limit_in_bytes", memory_bytes)
+            if version == 2 or os.path.exists(f"{folder}/pids.max"):
+                _write(folder, "pids.max", processes)
     except OSError:
         group.remove()
         raise
@@ -77,52 +75,46 @@ def remove_left_over() -> None:
     """Groups whose helper was killed before it could remove them."""
     with contextlib.suppress(OSError):
         for parent in _parents()[1]:
-            for folder in parent.glob(f"{PREFIX}*"):
-                if not Path(f"/proc/{folder.name.removeprefix(PREFIX)}").exists():
+            for name in os.listdir(parent):
+                if name.startswith(PREFIX) and not os.path.exists(f"/proc/{name.removeprefix(PREFIX)}"):
                     with contextlib.suppress(OSError):
-                        folder.rmdir()
+                        os.rmdir(f"{parent}/{name}")
 
 
-def _limit_memory(folder: Path, version: int, memory_bytes: int) -> None:
-    if version == 2:
-        (folder / "memory.max").write_text(str(memory_bytes))
-        with contextlib.suppress(OSError):
-            (folder / "memory.swap.max").write_text("0")
-        return
-    (folder / "memory.limit_in_bytes").write_text(str(memory_bytes))
-    with contextlib.suppress(OSError):
-        (folder / "memory.memsw.limit_in_bytes").write_text(str(memory_bytes))
-
-
-def _parents() -> tuple[int, tuple[Path, ...]]:
+def _parents() -> tuple[int, list[str]]:
     """The version, and where groups are made that have a memory and a pids controller."""
-    mounts = list(_mounts())
-    membership = [line.split(":", 2) for line in _MEMBERSHIP.read_text().splitlines()]
-    own = {controller: path for _, names, path in membership for controller in names.split(",")}
-    found: list[Path] = []
+    mounts = [line.split() for line in _lines("/proc/self/mounts")]
+    own = {names: path for _, names, path in (line.split(":", 2) for line in _lines("/proc/self/cgroup"))}
+    found: list[str] = []
     for controller in ("memory", "pids"):
-        for place, kind, options in mounts:
-            if kind == "cgroup" and controller in options and controller in own:
-                found.append(_below(place, own[controller]))
+        for _, place, kind, options, *_ in mounts:
+            path = next((path for names, path in own.items() if controller in names.split(",")), None)
+            if kind == "cgroup" and controller in options.split(",") and path is not None:
+                found.append(_below(place, path))
                 break
     if len(found) == 2:
-        return 1, tuple(dict.fromkeys(found))
-    for place, kind, _ in mounts:
+        return 1, list(dict.fromkeys(found))
+    for _, place, kind, *_ in mounts:
         if kind == "cgroup2" and "" in own:
             parent = _below(place, own[""])
-            if not {"memory", "pids"} <= set((parent / "cgroup.subtree_control").read_text().split()):
-                (parent / "cgroup.subtree_control").write_text("+memory +pids")
-            return 2, (parent,)
+            enabled = " ".join(_lines(f"{parent}/cgroup.subtree_control")).split()
+            if not {"memory", "pids"} <= set(enabled):
+                _write(parent, "cgroup.subtree_control", "+memory +pids")
+            return 2, [parent]
     raise OSError("no cgroup hierarchy with memory and pids is mounted")
 
 
-def _below(place: Path, own: str) -> Path:
+def _below(place: str, own: str) -> str:
     """In a container the hierarchy often begins at its own group, whatever the path says."""
-    nested = place / own.lstrip("/")
-    return nested if nested.is_dir() else place
+    nested = f"{place}/{own.strip('/')}".rstrip("/")
+    return nested if os.path.isdir(nested) else place
 
 
-def _mounts() -> Iterator[tuple[Path, str, list[str]]]:
-    for line in _MOUNTS.read_text().splitlines():
-        _, place, kind, options, *_ = line.split()
-        yield Path(place), kind, options.split(",")
+def _lines(path: str) -> list[str]:
+    with open(path) as file:
+        return file.read().splitlines()
+
+
+def _write(folder: str, name: str, value: object) -> None:
+    with open(f"{folder}/{name}", "w") as file:
+        file.write(str(value))

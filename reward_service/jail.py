@@ -10,33 +10,18 @@ from __future__ import annotations
 import json
 import os
 import select
-import shutil
 import signal
 import struct
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from rollcall.reward_service import cgroups, jail_roles, kernel, seccomp
-
-_OFTEN_IMPORTED = (
-    "collections",
-    "heapq",
-    "itertools",
-    "math",
-    "re",
-    "functools",
-    "string",
-    "bisect",
-    "random",
-    "typing",
-)
+from rollcall.reward_service import cgroups, jail_program, kernel, seccomp
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """All that the helper is told. Descriptors are numbers that it inherits."""
 
     scratch: str  # an empty directory
@@ -48,9 +33,9 @@ class Job:
     code: str = ""
     preamble: str = ""
     entry_point: str | None = None
-    tests: list[str] = field(default_factory=list)  # one for each run, of role test
-    targets: dict[str, str | int] = field(default_factory=dict)
-    runs: list[dict[str, int]] = field(default_factory=list)  # stdin, stdout, channel: what the run is given
+    tests: tuple[str, ...] = ()  # one for each run, of role test
+    targets: dict[str, str | int] | None = None  # for role reach
+    runs: tuple[dict[str, int], ...] = ()  # stdin, stdout, channel: what the run is given
 
 
 def main() -> None:
@@ -92,7 +77,8 @@ def main() -> None:
     finally:
         if group is not None:
             group.remove()
-        shutil.rmtree(job.scratch, ignore_errors=True)
+        with suppress(OSError):
+            os.rmdir(job.scratch)
 
 
 def _unshare(layers: list[str]) -> None:
@@ -109,19 +95,20 @@ def _keep(job: Job, go: int) -> None:
     status = 1
     try:
         kernel.die_with_parent(signal.SIGKILL)
-        for number in (signal.SIGTERM, signal.SIGINT):  # PID 1 is deaf to what it has no handler for
-            signal.signal(number, signal.SIG_DFL)
+        for deaf_to in (signal.SIGTERM, signal.SIGINT):  # as PID 1, which only hears what it has a handler for
+            signal.signal(deaf_to, signal.SIG_DFL)
         os.setsid()
         if not os.read(go, 1):
             raise EOFError
         os.close(go)
         kernel.adopt_orphans()
+        act = _role(job)
         _contain(job)
         _tell(job.status, {"ready": True})
         for number in range(len(job.runs)):
             while _read(1) == b"k":  # it came when the run had just ended
                 pass
-            _tell(job.status, {"run": number, **_run(job, number)})
+            _tell(job.status, {"run": number, **_run(job, number, act)})
         status = 0
     except EOFError:  # the service is gone, or has no more use for us
         status = 0
@@ -134,8 +121,6 @@ def _keep(job: Job, go: int) -> None:
 
 def _contain(job: Job) -> None:
     """What holds for the keeper and for every run."""
-    for name in _OFTEN_IMPORTED:
-        __import__(name)
     owner = kernel.unlikely_user(job.serial) if "user" in job.layers else os.geteuid()
     places = _python_places()
     writable = []
@@ -175,14 +160,14 @@ def _python_places() -> list[str]:
     return found
 
 
-def _run(job: Job, number: int) -> dict[str, Any]:
+def _run(job: Job, number: int, act: Callable[[int], int]) -> dict[str, Any]:
     """One process from beginning to end, with all that it started."""
     given = job.runs[number]
     child = os.fork()
     if not child:
         status = 1
         try:
-            status = _enter(job, number)
+            status = _enter(job, number, act)
         except BaseException:  # out of memory, say, with no frame of the role left
             pass
         finally:
@@ -204,7 +189,7 @@ def _run(job: Job, number: int) -> dict[str, Any]:
     return {"exit": os.waitstatus_to_exitcode(status), "killed": killed, "cpu_s": usage.ru_utime + usage.ru_stime}
 
 
-def _enter(job: Job, number: int) -> int:
+def _enter(job: Job, number: int, act: Callable[[int], int]) -> int:
     """The last steps of a new process before it becomes its role, and the role."""
     given = job.runs[number]
     os.setsid()
@@ -231,13 +216,20 @@ def _enter(job: Job, number: int) -> int:
     )
     if sealed:
         seccomp.install(sealed)
+    return act(number)
+
+
+def _role(job: Job) -> Callable[[int], int]:
+    """What each run does, by its number. Found before the sandbox closes: our own files cannot be read in there."""
     if job.role == "program":
-        return jail_roles.run_program(job.code)
+        return lambda _: jail_program.run(job.code)
+    if job.role == "reach":
+        return lambda _: jail_program.report_reach(job.targets or {})
+    from rollcall.reward_service import jail_tests
+
     if job.role == "solution":
-        return jail_roles.serve_solution(job.code, job.preamble, 3)
-    if job.role == "test":
-        return jail_roles.run_test(job.tests[number], job.entry_point, 3)
-    return jail_roles.report_reach(job.targets)
+        return lambda _: jail_tests.serve_solution(job.code, job.preamble, 3)
+    return lambda number: jail_tests.run_test(job.tests[number], job.entry_point, 3)
 
 
 def _kill_rest(job: Job) -> None:
@@ -255,6 +247,8 @@ def _kill_rest(job: Job) -> None:
     if "namespaces" in job.layers:
         for entry in os.scandir("/tmp"):
             if entry.is_dir(follow_symlinks=False):
+                import shutil  # seldom needed, and slow to import
+
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)

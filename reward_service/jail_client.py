@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Jail:
             os.close(status)
         assert self._process.stdin is not None
         self._commands = self._process.stdin
-        raw = json.dumps(asdict(job)).encode()
+        raw = json.dumps(job._asdict()).encode()
         self._command(struct.pack("<I", len(raw)) + raw)
 
     def __enter__(self) -> Jail:

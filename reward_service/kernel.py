@@ -9,7 +9,6 @@ import resource
 import signal
 import struct
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 NEW_MOUNTS, NEW_IPC, NEW_UTS, NEW_USER = 0x00020000, 0x08000000, 0x04000000, 0x10000000
 NEW_PIDS, NEW_NETWORK = 0x20000000, 0x40000000
@@ -72,9 +71,9 @@ def unshare(flags: int) -> None:
 def map_own_user() -> None:
     """In a new user namespace: this user under its own number, and nobody else."""
     uid, gid = os.geteuid(), os.getegid()
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
-    Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+    for name, text in (("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1"), ("uid_map", f"{uid} {uid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
 
 
 def enter_root(

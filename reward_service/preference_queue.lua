@@ -3,7 +3,9 @@
 --
 -- KEYS  head (seq, fence, order), comparisons (id -> packed line), queue (id by order of arrival, while labels are wanted),
 --       leases (token -> "id|session|order|rater"), expiries (token by ms), seen ("id\nrater" -> leased, labelled, skipped),
---       tallies ("id:labels", "id:skips", "id:leases", "id:size", "id:order"), labels (token -> label, or "withdrawn"),
+--       tallies ("id:labels", "id:skips", "id:leases", "id:size", "id:order"; "id:raters", who labelled or skipped it,
+--       "open\nrater", how many such are in the queue, "past\nrater", up to which order all are such), labels (token ->
+--       label, or "withdrawn"),
 --       log (entries in order), times ("token\nrater" by ms, of labels that stand and decide)
 -- ARGV  the last seq that the caller knows of, operation, then the operation's own
 -- Reply {status, ...}: ok, behind (Redis has lost writes that the caller was told of; nothing was done), and for labels
@@ -74,11 +76,35 @@ local function begin_lease(id, rater, session, ttl_ms, nonce)
   return ok(token, id, shown)
 end
 
+local function raters_of(id, without)
+  local found = {}
+  for name in string.gmatch(redis.call('HGET', tallies, id .. ':raters') or '', '[^\n]+') do
+    if name ~= without then
+      found[#found + 1] = name
+    end
+  end
+  return found
+end
+
+local function count_open(names, step)
+  for _, name in ipairs(names) do
+    redis.call('HINCRBY', tallies, 'open\n' .. name, step)
+  end
+end
+
 local function settle(id, rater, token, label, skipped, needed, max_skips, at_ms)
   local count = redis.call('HINCRBY', tallies, id .. (skipped and ':skips' or ':labels'), 1)
-  if count >= (skipped and max_skips or needed) then
-    redis.call('ZREM', queue, id)
+  local others = raters_of(id, rater)
+  if redis.call('ZSCORE', queue, id) then
+    if count >= (skipped and max_skips or needed) then
+      redis.call('ZREM', queue, id)
+      count_open(others, -1)
+    else
+      count_open({ rater }, 1)
+    end
   end
+  others[#others + 1] = rater
+  redis.call('HSET', tallies, id .. ':raters', table.concat(others, '\n'))
   redis.call('HSET', seen, id .. '\n' .. rater, skipped and 'skipped' or 'labelled')
   redis.call('HSET', labels, token, label)
   if not skipped then
@@ -117,19 +143,23 @@ if operation == 'lease' then
       return ok(token, lease.id, lease.order)
     end
   end
-  local start = 0
+  local from, passing = '(' .. (redis.call('HGET', tallies, 'past\n' .. rater) or '0'), true
   while true do
-    local ids = redis.call('ZRANGE', queue, start, start + 99)
+    local ids = redis.call('ZRANGEBYSCORE', queue, from, '+inf', 'LIMIT', 0, 100)
     for _, id in ipairs(ids) do
-      local taken = redis.call('HEXISTS', seen, id .. '\n' .. rater) == 1
-      if not taken and tally(id, 'labels') + tally(id, 'leases') < needed then
+      local state = redis.call('HGET', seen, id .. '\n' .. rater)
+      if not state and tally(id, 'labels') + tally(id, 'leases') < needed then
         return begin_lease(id, rater, session, ttl_ms, nonce)
+      end
+      from = '(' .. tally(id, 'order')
+      passing = passing and (state == 'labelled' or state == 'skipped')
+      if passing then
+        redis.call('HSET', tallies, 'past\n' .. rater, tally(id, 'order'))
       end
     end
     if #ids < 100 then
       return ok()
     end
-    start = start + 100
   end
 end
 
@@ -182,7 +212,14 @@ if operation == 'withdraw' then -- the label is taken back, and its rater asked 
     redis.call('ZREM', times, token .. '\n' .. rater)
     redis.call('HINCRBY', tallies, id .. (skipped and ':skips' or ':labels'), -1)
     redis.call('HDEL', seen, id .. '\n' .. rater)
-    redis.call('ZADD', queue, tally(id, 'order'), id)
+    redis.call('HDEL', tallies, 'past\n' .. rater)
+    local others = raters_of(id, rater)
+    redis.call('HSET', tallies, id .. ':raters', table.concat(others, '\n'))
+    if redis.call('ZADD', queue, tally(id, 'order'), id) == 1 then
+      count_open(others, 1)
+    else
+      count_open({ rater }, -1)
+    end
     redis.call('RPUSH', log, ARGV[10])
     wrote()
     return begin_lease(id, rater, session, tonumber(ARGV[8]), ARGV[9])
@@ -192,13 +229,8 @@ end
 
 if operation == 'progress' then
   local rater, since_ms = ARGV[3], ARGV[4]
-  local waiting, today = 0, 0
-  for _, id in ipairs(redis.call('ZRANGE', queue, 0, -1)) do
-    local state = redis.call('HGET', seen, id .. '\n' .. rater)
-    if state ~= 'labelled' and state ~= 'skipped' then
-      waiting = waiting + 1
-    end
-  end
+  local done = tonumber(redis.call('HGET', tallies, 'open\n' .. rater) or '0')
+  local waiting, today = redis.call('ZCARD', queue) - done, 0
   for _, name in ipairs(redis.call('ZRANGEBYSCORE', times, since_ms, '+inf')) do
     if string.match(name, '^.-\n(.*)$') == rater then
       today = today + 1

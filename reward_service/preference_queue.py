@@ -4,7 +4,7 @@ from there. Must never know files."""
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -63,12 +63,14 @@ def rebuild_queue(
     standing = books.standing()
     seen: dict[str, str] = {}
     tallies: Counter[str] = Counter()
+    raters: dict[str, list[str]] = defaultdict(list)
     labels: dict[str, str] = {entry.withdrawn: "withdrawn" for entry in books.entries if entry.withdrawn}
     times: dict[str, int] = {}
     for label in standing:
         decided = label.places is not None
         seen[f"{label.comparison_id}\n{label.rater}"] = "labelled" if decided else "skipped"
         tallies[f"{label.comparison_id}:{'labels' if decided else 'skips'}"] += 1
+        raters[label.comparison_id].append(label.rater)
         labels[label.token] = label.model_dump_json(exclude_none=True)
         if decided:
             times[f"{label.token}\n{label.rater}"] = round(label.created_at.timestamp() * 1000)
@@ -86,11 +88,13 @@ def rebuild_queue(
         labelled, skipped = tallies[f"{id_}:labels"], tallies[f"{id_}:skips"]
         if labelled < config.labels_per_comparison and skipped < config.max_skips:
             waiting[id_] = order
+            tallies.update(f"open\n{rater}" for rater in raters[id_])
     pipeline.delete(comparisons, queue, seen_key, tallies_key, labels_key, log, times_key)
     for key, fields in (
         (comparisons, books.comparisons),
         (seen_key, seen),
         (tallies_key, dict(tallies)),
+        (tallies_key, {f"{id_}:raters": "\n".join(names) for id_, names in raters.items()}),
         (labels_key, labels),
         (head, {"seq": seq, "order": len(books.comparisons)}),
     ):

@@ -3,6 +3,7 @@ ended with its parent. The parent's half and the child's. Must never know what i
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -13,16 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from fastapi import APIRouter
 from pydantic import SecretStr
 
 from rollcall.cluster.errors import BadInput, RewardUnavailable
+from rollcall.reward_service.auth import TOKEN_VARIABLE
+from rollcall.reward_service.labelling import OPEN_PATHS, router
+from rollcall.reward_service.labelling_directory import open_labelling
 from rollcall.reward_service.server import Server
 from rollcall.reward_service.service_config import ServiceConfig
 
@@ -42,7 +47,7 @@ class PrivateService:
     def __init__(self, config: ServiceConfig, directory: Path, *, start_timeout_s: float = 120.0) -> None:
         self.directory = directory
         self.log_path = directory / "reward_service.log"
-        self.token = SecretStr(secrets.token_urlsafe(32))
+        self.token = SecretStr(os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32))
         self._config = config.model_copy(update={"host": "127.0.0.1", "port": 0, "token_file": None})
         self._start_timeout_s = start_timeout_s
         self._port = 0
@@ -186,10 +191,13 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        server = Server(ServiceConfig.model_validate(handover["config"]), token=SecretStr(handover["token"]))
-        _write_endpoint(Path(handover["endpoint"]), server.url)
-        threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
-        clean = server.run()
+        config = ServiceConfig.model_validate(handover["config"])
+        with _labels(config) as routers:
+            open_paths = OPEN_PATHS if routers else ()
+            server = Server(config, token=SecretStr(handover["token"]), routers=routers, open_paths=open_paths)
+            _write_endpoint(Path(handover["endpoint"]), server.url)
+            threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
+            clean = server.run()
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return _EXIT_BAD_INPUT
@@ -197,6 +205,16 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+@contextlib.contextmanager
+def _labels(config: ServiceConfig) -> Iterator[list[APIRouter]]:
+    """What serves the preferences, where the settings ask for it."""
+    if config.labels is None:
+        yield []
+        return
+    with open_labelling(config.labels) as store:
+        yield [router(store)]
 
 
 def _end_with(parent: int) -> None:

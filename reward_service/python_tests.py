@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from rollcall.reward_service.jail_client import Finished, Limits, SandboxBroken
-from rollcall.reward_service.jail_roles import PASSED, UNSUPPORTED
+from rollcall.reward_service.jail_tests import PASSED, UNSUPPORTED
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.sandbox import Containment, Sandbox
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken

@@ -101,7 +101,7 @@ class Sandbox:
         self, code: str, tests: Sequence[str], *, preamble: str = "", entry_point: str | None = None
     ) -> list[Finished]:
         """Each test against a fresh process of the code, in another sandbox than it. How the tests ended, by
-        `jail_roles`' exit statuses; their output is a message.
+        `jail_tests`' exit statuses; their output is a message.
 
         Raises:
           SandboxBroken: nothing is known about the code.

@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 
 from rollcall.reward_service.kernel import no_new_privileges, prctl
@@ -69,13 +68,13 @@ _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, c
 
 def supported() -> bool:
     """Whether this machine's calls are known here."""
-    return platform.machine() in _ARCHITECTURES and struct.calcsize("P") == 8
+    return os.uname().machine in _ARCHITECTURES and struct.calcsize("P") == 8
 
 
 def program(*, own_processes: bool, own_files: bool) -> bytes:
     """The filter. Without a PID namespace of its own (`own_processes`) the code may start threads but no processes and
     signal nobody; without a mount namespace (`own_files`) it may open nothing for writing and change no file."""
-    architecture, column = _ARCHITECTURES[platform.machine()]
+    architecture, column = _ARCHITECTURES[os.uname().machine]
 
     def numbers(table: str) -> dict[str, int]:
         rows = [row.split() for row in table.split(";")]

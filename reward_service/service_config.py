@@ -57,6 +57,9 @@ class ServiceConfig(BaseModel):
     model_roots: tuple[Path, ...] = Field(
         default=(), description="directories below which POST /v1/models/NAME:load finds models; none: it loads none"
     )
+    labels: Path | None = Field(
+        default=None, description="directory of preferences to serve beside the models, with the labelling page"
+    )
     token_file: Path | None = Field(default=None, description="holds the bearer token; none: $ROLLCALL_REWARD_TOKEN")
     open_metrics: bool = Field(default=True, description="serve /metrics without the token")
     drain_timeout_s: float = Field(default=30.0, ge=0, description="how long work under way may take at the end")

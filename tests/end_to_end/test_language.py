@@ -55,6 +55,30 @@ def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: 
     audited(bench, "ray")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_learner_processes_in_pieces_train_adapters_and_the_engine_samples_from_the_merged_weights(
+    bench: Any,
+) -> None:
+    pytest.importorskip("peft", reason="needs rollcall-rl[lm-cpu]")
+    run = train(
+        bench,
+        "learner={num_processes: 2, sharding: fsdp, learning_rate: 1e-2}",
+        "policy.warm_start={steps: 100, batch_size: 32, learning_rate: 1e-2}",
+        "policy.lora.rank=4",
+        "algorithm.kl_coef=0.05",
+        "task.digits=1",
+        "task.num_eval_rows=20",
+        "max_policy_lag=0",
+        "total_learner_steps=6",
+        "checkpoint.every_steps=3",
+    )
+    finished(run)
+    assert any(row["grad_norm"] > 0 for row in run.steps()[:-1])  # after which the engine has other weights
+    assert max(row["mismatch"] for row in run.steps()) < 1e-4  # of its log-probabilities and the learner's, at lag 0
+    audited(bench)
+
+
 def test_no_token_is_older_than_the_lag_allows_and_no_prompt_is_left_out(bench: Any) -> None:
     run = train(bench, "max_policy_lag=4", "total_learner_steps=15")
     summary = finished(run)

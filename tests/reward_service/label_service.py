@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,20 @@ TOKEN = "the-raters-token"
 _numbers = itertools.count()
 
 
+@contextmanager
+def private_redis(folder: Path) -> Iterator[PrivateRedis]:
+    server = PrivateRedis(folder / "data", folder / "log", start_timeout_s=20)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
 @dataclass(frozen=True)
 class Service:
     url: str
     store: PreferenceStore
-
-
-ServiceMaker = Callable[..., Service]
 
 
 @contextmanager
@@ -43,9 +50,7 @@ def labelling_service(redis: PrivateRedis, directory: Path, **config: object) ->
         directory=directory,
         config=LabellingConfig.model_validate(config),
     )
-    server = Server(
-        ServiceConfig(port=0), token=SecretStr(TOKEN), routers=[router(store)], open_paths=OPEN_PATHS, makers=None
-    )
+    server = Server(ServiceConfig(port=0), token=SecretStr(TOKEN), routers=[router(store)], open_paths=OPEN_PATHS)
     thread = threading.Thread(target=server.run, kwargs={"signals": False}, daemon=True)
     thread.start()
     try:
@@ -64,7 +69,7 @@ def text(number: int, *, responses: int = 2, **metadata: str) -> Comparison:
     )
 
 
-def swinging_pole(seed: int, *, env_id: str | None = "CartPole-v1", num_steps: int = 20) -> Segment:
+def swinging_pole(seed: int, *, num_steps: int = 20) -> Segment:
     """States of a CartPole that nobody balances."""
     rng = np.random.default_rng(seed)
     angles = rng.uniform(0.02, 0.2) * np.sin(np.arange(num_steps) / 5)

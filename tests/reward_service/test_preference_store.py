@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from label_service import private_redis, text
 
 from rollcall.cluster.errors import BadInput, LeaseLost, StoreUnavailable
 from rollcall.cluster.redis_server import PrivateRedis
@@ -19,7 +20,7 @@ from rollcall.reward_service.leases import Lease
 from rollcall.reward_service.preference_log import PreferenceLog
 from rollcall.reward_service.preference_queue import LabellingConfig, PlainRedis
 from rollcall.reward_service.preference_store import PreferenceStore
-from rollcall.reward_service.preferences import Comparison, SegmentCandidate, TextCandidate
+from rollcall.reward_service.preferences import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
 
 _numbers = itertools.count()
@@ -28,11 +29,8 @@ Make = Callable[..., PreferenceStore]
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    folder = tmp_path_factory.mktemp("redis")
-    server = PrivateRedis(folder / "data", folder / "log", start_timeout_s=20)
-    server.start()
-    yield server
-    server.stop()
+    with private_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -50,11 +48,6 @@ def make(server: PrivateRedis, tmp_path: Path) -> Iterator[Make]:
 
     yield make
     client.close()
-
-
-def text(number: int, *, responses: int = 2) -> Comparison:
-    candidates = [TextCandidate(prompt=f"prompt {number}", response=f"response {i}") for i in range(responses)]
-    return Comparison.of(candidates)
 
 
 def segments(seed: int) -> Comparison:
@@ -372,9 +365,7 @@ def test_a_disk_that_fails_acknowledges_nothing_and_the_label_said_again_is_kept
 
 
 def test_a_redis_killed_and_started_again_loses_no_label(tmp_path: Path) -> None:
-    server = PrivateRedis(tmp_path / "data", tmp_path / "log", start_timeout_s=20)
-    server.start()
-    try:
+    with private_redis(tmp_path) as server:
         client = server.client(2.0)
         store = PreferenceStore(PlainRedis(client), namespace="killed", directory=tmp_path / "preferences")
         store.add(text(number) for number in range(20))
@@ -394,5 +385,34 @@ def test_a_redis_killed_and_started_again_loses_no_label(tmp_path: Path) -> None
         assert store.books().standing() == said
         assert [label for _, label in store.labelled()[0]] == said
         client.close()
-    finally:
-        server.stop()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_the_queue_is_what_the_books_say(make: Make, seed: int) -> None:
+    """Random raters lease, label, skip, take back and let leases lie; then the counts of the queue, kept step by step,
+    equal those of one written anew, and what waits for a rater is what he is then asked."""
+    rng = np.random.default_rng(seed)
+    store = make(labels_per_comparison=2, max_skips=2)
+    store.add(text(number) for number in range(12))
+    raters, said = ["ada", "bob", "eve"], []
+    for _ in range(80):
+        rater = str(rng.choice(raters))
+        mine = [label for label in said if label.rater == rater]
+        if mine and rng.random() < 0.25:
+            store.withdraw(token=mine[-1].token, rater=rater)
+            said.remove(mine[-1])
+        elif (lease := store.lease(rater, session=str(rng.integers(2)))) is not None and rng.random() < 0.9:
+            choice = ("left", "tie", "skip")[rng.integers(3)]
+            said.append(store.label(token=lease.token, rater=rater, choice=choice, duration_s=1))  # type: ignore[arg-type]
+    assert {label.token for label in store.books().standing()} == {label.token for label in said}
+    midnight = datetime.now(UTC) - timedelta(days=1)
+    before = [store.progress(rater, since=midnight) for rater in raters]
+    store.reconcile()
+    assert [store.progress(rater, since=midnight) for rater in raters] == before
+    forget(store)  # with it all leases
+    for rater, progress in zip(raters, before, strict=True):
+        asked = []
+        while (lease := store.lease(rater, held=asked)) is not None:
+            asked.append(lease.token)
+        assert len(asked) == progress.waiting, rater
+        forget(store)

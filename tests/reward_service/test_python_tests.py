@@ -9,20 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from rollcall.reward_service.config import build_scorer
 from rollcall.reward_service.jail_client import Limits
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.python_tests import PythonTestsConfig, PythonTestsScorer, code_in, tests_in
+from rollcall.reward_service.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
 from rollcall.reward_service.sandbox import Sandbox
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 
-LIMITS = Limits(wall_s=5, cpu_s=1, memory_bytes=256 << 20, output_bytes=10_000)
+LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, output_bytes=10_000)
 CONFIG = PythonTestsConfig(limits=LIMITS, score="fraction")
+HASTE = LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 1})  # for what never ends by itself
 
 
 @pytest.fixture(scope="module")
 def scorer() -> Iterator[PythonTestsScorer]:
-    scorer = build_scorer(CONFIG, name="code")
+    yield from built(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[PythonTestsScorer]:
+    yield from built(CONFIG.model_copy(update={"limits": HASTE}))
+
+
+def built(config: PythonTestsConfig) -> Iterator[PythonTestsScorer]:
+    scorer = build_scorer(config, name="code")
     assert isinstance(scorer, PythonTestsScorer)
     if not scorer.containment.contained:
         pytest.skip(scorer.containment.describe())
@@ -208,7 +219,13 @@ FORGERIES = {
     "leaves before the tests run": "import sys\nsys.exit(0)",
     "ends its process": "import os\nos._exit(0)",
     "ends its process when called": "import os\ndef f(x): os._exit(0)",
-    "prints that it passed": "print('passed', flush=True)\nimport os\nos.write(1, b'{\"run\": 0, \"exit\": 0}')\ndef f(x): return 0",
+    "prints that it passed": """
+        import os
+        print('passed', flush=True)
+        for n in range(3):
+            os.write(n, b'{"run": 0, "exit": 0}')
+        def f(x): return 0
+    """,
     "is equal to everything": """
         class Any:
             def __eq__(self, other): return True
@@ -248,14 +265,18 @@ FORGERIES = {
     """,
     "looks for the expected value in frames": """
         import gc, sys
+        def looks_right(thing): return isinstance(thing, str) and thing.startswith("assert") and 10 < len(thing) < 50
         def f(x):
             frame = sys._getframe()
             while frame:
                 for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):
-                    if isinstance(value, str) and "== 49" in value: return 49
+                    if looks_right(value): return 49
+                    for inner in getattr(value, "tests", ()):
+                        if looks_right(inner): return 49
                 frame = frame.f_back
             for thing in gc.get_objects():
-                if isinstance(thing, str) and "assert f(7)" in thing: return 49
+                for inner in gc.get_referents(thing):
+                    if looks_right(inner): return 49
             return 0
     """,
     "looks for the tests in files and descriptors": """
@@ -327,9 +348,9 @@ def test_the_tests_of_the_forgeries_can_be_passed(scorer: PythonTestsScorer) -> 
 
 
 @pytest.mark.parametrize("how", list(FORGERIES))
-def test_a_forgery_passes_no_test(scorer: PythonTestsScorer, how: str) -> None:
+def test_a_forgery_passes_no_test(hasty: PythonTestsScorer, how: str) -> None:
     tests = TESTS_OF_SQUARE if "equal" in how or "defines" in how or "builtins" in how else TESTS_OF_SQUARE[:2]
-    assert share(scorer, FORGERIES[how], tests) == 0
+    assert share(hasty, FORGERIES[how], tests) == 0
 
 
 def test_programs_are_judged_by_what_they_print(scorer: PythonTestsScorer) -> None:
@@ -364,15 +385,17 @@ BAD_CODE = {
     "prints without end": "while True: print('x' * 100)",
     "returns NaN": "def f(x): return float('nan')",
     "recurses without end": "import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)",
-    "answers with a structure that is too deep": "def f(x):\n    y = []\n    for _ in range(100000): y = [y]\n    return y",
+    "answers with too deep a list": "def f(x):\n    y = x\n    for _ in range(10**5): y = [y]\n    return y",
     "answers with itself": "def f(x):\n    y = []\n    y.append(y)\n    return y",
     "answers with too much": "def f(x): return 'x' * (40 << 20)",
 }
 
 
 @pytest.mark.parametrize("what", list(BAD_CODE))
-def test_code_that_misbehaves_scores_nothing_and_harms_nothing(scorer: PythonTestsScorer, what: str) -> None:
-    assert share(scorer, BAD_CODE[what], ["assert f(7) == 49"]) == 0
+def test_code_that_misbehaves_scores_nothing_and_harms_nothing(
+    scorer: PythonTestsScorer, hasty: PythonTestsScorer, what: str
+) -> None:
+    assert share(hasty, BAD_CODE[what], ["assert f(7) == 49"]) == 0
     assert share(scorer, "def f(x): return 49", ["assert f(7) == 49"]) == 1
 
 
@@ -415,8 +438,3 @@ def test_a_segment_is_no_code(scorer: PythonTestsScorer) -> None:
     }
     outcome = scorer.score([ScoreItem.model_validate({"id": "1", "segment": segment})])[0]
     assert isinstance(outcome, Failure) and outcome.kind == "unsupported"
-
-
-def test_metadata_hold_python_or_exchanges() -> None:
-    assert tests_in("assert 1") == ["assert 1"]
-    assert tests_in(["a", "b"]) == ["a", "b"]
