@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,12 +28,16 @@ class LMEvalConfig(BaseModel):
     )
     at_start: bool = Field(default=True, description="also before the first learner step, to compare with")
     seed: int = Field(default=0, ge=0, lt=2**63, description="for sampled answers")
+    measure: Literal["correct", "reward"] = Field(
+        default="correct", description="what the mean is of: answers that are correct, or the task's own reward"
+    )
     greedy: bool = Field(default=True, description="the most likely token; false: sampled as in training")
 
 
 @dataclass(frozen=True, slots=True)
 class LMEvalResult:
-    """`mean` is the share of rows that were answered correctly, `std` its population standard deviation."""
+    """`mean` is the share of rows that were answered correctly, or the mean of the task's own rewards, whoever scores
+    what is learnt from; `std` the population's."""
 
     mean: float
     std: float
@@ -72,15 +77,18 @@ class LMEvaluator:
             finished |= {sample.key: sample for sample in self._conversations.advance()}
         samples = [finished[index] for index in range(len(rows))]
         judged = [sample.judgement for sample in samples if sample.judgement is not None]
-        correct = np.array([judgement.correct for judgement in judged], np.float64)
+        measured = [float(judgement.correct) for judgement in judged]
+        if self._config.measure == "reward":
+            measured = [sample.reward for sample in samples]
         return LMEvalResult(
-            mean=float(correct.mean()),
-            std=float(correct.std()),
+            mean=float(np.mean(measured)),
+            std=float(np.std(measured)),
             n=len(rows),
             rewards=tuple(sample.reward for sample in samples),
             lengths=tuple(sample.num_sampled for sample in samples),
             unparsed=sum(not judgement.parsed for judgement in judged),
             policy_version=weights.version,
+            unit="exact match" if self._config.measure == "correct" else "reward",
         )
 
     def close(self) -> None:

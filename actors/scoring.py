@@ -102,7 +102,12 @@ class TextScoring:
     ) -> tuple[Produced, LMTrajectory, float]:
         scores = [float(result.score or 0.0) for result in results]  # none is None: errors were raised before
         samples = tuple(
-            replace(sample, reward=score, reward_components={**sample.reward_components, **result.components})
+            replace(
+                sample,
+                reward=score,
+                # What the task itself would have given stays to be seen: nobody learns from it.
+                reward_components={**sample.reward_components, **result.components, "task": sample.reward},
+            )
             for sample, score, result in zip(produced.samples, scores, results, strict=True)
         )
         rewarded = replace(trajectory, rewards=np.array(scores, np.float32), reward_model_version=version)

@@ -22,7 +22,8 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import LMTrajectory
 from rollcall.deploy import bench_peers, launch
-from rollcall.deploy.bench_parts import Aside, Generation, Learning
+from rollcall.deploy.bench_aside import Aside
+from rollcall.deploy.bench_parts import Generation, Learning
 from rollcall.deploy.config import LanguageConfig, load_config
 from rollcall.deploy.language_parts import LanguageParts
 from rollcall.deploy.recorders import JsonLines, read_jsonl

@@ -22,18 +22,9 @@ from typing import Any
 import psutil
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.bench_parts import Aside
-from rollcall.deploy.bench_reward_parts import (
-    LONGEST,
-    MODEL,
-    SHORTEST,
-    Asked,
-    Clients,
-    Forward,
-    OpenLoop,
-    length_of,
-    write_classifier,
-)
+from rollcall.deploy.bench_aside import Aside
+from rollcall.deploy.bench_reward_load import LONGEST, MODEL, SHORTEST, Asked, Clients, OpenLoop, length_of
+from rollcall.deploy.bench_reward_model import Forward, write_classifier
 from rollcall.reward_service.private import start_private
 from rollcall.reward_service.service_config import ServiceConfig
 

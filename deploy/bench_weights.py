@@ -23,7 +23,7 @@ from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Weights
 from rollcall.cluster.sampling import SamplingConfig
-from rollcall.deploy.bench_parts import Aside
+from rollcall.deploy.bench_aside import Aside
 from rollcall.deploy.launch import KEEP_VERSIONS
 from rollcall.learners.flat import flatten_module, load_module_weights, module_weights
 

@@ -60,7 +60,7 @@ def sampled_kl(
     device = _device(models)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        answers = _answers(policy, prompts, max_tokens, device)
+        answers = sampled_pairs(policy, prompts, max_tokens, device)
     samples = [
         Comparison(tuple(TokenSequence(np.concatenate([prompt, tokens]), len(prompt)) for tokens in both), (0, 0))
         for prompt, both in zip(prompts, answers, strict=True)
@@ -69,7 +69,7 @@ def sampled_kl(
     return {"kl_reference": float(ratios.mean()), "kl_reference_error": float(ratios.std() / len(ratios) ** 0.5)}
 
 
-def _answers(
+def sampled_pairs(
     policy: TokenPolicy, prompts: Sequence[Array], max_tokens: int, device: torch.device
 ) -> list[tuple[Array, Array]]:
     """Two samples of the policy for each prompt, with their ends. Prompts are padded on the left to begin together."""

@@ -12,6 +12,7 @@ from rollcall.actors.lm_actor import LMActorsConfig
 from rollcall.actors.lm_evaluation import LMEvalConfig
 from rollcall.deploy import plugins
 from rollcall.deploy.plugins import Plugin
+from rollcall.deploy.preference_settings import TextPreferencesConfig
 from rollcall.deploy.run_config import CommonConfig, plugin_settings
 from rollcall.learners.token_policy import LMPolicyConfig
 
@@ -24,6 +25,9 @@ class LanguageConfig(CommonConfig):
     task: SerializeAsAny[BaseModel] = Field(description="the task's own settings; a plain string is its name")
     policy: LMPolicyConfig = Field(default_factory=LMPolicyConfig, description="the language model")
     actors: LMActorsConfig = Field(default_factory=LMActorsConfig, description="who generates, and in what portions")
+    preferences: TextPreferencesConfig | None = Field(
+        default=None, description="train the reward from comparisons first; the task's own judgement is only reported"
+    )
     eval: LMEvalConfig = Field(default_factory=LMEvalConfig, description="evaluation on held-out rows")
 
     @field_validator("task", mode="before")

@@ -26,8 +26,11 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.parts import POLICY_ID, scorer_of
-from rollcall.deploy.reward_config import RewardConfig
+from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
+from rollcall.deploy.reward_train import MODEL
+from rollcall.deploy.text_preferences import train_reward_model
 from rollcall.deploy.warm_start import warm_start
+from rollcall.learners.byte_tokenizer import byte_tokenizer
 from rollcall.learners.collective import Collective
 from rollcall.learners.language import LanguageExperience
 from rollcall.learners.learner import Learner
@@ -40,6 +43,7 @@ from rollcall.learners.token_policy import (
     decoder_layers,
     load_policy_model,
 )
+from rollcall.reward_service.reward_model_scorer import RewardModelConfig
 
 _log = logging.getLogger("rollcall")
 
@@ -87,12 +91,7 @@ class LanguageParts:
         """Makes the tiny model and the warm start, unless an earlier process of this run has."""
         policy = self.config.policy
         if policy.model == "tiny" and not self.given_model.exists():
-            aside = self.given_model.with_name("model.new")
-            shutil.rmtree(aside, ignore_errors=True)
-            seed = derive_seed(self.config.seed, "network")
-            alphabet = self.task.alphabet()  # type: ignore[attr-defined]
-            write_tiny_model(aside, alphabet=alphabet, seed=seed, **policy.tiny)
-            aside.replace(self.given_model)
+            self._make_tiny_model()
         if policy.warm_start is not None and not self.model_directory.exists():
             warm_start(
                 self.task,
@@ -103,6 +102,31 @@ class LanguageParts:
                 self.config.learner,
                 seed=derive_seed(self.config.seed, "warm_start"),
             )
+        if self.config.preferences is not None and not self._reward_model.exists():
+            train_reward_model(
+                self.config.preferences,
+                self.task.rows("train"),
+                self.codec,
+                self.model_directory,
+                self._reward_model.parent,
+                max_tokens=self.config.actors.sampling.max_tokens,
+                seed=derive_seed(self.config.seed, "reward"),
+            )
+
+    def _make_tiny_model(self) -> None:
+        """Its tokens are the task's characters, or with `vocab_size` pieces of the task's demonstrations."""
+        aside = self.given_model.with_name("model.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        settings = dict(self.config.policy.tiny)
+        vocab_size, seed = settings.pop("vocab_size", None), derive_seed(self.config.seed, "network")
+        if vocab_size is None:
+            alphabet = self.task.alphabet()  # type: ignore[attr-defined]
+            write_tiny_model(aside, alphabet=alphabet, seed=seed, **settings)
+        else:
+            rows = self.task.rows("train")
+            texts = (segment.text for row in rows for segment in self.task.demonstration(row))
+            write_tiny_model(aside, tokenizer=byte_tokenizer(texts, vocab_size=vocab_size), seed=seed, **settings)
+        aside.replace(self.given_model)
 
     @cached_property
     def task(self) -> Task:
@@ -141,7 +165,13 @@ class LanguageParts:
 
     @property
     def reward_config(self) -> RewardConfig | None:
-        return self.config.reward
+        if self.config.preferences is None:
+            return self.config.reward
+        return RewardConfig(scorer=RewardModelConfig(path=str(self._reward_model)))
+
+    @property
+    def _reward_model(self) -> Path:
+        return self.run_directory / REWARD_MODELS / "trained" / MODEL
 
     @property
     def asks_people(self) -> bool:

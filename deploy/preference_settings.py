@@ -1,4 +1,5 @@
-"""A control recipe's `preferences` section: who says what is better, how often, and what is made of it."""
+"""A recipe's `preferences` section: who says what is better, how often, and what is made of it. Must never know
+how."""
 
 from __future__ import annotations
 
@@ -55,3 +56,32 @@ class PreferencesConfig(BaseModel):
         round_ = min(self.rounds - 1, int(self.rounds * progress))
         share: float = (round_ / (self.rounds - 1)) ** SHARE_EXPONENT
         return self.initial_labels + round(share * (self.total_labels - self.initial_labels))
+
+
+class TextPreferencesConfig(BaseModel):
+    """A reward model that is trained before the policy is: on a file of preferences, or on pairs that the policy of
+    version 0 samples and a synthetic rater judges. From then on it is the reward."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    file: str | None = Field(
+        default=None, description="preferences of people or a judge, as rollcall reward train reads"
+    )
+    taste: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function of (prompt, response): what a synthetic rater likes",
+    )
+    noise: SyntheticRaterConfig = Field(default=SyntheticRaterConfig(), description="of a synthetic rater")
+    pairs: int = Field(default=1000, ge=10, description="comparisons that are sampled for it")
+    epochs: int = Field(default=2, ge=1, description="passes of the reward model over the comparisons")
+    batch_size: int = Field(default=64, ge=1, description="comparisons of one of its gradient steps")
+    learning_rate: float = Field(default=1e-3, gt=0, description="its step size")
+    max_tokens: int = Field(default=1024, ge=2, description="of prompt and response together")
+    threads: int = Field(default=2, ge=1, le=256, description="CPU threads: the actors have not begun yet")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.file is None) == (self.taste is None):
+            raise ValueError("give either a file of preferences or a taste to judge samples by")
+        return self

@@ -86,6 +86,7 @@ class Judge:
             base_url=config.url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=config.concurrency),
+            verify=config.url.startswith("https"),  # else the certificates are read for nothing
         )
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
 

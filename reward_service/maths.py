@@ -4,6 +4,7 @@ when an expression explodes. Must never evaluate a response as Python: its LaTeX
 from __future__ import annotations
 
 import re
+import resource
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -67,9 +68,19 @@ def make_worker(settings: JsonValue) -> Any:
             math_verify.verify(gold, found, float_rounding=config.digits, timeout_seconds=None, raise_on_error=True)
             for gold in expected
         )
+        if not right and _was_short_of_memory():
+            raise MemoryError  # the algebra catches its own, and calls the two different
         return Score(float(right), {"parsed": float(bool(found))})
 
     return in_worker(judge)
+
+
+def _was_short_of_memory() -> bool:
+    """Whether this process has come near its limit."""
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/status") as status:
+        peak_kib = next((int(line.split()[1]) for line in status if line.startswith("VmPeak:")), 0)
+    return limit_bytes != resource.RLIM_INFINITY and peak_kib * 1024 > 0.95 * limit_bytes
 
 
 def as_latex(text: str) -> str:

@@ -16,7 +16,7 @@ import pytest
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.messages import LMTrajectory
 from rollcall.deploy import bench_lm, bench_peers
-from rollcall.deploy.bench_parts import Aside
+from rollcall.deploy.bench_aside import Aside
 from rollcall.learners.tiny_model import write_tiny_model
 
 

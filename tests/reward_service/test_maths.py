@@ -75,19 +75,11 @@ def test_an_answer_without_mathematics_is_no_score_of_zero(scorer: WorkerTextSco
 
 
 def test_an_expression_that_explodes_is_that_items_failure_and_its_worker_is_replaced() -> None:
-    workers = WorkersConfig(num=1, timeout_s=4, memory_bytes=1 << 30)
-    scorer = build_maths_scorer(MathsConfig(workers=workers))
+    scorer = build_maths_scorer(MathsConfig(workers=WorkersConfig(num=1, timeout_s=3, memory_bytes=1 << 30)))
     try:
-        towers = "$" + "+".join(f"\\sqrt{{{n}+\\sqrt{{x_{{{n}}}+{n}}}}}" for n in range(2, 60)) + "$"
-        bad = [
-            ("1", "$((2^{x}+1)^{9999999}-1)^{9999999}$"),
-            ("5", "$999999999!$"),
-            (towers, towers.replace("59", "60")),
-        ]
-        outcomes = judged(scorer, [("2", "$2$"), *bad, ("2", "$1+1$")])
-        assert outcomes[0] == outcomes[-1] == Score(1, {"parsed": 1})
-        assert any(isinstance(outcome, Failure) and outcome.kind == "timeout" for outcome in outcomes[1:-1]), outcomes
-        assert not any(isinstance(outcome, Score) and outcome.value for outcome in outcomes[1:-1])
+        good, exploding, after = judged(scorer, [("2", "2"), ("5", "$999999999!$"), ("2", "2.0")])
+        assert good == after == Score(1, {"parsed": 1})
+        assert isinstance(exploding, Failure) and exploding.kind == "timeout"
     finally:
         scorer.close()
 

@@ -97,6 +97,7 @@ def test_the_final_number_of_a_text(text: str, number: str | None) -> None:
     assert found == (None if number is None else Decimal(number))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.integers(-(10**12), 10**12), st.text(alphabet="ab \n", max_size=20))
 def test_any_whole_number_is_found_however_it_is_written(number: int, around: str) -> None:
     for written in (str(number), f"{number:,}", f"{number}.0", f"${number}", f"\\boxed{{{number}}}", f"{number}."):

@@ -106,9 +106,8 @@ def test_a_users_function_scores_items(build: Callable[..., FunctionScorer]) -> 
 
 def test_a_batched_function_gets_many_items_and_a_bad_one_fails_alone(build: Callable[..., FunctionScorer]) -> None:
     scorer = build("batch", batch_size=3)
-    assert [int(outcome.value) for outcome in scorer.score(items("a", "b", "c", "d")) if isinstance(outcome, Score)] == [
-        3, 3, 3, 1,
-    ]  # fmt: skip
+    sizes = [int(outcome.value) for outcome in scorer.score(items("a", "b", "c", "d")) if isinstance(outcome, Score)]
+    assert sizes == [3, 3, 3, 1]
     first, second, third = scorer.score(items("a", "bad", "c"))
     assert isinstance(first, Score) and isinstance(third, Score) and int(first.value) == 1
     assert second == Failure("scorer_failed", "ValueError: bad item")
@@ -205,9 +204,8 @@ def test_workers_end_with_a_killed_service(
 ) -> None:
     service = """
     import time
-    from rollcall.reward_service.config import build_scorer
-    from rollcall.reward_service.function_scorer import FunctionConfig
-    scorer = build_scorer(FunctionConfig(path="my_scorers:good"), name="mine")
+    from rollcall.reward_service.function_scorer import FunctionConfig, build_function_scorer
+    scorer = build_function_scorer(FunctionConfig(path="my_scorers:good"))
     print("ready", flush=True)
     time.sleep(100)
     """
