@@ -84,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("directory", nargs="?", type=Path, metavar="DIRECTORY", help="default: RUN/policy")
     report = add("report", _report, "write report.html, a self-contained page of curves")
     report.add_argument("directory", metavar="RUN")
+    report.add_argument("--beside", metavar="RUN", help="another run, to be shown in the same charts")
     audit = add("audit", _audit, "check that the books balance: every rollout exactly once")
     audit.add_argument("directory", metavar="RUN")
     add("recipes", _recipes, "list the shipped recipes")
@@ -327,7 +328,8 @@ def _export(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from rollcall.deploy import report, runs
 
-    print(report.write_report(runs.find_run(args.directory)))
+    beside = runs.find_run(args.beside) if args.beside else None
+    print(report.write_report(runs.find_run(args.directory), beside=beside))
     return DONE
 
 

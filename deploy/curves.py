@@ -36,7 +36,11 @@ _TITLES = {
     "better_log_ratio": "Log-ratio of better responses",
     "worse_log_ratio": "Log-ratio of worse responses",
     "margin": "Margin of rewards",
-    "reward_mean": "Mean raw reward",
+    "reward_mean": "Mean reward",
+    "reward_task": "The task's own reward, not learnt from",
+    "return_mean": "Return",
+    "exact_match": "Exact match",
+    "length_mean": "Completion length",
     "mismatch": "Mismatch of log-probabilities",
     "truncated_fraction": "Fraction truncated",
     "unparsed_fraction": "Fraction not parsed",
@@ -233,6 +237,31 @@ def calibration_chart(bins: Records) -> dict[str, Any]:
     ]
     chart = _chart("Calibration: observed frequency", [0.5, *x, 1.0], lines, points=points, spread="95% interval")
     return {**chart, "x_label": "predicted probability", "x_min": 0.5}
+
+
+# What runs are held against each other by, in the order worth reading.
+_COMPARED = (
+    *("return_mean", "reward_mean", "reward_task", "exact_match", "kl_reference", "entropy", "length_mean"),
+    *("unparsed_fraction", "truncated_fraction", "approx_kl", "lag_mean"),
+)
+
+
+def comparison_charts(name: str, records: Records, other: str, other_records: Records) -> list[dict[str, Any]]:
+    """One chart for each thing that both runs report, smoothed, over learner steps."""
+    charts = []
+    count = max(len(records), len(other_records))
+    x = _pooled([float(step) for step in range(count)], max)
+    for key in _COMPARED:
+        lines = []
+        for colour, (label, own) in enumerate(((name, records), (other, other_records)), start=1):
+            column = _column(own, key) + [None] * (count - len(own))
+            y = _pooled(column, _mean)
+            if any(value is not None for value in y):
+                smoothed = [new if old is not None else None for old, new in zip(y, _smooth(y), strict=True)]
+                lines.append(_line(label, smoothed, colour))
+        if len(lines) == 2:
+            charts.append({**_chart(_TITLES.get(key, key.replace("_", " ").capitalize()), x, lines), "x_label": "step"})
+    return charts
 
 
 def build_charts(records: Records, evals: Records, *, language: bool = False) -> list[dict[str, Any]]:

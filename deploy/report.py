@@ -14,7 +14,7 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import preference_report
-from rollcall.deploy.curves import build_charts, calibration_chart
+from rollcall.deploy.curves import build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.progress import duration, number, percent
 from rollcall.deploy.recorders import read_jsonl
 
@@ -28,8 +28,8 @@ _MAX_EVENTS = 200
 _LONGEST_PROMPT, _LONGEST_COMPLETION = 400, 1200  # characters shown
 
 
-def write_report(run_directory: Path) -> Path:
-    """Writes <run>/report.html and returns its path.
+def write_report(run_directory: Path, *, beside: Path | None = None) -> Path:
+    """Writes <run>/report.html and returns its path. `beside`: another run whose curves stand in the same charts.
 
     Raises:
       BadInput: when the directory holds no run.
@@ -47,12 +47,17 @@ def write_report(run_directory: Path) -> Path:
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
+    compared = []
+    if beside is not None:
+        other = read_jsonl(beside / "metrics.jsonl")
+        compared = comparison_charts(run_directory.resolve().name, records, beside.resolve().name, other)
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
         _tile_row(
             preference_report.tiles(summary) if preferences else _tiles(summary, records, evals, language=language)
         ),
-        _figures(charts),
+        _figures(compared, heading=f"Beside {beside.resolve().name}") if beside is not None else "",
+        _figures(charts, first=len(compared)),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
         '<h2>Accounts</h2><div class="columns">',
@@ -64,7 +69,7 @@ def write_report(run_directory: Path) -> Path:
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
     ]
     # "<" inside the data would let a value close the script element.
-    data = json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps([*compared, *charts], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = files("rollcall.deploy").joinpath("report_page.html").read_text(encoding="utf-8")
     page = page.replace("<!--title-->", escape(f"{run_directory.resolve().name} · Rollcall"))
     page = page.replace("<!--body-->", "\n".join(sections)).replace("<!--charts-->", data)
@@ -142,11 +147,12 @@ def _score(evaluation: Mapping[str, Any], *, language: bool) -> str:
     return f"{number(evaluation.get('mean'))} ± {number(evaluation.get('std'))}"
 
 
-def _figures(charts: list[dict[str, Any]]) -> str:
+def _figures(charts: list[dict[str, Any]], *, first: int = 0, heading: str = "") -> str:
+    """`first`: the place of the first chart among all of the page."""
     if not charts:
         return "<h2>Curves</h2><p>No learner step was recorded yet.</p>"
     figures = []
-    for index, chart in enumerate(charts):
+    for index, chart in enumerate(charts, start=first):
         named = [s for s in chart["series"] if not s["faint"]]
         legend = ""
         if len(named) > 1 or chart["points"]:
@@ -161,7 +167,8 @@ def _figures(charts: list[dict[str, Any]]) -> str:
             f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
             f'<svg role="img" aria-label="{escape(title)} {over}"></svg><div class="tip"></div></figure>'
         )
-    return f'<h2>Curves over {charts[0]["x_label"]}</h2><div class="charts">{"".join(figures)}</div>'
+    heading = heading or f"Curves over {charts[0]['x_label']}"
+    return f'<h2>{escape(heading)}</h2><div class="charts">{"".join(figures)}</div>'
 
 
 def _samples(path: Path) -> str:

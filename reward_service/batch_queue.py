@@ -4,7 +4,6 @@ Must never know what a score is."""
 from __future__ import annotations
 
 import asyncio
-import heapq
 from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ class BatchingConfig(BaseModel):
         default=8192, ge=1, description="of a batch with its padding; an item that alone has more is a batch of its own"
     )
     max_batch_items: int = Field(default=256, ge=1, description="of a batch")
-    max_padding: float = Field(default=1.5, ge=1.0, description="tokens of a batch with padding / without, at most")
+    max_padding: float = Field(default=1.15, ge=1.0, description="tokens of a batch with padding / without, at most")
     max_wait_ms: float = Field(default=5.0, ge=0.0, description="how long an idle model waits for more items")
     max_queue_items: int = Field(default=4096, ge=1, description="that wait for one model; beyond them: 429")
     max_queue_tokens: int = Field(default=524_288, ge=1, description="that wait for one model; beyond them: 429")
@@ -53,16 +52,16 @@ class Job:
 
 
 class BatchQueue:
-    """Bounded in items and tokens. The most urgent item is in the next batch; the rest of the batch are those nearest
-    to it in length, so that little is padded and nobody starves."""
+    """Bounded in items and tokens. A batch is the most urgent item and, of the next ones in urgency, those nearest to
+    it in length. They are looked for among one batch's worth of items only: who waits is overtaken by few, and never
+    once it is the most urgent."""
 
     def __init__(self, config: BatchingConfig) -> None:
         self.tokens = 0
         self._config = config
         self._jobs: OrderedDict[int, Job] = OrderedDict()  # by number, in order of arrival
-        self._numbers: dict[Job, int] = {}
-        self._by_cost: list[tuple[int, int]] = []  # (cost, number), sorted
-        self._by_deadline: list[tuple[float, int]] = []  # a heap; those that left are found out when they come up
+        self._entries: dict[Job, tuple[float, int]] = {}
+        self._by_deadline: list[tuple[float, int]] = []  # (deadline on arrival, number), sorted
         self._next = 0
 
     def __len__(self) -> int:
@@ -76,20 +75,20 @@ class BatchQueue:
 
     def add(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            number, self._next = self._next, self._next + 1
-            self._jobs[number] = job
-            self._numbers[job] = number
-            insort(self._by_cost, (job.cost, number))
-            heapq.heappush(self._by_deadline, (job.deadline, number))
+            entry = (job.deadline, self._next)
+            self._jobs[self._next] = job
+            self._entries[job] = entry
+            insort(self._by_deadline, entry)
+            self._next += 1
             self.tokens += job.cost
 
     def discard(self, job: Job) -> bool:
         """Takes a job out; False if it is not there (any more)."""
-        number = self._numbers.pop(job, None)
-        if number is None:
+        entry = self._entries.pop(job, None)
+        if entry is None:
             return False
-        del self._jobs[number]
-        del self._by_cost[bisect_left(self._by_cost, (job.cost, number))]
+        del self._by_deadline[bisect_left(self._by_deadline, entry)]
+        del self._jobs[entry[1]]
         self.tokens -= job.cost
         return True
 
@@ -105,45 +104,47 @@ class BatchQueue:
     def take(self, now: float) -> tuple[list[Job], list[Job]]:
         """The next batch, and those whose deadline has passed; both are gone from the queue."""
         expired: list[Job] = []
-        while self._by_deadline:
-            deadline, number = self._by_deadline[0]
-            job = self._jobs.get(number)
-            if job is not None and job.deadline > now and job.deadline <= deadline:
-                return self._around(job, number), expired
-            heapq.heappop(self._by_deadline)
-            if job is None:
-                continue
-            if job.deadline > now:  # it was given more time since
-                heapq.heappush(self._by_deadline, (job.deadline, number))
-            else:
-                self.discard(job)
+        while self._by_deadline and self._by_deadline[0][0] <= now:
+            job = self._jobs[self._by_deadline[0][1]]
+            self.discard(job)
+            if job.deadline <= now:
                 expired.append(job)
-        return [], expired
+            else:
+                self.add([job])  # it was given more time since
+        batch = self._batch()
+        for job in batch:
+            self.discard(job)
+        return batch, expired
 
-    def _around(self, job: Job, number: int) -> list[Job]:
-        """The batch around one job: its neighbours in length, whichever adds the least padding first."""
-        low = high = bisect_left(self._by_cost, (job.cost, number))
-        longest = tokens = max(1, job.cost)
+    def _batch(self) -> list[Job]:
+        """The most urgent one's neighbours in length, whichever adds the least padding first."""
+        candidates, tokens = [], 0
+        for _, number in self._by_deadline:
+            candidates.append(self._jobs[number])
+            tokens += candidates[-1].cost
+            if tokens >= self._config.max_batch_tokens:
+                break
+        if not candidates:
+            return []
+        first = candidates[0]
+        candidates.sort(key=lambda job: job.cost)  # stable: of equal ones the more urgent comes first
+        low = high = candidates.index(first)
+        longest = tokens = max(1, first.cost)
         while True:
-            size = high - low + 1
             options = []
             if low > 0:
-                shorter = self._by_cost[low - 1][0]
+                shorter = candidates[low - 1].cost
                 options.append((longest - shorter, longest, shorter, True))
-            if high + 1 < len(self._by_cost):
-                longer = self._by_cost[high + 1][0]
-                options.append((max(0, longer - longest) * size, max(longest, longer), longer, False))
+            if high + 1 < len(candidates):
+                longer = candidates[high + 1].cost
+                options.append(((longer - longest) * (high - low + 1), max(longest, longer), longer, False))
             for _, width, cost, downwards in sorted(options):
-                if self._allowed(size + 1, width, tokens + cost):
+                if self._allowed(high - low + 2, width, tokens + cost):
                     low, high = (low - 1, high) if downwards else (low, high + 1)
                     longest, tokens = width, tokens + cost
                     break
             else:
-                break
-        batch = [self._jobs[number] for _, number in self._by_cost[low : high + 1]]
-        for taken in batch:
-            self.discard(taken)
-        return batch
+                return candidates[low : high + 1]
 
     def _allowed(self, size: int, width: int, tokens: int) -> bool:
         config, padded = self._config, size * width

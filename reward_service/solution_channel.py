@@ -80,9 +80,9 @@ class Channel:
 
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
-_UNARY = ("neg", "pos", "invert", "index", "getitem", "setitem", "delitem")
+_ASKED = ("neg", "pos", "invert", "index", "getitem", "setitem", "delitem")
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name) for name in (*COMPARISONS, *BINARY, *_UNARY)
+    name: getattr(operator, name) for name in (*COMPARISONS, *BINARY, *_ASKED)
 } | {
     "getattr": getattr,
     "setattr": setattr,
@@ -97,7 +97,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "repr": repr,
     "abs": abs,
     "round": round,
-    "divmod": divmod,
     "enter": lambda manager: type(manager).__enter__(manager),
     "exit": lambda manager: type(manager).__exit__(manager, None, None, None),
 }

@@ -122,8 +122,9 @@ def _replace(old: Any, new: Any) -> None:
 class Remote:
     """Something of the other end that is no plain value: a function, a class, an object, a generator.
 
-    What it is asked is answered there, in plain values that the test then judges here. With a plain value it is only
-    compared through the plain value in it (of a namedtuple, say): its own __eq__ could claim to be equal to anything.
+    What it is asked is answered there, in plain values that the test then judges here. It is never compared or reckoned
+    with a plain value but through the plain value in it (of a namedtuple, say): its own __eq__ could claim to be equal
+    to anything, and its own __sub__ to differ by 0 from whatever the test expects.
     """
 
     __slots__ = ("_Remote__base", "_Remote__end", "_Remote__number")
@@ -171,10 +172,21 @@ def _inside(remote: Remote) -> tuple[JudgingEnd, int, tuple[Any, ...]]:
     return get(remote, "_Remote__end"), get(remote, "_Remote__number"), get(remote, "_Remote__base")
 
 
-def _asked(name: str, *, swapped: bool = False) -> Callable[..., Any]:
+def _asked(name: str) -> Callable[..., Any]:
     def method(self: Remote, *arguments: Any) -> Any:
-        operands = (arguments[0], self) if swapped else (self, *arguments)
-        return _inside(self)[0].operate(name, *operands)
+        return _inside(self)[0].operate(name, self, *arguments)
+
+    return method
+
+
+def _reckoned(name: str, *, swapped: bool) -> Callable[[Remote, Any], Any]:
+    def method(self: Remote, other: Any) -> Any:
+        end, _, base = _inside(self)
+        if isinstance(other, Remote):
+            return end.operate(name, other, self) if swapped else end.operate(name, self, other)
+        if not base:
+            return end.operate(name, self, other)
+        return OPERATIONS[name](other, base[0]) if swapped else OPERATIONS[name](base[0], other)
 
     return method
 
@@ -198,7 +210,8 @@ for _name in OPERATIONS:
     _method = f"__{_name.rstrip('_')}__"
     if _name in COMPARISONS:
         setattr(Remote, _method, _compared(_name))
+    elif _name in BINARY:
+        setattr(Remote, _method, _reckoned(_name, swapped=False))
+        setattr(Remote, f"__r{_name.rstrip('_')}__", _reckoned(_name, swapped=True))
     elif _method not in vars(Remote) and _name not in ("isinstance", "iter"):
         setattr(Remote, _method, _asked(_name))
-    if _name in BINARY:
-        setattr(Remote, f"__r{_name.rstrip('_')}__", _asked(_name, swapped=True))

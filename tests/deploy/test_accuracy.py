@@ -20,11 +20,11 @@ def test_the_interval_is_wilsons() -> None:
     found = accuracy_of([1.0] * 8 + [-1.0] * 2)
     assert (found.low, found.high) == (pytest.approx(0.490, abs=1e-3), pytest.approx(0.943, abs=1e-3))
     sure = accuracy_of([1.0] * 10)
-    assert (sure.low, sure.high) == (pytest.approx(0.722, abs=1e-3), 1.0)
+    assert (sure.low, sure.high) == (pytest.approx(0.722, abs=1e-3), pytest.approx(1.0))
 
 
 def test_the_calibration_error_is_the_weighted_gap_between_confidence_and_frequency() -> None:
-    """Four predictions of 0.9, three right: |0.9 - 0.75|; two of 0.3, which are confidence 0.7 in the other and wrong."""
+    """Four predictions of 0.9, three right: |0.9 - 0.75|; two of 0.3, so 0.7 in the other, and wrong."""
     bins, error = calibration([0.9, 0.9, 0.9, 0.1, 0.3, 0.3])
     assert [(b.n, b.frequency) for b in bins] == [(2, 0.0), (4, 0.75)]
     assert [b.confidence for b in bins] == [pytest.approx(0.7), pytest.approx(0.9)]

@@ -361,6 +361,17 @@ def test_a_long_language_run_makes_no_large_page(tmp_path: Path) -> None:
     assert path.stat().st_size < 400_000
 
 
+def test_another_run_stands_beside_in_the_same_charts_as_far_as_both_go(tmp_path: Path) -> None:
+    run, shorter = write_language_run(tmp_path / "with-kl"), write_language_run(tmp_path / "without", num_steps=30)
+    html = write_report(run, beside=shorter).read_text(encoding="utf-8")
+    assert "Beside without" in Page(html).text
+    found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    chart = next(chart for chart in json.loads(found.group(1)) if chart["title"] == "KL to the reference")
+    assert [line["name"] for line in chart["series"]] == ["with-kl", "without"]
+    assert [sum(value is not None for value in line["y"]) for line in chart["series"]] == [74, 30]
+
+
 @pytest.mark.parametrize(("kind", "num_charts"), [("control", 6), ("language", 15)])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int, kind: str, num_charts: int) -> None:

@@ -154,6 +154,23 @@ HONEST = {
         assert C.RED == 1 and C.RED < 2
         """,
     ),
+    "objects reckon among themselves, and their plain values with others": (
+        """
+        class Vector:
+            def __init__(self, *x): self.x = x
+            def __add__(self, other): return Vector(*(a + b for a, b in zip(self.x, other.x)))
+            def __eq__(self, other): return self.x == other.x
+            def __lt__(self, other): return self.x < other.x
+            def __neg__(self): return Vector(*(-a for a in self.x))
+        class Metres(float): pass
+        def walk(): return Metres(1.5)
+        """,
+        """
+        assert Vector(1, 2) + Vector(3, 4) == Vector(4, 6) and -Vector(1) == Vector(-1) and Vector(1) < Vector(2)
+        assert (Vector(1, 2) + Vector(3, 4)).x == (4, 6)
+        assert walk() * 2 == 3 and 2 * walk() == 3 and abs(walk() - 1.5) < 1e-9 and 1 < walk() < 2
+        """,
+    ),
     "exceptions keep their kind, the code's own too": (
         """
         class Mine(ValueError): pass
@@ -234,6 +251,21 @@ FORGERIES = {
             __lt__ = __gt__ = __le__ = __ge__ = __eq__
             def __bool__(self): return True
             def __contains__(self, x): return True
+        def f(x): return Any()
+    """,
+    "is equal to everything but for 0": """
+        class Any:
+            def __sub__(self, other): return 0
+            __rsub__ = __mod__ = __xor__ = __sub__
+            def __truediv__(self, other): return 1
+            def __abs__(self): return 0
+        def f(x): return Any()
+    """,
+    "is an int that is equal to everything but for 0": """
+        class Any(int):
+            def __sub__(self, other): return 0
+            __rsub__ = __mod__ = __xor__ = __sub__
+            def __abs__(self): return 0
         def f(x): return Any()
     """,
     "is an int that is equal to everything": """
@@ -333,6 +365,10 @@ TESTS_OF_SQUARE = [
     "assert not (f(7) != 49)",
     "assert f(7) in [49]",
     "assert abs(f(7) - 49) < 1",
+    "assert abs(49 - f(7)) < 1",
+    "assert not f(7) - 49",
+    "import math\nassert math.isclose(f(7), 49)",
+    "import unittest\nunittest.TestCase().assertAlmostEqual(f(7), 49)",
     "assert {f(7)} == {49}",
     "assert [f(7)] == [49]",
     "assert all(f(x) == x * x for x in [6, 7])",
@@ -392,11 +428,25 @@ BAD_CODE = {
 
 
 @pytest.mark.parametrize("what", list(BAD_CODE))
-def test_code_that_misbehaves_scores_nothing_and_harms_nothing(
-    scorer: PythonTestsScorer, hasty: PythonTestsScorer, what: str
-) -> None:
+def test_code_that_misbehaves_passes_no_test(hasty: PythonTestsScorer, what: str) -> None:
     assert share(hasty, BAD_CODE[what], ["assert f(7) == 49"]) == 0
-    assert share(scorer, "def f(x): return 49", ["assert f(7) == 49"]) == 1
+
+
+def test_code_that_misbehaves_on_one_input_passes_its_other_tests(hasty: PythonTestsScorer) -> None:
+    code = """
+    import os
+    def f(x):
+        while x == 1:
+            try:
+                os.fork()
+            except OSError:
+                pass
+        if x == 2: os._exit(0)
+        if x == 3: return "x" * (40 << 20)
+        return x
+    """
+    tests = [f"assert f({n}) == {n}" for n in range(5)]
+    assert judged(hasty, code, tests) == Score(0.4, {"passed": 2.0, "tests": 5.0, "timed_out": 1.0})
 
 
 def test_tests_that_cannot_be_run_are_no_score_of_zero(scorer: PythonTestsScorer) -> None:

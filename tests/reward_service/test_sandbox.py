@@ -295,12 +295,18 @@ def test_no_socket_reaches_a_server(sandbox: Sandbox, tmp_path: Path) -> None:
     os.unlink(path)
 
 
-def test_the_services_token_is_out_of_reach(mode: str, sandbox: Sandbox, tmp_path: Path) -> None:
+@pytest.fixture
+def token_file() -> Iterator[Path]:
+    """That anybody on this machine may read."""
+    with tempfile.TemporaryDirectory(prefix="rollcall-token-") as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "token").write_text("open-sesame")
+        (Path(folder) / "token").chmod(0o644)
+        yield Path(folder) / "token"
+
+
+def test_the_services_token_is_out_of_reach(mode: str, sandbox: Sandbox, token_file: Path) -> None:
     """A service with the token in its environment and in a file; the code knows its pid and the file's name."""
-    for path in (tmp_path, tmp_path.parent):
-        path.chmod(0o755)
-    (tmp_path / "token").write_text("open-sesame")
-    (tmp_path / "token").chmod(0o644)
     hostile = """
     import ctypes, os, sys
     pid, path = sys.stdin.read().split()
@@ -333,7 +339,7 @@ def test_the_services_token_is_out_of_reach(mode: str, sandbox: Sandbox, tmp_pat
     layers, python = MODES[mode]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(service)],
-        input=json.dumps([layers, python, textwrap.dedent(hostile), str(tmp_path / "token")]),
+        input=json.dumps([layers, python, textwrap.dedent(hostile), str(token_file)]),
         env={**os.environ, "ROLLCALL_REWARD_TOKEN": "open-sesame"},
         capture_output=True,
         text=True,
