@@ -68,9 +68,9 @@ class Forward:
         with torch.inference_mode():
             return getattr(self, what)(*arguments)
 
-    def throughput(self, seconds: float) -> float:
-        """Tokens per second, padding not counted."""
-        tokens, began = 0, time.perf_counter()
+    def throughput(self, seconds: float) -> tuple[float, float]:
+        """Tokens per second, and per second of CPU time; padding is not counted."""
+        tokens, began, cpu_s = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - began < seconds:
             while len(self._queue) < self._num_waiting:
                 cost, self._next = length_of(-1 - self._next), self._next + 1
@@ -79,7 +79,7 @@ class Forward:
             lengths = torch.tensor([job.cost for job in batch])
             self._rewards(torch.randint(3, 20, (len(batch), int(lengths.max()))), lengths)
             tokens += int(lengths.sum())
-        return tokens / (time.perf_counter() - began)
+        return tokens / (time.perf_counter() - began), tokens / (time.process_time() - cpu_s)
 
     def full_batch_s(self) -> float:
         """Seconds of one batch that fills the budget with the longest items; the median of three."""

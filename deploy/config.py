@@ -230,20 +230,22 @@ def _line(settings: Settings, path: Sequence[str], text: str, *, config: CommonC
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, of either half, with the settings of every shipped algorithm and task."""
-    halves = [_half_schema(RunConfig), _half_schema(LanguageConfig)]
+    """JSON schema of a recipe, of either half or on preferences, with the settings of every shipped algorithm and task."""
+    from rollcall.deploy.preference_config import DirectRunConfig, RewardTrainConfig  # which import this file
+
+    halves = [_half_schema(whole) for whole in (RunConfig, LanguageConfig, DirectRunConfig, RewardTrainConfig)]
     definitions = {name: value for half in halves for name, value in half.pop("$defs", {}).items()}
     return {"$defs": definitions, "anyOf": halves}
 
 
-def _half_schema(whole: type[RunConfig | LanguageConfig]) -> dict[str, Any]:
-    schema = whole.model_json_schema()
+def _half_schema(whole: type[_Sectioned]) -> dict[str, Any]:
+    schema: dict[str, Any] = cast(Any, whole).model_json_schema()
     definitions = schema.setdefault("$defs", {})
     for section, plugin in whole.PLUGINS.items():
         variants = []
         for name in plugins.shipped(plugin):
             found = plugins.find(plugin, name)
-            if section == "algorithm" and plugins.is_language(found) != (whole is LanguageConfig):
+            if plugin is plugins.ALGORITHM and plugins.is_language(found) != (whole is LanguageConfig):
                 continue
             variant = found.Config.model_json_schema(ref_template="#/$defs/{model}")
             definitions.update(variant.pop("$defs", {}))

@@ -31,7 +31,7 @@ from rollcall.learners.learner import Learner
 from rollcall.learners.networks import ActorCritic, build_actor_critic
 from rollcall.learners.normaliser import RewardNormaliser
 from rollcall.learners.policy import TorchPolicy
-from rollcall.reward_service.reward_model_scorer import RewardModelConfig
+from rollcall.reward_service.reward_model_config import RewardModelConfig
 from rollcall.reward_service.reward_models import SegmentArchitecture
 
 

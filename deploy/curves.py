@@ -203,8 +203,8 @@ def _preference_charts(evals: Records, records: Records, x: Column) -> list[dict
             text = f"held out: {span[0]:.4g}{unit} ({record.get('n', '?')} pairs)"
             points.append({"x": at, "y": span[0], "low": span[1], "high": span[2], "text": text})
         series = [_line("raw", raw, faint=True), _line("training, smoothed", _smooth(raw))]
-        spread = "95% interval" if unit else "held out"
-        charts.append(_chart(title, x, series, points=points, wide=bool(unit), unit=unit, spread=spread))
+        name = "held out, 95% interval" if unit else "held out"
+        charts.append(_chart(title, x, series, points=points, wide=bool(unit), unit=unit, points_name=name))
     names = sorted({name for record in evals for name in record.get("groups") or {}})
     for title, key in (("Pairs right by group", "accuracy"), ("Held-out loss by group", "loss")):
         if names:
@@ -235,7 +235,7 @@ def calibration_chart(bins: Records) -> dict[str, Any]:
         _line("predicted = observed", [0.5, *x, 1.0]),
         _line("observed", [None, *(p["y"] for p in points), None], 2),
     ]
-    chart = _chart("Calibration: observed frequency", [0.5, *x, 1.0], lines, points=points, spread="95% interval")
+    chart = _chart("Calibration: observed frequency", [0.5, *x, 1.0], lines, points=points, points_name="95% interval")
     return {**chart, "x_label": "predicted probability", "x_min": 0.5}
 
 
@@ -276,6 +276,8 @@ def build_charts(records: Records, evals: Records, *, language: bool = False) ->
     else:
         charts = _return_chart(records, evals, x)
     keys = {key for record in records for key in record} - _ELSEWHERE
+    if any("trained_comparisons" in record for record in records):
+        keys -= {"loss"}  # what the optimiser sees: of an ensemble a sum, of groups weighed
     for key in [k for k in _FIRST if k in keys] + sorted(keys.difference(_FIRST)):
         y = _pooled(_column(records, key), _mean)
         if any(value is not None for value in y):

@@ -43,7 +43,7 @@ from rollcall.learners.token_policy import (
     decoder_layers,
     load_policy_model,
 )
-from rollcall.reward_service.reward_model_scorer import RewardModelConfig
+from rollcall.reward_service.reward_model_config import RewardModelConfig
 
 _log = logging.getLogger("rollcall")
 

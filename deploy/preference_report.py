@@ -53,7 +53,8 @@ def tables(summary: Mapping[str, Any]) -> str:
     bins = (summary.get("calibration") or {}).get("bins") or []
     if bins:
         cells = "".join(
-            f"<tr><td class=n>{b['confidence']:.3f}</td><td class=n>{b['frequency']:.3f}</td><td class=n>{b['n']}</td></tr>"
+            f"<tr><td class=n>{b['confidence']:.3f}</td><td class=n>{b['frequency']:.3f}</td>"
+            f"<td class=n>{b['n']}</td></tr>"
             for b in bins
         )
         head = "<tr><td class=n>predicted</td><td class=n>observed</td><td class=n>pairs</td></tr>"

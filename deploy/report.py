@@ -158,7 +158,7 @@ def _figures(charts: list[dict[str, Any]], *, first: int = 0, heading: str = "")
         if len(named) > 1 or chart["points"]:
             items = [f'<span><i style="background:var(--c{s["colour"]})"></i>{escape(s["name"])}</span>' for s in named]
             if chart["points"]:
-                items.append(f'<span><i style="background:var(--c2)"></i>evaluation, mean ± {chart["spread"]}</span>')
+                items.append(f'<span><i style="background:var(--c2)"></i>{_points_name(chart)}</span>')
             legend = f'<span class="legend">{"".join(items)}</span>'
         over = f"over {chart['x_label']}"
         title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
@@ -169,6 +169,10 @@ def _figures(charts: list[dict[str, Any]], *, first: int = 0, heading: str = "")
         )
     heading = heading or f"Curves over {charts[0]['x_label']}"
     return f'<h2>{escape(heading)}</h2><div class="charts">{"".join(figures)}</div>'
+
+
+def _points_name(chart: Mapping[str, Any]) -> str:
+    return str(chart.get("points_name") or f"evaluation, mean ± {chart['spread']}")
 
 
 def _samples(path: Path) -> str:

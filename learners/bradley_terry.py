@@ -106,6 +106,6 @@ def candidate_rewards(models: Models, part: PreferencePart) -> Tensor:
 
 
 def _share_right(differences: Tensor, weights: Tensor, tied: Tensor) -> Tensor:
-    """A tie has no right answer: its weight counts half, as a guess would."""
-    right = torch.where(tied, torch.full_like(differences, 0.5), (differences > 0).float())
+    """A tie has no right answer: its weight counts half, as a guess would, and so does a difference of exactly 0."""
+    right = torch.where(tied, torch.zeros_like(differences), differences.sign()) / 2 + 0.5
     return (weights * right).sum()

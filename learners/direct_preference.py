@@ -106,7 +106,7 @@ def weighed_loss(
     weights = pairs.weights[0]
     loss = (weights * referenced.pair_scale * losses).sum()
     with torch.no_grad():
-        right = torch.where(pairs.tied, torch.full_like(differences, 0.5), (differences > 0).float())
+        right = torch.where(pairs.tied, torch.zeros_like(differences), differences.sign()) / 2 + 0.5
         responses = referenced.part.batch.num_candidates
         return loss, {
             "mean_loss": (weights * losses).sum(),

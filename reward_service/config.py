@@ -18,7 +18,7 @@ from rollcall.reward_service.function_scorer import FunctionConfig, build_functi
 from rollcall.reward_service.judge import Judge, JudgeConfig
 from rollcall.reward_service.maths import MathsConfig, build_maths_scorer
 from rollcall.reward_service.python_tests import PythonTestsConfig, build_python_tests_scorer
-from rollcall.reward_service.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from rollcall.reward_service.reward_model_config import RewardModelConfig
 from rollcall.reward_service.rules import (
     ExactMatchConfig,
     FormatConfig,
@@ -62,6 +62,8 @@ def build_scorer(config: ScorerConfig, *, name: str) -> Scorer:
         case PythonTestsConfig():
             return build_python_tests_scorer(config)
         case RewardModelConfig():
+            from rollcall.reward_service.reward_model_scorer import build_reward_model_scorer  # imports torch
+
             return build_reward_model_scorer(config)
         case JudgeConfig():
             return Judge(config)

@@ -1,8 +1,9 @@
 """A user's own scorer: a function by import path, called in killable workers with a deadline. It is the operator's code
 and is not sandboxed. Must never know what it computes.
 
-The function takes a ScoreItem and returns a number, {"score": ..., "components": {...}}, or None where it has no score.
-With an attribute `batched = True` it takes a list of items and returns a list of those."""
+The function takes a ScoreItem and returns a number, {"score": ..., "components": {...}}, or None where it has no score;
+of a segment, one number for each step. With an attribute `batched = True` it takes a list of items and returns a list
+of those."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.import_path import import_object
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
+from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken, finite
 from rollcall.reward_service.text_scorers import outcome_of, text_cost, version_of
 from rollcall.reward_service.workers import Done, WorkerPool, WorkersConfig
 
@@ -116,7 +118,9 @@ def _outcome(said: Any) -> dict[str, Any]:
     components: dict[str, Any] = {}
     if isinstance(said, dict):
         components, said = dict(said.get("components", {})), said["score"]
-    score = Score(float(said), {str(name): float(value) for name, value in components.items()})
-    if not all(map(math.isfinite, (score.value, *score.components.values()))):
-        return {"kind": "non_finite", "message": f"the function said {score.value}"}
-    return {"value": score.value, "components": dict(score.components)}
+    steps = None if np.ndim(said) == 0 else tuple(np.asarray(said, np.float64).tolist())
+    value = float(said) if steps is None else math.fsum(steps)
+    outcome = finite(Score(value, {str(name): float(part) for name, part in components.items()}, steps))
+    if isinstance(outcome, Failure):
+        return {"kind": outcome.kind, "message": outcome.message}
+    return {"value": outcome.value, "components": dict(outcome.components), "step_values": steps}

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import re
 import resource
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.answers import AnswerPart, accepted_answers
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.text_scorers import WorkerTextScorer, in_worker, version_of
@@ -38,8 +39,17 @@ class MathsConfig(BaseModel):
 
 
 def build_maths_scorer(config: MathsConfig) -> WorkerTextScorer:
+    """The algebra itself is imported by the workers.
+
+    Raises:
+      BadInput: it is not installed.
+    """
+    try:
+        algebra = (version("math-verify"), version("sympy"))
+    except PackageNotFoundError as error:
+        raise BadInput(f"kind=maths needs the package {error.name}, which is not installed: install it") from None
     pool = WorkerPool("rollcall.reward_service.maths:make_worker", config.model_dump(mode="json"), config.workers)
-    return WorkerTextScorer(version_of(config, version("math-verify"), version("sympy")), pool)
+    return WorkerTextScorer(version_of(config, *algebra), pool)
 
 
 def make_worker(settings: JsonValue) -> Any:

@@ -5,36 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.reward_model_config import RewardModelConfig
 from rollcall.reward_service.reward_model_files import RewardModel, load_reward_model
 from rollcall.reward_service.reward_models import SegmentRewardModel, TextRewardModel
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken, finite
 
 _MAX_PADDING = 0.15  # of a forward pass, unless it holds one item
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class RewardModelConfig(BaseModel):
-    """A reward model's directory, and how it is run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["reward_model"] = "reward_model"
-    path: str = Field(description="what rollcall reward train wrote, or any sequence classifier with one label")
-    device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the forward pass; with bfloat16 the batch's company shows in the third digit"
-    )
-    max_tokens: int = Field(default=2048, ge=1, description="of prompt and response together, or steps of a segment")
-    batch_tokens: int = Field(default=8192, ge=1, description="padded tokens, or steps, of one forward pass")
-    threads: int = Field(default=1, ge=1, le=256, description="CPU threads of a forward pass")
 
 
 def build_reward_model_scorer(config: RewardModelConfig) -> Scorer:

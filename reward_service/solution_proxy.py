@@ -185,7 +185,7 @@ def _reckoned(name: str, *, swapped: bool) -> Callable[[Remote, Any], Any]:
         if isinstance(other, Remote):
             return end.operate(name, other, self) if swapped else end.operate(name, self, other)
         if not base:
-            return end.operate(name, self, other)
+            return NotImplemented
         return OPERATIONS[name](other, base[0]) if swapped else OPERATIONS[name](base[0], other)
 
     return method

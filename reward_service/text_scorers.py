@@ -104,4 +104,5 @@ def outcome_of(result: Done | Failure) -> Outcome:
         return result
     if "kind" in result.value:
         return Failure(result.value["kind"], result.value["message"])
-    return Score(result.value["value"], result.value["components"])
+    steps = result.value.get("step_values")
+    return Score(result.value["value"], result.value["components"], None if steps is None else tuple(steps))

@@ -1,0 +1,127 @@
+"""The proofs of learning from preferences: a reward model of known reward, DPO and IPO, group-robust DPO against DPO,
+and HH's dialogues where their file is given. `python benchmarks/prove_preferences.py [--only NAME ...] [--hh FILE]`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results.md"
+T_QUANTILE = {2: 4.303, 4: 2.776}  # of Student's distribution at 97.5%, by degrees of freedom
+LN_2 = math.log(2)
+
+
+def run(*arguments: str, work: Path) -> dict[str, Any]:
+    """The summary of one run of the command line."""
+    name = f"{arguments[-1].split('=')[-1]}-{time.monotonic_ns()}"
+    command = [sys.executable, "-m", "rollcall.deploy.cli", *arguments[:-1], f"name={name}"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()[-400:]}")
+    summary: dict[str, Any] = json.loads((work / "runs" / name / "summary.json").read_text())
+    return summary
+
+
+def shown(found: dict[str, Any]) -> str:
+    accuracy = found.get("accuracy", found.get("mean"))
+    return f"{accuracy:.3f} [{found['low']:.3f}, {found['high']:.3f}] of {found['n']}"
+
+
+def reward(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
+    rows = []
+    for seed in args.seeds or range(3):
+        summary = run("reward", "train", "synthetic-reward", f"seed={seed}", "reward", work=args.work)
+        error = summary["calibration"]["expected_calibration_error"]
+        text = f"{shown(summary['held_out'])}; calibration error {error:.3f}"
+        met = summary["held_out"]["accuracy"] >= 0.9
+        rows.append((f"rollcall reward train synthetic-reward seed={seed}", f"held out {text} (0.9)", met))
+    return rows
+
+
+def direct(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
+    rows = []
+    for recipe in ("synthetic-dpo", "synthetic-ipo"):
+        for seed in args.seeds or range(3):
+            summary = run("train", recipe, f"seed={seed}", recipe, work=args.work)
+            found = summary["final_eval"]
+            text = f"implicit accuracy {shown(found)} (interval above 0.5); KL {found['kl_reference']:.2f}"
+            rows.append((f"rollcall train {recipe} seed={seed}", text, found["low"] > 0.5))
+    return rows
+
+
+def groups(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
+    """Worst group's held-out accuracy of both methods on the same data, from the same model."""
+    rows, gains = [], []
+    seeds = list(args.seeds or range(5))
+    for seed in seeds:
+        worst = {}
+        for method in ("group_dpo", "dpo"):
+            more = [] if method == "group_dpo" else [f"algorithm={method}"]
+            summary = run("train", "synthetic-group-dpo", f"seed={seed}", *more, f"{method}", work=args.work)
+            own = summary["held_out"]["groups"]
+            worst[method] = summary["held_out"]["worst_group_accuracy"]
+            text = ", ".join(f"{name} {value['accuracy']:.3f}" for name, value in own.items())
+            command = " ".join(["rollcall train synthetic-group-dpo", f"seed={seed}", *more])
+            rows.append((command, f"worst group {worst[method]:.3f} ({text}, 500 each)", True))
+        gains.append(worst["group_dpo"] - worst["dpo"])
+    mean = statistics.mean(gains)
+    half = T_QUANTILE[len(seeds) - 1] * statistics.stdev(gains) / math.sqrt(len(seeds))
+    text = (
+        f"worst group, robust less plain: {mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}] over {len(seeds)} seeds"
+    )
+    rows.append(("group-robust DPO against DPO", text, mean - half > 0))
+    return rows
+
+
+def hh(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
+    if args.hh is None:
+        return []
+    summary = run("reward", "train", "hh-reward", f"data.train={args.hh.resolve()}", "hh", work=args.work)
+    train, comparisons = summary["train"], summary["comparisons"]
+    text = (
+        f"training loss {train['loss']:.3f} (below ln 2 = {LN_2:.3f}), held out {shown(summary['held_out'])}; "
+        f"{comparisons['train']} learnt from, {comparisons['left_out']} too long"
+    )
+    return [("rollcall reward train hh-reward data.train=FILE", text, train["loss"] < LN_2)]
+
+
+PROOFS: dict[str, Callable[[argparse.Namespace], Sequence[tuple[str, str, bool]]]] = {
+    "reward": reward,
+    "direct": direct,
+    "groups": groups,
+    "hh": hh,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(PROOFS))
+    parser.add_argument("--seeds", nargs="*", type=int, help="of groups 3 or 5")
+    parser.add_argument("--hh", type=Path, metavar="FILE", help="HH's harmless preferences, .jsonl or .jsonl.gz")
+    parser.add_argument("--work", type=Path, default=ROOT, help="where runs/ is")
+    args = parser.parse_args()
+    today = datetime.date.today().isoformat()
+    failures = 0
+    for name in args.only or PROOFS:
+        for command, text, met in PROOFS[name](args):
+            failures += not met
+            row = f"| {today} | `{command}` | {text} | {'yes' if met else '**no**'} |"
+            print(row, flush=True)
+            with RESULTS.open("a") as file:
+                file.write(row + "\n")
+    print(f"{failures} promises not kept")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
