@@ -58,7 +58,7 @@ prove: $(STAMP)
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet pip-tools
-	.venv-lock/bin/python -m piptools compile --quiet --strip-extras --extra mujoco --extra atari --extra dev --extra lm-cpu --no-emit-index-url --no-emit-find-links --no-header --no-annotate --allow-unsafe --output-file requirements.lock pyproject.toml
+	.venv-lock/bin/python -m piptools compile --quiet --strip-extras --extra mujoco --extra atari --extra maths --extra dev --extra lm-cpu --no-emit-index-url --no-emit-find-links --no-header --no-annotate --allow-unsafe --output-file requirements.lock pyproject.toml
 	@# One lock for every build of torch: the label after the plus names the build, not the version.
 	sed -i 's/^torch==\([0-9.]*\)+.*/torch==\1/' requirements.lock
 	@# vLLM asks for these, but their only builds are for CUDA, and with one of them transformers cannot be imported.

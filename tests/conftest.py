@@ -39,7 +39,7 @@ class Run:
     errors: str = ""
     children: list[psutil.Process] = field(default_factory=list)
 
-    def wait(self, timeout_s: float = 120) -> Run:
+    def wait(self, timeout_s: float = 240) -> Run:
         self.output, self.errors = self.process.communicate(timeout=timeout_s)
         return self
 
@@ -54,7 +54,7 @@ class Run:
             return []
         return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
-    def wait_for_step(self, step: int, timeout_s: float = 90) -> None:
+    def wait_for_step(self, step: int, timeout_s: float = 200) -> None:
         deadline = time.monotonic() + timeout_s
         while len(self.steps()) <= step:
             assert self.process.poll() is None, self.process.communicate()
