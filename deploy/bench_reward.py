@@ -37,6 +37,7 @@ OVERLOAD_DEADLINES = 4.0  # deadline of a request, in full batches
 CACHE_ITEMS = 40
 TOLERANCE = 1e-3  # of a score against a direct forward pass; scores spread over several units
 NUMBERS = 1_000_000  # items of each process
+BATCHING: Mapping[str, Any] = {}  # the service's own defaults
 
 
 class Memory:
@@ -82,7 +83,7 @@ class Measurement:
         say("making the model ...")
         self._num_parameters = write_classifier(model)
         scorer = {"kind": "reward_model", "path": str(model), "device": "cpu", "threads": self._threads}
-        config = ServiceConfig.model_validate({"models": {MODEL: scorer}})
+        config = ServiceConfig.model_validate({"models": {MODEL: scorer}, "batching": BATCHING})
         self._batching = config.batching
         say("starting the service, the model alone and the clients ...")
         self.service = start_private(config, scratch / "service")

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from gymnasium import spaces
+
 from rollcall.actors.envs import make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import plugins
@@ -32,8 +34,25 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *check_lag(config),
         *_portions(config),
         *_sharding(config),
+        *_preferences(config),
         *check_device(config),
     ]
+
+
+def _preferences(config: RunConfig) -> list[Problem]:
+    """What a run that learns its reward from raters lacks."""
+    preferences, problems = config.preferences, []
+    if preferences is None:
+        return []
+    if config.reward is not None:
+        problems.append(Problem(("reward",), "preferences make the reward of this run: leave one of the two out"))
+    if config.algorithm_class.unit != "fragment" or config.learner_steps is None:
+        text = f"{config.algorithm_name} learns from whole episodes: use an algorithm that learns from fragments (ppo)"
+        problems.append(Problem(("algorithm", "name"), text))
+    elif preferences.segment_steps > config.actors.unroll_length:
+        text = f"longer than actors.unroll_length={config.actors.unroll_length}, in which stretches are found: lower it"
+        problems.append(Problem(("preferences", "segment_steps"), text))
+    return problems
 
 
 def _length(config: RunConfig) -> list[Problem]:
@@ -122,6 +141,10 @@ def check_env(config: RunConfig) -> list[Problem]:
         build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
     except ValueError as error:
         return [_named(str(error), "policy", default=("env", "id"))]
+    scored = config.preferences is not None or config.reward is not None
+    if scored and not isinstance(observation_space, spaces.Box):
+        kind = type(observation_space).__name__
+        return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
     return []
 
 

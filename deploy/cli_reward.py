@@ -67,6 +67,9 @@ def _serve(what: Any) -> None:
         help="models may be loaded from below it while the service runs; may be given again",
     )
     serve.add_argument("--token-file", type=Path, metavar="FILE", help="holds the bearer token")
+    serve.add_argument(
+        "--labels", type=Path, metavar="DIRECTORY", help="also serve the labelling page, for the preferences kept there"
+    )
 
 
 def _train(what: Any) -> None:

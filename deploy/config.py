@@ -230,7 +230,7 @@ def _line(settings: Settings, path: Sequence[str], text: str, *, config: CommonC
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, of either half or on preferences, with the settings of every shipped algorithm and task."""
+    """JSON schema of a recipe, of either half or on preferences, with the settings of all that is shipped."""
     from rollcall.deploy.preference_config import DirectRunConfig, RewardTrainConfig  # which import this file
 
     halves = [_half_schema(whole) for whole in (RunConfig, LanguageConfig, DirectRunConfig, RewardTrainConfig)]

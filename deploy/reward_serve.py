@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.settings import COMMAND_LINE, Settings, did_you_mean, parse_override, parse_yaml
+from rollcall.reward_service.labelling import OPEN_PATHS, PAGE_PATH, router
+from rollcall.reward_service.labelling_directory import open_labelling
 from rollcall.reward_service.server import Server
 from rollcall.reward_service.service_config import ServiceConfig
 
@@ -25,9 +28,16 @@ def main(args: argparse.Namespace) -> int:
     config = load_service_config(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    server = Server(config)
-    print(server.url, flush=True)
-    if not server.run():
+    with ExitStack() as stack:
+        routers = []
+        if args.labels is not None:
+            routers.append(router(stack.enter_context(open_labelling(args.labels))))
+        server = Server(config, routers=routers, open_paths=OPEN_PATHS if routers else ())
+        print(server.url, flush=True)
+        if routers:
+            print(f"labelling page: {server.url}{PAGE_PATH}", flush=True)
+        ended = server.run()
+    if not ended:
         sys.stdout.flush()
         os._exit(0)  # a model still computes, in a thread that does not survive the interpreter's end
     return 0

@@ -1,5 +1,5 @@
-"""The preferences of one directory, opened by whoever serves them: the books on the disk, the queue in Redis. Must never
-know who asks."""
+"""The preferences of one directory, opened by whoever serves them: the books on the disk, the queue in Redis. Must
+never know who asks."""
 
 from __future__ import annotations
 

@@ -76,7 +76,8 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.slow
 def test_the_whole_of_it_in_small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the real processes; what it says about speed is not asserted in so short a time."""
-    for name, value in {"RAW_S": 0.5, "WARM_UP_S": 0.5, "OVERLOAD_S": 2.0, "CACHE_ITEMS": 4}.items():
+    small = {"RAW_S": 0.5, "WARM_UP_S": 0.5, "OVERLOAD_S": 2.0, "CACHE_ITEMS": 4}
+    for name, value in (small | {"BATCHING": {"max_batch_tokens": 1024}}).items():
         monkeypatch.setattr(bench_reward, name, value)
     arguments = ["--seconds", "2", "--clients", "6", "--repeats", "1", "--threads", "1", "--json"]
     assert cli.main(["bench", "reward", *arguments]) == 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
 from rollcall.cluster.errors import BadInput
@@ -110,6 +111,7 @@ def test_it_says_its_url_first_scores_and_ends_by_sigterm_with_exit_code_0(tmp_p
     (tmp_path / "token").write_text("of-this-test\n")
     (tmp_path / "token").chmod(0o600)
     command = ["-m", "rollcall.deploy.cli", "reward", "serve", "service.yaml", "--token-file", "token"]
+    command += ["--labels", "labels"]
     process = subprocess.Popen(
         [sys.executable, *command],
         cwd=tmp_path,
@@ -128,6 +130,9 @@ def test_it_says_its_url_first_scores_and_ends_by_sigterm_with_exit_code_0(tmp_p
                 ScoreItem(id=name, prompt="p", response=name, metadata={"answer": "yes"}) for name in ("YES", "no")
             ]
             assert [result.score for result in client.score(items).results] == [1.0, 0.0]
+        page = process.stdout.readline().removeprefix("labelling page: ").strip()
+        assert page.startswith(url) and "text/html" in httpx.get(page).headers["content-type"]
+        assert httpx.get(f"{url}/v1/preferences/progress").status_code == 401
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors

@@ -1,0 +1,80 @@
+"""When labels are due, which stretches are compared, and what a run from preferences is refused for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages import GymTrajectory
+from rollcall.deploy.config import RunConfig, load_config
+from rollcall.deploy.preference_loop import _segments
+from rollcall.deploy.preference_settings import PreferencesConfig
+
+TASTE = "rollcall.reward_service.tastes:upright_and_centred"
+
+
+def test_labels_are_due_in_rounds_most_of_them_early_and_all_of_them_before_the_end() -> None:
+    config = PreferencesConfig(rater="synthetic", taste=TASTE, total_labels=700, initial_labels=100, rounds=10)
+    due = [config.labels_due(progress / 1000) for progress in range(1001)]
+    assert due[0] == 100 and due[-1] == 700
+    assert due == sorted(due)
+    assert len(set(due)) == 10
+    assert due[500] > 400  # a linear schedule would ask for 400 by the middle
+
+
+def test_a_single_round_is_the_initial_labels() -> None:
+    config = PreferencesConfig(rater="synthetic", taste=TASTE, total_labels=50, initial_labels=50, rounds=1)
+    assert {config.labels_due(p) for p in (0.0, 0.5, 1.0)} == {50}
+
+
+def trajectory(steps: int, envs: int) -> GymTrajectory:
+    flags = np.zeros((steps, envs), bool)
+    positions = np.arange(steps, dtype=np.float32)[:, None, None] + 100 * np.arange(envs, dtype=np.float32)[:, None]
+    return GymTrajectory(
+        policy_id="policy",
+        epoch=1,
+        ticket_id=0,
+        attempt=1,
+        actor_id="gym-0",
+        shard=0,
+        incarnation=0,
+        policy_version=0,
+        observations={"observation": positions},
+        last_observations={"observation": positions[-1]},
+        final_index=np.zeros((0, 2), np.int64),
+        final_observations={"observation": np.zeros((0, 1), np.float32)},
+        actions=np.zeros((steps, envs), np.int64),
+        behaviour_logprobs=np.zeros((steps, envs), np.float32),
+        rewards=np.zeros((steps, envs), np.float32),
+        terminated=flags,
+        truncated=flags,
+        mask=~flags,
+        episode_starts=flags,
+    )
+
+
+def test_stretches_do_not_cross_an_episodes_end_nor_hold_a_step_that_is_no_experience() -> None:
+    whole = trajectory(12, 3)
+    truncated, mask = whole.truncated.copy(), whole.mask.copy()
+    truncated[3, 0] = True  # the last step of a stretch may be an episode's last
+    truncated[5, 1] = True  # within the second stretch of env 1
+    mask[8, 2] = False
+    found = list(_segments(replace(whole, truncated=truncated, mask=mask), 4))
+    firsts = [float(segment.observations.array()[0, 0]) for segment in found]
+    assert firsts == [0, 4, 8, 100, 108, 200, 204]
+    assert all(segment.num_steps == 4 for segment in found)
+
+
+def test_a_run_from_preferences_knows_what_it_lacks() -> None:
+    with pytest.raises(BadInput, match=r"preferences.*synthetic and a taste go together"):
+        load_config("cartpole-preferences", ["preferences.rater=people"])
+    with pytest.raises(BadInput, match=r"preferences.*reward"):
+        load_config("cartpole-preferences", ["reward=my_module:score"])
+    with pytest.raises(BadInput, match=r"segment_steps.*unroll_length"):
+        load_config("cartpole-preferences", ["actors.unroll_length=16"])
+    with pytest.raises(BadInput, match="one array"):
+        load_config("cartpole-preferences", ["env=FrozenLake-v1"])
+    assert isinstance(load_config("cartpole-preferences"), RunConfig)

@@ -1,0 +1,67 @@
+"""A policy that never sees a reward: people's labels, given at the run's own page, become reward models that are
+swapped in while it trains."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollcall.cluster.consumption import LOG_NAME, read_log
+from rollcall.reward_service.label_client import LabelClient
+from rollcall.reward_service.preference_files import read_preferences
+from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.tastes import upright_and_centred
+
+SETTINGS = (
+    "env.fixed_episode_steps=50",
+    "total_learner_steps=10",
+    "preferences.total_labels=16",
+    "preferences.initial_labels=8",
+    "preferences.rounds=3",
+    "preferences.segment_steps=8",
+    "preferences.epochs=4",
+)
+
+
+def page_of(run: Any) -> str:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        events = run.directory / "events.jsonl"
+        found = re.search(r"label at (http://\S+?)/label", events.read_text() if events.exists() else "")
+        if found:
+            return found.group(1)
+        assert run.process.poll() is None, run.process.communicate()
+        time.sleep(0.2)
+    raise AssertionError("the run names no page")
+
+
+def test_labels_of_people_become_rewards_while_the_policy_trains(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLLCALL_REWARD_TOKEN", "a token of ours")
+    run = bench.train(*SETTINGS, "preferences.question=Which one is steadier?")
+    person = SyntheticRater("person", upright_and_centred, SyntheticRaterConfig())
+    with LabelClient(page_of(run), "a token of ours") as queue:
+        deadline = time.monotonic() + 200
+        while run.process.poll() is None and queue.progress("person").labels < 16:
+            person.label_all(queue)
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    assert bench.audit()[0] == 0
+    lines = read_log(Path(run.directory) / "logs" / LOG_NAME).lines
+    versions = [consumed.reward_version for _, consumed in lines]
+    assert all(versions) and len(set(versions)) == 3
+    assert versions == sorted(versions, key=versions.index)  # one after the other, never back
+    models = sorted(path.name for path in (run.directory / "reward_models").glob("labels-*.jsonl"))
+    assert models == ["labels-00008.jsonl", "labels-00014.jsonl", "labels-00016.jsonl"]
+    assert len(read_preferences(run.directory / "reward_models" / models[-1])) == 16
+    assert "a token of ours" not in "".join(
+        path.read_text(errors="replace") for path in run.directory.rglob("*") if path.is_file()
+    )
+    record = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["reward_versions"] == [versions[-1]]
