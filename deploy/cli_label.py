@@ -18,6 +18,7 @@ def add_label(what: Any) -> None:
     _serve(commands)
     _files(commands)
     _synth(commands)
+    _judge(commands)
 
 
 def _command(commands: Any, name: str, function: str, text: str) -> argparse.ArgumentParser:
@@ -59,6 +60,23 @@ def _files(commands: Any) -> None:
     agreement = _command(commands, "agreement", "show_agreement", "how far raters agree, and how far beyond chance")
     agreement.add_argument("directory", type=Path, metavar="DIRECTORY", help="may be being served")
     agreement.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _judge(commands: Any) -> None:
+    judge = _command(commands, "judge", "judge", "label pairs of texts by a language model behind OpenAI's protocol")
+    judge.add_argument("target", metavar="DIRECTORY_OR_URL", help="a directory that nobody serves, or a service's URL")
+    judge.add_argument(
+        "--judge",
+        required=True,
+        type=Path,
+        metavar="FILE.yaml",
+        help="url, model, principles; key: $ROLLCALL_JUDGE_KEY",
+    )
+    judge.add_argument("--rater", default="judge", metavar="NAME", help="default: judge")
+    judge.add_argument("--tie-margin", type=float, default=0.0, metavar="P", help="this near to 0.5 is a tie")
+    judge.add_argument("--limit", type=int, metavar="N", help="labels at most; default: until nothing waits")
+    judge.add_argument("--wait-s", type=float, default=0.0, metavar="S", help="how long to wait for more comparisons")
+    judge.add_argument("--token-file", type=Path, metavar="FILE", help="of the service")
 
 
 def _synth(commands: Any) -> None:

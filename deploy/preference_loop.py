@@ -32,7 +32,7 @@ from rollcall.reward_service.label_client import LabelClient
 from rollcall.reward_service.preference_files import Preference, write_preferences
 from rollcall.reward_service.preferences import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.raters import SyntheticRater
+from rollcall.reward_service.raters import SyntheticRater, label_all
 from rollcall.reward_service.reward_model_files import RewardModelCard, load_reward_model, save_segment_model
 from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
 
@@ -156,7 +156,7 @@ class PreferenceLoop:
             if not self._labels.progress("loop").waiting:  # skipped ones are made up for
                 self._labels.add(self._choose(missing))
             if self._rater is not None:
-                self._rater.label_all(self._labels)
+                label_all(self._rater, self._labels)
             else:
                 time.sleep(LOOK_S)
             self._read_labels()

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+import yaml
 from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
@@ -22,6 +23,7 @@ from rollcall.cluster.import_path import import_object
 from rollcall.deploy.settings import COMMAND_LINE
 from rollcall.reward_service.agreement import Agreement, agreement
 from rollcall.reward_service.auth import find_token
+from rollcall.reward_service.judge import Judge, JudgeConfig
 from rollcall.reward_service.label_client import LabelClient
 from rollcall.reward_service.label_queue import LabelQueue, StoreQueue
 from rollcall.reward_service.labelling import OPEN_PATHS, PAGE_PATH, router
@@ -30,7 +32,7 @@ from rollcall.reward_service.preference_files import Preference, read_preference
 from rollcall.reward_service.preference_log import PreferenceLog
 from rollcall.reward_service.preference_queue import LabellingConfig
 from rollcall.reward_service.preferences import Comparison, Label, comparison_of, preference_of
-from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters import JudgeRater, Rater, SyntheticRater, SyntheticRaterConfig, label_all
 
 IMPORTED = "imported"  # the rater of a line that names none
 
@@ -112,25 +114,40 @@ def synth(args: argparse.Namespace) -> int:
         config = SyntheticRaterConfig.model_validate({n: v for n, v in given.items() if v is not None})
     except ValidationError as error:
         raise _bad(error) from None
-    rater = SyntheticRater(args.rater, taste, config)
-    if _is_url(args.target):
-        with _client(args) as client:
-            taken = _label(rater, client, args)
-    else:
-        with open_labelling(Path(args.target)) as store:
-            taken = _label(rater, StoreQueue(store), args)
+    return _label_target(SyntheticRater(args.rater, taste, config), args, blame=f"--taste = {args.taste!r}")
+
+
+def judge(args: argparse.Namespace) -> int:
+    """Labels with a language model's verdicts."""
+    try:
+        config = JudgeConfig.model_validate(yaml.safe_load(args.judge.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"--judge = {str(args.judge)!r} ({COMMAND_LINE}): {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        raise _bad(error) from None
+    rater = JudgeRater(args.rater, Judge(config), tie_margin=args.tie_margin)
+    return _label_target(rater, args, blame=f"--judge = {str(args.judge)!r}")
+
+
+def _label_target(rater: Rater, args: argparse.Namespace, *, blame: str) -> int:
+    try:
+        if _is_url(args.target):
+            with _client(args) as client:
+                taken = _label(rater, client, args)
+        else:
+            with open_labelling(Path(args.target)) as store:
+                taken = _label(rater, StoreQueue(store), args)
+    except ValueError as error:
+        raise BadInput(f"{blame} ({COMMAND_LINE}): {error}") from None
     print(f"{args.target}: {taken} labels by {args.rater}")
     return 0
 
 
-def _label(rater: SyntheticRater, queue: LabelQueue, args: argparse.Namespace) -> int:
+def _label(rater: Rater, queue: LabelQueue, args: argparse.Namespace) -> int:
     """Until nothing was waiting for `wait_s`: comparisons may still be made."""
     taken, idle_since = 0, time.monotonic()
     while args.limit is None or taken < args.limit:
-        try:
-            new = rater.label_all(queue, limit=None if args.limit is None else args.limit - taken)
-        except ValueError as error:
-            raise BadInput(f"--taste = {args.taste!r} ({COMMAND_LINE}): {error}") from None
+        new = label_all(rater, queue, limit=None if args.limit is None else args.limit - taken)
         taken += new
         if new:
             idle_since = time.monotonic()

@@ -14,7 +14,7 @@ import pytest
 from rollcall.cluster.consumption import LOG_NAME, read_log
 from rollcall.reward_service.label_client import LabelClient
 from rollcall.reward_service.preference_files import read_preferences
-from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig, label_all
 from rollcall.reward_service.tastes import upright_and_centred
 
 SETTINGS = (
@@ -47,7 +47,7 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(bench: Any, mon
     with LabelClient(page_of(run), "a token of ours") as queue:
         deadline = time.monotonic() + 200
         while run.process.poll() is None and queue.progress("person").labels < 16:
-            person.label_all(queue)
+            label_all(person, queue)
             assert time.monotonic() < deadline
             time.sleep(0.1)
     run.wait()

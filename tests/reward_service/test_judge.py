@@ -18,7 +18,9 @@ import pytest
 from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
 from rollcall.reward_service import judge_prompts
 from rollcall.reward_service.judge import KEY_VARIABLE, Judge, JudgeConfig
+from rollcall.reward_service.preferences import TextCandidate
 from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.raters import JudgeRater
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 
 Reply = Callable[[dict[str, Any]], Any]
@@ -352,3 +354,21 @@ def test_only_a_judge_that_does_not_sample_is_cached(judge: Callable[..., Judge]
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"range|pairwise|principle|pattern"):
         JudgeConfig.model_validate({"url": "http://localhost/v1", "model": "m", **settings})
+
+
+def test_a_judge_rates_comparisons_from_the_queue_as_people_do(
+    server: JudgeServer, judge: Callable[..., Judge]
+) -> None:
+    """It likes the longer text; two orders are asked, so a judge that always says A calls it a tie."""
+    pair = [TextCandidate(prompt="Say it.", response=text) for text in ("one two three", "one")]
+    rater = JudgeRater("judge", judge(mode="pairwise"))
+    server.reply = by_length
+    assert rater.answer(pair) == {"choice": "left", "ranks": None}
+    assert rater.answer(pair[::-1]) == {"choice": "right", "ranks": None}
+    server.reply = lambda body: "Better: A"
+    assert rater.answer(pair)["choice"] == "tie"
+    with pytest.raises(ValueError, match="two texts"):
+        rater.answer([*pair, pair[0]])
+    server.reply = lambda body: "it depends"
+    with pytest.raises(RewardError):
+        rater.answer(pair)

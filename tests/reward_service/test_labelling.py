@@ -25,7 +25,7 @@ from rollcall.reward_service.label_queue import StoreQueue
 from rollcall.reward_service.preference_files import PreferencePair, SegmentPair, read_preferences
 from rollcall.reward_service.preferences import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig, label_all
 
 ERRORS_OF_A_LABEL = (
     ({"choice": "up"}, "choice"),
@@ -281,8 +281,8 @@ def test_synthetic_raters_over_http_and_beside_the_store_say_the_same(client: La
     service.store.add([text(number, responses=2 + number % 3) for number in range(12)])
     over_http = SyntheticRater("far", last_number, SyntheticRaterConfig())
     beside = SyntheticRater("near", last_number, SyntheticRaterConfig())
-    assert over_http.label_all(client, limit=6) == 6
-    assert beside.label_all(StoreQueue(service.store)) == 6
+    assert label_all(over_http, client, limit=6) == 6
+    assert label_all(beside, StoreQueue(service.store)) == 6
     found, next_ = client.labelled()
     assert next_ == 12 and client.labelled(next_) == ([], 12)
     assert {preference.rater for preference in found} == {"far", "near"}
@@ -298,7 +298,7 @@ def test_synthetic_raters_over_http_and_beside_the_store_say_the_same(client: La
 def test_a_synthetic_rater_judges_segments_over_http(client: LabelClient) -> None:
     assert client.add(clips(seed) for seed in range(5)) == 5
     assert client.add(clips(seed) for seed in range(5)) == 0
-    assert SyntheticRater("r", most_upright, SyntheticRaterConfig()).label_all(client) == 5
+    assert label_all(SyntheticRater("r", most_upright, SyntheticRaterConfig()), client) == 5
     for preference in client.labelled()[0]:
         assert isinstance(preference, SegmentPair) and preference.env == "CartPole-v1"
         left, right = (np.abs(segment.observations.array()[:, 2]).sum() for segment in preference.segments)
