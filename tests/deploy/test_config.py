@@ -12,7 +12,7 @@ import yaml
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import run_config
 from rollcall.deploy.config import RunConfig, json_schema, load_config
-from rollcall.deploy.plugins import ALGORITHM, TASK, shipped
+from rollcall.deploy.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipped
 from rollcall.deploy.settings import recipe_title, shipped_recipes
 
 RECIPE = """\
@@ -148,14 +148,16 @@ def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
 def test_the_schema_knows_every_setting_of_both_halves() -> None:
     schema = json_schema()
     json.dumps(schema)
-    control, language = schema["anyOf"]
+    control, language, direct, reward = schema["anyOf"]
     named = {half["title"]: _variants(half, "algorithm") for half in (control, language)}
     assert sorted(len(names) for names in named.values()) == [4, 6]
     assert sum(len(names) for names in named.values()) == len(shipped(ALGORITHM))
     assert all("discount" in schema["$defs"][name]["properties"] for name in named[control["title"]])
     assert all("token_budget" in schema["$defs"][name]["properties"] for name in named[language["title"]])
-    assert len(_variants(language, "task")) == len(shipped(TASK)) == 4
+    assert len(_variants(language, "task")) == len(shipped(TASK)) == 5
     assert control["properties"]["seed"]["description"]
+    assert len(_variants(direct, "algorithm")) == len(shipped(DIRECT_METHOD)) == 3
+    assert "noise" in schema["$defs"]["BradleyTerryConfig"]["properties"] and "loss" in reward["properties"]
 
 
 def _variants(half: dict[str, Any], section: str) -> list[str]:
