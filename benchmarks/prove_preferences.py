@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "docs" / "results.md"
 T_QUANTILE = {2: 4.303, 4: 2.776}  # of Student's distribution at 97.5%, by degrees of freedom
 LN_2 = math.log(2)
 
@@ -109,6 +108,7 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="*", type=int, help="of groups 3 or 5")
     parser.add_argument("--hh", type=Path, metavar="FILE", help="HH's harmless preferences, .jsonl or .jsonl.gz")
     parser.add_argument("--work", type=Path, default=ROOT, help="where runs/ is")
+    parser.add_argument("--append", type=Path, metavar="FILE.md", help="also write the rows there")
     args = parser.parse_args()
     today = datetime.date.today().isoformat()
     failures = 0
@@ -117,8 +117,9 @@ def main() -> int:
             failures += not met
             row = f"| {today} | `{command}` | {text} | {'yes' if met else '**no**'} |"
             print(row, flush=True)
-            with RESULTS.open("a") as file:
-                file.write(row + "\n")
+            if args.append is not None:
+                with args.append.open("a") as file:
+                    file.write(row + "\n")
     print(f"{failures} promises not kept")
     return 1 if failures else 0
 

@@ -232,7 +232,7 @@ def _ratios(raw: Sequence[tuple[float, float]], load: Load, threads: int) -> dic
 
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
-    if args.clients < 1 or args.seconds <= 0 or (args.threads or 1) < 1:
+    if args.clients < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
         raise BadInput("--clients, --seconds and --threads (command line): must be more than 0")
     say = partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder, ExitStack() as stack:
