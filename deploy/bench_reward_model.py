@@ -62,7 +62,8 @@ class Forward:
         self._batching, self._num_waiting = batching, num_waiting
         self._queue = BatchQueue(batching)
         self._next = 0
-        self._loop = asyncio.new_event_loop()
+        self._loop = asyncio.new_event_loop()  # only jobs' futures want one
+        self._loop.close()
 
     def __call__(self, what: str, *arguments: Any) -> Any:
         with torch.inference_mode():

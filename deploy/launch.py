@@ -198,11 +198,15 @@ class _Run:
             ledger=books,
             checkpoints=checkpoints,
             recorders=self.recorders,
-            watchdog=Watchdog(
-                warning_s=config.supervision.stall_warning_s, timeout_s=config.supervision.stall_timeout_s
-            ),
+            watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
             stop_requested=self.stop.is_set,
         )
+
+    @property
+    def _stall_timeout_s(self) -> float:
+        """Whoever waits for a reward service, or for people, ends the run itself when its patience is over."""
+        reward = self.parts.reward
+        return max(self.config.supervision.stall_timeout_s, 0.0 if reward is None else 1.1 * reward.patience_s)
 
     def _begin(
         self, coordinator: Coordinator, workers: Any, start: tuple[Path, Manifest] | None, port: int | None

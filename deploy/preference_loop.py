@@ -39,6 +39,8 @@ from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRe
 CURRENT = "current"  # of the run's reward models: the version that the service loads when it starts
 POOL = 2000  # stretches remembered, the newest
 LOOK_S = 0.5  # between looks whether people have labelled
+STRETCHES_S = 20.0  # within which what the policy did must have stretches to compare: it waits for them itself
+BARREN_TRIES = 20
 
 _log = logging.getLogger("rollcall")
 
@@ -138,7 +140,7 @@ class PreferenceLoop:
             self._read_labels()
             while True:
                 with self._changed:
-                    while self._learnt >= self._due or not self._pool:
+                    while self._learnt >= self._due:
                         self._changed.wait(1.0)
                     due = self._due
                 self._collect(due)
@@ -151,10 +153,16 @@ class PreferenceLoop:
 
     def _collect(self, due: int) -> None:
         """Until so many labels are there, by asking and waiting."""
+        barren = 0  # times in a row that nothing new was found to ask
         while len(self._preferences) < due:
             missing = due - len(self._preferences)
             if not self._labels.progress("loop").waiting:  # skipped ones are made up for
-                self._labels.add(self._choose(missing))
+                barren = 0 if self._labels.add(self._choose(missing)) else barren + 1
+            if barren >= BARREN_TRIES:
+                raise RewardError(
+                    f"{len(self._pool)} stretches give no more pairs to compare than {len(self._preferences)}, and "
+                    f"{due} are due: lower preferences.initial_labels, or raise actors.num_envs or unroll_length"
+                )
             if self._rater is not None:
                 label_all(self._rater, self._labels)
             else:
@@ -171,7 +179,13 @@ class PreferenceLoop:
         """Pairs from the pool; of several times as many, those that the ensemble disagrees on most."""
         with self._changed:
             pool = list(self._pool)
+        deadline = time.monotonic() + STRETCHES_S
         while len(pool) < 2:
+            if time.monotonic() > deadline:
+                raise RewardError(
+                    f"no two stretches of {self._config.segment_steps} steps within an episode were seen: lower "
+                    "preferences.segment_steps, or let episodes have one length (env.fixed_episode_steps)"
+                )
             time.sleep(LOOK_S)
             with self._changed:
                 pool = list(self._pool)

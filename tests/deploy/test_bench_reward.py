@@ -8,10 +8,9 @@ import statistics
 from pathlib import Path
 
 import pytest
-import torch
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import bench_reward, cli
+from rollcall.deploy import bench_reward, bench_reward_model, cli
 from rollcall.deploy.bench_reward import Load, _ratios
 from rollcall.deploy.bench_reward_load import LONGEST, SHORTEST, Asked, length_of, texts_of
 from rollcall.deploy.bench_reward_model import Forward, write_classifier
@@ -22,11 +21,15 @@ from rollcall.reward_service.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Score
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("bench") / "model"
-    assert 9e6 < write_classifier(directory) < 11e6
-    return directory
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of a hundredth of the size."""
+    for name, value in {"_HIDDEN": 64, "_LAYERS": 1, "_HEADS": 2}.items():
+        monkeypatch.setattr(bench_reward_model, name, value)
+
+
+def test_the_model_has_about_ten_million_parameters(tmp_path: Path) -> None:
+    assert 9e6 < write_classifier(tmp_path / "model") < 11e6
 
 
 def test_lengths_are_log_uniform_and_a_number_always_makes_the_same_item() -> None:
@@ -40,8 +43,11 @@ def test_lengths_are_log_uniform_and_a_number_always_makes_the_same_item() -> No
     assert all(len("".join(texts_of(number))) + 1 == length_of(number) for number in range(50))
 
 
-def test_a_direct_forward_pass_and_the_production_scorer_agree_and_scores_tell_items_apart(model: Path) -> None:
-    numbers = range(6)
+def test_a_direct_forward_pass_and_the_production_scorer_agree_and_scores_tell_items_apart(
+    small: None, tmp_path: Path
+) -> None:
+    model, numbers = tmp_path / "model", range(6)
+    write_classifier(model)
     forward = Forward(model, 1, BatchingConfig(), 8)
     direct = forward("scores", list(numbers))
     scorer = build_scorer(RewardModelConfig(path=str(model), device="cpu"), name="bench")
@@ -53,7 +59,6 @@ def test_a_direct_forward_pass_and_the_production_scorer_agree_and_scores_tell_i
     assert min(gaps) > 10 * bench_reward.TOLERANCE, "a mixed-up score would be seen"
     per_s, per_cpu_s = forward("throughput", 0.2)
     assert 0 < per_s < math.inf and 0 < per_cpu_s < math.inf
-    assert torch.get_num_threads() == 1
 
 
 def test_the_ratio_is_of_medians_and_what_had_no_score_does_not_count() -> None:
@@ -74,10 +79,12 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_the_whole_of_it_in_small(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_of_it_in_small(
+    small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Through the real processes; what it says about speed is not asserted in so short a time."""
-    small = {"RAW_S": 0.5, "WARM_UP_S": 0.5, "OVERLOAD_S": 2.0, "CACHE_ITEMS": 4}
-    for name, value in (small | {"BATCHING": {"max_batch_tokens": 1024}}).items():
+    short = {"RAW_S": 0.5, "WARM_UP_S": 0.5, "OVERLOAD_S": 2.0, "CACHE_ITEMS": 4, "NUM_PROCESSES": 1}
+    for name, value in (short | {"BATCHING": {"max_batch_tokens": 1024}}).items():
         monkeypatch.setattr(bench_reward, name, value)
     arguments = ["--seconds", "2", "--clients", "6", "--repeats", "1", "--threads", "1", "--json"]
     assert cli.main(["bench", "reward", *arguments]) == 0
@@ -85,5 +92,5 @@ def test_the_whole_of_it_in_small(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     fields = {"bound", "achieved", "ratio_to_bound", "peer", "ratio_to_peer", "unit", "limiter", "settings"}
     assert fields <= result.keys() and result["unit"] == "tokens/s"
     assert result["scores"]["wrong"] == 0 == result["scores"]["unanswered"] and result["scores"]["checked"] >= 6
-    assert result["cache"]["times_faster"] > 1 and 0.2 < result["ratio_to_bound"] < 2
+    assert result["cache"]["miss_ms"] > 0 and result["ratio_to_bound"] > 0
     assert "full batches" in bench_reward._table(result)

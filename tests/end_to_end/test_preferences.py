@@ -65,3 +65,13 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(bench: Any, mon
     )
     record = json.loads((run.directory / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["reward_versions"] == [versions[-1]]
+
+
+def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Any) -> None:
+    taste = ("preferences.rater=synthetic", "preferences.taste=rollcall.reward_service.tastes:upright_and_centred")
+    settings = [item for item in SETTINGS if "fixed_episode" not in item and "segment_steps" not in item]
+    run = bench.train(*settings, *taste, "preferences.segment_steps=32", "env.max_episode_steps=9", "runtime=serial")
+    run.wait()
+    assert run.process.returncode == 1
+    assert "no two stretches of 32 steps" in run.errors and "env.fixed_episode_steps" in run.errors
+    assert run.summary["status"] == "failed"
