@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.settings import COMMAND_LINE, Settings, did_you_mean, parse_override, parse_yaml
-from rollcall.reward_service.labelling import OPEN_PATHS, PAGE_PATH, router
-from rollcall.reward_service.labelling_directory import open_labelling
+from rollcall.reward_service.labelling import OPEN_PATHS, PAGE_PATH
+from rollcall.reward_service.private import label_routers
 from rollcall.reward_service.server import Server
 from rollcall.reward_service.service_config import ServiceConfig
 
@@ -28,10 +27,7 @@ def main(args: argparse.Namespace) -> int:
     config = load_service_config(args)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with ExitStack() as stack:
-        routers = []
-        if args.labels is not None:
-            routers.append(router(stack.enter_context(open_labelling(args.labels))))
+    with label_routers(config) as routers:
         server = Server(config, routers=routers, open_paths=OPEN_PATHS if routers else ())
         print(server.url, flush=True)
         if routers:
@@ -61,8 +57,9 @@ def load_service_config(args: argparse.Namespace) -> ServiceConfig:
     for name in ("host", "port", "default_model"):
         if getattr(args, name) is not None:
             settings.set((name,), getattr(args, name), COMMAND_LINE)
-    if args.token_file is not None:
-        settings.set(("token_file",), str(args.token_file), COMMAND_LINE)
+    for name in ("token_file", "labels"):
+        if getattr(args, name) is not None:
+            settings.set((name,), str(getattr(args, name)), COMMAND_LINE)
     if args.model_root:
         settings.set(("model_roots",), [str(root) for root in args.model_root], COMMAND_LINE)
     for text in args.model:

@@ -44,7 +44,7 @@ class PrivateService:
     happens on one thread of ours that lives until `stop`.
     """
 
-    def __init__(self, config: ServiceConfig, directory: Path, *, start_timeout_s: float = 120.0) -> None:
+    def __init__(self, config: ServiceConfig, directory: Path, *, start_timeout_s: float = 300.0) -> None:
         self.directory = directory
         self.log_path = directory / "reward_service.log"
         self.token = SecretStr(os.environ.get(TOKEN_VARIABLE) or secrets.token_urlsafe(32))
@@ -166,7 +166,7 @@ class PrivateService:
         return said[-1] if said else "(empty)"
 
 
-def start_private(config: ServiceConfig, directory: Path, *, start_timeout_s: float = 120.0) -> PrivateService:
+def start_private(config: ServiceConfig, directory: Path, *, start_timeout_s: float = 300.0) -> PrivateService:
     """A service for this program alone, ready to be asked; its log and where it listens are in the directory.
 
     Raises:
@@ -192,7 +192,8 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = ServiceConfig.model_validate(handover["config"])
-        with _labels(config) as routers:
+        os.environ.pop(TOKEN_VARIABLE, None)  # or every child of ours would inherit it
+        with label_routers(config) as routers:
             open_paths = OPEN_PATHS if routers else ()
             server = Server(config, token=SecretStr(handover["token"]), routers=routers, open_paths=open_paths)
             _write_endpoint(Path(handover["endpoint"]), server.url)
@@ -208,7 +209,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def _labels(config: ServiceConfig) -> Iterator[list[APIRouter]]:
+def label_routers(config: ServiceConfig) -> Iterator[list[APIRouter]]:
     """What serves the preferences, where the settings ask for it."""
     if config.labels is None:
         yield []

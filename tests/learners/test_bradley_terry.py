@@ -84,7 +84,7 @@ def test_of_segments_each_member_learns_from_its_own_sample_that_sums_of_steps_e
             expected = expected + item.draws[member] * entropy / len(items)
     found, metrics = summed(BradleyTerry(BradleyTerryConfig(noise=0.1, budget=budget)), module, items)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert metrics["negative_log_likelihood"] == pytest.approx(float(expected) / 3, rel=1e-4)
+    assert metrics["negative_log_likelihood"] == pytest.approx(expected.item() / 3, rel=1e-4)
 
 
 def sequence(*tokens: int) -> TokenSequence:
@@ -98,7 +98,7 @@ def test_of_a_ranking_the_loss_is_the_mean_over_all_its_pairs() -> None:
         Comparison((sequence(1, 2), sequence(1, 9, 9), sequence(1, 4)), (2, 0, 1)),
         Comparison((sequence(3, 3), sequence(3, 4, 5, 6)), (0, 1), margin=0.5),
     ]
-    reward = [[float(module.values[c.token_ids.astype(int)].sum()) for c in item.candidates] for item in items]
+    reward = [[module.values[c.token_ids.astype(int)].sum().item() for c in item.candidates] for item in items]
 
     def term(difference: float) -> float:
         return math.log(1 + math.exp(-difference))
@@ -107,7 +107,7 @@ def test_of_a_ranking_the_loss_is_the_mean_over_all_its_pairs() -> None:
     for use_margins, margin in ((True, 0.5), (False, 0.0)):
         two = term(reward[1][0] - reward[1][1] - margin)
         found, _ = summed(BradleyTerry(BradleyTerryConfig(use_margins=use_margins)), module, items)
-        assert float(found) == pytest.approx((sum(three) / 3 + two) / 2, rel=1e-5)
+        assert found.item() == pytest.approx((sum(three) / 3 + two) / 2, rel=1e-5)
 
 
 def test_accuracy_counts_a_tie_as_half() -> None:

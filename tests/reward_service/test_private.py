@@ -46,7 +46,10 @@ def ask(service: PrivateService) -> float | None:
         return client.score([RIGHT], deadline_s=30).results[0].score
 
 
-def test_it_serves_by_a_token_that_stands_in_no_process_list_and_comes_back_at_its_port(tmp_path: Path) -> None:
+def test_it_serves_by_a_token_that_stands_in_no_process_list_and_comes_back_at_its_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROLLCALL_REWARD_TOKEN", raising=False)
     with start_private(CONFIG, tmp_path) as service:
         assert ask(service) == 1.0
         secret = service.token.get_secret_value()
