@@ -46,7 +46,7 @@ def _weights(parser: argparse.ArgumentParser) -> None:
 def _reward(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of load, in all repeats (60)")
     parser.add_argument("--clients", type=int, default=64, metavar="N", help="that ask at once (64)")
-    parser.add_argument("--threads", type=int, metavar="N", help="of the model, served and alone; default: all cores")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the model, served and alone (1)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="interleaved repeats (3)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

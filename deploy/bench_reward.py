@@ -78,7 +78,7 @@ class Measurement:
 
     def __init__(self, args: argparse.Namespace, scratch: Path, say: Any, stack: ExitStack) -> None:
         self._args, self._say = args, say
-        self._threads = args.threads or os.cpu_count() or 1
+        self._threads = args.threads
         model = scratch / "model"
         say("making the model ...")
         self._num_parameters = write_classifier(model)
@@ -223,7 +223,7 @@ def _ratios(raw: Sequence[tuple[float, float]], load: Load, threads: int) -> dic
         "peer": None,
         "ratio_to_peer": None,
         "unit": "tokens/s",
-        "limiter": f"the forward pass, on {threads} threads; the service used {service:.2f} cores, the clients beside "
+        "limiter": f"the forward pass, on {threads} thread{'s' * (threads > 1)}; the service used {service:.2f} cores, the clients beside "
         f"it {clients:.2f}",
         "requests_per_s": round(len(load.asked) / load.seconds, 1),
         "cpu_cores": {"service": round(service, 3), "clients": round(clients, 3)},
@@ -232,7 +232,7 @@ def _ratios(raw: Sequence[tuple[float, float]], load: Load, threads: int) -> dic
 
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
-    if args.clients < 1 or args.seconds <= 0 or (args.threads is not None and args.threads < 1):
+    if args.clients < 1 or args.seconds <= 0 or args.threads < 1:
         raise BadInput("--clients, --seconds and --threads (command line): must be more than 0")
     say = partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder, ExitStack() as stack:

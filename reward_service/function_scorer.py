@@ -31,7 +31,8 @@ class FunctionConfig(BaseModel):
 
     kind: Literal["function"] = "function"
     path: str = Field(pattern=r"^[\w.]+:\w+$", description="my_module:score")
-    takes: frozenset[Taken] = Field(default=frozenset({"text", "segment"}), min_length=1, description="what it scores")
+    # No set: its order would differ from process to process, and with it the digest that is the version.
+    takes: tuple[Taken, ...] = Field(default=("text", "segment"), min_length=1, description="what it scores")
     cacheable: bool = Field(default=True, description="an item has the same score tomorrow")
     batch_size: int = Field(default=32, ge=1, description="items of one call, where the function is batched")
     workers: WorkersConfig = WorkersConfig()
@@ -39,7 +40,7 @@ class FunctionConfig(BaseModel):
 
 class FunctionScorer:
     def __init__(self, config: FunctionConfig, pool: WorkerPool, *, source: bytes, batched: bool) -> None:
-        self.takes = config.takes
+        self.takes = frozenset(config.takes)
         self.version = version_of(config, source)
         self.cacheable = config.cacheable
         self._config = config

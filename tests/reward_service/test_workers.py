@@ -221,3 +221,21 @@ def test_workers_end_with_a_killed_service(
     process.kill()
     process.communicate()
     eventually(lambda: not any(child.is_running() for child in family), 10)
+
+
+def test_the_version_of_a_function_is_the_same_in_every_process(tmp_path: Path) -> None:
+    """Python orders sets anew in each process, and a service that was started again must know its old scores."""
+    (tmp_path / "mine.py").write_text("def score(item):\n    return 1.0\n")
+    code = (
+        "from rollcall.reward_service.function_scorer import FunctionConfig, build_function_scorer as build\n"
+        "scorer = build(FunctionConfig(path='mine:score')); print(scorer.version); scorer.close()"
+    )
+    versions = set()
+    for seed in range(4):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed)}
+        found = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert found.returncode == 0, found.stderr
+        versions.add(found.stdout)
+    assert len(versions) == 1
