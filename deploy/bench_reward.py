@@ -223,8 +223,8 @@ def _ratios(raw: Sequence[tuple[float, float]], load: Load, threads: int) -> dic
         "peer": None,
         "ratio_to_peer": None,
         "unit": "tokens/s",
-        "limiter": f"the forward pass, on {threads} thread{'s' * (threads > 1)}; the service used {service:.2f} cores, the clients beside "
-        f"it {clients:.2f}",
+        "limiter": f"the forward pass, on {threads} thread{'s' * (threads > 1)}; the service used {service:.2f} cores, "
+        f"the clients beside it {clients:.2f}",
         "requests_per_s": round(len(load.asked) / load.seconds, 1),
         "cpu_cores": {"service": round(service, 3), "clients": round(clients, 3)},
     }

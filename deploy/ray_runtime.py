@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket
@@ -121,9 +122,11 @@ class RayWorkers:
 
     def _spawn_scoring(self) -> Any:
         remote: Any = ray.remote(ScoringProcess)
-        return remote.options(num_cpus=0, max_restarts=0, max_concurrency=SCORING_CONCURRENCY).remote(
-            self._plan.parts, self._cwd
-        )
+        # Beside the driver: a private service listens on this machine's loopback alone.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return remote.options(
+            num_cpus=0, max_restarts=0, max_concurrency=SCORING_CONCURRENCY, scheduling_strategy=here
+        ).remote(self._plan.parts, self._cwd)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
         count = self._plan.num_learner_processes
