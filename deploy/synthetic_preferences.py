@@ -9,18 +9,11 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from rollcall.actors.reviews import SUBJECTS, kindness, prompt_about, write_review
 from rollcall.cluster.seeds import derive_seed
 from rollcall.reward_service.preference_files import PreferencePair, Ranking, write_preferences
 
-SUBJECTS = ("film", "meal", "hotel", "book", "trip", "game")
-PARTS = ("start", "middle", "end", "style", "price", "mood")
-VALENCE = {
-    **{"superb": 2, "lovely": 2, "good": 1, "warm": 1},
-    **{"usual": 0, "long": 0},
-    **{"dull": -1, "cold": -1, "awful": -2, "nasty": -2},
-}
 MAJORITY, MINORITY = "fans", "critics"  # the latter like what the former do not
-_NEGATED = 0.15  # of clauses
 
 
 class SyntheticConfig(BaseModel):
@@ -52,13 +45,6 @@ def write_synthetic(directory: Path, config: SyntheticConfig, *, seed: int) -> t
     return paths
 
 
-def kindness(review: str) -> int:
-    """The known reward: the valence of a review's words, "not" turning that of the next one round."""
-    words = review.replace(".", " ").replace(",", " ").split()
-    signs = (-1 if before == "not" else 1 for before in ["", *words])
-    return sum(sign * VALENCE.get(word, 0) for sign, word in zip(signs, words, strict=False))
-
-
 def taste(group: str | None) -> int:
     return -1 if group == MINORITY else 1
 
@@ -71,10 +57,10 @@ def _comparisons(
     groups = [None] * count if minority_share is None else [MINORITY] * rare + [MAJORITY] * (count - rare)
     for index in generator.permutation(count):
         group = groups[index]
-        prompt = f"{f'For {group}, the' if group else 'The'} {generator.choice(SUBJECTS)}: "
+        prompt = prompt_about(generator.choice(SUBJECTS), group=group)
         reviews: dict[int, str] = {}  # by reward: no two are equally kind
         while len(reviews) < config.responses:
-            review = _review(generator)
+            review = write_review(generator)
             reviews.setdefault(kindness(review), review)
         order = generator.permutation(config.responses)
         shown = [list(reviews.items())[i] for i in order]
@@ -91,11 +77,3 @@ def _judged(prompt: str, shown: list[tuple[int, str]], group: str | None, *, wro
         return PreferencePair(prompt=prompt, chosen=ordered[0], rejected=ordered[1], group=group, details=details)
     ranks = tuple(range(len(shown)))
     return Ranking(prompt=prompt, responses=tuple(ordered), ranks=ranks, group=group, details=details)
-
-
-def _review(generator: np.random.Generator) -> str:
-    clauses = []
-    for part in generator.choice(PARTS, size=int(generator.integers(2, 4)), replace=False):
-        negation = "not " if generator.random() < _NEGATED else ""
-        clauses.append(f"{part} {negation}{generator.choice(list(VALENCE))}")
-    return f"{', '.join(clauses)}."

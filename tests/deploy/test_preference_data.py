@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from rollcall.actors.reviews import kindness
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.preference_data import PreferenceDataConfig, encode_texts, load_preferences
-from rollcall.deploy.synthetic_preferences import MAJORITY, MINORITY, SyntheticConfig, kindness, taste, write_synthetic
+from rollcall.deploy.synthetic_preferences import MAJORITY, MINORITY, SyntheticConfig, taste, write_synthetic
 from rollcall.reward_service.preference_files import PreferencePair, Ranking, SegmentPair, read_preferences
 
 
