@@ -33,7 +33,7 @@ RAW_S = 8.0  # how long the model alone is measured, before, between and after
 WARM_UP_S = 5.0
 OVERLOAD_S = 30.0
 OVERLOAD = 2.0  # times the measured throughput
-OVERLOAD_DEADLINES = 4.0  # deadline of a request, in full batches
+OVERLOAD_DEADLINES = 2.0  # deadline of a request, in full batches
 CACHE_ITEMS = 40
 TOLERANCE = 1e-3  # of a score against a direct forward pass; scores spread over several units
 NUMBERS = 1_000_000  # items of each process
@@ -246,7 +246,7 @@ def _table(result: Mapping[str, Any]) -> str:
     memory, latency = result["memory_mb"], result["latency_s"]
     lines = [
         f"settings    {settings['parameters']:,} parameters, {SHORTEST} to {LONGEST} tokens, {settings['clients']} "
-        f"clients, {settings['seconds']:g} s in {settings['repeats']} repeats, {settings['threads']} threads",
+        f"clients, {settings['seconds']:g} s in {settings['repeats']} repeats, threads: {settings['threads']}",
         f"bound       {result['bound']:8,d} {result['unit']} = the forward pass alone, batched alike",
         f"achieved    {result['achieved']:8,d} {result['unit']}: {result['ratio_to_bound']:.2f} of the bound "
         f"({result['ratio_by_cpu_s']:.2f} by CPU time), {result['requests_per_s']} requests/s",

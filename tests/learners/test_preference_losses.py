@@ -91,12 +91,12 @@ def test_dpo_is_bradley_terry_of_implicit_rewards(
     policy: tuple[float, float], reference: tuple[float, float], beta: float, smoothing: float
 ) -> None:
     rewards = [beta * (p - r) for p, r in zip(policy, reference, strict=True)]
-    chance = sigmoid(rewards[0] - rewards[1])
-    expected = -(1 - smoothing) * math.log(chance) - smoothing * math.log(1 - chance) if 0 < chance < 1 else None
+    margin = rewards[0] - rewards[1]
+    # -log sigmoid(x) = log(1 + exp(-x)): exact also where the chance itself rounds to 1.
+    expected = (1 - smoothing) * math.log1p(math.exp(-margin)) + smoothing * math.log1p(math.exp(margin))
     h = (policy[0] - reference[0]) - (policy[1] - reference[1])
     found = float(losses.dpo_loss(differences=tensor(h), beta=beta, label_smoothing=smoothing))
-    if expected is not None:
-        assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_conservative_dpo_and_ipo_are_least_at_a_finite_place_and_dpo_nowhere() -> None:
