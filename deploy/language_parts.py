@@ -42,6 +42,7 @@ from rollcall.learners.token_policy import (
     autocast_dtype,
     decoder_layers,
     load_policy_model,
+    sharing_size,
 )
 from rollcall.reward_service.reward_model_config import RewardModelConfig
 
@@ -222,14 +223,17 @@ class LanguageParts:
         return {**models, **algorithm.extra_models()}
 
     def learner(self, collective: Collective) -> Learner:
-        config = self.config
+        config, models = self.config, self.models()
         return Learner(
-            models=self.models(),
+            models=models,
             algorithm=config.build_algorithm(),
             config=config.learner,
             policy_id=POLICY_ID,
             run_seed=config.seed,
-            experience=LanguageExperience(token_budget=int(getattr(config.algorithm, "token_budget", 16384))),
+            experience=LanguageExperience(
+                token_budget=int(getattr(config.algorithm, "token_budget", 16384)),
+                hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
+            ),
             published=("policy",),
             consumption_log=self.consumption_log,
             collective=collective,

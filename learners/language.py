@@ -13,17 +13,20 @@ from torch import Tensor
 from rollcall.cluster.messages import LMTrajectory
 from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.collective import Collective
-from rollcall.learners.token_batch import TokenBatch, TokenRows, collate_samples, each_token, padding_fraction
+from rollcall.learners.prompt_sharing import Sharing
+from rollcall.learners.token_batch import TokenBatch, TokenRows, collate_samples, each_token
 
 
 class LanguageExperience:
     """What the learner asks of its experience, for language trajectories."""
 
-    def __init__(self, *, token_budget: int) -> None:
+    def __init__(self, *, token_budget: int, hidden_size: int | None = None) -> None:
+        """`hidden_size`: of the models, where all of them can compute a prompt once for several samples."""
         self._token_budget = token_budget
+        self._sharing = None if hidden_size is None else Sharing(hidden_size, max_row=token_budget)
 
     def collate(self, trajectories: Sequence[LMTrajectory], device: torch.device, *, step: int) -> TokenBatch:
-        return collate_samples(trajectories, step=step).to(device)
+        return collate_samples(trajectories, step=step, sharing=self._sharing).to(device)
 
     def prepare(self, algorithm: Algorithm, models: Models, batch: TokenBatch, collective: Collective) -> Any:
         return algorithm.prepare(models, batch, partial(self._each_token, batch, collective))  # type: ignore[call-arg]
@@ -34,7 +37,7 @@ class LanguageExperience:
     def metrics(self, batch: TokenBatch) -> dict[str, float]:
         """Of the batch as a whole, beside the algorithm's."""
         parts = batch.micro_batches(range(batch.num_samples), self._token_budget)
-        return {"padding_fraction": padding_fraction(batch, parts), "trained_tokens": float(batch.num_sampled)}
+        return {"padding_fraction": batch.padding_fraction(parts), "trained_tokens": float(batch.num_sampled)}
 
     def state(self) -> dict[str, Any]:
         return {}

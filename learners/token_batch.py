@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages import LMTrajectory
+from rollcall.learners.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
 
 MAX_PADDING = 0.1  # of a micro-batch's tokens, unless it holds one sample only
 
@@ -27,6 +28,7 @@ class TokenRows:
     token_ids: Tensor  # int64 [b, L]
     predictors: Tensor  # int64 [K]: flat index (row * L + t) of the state that predicts each sampled token
     targets: Tensor  # int64 [K]: those tokens
+    shared: SharedPrompts | None = None  # where a row holds several samples of one prompt
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class TokenBatch:
     group: Tensor  # int64 [N]: samples of one prompt have one number, 0, 1, ...
     rewards: Tensor  # float32 [N]
     truncated: Tensor  # bool [N]: cut by a length limit, not ended by the policy
+    row: Tensor  # int64 [N]: samples with one number share a row, and compute its prompt once
+    shared_prompt: Tensor  # int64 [N]: how many tokens at its beginning a sample shares; 0: it has its row alone
 
     @property
     def num_samples(self) -> int:
@@ -70,24 +74,83 @@ class TokenBatch:
         if not samples:
             none = self.sampled.new_zeros(0)
             return TokenRows(self.token_ids.new_zeros(1, 1), none, none), none
-        begin, end = self.offsets[:-1].tolist(), self.offsets[1:].tolist()
-        flat_begin = self.sampled_offsets().tolist()
-        width = max(end[i] - begin[i] for i in samples)
-        token_ids = self.token_ids.new_zeros(len(samples), width)
-        predictors, flat = [], []
-        for row, i in enumerate(samples):
-            token_ids[row, : end[i] - begin[i]] = self.token_ids[begin[i] : end[i]]
-            span = slice(flat_begin[i], flat_begin[i + 1])
-            predictors.append(self.sampled[span] - begin[i] - 1 + row * width)
-            flat.append(torch.arange(span.start, span.stop, device=self.sampled.device))
-        indices = torch.cat(flat)
-        return TokenRows(token_ids, torch.cat(predictors), self.token_ids[self.sampled[indices]]), indices
+        together = self._rows_of(samples)
+        width = max(self._row_sizes(together))
+        stand = self._places(together, width)
+        token_ids = self.token_ids.new_zeros(len(together), width)
+        place = _ranges(stand.begin, stand.size)
+        token_ids.view(-1)[place] = self.token_ids[_ranges(self.offsets[stand.sample] + stand.shared, stand.size)]
+        asked = torch.tensor(samples, device=self.sampled.device)
+        indices = _ranges(self.sampled_offsets()[asked], self.lengths[asked])
+        targets = self.token_ids[self.sampled[indices]]
+        # What predicts a token stands among its sample's own, or in the prompt at the row's beginning.
+        number = torch.zeros_like(self.lengths)
+        number[stand.sample] = torch.arange(len(samples), device=number.device)
+        number = number[self.sequence[indices]]
+        before = self.sampled[indices] - self.offsets[self.sequence[indices]] - 1
+        own = before - stand.shared[number] + stand.begin[number]
+        predictors = torch.where(before < stand.shared[number], before + stand.begin[number] // width * width, own)
+        if len(together) == len(samples):
+            return TokenRows(token_ids, predictors, targets), indices
+        positions, owner = torch.zeros_like(token_ids), torch.full_like(token_ids, -1)
+        positions.view(-1)[place] = _ranges(stand.shared, stand.size)
+        of_sample = stand.within.repeat_interleave(stand.size)
+        in_prompt = positions.view(-1)[place] < self.shared_prompt[stand.sample].repeat_interleave(stand.size)
+        owner.view(-1)[place] = torch.where(in_prompt, PROMPT, of_sample)
+        return TokenRows(token_ids, predictors, targets, SharedPrompts(positions, attends(owner))), indices
 
     def micro_batches(self, samples: Sequence[int], token_budget: int) -> list[list[int]]:
         """Divides samples so that each part, padded, has at most `token_budget` tokens, of which at most MAX_PADDING
-        are padding. Samples of like length come together; a sample longer than the budget is a part of its own."""
-        sizes = (self.offsets[1:] - self.offsets[:-1]).tolist()
-        return plan_micro_batches([sizes[i] for i in samples], samples, token_budget)
+        are padding. Rows of like length come together; one longer than the budget is a part of its own."""
+        rows = self._rows_of(samples)
+        parts = plan_micro_batches(self._row_sizes(rows), range(len(rows)), token_budget)
+        return [[i for row in part for i in rows[row]] for part in parts]
+
+    def padding_fraction(self, parts: Sequence[Sequence[int]]) -> float:
+        """The share of padding among all tokens that the parts' forward passes see."""
+        sizes = [self._row_sizes(self._rows_of(part)) for part in parts]
+        return 1.0 - sum(map(sum, sizes)) / sum(len(part) * max(part) for part in sizes)
+
+    def _rows_of(self, samples: Sequence[int]) -> list[list[int]]:
+        """The samples, by the row that they stand in."""
+        rows: dict[int, list[int]] = {}
+        numbers = self.row.tolist()
+        for i in samples:
+            rows.setdefault(numbers[i], []).append(i)
+        return list(rows.values())
+
+    def _row_sizes(self, rows: Sequence[Sequence[int]]) -> list[int]:
+        lengths, prompts = (self.offsets[1:] - self.offsets[:-1]).tolist(), self.shared_prompt.tolist()
+        return [sum(lengths[i] for i in row) - (len(row) - 1) * prompts[row[0]] for row in rows]
+
+    def _places(self, rows: Sequence[Sequence[int]], width: int) -> _Places:
+        """Where the samples stand in rows of `width` tokens: the first of a row with its prompt, the others without."""
+        lengths, prompts = (self.offsets[1:] - self.offsets[:-1]).tolist(), self.shared_prompt.tolist()
+        found = []
+        for row, members in enumerate(rows):
+            begin = row * width
+            for within, i in enumerate(members):
+                shared = prompts[i] if within else 0
+                found.append((i, shared, begin, lengths[i] - shared, within + 1))
+                begin += lengths[i] - shared
+        return _Places(*torch.tensor(found, device=self.offsets.device).T)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Samples in rows, each int64 [n]."""
+
+    sample: Tensor
+    shared: Tensor  # of its tokens, how many stand in the row already
+    begin: Tensor  # flat, of the others
+    size: Tensor  # of the others
+    within: Tensor  # which of its row's samples it is: 1, 2, ...
+
+
+def _ranges(begins: Tensor, sizes: Tensor) -> Tensor:
+    """begins[0], begins[0] + 1, ... (sizes[0] numbers), then begins[1], ..."""
+    before = sizes.cumsum(0) - sizes
+    return (begins - before).repeat_interleave(sizes) + torch.arange(int(sizes.sum()), device=sizes.device)
 
 
 def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -106,17 +169,13 @@ def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budge
     return parts
 
 
-def padding_fraction(batch: TokenBatch, parts: Sequence[Sequence[int]]) -> float:
-    """The share of padding among all tokens that the parts' forward passes see."""
-    sizes = (batch.offsets[1:] - batch.offsets[:-1]).tolist()
-    padded = sum(len(part) * max(sizes[i] for i in part) for part in parts)
-    return float(1.0 - sum(sizes[i] for part in parts for i in part) / padded)
-
-
-def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int) -> TokenBatch:
+def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing: Sharing | None = None) -> TokenBatch:
     """Joins the samples of all trajectories in the given order. `step` is v, the version that learns from them.
 
     A sample of which no token was sampled (an empty turn cut at once) has nothing to learn and is left out.
+
+    Args:
+      sharing: for models that can compute a prompt once for several samples; None: each sample has a row of its own.
 
     Raises:
       ValueError: on no trajectories, or none with a sampled token.
@@ -130,6 +189,14 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int) -> Token
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     sampled = [np.flatnonzero(part.loss_mask) for part in parts]
     lengths = np.array([len(positions) for positions in sampled])
+    prompts = [int(positions[0]) for positions in sampled]
+    rows, shared = share_prompts(
+        [
+            (part.group, part.token_ids[:prompt].tobytes(), prompt, len(part.token_ids))
+            for part, prompt in zip(parts, prompts, strict=True)
+        ],
+        sharing,
+    )
     return TokenBatch(
         token_ids=torch.from_numpy(np.concatenate([part.token_ids for part in parts]).astype(np.int64)),
         offsets=torch.from_numpy(offsets),
@@ -141,6 +208,8 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int) -> Token
         group=torch.tensor([part.group for part in parts]),
         rewards=torch.tensor([part.reward for part in parts], dtype=torch.float32),
         truncated=torch.tensor([part.truncated for part in parts]),
+        row=torch.from_numpy(rows),
+        shared_prompt=torch.from_numpy(shared),
     )
 
 

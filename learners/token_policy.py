@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.sampling import SamplingConfig
 from rollcall.learners.lora import LoraConfig
+from rollcall.learners.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.sampling import Processed, process_logits
 from rollcall.learners.token_batch import TokenRows
 
@@ -59,6 +60,11 @@ class LMPolicyConfig(BaseModel):
         default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    share_prompts: bool = Field(
+        default=True,
+        description="compute a prompt once for several of its samples where that is cheaper: the same result; models "
+        "with attention over a window, and others that cannot, do without by themselves",
+    )
     lora: LoraConfig | None = Field(
         default=None,
         description="train adapters alone: a fraction of the memory; actors get them merged; none: train all",
@@ -150,13 +156,53 @@ def hidden_states(model: nn.Module, rows: TokenRows) -> Tensor:
 
 
 def _states_of(body: nn.Module, rows: TokenRows) -> Tensor:
-    # No attention mask: padding stands on the right, where causal attention does not look.
-    states: Tensor = body(input_ids=rows.token_ids, use_cache=False).last_hidden_state
+    # No attention mask for plain rows: padding stands on the right, where causal attention does not look.
+    shared = {}
+    if rows.shared is not None:
+        shared = {"position_ids": rows.shared.positions, "attention_mask": rows.shared.attends}
+    states: Tensor = body(input_ids=rows.token_ids, use_cache=False, **shared).last_hidden_state
     return states.flatten(0, 1)[rows.predictors]
 
 
 def _body(model: nn.Module) -> nn.Module:
     return cast(nn.Module, cast(Any, model).base_model)
+
+
+def sharing_size(model: nn.Module) -> int | None:
+    """The hidden size of a model that can compute a prompt once for several of its samples; None: it cannot.
+
+    It must let a mask say who attends to whom, and positions say where a token stands. Attention over a window does
+    neither, which only long rows would show; for all else two answers to one prompt are tried in both ways.
+    """
+    config = cast(Any, model).config.get_text_config()
+    windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if config._attn_implementation != "sdpa" or windows or not kinds <= {"full_attention"}:
+        return None
+    return _hidden_size(model) if _computes_answers_together(model) else None
+
+
+@torch.no_grad()
+def _computes_answers_together(model: nn.Module) -> bool:
+    device, vocab_size = next(model.parameters()).device, int(cast(Any, model).config.get_text_config().vocab_size)
+    prompt, one, other = (torch.arange(8, device=device) % vocab_size).split([3, 4, 1])
+
+    def states(*parts: Tensor, shared: SharedPrompts | None = None) -> Tensor:
+        ids = torch.cat(parts)
+        return _states_of(_body(model), TokenRows(ids[None], torch.arange(len(ids), device=device), ids, shared))
+
+    training = model.training
+    model.eval()  # dropout would differ from pass to pass
+    try:
+        apart = torch.cat([states(prompt, one), states(prompt, other)[len(prompt) :]])
+        positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 3]], device=device)
+        owner = torch.tensor([[PROMPT, PROMPT, PROMPT, 1, 1, 1, 1, 2]], device=device)
+        together = states(prompt, one, other, shared=SharedPrompts(positions, attends(owner)))
+    except (TypeError, ValueError, RuntimeError):  # a model that takes no such mask, or no positions
+        return False
+    finally:
+        model.train(training)
+    return bool((apart - together).norm() <= 1e-3 * apart.norm())
 
 
 def _hidden_size(model: nn.Module) -> int:

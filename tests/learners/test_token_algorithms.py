@@ -86,6 +86,8 @@ def make_batch(behaviour: TablePolicy, lengths: list[int] = LENGTHS) -> TokenBat
         group=torch.tensor(GROUPS),
         rewards=torch.tensor(REWARDS),
         truncated=torch.zeros(len(lengths), dtype=torch.bool),
+        row=torch.arange(len(lengths)),
+        shared_prompt=torch.zeros(len(lengths), dtype=torch.int64),
     )
     values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
     return TokenBatch(**{**values, "behaviour_logprobs": passes(batch)(lambda rows: behaviour(rows).logprobs)})

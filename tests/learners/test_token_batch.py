@@ -21,7 +21,6 @@ from rollcall.learners.token_batch import (
     TokenRows,
     collate_samples,
     each_token,
-    padding_fraction,
     plan_micro_batches,
 )
 
@@ -231,9 +230,9 @@ def test_a_batch_divides_the_samples_that_it_is_asked_for(sizes: list[int], budg
 
 def test_the_padding_fraction_is_padding_over_all_tokens_of_the_forward_passes() -> None:
     batch = batch_of_sizes([10, 9, 5])
-    assert padding_fraction(batch, [[0, 1], [2]]) == pytest.approx(1 / 25)
-    assert padding_fraction(batch, [[0], [1], [2]]) == 0.0
-    assert padding_fraction(batch, [[0, 1, 2]]) == pytest.approx(6 / 30)
+    assert batch.padding_fraction([[0, 1], [2]]) == pytest.approx(1 / 25)
+    assert batch.padding_fraction([[0], [1], [2]]) == 0.0
+    assert batch.padding_fraction([[0, 1, 2]]) == pytest.approx(6 / 30)
 
 
 # Learner processes.
