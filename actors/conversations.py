@@ -85,6 +85,7 @@ class Conversations:
         self._running: dict[str, Sample] = {}
         self._without_room: list[Sample] = []  # whose prompt fills the context: finished before they began
         self._count = 0
+        self._opening: tuple[str, list[int]] = ("", [])  # the newest prompt: a group's samples begin with the same one
 
     @property
     def num_running(self) -> int:
@@ -94,7 +95,9 @@ class Conversations:
         """Admits a sample of a row."""
         env = self._task.environment(row)
         text = row.prompt if env is None else env.reset()
-        prompt = self._codec.prompt(text)
+        if text != self._opening[0]:
+            self._opening = text, self._codec.prompt(text)
+        prompt = list(self._opening[1])
         sample = Sample(key, row, seed, prompt, len(prompt), env)
         self._request(sample)
 

@@ -4,7 +4,8 @@ Plain Python; a runtime decides where it lives. It must never know what becomes 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -57,7 +58,9 @@ class GymActor:
         policy_factory: PolicyFactory,
         weights_source: WeightsSource,
         policy_id: str = "policy",
+        can_go_back: bool = False,
     ) -> None:
+        """`can_go_back`: keep the state of each shard as it was before its newest ticket."""
         self.actor_id = actor_id
         self._run_seed = run_seed
         self._env_config = env_config
@@ -68,6 +71,9 @@ class GymActor:
         self._epoch: int | None = None  # of the weights
         self._shards: dict[int, Shard] = {}
         self._restored: dict[int, env_state.State] = {}  # shards of a checkpoint whose ticket has not come yet
+        self._can_go_back = can_go_back
+        self._movable: bool | None = None  # whether a shard goes on exactly in another process
+        self._before: dict[int, tuple[int, env_state.State | None]] = {}  # shard -> its newest ticket, state before it
         self._doing: tuple[str, Shard | None, float] | None = None
 
     def produce(self, ticket: Ticket) -> tuple[Produced, GymTrajectory]:
@@ -89,6 +95,8 @@ class GymActor:
             shard = self._shard(payload)
             self._doing = (f"ticket {ticket.ticket_id}", shard, time.monotonic())
             restarts = shard.group.restarts.total
+            if self._can_go_back:
+                self._before[shard.index] = (ticket.ticket_id, env_state.capture(shard))
             result = self._run(shard, ticket.seed, payload.unit)
         except (NonFinite, EnvFailure) as error:
             where = f"shard {payload.shard}, ticket {ticket.ticket_id}: "
@@ -113,12 +121,14 @@ class GymActor:
         place = "" if shard is None else f", shard {shard.index}: {shard.group.doing()}"
         return f"{what} for {time.monotonic() - since:.1f} s{place}"
 
-    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        """All shards as (arrays, JSON), from which they go on exactly; None where an env's state cannot be had."""
+    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """All shards as (arrays, JSON), from which they go on exactly; None where an env's state cannot be had. A shard
+        whose newest ticket is one of `undone` is given as it was before."""
         tensors: dict[str, Array] = {}
         meta: dict[str, Any] = {}
         for index, shard in self._shards.items():
-            state = env_state.capture(shard)
+            newest, before = self._before.get(index, (-1, None))
+            state = before if newest in undone else env_state.capture(shard)
             if state is None:
                 return None
             tensors |= {f"{index}/{name}": array for name, array in state.arrays.items()}
@@ -131,6 +141,24 @@ class GymActor:
             prefix = f"{index}/"
             arrays = {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
             self._restored[int(index)] = env_state.State(item["incarnation"], item["tree"], arrays)
+
+    def shard_state(self, index: int) -> tuple[bool, env_state.State | None]:
+        """For another actor to go on with. (False, None): it cannot be moved; (True, None): there is nothing yet."""
+        shard = self._shards.get(index)
+        if shard is None:
+            return True, self._restored.get(index)
+        if self._movable is None:  # asked once in a run, if ever
+            num_envs = shard.group.num_envs
+            self._movable = env_state.is_exact(partial(make_vector_env, self._env_config, num_envs))
+        state = env_state.capture(shard) if self._movable else None
+        return state is not None, state
+
+    def take_over(self, index: int, state: env_state.State | None) -> None:
+        """Goes on with another actor's shard, which gives it up; None: with nothing, and so it is given up."""
+        self._drop(index)
+        self._restored.pop(index, None)
+        if state is not None:
+            self._restored[index] = state
 
     def close(self) -> None:
         for shard in self._shards.values():
@@ -189,6 +217,7 @@ class GymActor:
         return shard
 
     def _drop(self, index: int) -> None:
+        self._before.pop(index, None)
         shard = self._shards.pop(index, None)
         if shard is not None:
             shard.group.close()

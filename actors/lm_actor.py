@@ -158,9 +158,11 @@ class LMActor:
 
     def _admit(self) -> None:
         able = [w for w in self._waiting if w.ticket.epoch == self._epoch and self._is_new_enough(w.ticket)]
+        able = self._in_turn(able)
         if not able:
             return
-        self._waiting = [work for work in self._waiting if work not in able]
+        admitted = {work.ticket.key for work in able}
+        self._waiting = [work for work in self._waiting if work.ticket.key not in admitted]
         for work in able:
             work.since = time.monotonic()
             self._running[work.ticket.key] = work
@@ -168,6 +170,27 @@ class LMActor:
             for index in range(work.payload.num_samples):
                 seed = derive_seed(work.ticket.seed, "sample", index)
                 self._conversations.begin((work.ticket.key, index), row, seed=seed)
+
+    def _in_turn(self, able: list[_Work]) -> list[_Work]:
+        """Those that begin now. While an older batch is being finished, which is learnt from first, newer tickets begin
+        in portions, and only once the older batch has left the engine room: see EngineConfig.admit_below."""
+        engine = self._engine
+        oldest = min((work.ticket.min_policy_version for work in able), default=0)
+        busy = sum(
+            work.payload.num_samples - len(work.finished)
+            for work in self._running.values()
+            if work.ticket.min_policy_version < oldest
+        )
+        if not busy or engine.admit_below >= 1:
+            return able
+        room = 0 if busy > engine.admit_below * engine.max_num_seqs else engine.max_num_seqs // 8
+        chosen: list[_Work] = []
+        for work in able:
+            if (chosen and work.payload.num_samples > room) or room <= 0:
+                break
+            chosen.append(work)
+            room -= work.payload.num_samples
+        return chosen
 
     def _is_new_enough(self, ticket: Ticket) -> bool:
         return self._engine.version >= ticket.min_policy_version
@@ -268,6 +291,7 @@ class LMActor:
             timing=timing,
             samples=tuple(self._stats(sample, shown=index == 0) for index, sample in enumerate(samples)),
             version_tokens=tuple(sorted(tokens.items())),
+            engine=self._engine.take_load(),
         )
 
     def _stats(self, sample: Sample, *, shown: bool) -> SampleStats:

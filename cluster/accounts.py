@@ -109,9 +109,26 @@ class Counters:
             "apply_s": sum(item.timing.apply_weights_s for item in produced),
             "tokens": self.tokens,
             "tokens_per_s": num_tokens / step_s,
+            **_engines(produced),
             **components,
             "samples": shown,
         }
+
+
+def _engines(produced: Sequence[Produced]) -> dict[str, Any]:
+    """How busy the engines were with the batch: means over their steps."""
+    loads = [item.engine for item in produced if item.engine is not None]
+    steps = sum(load.steps for load in loads)
+    if not steps:
+        return {}
+    return {
+        "engine_steps": steps,
+        "engine_running": sum(load.running * load.steps for load in loads) / steps,
+        "engine_waiting": sum(load.waiting * load.steps for load in loads) / steps,
+        "engine_kv_cache_usage": max(load.kv_cache_usage for load in loads),
+        "engine_cached_tokens": sum(load.cached_tokens for load in loads),
+        "engine_computed_tokens": sum(load.computed_tokens for load in loads),
+    }
 
 
 def _scoring(produced: Sequence[Produced]) -> dict[str, Any]:

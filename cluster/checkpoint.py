@@ -123,6 +123,10 @@ class CheckpointWriter:
             shutil.rmtree(old)
         return final
 
+    def give_up(self, directory: Path) -> None:
+        """A checkpoint that was begun and will not be finished."""
+        shutil.rmtree(directory, ignore_errors=True)
+
     def discard_after(self, step: int) -> None:
         """Removes checkpoints of steps that a restore has rolled back."""
         for path in list_checkpoints(self.run_directory):

@@ -3,9 +3,10 @@ process runs it, and only it writes the ledger. It must never know what is in a 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +20,7 @@ from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.ledger_position import LedgerPosition
 from rollcall.cluster.ledger_restore import RestorePlan
 from rollcall.cluster.messages import Produced, Ticket
+from rollcall.cluster.run_state import RunState
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.supervision import Watchdog
 from rollcall.cluster.work import Work
@@ -27,6 +29,7 @@ from rollcall.cluster.workers import (
     Event,
     Handle,
     LearnerLost,
+    StateLost,
     StepDone,
     StepRequest,
     TicketFailed,
@@ -36,6 +39,7 @@ from rollcall.cluster.workers import (
 )
 
 MAX_ATTEMPTS = 3
+POLL_S = 0.2  # how soon a stop is noticed when nothing else happens
 MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless
 
 
@@ -68,6 +72,7 @@ class Plan:
     consumption_log: Path  # the learner's, read for the newest epoch in it
     exact_checkpoints: bool  # env state can be captured, and was seen to restore exactly
     scored: bool = False  # a reward service scores what was produced before anybody learns from it
+    stop_patience_s: float = math.inf  # how long a stop waits for the learner to come back to a step boundary
     drop_degenerate: bool = False  # groups of samples whose rewards are all equal teach nothing: others in their place
 
 
@@ -104,10 +109,13 @@ class Coordinator:
         self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
         self._last_checkpoint: Path | None = None
         self._last_checkpoint_step = -1
+        self._last_checkpoint_unix_s = 0.0
         self._last_step_at = time.perf_counter()
         self._earlier_restarts = 0  # of the drivers before this one
         self._learner_restarts = 0
         self._degenerate_in_a_row = 0
+        self._stopping = False
+        self._learner_gone = False  # it died while the run was being stopped
 
     # Beginning: afresh, or from a checkpoint.
 
@@ -137,6 +145,7 @@ class Coordinator:
         self._training.clear()
         self._checkpoints.discard_after(manifest.step)
         self._last_checkpoint, self._last_checkpoint_step = checkpoint, manifest.step
+        self._last_checkpoint_unix_s = time.time()  # from now on there is something to lose again
         return self._epoch
 
     @property
@@ -149,6 +158,22 @@ class Coordinator:
         """Processes started again over the whole run."""
         return self._earlier_restarts + self._learner_restarts + self._workers.restarts
 
+    def state(self) -> RunState:
+        """For whoever watches, on any thread."""
+        scoring = len(self._being_scored)
+        return RunState(
+            progress=self._progress(self.step),
+            tickets_per_step=self.plan.tickets_per_step,
+            max_policy_lag=self.plan.max_policy_lag,
+            acting=max(0, self._flow.num_in_flight - scoring),
+            scoring=scoring,
+            queued=self._flow.num_ready,
+            training=self.plan.tickets_per_step * len(self._training),
+            checkpoint_step=self._last_checkpoint_step,
+            checkpoint_unix_s=self._last_checkpoint_unix_s,
+            restarts={**self._workers.restarts_by_role, "learner": self._learner_restarts},
+        )
+
     @property
     def finished(self) -> bool:
         if self.plan.total_learner_steps is not None:
@@ -158,23 +183,38 @@ class Coordinator:
     # The loop.
 
     def run(self) -> None:
-        """Until the run is finished or a stop is requested; then the step in training is waited for."""
+        """Until the run is finished or a stop is requested; then what is under way is discarded, and the step boundary
+        before it is written down."""
         self._last_step_at = time.perf_counter()
         self._watchdog.progressed()  # however long it took to start everybody
-        while not self.finished:
-            stopping = self._stop_requested()
-            if stopping and not self._training:
-                break
-            if not stopping:
-                self._issue_tickets()
-                self._begin_steps()
-            self._handle(self._workers.poll(0.5))
-            warning = self._watchdog.check(self._waiting_for)
-            if warning:
-                self._tell("stalled", warning)
-        self._drop_leftovers()
-        if self._last_checkpoint_step != self.step:
-            self.checkpoint_now()
+        while not self.finished and not self._stop_requested():
+            self._issue_tickets()
+            self._begin_steps()
+            self._poll()
+        if not self.finished:
+            self._interrupt()
+        at_boundary = not self._training
+        undone = self._drop_leftovers()
+        if at_boundary and self._last_checkpoint_step != self.step:
+            self.checkpoint_now(undone)
+
+    def _poll(self) -> None:
+        self._handle(self._workers.poll(POLL_S))
+        warning = self._watchdog.check(self._waiting_for)
+        if warning:
+            self._tell("stalled", warning)
+
+    def _interrupt(self) -> None:
+        """The learner takes back what it has not finished, and stands at a step boundary; if it cannot in time, or
+        dies, the last checkpoint is what a resume goes on from."""
+        self._stopping = True
+        deadline = time.monotonic() + self.plan.stop_patience_s
+        if self._training:
+            self._workers.interrupt_learner()
+        while self._training and not self._learner_gone and time.monotonic() < deadline:
+            self._poll()
+        if self._training:
+            self._tell("stopping", f"the learner is not at a step boundary: step {self._last_checkpoint_step} stands")
 
     def wait_for_evals(self, timeout_s: float, pending: Callable[[], bool]) -> None:
         """Handles events until no evaluation is pending any more."""
@@ -182,12 +222,13 @@ class Coordinator:
         while pending() and time.monotonic() < deadline:
             self._handle(self._workers.poll(0.5))
 
-    def checkpoint_now(self) -> Path:
-        """A checkpoint of this step boundary; nothing may be in training."""
+    def checkpoint_now(self, undone: Collection[int] = ()) -> None:
+        """A checkpoint of this step boundary, before the tickets `undone`; nothing may be in training. An exact one, or
+        none where the last was exact: going on from that gives the same run."""
         assert not self._training
         directory = self._checkpoints.begin(self.step)
         self._workers.save_learner(directory, epoch=self._epoch, version=self.step)
-        return self._finish_checkpoint(directory)
+        self._finish_checkpoint(directory, undone)
 
     def _new_flow(self, version: int) -> FlowControl[tuple[Produced, Handle]]:
         return FlowControl(
@@ -250,6 +291,11 @@ class Coordinator:
                 self._on_scored(event)
             elif isinstance(event, TicketFailed):
                 self._on_failed(event)
+            elif isinstance(event, StateLost):
+                for ticket_id in event.ticket_ids:
+                    self._work.lost(ticket_id)
+            elif isinstance(event, StepDone) and event.report.interrupted:
+                self._on_interrupted(event)
             elif isinstance(event, StepDone):
                 self._on_step_done(event)
             elif isinstance(event, LearnerLost):
@@ -377,9 +423,23 @@ class Coordinator:
         if every is not None and self.step % every == 0 and not self.finished:
             self._workers.submit_eval(step=self.step, env_steps=self.counters.env_steps)
 
+    def _on_interrupted(self, event: StepDone) -> None:
+        """Its tickets are live still, and dropped with all others that a stop leaves."""
+        if event.report.epoch != self._epoch:
+            return
+        request, batch = self._training.popleft()
+        self._flow.given_up()
+        if request.checkpoint_directory is not None:
+            self._checkpoints.give_up(request.checkpoint_directory)
+        for ready in batch:
+            self._workers.release(ready.handle[1])
+
     def _on_learner_lost(self, event: LearnerLost) -> None:
         """Back to the last checkpoint: what was in training or in flight is booked and issued again."""
         self._tell("learner_lost", event.detail)
+        if self._stopping:  # a resume does what would be done now
+            self._learner_gone = True
+            return
         checkpoint, manifest, warnings = latest_checkpoint(self._checkpoints.run_directory)
         for warning in warnings:
             self._tell("checkpoint_damaged", warning)
@@ -417,13 +477,17 @@ class Coordinator:
     def _checkpoint_due(self, step: int) -> bool:
         return step % self.plan.checkpoint_every_steps == 0 or step == self.plan.total_learner_steps
 
-    def _finish_checkpoint(self, directory: Path) -> Path:
+    def _finish_checkpoint(self, directory: Path, undone: Collection[int] = ()) -> None:
         tier: Tier = "resumable"
         if self.plan.exact_checkpoints and self._flow.num_in_flight == 0 and self._flow.num_ready == 0:
-            states = self._workers.shard_states()
+            states = self._workers.shard_states(undone)
             if states is not None:
                 write_state(directory, "shards", *states)
                 tier = "exact"
+            elif undone:
+                self._checkpoints.give_up(directory)
+                self._tell("stopping", f"no exact state of step {self.step}: step {self._last_checkpoint_step} stands")
+                return
         position = self._ledger.snapshot(step=self.step, next_ticket_id=self.counters.next_ticket_id)
         manifest = Manifest(
             run_id=self.plan.run_id,
@@ -437,12 +501,13 @@ class Coordinator:
             files={},
         )
         self._last_checkpoint = self._checkpoints.finish(directory, manifest)
-        self._last_checkpoint_step = self.step
+        self._last_checkpoint_step, self._last_checkpoint_unix_s = self.step, time.time()
         self._tell("checkpoint", f"step {self.step} ({tier})")
-        return self._last_checkpoint
 
-    def _drop_leftovers(self) -> None:
-        """Books what a stop leaves in flight or queued: dropped `stopped`, to be issued again by a resume."""
+    def _drop_leftovers(self) -> frozenset[int]:
+        """Books what a stop leaves in flight, queued or in training: dropped `stopped`, to be issued again by a resume.
+        Returns these tickets."""
+        undone = frozenset(self._attempts)
         entries = [((ticket_id, attempt), "stopped", False) for ticket_id, attempt in self._attempts.items()]
         self._ledger.drop(entries)
         for ticket_id in list(self._attempts):
@@ -451,6 +516,7 @@ class Coordinator:
                 self._workers.release(ready.handle[1])
         self._attempts.clear()
         self._being_scored.clear()
+        return undone
 
     def _waiting_for(self) -> str:
         if self._training:

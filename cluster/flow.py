@@ -133,6 +133,10 @@ class FlowControl(Generic[Handle]):
         self._training.pop(0)
         self.version += 1
 
+    def given_up(self) -> None:
+        """The oldest batch in training will not be trained on: its tickets are forgotten, v stays."""
+        self._training.pop(0)
+
     def outstanding_versions(self) -> list[int]:
         """The version (oldest possible) of each ticket that is queued or in flight."""
         return [*self._in_flight.values(), *(ready.min_version for ready in self._ready.values())]

@@ -222,6 +222,18 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How busy a generation engine was since the ticket that it finished before."""
+
+    steps: int
+    running: float  # requests, mean over the steps
+    waiting: float  # the same, not yet begun
+    kv_cache_usage: float  # largest share of its blocks in use
+    cached_tokens: int  # of the prompts of what finished: found in the prefix cache
+    computed_tokens: int  # of the same: not found there
+
+
+@dataclass(frozen=True, slots=True)
 class Produced:
     """The small record an actor sends beside a trajectory: all that the driver needs to know of it."""
 
@@ -237,6 +249,7 @@ class Produced:
     env_restarts: int = 0
     samples: tuple[SampleStats, ...] = ()
     version_tokens: tuple[tuple[int, int], ...] = ()  # (policy version, tokens sampled under it)
+    engine: EngineLoad | None = None  # of a generation engine
     scoring: Scoring | None = None  # set when a reward service has scored it
 
     @property

@@ -3,7 +3,9 @@ Knows processes and keys; must never know what the run does."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -20,13 +22,16 @@ if TYPE_CHECKING:
     from rollcall.cluster.store import Store
 
 GLANCE_S = 0.3  # longer than `driver_alive` holds the lock to see whether it is free
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without them
+
+_log = logging.getLogger("rollcall")
 
 
 class DirectoryLock:
     """flock on <run>/lock: ends with the process, whatever ends it, and needs no Redis.
 
     Raises:
-      RunAlive: another driver of this machine holds the run directory.
+      RunAlive: another driver holds the run directory, on this machine or on one that shares the file system's locks.
     """
 
     def __init__(self, run_directory: Path) -> None:
@@ -34,14 +39,14 @@ class DirectoryLock:
         give_up = time.monotonic() + GLANCE_S
         while not _locked(self._file):
             if time.monotonic() > give_up:
-                holder = os.read(self._file, 64).decode(errors="replace").strip()
+                holder = os.read(self._file, 256).decode(errors="replace").strip()
                 os.close(self._file)
                 raise RunAlive(
                     f"{run_directory} is in use by another driver (pid {holder or 'unknown'}); stop it first"
                 )
             time.sleep(0.01)
         os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()}\n".encode())
+        os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         _held.add(self._file)
 
     def release(self) -> None:
@@ -56,6 +61,11 @@ def _locked(file: int) -> bool:
         return True
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _log.warning("this file system has no locks (%s): only Redis keeps a second driver out", error.strerror)
+        return True
 
 
 def driver_alive(run_directory: Path) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
@@ -30,6 +30,7 @@ from rollcall.cluster.redis_server import LOCK_NAME, PrivateRedis, redis_client
 from rollcall.cluster.run_lock import DirectoryLock, RunLock
 
 URL_VARIABLE = "ROLLCALL_REDIS_URL"
+PASSWORD_VARIABLE = "ROLLCALL_REDIS_PASSWORD_FILE"
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
 
@@ -44,6 +45,10 @@ class RedisConfig(BaseModel):
 
     url: SecretStr | None = Field(
         default=None, description=f"redis://... to use; none: ${URL_VARIABLE}, else a private server on this machine"
+    )
+    password_file: Path | None = Field(
+        default=None,
+        description=f"a file with that Redis's password, in place of one in the url; none: ${PASSWORD_VARIABLE}",
     )
     start_timeout_s: float = Field(
         default=10.0, gt=0, description="how long Redis may take to answer for the first time"
@@ -67,6 +72,7 @@ class Store:
         self._directory_lock: DirectoryLock | None = None
         self._run_lock: RunLock | None = None
         self._reviving = threading.Lock()
+        self.restarts = 0  # of a private server
         self._given_up = False  # after one outage that lasted too long nobody waits for another
 
     @property
@@ -163,6 +169,7 @@ class Store:
             except StoreUnavailable as error:
                 _log.warning("%s", error)
                 return
+            self.restarts += 1
             self.client.close()
             self.client = self._server.client(self._config.operation_timeout_s)
             _write_private(self._server)
@@ -188,6 +195,8 @@ def open_store(config: RedisConfig, run_directory: Path) -> Store:
         if url is not None:
             client = _connect(url, config)
             (folder / "url").write_text(safe_url(url) + "\n")
+        elif config.password_file is not None:
+            raise BadInput(f"redis.password_file={config.password_file}: of which Redis? Give redis.url too")
         else:
             server = PrivateRedis(folder, run_directory / "logs" / "redis.log", start_timeout_s=config.start_timeout_s)
             try:
@@ -246,10 +255,51 @@ def safe_url(url: str) -> str:
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
 
 
+def url_with_password(url: str) -> str:
+    """With the password of the file that $ROLLCALL_REDIS_PASSWORD_FILE names, where the url has none.
+
+    Raises:
+      BadInput: when the file cannot be read, or is empty.
+    """
+    parts = urlsplit(url)
+    password = None if parts.password is not None else _password(url, RedisConfig())
+    if password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
+
+
 def _url(config: RedisConfig) -> str | None:
     if config.url is not None:
         return config.url.get_secret_value()
     return os.environ.get(URL_VARIABLE) or None
+
+
+def _password_file(config: RedisConfig) -> Path | None:
+    if config.password_file is not None:
+        return config.password_file
+    return Path(os.environ[PASSWORD_VARIABLE]) if os.environ.get(PASSWORD_VARIABLE) else None
+
+
+def _password(url: str, config: RedisConfig) -> str | None:
+    """Of the file; None without one.
+
+    Raises:
+      BadInput: when it cannot be read, is empty, or the url has a password too.
+    """
+    path = _password_file(config)
+    if path is None:
+        return None
+    where = f"{path} (from redis.password_file or ${PASSWORD_VARIABLE})"
+    if urlsplit(url).password is not None:
+        raise BadInput(f"{where}: the url {safe_url(url)} has a password too: leave it out of there")
+    try:
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read Redis's password from {where}: {getattr(error, 'strerror', error)}") from None
+    if not password:
+        raise BadInput(f"{where} is empty: it has to hold Redis's password")
+    return password
 
 
 def _public_url(folder: Path) -> str:
@@ -269,6 +319,9 @@ def _connect(url: str, config: RedisConfig) -> redis.Redis:
     }
     where = f"{safe_url(url)} (from redis.url or ${URL_VARIABLE})"
     try:
+        password = _password(url, config)
+        if password is not None:
+            timeouts["password"] = password
         client = redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **timeouts)
     except ValueError as error:
         raise BadInput(f"not a Redis url: {where}: {error}") from None

@@ -3,7 +3,7 @@ Records and protocols only; an implementation is a runtime (deploy/serial_runtim
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,8 +40,16 @@ class TicketFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class StateLost:
+    """What an actor kept is gone, of work that nobody waits for just now: what these tickets were for starts anew."""
+
+    ticket_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
-    """A learner step's result. `report` has the attributes of learners.learner.StepResult."""
+    """A learner step's result. `report` has the attributes of learners.learner.StepResult; one that was interrupted
+    has no weights."""
 
     report: Any
     weights: Handle
@@ -60,7 +68,7 @@ class EvalDone:
     error: str = ""
 
 
-Event = TicketProduced | TicketScored | TicketFailed | StepDone | LearnerLost | EvalDone
+Event = TicketProduced | TicketScored | TicketFailed | StateLost | StepDone | LearnerLost | EvalDone
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +92,16 @@ class Workers(Protocol):
     def publish(self, weights: Handle) -> None: ...
     def save_learner(self, directory: Path, *, epoch: int, version: int) -> None: ...
     def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None: ...
-    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None: ...
+    def interrupt_learner(self) -> None:
+        """The learner takes back the step it is at, and begins no other: each comes back as interrupted, unless it was
+        finished before. It can still be asked for a checkpoint."""
+
+    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """What actors keep, as it was before the tickets `undone`; None where that cannot be had."""
+
     def waiting_for(self) -> str: ...
     def release(self, handle: Handle) -> None: ...
     @property
     def restarts(self) -> int: ...
+    @property
+    def restarts_by_role(self) -> Mapping[str, int]: ...

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.deploy.bench_arguments import add_benches
+from rollcall.deploy.cli_monitor import add_monitor
 from rollcall.deploy.cli_reward import add_reward
 from rollcall.deploy.settings import (
     COMMAND_LINE,
@@ -63,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = add("train", _train, "train a policy; prints the run directory first")
     train.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file")
     train.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run of that name=... if there is one; in a Ray job always"
+    )
     resume = add("resume", _resume, "go on with a run from its last checkpoint")
     resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
     sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
@@ -97,6 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_benches(what)
     reward = commands.add_parser("reward", help="the reward service", description="the reward service")
     add_reward(reward)
+    watch = "start Prometheus over the runs, with the shipped rules; its alerts are lines here"
+    add_monitor(commands.add_parser("monitor", help=watch, description=watch))
     return parser
 
 
@@ -149,7 +155,8 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    known = ("train", "resume", "sft", "eval", "export", "report", "audit", "recipes", "config", "bench", "reward")
+    runs = ("train", "resume", "sft", "eval", "export", "report", "audit", "monitor")
+    known = (*runs, "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():
@@ -190,12 +197,17 @@ def _consoles() -> list[Recorder]:
 
 def _train(args: argparse.Namespace) -> int:
     from rollcall.deploy import config as config_file
+    from rollcall.deploy import jobs, resubmission
 
+    args.overrides = jobs.named_overrides(args.overrides)
     if learns_from_data(args.recipe):
         from rollcall.deploy import cli_preferences
 
         return cli_preferences.train_policy(args)
     config = config_file.load_config(args.recipe, args.overrides)
+    before = resubmission.find_to_go_on_with(config, config.name, explicit=_named(args), wanted=args.resume)
+    if before is not None:
+        return _go_on(config, before, args)
     directory = _begin(config, args)
     return _carry_out(config.model_copy(update={"name": directory.name}), directory, resume=False)
 
@@ -204,15 +216,40 @@ def _begin(config: AnyConfig, args: argparse.Namespace) -> Path:
     """A directory for a new run, said before anything else."""
     from rollcall.deploy import runs
 
-    explicit = any(override.partition("=")[0].strip() == "name" for override in args.overrides)
-    directory = runs.claim_directory(config.name, explicit=explicit)
+    directory = runs.claim_directory(config.name, explicit=_named(args))
     config = config.model_copy(update={"name": directory.name})
     print(f"run directory: {directory}", flush=True)
     for name, value in config.derived().items() if args.command == "train" else ():
         print(f"{name:<30}{value}")
-    sys.stdout.flush()
+    _say_job(directory)
     runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
     return directory
+
+
+def _named(args: argparse.Namespace) -> bool:
+    return any(override.partition("=")[0].strip() == "name" for override in args.overrides)
+
+
+def _say_job(directory: Path) -> None:
+    from rollcall.deploy import jobs
+
+    job = jobs.current_job()
+    if job is not None:
+        print(f"Ray job: {job.submission_id}, run {directory.name}")
+    sys.stdout.flush()
+
+
+def _go_on(config: AnyConfig, directory: Path, args: argparse.Namespace) -> int:
+    """With a run that a command like this one began, as far as it came."""
+    from rollcall.deploy import resubmission, runs
+
+    begun = resubmission.take_up(directory)
+    _say_job(directory)
+    if begun is None:
+        return DONE
+    if not begun:
+        runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
+    return _carry_out(config, directory, resume=begun)
 
 
 def _resume(args: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import preference_run, reward_train, runs
+from rollcall.deploy import preference_run, resubmission, reward_train, runs
 from rollcall.deploy.offline import ProgressLines
 from rollcall.deploy.preference_config import (
     DirectRunConfig,
@@ -47,7 +47,12 @@ def train_policy(args: argparse.Namespace) -> int:
     config = load_preference_config(args.recipe, args.overrides)
     if not isinstance(config, DirectRunConfig):
         raise BadInput(f"{args.recipe}: a recipe of a reward model: rollcall reward train {args.recipe}")
-    return _carry_out(config, _begin(config, recipe_name(args.recipe), args.overrides), resume=False)
+    explicit = any(override.partition("=")[0].strip() == "name" for override in args.overrides)
+    before = resubmission.find_to_go_on_with(config, config.name, explicit=explicit, wanted=args.resume)
+    if before is None:
+        return _carry_out(config, _begin(config, recipe_name(args.recipe), args.overrides), resume=False)
+    begun = resubmission.take_up(before)
+    return DONE if begun is None else _carry_out(config, before, resume=begun)
 
 
 def resume(directory: Path) -> int:

@@ -16,13 +16,14 @@ from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_check
 from rollcall.cluster.coordinator import Coordinator, Plan
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.ledger import Ledger
-from rollcall.cluster.metrics import RunMetrics
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store import Store, open_store
 from rollcall.cluster.supervision import Watchdog
 from rollcall.deploy.config import AnyConfig
+from rollcall.deploy.jobs import stop_patience_s
 from rollcall.deploy.parts import POLICY_ID, Parts, parts_of
 from rollcall.deploy.recorders import Recorder, plain
+from rollcall.deploy.run_watch import RunWatch
 from rollcall.learners.collective import Collective
 
 KEEP_VERSIONS = 2
@@ -58,21 +59,22 @@ class _Run:
         self.stop = stop
         self.began = time.perf_counter()
         self.parts: Parts = parts_of(config, run_directory)
-        self.metrics = RunMetrics(policy=POLICY_ID, env=self.parts.label, kind=self.parts.kind)
+        self.watch = RunWatch(config, run_directory, self.parts)
         self.first_eval: Mapping[str, Any] | None = None  # of the policy before its first update
         self.last_eval: Mapping[str, Any] | None = None
-        self.recorders = [*recorders, _MetricsRecorder(self.metrics, self)]
+        self.recorders = [*recorders, _MetricsRecorder(self.watch, self)]
         self.parts.check()  # what does not fit is said before anything is begun
 
     def execute(self, *, resume: bool) -> dict[str, Any]:
         config = self.config
         (self.directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
-        port = self.metrics.serve(config.metrics) if config.metrics.enabled else None
         workers: Any = None
         try:
+            port = self.watch.open()
             with open_store(config.redis, self.directory) as store:
                 store.acquire_lock()
+                self.watch.probe(store)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
                 self.parts.prepare()
                 with self._reward_service():
@@ -81,7 +83,7 @@ class _Run:
         finally:
             if workers is not None:
                 workers.close()  # after the store: Ray's end ends every child of this process, and Redis is one
-            self.metrics.close()
+            self.watch.close()
 
     def _see_through(
         self, store: Store, books: Ledger, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
@@ -93,13 +95,17 @@ class _Run:
             checkpoints = CheckpointWriter(self.directory, keep=self.config.checkpoint.keep)
             coordinator = self._coordinator(store, books, workers, checkpoints)
             self._begin(coordinator, workers, start, port)
+            self.watch.training(coordinator.state, store)
             coordinator.run()
+            self.watch.metrics.enter("evaluating")
             status = "completed" if coordinator.finished else "stopped"
             self._evaluate(coordinator, workers)
         except BaseException as problem:
             error = f"{type(problem).__name__}: {problem}"
+            self.watch.failed = not isinstance(problem, BadInput)
             raise
         finally:
+            self.watch.rest()
             summary = self._summary(status, error, coordinator, books, workers)
             self._write_summary(summary)
         return summary
@@ -137,23 +143,9 @@ class _Run:
     def _workers(self) -> Any:
         if self.config.runtime == "serial":
             return self._serial_workers()
-        from rollcall.deploy.ray_cluster import connect
-        from rollcall.deploy.ray_runtime import Composition, RayWorkers
+        from rollcall.deploy.ray_launch import ray_workers
 
-        config = self.config
-        cluster = connect(num_cpus=config.actors.num + config.learner.num_processes)
-        composition = Composition(
-            parts=self.parts,
-            num_actors=config.actors.num,
-            eval_episodes=config.eval.episodes,
-            scored=self.parts.reward is not None,
-            num_learner_processes=config.learner.num_processes,
-            learner_device=config.learner.device,
-            keep_versions=KEEP_VERSIONS,
-            supervision=config.supervision,
-            run_directory=self.directory.resolve(),
-        )
-        return RayWorkers(composition, cluster)
+        return ray_workers(self.config, self.parts, self.directory, self._tell, keep_versions=KEEP_VERSIONS)
 
     def _serial_workers(self) -> Any:
         from rollcall.deploy.serial_runtime import SerialWorkers
@@ -189,6 +181,7 @@ class _Run:
             consumption_log=self.parts.consumption_log,
             exact_checkpoints=at_rest and self.parts.can_be_exact,
             scored=self.parts.reward is not None,
+            stop_patience_s=stop_patience_s(),
             drop_degenerate=getattr(config, "drop_degenerate", False),
         )
         return Coordinator(
@@ -301,10 +294,10 @@ def _shown(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
 class _MetricsRecorder:
     """Feeds the /metrics endpoint, and remembers the newest evaluation for the summary."""
 
-    def __init__(self, metrics: RunMetrics, run: _Run) -> None:
-        self.on_step: Callable[[Any], None] = metrics.on_step
-        self.on_event = metrics.on_event
-        self._metrics = metrics
+    def __init__(self, watch: RunWatch, run: _Run) -> None:
+        self.on_step: Callable[[Any], None] = watch.metrics.on_step
+        self.on_event = watch.on_event
+        self._metrics = watch.metrics
         self._run = run
 
     def on_start(self, info: Any) -> None:

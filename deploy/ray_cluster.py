@@ -1,24 +1,33 @@
 """Which Ray cluster a run uses: the one of RAY_ADDRESS, else a private local one that ends with the command, even when
-the command is killed. Knows nothing of what runs there."""
+the command is killed. Whoever may talk to it knows its token. Knows nothing of what runs there."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import math
 import os
+import re
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psutil
 
 from rollcall.cluster.errors import BadInput
 
 OBJECT_STORE_BYTES = 1 << 30
+AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
 
 # Some of Ray's agents outlive a driver that was killed. This waits for the driver to end, in whatever way, and then
 # ends those processes that were the driver's: by their ids, and by when they were started, since ids are used again.
@@ -49,6 +58,11 @@ class Cluster:
 
     guardian: subprocess.Popen[str] | None  # of a private one
 
+    @property
+    def private(self) -> bool:
+        """Started by this command, for this run alone."""
+        return self.guardian is not None
+
     def close(self) -> None:
         """Disconnects; a private cluster ends."""
         import ray
@@ -62,11 +76,11 @@ class Cluster:
                 self.guardian.wait(timeout=10)
 
 
-def connect(*, num_cpus: int) -> Cluster:
-    """Connects to RAY_ADDRESS, or starts a local cluster with room for `num_cpus` processes of ours.
+def connect(*, num_cpus: float) -> Cluster:
+    """Connects to RAY_ADDRESS, or starts a local cluster with at least so many CPUs, whatever the machine has.
 
     Raises:
-      BadInput: when the cluster of RAY_ADDRESS does not answer.
+      BadInput: when the cluster of RAY_ADDRESS does not answer, or does not let us in.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -81,32 +95,150 @@ def connect(*, num_cpus: int) -> Cluster:
 
 
 def _join(address: str) -> Cluster:
+    """RAY_AUTH_MODE must be the cluster's. Where it is not set, we say what Ray assumes for a given address; of a
+    cluster that Ray finds by itself it knows better."""
+    if ":" in address:
+        os.environ.setdefault(AUTH_MODE, "disabled")
+    _knock(address)
+    _check_token(address)
+    _ask(address)
     import ray
+    from ray.exceptions import AuthenticationError
 
+    where = f"RAY_ADDRESS={address}"
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadInput(f"RAY_ADDRESS={address}: no Ray cluster answers there ({reason})") from None
+    except AuthenticationError:
+        raise BadInput(f"{where}: {_refusal()}") from None
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RaySystemError) as error:
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())
+        if "Version mismatch" in reason:
+            raise BadInput(f"{where}: {_mismatch(str(error))}") from None
+        if re.search("unauthenticated|authentication", reason, re.IGNORECASE):
+            raise BadInput(f"{where}: {_refusal()}") from None
+        raise BadInput(f"{where}: no Ray cluster answers there ({reason[:200]})") from None
     return Cluster(None)
 
 
-def _start(num_cpus: int) -> Cluster:
-    import ray
+def _is_plain(address: str) -> bool:
+    """host:port. Ray's other forms, such as auto, are left to Ray."""
+    host, _, port = address.rpartition(":")
+    return bool(host) and port.isdigit() and "://" not in address
 
+
+def _ask(address: str) -> None:
+    """Whether a Ray head answers, and takes our token. Ray itself would ask for twenty seconds, complaining."""
+    if not _is_plain(address):
+        return
+    grpc: Any = importlib.import_module("grpc")
+    gcs: Any = importlib.import_module("ray._private.gcs_utils")
+    requests: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
+    stubs: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
+    channel = gcs.create_gcs_channel(address)
+    try:
+        stubs.NodeInfoGcsServiceStub(channel).GetClusterId(requests.GetClusterIdRequest(), timeout=CONTACT_TIMEOUT_S)
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            raise BadInput(f"RAY_ADDRESS={address}: {_refusal()}") from None
+        words = " ".join(str(error.details()).split())[:200]
+        raise BadInput(f"RAY_ADDRESS={address}: no Ray cluster answers there ({words})") from None
+    finally:
+        channel.close()
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens there."""
+    if not _is_plain(address):
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONTACT_TIMEOUT_S).close()
+    except OSError as error:
+        raise BadInput(
+            f"RAY_ADDRESS={address}: nobody listens there ({error.strerror or error}): is the head node up, and is "
+            "this its address?"
+        ) from None
+
+
+def _check_token(address: str) -> None:
+    """Where a token is to be shown, there must be one. (Ray ends the whole process over a file that it cannot read.)"""
+    if os.environ.get(AUTH_MODE, "").lower() != "token" or os.environ.get(AUTH_TOKEN):
+        return
+    path = Path(os.environ.get(AUTH_TOKEN_PATH) or Path.home() / ".ray" / "auth_token")
+    try:
+        problem = "" if path.read_text().strip() else "is empty"
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read ({getattr(error, 'strerror', error)})"
+    if problem:
+        raise BadInput(
+            f"RAY_ADDRESS={address}: {AUTH_MODE} is token, and {path} {problem}: set {AUTH_TOKEN_PATH} to a file with "
+            "the cluster's token"
+        )
+
+
+def _refusal() -> str:
+    mode = os.environ.get(AUTH_MODE) or "not set"
+    if mode.lower() != "token":
+        return f"the cluster wants a token, and {AUTH_MODE} is {mode}: set {AUTH_MODE}=token and {AUTH_TOKEN_PATH}"
+    return f"the cluster does not take our token: set {AUTH_TOKEN_PATH} to a file with the cluster's"
+
+
+def _mismatch(text: str) -> str:
+    """Ray's own words for it are six lines."""
+    found = re.findall(r"Ray: (\S+)\s+Python: (\S+)", text)
+    if len(found) != 2:
+        return " ".join(text.split())[:300]
+    (there_ray, there_python), (here_ray, here_python) = found
+    return (
+        f"the cluster runs Ray {there_ray} on Python {there_python}, this is Ray {here_ray} on Python {here_python}: "
+        "both must be the same"
+    )
+
+
+_own_token = ""
+
+
+@contextmanager
+def _private_token() -> Iterator[None]:
+    """A private cluster is under a token of its own, which only its processes inherit, unless the user has said how it
+    is to be. Ray reads it once in a process: a second cluster of this process is under the same."""
+    global _own_token
+    chosen = os.environ.get(AUTH_MODE)
+    if chosen is not None and chosen.lower() != "token":
+        yield
+        return
+    os.environ[AUTH_MODE] = "token"
+    if "ray" in sys.modules:  # it has looked at the mode already
+        raylet: Any = importlib.import_module("ray._raylet")
+        raylet.Config.initialize("")
+    if os.environ.get(AUTH_TOKEN) or os.environ.get(AUTH_TOKEN_PATH):
+        yield
+        return
+    _own_token = _own_token or secrets.token_hex(32)
+    os.environ[AUTH_TOKEN] = _own_token
+    try:
+        yield
+    finally:
+        del os.environ[AUTH_TOKEN]
+
+
+def _start(num_cpus: float) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     guardian = subprocess.Popen(
         [sys.executable, "-c", _GUARDIAN], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
-    ray.init(
-        num_cpus=max(num_cpus, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    with _private_token():
+        import ray
+
+        ray.init(
+            num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
     assert guardian.stdin is not None
     guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
     guardian.stdin.flush()

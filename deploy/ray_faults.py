@@ -1,11 +1,15 @@
-"""What Ray's errors mean, in one short line each."""
+"""What Ray's errors mean, in one short line each, and whose fault they are."""
 
 from __future__ import annotations
+
+import errno
+import re
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def cause_of(error: RayError) -> BaseException:
@@ -17,13 +21,31 @@ def cause_of(error: RayError) -> BaseException:
 
 
 def death_of(error: RayActorError) -> str:
-    text = " ".join(str(error).split())
-    return text[:200]
+    if error.actor_init_failed:  # its last words come last, after Ray's and the traceback
+        return str(error).strip().splitlines()[-1][:300]
+    return " ".join(str(error).split())[:200]
+
+
+def node_of(actor_died: RayActorError, node_id: str) -> bool:
+    """Whether the node went, and the actor only with it. `node_id`: where it ran, as far as that is known."""
+    if actor_died.preempted or "node has died" in str(actor_died) or "node was terminated" in str(actor_died):
+        return True
+    return any(node["NodeID"] == node_id and not node["Alive"] for node in ray.nodes())
+
+
+def storage_fault(cause: BaseException) -> str:
+    """What a disk refused, if that is what happened: starting anything again would not help."""
+    if isinstance(cause, OSError) and cause.errno in _STORAGE:
+        return f"{cause.filename or 'the run directory'}: {cause.strerror}"
+    found = re.search(r"\(os error (\d+)\)", str(cause))  # safetensors', written in Rust
+    if found and int(found[1]) in _STORAGE:
+        return f"the run directory: {' '.join(str(cause).split())[:200]}"
+    return ""
 
 
 def no_room_for(member: str) -> str:
     free, total = ray.available_resources(), ray.cluster_resources()
     return (
-        f"{member} did not start within {START_TIMEOUT_S:.0f} s: the cluster has {total.get('CPU', 0):.0f} CPUs, "
-        f"{free.get('CPU', 0):.0f} of them free; each actor and each learner process needs one"
+        f"{member} did not start within {START_TIMEOUT_S:.0f} s: the cluster has {total.get('CPU', 0):g} CPUs and "
+        f"{total.get('GPU', 0):g} GPUs, {free.get('CPU', 0):g} and {free.get('GPU', 0):g} of them free"
     )

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ INLINE_BYTES = 100_000  # Ray sends smaller values within the reply; larger ones
 POLL_TIMEOUT_S = 10.0  # of one long poll for newer weights
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
+ASIDE = "aside"  # the thread of the learner's process that hears while the other works
 
 
 class ParameterServerProcess:
@@ -89,8 +91,8 @@ class GymActorProcess:
         self._actor: GymActor = parts.actor(actor_id, RayWeightsSource(server))
         self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
 
-    def ready(self) -> int:
-        return os.getpid()
+    def ready(self) -> str:
+        return node_id()
 
     def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, GymTrajectory | None]:
         faulthandler.dump_traceback_later(ticket.deadline_s * 0.9, file=self._traces)
@@ -101,8 +103,14 @@ class GymActorProcess:
         finally:
             faulthandler.cancel_dump_traceback_later()
 
-    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        return self._actor.shard_states()
+    def shard_states(self, undone: Collection[int]) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        return self._actor.shard_states(undone)
+
+    def shard_state(self, shard: int) -> tuple[bool, Any]:
+        return self._actor.shard_state(shard)
+
+    def take_over(self, shard: int, state: Any) -> None:
+        self._actor.take_over(shard, state)
 
     def restore_shards(self, tensors: dict[str, Array], meta: dict[str, Any]) -> None:
         self._actor.restore_shards(tensors, meta)
@@ -121,8 +129,8 @@ class LMActorProcess:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    async def ready(self) -> int:
-        return os.getpid()
+    async def ready(self) -> str:
+        return node_id()
 
     async def admit(self, tickets: list[Ticket]) -> None:
         """Takes tickets that begin together."""
@@ -143,7 +151,7 @@ class LMActorProcess:
     def _future(self, ticket: Ticket) -> concurrent.futures.Future[Any]:
         return self._answers.setdefault((ticket.epoch, *ticket.key), concurrent.futures.Future())
 
-    async def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+    async def shard_states(self, undone: Collection[int]) -> tuple[dict[str, Array], dict[str, Any]] | None:
         return {}, {}
 
     async def restore_shards(self, tensors: dict[str, Array], meta: dict[str, Any]) -> None:
@@ -230,7 +238,7 @@ class ScoringProcess:
 
 
 class LearnerProcess:
-    """One learner process as a Ray actor."""
+    """One learner process as a Ray actor, which hears of an interruption while it works."""
 
     def __init__(self, parts: Parts, rank: int, num_processes: int, working_directory: str) -> None:
         _use_working_directory(working_directory)
@@ -238,6 +246,12 @@ class LearnerProcess:
         self._rank = rank
         self._num_processes = num_processes
         self._learner: Learner | None = None
+        self._interrupted = threading.Event()
+
+    @ray.method(concurrency_group=ASIDE)
+    def interrupt(self) -> None:
+        """The step under way is taken back, and no other begins."""
+        self._interrupted.set()
 
     def address(self) -> str:
         """host:port at which the processes of this learner meet; asked of process 0."""
@@ -246,8 +260,8 @@ class LearnerProcess:
             host, port = probe.getsockname()
         return f"{host}:{port}"
 
-    def start(self, address: str, device: str, checkpoint: Path | None) -> int:
-        """Builds the learner, from a checkpoint if given."""
+    def start(self, address: str, device: str, checkpoint: Path | None) -> str:
+        """Builds the learner, from a checkpoint if given. Returns the id of the node it is on."""
         collective = (
             Collective.join(
                 rank=self._rank, num_processes=self._num_processes, address=address, device=resolve_device(device)
@@ -256,9 +270,10 @@ class LearnerProcess:
             else Collective()
         )
         self._learner = self._parts.learner(collective)
+        self._learner.interrupted = self._interrupted.is_set
         if checkpoint is not None:
             self._learner.restore(checkpoint)
-        return os.getpid()
+        return node_id()
 
     def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepResult, Weights | None]:
         assert self._learner is not None
@@ -286,8 +301,13 @@ class EvalProcess:
         return self._evaluator.evaluate(weights, episodes)
 
 
+def node_id() -> str:
+    return str(ray.get_runtime_context().get_node_id())
+
+
 def _use_working_directory(path: str) -> None:
-    """User modules are found from where the user stands, as in the driver."""
+    """User modules are found from where the user stands, as in the driver. (Of a job with a working directory Ray has
+    brought along a copy, and this process stands in it.)"""
     if os.path.isdir(path):
         os.chdir(path)
         if path not in sys.path:

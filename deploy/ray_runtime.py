@@ -3,72 +3,59 @@ Knows who is alive and what each was asked; must never decide what happens to th
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket
-from rollcall.cluster.supervision import RestartBudget, SupervisionConfig
+from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import EvalDone, Event, LearnerLost, StepDone, StepRequest
-from rollcall.deploy.parts import Parts
 from rollcall.deploy.ray_actors import Pending, RayActors
 from rollcall.deploy.ray_cluster import Cluster
-from rollcall.deploy.ray_faults import START_TIMEOUT_S, cause_of, death_of, no_room_for
-from rollcall.deploy.ray_processes import (
-    CONTROL_TIMEOUT_S,
-    EvalProcess,
-    GymActorProcess,
-    LearnerProcess,
-    LMActorProcess,
-    ParameterServerProcess,
-    ScoringProcess,
-)
+from rollcall.deploy.ray_faults import START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of, storage_fault
+from rollcall.deploy.ray_members import Composition, Members
+from rollcall.deploy.ray_nodes import check_nodes
+from rollcall.deploy.ray_placement import Placement
+from rollcall.deploy.ray_processes import CONTROL_TIMEOUT_S
 from rollcall.deploy.ray_scoring import RayScoring
 from rollcall.learners.learner import StepOrder
 
-SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring process may have under way
-
 Handle = Any
-
-
-@dataclass(frozen=True, slots=True)
-class Composition:
-    """What to run; `parts` travels to the processes."""
-
-    parts: Parts
-    num_actors: int
-    eval_episodes: int
-    scored: bool
-    num_learner_processes: int
-    learner_device: str
-    keep_versions: int
-    supervision: SupervisionConfig
-    run_directory: Path
 
 
 class RayWorkers:
     """The coordinator's Workers, on Ray."""
 
-    def __init__(self, composition: Composition, cluster: Cluster) -> None:
+    def __init__(self, composition: Composition, cluster: Cluster, tell: Callable[[str, str], None]) -> None:
+        """`tell`: (kind, text) of what takes long before anything begins.
+
+        Raises:
+          BadInput: when the cluster has no room for the run, or its nodes lack what the run needs.
+        """
         self._plan = composition
         self._cluster = cluster
-        self._cwd = os.getcwd()
-        self._generates = composition.parts.kind == "language"
-        self._gpus = 1 if ray.cluster_resources().get("GPU", 0) >= composition.num_learner_processes else 0
-        spare = ray.cluster_resources().get("GPU", 0) - self._gpus * composition.num_learner_processes
-        self._actor_gpus = 1 if self._generates and spare >= composition.num_actors else 0
+        generates = composition.parts.kind == "language"
+        self._placement = Placement(
+            composition.cluster,
+            num_learners=composition.num_learner_processes,
+            num_actors=composition.num_actors,
+            actors_generate=generates,
+            learner_uses_gpu=composition.learner_device != "cpu",
+            private=cluster.private,
+        )
+        self._placement.reserve(lambda text: tell("room", text))
+        if not cluster.private:
+            check_nodes(self._placement.node_ids(), composition.needs)
+        self._members = Members(composition, self._placement)
         self._pending: Pending = {}
-        self._server = self._spawn_server()
+        self._server = self._members.server()
         self._server_budget = self._budget("the parameter server")
         self._server_restarts = 0
         self._actors = RayActors(
@@ -76,14 +63,15 @@ class RayWorkers:
             spawn=self._spawn_actor,
             budget=self._budget,
             pending=self._pending,
-            admits_together=self._generates,
+            admits_together=generates,
         )
         self._scoring = (
-            RayScoring(self._spawn_scoring, self._budget("the scoring process"), self._pending)
+            RayScoring(self._members.scoring, self._budget("the scoring process"), self._pending)
             if composition.scored
             else None
         )
         self._learners: list[Any] = []
+        self._learner_node = ""
         self._learner_budget = self._budget("learner")
         self._steps: deque[tuple[StepRequest, list[Any], Any]] = deque()
         self._evaluator: Any = None
@@ -100,52 +88,32 @@ class RayWorkers:
         """
         self._start_learner(checkpoint)
         if self._plan.eval_episodes:
-            self._start_evaluator()
-        self._actors.wait_ready(shard_state)
+            self._evaluator = self._members.evaluator()
+        self._actors.wait_ready(self._placement.min_actors, shard_state)
 
     def publish_initial(self, *, epoch: int, version: int) -> None:
         replies = [item.weights.remote(epoch, version) for item in self._learners]
         self.publish(replies[0])
 
-    def _spawn_server(self) -> Any:
-        readers = self._plan.num_actors + 8  # each may wait in a call of its own
-        remote: Any = ray.remote(ParameterServerProcess)
-        return remote.options(num_cpus=0, max_concurrency=readers).remote(self._plan.keep_versions)
-
-    def _spawn_actor(self, actor_id: str) -> Any:
-        traces = str(self._plan.run_directory / "logs" / f"{actor_id}.trace")
-        process = LMActorProcess if self._generates else GymActorProcess
-        remote: Any = ray.remote(process)
-        return remote.options(num_cpus=1, num_gpus=self._actor_gpus, max_restarts=0).remote(
-            actor_id, self._plan.parts, self._server, self._cwd, traces
-        )
-
-    def _spawn_scoring(self) -> Any:
-        remote: Any = ray.remote(ScoringProcess)
-        # Beside the driver: a private service listens on this machine's loopback alone.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return remote.options(
-            num_cpus=0, max_restarts=0, max_concurrency=SCORING_CONCURRENCY, scheduling_strategy=here
-        ).remote(self._plan.parts, self._cwd)
+    def _spawn_actor(self, actor_id: str, index: int) -> Any:
+        return self._members.actor(actor_id, index, self._server)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
-        count = self._plan.num_learner_processes
-        remote = ray.remote(LearnerProcess).options(num_cpus=1, num_gpus=self._gpus, max_restarts=0)
-        self._learners = [remote.remote(self._plan.parts, rank, count, self._cwd) for rank in range(count)]
+        self._learners = self._members.learners()
         try:
-            address = ray.get(self._learners[0].address.remote(), timeout=START_TIMEOUT_S) if count > 1 else ""
+            alone = len(self._learners) == 1
+            address = "" if alone else ray.get(self._learners[0].address.remote(), timeout=START_TIMEOUT_S)
             started = [item.start.remote(address, self._plan.learner_device, checkpoint) for item in self._learners]
-            ray.get(started, timeout=START_TIMEOUT_S)
+            self._learner_node = ray.get(started, timeout=START_TIMEOUT_S)[0]
         except GetTimeoutError:
             raise RollcallError(no_room_for("the learner")) from None
         except RayTaskError as error:
             cause = cause_of(error)
             if isinstance(cause, RollcallError):
                 raise cause from None
-            raise RollcallError(f"the learner did not start: {cause}") from error
-
-    def _start_evaluator(self) -> None:
-        self._evaluator = ray.remote(EvalProcess).options(num_cpus=0).remote(self._plan.parts, self._cwd)
+            raise RollcallError(storage_fault(cause) or f"the learner did not start: {cause}") from error
+        except RayActorError as error:
+            raise RollcallError(f"the learner did not start: {death_of(error)}") from error
 
     def _budget(self, component: str) -> RestartBudget:
         limits = self._plan.supervision
@@ -179,8 +147,15 @@ class RayWorkers:
 
     @property
     def restarts(self) -> int:
-        scoring = self._scoring.restarts if self._scoring is not None else 0
-        return self._actors.restarts + self._server_restarts + scoring
+        return sum(self.restarts_by_role.values())
+
+    @property
+    def restarts_by_role(self) -> Mapping[str, int]:
+        return {
+            "actor": self._actors.restarts,
+            "parameter_server": self._server_restarts,
+            "scoring": self._scoring.restarts if self._scoring is not None else 0,
+        }
 
     def publish(self, weights: Handle) -> None:
         """Also replaces a parameter server that has died: the newest weights are all that it had to keep. Actors that
@@ -191,7 +166,7 @@ class RayWorkers:
         except RayActorError as error:
             self._server_restarts += 1
             time.sleep(self._server_budget.next_delay_s(death_of(error)))
-            self._server = self._spawn_server()
+            self._server = self._members.server()
             ray.get(self._server.publish.remote([weights]), timeout=START_TIMEOUT_S)
 
     @property
@@ -210,6 +185,7 @@ class RayWorkers:
         for handle in [*self._actors.handles, scoring, *self._learners, self._evaluator, self._server]:
             if handle is not None:
                 ray.kill(handle)
+        self._placement.close()
         self._cluster.close()
 
     def release(self, handle: Handle) -> None:
@@ -218,8 +194,13 @@ class RayWorkers:
     def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
         ray.get([item.save.remote(directory, epoch, version) for item in self._learners], timeout=START_TIMEOUT_S)
 
-    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        return self._actors.shard_states()
+    def interrupt_learner(self) -> None:
+        for item in self._learners:
+            item.interrupt.remote()
+
+    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        patience_s = min(self._plan.stop_patience_s, CONTROL_TIMEOUT_S) if undone else CONTROL_TIMEOUT_S
+        return self._actors.shard_states(undone, patience_s)
 
     def waiting_for(self) -> str:
         """In words: who works on what, for how long."""
@@ -230,7 +211,7 @@ class RayWorkers:
     # Events.
 
     def poll(self, timeout_s: float) -> list[Event]:
-        events = self._actors.overdue()
+        events = self._actors.tend()
         references = list(self._pending)
         if not references or events:
             return events
@@ -265,7 +246,7 @@ class RayWorkers:
         try:
             return [EvalDone(step, env_steps, ray.get(reference, timeout=CONTROL_TIMEOUT_S))]
         except RayActorError as error:
-            self._start_evaluator()
+            self._evaluator = self._members.evaluator()
             return [EvalDone(step, env_steps, None, f"the evaluator died ({death_of(error)}) and was started again")]
         except RayError as error:
             return [EvalDone(step, env_steps, None, str(cause_of(error)))]
@@ -276,8 +257,11 @@ class RayWorkers:
         cause = cause_of(error)
         if isinstance(cause, RollcallError):
             raise cause
+        if refused := storage_fault(cause):
+            raise RollcallError(f"the learner cannot write: {refused}") from error
         detail = f"the learner died ({death_of(error)})" if isinstance(error, RayActorError) else f"{cause!r}"
-        self._learner_budget.next_delay_s(detail)
+        if not (isinstance(error, RayActorError) and node_of(error, self._learner_node)):
+            self._learner_budget.next_delay_s(detail)
         for _, reports, _weights in self._steps:
             for reference in reports:
                 self._pending.pop(reference, None)

@@ -179,8 +179,9 @@ _TENSORBOARD_GROUPS = {
 
 
 def _tag(key: str) -> str:
-    """A task names the parts of its reward itself: they are known by the beginning of their key."""
-    group = _TENSORBOARD_GROUPS.get(key, "rollout" if key.startswith("reward_") else "update")
+    """A task names the parts of its reward itself: they are known by the beginning of their key. So are an engine's."""
+    prefixes = {"reward": "rollout", "engine": "engine"}
+    group = _TENSORBOARD_GROUPS.get(key, prefixes.get(key.partition("_")[0], "update"))
     return f"{group}/{key}"
 
 

@@ -4,7 +4,6 @@ Must never know what is scored."""
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rollcall.actors.scoring import RewardEndpoint
+from rollcall.cluster.discovery import Announcement, announce
 from rollcall.cluster.errors import BudgetSpent, RewardError, RewardUnavailable
 from rollcall.cluster.supervision import RestartBudget, SupervisionConfig
 from rollcall.deploy.reward_config import MODEL, REWARD_MODELS, RewardConfig
-from rollcall.reward_service.auth import TOKEN_VARIABLE
+from rollcall.reward_service.auth import client_token
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.private import PrivateService, start_private
 from rollcall.reward_service.service_config import ServiceConfig
@@ -43,7 +43,7 @@ def reward_endpoint(
       RewardError: when the service does not answer, or has no such model.
     """
     if config.url is not None:
-        token = os.environ.get(TOKEN_VARIABLE, "")
+        token = client_token()
         _check(config.url, token, config.model)
         yield RewardEndpoint(config.url, token, config.model, config.patience_s)
         return
@@ -55,12 +55,21 @@ def reward_endpoint(
         labels=directory / "labels" if labels else None,
     )
     service = start_private(settings, directory / "logs")
-    keeper = _Keeper(service, supervision, tell)
+    announced = _announce(service, directory)
+    keeper = _Keeper(service, supervision, tell, lambda: _announce(service, directory))
     try:
         yield RewardEndpoint(service.url, service.token.get_secret_value(), MODEL, config.patience_s)
     finally:
         keeper.stop()
         service.stop()
+        if announced is not None:
+            announced.withdraw()
+
+
+def _announce(service: PrivateService, directory: Path) -> Announcement | None:
+    """To Prometheus, as a part of the run; again where it comes back at another port."""
+    labels = {"run": directory.name, "role": "reward_service"}
+    return announce(directory.parent, f"{directory.name}.reward_service", service.url, labels)
 
 
 def _check(url: str, token: str, model: str) -> None:
@@ -76,9 +85,15 @@ class _Keeper:
     score goes on waiting meanwhile."""
 
     def __init__(
-        self, service: PrivateService, supervision: SupervisionConfig, tell: Callable[[str, str], None]
+        self,
+        service: PrivateService,
+        supervision: SupervisionConfig,
+        tell: Callable[[str, str], None],
+        started: Callable[[], object],
     ) -> None:
+        """`started`: called each time it was started again."""
         self._service = service
+        self._started = started
         self._tell = tell
         self._budget = RestartBudget(
             "the reward service",
@@ -101,6 +116,7 @@ class _Keeper:
                 time.sleep(self._budget.next_delay_s("it died"))
                 self._tell("reward_service", "the reward service died and is started again")
                 self._service.start()
+                self._started()
             except (RewardError, BudgetSpent) as error:
                 _log.error("the reward service stays down: %s", error)
                 return  # the run stops when its patience is over

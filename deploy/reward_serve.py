@@ -8,13 +8,17 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from rollcall.cluster.discovery import announce
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.jobs import runs_root
 from rollcall.deploy.settings import COMMAND_LINE, Settings, did_you_mean, parse_override, parse_yaml
 from rollcall.reward_service.labelling import OPEN_PATHS, PAGE_PATH
 from rollcall.reward_service.private import label_routers
@@ -32,11 +36,25 @@ def main(args: argparse.Namespace) -> int:
         print(server.url, flush=True)
         if routers:
             print(f"labelling page: {server.url}{PAGE_PATH}", flush=True)
-        ended = server.run()
+        with _announced(server):
+            ended = server.run()
     if not ended:
         sys.stdout.flush()
         os._exit(0)  # a model still computes, in a thread that does not survive the interpreter's end
     return 0
+
+
+@contextmanager
+def _announced(server: Server) -> Iterator[None]:
+    """Prometheus finds it, where it may read its metrics without the token."""
+    address = f"{server.config.host}:{urlsplit(server.url).port}"
+    name = f"reward_service-{urlsplit(server.url).port}"
+    here = announce(runs_root(), name, address, {"role": "reward_service"}) if server.config.open_metrics else None
+    try:
+        yield
+    finally:
+        if here is not None:
+            here.withdraw()
 
 
 def load_service_config(args: argparse.Namespace) -> ServiceConfig:

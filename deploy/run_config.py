@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
@@ -22,6 +23,7 @@ from rollcall.cluster.metrics import MetricsConfig
 from rollcall.cluster.store import URL_VARIABLE, RedisConfig
 from rollcall.cluster.supervision import SupervisionConfig
 from rollcall.deploy import plugins, reward_config
+from rollcall.deploy.placement import ClusterConfig
 from rollcall.deploy.plugins import Plugin
 from rollcall.deploy.preference_settings import PreferencesConfig
 from rollcall.deploy.reward_config import RewardConfig
@@ -59,6 +61,7 @@ class CommonConfig(BaseModel):
     )
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="what the run needs of a Ray cluster")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="where the books are kept")
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="the Prometheus endpoint")
     supervision: SupervisionConfig = Field(
@@ -116,7 +119,7 @@ class CommonConfig(BaseModel):
     @property
     def config_hash(self) -> str:
         """SHA-256 over the canonical JSON of what determines the result: not the name, nor who watches."""
-        values = self.resolved().model_dump(mode="json", exclude={"name", "metrics", "redis", "supervision"})
+        values = self.resolved().model_dump(mode="json", exclude={"name", "cluster", "metrics", "redis", "supervision"})
         return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def to_yaml(self) -> str:
@@ -124,7 +127,7 @@ class CommonConfig(BaseModel):
         values = self.resolved().model_dump(mode="json", exclude={"redis": {"url"}})
         if self.redis.url is not None:
             url = self.redis.url.get_secret_value()
-            if "@" not in url:
+            if urlsplit(url).password is None:
                 values["redis"]["url"] = url
             else:
                 note = f"# redis.url holds a password and is not saved: set {URL_VARIABLE}\n"

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -21,7 +22,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollcall.cluster.errors import BadInput, StoreUnavailable
+from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
+from rollcall.deploy.jobs import check_runs_root, current_job, runs_root
 from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
 from rollcall.deploy.report import write_report
 from rollcall.deploy.settings import did_you_mean
@@ -29,7 +31,6 @@ from rollcall.deploy.settings import did_you_mean
 if TYPE_CHECKING:
     from rollcall.deploy.config import AnyConfig
 
-RUNS = Path("runs")
 SUPERVISED = "sft"  # in place of the algorithm's name, in the summary of a run that is supervised fine-tuning alone
 _PACKAGES = (
     *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco"),
@@ -43,14 +44,15 @@ def find_run(text: str | Path) -> Path:
     Raises:
       BadInput: when there is no such run.
     """
-    for path in (Path(text), RUNS / text):
+    root = runs_root()
+    for path in (Path(text), root / text):
         if (path / "config.yaml").is_file():
             return path
     if Path(text).is_dir():
-        raise BadInput(f"{text}: no run here (config.yaml is missing); give a directory under {RUNS}/")
-    names = [path.name for path in RUNS.glob("*") if (path / "config.yaml").is_file()]
+        raise BadInput(f"{text}: no run here (config.yaml is missing); give a directory under {root}/")
+    names = [path.name for path in root.glob("*") if (path / "config.yaml").is_file()]
     hint = did_you_mean(Path(text).name, names) or (
-        f"; {RUNS}/ holds {', '.join(sorted(names)[:8])}" if names else f"; {RUNS}/ holds no run yet"
+        f"; {root}/ holds {', '.join(sorted(names)[:8])}" if names else f"; {root}/ holds no run yet"
     )
     raise BadInput(f"no run {str(text)!r} (command line){hint}")
 
@@ -86,10 +88,12 @@ def claim_directory(name: str, *, explicit: bool) -> Path:
     Raises:
       BadInput: when an explicit name is taken, or the directory cannot be made.
     """
+    check_runs_root()
+    root = runs_root()
     for attempt in range(1, 100_000):
-        path = RUNS / (name if attempt == 1 else f"{name}-{attempt}")
+        path = root / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            RUNS.mkdir(exist_ok=True)
+            root.mkdir(exist_ok=True)
             path.mkdir()
             return path
         except FileExistsError:
@@ -98,11 +102,11 @@ def claim_directory(name: str, *, explicit: bool) -> Path:
                     f"name = {name!r} (command line): {path} exists; choose another name, or go on with it: "
                     f"rollcall resume {shlex.quote(str(path))}"
                 ) from None
-            if not RUNS.is_dir() or explicit:
+            if not root.is_dir() or explicit:
                 raise BadInput(f"cannot make {path}: a file of that name is in the way") from None
         except OSError as error:
             raise BadInput(f"cannot make {path}: {error.strerror or error}") from None
-    raise BadInput(f"{RUNS}/ holds 100000 runs called {name}; remove some or give name=...")
+    raise BadInput(f"{root}/ holds 100000 runs called {name}; remove some or give name=...")
 
 
 class Written(Protocol):
@@ -115,8 +119,11 @@ class Written(Protocol):
 
 
 def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
-    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where)."""
-    (directory / "logs").mkdir(exist_ok=True)
+    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where).
+
+    Raises:
+      BadInput: when the directory cannot be written to.
+    """
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -124,7 +131,8 @@ def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
     origin = {
         "recipe": recipe,
         "config_hash": config.config_hash,
-        "command": shlex.join(["rollcall", *sys.argv[1:]]) if Path(sys.argv[0]).stem in ("rollcall", "cli") else "",
+        "command": _command(),
+        "ray_job": job.submission_id if (job := current_job()) is not None else None,
         "began_unix_s": round(time.time(), 3),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
@@ -132,8 +140,19 @@ def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
         },
         "versions": versions,
     }
-    _replace(directory / "run.json", json.dumps(origin, indent=1) + "\n")
-    _replace(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
+    try:
+        (directory / "logs").mkdir(exist_ok=True)
+        _replace(directory / "run.json", json.dumps(origin, indent=1) + "\n")
+        _replace(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
+    except OSError as error:
+        raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
+
+
+def _command() -> str:
+    """As it was typed, without the password of a url."""
+    if Path(sys.argv[0]).stem not in ("rollcall", "cli"):
+        return ""
+    return re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", shlex.join(["rollcall", *sys.argv[1:]]))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -192,11 +211,11 @@ def carry_out(
             summary = dict(launch.train(config, directory, resume=resume, recorders=recorders, stop=stop))
         except BaseException as error:
             _close(recorders, {"status": "failed"})
-            refused = isinstance(error, BadInput) or (
+            refused = isinstance(error, BadInput | RunAlive) or (
                 isinstance(error, StoreUnavailable) and config.redis.url is not None
             )
             if refused and not started.begun:
-                if not resume:
+                if not resume and not isinstance(error, RunAlive):
                     shutil.rmtree(directory, ignore_errors=True)
                 raise BadInput(str(error)) from error
             error.rollcall_log = directory / "logs" / "driver.log"  # type: ignore[attr-defined]

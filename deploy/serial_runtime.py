@@ -4,7 +4,7 @@ For debugging, and the reference that a distributed run at lag 0 must equal bit 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ class SerialWorkers:
     """Does each piece of work when it is polled for, in the order in which it was submitted."""
 
     restarts = 0
+    restarts_by_role: Mapping[str, int] = {}  # nobody is started again here
 
     def __init__(
         self,
@@ -104,8 +105,11 @@ class SerialWorkers:
     def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
         raise AssertionError("the serial runtime's learner dies with the driver")
 
-    def shard_states(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        return self._actor.shard_states() if isinstance(self._actor, GymActor) else ({}, {})
+    def interrupt_learner(self) -> None:
+        self._learner.interrupted = lambda: True  # no step is under way here: those that wait do not begin
+
+    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        return self._actor.shard_states(undone) if isinstance(self._actor, GymActor) else ({}, {})
 
     def waiting_for(self) -> str:
         return f"{len(self._jobs)} jobs of this process"

@@ -24,6 +24,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.collective import Collective
 from rollcall.learners.flat import Readable, ReadOut, module_weights, own_parameters
+from rollcall.learners.interruption import BeforeStep, Interrupted
 from rollcall.learners.parameters import ReplicatedParameters, TrainedParameters, Units
 
 
@@ -104,6 +105,7 @@ class StepResult:
     wait_s: float  # seconds the learner stood idle before this step
     learning_rate: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    interrupted: bool = False  # taken back before its end: all is as it was before, and nothing else is told
 
 
 class Learner:
@@ -141,6 +143,7 @@ class Learner:
             ConsumptionLog(consumption_log) if consumption_log is not None and self._collective.rank == 0 else None
         )
         self._read_out = read_out
+        self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
         self._trained = self._take_over(units)
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
         self._loss = self._compiled(algorithm.loss) if compile_loss else algorithm.loss
@@ -174,12 +177,22 @@ class Learner:
         return None
 
     def update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepResult, Weights | None]:
-        """One learner step: all epochs over the batch. The weights come from process 0 only.
+        """One learner step: all epochs over the batch. The weights come from process 0 only, and from no step that was
+        interrupted.
 
         Raises:
           NonFinite: when `max_skipped_steps` steps in a row were not finite.
         """
         torch.set_num_threads(self._config.threads)
+        before = BeforeStep.of(self._buffers(), self._generator, self._experience)
+        try:
+            return self._update(trajectories, order)
+        except Interrupted:
+            before.put_back(self._buffers(), self._generator, self._experience)
+            return StepResult(order.step, order.epoch, False, 0.0, 0.0, 0.0, interrupted=True), None
+
+    def _update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepResult, Weights | None]:
+        self._check_interrupted()
         began = time.perf_counter()
         wait_s = began - self._idle_since
         learning_rate = self._set_learning_rate(order)
@@ -187,7 +200,11 @@ class Learner:
         with torch.no_grad():
             prepared = self._experience.prepare(self._algorithm, self._models, batch, self._collective)
         snapshot = self._snapshot()
-        means, finite = self._optimise(prepared)
+        try:
+            means, finite = self._optimise(prepared)
+        except Interrupted:
+            self._restore(snapshot)
+            raise
         if finite:
             self._skipped_in_a_row = 0
             self._experience.learned(batch)
@@ -288,12 +305,18 @@ class Learner:
         total: Tensor | None = None
         sums: Metrics = {}
         for part in minibatch.shards(self._collective.rank, self._collective.num_processes):
+            self._check_interrupted()
             loss, metrics = self._loss(self._models, part)
             torch.autograd.backward(loss)
             total = loss.detach() if total is None else total + loss.detach()
             sums = metrics if not sums else {name: sums[name] + value for name, value in metrics.items()}
         assert total is not None, "every process has a part of every minibatch"
         return total, sums
+
+    def _check_interrupted(self) -> None:
+        """Not among several processes: they would have to agree, in every minibatch."""
+        if self._collective.num_processes == 1 and self.interrupted():
+            raise Interrupted
 
     def _set_learning_rate(self, order: StepOrder) -> float:
         fraction = 1.0 - order.progress if self._config.anneal_learning_rate else 1.0

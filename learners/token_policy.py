@@ -185,7 +185,8 @@ def sharing_size(model: nn.Module) -> int | None:
 @torch.no_grad()
 def _computes_answers_together(model: nn.Module) -> bool:
     device, vocab_size = next(model.parameters()).device, int(cast(Any, model).config.get_text_config().vocab_size)
-    prompt, one, other = (torch.arange(8, device=device) % vocab_size).split([3, 4, 1])
+    ids = torch.arange(8, device=device) % vocab_size
+    prompt, one, other = ids[:3], ids[3:7], ids[7:]
 
     def states(*parts: Tensor, shared: SharedPrompts | None = None) -> Tensor:
         ids = torch.cat(parts)

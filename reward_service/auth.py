@@ -16,6 +16,7 @@ from pydantic import SecretStr
 from rollcall.cluster.errors import BadInput
 
 TOKEN_VARIABLE = "ROLLCALL_REWARD_TOKEN"
+TOKEN_FILE_VARIABLE = "ROLLCALL_REWARD_TOKEN_FILE"
 
 
 def find_token(token_file: Path | None) -> SecretStr | None:
@@ -30,7 +31,10 @@ def find_token(token_file: Path | None) -> SecretStr | None:
             raise BadInput(f"${TOKEN_VARIABLE} is set and empty: give it a token, or unset it")
         return None if given is None else SecretStr(given.strip())
     try:
-        if stat.S_IMODE(token_file.stat().st_mode) & 0o077:
+        status = token_file.stat()
+        # Kubernetes hands a secret to a pod as root's file, which the pod's group may read: no other owner could do it.
+        others = 0o077 if status.st_uid == os.geteuid() else 0o037
+        if stat.S_IMODE(status.st_mode) & others:
             raise BadInput(f"token_file {token_file} can be used by others: chmod 600 {token_file}")
         text = token_file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -38,6 +42,20 @@ def find_token(token_file: Path | None) -> SecretStr | None:
     if not text or len(text.split()) != 1:
         raise BadInput(f"token_file {token_file} holds no token: one line without spaces is needed")
     return SecretStr(text)
+
+
+def client_token() -> str:
+    """Of a service that runs elsewhere: from the file that $ROLLCALL_REWARD_TOKEN_FILE names, else from
+    $ROLLCALL_REWARD_TOKEN; empty without either.
+
+    Raises:
+      BadInput: as find_token.
+    """
+    path = os.environ.get(TOKEN_FILE_VARIABLE)
+    if not path:
+        return os.environ.get(TOKEN_VARIABLE, "")
+    token = find_token(Path(path))
+    return "" if token is None else token.get_secret_value()
 
 
 def is_loopback(host: str) -> bool:

@@ -235,6 +235,7 @@ class Registry:
         old, self._served[name] = self._served.get(name), served
         self._configs[name] = config
         self._metrics.models.labels(name, served.version, config.kind).set(1)
+        self._metrics.loaded_at.labels(name).set_to_current_time()
         if old is not None:
             if (old.version, old.config.kind) != (served.version, config.kind):
                 self._metrics.models.remove(name, old.version, old.config.kind)

@@ -9,7 +9,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from rollcall.cluster.store import URL_VARIABLE
+from rollcall.cluster.store import URL_VARIABLE, url_with_password
 from rollcall.reward_service.batch_queue import BatchingConfig
 from rollcall.reward_service.cache import CacheConfig
 from rollcall.reward_service.config import ScorerConfig
@@ -28,9 +28,13 @@ class ServiceRedisConfig(BaseModel):
     url: SecretStr | None = Field(default=None, description=f"redis://... to use; none: ${URL_VARIABLE}, else no Redis")
 
     def resolved(self) -> str | None:
-        if self.url is not None:
-            return self.url.get_secret_value()
-        return os.environ.get(URL_VARIABLE) or None
+        """With its password, be it from a file.
+
+        Raises:
+          BadInput: when that file cannot be used.
+        """
+        url = os.environ.get(URL_VARIABLE) if self.url is None else self.url.get_secret_value()
+        return url_with_password(url) if url else None
 
 
 class ConnectionConfig(BaseModel):

@@ -3,10 +3,47 @@ request's or an item's id. Must never know what is done with the numbers."""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from typing import Any
 
-_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from rollcall.cluster.metric_table import SECONDS, Metric, MetricKind
+
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_FIRST = "the first scored item"
+
+
+def _metric(
+    name: str, kind: MetricKind, unit: str, text: str, *labels: str, when: str = _FIRST, sizes: bool = False
+) -> Metric:
+    buckets = _SIZES if sizes else SECONDS
+    return Metric(f"reward_{name}", kind, unit, text, labels, when=when, buckets=buckets)
+
+
+SERVICE = (
+    _metric("requests", "counter", "requests", "By what became of them", "route", "outcome", when="the first request"),
+    _metric(
+        "request_seconds", "histogram", "seconds", "From a request's head to its answer", "route", when="a request"
+    ),
+    _metric("requests_in_flight", "gauge", "requests", "Under way", when=""),
+    _metric("items", "counter", "items", "By what became of them", "model", "outcome"),
+    _metric("queue_items", "gauge", "items", "That wait to be scored", "model"),
+    _metric("queue_tokens", "gauge", "tokens", "That wait to be scored", "model"),
+    _metric("batch_items", "histogram", "items", "Of a batch", "model", sizes=True),
+    _metric("tokens", "counter", "tokens", "Computed; padding: those that only fill a batch up", "model", "kind"),
+    _metric("compute_seconds", "counter", "seconds", "In which the model computed", "model"),
+    _metric("batch_retries", "counter", "batches", "Failed as a whole, tried again by item", "model", when="a failure"),
+    _metric(
+        "cache", "counter", "look-ups", "Of scores, and what went wrong with the cache", "outcome", when="a look-up"
+    ),
+    _metric(
+        "model_loads", "counter", "models", "Built to take a place, by outcome", "model", "outcome", when="a hot swap"
+    ),
+    _metric("model_info", "gauge", "1", "1 for each model served", "model", "version", "kind", when="a model is built"),
+    _metric(
+        "model_loaded_timestamp_seconds", "gauge", "Unix time", "Of the served model", "model", when="a model is built"
+    ),
+)
 
 
 class ServiceMetrics:
@@ -16,26 +53,18 @@ class ServiceMetrics:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"rollcall_reward_{name}", text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"rollcall_reward_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(f"rollcall_reward_{name}", text, labels, registry=registry, buckets=buckets)
-
-        self.requests = counter("requests", "Requests, by what became of them", "route", "outcome")
-        self.latency = histogram("request_seconds", "Seconds from a request's head to its answer", _SECONDS, "route")
-        self.in_flight = gauge("requests_in_flight", "Requests under way")
-        self.items = counter("items", "Items, by what became of them", "model", "outcome")
-        self.queue_items = gauge("queue_items", "Items that wait to be scored", "model")
-        self.queue_tokens = gauge("queue_tokens", "Tokens that wait to be scored", "model")
-        self.batch_items = histogram("batch_items", "Items of a batch", _SIZES, "model")
-        self.tokens = counter("tokens", "Tokens computed; padding: those that only fill a batch up", "model", "kind")
-        self.compute = counter("compute_seconds", "Seconds in which the model computed", "model")
-        self.retries = counter("batch_retries", "Batches that failed as a whole, tried again item by item", "model")
-        self.cache = counter("cache", "Look-ups of scores, and what went wrong with the cache", "outcome")
-        self.swaps = counter("model_loads", "Models built to take a place, by what became of them", "model", "outcome")
-        self.models = gauge("model_info", "1 for each model that is served", "model", "version", "kind")
+        made: dict[str, Any] = {item.name.removeprefix("reward_"): item.made(registry) for item in SERVICE}
+        self.requests = made["requests"]
+        self.latency = made["request_seconds"]
+        self.in_flight = made["requests_in_flight"]
+        self.items = made["items"]
+        self.queue_items = made["queue_items"]
+        self.queue_tokens = made["queue_tokens"]
+        self.batch_items = made["batch_items"]
+        self.tokens = made["tokens"]
+        self.compute = made["compute_seconds"]
+        self.retries = made["batch_retries"]
+        self.cache = made["cache"]
+        self.swaps = made["model_loads"]
+        self.models = made["model_info"]
+        self.loaded_at = made["model_loaded_timestamp_seconds"]

@@ -142,6 +142,7 @@ def make_actor(source: Source) -> MakeActor:
         recurrent: bool = False,
         run_seed: int = 7,
         actor_id: str = "gym-0",
+        can_go_back: bool = False,
         **settings: Any,
     ) -> GymActor:
         config = EnvConfig(id=env) if isinstance(env, str) else env
@@ -153,6 +154,7 @@ def make_actor(source: Source) -> MakeActor:
             config=ActorsConfig(**{"num_envs": 4, "unroll_length": 32, "ticket_deadline_s": 10.0} | settings),
             policy_factory=lambda: NumpyPolicy(space, recurrent),
             weights_source=source,
+            can_go_back=can_go_back,
         )
 
     return make

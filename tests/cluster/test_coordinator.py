@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ class Report:
     update_s: float = 0.01
     wait_s: float = 0.0
     learning_rate: float = 1e-3
+    interrupted: bool = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,7 +80,9 @@ class FaultyWorkers:
         self.version = 0
         self.incarnations: dict[int, int] = {}
         self.restarts = 0
+        self.restarts_by_role: dict[str, int] = {}
         self.learner_deaths = 0
+        self.interrupted = False
 
     def happens(self, what: str) -> bool:
         return self.random.random() < self.chances.get(what, 0.0)
@@ -143,6 +147,8 @@ class FaultyWorkers:
 
     def _learn(self) -> Event:
         request, rollouts = self.steps.popleft()
+        if self.interrupted and not self.happens("finishes first"):
+            return StepDone(Report(request.step, request.epoch, False, interrupted=True), None)
         if self.happens("learner dies"):
             self.learner_deaths += 1
             if self.random.random() < 0.5:  # after it had written its log
@@ -167,7 +173,10 @@ class FaultyWorkers:
     def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
         self.version = version
 
-    def shard_states(self) -> None:
+    def interrupt_learner(self) -> None:
+        self.interrupted = True
+
+    def shard_states(self, undone: Collection[int] = ()) -> None:
         return None
 
     def waiting_for(self) -> str:
@@ -304,13 +313,62 @@ def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> 
         coordinator.run()
 
 
-def test_a_stop_leaves_a_checkpoint_of_the_last_step_and_books_what_was_under_way(tmp_path: Path, store: Store) -> None:
-    coordinator, _ = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=4)
-    coordinator._stop_requested = lambda: coordinator.step >= 6
+class Stopped(FaultyWorkers):
+    """The run is to stop once step 6 is with the learner; `deaf`: which never hears of it; `dies`: and dies of it."""
+
+    deaf = dies = False
+    stop = False
+
+    def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
+        super().submit_step(request, handles)
+        self.stop = self.stop or request.step >= 6
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        if self.stop and (self.deaf or not self.interrupted):
+            return []
+        return super().poll(timeout_s)
+
+    def _learn(self) -> Event:
+        if self.interrupted and self.dies:
+            self.steps.clear()
+            return LearnerLost("it was killed")
+        return super()._learn()
+
+
+@pytest.mark.parametrize("lag", [0, 1, 4])
+@pytest.mark.parametrize("late", [0.0, 0.5, 1.0])  # chance that the learner hears of it when it is done already
+def test_a_stop_discards_the_batch_in_training_and_leaves_a_checkpoint_of_the_boundary_before_it(
+    tmp_path: Path, store: Store, lag: int, late: float
+) -> None:
+    workers = Stopped(tmp_path, 0, **{"finishes first": late})
+    coordinator, _ = coordinate(tmp_path, store, workers, lag=lag)
+    coordinator._stop_requested = lambda: workers.stop
     coordinator.run()
     counts = coordinator._ledger.counts()
-    assert not coordinator.finished
+    assert 5 <= coordinator.step <= 8 and not coordinator.finished  # two may be with the learner
+    assert counts.committed == coordinator.step * BATCH
     assert counts.in_flight == 0
-    assert counts.dropped_by_reason.keys() == {"stopped"}
+    assert counts.dropped_by_reason.keys() <= {"stopped"}
+    assert late or counts.dropped >= BATCH
     assert latest_checkpoint(tmp_path)[1].step == coordinator.step
+    assert not list((tmp_path / "checkpoints").glob(".making-*"))
+    assert audit_run(tmp_path) == []
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_stop_that_cannot_have_a_boundary_in_time_leaves_the_last_checkpoint(
+    tmp_path: Path, store: Store, dies: bool
+) -> None:
+    workers = Stopped(tmp_path, 0)
+    workers.deaf, workers.dies = not dies, dies
+    coordinator, _ = coordinate(tmp_path, store, workers, lag=1)
+    if not dies:
+        coordinator.plan = replace(coordinator.plan, stop_patience_s=0.2)
+    coordinator._stop_requested = lambda: workers.stop
+    began = time.monotonic()
+    coordinator.run()
+    assert time.monotonic() - began < 10
+    assert latest_checkpoint(tmp_path)[1].step == 4 < coordinator.step
+    assert coordinator._ledger.counts().in_flight == 0
+    assert audit_run(tmp_path) == []
     assert [str(item) for item in audit_run(tmp_path)] == []

@@ -184,7 +184,7 @@ def test_after_kill_9_of_its_owner_no_server_is_left_and_the_run_can_be_opened(t
         server_pid = int(owner.stdout.readline())
         assert runs(server_pid)
         assert driver_alive(tmp_path)
-        with pytest.raises(RunAlive, match=rf"in use by another driver \(pid {owner.pid}\)"):
+        with pytest.raises(RunAlive, match=rf"in use by another driver \(pid {owner.pid} on "):
             open_store(QUICK, tmp_path)
         owner.kill()
     assert wait_until(lambda: not runs(server_pid))

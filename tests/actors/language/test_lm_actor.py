@@ -283,3 +283,29 @@ def test_a_row_that_fills_the_context_is_wrong_and_unparsed_and_nothing_is_gener
     assert sample.judgement is not None
     assert (sample.judgement.correct, sample.judgement.parsed, sample.finish_reason) == (False, False, "length")
     assert (conversations.num_running, sample.num_sampled) == (0, 0)
+
+
+@pytest.mark.parametrize(("share", "begun"), [(1.0, 6), (0.125, 0), (0.5, 2)])
+def test_while_an_older_batch_is_finished_newer_tickets_wait_or_begin_in_portions(
+    actor: LMActor,
+    engine: VllmEngine,
+    source: Any,
+    trainer: Any,
+    make_ticket: MakeTicket,
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    begun: int,
+) -> None:
+    """Of 64 slots 16 are busy with the older batch; a portion is an eighth of the slots: two tickets of 4 samples."""
+    monkeypatch.setattr(engine, "admit_below", share)
+    source.publish(trainer.weights(1))
+    actor.submit([make_ticket(number) for number in range(4)])
+    outcomes = actor.advance()
+    assert engine.num_unfinished == 16
+    source.publish(trainer.weights(2))
+    actor.submit([make_ticket(number, min_policy_version=1) for number in range(4, 10)])
+    outcomes += actor.advance()
+    assert actor.doing().startswith(f"{4 + begun - len(outcomes)} tickets generating, {6 - begun} waiting")
+    while not actor.is_idle:
+        outcomes += actor.advance()
+    assert {summary.ticket_id for summary, _ in produced(outcomes)} == set(range(10))

@@ -250,6 +250,33 @@ def test_the_same_version_of_another_epoch_is_another_policy(engine: VllmEngine,
     assert count == 0
 
 
+# How busy it was.
+
+
+def test_the_engine_tells_once_how_busy_it_was(engine: VllmEngine, run_all: RunAll) -> None:
+    prompts = random_prompts(16, seed=3)
+    engine.take_load()
+    add_all(engine, prompts, max_tokens=10)
+    run_all(engine)
+    load = engine.take_load()
+    assert 10 <= load.steps <= 12 and 0 < load.running <= 16 and load.waiting == 0
+    assert 0 < load.kv_cache_usage < 1
+    assert (load.cached_tokens, load.computed_tokens) == (0, sum(map(len, prompts)))  # too short for the cache
+    assert engine.take_load().steps == 0
+
+
+def test_the_engine_tells_what_it_found_in_the_prefix_cache(engine: VllmEngine, run_all: RunAll) -> None:
+    found = []
+    for _ in range(2):
+        engine.take_load()
+        engine.add("0", LONG_PROMPT, seed=0, max_tokens=2)
+        run_all(engine)
+        load = engine.take_load()
+        assert load.cached_tokens + load.computed_tokens == len(LONG_PROMPT)
+        found.append(load.cached_tokens)
+    assert found[1] > 0 and found[1] >= found[0]
+
+
 # What vLLM is asked for, and which vLLM.
 
 

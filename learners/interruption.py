@@ -1,0 +1,43 @@
+"""How a learner step is given up in its middle: whoever is within it is thrown out, and what it changed is put back.
+Knows tensors and random streams; must never know why somebody interrupts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Interrupted(Exception):
+    """Out of the middle of a step that is to be taken back."""
+
+
+class Stateful(Protocol):
+    """The learner's Experience, as far as it remembers anything."""
+
+    def state(self) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeStep:
+    """What a step changes before the optimiser begins: for that, the learner's snapshot is taken later."""
+
+    buffers: Mapping[str, Tensor]
+    generator: Tensor
+    experience: dict[str, Any]
+
+    @classmethod
+    def of(cls, buffers: Mapping[str, Tensor], generator: torch.Generator, experience: Stateful) -> BeforeStep:
+        copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+        return cls(copies, generator.get_state(), experience.state())
+
+    def put_back(self, buffers: Mapping[str, Tensor], generator: torch.Generator, experience: Stateful) -> None:
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                buffer.copy_(self.buffers[name])
+        generator.set_state(self.generator)
+        experience.load_state(self.experience)

@@ -1,0 +1,65 @@
+"""What a node lacks that is to work for a run, as it says itself; on a real cluster: tests/end_to_end/test_jobs.py."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+
+import pytest
+
+from rollcall.deploy import ray_nodes
+from rollcall.deploy.ray_faults import storage_fault
+
+
+@pytest.fixture
+def needs(tmp_path: Path) -> ray_nodes.Needs:
+    (tmp_path / "run" / "logs").mkdir(parents=True)
+    return ray_nodes.Needs(
+        rollcall=ray_nodes.own_version(),
+        generates=False,
+        modules=(),
+        working_directory=str(tmp_path),
+        run_directory=tmp_path / "run",
+    )
+
+
+def changed(needs: ray_nodes.Needs, **values: object) -> ray_nodes.Needs:
+    return ray_nodes.Needs(**{name: getattr(needs, name) for name in needs.__dataclass_fields__} | values)  # type: ignore[arg-type]
+
+
+def test_a_node_that_has_everything_lacks_nothing_and_nothing_is_left_behind(
+    needs: ray_nodes.Needs, tmp_path: Path
+) -> None:
+    (tmp_path / "module_of_a_user.py").write_text("")
+    assert ray_nodes.lacks(changed(needs, modules=("module_of_a_user",))) == ""
+    assert list((needs.run_directory / "logs").iterdir()) == []
+    sys.modules.pop("module_of_a_user")
+    sys.path.remove(str(tmp_path))
+
+
+def test_what_a_node_lacks_is_said_with_its_remedy(
+    needs: ray_nodes.Needs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "the driver 0.0.1" in ray_nodes.lacks(changed(needs, rollcall="0.0.1"))
+    unseen = ray_nodes.lacks(changed(needs, run_directory=tmp_path / "elsewhere"))
+    assert "does not see the run directory" in unseen and "ROLLCALL_RUNS" in unseen
+    absent = ray_nodes.lacks(changed(needs, modules=("module_that_nobody_wrote",)))
+    assert "cannot import module_that_nobody_wrote" in absent and "--working-dir" in absent
+    sys.path.remove(str(tmp_path))
+    monkeypatch.setattr("rollcall.actors.vllm_engine.KNOWN_VERSIONS", ("0.0.1",))
+    assert "cannot generate: " in ray_nodes.lacks(changed(needs, generates=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/runs/x/metrics.jsonl"), "/runs/x/metrics.jsonl: No space"),
+        (OSError(errno.EROFS, "Read-only file system"), "the run directory: Read-only"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), "os error 28"),
+        (OSError(errno.ENOENT, "No such file or directory"), ""),
+        (RuntimeError("os error 28"), ""),
+    ],
+)
+def test_a_disk_that_refuses_is_told_from_other_faults(error: Exception, words: str) -> None:
+    assert words in storage_fault(error) and bool(words) == bool(storage_fault(error))

@@ -1,0 +1,47 @@
+"""A learner step that is interrupted leaves nothing behind: the next one is what it would have been without it."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollcall.learners.learner import StepOrder
+from rollcall.learners.networks import PolicyConfig
+from rollcall.learners.ppo import PPO, PPOConfig
+
+_spec = importlib.util.spec_from_file_location("experience", Path(__file__).parent / "experience.py")
+assert _spec is not None and _spec.loader is not None
+experience = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(experience)
+
+# What a step changes before, within and after the optimiser's work: statistics of rewards and of observations.
+POLICY = PolicyConfig(normalise_observations=True, normalise_rewards=True)
+
+
+def state_of(learner: Any, folder: Path) -> dict[str, bytes]:
+    folder.mkdir()
+    learner.save(folder, learner.weights(epoch=1, version=0))
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("looks", [0, 1, 3, 7])  # at whether to go on, before one says no
+def test_an_interrupted_step_is_taken_back_whole(tmp_path: Path, looks: int) -> None:
+    learner, reference = (
+        experience.make_learner(PPO(PPOConfig(epochs=2, num_minibatches=4)), policy=POLICY) for _ in "ab"
+    )
+    trajectories = [experience.cartpole(learner.weights(epoch=1, version=0), ticket=0, policy=POLICY)]
+    for one in (learner, reference):
+        one.update(trajectories, StepOrder(0, 1, 0.0))
+    before = state_of(learner, tmp_path / "before")
+    answers = iter([False] * looks + [True] * 100)
+    learner.interrupted = lambda: next(answers)
+    result, weights = learner.update(trajectories, StepOrder(1, 1, 0.1))
+    assert result.interrupted and weights is None and result.step == 1
+    assert state_of(learner, tmp_path / "after") == before
+    learner.interrupted = lambda: False
+    (again, got), (_, expected) = (one.update(trajectories, StepOrder(1, 1, 0.1)) for one in (learner, reference))
+    assert not again.interrupted
+    assert got.checksum == expected.checksum
