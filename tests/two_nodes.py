@@ -194,12 +194,13 @@ class TwoNodes:
     def _start(self, name: str, arguments: Sequence[str], num_cpus: int, **environment: str) -> None:
         agent, agent_grpc, metrics, client = _free_ports(4)
         command = [*RAY, "start", "--block", "--disable-usage-stats", *arguments, f"--num-cpus={num_cpus}"]
-        command += ["--node-ip-address=127.0.0.1", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        # As on two machines: an address of its own, and a folder of its own into which Ray unpacks what a job brings.
+        command += [f"--node-ip-address={'127.0.0.1' if name == 'head' else '127.0.0.2'}"]
+        command += [f"--temp-dir={self.folder / name}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         command += [f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={agent_grpc}"]
         command += [f"--metrics-export-port={metrics}"]
         if name == "head":
-            command += ["--dashboard-host=127.0.0.1", f"--temp-dir={self.folder / 'ray'}"]
-            command += [f"--ray-client-server-port={client}", "--include-dashboard=true"]
+            command += [f"--ray-client-server-port={client}", "--dashboard-host=127.0.0.1"]
         with (self.folder / f"{name}.log").open("ab") as log:
             self._nodes[name] = subprocess.Popen(
                 command, env=self.environment(**environment), cwd="/", stdout=log, stderr=log, start_new_session=True
