@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.deploy.bench_arguments import add_benches
+from rollcall.deploy.cli_manifests import add_manifests
 from rollcall.deploy.cli_monitor import add_monitor
 from rollcall.deploy.cli_reward import add_reward
 from rollcall.deploy.settings import (
@@ -103,6 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     add_reward(reward)
     watch = "start Prometheus over the runs, with the shipped rules; its alerts are lines here"
     add_monitor(commands.add_parser("monitor", help=watch, description=watch))
+    checks = "check Kubernetes manifests, your own overlays too, before a cluster has to"
+    add_manifests(commands.add_parser("manifests", help=checks, description=checks))
     return parser
 
 
@@ -155,7 +158,7 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    runs = ("train", "resume", "sft", "eval", "export", "report", "audit", "monitor")
+    runs = ("train", "resume", "sft", "eval", "export", "report", "audit", "monitor", "manifests")
     known = (*runs, "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"

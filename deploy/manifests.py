@@ -1,5 +1,5 @@
 """Checks Kubernetes manifests before a cluster has to: builds an overlay, and names every place in it that is wrong.
-`python -m rollcall.deploy.manifests OVERLAY [--crds FOLDER]`. Talks to no cluster, and changes nothing."""
+`rollcall manifests OVERLAY [--crds FOLDER]`. Talks to no cluster, and changes nothing."""
 
 from __future__ import annotations
 
@@ -26,20 +26,14 @@ BUILD_TIMEOUT_S = 60.0
 RULES: Sequence[Callable[[Objects], Iterator[Finding]]] = (check_pods, check_network, check_references, check_ray)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: nothing found. 1: each finding on a line. 2: there was nothing to check."""
-    parser = argparse.ArgumentParser(prog="python -m rollcall.deploy.manifests", description=__doc__)
-    parser.add_argument("overlay", metavar="OVERLAY", help="a folder with a kustomization, a YAML file, or - for stdin")
-    parser.add_argument(
-        "--crds", type=Path, metavar="FOLDER", help="with KubeRay's definitions, for its objects' fields"
-    )
-    args = parser.parse_args(arguments)
-    try:
-        documents, warnings = read(args.overlay)
-        findings = [*warnings, *check(documents, read_kinds(args.crds) if args.crds is not None else {})]
-    except BadInput as error:
-        print(error, file=sys.stderr)
-        return 2
+def main(args: argparse.Namespace) -> int:
+    """Exit code 0: nothing found. 1: each finding on a line. `args`: as cli_manifests makes them.
+
+    Raises:
+      BadInput: when there is nothing to check.
+    """
+    documents, warnings = read(args.overlay)
+    findings = [*warnings, *check(documents, read_kinds(args.crds) if args.crds is not None else {})]
     for finding in findings:
         print(finding)
     unchecked = "" if args.crds is not None else "; fields of Ray's objects were not looked at: give --crds"
@@ -113,7 +107,3 @@ def build(folder: Path) -> tuple[str, str]:
 
 def _is_object(document: Any) -> bool:
     return isinstance(document, dict) and "kind" in document and isinstance(document.get("metadata"), dict)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
