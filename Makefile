@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup run cartpole test check format bench prove lock clean
+.PHONY: setup run cartpole test check format generate bench prove lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -3
-	@echo "targets: setup run cartpole test check format bench prove lock clean"
+	@echo "targets: setup run cartpole test check format generate bench prove lock clean"
 
 setup: $(STAMP)
 
@@ -49,12 +49,20 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# What is generated and committed: dashboards, alert rules for Kubernetes, the table of metrics.
+generate: $(STAMP)
+	$(BIN)/python -m rollcall.deploy.monitoring_files
+
 bench: $(STAMP)
 	$(BIN)/rollcall bench gym --peer sb3
 
 # The long proofs: every recipe to its result. Hours on two cores; see docs/results.md.
 prove: $(STAMP)
 	$(BIN)/python benchmarks/prove.py
+	$(BIN)/python benchmarks/prove_preferences.py
+	$(BIN)/python benchmarks/prove_monitoring.py
+	$(BIN)/python benchmarks/prove_jobs.py
+	$(BIN)/python benchmarks/prove_image.py
 
 lock:
 	$(PYTHON) -m venv .venv-lock

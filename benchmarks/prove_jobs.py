@@ -67,7 +67,7 @@ def control(nodes: TwoNodes) -> Rows:
     stops = []
     for part in range(1, 6):
         nodes.wait_for_step("learns", 10 * part)
-        nodes.job("stop", f"learns-{part - 1}", "--no-wait")
+        nodes.stop(f"learns-{part - 1}")
         eventually(lambda: (nodes.runs / "learns" / "summary.json").exists(), 15, "the stop's summary")
         nodes.wait(f"learns-{part - 1}", 30)
         events = (nodes.runs / "learns" / "events.jsonl").read_text().splitlines()
@@ -113,7 +113,8 @@ def language(nodes: TwoNodes) -> Rows:
     reference = finished(nodes, "whole", "whole")["weights_hash"]
     nodes.submit("part-1", *exact, "name=part")
     nodes.wait_for_step("part", 8)
-    nodes.job("stop", "part-1")
+    nodes.stop("part-1")
+    nodes.wait("part-1")
     stopped = nodes.summary("part")
     nodes.submit("part-2", *exact, "name=part")
     same = finished(nodes, "part-2", "part")["weights_hash"] == reference
