@@ -151,7 +151,7 @@ def _answered(differences: Tensor, noise: float) -> Tensor:
     logprobs = logsigmoid(differences)
     if not noise:
         return logprobs
-    return torch.logaddexp(logprobs + math.log1p(-noise), torch.full_like(logprobs, math.log(noise / 2.0)))
+    return torch.logaddexp(logprobs + math.log1p(-noise), torch.full_like(logprobs, math.log(noise) - math.log(2.0)))
 
 
 def _check_rates(*, label_smoothing: float, noise: float) -> None:
