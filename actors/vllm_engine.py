@@ -1,13 +1,14 @@
 """vLLM, in this process: requests of tokens in, tokens with log-probabilities and policy versions out, and new weights
-between two steps. All that depends on vLLM's version is in this file; it must never know tickets, tasks or texts."""
+between two steps. All that depends on vLLM's version is in this file and vllm_weight_transfer.py; they must never know
+tickets, tasks or texts."""
 
 from __future__ import annotations
 
 import copy
 import os
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.cluster.errors import BadInput
+from rollcall.actors import vllm_weight_transfer
+from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.messages import Array, EngineLoad, Weights
 from rollcall.cluster.sampling import SamplingConfig
 
 KNOWN_VERSIONS = ("0.32.0",)
 PREFILL_TOKENS = 8192  # of one step, at the most
-_BACKEND = "rollcall"  # our weight-transfer engine's name in vLLM's registry
-_incoming: Mapping[str, Array] = {}  # what our engine loads: vLLM's own calls carry plain values only
 
 
 class EngineConfig(BaseModel):
@@ -78,8 +78,39 @@ def check_installed() -> str:
     return found
 
 
+@dataclass(slots=True)
+class _Running:
+    """A request under way."""
+
+    request_id: str
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    begun: list[tuple[int, int]] = field(default_factory=list)  # (first token, version of the weights it began with)
+
+    def take(self, output: Any, version: int) -> None:
+        """What one step gave it: usually one token."""
+        if not self.begun or self.begun[-1][1] != version:
+            self.begun.append((len(self.token_ids), version))
+        self.token_ids += output.new_token_ids
+        self.logprobs += [row[0] for row in output.new_logprobs.logprobs]  # the sampled token's comes first
+
+    def completion(self, finish_reason: Literal["stop", "length"]) -> Completion:
+        ends = [*(first for first, _ in self.begun[1:]), len(self.token_ids)]
+        return Completion(
+            request_id=self.request_id,
+            token_ids=np.array(self.token_ids, np.int32),
+            logprobs=np.array(self.logprobs, np.float32),
+            version_spans=tuple((first, end, version) for (first, version), end in zip(self.begun, ends, strict=True)),
+            finish_reason=finish_reason,
+        )
+
+
 class VllmEngine:
-    """An engine whose steps the caller drives. Not thread-safe."""
+    """An engine whose steps the caller drives. Not thread-safe.
+
+    It drives vLLM's engine core itself. vLLM's own front (its input and output processors) makes texts, streams and
+    statistics that nobody here wants: with short answers it was a sixth of generation's time, measured.
+    """
 
     def __init__(
         self,
@@ -93,20 +124,18 @@ class VllmEngine:
         check_installed()
         _set_environment(config, threads)
         import torch
-        from vllm import SamplingParams
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import EngineArgs
-        from vllm.inputs.engine import tokens_input
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import SamplingParams
+        from vllm.v1.engine import EngineCoreRequest, FinishReason
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        _register_transfer_engine()
         if torch.cuda.is_available():
             arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
         else:
             # A prompt that is cut between two steps makes vLLM rewind the request's generator: CPU generators cannot.
             arguments = {"enable_chunked_prefill": False}
-        self._engine = LLMEngine.from_engine_args(
+        engine = LLMEngine.from_engine_args(
             EngineArgs(
                 model=str(model_directory),
                 skip_tokenizer_init=True,
@@ -117,7 +146,9 @@ class VllmEngine:
                 use_tqdm_on_load=False,
                 max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
                 logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
-                weight_transfer_config=WeightTransferConfig(backend=_BACKEND),
+                weight_transfer_config=WeightTransferConfig(backend=vllm_weight_transfer.register()),
+                # With two steps at once, weights could change between computing a token and booking its version.
+                async_scheduling=False,
                 disable_log_stats=True,
                 seed=0,
                 **arguments,
@@ -128,31 +159,30 @@ class VllmEngine:
             "ignore_eos": sampling.ignore_eos,
             "stop_token_ids": [] if sampling.ignore_eos else list(stop_token_ids),
             "logprobs": 0,  # of the sampled token alone
-            "flat_logprobs": True,
             "detokenize": False,
-            # The default rebuilds every sequence's whole output at every step: nine times slower, measured.
-            "output_kind": RequestOutputKind.FINAL_ONLY,
-            # Nobody changes them but us: a deep copy of each request's would be a tenth of short answers' time.
-            "skip_clone": True,
         }
         self._sampled = SamplingParams(
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, **settings
         )
         self._greedy = SamplingParams(temperature=0.0, **settings)
-        self._prompt = tokens_input
-        core: Any = self._engine.engine_core
-        self._scheduler = core.engine_core.scheduler
+        for params in (self._sampled, self._greedy):  # a model may name more tokens that end a completion
+            params.update_from_generation_config(engine.input_processor.generation_config_fields)
+        self._core: Any = engine.engine_core
+        self._scheduler = self._core.engine_core.scheduler
+        self._request, self._reasons = EngineCoreRequest, FinishReason
+        self._running: dict[str, _Running] = {}  # by vLLM's name for it
+        self._count = 0  # of requests, for those names
         self._load = _Load()
         self.max_model_len = config.max_model_len
         self.max_num_seqs = config.max_num_seqs
         given, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
         self.admit_below = by_itself if given is None else given
         self.version = -1  # of the weights loaded last; -1: those of the model directory
-        self._label = "given"  # of the same, for vLLM
+        self._label = "given"  # of the same, for the prefix cache
 
     @property
     def num_unfinished(self) -> int:
-        return int(self._engine.get_num_unfinished_requests())
+        return len(self._running)
 
     def add(
         self, request_id: str, prompt: Sequence[int], *, seed: int | None, max_tokens: int, greedy: bool = False
@@ -160,26 +190,54 @@ class VllmEngine:
         """Admits a request; it begins with the next step.
 
         Raises:
-          ValueError: when prompt and completion do not fit into `max_model_len`.
+          ValueError: when prompt and completion do not fit into `max_model_len`, or there is no prompt.
         """
-        if max_tokens < 1 or len(prompt) + max_tokens > self.max_model_len:
+        if not prompt or max_tokens < 1 or len(prompt) + max_tokens > self.max_model_len:
             raise ValueError(
                 f"a prompt of {len(prompt)} tokens and {max_tokens} new ones do not fit into "
                 f"max_model_len={self.max_model_len}"
             )
         params = copy.copy(self._greedy if greedy else self._sampled)
         params.seed, params.max_tokens = seed, max_tokens
-        self._engine.add_request(request_id, self._prompt(list(prompt), cache_salt=self._label), params)
+        self._count += 1
+        name = str(self._count)
+        self._core.add_request(
+            self._request(
+                request_id=name,
+                prompt_token_ids=list(prompt),
+                mm_features=None,
+                sampling_params=params,
+                pooling_params=None,
+                arrival_time=time.time(),
+                lora_request=None,
+                cache_salt=self._label,
+                data_parallel_rank=None,
+            )
+        )
+        self._running[name] = _Running(request_id)
 
     def step(self) -> list[Completion]:
-        """One step of all running requests, under one version of the weights; returns those that it finished."""
-        outputs: list[Any] = [output for output in self._engine.step() if output.finished]
-        self._load.add(self._scheduler, outputs)
-        return [
-            _completion(output.request_id, output.outputs[0])
-            for output in outputs
-            if output.outputs[0].finish_reason != "abort"
-        ]
+        """One step of all running requests, under one version of the weights; returns those that it finished.
+
+        Raises:
+          RollcallError: when vLLM gave a request up.
+        """
+        outputs = self._core.get_output().outputs
+        finished: list[Completion] = []
+        for output in outputs:
+            running = self._running.get(output.request_id)
+            if running is None:  # it was aborted
+                continue
+            running.take(output, self.version)
+            if output.finish_reason is None:
+                continue
+            del self._running[output.request_id]
+            if output.finish_reason not in (self._reasons.STOP, self._reasons.LENGTH):
+                raise RollcallError(f"vLLM ended a request: {output.finish_reason}, {output.stop_reason}")
+            by_length = output.finish_reason == self._reasons.LENGTH
+            finished.append(running.completion("length" if by_length else "stop"))
+        self._load.add(self._scheduler, outputs, len(finished))
+        return finished
 
     def take_load(self) -> EngineLoad:
         """How busy it was since this was asked last."""
@@ -191,11 +249,15 @@ class VllmEngine:
             waiting=load.waiting / steps,
             kv_cache_usage=load.kv_cache_usage,
             cached_tokens=load.cached_tokens,
-            computed_tokens=load.prompt_tokens - load.cached_tokens,
+            computed_tokens=load.computed_tokens,
         )
 
-    def abort(self, request_ids: Sequence[str]) -> None:
-        self._engine.abort_request(list(request_ids))
+    def abort(self, request_ids: Collection[str]) -> None:
+        gone = set(request_ids)
+        names = [name for name, running in self._running.items() if running.request_id in gone]
+        self._core.abort_requests(names)
+        for name in names:
+            del self._running[name]
 
     def load(self, weights: Weights, *, prefix: str = "policy.model.") -> None:
         """New weights for every token from the next step on. Running requests go on with the keys and values they
@@ -204,22 +266,16 @@ class VllmEngine:
         Raises:
           Exception: from vLLM; the model is half loaded then, and this engine must not be used again.
         """
-        global _incoming
-        tensors = {name.removeprefix(prefix): array for name, array in weights.tensors() if name.startswith(prefix)}
-        _incoming = tensors
-        try:
-            self._engine.collective_rpc("start_weight_update")
-            self._engine.collective_rpc("update_weights", kwargs={"update_info": {"version": weights.version}})
-            self._engine.collective_rpc("finish_weight_update")
-        finally:
-            _incoming = {}
+        vllm_weight_transfer.load(
+            self._core,
+            {name.removeprefix(prefix): array for name, array in weights.tensors() if name.startswith(prefix)},
+        )
         # Numbers come again after a restore, for other weights: a version is only known with its epoch.
         self._label = f"{weights.epoch}.{weights.version}"
-        self._engine.set_weight_version(self._label)
         self.version = weights.version
 
     def close(self) -> None:
-        self._engine.engine_core.shutdown()
+        self._core.shutdown()
 
 
 @dataclass(slots=True)
@@ -231,33 +287,18 @@ class _Load:
     running: int = 0
     waiting: int = 0
     kv_cache_usage: float = 0.0
-    prompt_tokens: int = 0
     cached_tokens: int = 0
+    computed_tokens: int = 0
 
-    def add(self, scheduler: Any, finished: Sequence[Any]) -> None:
+    def add(self, scheduler: Any, outputs: Sequence[Any], num_finished: int) -> None:
         self.steps += 1
-        self.running += len(scheduler.running) + len(finished)
+        self.running += len(scheduler.running) + num_finished
         self.waiting += len(scheduler.waiting)
         self.kv_cache_usage = max(self.kv_cache_usage, scheduler.kv_cache_manager.usage)
-        for output in finished:
-            self.prompt_tokens += len(output.prompt_token_ids or ())
-            self.cached_tokens += output.num_cached_tokens or 0
-
-
-def _completion(request_id: str, output: Any) -> Completion:
-    spans = output.weight_versions or []
-    return Completion(
-        request_id=request_id,
-        token_ids=np.array(output.token_ids, np.int32),
-        logprobs=np.array(output.logprobs.logprobs, np.float32),
-        version_spans=tuple((span.start, span.end, _version(span.version)) for span in spans),
-        finish_reason="length" if output.finish_reason == "length" else "stop",
-    )
-
-
-def _version(label: str) -> int:
-    number = label.rpartition(".")[2]
-    return int(number) if number.isdigit() else -1
+        for prefill in [output.prefill_stats for output in outputs]:
+            if prefill is not None:  # a request's first step
+                self.cached_tokens += prefill.num_cached_tokens
+                self.computed_tokens += prefill.num_computed_tokens
 
 
 def _set_environment(config: EngineConfig, threads: int) -> None:
@@ -268,55 +309,3 @@ def _set_environment(config: EngineConfig, threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-
-
-def _register_transfer_engine() -> None:
-    """Makes the engine that loads `_incoming` known to vLLM, once per process."""
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-
-    if _BACKEND in WeightTransferEngineFactory._registry:
-        return
-
-    class ObjectStoreEngine(WeightTransferEngine):  # type: ignore[type-arg]
-        """Loads arrays of this process, straight out of the object store's shared memory."""
-
-        init_info_cls = WeightTransferInitInfo
-        update_info_cls = WeightTransferUpdateInfo
-
-        def init_transfer_engine(self, init_info: Any) -> None: ...
-
-        def start_weight_update(self) -> None:
-            initialize_layerwise_reload(self.model)
-
-        def update_weights(self, update_info: Any) -> None:
-            # Not vLLM's own, which calls torch.accelerator.synchronize(): on a CPU build that raises.
-            self.receive_weights(update_info)
-
-        def receive_weights(self, update_info: Any) -> None:
-            import torch
-
-            # Loading copies out of these arrays and never writes to them; torch warns of read-only ones it cannot know.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                load: Any = self.model.load_weights
-                load((name, torch.from_numpy(array)) for name, array in _incoming.items())
-
-        def finish_weight_update(self) -> None:
-            finalize: Any = finalize_layerwise_reload
-            finalize(self.model, self.model_config)
-            # On CPU a head tied to the embedding keeps the copy it packed at first: silently the old policy.
-            for layer in self.model.modules():
-                if isinstance(layer, ParallelLMHead):
-                    method: Any = layer.quant_method
-                    method.process_weights_after_loading(layer)
-
-        def shutdown(self) -> None: ...
-
-    WeightTransferEngineFactory.register_engine(_BACKEND, ObjectStoreEngine)

@@ -219,7 +219,7 @@ def ready(engine: VllmEngine, trainer: Trainer) -> VllmEngine:
     engine.load(trainer.weights(0))
     # What tests before this one left in the prefix cache was computed under other weights of the same version.
     internals: Any = engine
-    internals._engine.reset_prefix_cache()
+    internals._core.reset_prefix_cache()
     return engine
 
 

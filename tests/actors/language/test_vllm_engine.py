@@ -215,37 +215,35 @@ def test_weights_are_copied_out_of_read_only_memory_that_may_be_reused(
 # The prefix cache.
 
 
-def cached_tokens(engine: VllmEngine, request_id: str) -> tuple[int, Completion]:
+def cached_tokens(engine: VllmEngine, run_all: RunAll) -> tuple[int, Completion]:
     """Runs one greedy request for the long prompt: (tokens whose keys and values were found in the cache, it)."""
-    engine.add(request_id, LONG_PROMPT, seed=0, max_tokens=8)
-    internals: Any = engine
-    while True:
-        for output in internals._engine.step():
-            if output.finished:
-                return output.num_cached_tokens, vllm_engine._completion(output.request_id, output.outputs[0])
+    engine.take_load()
+    engine.add("0", LONG_PROMPT, seed=0, max_tokens=8)
+    completion = run_all(engine)["0"]
+    return engine.take_load().cached_tokens, completion
 
 
 def test_the_prefix_cache_serves_a_prompt_under_one_version_and_not_under_the_next(
-    engine: VllmEngine, trainer: Any
+    engine: VllmEngine, trainer: Any, run_all: RunAll
 ) -> None:
-    assert cached_tokens(engine, "0")[0] == 0
-    count, again = cached_tokens(engine, "0")
+    assert cached_tokens(engine, run_all)[0] == 0
+    count, again = cached_tokens(engine, run_all)
     assert count > 0, "nothing was cached: this test would say nothing about the update"
     assert_same_policy(trainer, [LONG_PROMPT], {"0": again})
     trainer.move()
     engine.load(trainer.weights(1))
-    count, after = cached_tokens(engine, "0")
+    count, after = cached_tokens(engine, run_all)
     assert count == 0
     assert_same_policy(trainer, [LONG_PROMPT], {"0": after})
 
 
-def test_the_same_version_of_another_epoch_is_another_policy(engine: VllmEngine, trainer: Any) -> None:
+def test_the_same_version_of_another_epoch_is_another_policy(engine: VllmEngine, trainer: Any, run_all: RunAll) -> None:
     """After a restore, versions are counted again from the checkpoint's, with other weights."""
     engine.load(trainer.weights(1, epoch=1))
-    cached_tokens(engine, "0")
+    cached_tokens(engine, run_all)
     trainer.move()
     engine.load(trainer.weights(1, epoch=2))
-    count, after = cached_tokens(engine, "0")
+    count, after = cached_tokens(engine, run_all)
     assert_same_policy(trainer, [LONG_PROMPT], {"0": after})
     assert count == 0
 
@@ -280,14 +278,12 @@ def test_the_engine_tells_what_it_found_in_the_prefix_cache(engine: VllmEngine, 
 # What vLLM is asked for, and which vLLM.
 
 
-def test_every_request_has_one_output_and_that_is_its_last(engine: VllmEngine) -> None:
+def test_every_request_is_finished_once(engine: VllmEngine) -> None:
     add_all(engine, random_prompts(10, seed=8))
-    outputs: list[Any] = []
-    internals: Any = engine
+    finished: list[Completion] = []
     while engine.num_unfinished:
-        outputs += internals._engine.step()
-    assert Counter(output.request_id for output in outputs) == {str(number): 1 for number in range(10)}
-    assert all(output.finished for output in outputs)
+        finished += engine.step()
+    assert Counter(completion.request_id for completion in finished) == {str(number): 1 for number in range(10)}
 
 
 def versions(**installed: str) -> Callable[[str], str]:

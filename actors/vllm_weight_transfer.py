@@ -1,0 +1,82 @@
+"""New weights for the model of a vLLM engine, from arrays of this process: a transfer engine of ours, and the one call
+that uses it. Must never know where the arrays come from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from rollcall.cluster.messages import Array
+
+_BACKEND = "rollcall"  # our engine's name in vLLM's registry
+_incoming: Mapping[str, Array] = {}  # what it loads: vLLM's own calls carry plain values only
+
+
+def load(core: Any, tensors: Mapping[str, Array]) -> None:
+    """Loads `tensors`, by their names in the checkpoint, into the model of vLLM's engine core `core`.
+
+    Raises:
+      Exception: from vLLM; the model is half loaded then.
+    """
+    global _incoming
+    _incoming = tensors
+    try:
+        core.collective_rpc("start_weight_update")
+        core.collective_rpc("update_weights", kwargs={"update_info": {}})
+        core.collective_rpc("finish_weight_update")
+    finally:
+        _incoming = {}
+
+
+def register() -> str:
+    """Makes our engine known to vLLM, once per process. Returns its name."""
+    from vllm.distributed.weight_transfer.base import (
+        WeightTransferEngine,
+        WeightTransferInitInfo,
+        WeightTransferUpdateInfo,
+    )
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+    if _BACKEND in WeightTransferEngineFactory._registry:
+        return _BACKEND
+
+    class ObjectStoreEngine(WeightTransferEngine):  # type: ignore[type-arg]
+        """Loads arrays of this process, straight out of the object store's shared memory."""
+
+        init_info_cls = WeightTransferInitInfo
+        update_info_cls = WeightTransferUpdateInfo
+
+        def init_transfer_engine(self, init_info: Any) -> None: ...
+
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def update_weights(self, update_info: Any) -> None:
+            # Not vLLM's own, which calls torch.accelerator.synchronize(): on a CPU build that raises.
+            self.receive_weights(update_info)
+
+        def receive_weights(self, update_info: Any) -> None:
+            import torch
+
+            # Loading copies out of these arrays and never writes to them; torch warns of read-only ones it cannot know.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+                load: Any = self.model.load_weights
+                load((name, torch.from_numpy(array)) for name, array in _incoming.items())
+
+        def finish_weight_update(self) -> None:
+            finalize: Any = finalize_layerwise_reload
+            finalize(self.model, self.model_config)
+            # On CPU a head tied to the embedding keeps the copy it packed at first: silently the old policy.
+            for layer in self.model.modules():
+                if isinstance(layer, ParallelLMHead):
+                    method: Any = layer.quant_method
+                    method.process_weights_after_loading(layer)
+
+        def shutdown(self) -> None: ...
+
+    WeightTransferEngineFactory.register_engine(_BACKEND, ObjectStoreEngine)
+    return _BACKEND
