@@ -35,7 +35,8 @@ LEAST_STEPS = 6  # that are counted in a whole run
 PEER_STEPS = 4  # that are counted of the peer
 # An untrained model, and every completion of full length: the work of a step is the same for all who are measured.
 # (Its rewards are all 0, and so are its gradients; they cost what others cost.)
-_FULL_LENGTH = ("policy.warm_start=null", "actors.sampling.ignore_eos=true", "actors.samples_per_prompt=8")
+_COMPILED = "actors.engine.enforce_eager=false"  # as by default; short recipes do without, which start sooner so
+_FULL_LENGTH = (_COMPILED, "policy.warm_start=null", "actors.sampling.ignore_eos=true", "actors.samples_per_prompt=8")
 WORKLOADS: Mapping[str, tuple[str, ...]] = {
     # 512 completions x 32 tokens, 0.8M parameters
     "small": (
@@ -58,7 +59,7 @@ WORKLOADS: Mapping[str, tuple[str, ...]] = {
         "actors.engine.max_model_len=80",
         "actors.engine.max_num_seqs=128",
     ),
-    "arithmetic": (),  # the recipe as it is: after its warm start, completions end by themselves
+    "arithmetic": (_COMPILED,),  # otherwise the recipe as it is: after its warm start, completions end by themselves
 }
 
 
