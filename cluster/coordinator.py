@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rollcall.cluster.accounts import Counters
+from rollcall.cluster.attempts import MAX_ATTEMPTS, Attempts
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, latest_checkpoint, write_state
 from rollcall.cluster.consumption import newest_epoch
 from rollcall.cluster.errors import EnvFailure, RollcallError
@@ -38,7 +39,6 @@ from rollcall.cluster.workers import (
     Workers,
 )
 
-MAX_ATTEMPTS = 3
 POLL_S = 0.2  # how soon a stop is noticed when nothing else happens
 MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless
 
@@ -102,10 +102,7 @@ class Coordinator:
         self._stop_requested = stop_requested
         self._epoch = 0
         self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
-        self._reissue: deque[tuple[int, int]] = deque()
-        self._attempts: dict[int, int] = {}  # ticket id -> attempt, of tickets in flight or ready
-        self._being_scored: set[tuple[int, int]] = set()
-        self._faults: dict[int, int] = {}  # ticket id -> attempts that failed; restores do not count
+        self._attempts = Attempts(ledger, self.counters)
         self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
         self._last_checkpoint: Path | None = None
         self._last_checkpoint_step = -1
@@ -137,11 +134,8 @@ class Coordinator:
                 self._work.all_lost()
         self._epoch = restore.epoch
         self._flow = self._new_flow(manifest.step)
-        self._reissue = deque(restore.reissue)
         self.counters.next_ticket_id = restore.next_ticket_id
-        self._attempts.clear()
-        self._being_scored.clear()
-        self._faults.clear()
+        self._attempts = Attempts(self._ledger, self.counters, restore.reissue)
         self._training.clear()
         self._checkpoints.discard_after(manifest.step)
         self._last_checkpoint, self._last_checkpoint_step = checkpoint, manifest.step
@@ -160,7 +154,7 @@ class Coordinator:
 
     def state(self) -> RunState:
         """For whoever watches, on any thread."""
-        scoring = len(self._being_scored)
+        scoring = self._attempts.num_being_scored
         return RunState(
             progress=self._progress(self.step),
             tickets_per_step=self.plan.tickets_per_step,
@@ -242,11 +236,7 @@ class Coordinator:
     def _issue_tickets(self) -> None:
         tickets: list[Ticket] = []
         while self._flow.may_issue():
-            if self._reissue:
-                ticket_id, attempt = self._reissue.popleft()
-            else:
-                ticket_id, attempt = self.counters.next_ticket_id, 1
-                self.counters.next_ticket_id += 1
+            ticket_id, attempt = self._attempts.next()
             lane, payload = self._work.assign(ticket_id)
             tickets.append(
                 Ticket(
@@ -260,9 +250,8 @@ class Coordinator:
                     deadline_s=self.plan.ticket_deadline_s,
                 )
             )
-            self._attempts[ticket_id] = attempt
         if tickets:
-            self._ledger.issue([ticket.key for ticket in tickets])
+            self._attempts.issue([ticket.key for ticket in tickets])
             self._workers.submit_tickets(tickets)
 
     def _begin_steps(self) -> None:
@@ -272,7 +261,7 @@ class Coordinator:
                 return
             for ready in cut.stale:
                 self._workers.release(ready.handle[1])
-                self._drop(ready.ticket_id, ready.attempt, "stale")
+                self._drop((ready.ticket_id, ready.attempt), "stale")
             if not cut.batch:
                 return
             step = self._flow.next_step - 1
@@ -305,28 +294,26 @@ class Coordinator:
 
     def _on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key) or produced.key in self._being_scored:
+        if not self._is_awaited(produced.epoch, produced.key) or self._attempts.is_being_scored(produced.key):
             self._refuse(event)
             return
-        self._ledger.produced([(produced.key, produced.min_policy_version)])
+        self._attempts.produced(produced.key, produced.min_policy_version, to_score=self.plan.scored)
         if self.plan.scored:
-            self._being_scored.add(produced.key)
             self._workers.submit_scoring(produced, event.handle)
         else:
             self._queue(produced, event.handle)
 
     def _on_scored(self, event: TicketScored) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key) or produced.key not in self._being_scored:
+        if not self._is_awaited(produced.epoch, produced.key) or not self._attempts.is_being_scored(produced.key):
             self._refuse(event)
             return
-        self._being_scored.remove(produced.key)
-        self._ledger.scored([produced.key])
+        self._attempts.scored(produced.key)
         self._queue(produced, event.handle)
 
     def _refuse(self, event: TicketProduced | TicketScored) -> None:
         self._workers.release(event.handle)
-        self._ledger.refuse_duplicate(event.produced.key)
+        self._attempts.refuse(event.produced.key)
 
     def _queue(self, produced: Produced, handle: Handle) -> None:
         """What may be learnt from."""
@@ -338,9 +325,7 @@ class Coordinator:
         """Books a group that teaches nothing as done with; the next prompt takes its place."""
         self._flow.dropped(produced.ticket_id)
         self._workers.release(handle)
-        del self._attempts[produced.ticket_id]
-        self._faults.pop(produced.ticket_id, None)
-        self._ledger.drop([(produced.key, "degenerate", True)])
+        self._attempts.give_up(produced.key, "degenerate")
         self.counters.degenerate += 1
         self._degenerate_in_a_row += 1
         limit = MAX_DEGENERATE_BATCHES * self.plan.tickets_per_step
@@ -352,19 +337,19 @@ class Coordinator:
 
     def _is_awaited(self, epoch: int, key: tuple[int, int]) -> bool:
         """Whether an attempt is in flight: not late, not given up, not of an epoch that has ended."""
-        ticket_id, attempt = key
-        awaited = epoch == self._epoch and self._attempts.get(ticket_id) == attempt
-        return awaited and self._flow.is_in_flight(ticket_id)
+        return epoch == self._epoch and self._attempts.is_current(key) and self._flow.is_in_flight(key[0])
 
     def _on_failed(self, event: TicketFailed) -> None:
-        if not self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
+        key = (event.ticket_id, event.attempt)
+        if not self._is_awaited(event.epoch, key):
             return
         if event.state_lost:
             self._work.lost(event.ticket_id)
         if event.reason == "env_failed":
-            self._ledger.drop([((event.ticket_id, event.attempt), "env_failed", True)])
+            self._flow.dropped(event.ticket_id)
+            self._attempts.give_up(key, "env_failed")
             raise EnvFailure(event.detail)
-        self._drop(event.ticket_id, event.attempt, event.reason)
+        self._drop(key, event.reason)
 
     def _tell_failures(self, events: Sequence[TicketFailed]) -> None:
         """One line for all tickets that one cause took."""
@@ -377,19 +362,10 @@ class Coordinator:
             others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             self._tell(reason, f"{first}{others}: {detail}")
 
-    def _drop(self, ticket_id: int, attempt: int, reason: str) -> None:
-        """Books a drop. The unit is issued again, unless it has been tried often enough."""
-        self._flow.dropped(ticket_id)
-        self._being_scored.discard((ticket_id, attempt))
-        del self._attempts[ticket_id]
-        self._faults[ticket_id] = self._faults.get(ticket_id, 0) + 1
-        final = self._faults[ticket_id] >= MAX_ATTEMPTS
-        self._ledger.drop([((ticket_id, attempt), "attempts_exhausted" if final else reason, final)])
-        if final:
-            self._tell("attempts_exhausted", f"ticket {ticket_id}: failed {MAX_ATTEMPTS} times, last: {reason}")
-            del self._faults[ticket_id]
-        else:
-            self._reissue.append((ticket_id, attempt + 1))
+    def _drop(self, key: tuple[int, int], reason: str) -> None:
+        self._flow.dropped(key[0])
+        if self._attempts.failed(key, reason):
+            self._tell("attempts_exhausted", f"ticket {key[0]}: failed {MAX_ATTEMPTS} times, last: {reason}")
 
     def _on_step_done(self, event: StepDone) -> None:
         """Order: publish, then commit, then checkpoint."""
@@ -402,7 +378,7 @@ class Coordinator:
         published = time.perf_counter()
         self._workers.publish(event.weights)
         publish_s = time.perf_counter() - published
-        self._ledger.commit(request.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
+        self._attempts.commit(request.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
         self._flow.consumed()
         now = time.perf_counter()
         step_s, self._last_step_at = now - self._last_step_at, now
@@ -410,8 +386,6 @@ class Coordinator:
         produced = [ready.handle[0] for ready in batch]
         record = self.counters.count(request, produced, report, publish_s=publish_s, step_s=step_s)
         for ready in batch:
-            del self._attempts[ready.ticket_id]
-            self._faults.pop(ready.ticket_id, None)
             self._workers.release(ready.handle[1])
         if report.skipped:
             self._tell("skipped", f"step {request.step}: the loss or a gradient was not finite; step taken back")
@@ -505,17 +479,12 @@ class Coordinator:
         self._tell("checkpoint", f"step {self.step} ({tier})")
 
     def _drop_leftovers(self) -> frozenset[int]:
-        """Books what a stop leaves in flight, queued or in training: dropped `stopped`, to be issued again by a resume.
-        Returns these tickets."""
-        undone = frozenset(self._attempts)
-        entries = [((ticket_id, attempt), "stopped", False) for ticket_id, attempt in self._attempts.items()]
-        self._ledger.drop(entries)
-        for ticket_id in list(self._attempts):
+        """Drops what a stop leaves in flight, queued or in training; a resume issues it again. Returns its tickets."""
+        undone = self._attempts.stop()
+        for ticket_id in undone:
             ready = self._flow.dropped(ticket_id)
             if ready is not None:
                 self._workers.release(ready.handle[1])
-        self._attempts.clear()
-        self._being_scored.clear()
         return undone
 
     def _waiting_for(self) -> str:
