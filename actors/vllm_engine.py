@@ -167,8 +167,8 @@ class VllmEngine:
         self._greedy = SamplingParams(temperature=0.0, **settings)
         for params in (self._sampled, self._greedy):  # a model may name more tokens that end a completion
             params.update_from_generation_config(engine.input_processor.generation_config_fields)
-        self._core: Any = engine.engine_core
-        self._scheduler = self._core.engine_core.scheduler
+        core: Any = engine.engine_core
+        self._core, self._scheduler = core, core.engine_core.scheduler
         self._request, self._reasons = EngineCoreRequest, FinishReason
         self._running: dict[str, _Running] = {}  # by vLLM's name for it
         self._count = 0  # of requests, for those names

@@ -3,11 +3,9 @@ process runs it, and only it writes the ledger. It must never know what is in a 
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,11 +14,12 @@ from rollcall.cluster.attempts import MAX_ATTEMPTS, Attempts
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, latest_checkpoint, write_state
 from rollcall.cluster.consumption import newest_epoch
 from rollcall.cluster.errors import EnvFailure, RollcallError
-from rollcall.cluster.flow import FlowControl, OnStale, Ready
+from rollcall.cluster.flow import FlowControl, Ready
 from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.ledger_position import LedgerPosition
 from rollcall.cluster.ledger_restore import RestorePlan
 from rollcall.cluster.messages import Produced, Ticket
+from rollcall.cluster.plan import Plan
 from rollcall.cluster.run_state import RunState
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.supervision import Watchdog
@@ -52,30 +51,6 @@ class Recorder(Protocol):
     def on_event(self, kind: str, text: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run is, as far as the loop needs to know."""
-
-    run_id: str
-    run_seed: int
-    policy_id: str
-    config_hash: str
-    tickets_per_step: int
-    max_policy_lag: int
-    on_stale: OnStale
-    total_learner_steps: int | None  # None: the run ends by env steps (unit "episode")
-    total_env_steps: int | None
-    ticket_deadline_s: float
-    checkpoint_every_steps: int
-    eval_every_steps: int | None
-    prefetch_steps: int  # batches that may wait at the learner while it is busy
-    consumption_log: Path  # the learner's, read for the newest epoch in it
-    exact_checkpoints: bool  # env state can be captured, and was seen to restore exactly
-    scored: bool = False  # a reward service scores what was produced before anybody learns from it
-    stop_patience_s: float = math.inf  # how long a stop waits for the learner to come back to a step boundary
-    drop_degenerate: bool = False  # groups of samples whose rewards are all equal teach nothing: others in their place
-
-
 class Coordinator:
     """Runs one run from wherever it is to its end."""
 
@@ -104,7 +79,6 @@ class Coordinator:
         self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
         self._attempts = Attempts(ledger, self.counters)
         self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
-        self._last_checkpoint: Path | None = None
         self._last_checkpoint_step = -1
         self._last_checkpoint_unix_s = 0.0
         self._last_step_at = time.perf_counter()
@@ -121,7 +95,7 @@ class Coordinator:
         self._epoch = self._ledger.open_epoch()
         return self._epoch
 
-    def resume(self, checkpoint: Path, manifest: Manifest) -> int:
+    def resume(self, manifest: Manifest) -> int:
         """Makes the checkpoint's state the run's: the books are reconciled, what was in flight is issued again.
         Returns the new epoch."""
         position = LedgerPosition.model_validate(manifest.ledger)
@@ -138,7 +112,7 @@ class Coordinator:
         self._attempts = Attempts(self._ledger, self.counters, restore.reissue)
         self._training.clear()
         self._checkpoints.discard_after(manifest.step)
-        self._last_checkpoint, self._last_checkpoint_step = checkpoint, manifest.step
+        self._last_checkpoint_step = manifest.step
         self._last_checkpoint_unix_s = time.time()  # from now on there is something to lose again
         return self._epoch
 
@@ -420,7 +394,7 @@ class Coordinator:
         for _, batch in self._training:
             for ready in batch:
                 self._workers.release(ready.handle[1])
-        epoch = self.resume(checkpoint, manifest)
+        epoch = self.resume(manifest)
         self._learner_restarts += 1
         for recorder in self._recorders:
             recorder.on_event("restored", f"step {manifest.step}")
@@ -474,7 +448,7 @@ class Coordinator:
             driver={"counters": self.counters.as_json(), "work": self._work.state()},
             files={},
         )
-        self._last_checkpoint = self._checkpoints.finish(directory, manifest)
+        self._checkpoints.finish(directory, manifest)
         self._last_checkpoint_step, self._last_checkpoint_unix_s = self.step, time.time()
         self._tell("checkpoint", f"step {self.step} ({tier})")
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from rollcall.cluster.accounts import Counters
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
-from rollcall.cluster.coordinator import Coordinator, Plan
+from rollcall.cluster.coordinator import Coordinator
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.parameter_server import ParameterServer
+from rollcall.cluster.plan import Plan
 from rollcall.cluster.store import Store, open_store
 from rollcall.cluster.supervision import Watchdog
 from rollcall.deploy.config import AnyConfig
@@ -208,7 +209,7 @@ class _Run:
             epoch, version, checkpoint, shard_state = coordinator.begin(), 0, None, None
         else:
             checkpoint, manifest = start
-            epoch, version = coordinator.resume(checkpoint, manifest), manifest.step
+            epoch, version = coordinator.resume(manifest), manifest.step
             shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
         workers.start(checkpoint, shard_state=shard_state)
         workers.publish_initial(epoch=epoch, version=version)

@@ -17,10 +17,11 @@ import pytest
 from rollcall.cluster.audit import audit_run
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
 from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog, read_log
-from rollcall.cluster.coordinator import Coordinator, Plan
+from rollcall.cluster.coordinator import Coordinator
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.messages import EpisodeStats, Produced, Scoring, ShardPayload, Ticket, Timing, pack_weights
+from rollcall.cluster.plan import Plan
 from rollcall.cluster.store import Store
 from rollcall.cluster.supervision import Watchdog
 from rollcall.cluster.work import ShardWork
