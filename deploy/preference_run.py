@@ -62,7 +62,11 @@ class DirectJob:
         self.algorithm = self._algorithm()
         self._models = self._load_models()
         self.source = PreferenceSource(
-            self._train, batch_size=config.batch_size, steps=self.steps, seed=derive_seed(config.seed, "batches")
+            self._train,
+            batch_size=config.batch_size,
+            steps=self.steps,
+            seed=derive_seed(config.seed, "batches"),
+            groups_in_turn=getattr(config.algorithm, "draw", "by_size") == "evenly",
         )
         self.learner = Learner(
             models={**self._models, **self.algorithm.extra_models()},

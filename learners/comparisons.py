@@ -47,9 +47,26 @@ class Comparison(Generic[Candidate]):
 class PreferenceSource(Generic[Candidate]):
     """A BatchSource: batches of comparisons, each once per pass, every pass in an order of its own."""
 
-    def __init__(self, comparisons: Sequence[Comparison[Candidate]], *, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(
+        self,
+        comparisons: Sequence[Comparison[Candidate]],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        groups_in_turn: bool = False,
+    ) -> None:
+        """`groups_in_turn`: one comparison of each group after the other, so that those of a small group come again
+        sooner."""
         self._comparisons: Sequence[Comparison[Candidate]] = comparisons
-        self._order = ShuffledRows(range(len(comparisons)), seed=seed)
+        rows = {0: list(range(len(comparisons)))}
+        if groups_in_turn:
+            numbers = sorted({item.group for item in comparisons})
+            rows = {g: [i for i, item in enumerate(comparisons) if item.group == g] for g in numbers}
+        self._orders = [
+            ShuffledRows(own, seed=derive_seed(seed, "group", number) if groups_in_turn else seed)
+            for number, own in rows.items()
+        ]
         self._batch_size = batch_size
         self._steps = steps
 
@@ -57,7 +74,11 @@ class PreferenceSource(Generic[Candidate]):
         if step >= self._steps:
             return None
         positions = range(step * self._batch_size, (step + 1) * self._batch_size)
-        return [self._comparisons[self._order.row(position)[0]] for position in positions]
+        return [self._comparisons[self._row(position)] for position in positions]
+
+    def _row(self, position: int) -> int:
+        place, turn = divmod(position, len(self._orders))
+        return self._orders[turn].row(place)[0]
 
 
 def bootstrapped(

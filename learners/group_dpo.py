@@ -6,9 +6,11 @@ Algorithm 1, mirror descent: min over policies, max over alpha in the simplex, o
 For every step, with the losses of the policy as it is,
   1. alpha_g <- alpha_g * exp(group_step * (N / N_g) * loss), then alpha <- alpha / sum(alpha)      (lines 6, 7)
   2. theta <- theta - learning_rate * (N / N_g) * alpha_g * gradient of the loss                    (line 8)
-where the paper draws one comparison at a time from all N; here both are means over a batch. N / N_g corrects for how
-often a group is drawn: with alpha held at N_g / N this is DPO itself. The optimiser is the learner's (Adam, say) in
-place of the paper's projected gradient step.
+where the paper draws one comparison at a time from all N; here both are means over a batch. N_g / N is how often a
+group is drawn, and need not be its share of the data: `draw: evenly` takes the groups in turn (as the authors' published
+code does), so that N / N_g is the number of groups. Both have the same expectation; drawn evenly, a small group is not
+learnt from few comparisons at a time with large weights. With alpha held at N_g / N this is DPO itself. The optimiser is
+the learner's (Adam, say) in place of the paper's projected gradient step.
 """
 
 from __future__ import annotations
@@ -40,13 +42,18 @@ class GroupDPOConfig(DirectMethodConfig):
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=0.5, description="of DPO's loss: share of labels that are wrong"
     )
+    draw: Literal["evenly", "by_size"] = Field(
+        default="evenly",
+        description="evenly: groups in turn, so that a small group's comparisons come again sooner; by_size: each once "
+        "a pass; the loss corrects for either",
+    )
     group_step: float = Field(
         default=0.05, ge=0, description="step size of the group weights; 0: every group weighs the same for good"
     )
 
 
 class GroupWeights(nn.Module):
-    """alpha, and the groups' sizes: buffers, so that a checkpoint has them."""
+    """alpha, and how often each group is drawn, in any unit: buffers, so that a checkpoint has them."""
 
     def __init__(self, sizes: list[int]) -> None:
         super().__init__()
@@ -69,9 +76,10 @@ class GroupDPO:
     needs_reference = True
 
     def __init__(self, config: GroupDPOConfig, *, group_sizes: list[int]) -> None:
-        """`group_sizes`: comparisons of each group in the whole training set."""
+        """`group_sizes`: comparisons of each group in the whole training set; their batches must be drawn as
+        `config.draw` says."""
         self.config = config
-        self._group_sizes = group_sizes
+        self._group_sizes = group_sizes if config.draw == "by_size" else [1] * len(group_sizes)
 
     @property
     def beta(self) -> float:

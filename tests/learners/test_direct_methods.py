@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -138,10 +138,13 @@ def test_at_the_reference_itself_every_implicit_reward_is_zero(directory: Path) 
     assert metrics["log_ratio_mean"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_group_robust_dpo_weighs_each_group_by_alpha_and_by_how_rare_it_is(models: dict[str, nn.Module]) -> None:
+@pytest.mark.parametrize(("draw", "scale"), [("by_size", [40 / 30, 40 / 10]), ("evenly", [2.0, 2.0])])
+def test_group_robust_dpo_weighs_each_group_by_alpha_and_by_how_rarely_it_is_drawn(
+    models: dict[str, nn.Module], draw: Literal["evenly", "by_size"], scale: list[float]
+) -> None:
     """Line 6 with the losses before the step, then line 8's weights, on groups of 30 and 10 comparisons."""
-    sizes, step = [30, 10], 0.5
-    algorithm = GroupDPO(GroupDPOConfig(beta=0.3, group_step=step), group_sizes=sizes)
+    step = 0.5
+    algorithm = GroupDPO(GroupDPOConfig(beta=0.3, group_step=step, draw=draw), group_sizes=[30, 10])
     groups = algorithm.extra_models()[GROUPS]
     assert isinstance(groups, GroupWeights)
     assert groups.alpha.tolist() == [0.5, 0.5]
@@ -151,17 +154,17 @@ def test_group_robust_dpo_weighs_each_group_by_alpha_and_by_how_rare_it_is(model
     owner = [item.group for item in COMPARISONS]
     moved = []
     for group in (0, 1):
-        gain = sum(40 / sizes[group] * loss.item() for loss, g in zip(losses, owner, strict=True) if g == group)
+        gain = sum(scale[group] * loss.item() for loss, g in zip(losses, owner, strict=True) if g == group)
         moved.append(0.5 * math.exp(step * gain / len(COMPARISONS)))
     alpha = [value / sum(moved) for value in moved]
     assert groups.alpha.tolist() == pytest.approx(alpha, rel=1e-4)
     assert [metrics["group_weight_0"], metrics["group_weight_1"]] == pytest.approx(alpha, rel=1e-4)
-    expected = torch.stack([40 / sizes[g] * alpha[g] * loss for loss, g in zip(losses, owner, strict=True)]).mean()
+    expected = torch.stack([scale[g] * alpha[g] * loss for loss, g in zip(losses, owner, strict=True)]).mean()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_with_alpha_held_at_the_groups_shares_it_is_dpo(models: dict[str, nn.Module]) -> None:
-    algorithm = GroupDPO(GroupDPOConfig(beta=0.3, group_step=0.0), group_sizes=[30, 10])
+    algorithm = GroupDPO(GroupDPOConfig(beta=0.3, group_step=0.0, draw="by_size"), group_sizes=[30, 10])
     groups = GroupWeights([30, 10])
     groups.alpha.copy_(torch.tensor([0.75, 0.25]))
     robust, _, _ = total_loss(algorithm, {**models, GROUPS: groups}, 4096)

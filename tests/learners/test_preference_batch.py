@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +111,15 @@ def test_a_source_gives_each_comparison_once_a_pass_and_the_same_batch_again() -
     assert {id(item) for item in first_pass} == {id(item) for item in items}
     assert [id(item) for item in source.take(2) or []] == [id(item) for item in batches[2] or []]
     assert source.take(4) is None
+
+
+def test_groups_in_turn_fill_a_batch_evenly_and_a_small_groups_comparisons_come_again_sooner() -> None:
+    items = [replace(ranking(0, 1, first=20 + i), group=int(i >= 8)) for i in range(10)]
+    source = PreferenceSource(items, batch_size=4, steps=4, seed=3, groups_in_turn=True)
+    met = [item for step in range(4) for item in source.take(step) or []]
+    assert [item.group for item in met] == [0, 1] * 8
+    counts = Counter(id(item) for item in met)
+    assert [counts[id(item)] for item in items] == [1] * 8 + [4] * 2
 
 
 def test_what_is_no_comparison_is_refused() -> None:
