@@ -7,10 +7,10 @@ For every step, with the losses of the policy as it is,
   1. alpha_g <- alpha_g * exp(group_step * (N / N_g) * loss), then alpha <- alpha / sum(alpha)      (lines 6, 7)
   2. theta <- theta - learning_rate * (N / N_g) * alpha_g * gradient of the loss                    (line 8)
 where the paper draws one comparison at a time from all N; here both are means over a batch. N_g / N is how often a
-group is drawn, and need not be its share of the data: `draw: evenly` takes the groups in turn (as the authors' published
-code does), so that N / N_g is the number of groups. Both have the same expectation; drawn evenly, a small group is not
-learnt from few comparisons at a time with large weights. With alpha held at N_g / N this is DPO itself. The optimiser is
-the learner's (Adam, say) in place of the paper's projected gradient step.
+group is drawn, and need not be its share of the data: `draw: evenly` takes the groups in turn (as the authors'
+published code does), so that N / N_g is the number of groups. Both have the same expectation; drawn evenly, a small
+group is not learnt from few comparisons at a time with large weights. With alpha held at N_g / N this is DPO itself.
+The optimiser is the learner's (Adam, say) in place of the paper's projected gradient step.
 """
 
 from __future__ import annotations
