@@ -81,7 +81,7 @@ class GSPO:
             anchor_logprobs=terms.anchor_logprobs,
             advantages=part.tensors["advantages"],
             sequence=part.sequence,
-            num_sequences=len(part.rows.token_ids),
+            num_sequences=part.num_samples,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
             mask=terms.kept,

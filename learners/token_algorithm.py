@@ -248,7 +248,7 @@ def lag_weights(part: TokenPart, terms: PolicyTerms, config: TokenAlgorithmConfi
             logprobs=proximal,
             anchor_logprobs=behaviour,
             sequence=part.sequence,
-            num_sequences=len(part.rows.token_ids),
+            num_sequences=part.num_samples,
             mask=terms.kept,
         )
         proximal, behaviour = log_ratios, torch.zeros_like(log_ratios)

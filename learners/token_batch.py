@@ -260,12 +260,14 @@ class TokenMinibatch:
         """The micro-batches that one learner process works on, one after the other: memory holds one."""
         for part in _share(_at_least(self.parts, num_processes), rank, num_processes):
             rows, indices = self.batch.rows(part)
+            samples, sequence = torch.unique_consecutive(self.batch.sequence[indices], return_inverse=True)
             yield TokenPart(
                 rows=rows,
                 tensors={name: tensor[indices] for name, tensor in self.tensors.items()},
                 behaviour_logprobs=self.batch.behaviour_logprobs[indices],
                 policy_lags=self.batch.policy_lags[indices],
-                sequence=torch.unique_consecutive(self.batch.sequence[indices], return_inverse=True)[1],
+                sequence=sequence,
+                num_samples=len(samples),
             )
 
 
@@ -289,13 +291,15 @@ def _share(parts: Sequence[Sequence[int]], rank: int, num_processes: int) -> lis
 
 @dataclass(frozen=True)
 class TokenPart:
-    """One micro-batch: K sampled tokens of b samples. `sequence` [K] numbers its samples 0..b-1, in order."""
+    """One micro-batch: K sampled tokens of b samples, which may share rows. `sequence` [K] numbers the samples 0..b-1,
+    in order."""
 
     rows: TokenRows
     tensors: Mapping[str, Tensor]  # [K]
     behaviour_logprobs: Tensor  # [K]
     policy_lags: Tensor  # [K]
     sequence: Tensor  # [K]
+    num_samples: int  # b
 
     @property
     def weights(self) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,13 @@ from hypothesis import strategies as st
 
 from rollcall.cluster.messages import LMTrajectory
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners import token_batch
+from rollcall.learners.cispo import CISPO
+from rollcall.learners.grpo import GRPO
+from rollcall.learners.gspo import GSPO
 from rollcall.learners.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
+from rollcall.learners.reinforce_pp import ReinforcePP
+from rollcall.learners.rloo import RLOO
 from rollcall.learners.tiny_model import write_tiny_model
 from rollcall.learners.token_batch import MAX_PADDING, TokenBatch, collate_samples
 from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model, sharing_size
@@ -205,3 +213,28 @@ def test_models_that_cannot_do_not(kind: str, more: dict[str, Any]) -> None:
 
 def test_the_models_of_the_recipes_share_prompts(tmp_path: Path, policy: TokenPolicy) -> None:
     assert sharing_size(policy.model) == 64
+
+
+@pytest.mark.parametrize("kind", [GRPO, RLOO, ReinforcePP, GSPO, CISPO])
+def test_every_algorithms_update_is_that_of_rows_apart(policy: TokenPolicy, kind: Any) -> None:
+    """Whether a micro-batch's samples share rows is nothing that a loss, or a correction for lag, may depend on."""
+    algorithm = kind(kind.Config(correction={"decoupled": True, "truncate": 1.2}, token_budget=150, kl_coef=0.0))
+    updates = []
+    for sharing in (SHARING, None):
+        batch = collated(11, sharing=sharing)
+        rewards = torch.arange(batch.num_samples).sin()
+        # Near what the policy says, so that ratios are not all cut off.
+        said = torch.zeros_like(batch.behaviour_logprobs)
+        rows, indices = batch.rows(range(batch.num_samples))
+        said[indices] = policy(rows).logprobs.detach()
+        batch = replace(batch, rewards=rewards, behaviour_logprobs=said + 0.1 * torch.arange(len(said)).cos())
+        each_token = partial(token_batch.each_token, batch, token_budget=150, rank=0, num_processes=1)
+        prepared = algorithm.prepare({"policy": policy}, batch, each_token)
+        total = torch.zeros(sum(p.numel() for p in policy.parameters()))
+        for minibatch in algorithm.minibatches(prepared, torch.Generator().manual_seed(0)):
+            for part in minibatch.shards(0, 1):
+                loss, _ = algorithm.loss({"policy": policy}, part)
+                total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
+        updates.append(total)
+    shared, apart = updates
+    assert float((shared - apart).norm()) < 1e-3 * float(apart.norm())
