@@ -1,5 +1,6 @@
 """The proofs of learning from preferences: a reward model of known reward, DPO and IPO, group-robust DPO against DPO,
-and HH's dialogues where their file is given. `python benchmarks/prove_preferences.py [--only NAME ...] [--hh FILE]`."""
+HH's dialogues where their file is given, a pendulum without reward, RLHF with and without its penalty.
+`python benchmarks/prove_preferences.py [--only NAME ...] [--hh FILE]`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+
+from rollcall.cluster.seeds import derive_seed
+
 ROOT = Path(__file__).resolve().parents[1]
 T_QUANTILE = {2: 4.303, 4: 2.776}  # of Student's distribution at 97.5%, by degrees of freedom
 LN_2 = math.log(2)
@@ -28,7 +33,7 @@ def run(*arguments: str, work: Path) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()[-400:]}")
     summary: dict[str, Any] = json.loads((work / "runs" / name / "summary.json").read_text())
-    return summary
+    return summary | {"run": f"runs/{name}"}
 
 
 def shown(found: dict[str, Any]) -> str:
@@ -94,11 +99,72 @@ def hh(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
     return [("rollcall reward train hh-reward data.train=FILE", text, train["loss"] < LN_2)]
 
 
+EPISODES, EPISODE_SEED = 200, 7  # on which policies of one env are compared
+
+
+def mean_return(run_directory: str, work: Path) -> float:
+    command = [sys.executable, "-m", "rollcall.deploy.cli", "eval", run_directory, "--json"]
+    more = ["--episodes", str(EPISODES), "--seed", str(EPISODE_SEED)]
+    done = subprocess.run([*command, *more], cwd=work, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout)["mean"])
+
+
+def random_return(env_id: str) -> float:
+    """Of uniform actions, in the same episodes."""
+    env = gymnasium.make(env_id)
+    env.action_space.seed(EPISODE_SEED)
+    total = 0.0
+    for episode in range(EPISODES):
+        env.reset(seed=derive_seed(EPISODE_SEED, "eval", episode) >> 32)  # as an evaluation does
+        over = False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            total += float(reward)
+            over = terminated or truncated
+    return total / EPISODES
+
+
+def pendulum(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
+    """How much of what PPO gains from the env's own reward is gained from preferences alone."""
+    rows, floor = [], random_return("Pendulum-v1")
+    for seed in args.seeds or [0]:
+        reached = {}
+        for recipe in ("pendulum-ppo", "pendulum-preferences"):
+            summary = run("train", recipe, f"seed={seed}", recipe, work=args.work)
+            reached[recipe] = mean_return(summary["run"], args.work)
+        share = (reached["pendulum-preferences"] - floor) / (reached["pendulum-ppo"] - floor)
+        returns = ", ".join(f"{recipe} {value:.0f}" for recipe, value in reached.items())
+        text = f"{share:.2f} of PPO's gain (0.85): random {floor:.0f}, {returns}; {EPISODES} shared episodes"
+        rows.append((f"rollcall train pendulum-preferences seed={seed}", text, share >= 0.85))
+    return rows
+
+
+def rlhf(args: argparse.Namespace) -> list[tuple[str, str, bool]]:
+    """With the KL penalty, and without; both in the report of the first."""
+    rows, directories = [], []
+    for more in ([], ["algorithm.kl_coef=1e-9"]):  # as good as none, and still measured
+        summary = run("train", "rlhf-reviews", *more, "rlhf", work=args.work)
+        lines = (args.work / summary["run"] / "metrics.jsonl").read_text().splitlines()
+        kl = json.loads(lines[-1])["kl_reference"]
+        gain = summary["final_eval"]["mean"] - summary["first_eval"]["mean"]
+        text = (
+            f"independent score {summary['first_eval']['mean']:.3f} -> {summary['final_eval']['mean']:.3f} "
+            f"(a rise of 0.3), KL {kl:.2f} a token"
+        )
+        rows.append((" ".join(["rollcall train rlhf-reviews", *more]), text, bool(more) or (gain >= 0.3 and kl < 0.5)))
+        directories.append(summary["run"])
+    command = [sys.executable, "-m", "rollcall.deploy.cli", "report", directories[0], "--beside", directories[1]]
+    subprocess.run(command, cwd=args.work, check=True, capture_output=True)
+    return rows
+
+
 PROOFS: dict[str, Callable[[argparse.Namespace], Sequence[tuple[str, str, bool]]]] = {
     "reward": reward,
     "direct": direct,
     "groups": groups,
     "hh": hh,
+    "pendulum": pendulum,
+    "rlhf": rlhf,
 }
 
 
