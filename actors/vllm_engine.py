@@ -88,7 +88,9 @@ class _Running:
     begun: list[tuple[int, int]] = field(default_factory=list)  # (first token, version of the weights it began with)
 
     def take(self, output: Any, version: int) -> None:
-        """What one step gave it: usually one token."""
+        """What one step gave it: one token, or none while its prompt is read in portions."""
+        if not output.new_token_ids:
+            return
         if not self.begun or self.begun[-1][1] != version:
             self.begun.append((len(self.token_ids), version))
         self.token_ids += output.new_token_ids

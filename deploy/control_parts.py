@@ -3,6 +3,7 @@ knows what the members need of each other, and never starts anything."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -64,7 +65,7 @@ class ControlParts:
     def check(self) -> None:
         self.models()
 
-    def prepare(self) -> None:
+    def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Only a run from preferences has something to make: the reward model that nobody has trained yet."""
         if self.config.preferences is not None:
             first_model(self._reward_models, self._architecture, seed=derive_seed(self.config.seed, "reward"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +89,7 @@ class LanguageParts:
         if self.config.policy.model != "tiny":
             self.codec  # noqa: B018 - raises BadInput for a directory without tokenizer, or without chat template
 
-    def prepare(self) -> None:
+    def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Makes the tiny model and the warm start, unless an earlier process of this run has."""
         policy = self.config.policy
         if policy.model == "tiny" and not self.given_model.exists():
@@ -102,6 +103,7 @@ class LanguageParts:
                 policy,
                 self.config.learner,
                 seed=derive_seed(self.config.seed, "warm_start"),
+                stop_requested=stop_requested,
             )
         if self.config.preferences is not None and not self._reward_model.exists():
             train_reward_model(

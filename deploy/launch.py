@@ -77,7 +77,7 @@ class _Run:
                 store.acquire_lock()
                 self.watch.probe(store)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
-                self.parts.prepare()
+                self.parts.prepare(self.stop.is_set)
                 with self._reward_service():
                     workers = self._workers()
                     return self._see_through(store, books, workers, start, port)

@@ -3,6 +3,7 @@ launcher and the runtimes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -49,8 +50,12 @@ class Parts(Protocol):
     def check(self) -> None:
         """Raises BadInput where the parts do not fit, before anything is begun."""
 
-    def prepare(self) -> None:
-        """Makes, once per run directory, what the members load."""
+    def prepare(self, stop_requested: Callable[[], bool] = ...) -> None:
+        """Makes, once per run directory, what the members load.
+
+        Raises:
+          RollcallError: when a stop was requested before it was made.
+        """
 
     @property
     def reward(self) -> RewardEndpoint | None:

@@ -8,13 +8,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Row, Task
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.export import model_source, save_policy
@@ -38,11 +39,13 @@ def warm_start(
     *,
     seed: int,
     tell: Callable[[str], None] = print,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """Trains on demonstrations and writes model and tokenizer to `directory`, in one move at the end.
 
     Raises:
       BadInput: when the task has no demonstrations, or adapters that are asked for cannot be had.
+      RollcallError: when a stop was requested; nothing is written then.
     """
     assert policy.warm_start is not None
     rows = list(task.rows("train"))
@@ -50,7 +53,8 @@ def warm_start(
     demonstrations = [demonstration(task, codec, rows[index]) for index in order]
     if not demonstrations:
         raise BadInput("warm start: the task has no training rows")
-    imitate(demonstrations, model_directory, directory, policy, learner, seed=seed, tell=tell)
+    settings: dict[str, Any] = {"seed": seed, "tell": tell, "stop_requested": stop_requested}
+    imitate(demonstrations, model_directory, directory, policy, learner, **settings)
 
 
 def imitate(
@@ -62,6 +66,7 @@ def imitate(
     *,
     seed: int,
     tell: Callable[[str], None] = print,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> None:
     """As warm_start, of demonstrations that are tokens already."""
     assert policy.warm_start is not None
@@ -90,7 +95,7 @@ def imitate(
         read_out=None if settings.lora is None else merged_parameters,
     )
     source = DemonstrationSource(demonstrations, batch_size=settings.batch_size, steps=settings.steps, seed=seed)
-    _train(trainer, source, directory.parent, settings.steps, tell)
+    _train(trainer, source, directory.parent, settings.steps, tell, stop_requested)
     torch.set_num_threads(threads)
     save_policy(trainer.weights(epoch=0, version=settings.steps), beside, directory)
 
@@ -109,12 +114,22 @@ def demonstration(task: Task, codec: TextCodec, row: Row) -> Demonstration:
 
 
 def _train(
-    trainer: Learner, source: DemonstrationSource, run_directory: Path, steps: int, tell: Callable[[str], None]
+    trainer: Learner,
+    source: DemonstrationSource,
+    run_directory: Path,
+    steps: int,
+    tell: Callable[[str], None],
+    stop_requested: Callable[[], bool],
 ) -> None:
     """The offline loop: take, update; one line of metrics a step."""
     told = began = time.monotonic()
     with (run_directory / "warm_start.jsonl").open("w") as file:
         for step in range(steps):
+            if stop_requested():
+                raise RollcallError(
+                    f"stopped at step {step} of the warm start, before there was a checkpoint to go on from: "
+                    "train it again"
+                )
             batch: Sequence[Demonstration] | None = source.take(step)
             assert batch is not None
             result, _ = trainer.update(batch, StepOrder(step=step, epoch=0, progress=step / steps))

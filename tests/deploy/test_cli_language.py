@@ -146,6 +146,21 @@ def test_an_interrupted_sft_leaves_no_model(work: Path, number: signal.Signals) 
     assert kept == {"config.yaml", "logs", "model", "run.json", "summary.json", "warm_start.jsonl"}
 
 
+@pytest.mark.slow
+def test_a_signal_ends_a_run_that_is_still_in_its_warm_start(work: Path) -> None:
+    process = start(work, "train", "sums.yaml", "policy.warm_start.steps=1000000")
+    directory = work / "runs" / "sums"
+    deadline = time.monotonic() + 90
+    while not (directory / "warm_start.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, _, errors = finish(process, 60)
+    assert code == 1 and "of the warm start, before there was a checkpoint" in errors.splitlines()[-1], errors
+    assert not (directory / "warm_start").exists()
+
+
 def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
     config = load_config("sums.yaml")
     directory = runs.claim_directory("sums", explicit=True)
