@@ -82,9 +82,9 @@ def register() -> str:
 
 
 def _keep_weights_as_they_are() -> None:
-    """On CPU, vLLM packs each matrix for oneDNN when a model is loaded, and packs it anew for each version, with a kernel
-    to be compiled for every number of rows. A policy changes every second: torch's own product, which takes the same
-    time (measured), leaves weights where new ones can be copied over them."""
+    """On CPU, vLLM packs each matrix for oneDNN when a model is loaded, and again for each version, with a kernel to be
+    made for every number of rows. A policy changes every second: torch's own product, which takes the same time
+    (measured), leaves weights where new ones can be copied over them."""
     from vllm.model_executor.layers import utils
 
     def keep(layer: Any, remove_weight: bool) -> None:

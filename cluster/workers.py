@@ -1,5 +1,5 @@
 """What a runtime is to the coordinator: somebody who is given work, and is asked what became of it.
-Records and protocols only; an implementation is a runtime (deploy/serial_runtime.py, deploy/ray_runtime.py)."""
+Records and protocols only; an implementation is a runtime (deploy/serial_runtime.py, deploy/on_ray/runtime.py)."""
 
 from __future__ import annotations
 

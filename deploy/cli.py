@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
-from rollcall.deploy.bench_arguments import add_benches
+from rollcall.deploy.bench.arguments import add_benches
 from rollcall.deploy.cli_manifests import add_manifests
 from rollcall.deploy.cli_monitor import add_monitor
 from rollcall.deploy.cli_reward import add_reward
@@ -420,7 +420,7 @@ def _config(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     if args.repeats < 1:
         raise BadInput(f"--repeats = {args.repeats} ({COMMAND_LINE}): must be 1 or more")
-    run: Any = importlib.import_module(f"rollcall.deploy.bench_{args.what}").main
+    run: Any = importlib.import_module(f"rollcall.deploy.bench.{args.what}").main
     return int(run(args))
 
 

@@ -18,6 +18,6 @@ def add_manifests(manifests: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rollcall.deploy.manifests import main
+    from rollcall.deploy.manifests.check import main
 
     return main(args)

@@ -35,6 +35,6 @@ def add_monitor(monitor: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from rollcall.deploy.monitor import main
+    from rollcall.deploy.monitoring.monitor import main
 
     return main(args)

@@ -1,5 +1,5 @@
 """Which actor works on which lane (an env shard, or the next prompt) while actors come and go. Decides only: what an
-actor is, and what moves with a lane, is ray_actors.py's."""
+actor is, and what moves with a lane, is on_ray/actors.py's."""
 
 from __future__ import annotations
 

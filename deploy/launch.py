@@ -144,7 +144,7 @@ class _Run:
     def _workers(self) -> Any:
         if self.config.runtime == "serial":
             return self._serial_workers()
-        from rollcall.deploy.ray_launch import ray_workers
+        from rollcall.deploy.on_ray.launch import ray_workers
 
         return ray_workers(self.config, self.parts, self.directory, self._tell, keep_versions=KEEP_VERSIONS)
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from rollcall.cluster.metric_table import DRIVER, DRIVER_LABELS
-from rollcall.deploy import metric_names
-from rollcall.deploy.monitoring_files import ROOT
+from rollcall.deploy.monitoring import metric_names
+from rollcall.deploy.monitoring.files import ROOT
 from rollcall.reward_service.service_metrics import SERVICE
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
@@ -93,7 +93,7 @@ def test_each_alert_has_a_section_of_the_runbook_and_each_section_an_alert() -> 
 
 
 def test_the_runbook_sends_nobody_to_a_panel_that_does_not_exist() -> None:
-    from rollcall.deploy.monitoring_files import DASHBOARDS
+    from rollcall.deploy.monitoring.files import DASHBOARDS
 
     titles = {panel["title"] for board in DASHBOARDS.values() for panel in board.json()["panels"]}
     titles |= {mark.name for board in DASHBOARDS.values() for mark in board.annotations}

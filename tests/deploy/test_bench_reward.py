@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import bench_reward, bench_reward_model, cli
-from rollcall.deploy.bench_reward import Load, _ratios
-from rollcall.deploy.bench_reward_load import LONGEST, SHORTEST, Asked, length_of, texts_of
-from rollcall.deploy.bench_reward_model import Forward, write_classifier
+from rollcall.deploy import cli
+from rollcall.deploy.bench import reward as bench_reward
+from rollcall.deploy.bench import reward_model as bench_reward_model
+from rollcall.deploy.bench.reward import Load, _ratios
+from rollcall.deploy.bench.reward_load import LONGEST, SHORTEST, Asked, length_of, texts_of
+from rollcall.deploy.bench.reward_model import Forward, write_classifier
 from rollcall.reward_service.batch_queue import BatchingConfig
 from rollcall.reward_service.config import build_scorer
 from rollcall.reward_service.protocol import ScoreItem

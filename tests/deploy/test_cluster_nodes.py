@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rollcall.deploy import ray_nodes
-from rollcall.deploy.ray_faults import storage_fault
+from rollcall.deploy.on_ray import nodes as ray_nodes
+from rollcall.deploy.on_ray.faults import storage_fault
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli, manifests
-from rollcall.deploy.manifest_schema import read_kinds
+from rollcall.deploy import cli
+from rollcall.deploy.manifests import check as manifests
+from rollcall.deploy.manifests.schema import read_kinds
 
 sys.path.insert(0, str(Path(__file__).parent))
 from manifest_builds import Documents, base, built, crds, needs_kubectl, of

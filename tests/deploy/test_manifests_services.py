@@ -20,10 +20,10 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.redis_server import find_redis_server, redis_client
-from rollcall.deploy import manifests
 from rollcall.deploy.config import load_config
-from rollcall.deploy.manifest_objects import Objects
-from rollcall.deploy.manifest_references import USER_SECRETS
+from rollcall.deploy.manifests import check as manifests
+from rollcall.deploy.manifests.objects import Objects
+from rollcall.deploy.manifests.references import USER_SECRETS
 from rollcall.reward_service.auth import client_token
 from rollcall.reward_service.service_config import ServiceConfig
 

@@ -24,7 +24,8 @@ from rollcall.cluster.discovery import FOLDER, announce
 from rollcall.cluster.ledger_table import LedgerCounts
 from rollcall.cluster.metrics import MetricsConfig, RunMetrics
 from rollcall.cluster.run_state import RunState
-from rollcall.deploy import cli, monitor
+from rollcall.deploy import cli
+from rollcall.deploy.monitoring import monitor
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs prometheus (Debian: apt-get install prometheus)"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from rollcall.deploy.manifest_objects import Container, Finding, Object, Objects, Pod, where
+from rollcall.deploy.manifests.objects import Container, Finding, Object, Objects, Pod, where
 
 MIN_GRACE_S = 60
 HOST_FIELDS = ("hostNetwork", "hostPID", "hostIPC")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rollcall.deploy.manifest_objects import Finding, Object, Objects, Pod, name_of, namespace_of, selects, where
+from rollcall.deploy.manifests.objects import Finding, Object, Objects, Pod, name_of, namespace_of, selects, where
 
 # Made by the user, from files: deploy/k8s/secrets. Name -> keys.
 USER_SECRETS: Mapping[str, Sequence[str]] = {

@@ -21,7 +21,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import GymTrajectory, ShardPayload, Ticket
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy import bench_peers, launch
+from rollcall.deploy import launch
+from rollcall.deploy.bench import peers
 from rollcall.deploy.config import RunConfig, load_config
 from rollcall.deploy.control_parts import ControlParts
 from rollcall.deploy.recorders import read_jsonl
@@ -137,7 +138,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: recipe, overrides, peer, repeats, json."""
     overrides = [*(CARTPOLE if args.recipe == "cartpole-ppo" else ()), *args.overrides]
     say = partial(print, file=sys.stderr, flush=True)
-    peer = bench_peers.prepare(args.peer, say) if args.peer else None
+    peer = peers.prepare(args.peer, say) if args.peer else None
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
         result = _measure(args.recipe, overrides, args.repeats, peer, Path(folder), say)
     print(json.dumps(result) if args.json else _table(result))
@@ -145,7 +146,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    recipe: str, overrides: Sequence[str], repeats: int, peer: bench_peers.Peer | None, scratch: Path, say: Any
+    recipe: str, overrides: Sequence[str], repeats: int, peer: peers.Peer | None, scratch: Path, say: Any
 ) -> dict[str, Any]:
     benches, fastest = _candidates(recipe, overrides, scratch, say)
     bench = benches[fastest]

@@ -16,9 +16,9 @@ from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages import Produced
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import Event, TicketFailed, TicketScored
-from rollcall.deploy.ray_actors import Pending
-from rollcall.deploy.ray_faults import cause_of, death_of
-from rollcall.deploy.ray_processes import CONTROL_TIMEOUT_S
+from rollcall.deploy.on_ray.actors import Pending
+from rollcall.deploy.on_ray.faults import cause_of, death_of
+from rollcall.deploy.on_ray.processes import CONTROL_TIMEOUT_S
 
 
 @dataclass(slots=True)

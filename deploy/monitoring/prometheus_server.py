@@ -21,7 +21,7 @@ import yaml
 
 from rollcall.cluster.discovery import FOLDER
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.deploy.metric_names import rule_files, shipped
+from rollcall.deploy.monitoring.metric_names import rule_files, shipped
 
 DEFAULT_PORT = 9090
 START_TIMEOUT_S = 60.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rollcall.deploy.dashboard_overview import ANNOTATIONS, OR_NONE, RUN, RUN_VARIABLE, VARIABLES, gauge
-from rollcall.deploy.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm
+from rollcall.deploy.monitoring.dashboard_overview import ANNOTATIONS, OR_NONE, RUN, RUN_VARIABLE, VARIABLES, gauge
+from rollcall.deploy.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm
 
 _OF = f'{{{OR_NONE},instance=~"$service"}}'
 _SERVICE = Variable("service", "Service", "label_values(rollcall_reward_requests_in_flight, instance)")

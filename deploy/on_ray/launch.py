@@ -1,4 +1,4 @@
-"""From a run's config to its workers on Ray: connects, says what is needed, and hands the rest to ray_runtime.py."""
+"""From a run's config to its workers on Ray: connects, says what is needed, and hands the rest to runtime.py."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from rollcall.deploy.config import AnyConfig
 from rollcall.deploy.jobs import current_job, stop_patience_s
+from rollcall.deploy.on_ray.cluster import connect
 from rollcall.deploy.parts import Parts
-from rollcall.deploy.ray_cluster import connect
 
 if TYPE_CHECKING:
-    from rollcall.deploy.ray_nodes import Needs
-    from rollcall.deploy.ray_runtime import RayWorkers
+    from rollcall.deploy.on_ray.nodes import Needs
+    from rollcall.deploy.on_ray.runtime import RayWorkers
 
 
 def ray_workers(
@@ -28,8 +28,8 @@ def ray_workers(
     roles = config.cluster
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
     cluster = connect(num_cpus=demand)
-    from rollcall.deploy.ray_members import Composition  # these import ray, which had to be told of tokens first
-    from rollcall.deploy.ray_runtime import RayWorkers
+    from rollcall.deploy.on_ray.members import Composition  # these import ray, which had to be told of tokens first
+    from rollcall.deploy.on_ray.runtime import RayWorkers
 
     try:
         composition = Composition(
@@ -53,7 +53,7 @@ def ray_workers(
 
 def _needs(config: AnyConfig, parts: Parts, directory: Path) -> Needs:
     """What every node must have that works for this run."""
-    from rollcall.deploy.ray_nodes import Needs, own_version
+    from rollcall.deploy.on_ray.nodes import Needs, own_version
 
     job = current_job()
     sections = (getattr(config, "env", None), getattr(config, "task", None), config.algorithm)

@@ -1,4 +1,4 @@
-"""The Ray runtime: the coordinator's Workers, with every member of the run a Ray actor in ray_processes.py.
+"""The Ray runtime: the coordinator's Workers, with every member of the run a Ray actor in processes.py.
 Knows who is alive and what each was asked; must never decide what happens to the books."""
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import EvalDone, Event, LearnerLost, StepDone, StepRequest
-from rollcall.deploy.ray_actors import Pending, RayActors
-from rollcall.deploy.ray_cluster import Cluster
-from rollcall.deploy.ray_faults import START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of, storage_fault
-from rollcall.deploy.ray_members import Composition, Members
-from rollcall.deploy.ray_nodes import check_nodes
-from rollcall.deploy.ray_placement import Placement
-from rollcall.deploy.ray_processes import CONTROL_TIMEOUT_S
-from rollcall.deploy.ray_scoring import RayScoring
+from rollcall.deploy.on_ray.actors import Pending, RayActors
+from rollcall.deploy.on_ray.cluster import Cluster
+from rollcall.deploy.on_ray.faults import START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of, storage_fault
+from rollcall.deploy.on_ray.members import Composition, Members
+from rollcall.deploy.on_ray.nodes import check_nodes
+from rollcall.deploy.on_ray.placement import Placement
+from rollcall.deploy.on_ray.processes import CONTROL_TIMEOUT_S
+from rollcall.deploy.on_ray.scoring import RayScoring
 from rollcall.learners.learner import StepOrder
 
 Handle = Any

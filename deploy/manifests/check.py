@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.manifest_kinds import KINDS
-from rollcall.deploy.manifest_network import check_network
-from rollcall.deploy.manifest_objects import Finding, Objects
-from rollcall.deploy.manifest_pods import check_pods
-from rollcall.deploy.manifest_ray import check_ray
-from rollcall.deploy.manifest_references import check_references
-from rollcall.deploy.manifest_schema import Kinds, check_schema, read_kinds, read_yaml
+from rollcall.deploy.manifests.kinds import KINDS
+from rollcall.deploy.manifests.network import check_network
+from rollcall.deploy.manifests.objects import Finding, Objects
+from rollcall.deploy.manifests.pods import check_pods
+from rollcall.deploy.manifests.ray import check_ray
+from rollcall.deploy.manifests.references import check_references
+from rollcall.deploy.manifests.schema import Kinds, check_schema, read_kinds, read_yaml
 
 BUILD_TIMEOUT_S = 60.0
 RULES: Sequence[Callable[[Objects], Iterator[Finding]]] = (check_pods, check_network, check_references, check_ray)

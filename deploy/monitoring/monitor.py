@@ -18,9 +18,9 @@ from typing import Any
 from rollcall.cluster.discovery import FOLDER, answers, endpoints
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.jobs import runs_root
-from rollcall.deploy.metric_names import shipped
-from rollcall.deploy.monitor_check import Check, Finding
-from rollcall.deploy.prometheus_server import LocalPrometheus, Prometheus, Settings
+from rollcall.deploy.monitoring.check import Check, Finding
+from rollcall.deploy.monitoring.metric_names import shipped
+from rollcall.deploy.monitoring.prometheus_server import LocalPrometheus, Prometheus, Settings
 
 LOOK_EVERY_S = 2.0
 MOURNED_S = 3600.0  # how long a target that nobody answers for stays, and with it its alert

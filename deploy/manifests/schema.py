@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.manifest_objects import Finding, Object, where
+from rollcall.deploy.manifests.objects import Finding, Object, where
 
 Schema = Mapping[str, Any]
 Kinds = Mapping[tuple[str, str], Schema]  # (apiVersion, kind) -> schema

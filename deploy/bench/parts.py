@@ -8,7 +8,7 @@ import time
 from rollcall.cluster.messages import LMTrajectory, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.bench_aside import MEASURE_TIMEOUT_S
+from rollcall.deploy.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.deploy.language_parts import LanguageParts
 from rollcall.learners.collective import Collective
 from rollcall.learners.learner import StepOrder

@@ -4,7 +4,7 @@ Must never know what else an object holds."""
 
 from __future__ import annotations
 
-from rollcall.deploy.manifest_schema import Kinds, Schema
+from rollcall.deploy.manifests.schema import Kinds, Schema
 
 STRING: Schema = {"type": "string"}
 INTEGER: Schema = {"type": "integer"}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rollcall.deploy.dashboard_overview import ANNOTATIONS, OF, RUN, VARIABLES, gauge, mean, per_second
-from rollcall.deploy.dashboards import Dashboard, Panel, Query, Row, alarm
+from rollcall.deploy.monitoring.dashboard_overview import ANNOTATIONS, OF, RUN, VARIABLES, gauge, mean, per_second
+from rollcall.deploy.monitoring.dashboards import Dashboard, Panel, Query, Row, alarm
 
 _CLIPPED = Panel(
     "Clipped",

@@ -23,7 +23,7 @@ from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Weights
 from rollcall.cluster.sampling import SamplingConfig
-from rollcall.deploy.bench_aside import Aside
+from rollcall.deploy.bench.aside import Aside
 from rollcall.deploy.launch import KEEP_VERSIONS
 from rollcall.learners.flat import flatten_module, load_module_weights, module_weights
 
@@ -78,7 +78,7 @@ class Receiver:
     """The actor's end: what a generation actor's process does, with a module in place of its engine."""
 
     def __init__(self, server: Any, size_bytes: int) -> None:
-        from rollcall.deploy.ray_processes import PrefetchedWeights, RayWeightsSource
+        from rollcall.deploy.on_ray.processes import PrefetchedWeights, RayWeightsSource
 
         torch.set_num_threads(1)
         self._model = qwen3_like(size_bytes)
@@ -138,10 +138,10 @@ class EngineLoading:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
+    """Runs the benchmark and prints its result. `args`: as arguments.py makes them."""
     sizes = _sizes(args.sizes)
     say = partial(print, file=sys.stderr, flush=True)
-    from rollcall.deploy.ray_cluster import connect
+    from rollcall.deploy.on_ray.cluster import connect
 
     cluster = connect(num_cpus=2)
     try:
@@ -172,7 +172,7 @@ def _publications(size_bytes: int, count: int) -> list[dict[str, float]]:
     """Publishes versions one by one; of each, when what was done, and the single operations measured beside it."""
     import ray
 
-    from rollcall.deploy.ray_processes import ParameterServerProcess
+    from rollcall.deploy.on_ray.processes import ParameterServerProcess
 
     def spawn(process: type, *arguments: Any, **options: Any) -> Any:
         remote: Any = ray.remote(process)

@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.bench_aside import Aside
-from rollcall.deploy.bench_reward_load import LONGEST, MODEL, SHORTEST, Asked, Clients, OpenLoop, length_of
-from rollcall.deploy.bench_reward_model import Forward, write_classifier
+from rollcall.deploy.bench.aside import Aside
+from rollcall.deploy.bench.reward_load import LONGEST, MODEL, SHORTEST, Asked, Clients, OpenLoop, length_of
+from rollcall.deploy.bench.reward_model import Forward, write_classifier
 from rollcall.reward_service.private import start_private
 from rollcall.reward_service.service_config import ServiceConfig
 
@@ -231,7 +231,7 @@ def _ratios(raw: Sequence[tuple[float, float]], load: Load, threads: int) -> dic
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
+    """Runs the benchmark and prints its result. `args`: as arguments.py makes them."""
     if args.clients < 1 or args.seconds <= 0 or args.threads < 1:
         raise BadInput("--clients, --seconds and --threads (command line): must be more than 0")
     say = partial(print, file=sys.stderr, flush=True)

@@ -1,5 +1,5 @@
 """Writes what is made from code and committed: the dashboards' JSON, the rules as Kubernetes takes them, and
-docs/metrics.md. `python -m rollcall.deploy.monitoring_files` in a source tree; a test says when they have drifted."""
+docs/metrics.md. `python -m rollcall.deploy.monitoring.files` in a source tree; a test says when they have drifted."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import yaml
 
 from rollcall.cluster.metric_table import DRIVER, DRIVER_LABELS, Metric
-from rollcall.deploy.dashboard_halves import CONTROL, LANGUAGE
-from rollcall.deploy.dashboard_overview import OVERVIEW
-from rollcall.deploy.dashboard_services import CLUSTER_HEALTH, REWARD_SERVICE
-from rollcall.deploy.metric_names import EXTERNAL, rule_files, rules
+from rollcall.deploy.monitoring.dashboard_halves import CONTROL, LANGUAGE
+from rollcall.deploy.monitoring.dashboard_overview import OVERVIEW
+from rollcall.deploy.monitoring.dashboard_services import CLUSTER_HEALTH, REWARD_SERVICE
+from rollcall.deploy.monitoring.metric_names import EXTERNAL, rule_files, rules
 from rollcall.reward_service.service_metrics import SERVICE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DASHBOARDS = {
     "run-overview": OVERVIEW,
     "control": CONTROL,
@@ -28,8 +28,8 @@ DASHBOARDS = {
 
 _METRICS_PAGE = """# Metrics
 
-Made from `cluster/metric_table.py`, `reward_service/service_metrics.py` and `deploy/metric_names.py` by
-`python -m rollcall.deploy.monitoring_files`.
+Made from `cluster/metric_table.py`, `reward_service/service_metrics.py` and `deploy/monitoring/metric_names.py` by
+`python -m rollcall.deploy.monitoring.files`.
 
 A metric that was never set has no sample: nothing is claimed that nobody measured. Labels are few and bounded: no
 ticket, actor or request is one. Counters are shown with their `_total`; a histogram has `_bucket`, `_sum` and `_count`.
@@ -78,7 +78,7 @@ def _prometheus_rule() -> str:
         "metadata": {"name": "rollcall", "labels": {"app.kubernetes.io/name": "rollcall"}},
         "spec": {"groups": [group for content in rule_files().values() for group in content["groups"]]},
     }
-    head = "# Made from rules/*.yml by python -m rollcall.deploy.monitoring_files\n"
+    head = "# Made from rules/*.yml by python -m rollcall.deploy.monitoring.files\n"
     return head + yaml.safe_dump(resource, sort_keys=False, width=1000, allow_unicode=True)
 
 

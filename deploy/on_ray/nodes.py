@@ -18,7 +18,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.ray_faults import cause_of
+from rollcall.deploy.on_ray.faults import cause_of
 
 ANSWER_TIMEOUT_S = 180.0  # a node that has just come starts Python for the first time
 

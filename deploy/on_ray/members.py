@@ -1,5 +1,5 @@
 """The members of a run on Ray: which process each is, where it goes, and what it is given. Starts them, and forgets
-them: who is alive is ray_runtime.py's."""
+them: who is alive is runtime.py's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import ray
 
 from rollcall.cluster.supervision import SupervisionConfig
-from rollcall.deploy.parts import Parts
-from rollcall.deploy.placement import ClusterConfig
-from rollcall.deploy.ray_nodes import Needs
-from rollcall.deploy.ray_placement import Placement
-from rollcall.deploy.ray_processes import (
+from rollcall.deploy.on_ray.nodes import Needs
+from rollcall.deploy.on_ray.placement import Placement
+from rollcall.deploy.on_ray.processes import (
     ASIDE,
     EvalProcess,
     GymActorProcess,
@@ -22,6 +20,8 @@ from rollcall.deploy.ray_processes import (
     ParameterServerProcess,
     ScoringProcess,
 )
+from rollcall.deploy.parts import Parts
+from rollcall.deploy.placement import ClusterConfig
 
 SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring process may have under way
 

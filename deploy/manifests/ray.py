@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from rollcall.deploy.manifest_objects import Container, Finding, Object, Objects, Pod, name_of, ray_spec, where
-from rollcall.deploy.manifest_pods import quantity
+from rollcall.deploy.manifests.objects import Container, Finding, Object, Objects, Pod, name_of, ray_spec, where
+from rollcall.deploy.manifests.pods import quantity
 
 # KubeRay makes names of services and pods from them, and a job's cluster gets six characters more.
 MAX_NAME = {"RayJob": 47, "RayCluster": 53}

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rollcall.deploy.manifest_objects import Finding, Object, Objects, Pod, namespace_of, where
+from rollcall.deploy.manifests.objects import Finding, Object, Objects, Pod, namespace_of, where
 
 EVERYWHERE = ("0.0.0.0/0", "::/0")
 API_SERVER_PORTS = {443, 6443}  # the one peer that is no pod, and whose address nobody knows beforehand

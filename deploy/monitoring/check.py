@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.metric_table import DRIVER, STEPPED, TRAINING, Metric
-from rollcall.deploy.metric_names import External, names_in, rules, samples, shipped
-from rollcall.deploy.prometheus_server import Prometheus
+from rollcall.deploy.monitoring.metric_names import External, names_in, rules, samples, shipped
+from rollcall.deploy.monitoring.prometheus_server import Prometheus
 
 # What Grafana puts in, for a page that shows everything of the last minutes.
 _CHOICES = {

@@ -3,7 +3,7 @@ queries' building blocks for the pages beside it. Must never know Grafana's JSON
 
 from __future__ import annotations
 
-from rollcall.deploy.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm
+from rollcall.deploy.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm
 
 RUN = 'run=~"$run"'
 OF = f'{{{RUN},policy=~"$policy"}}'

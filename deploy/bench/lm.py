@@ -21,9 +21,10 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import LMTrajectory
-from rollcall.deploy import bench_peers, launch
-from rollcall.deploy.bench_aside import Aside
-from rollcall.deploy.bench_parts import Generation, Learning
+from rollcall.deploy import launch
+from rollcall.deploy.bench import peers
+from rollcall.deploy.bench.aside import Aside
+from rollcall.deploy.bench.parts import Generation, Learning
 from rollcall.deploy.config import LanguageConfig, load_config
 from rollcall.deploy.language_parts import LanguageParts
 from rollcall.deploy.recorders import JsonLines, read_jsonl
@@ -93,12 +94,12 @@ def _whole_run(config: LanguageConfig, directory: Path) -> Callable[[], Whole]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the benchmark and prints its result. `args`: as bench_arguments makes them."""
+    """Runs the benchmark and prints its result. `args`: as arguments.py makes them."""
     dtype = [f"policy.dtype={args.dtype}", f"actors.engine.dtype={args.dtype}"]
     overrides = [*WORKLOADS[args.workload], *dtype, *args.overrides]
     say = partial(print, file=sys.stderr, flush=True)
     config = _config(args.recipe, overrides)
-    peer = bench_peers.prepare(args.peer, say) if args.peer else None
+    peer = peers.prepare(args.peer, say) if args.peer else None
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
         result = _Measurement(config, args, Path(folder), peer, say).result()
     settings = {"recipe": args.recipe, "overrides": overrides, "workload": args.workload, "repeats": args.repeats}
@@ -120,7 +121,7 @@ class _Measurement:
     """One benchmark, from its model to its result."""
 
     def __init__(
-        self, config: LanguageConfig, args: argparse.Namespace, scratch: Path, peer: bench_peers.Peer | None, say: Any
+        self, config: LanguageConfig, args: argparse.Namespace, scratch: Path, peer: peers.Peer | None, say: Any
     ) -> None:
         self._repeats, self._scratch, self._peer, self._say = args.repeats, scratch, peer, say
         self._parts = LanguageParts(config, scratch, scratch / "consumption.jsonl")

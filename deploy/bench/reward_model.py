@@ -11,7 +11,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from rollcall.deploy.bench_reward_load import ALPHABET, LONGEST, item_of, length_of, texts_of
+from rollcall.deploy.bench.reward_load import ALPHABET, LONGEST, item_of, length_of, texts_of
 from rollcall.learners.tiny_model import HEAD_DIM, character_tokenizer
 from rollcall.reward_service.batch_queue import BatchingConfig, BatchQueue, Job
 

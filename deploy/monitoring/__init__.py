@@ -1,0 +1,1 @@
+"""Dashboards, alert rules and the local Prometheus: `rollcall monitor`, `make generate`."""
