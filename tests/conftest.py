@@ -28,6 +28,10 @@ SMALL = (
     "metrics.enabled=false",
 )
 
+# A shell starts what it puts in the background with SIGINT ignored, and children inherit that: the runs that tests
+# interrupt would never hear of it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @dataclass
 class Run:
