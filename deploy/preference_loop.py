@@ -32,9 +32,10 @@ from rollcall.reward_service.label_client import LabelClient
 from rollcall.reward_service.preference_files import Preference, write_preferences
 from rollcall.reward_service.preferences import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.raters import SyntheticRater, label_all
+from rollcall.reward_service.raters import label_all
 from rollcall.reward_service.reward_model_files import RewardModelCard, load_reward_model, save_segment_model
 from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
+from rollcall.reward_service.synthetic_rater import SyntheticRater
 
 CURRENT = "current"  # of the run's reward models: the version that the service loads when it starts
 POOL = 2000  # stretches remembered, the newest

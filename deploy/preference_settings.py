@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rollcall.reward_service.raters import SyntheticRaterConfig
+from rollcall.reward_service.synthetic_rater import SyntheticRaterConfig
 
 SHARE_EXPONENT = 0.5  # labels grow as the square root of the run: most are asked for while the policy changes most
 

@@ -32,7 +32,8 @@ from rollcall.reward_service.preference_files import Preference, read_preference
 from rollcall.reward_service.preference_log import PreferenceLog
 from rollcall.reward_service.preference_queue import LabellingConfig
 from rollcall.reward_service.preferences import Comparison, Label, comparison_of, preference_of
-from rollcall.reward_service.raters import JudgeRater, Rater, SyntheticRater, SyntheticRaterConfig, label_all
+from rollcall.reward_service.raters import JudgeRater, Rater, label_all
+from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 
 IMPORTED = "imported"  # the rater of a line that names none
 

@@ -29,7 +29,7 @@ from rollcall.learners.learner import LearnerConfig, resolve_device
 from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 from rollcall.reward_service.preference_files import PreferencePair, write_preferences
 from rollcall.reward_service.preferences import TextCandidate
-from rollcall.reward_service.raters import SyntheticRater
+from rollcall.reward_service.synthetic_rater import SyntheticRater
 
 _AT_ONCE = 128  # prompts answered in one call
 

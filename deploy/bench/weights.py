@@ -78,7 +78,7 @@ class Receiver:
     """The actor's end: what a generation actor's process does, with a module in place of its engine."""
 
     def __init__(self, server: Any, size_bytes: int) -> None:
-        from rollcall.deploy.on_ray.processes import PrefetchedWeights, RayWeightsSource
+        from rollcall.deploy.on_ray.weights import PrefetchedWeights, RayWeightsSource
 
         torch.set_num_threads(1)
         self._model = qwen3_like(size_bytes)
@@ -172,7 +172,7 @@ def _publications(size_bytes: int, count: int) -> list[dict[str, float]]:
     """Publishes versions one by one; of each, when what was done, and the single operations measured beside it."""
     import ray
 
-    from rollcall.deploy.on_ray.processes import ParameterServerProcess
+    from rollcall.deploy.on_ray.weights import ParameterServerProcess
 
     def spawn(process: type, *arguments: Any, **options: Any) -> Any:
         remote: Any = ray.remote(process)

@@ -19,8 +19,7 @@ from rollcall.cluster.messages import Array, ShardPayload, Ticket
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import Event, StateLost, TicketFailed, TicketProduced
 from rollcall.deploy.lanes import Lanes
-from rollcall.deploy.on_ray.faults import START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of
-from rollcall.deploy.on_ray.processes import CONTROL_TIMEOUT_S
+from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of
 
 DEADLINE_GRACE_S = 10.0
 NODE_LOST_DELAY_S = 1.0  # before the actors of a node that went ask for another

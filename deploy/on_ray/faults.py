@@ -8,6 +8,7 @@ import re
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 

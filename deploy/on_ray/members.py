@@ -17,9 +17,9 @@ from rollcall.deploy.on_ray.processes import (
     GymActorProcess,
     LearnerProcess,
     LMActorProcess,
-    ParameterServerProcess,
     ScoringProcess,
 )
+from rollcall.deploy.on_ray.weights import ParameterServerProcess
 from rollcall.deploy.parts import Parts
 from rollcall.deploy.placement import ClusterConfig
 

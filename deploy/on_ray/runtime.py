@@ -19,11 +19,18 @@ from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import EvalDone, Event, LearnerLost, StepDone, StepRequest
 from rollcall.deploy.on_ray.actors import Pending, RayActors
 from rollcall.deploy.on_ray.cluster import Cluster
-from rollcall.deploy.on_ray.faults import START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of, storage_fault
+from rollcall.deploy.on_ray.faults import (
+    CONTROL_TIMEOUT_S,
+    START_TIMEOUT_S,
+    cause_of,
+    death_of,
+    no_room_for,
+    node_of,
+    storage_fault,
+)
 from rollcall.deploy.on_ray.members import Composition, Members
 from rollcall.deploy.on_ray.nodes import check_nodes
 from rollcall.deploy.on_ray.placement import Placement
-from rollcall.deploy.on_ray.processes import CONTROL_TIMEOUT_S
 from rollcall.deploy.on_ray.scoring import RayScoring
 from rollcall.learners.learner import StepOrder
 

@@ -17,8 +17,7 @@ from rollcall.cluster.messages import Produced
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import Event, TicketFailed, TicketScored
 from rollcall.deploy.on_ray.actors import Pending
-from rollcall.deploy.on_ray.faults import cause_of, death_of
-from rollcall.deploy.on_ray.processes import CONTROL_TIMEOUT_S
+from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, death_of
 
 
 @dataclass(slots=True)

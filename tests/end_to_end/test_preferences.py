@@ -14,7 +14,8 @@ import pytest
 from rollcall.cluster.consumption import LOG_NAME, read_log
 from rollcall.reward_service.label_client import LabelClient
 from rollcall.reward_service.preference_files import read_preferences
-from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig, label_all
+from rollcall.reward_service.raters import label_all
+from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 from rollcall.reward_service.tastes import upright_and_centred
 
 SETTINGS = (

@@ -25,7 +25,8 @@ from rollcall.reward_service.label_queue import StoreQueue
 from rollcall.reward_service.preference_files import PreferencePair, SegmentPair, read_preferences
 from rollcall.reward_service.preferences import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig, label_all
+from rollcall.reward_service.raters import label_all
+from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 
 ERRORS_OF_A_LABEL = (
     ({"choice": "up"}, "choice"),

@@ -37,7 +37,7 @@ from rollcall.reward_service.preferences import (
     preference_of,
 )
 from rollcall.reward_service.protocol import ArrayField, Message, Segment
-from rollcall.reward_service.raters import SyntheticRater, SyntheticRaterConfig, rank, reward_of
+from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank, reward_of
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
