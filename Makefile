@@ -58,6 +58,7 @@ bench: $(STAMP)
 
 # The long proofs: every recipe to its result. Hours on two cores; see docs/results.md.
 prove: $(STAMP)
+	$(BIN)/python -m pytest -m prove
 	$(BIN)/python benchmarks/prove.py
 	$(BIN)/python benchmarks/prove_preferences.py
 	$(BIN)/python benchmarks/prove_monitoring.py

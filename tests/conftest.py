@@ -24,7 +24,7 @@ SMALL = (
     "actors.unroll_length=32",
     "algorithm.num_minibatches=2",
     "algorithm.epochs=2",
-    "eval.episodes=2",
+    "eval.episodes=0",
     "metrics.enabled=false",
 )
 

@@ -114,7 +114,7 @@ def test_a_peer_is_compared_at_our_versions_of_what_is_shared() -> None:
         bench_peers._as_ours("nosuchpackage")
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.timeout(600)
 def test_the_benchmark_measures_parts_and_whole_and_prints_one_object(tmp_path: Path) -> None:
     program = """

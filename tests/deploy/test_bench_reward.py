@@ -80,7 +80,7 @@ def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) 
         bench_reward.main(cli.build_parser().parse_args(["bench", "reward", "--clients", "-1"]))
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_the_whole_of_it_in_small(
     small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

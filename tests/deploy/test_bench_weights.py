@@ -62,7 +62,7 @@ def test_sizes_that_cannot_be_measured_are_refused(text: str) -> None:
         bench_weights._sizes(text)
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_a_publication_goes_through_the_real_processes(tmp_path: Path) -> None:
     done = subprocess.run(
         [

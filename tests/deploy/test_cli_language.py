@@ -125,7 +125,6 @@ def test_a_wrong_command_line_gets_one_clear_line_and_leaves_no_run(
     assert not list(work.glob("runs/*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sft_leaves_no_model(work: Path, number: signal.Signals) -> None:
     process = start(work, "sft", "sums.yaml", "policy.warm_start.steps=1000000")
@@ -146,7 +145,6 @@ def test_an_interrupted_sft_leaves_no_model(work: Path, number: signal.Signals) 
     assert kept == {"config.yaml", "logs", "model", "run.json", "summary.json", "warm_start.jsonl"}
 
 
-@pytest.mark.slow
 def test_a_signal_ends_a_run_that_is_still_in_its_warm_start(work: Path) -> None:
     process = start(work, "train", "sums.yaml", "policy.warm_start.steps=1000000")
     directory = work / "runs" / "sums"
@@ -171,11 +169,12 @@ def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
     assert "env_steps" not in summary and "steps_per_s" not in summary
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trained_policy_is_exported_judged_and_fine_tuned_further(work: Path) -> None:
     """Three engines: of the run's actor, of `rollcall eval`, and of `rollcall sft`, whose engine loads the export."""
-    code, output, errors = finish(start(work, "train", "sums.yaml", "policy.warm_start.steps=200"), 280)
+    code, output, errors = finish(
+        start(work, "train", "sums.yaml", "policy.warm_start.steps=200", "runtime=serial"), 280
+    )
     assert code == 0, errors
     run = work / "runs" / "sums"
     assert "policy: runs/sums/policy\n" in output

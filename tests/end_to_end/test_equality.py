@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 LAG_0 = ("max_policy_lag=0", "total_learner_steps=6")
@@ -18,11 +19,14 @@ def final(run: Any) -> str:
     return str(summary["weights_hash"])
 
 
-def test_serial_and_ray_end_with_the_same_weights_whatever_the_number_of_actors(bench: Any) -> None:
+@pytest.mark.parametrize("counts", [(2,), pytest.param((1, 4), marks=pytest.mark.prove)])
+def test_serial_and_ray_end_with_the_same_weights_whatever_the_number_of_actors(
+    bench: Any, counts: tuple[int, ...]
+) -> None:
     reference = final(bench.train(*LAG_0, "runtime=serial", name="serial"))
     assert len(reference) == 32
-    for num_actors in (1, 2, 4):
-        run = bench.train(*LAG_0, f"actors.num={num_actors}", name=f"ray-{num_actors}")
+    for num_actors in counts:
+        run = bench.train(*LAG_0, f"actors.num={num_actors}", "eval.episodes=2", name=f"ray-{num_actors}")
         assert final(run) == reference, f"{num_actors} actors"
         assert bench.audit(f"ray-{num_actors}")[0] == 0
     assert final(bench.train(*LAG_0, "runtime=serial", "seed=1", name="other")) != reference
@@ -43,6 +47,7 @@ def test_a_killed_driver_resumes_to_the_weights_of_an_uninterrupted_run(bench: A
     assert [record["step"] for record in run.steps()] == list(range(40))
 
 
+@pytest.mark.prove
 def test_a_stopped_ray_run_resumes_to_the_weights_of_an_uninterrupted_one(bench: Any) -> None:
     settings = ("max_policy_lag=0", "total_learner_steps=60", "actors.num=2")
     whole = final(bench.train(*settings, "runtime=serial", "actors.num=1", name="whole"))
@@ -58,6 +63,7 @@ def test_a_stopped_ray_run_resumes_to_the_weights_of_an_uninterrupted_one(bench:
     assert code == 0, text
 
 
+@pytest.mark.prove
 def test_two_learner_processes_give_the_update_of_one(bench: Any) -> None:
     settings = ("max_policy_lag=0", "total_learner_steps=1")
     final(bench.train(*settings, "runtime=serial", name="one"))

@@ -59,7 +59,15 @@ def refused(done: Any, *words: str) -> None:
     assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
 
 
-@pytest.mark.slow
+def test_a_job_trains_and_its_run_is_found(cluster: Any) -> None:
+    submitted = cluster.submit("small", "train", "control.yaml", "name=small", "total_learner_steps=3", wait=True)
+    assert submitted.returncode == 0, submitted.stdout[-3000:]
+    assert cluster.info("small")["status"] == "SUCCEEDED"
+    assert cluster.summary("small")["status"] == "completed"
+    assert audit_run(cluster.runs / "small") == []
+
+
+@pytest.mark.prove
 def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_weights_of_an_uninterrupted_run(cluster: Any) -> None:
     serial = cluster.rollcall("train", "control.yaml", "name=whole", "runtime=serial", "actors.num=1")
     assert serial.returncode == 0, serial.stderr
@@ -88,7 +96,6 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_weights_of_an_u
     assert cluster.info("third")["driver_exit_code"] == 2
 
 
-@pytest.mark.slow
 def test_what_a_cluster_lacks_or_refuses_is_one_line(cluster: Any) -> None:
     train = ("train", "control.yaml", "env=CartPole-v1")
     wrong = cluster.rollcall(*train, RAY_AUTH_TOKEN="not-the-token")
@@ -105,7 +112,7 @@ def test_what_a_cluster_lacks_or_refuses_is_one_line(cluster: Any) -> None:
     assert cluster.job("list", RAY_AUTH_TOKEN="not-the-token").returncode != 0
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 def test_a_worker_node_that_dies_in_mid_run_is_survived(cluster: Any) -> None:
     (cluster.work / "long.yaml").write_text(RECIPE.format(steps=400))
     # The learner on the head, the actors apart: one of them goes with its node, and finds room on the head.
@@ -123,7 +130,6 @@ def test_a_worker_node_that_dies_in_mid_run_is_survived(cluster: Any) -> None:
     assert audit_run(cluster.runs / "long") == []
 
 
-@pytest.mark.slow
 def test_the_token_is_nowhere_but_where_it_was_put(cluster: Any) -> None:
     for path in [*cluster.runs.rglob("*"), *cluster.folder.rglob("*.log"), *cluster.folder.rglob("*.out")]:
         if path.is_file() and not path.is_symlink():

@@ -55,7 +55,7 @@ def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: 
     audited(bench, "ray")
 
 
-@pytest.mark.slow
+@pytest.mark.prove
 @pytest.mark.timeout(600)
 def test_two_learner_processes_in_pieces_train_adapters_and_the_engine_samples_from_the_merged_weights(
     bench: Any,
@@ -79,6 +79,7 @@ def test_two_learner_processes_in_pieces_train_adapters_and_the_engine_samples_f
     audited(bench)
 
 
+@pytest.mark.prove
 def test_no_token_is_older_than_the_lag_allows_and_no_prompt_is_left_out(bench: Any) -> None:
     run = train(bench, "max_policy_lag=4", "total_learner_steps=15")
     summary = finished(run)
@@ -109,6 +110,7 @@ def test_a_vllm_actor_killed_while_it_generates_loses_no_prompt(bench: Any) -> N
     audited(bench)
 
 
+@pytest.mark.prove
 def test_a_killed_driver_resumes_with_no_prompt_skipped_and_none_twice(bench: Any) -> None:
     run = train(bench, "total_learner_steps=30", "checkpoint.every_steps=4")
     run.wait_for_step(9, timeout_s=200)
