@@ -36,7 +36,7 @@ cartpole: $(STAMP)
 
 # Files side by side: most of a run's time on two cores is waiting for processes that start.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # mypy cannot follow package-dir editable installs: it reads the packages through .types/rollcall.
 check: $(STAMP)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages import Array, ShardPayload, Ticket
@@ -22,7 +22,7 @@ from rollcall.deploy.lanes import Lanes
 from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of
 
 DEADLINE_GRACE_S = 10.0
-NODE_LOST_DELAY_S = 1.0  # before the actors of a node that went ask for another
+BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
 ROOM_GRACE_S = 15.0  # how long tickets wait with an actor that is coming, while others are up
 
 Pending = dict[Any, Callable[[], list[Event]]]  # reference -> what its answer means
@@ -162,7 +162,7 @@ class RayActors:
                     f"{actor.actor_id}: {_what(ticket)} has not returned within "
                     f"{ticket.deadline_s:.0f} s; logs/{actor.actor_id}.trace shows where it hangs"
                 )
-                events += self._lose(actor, "deadline", detail, kill=True)
+                events += self._lose(actor, "deadline", detail)
         return events
 
     # Coming and going.
@@ -202,24 +202,21 @@ class RayActors:
 
     def _lose_dead(self, actor: _Actor, error: RayActorError) -> list[Event]:
         detail = f"{actor.actor_id} died ({death_of(error)})"
-        return self._lose(actor, "actor_died", detail, node_lost=node_of(error, actor.node_id))
+        return self._lose(actor, "actor_died", detail, blameless=node_of(error, actor.node_id))
 
-    def _lose(
-        self, actor: _Actor, reason: str, detail: str, *, kill: bool = False, node_lost: bool = False
-    ) -> list[Event]:
+    def _lose(self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False) -> list[Event]:
         """All its pending units fail; it is started again when its back-off allows, and its shards start anew. What a
-        node took along was not the actor's fault."""
+        node or the parameter server took along was not the actor's fault."""
         if actor.state == "down":
             return []
-        if kill:
-            ray.kill(actor.handle)
+        ray.kill(actor.handle)  # also where it seems dead: if it is not, it keeps the room that the next one needs
         lost = [work.ticket for work in actor.pending]
         for work in actor.pending:
             self._pending.pop(work.produced, None)
         self._pending.pop(actor.ready, None)
         actor.pending.clear()
         actor.state = "down"
-        delay_s = NODE_LOST_DELAY_S if node_lost else actor.budget.next_delay_s(detail)
+        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail)
         actor.start_at = time.monotonic() + delay_s
         self.restarts += 1
         idle = self._lanes.lost(actor).items() - {(ticket.lane, ticket.ticket_id) for ticket in lost}
@@ -278,11 +275,17 @@ class RayActors:
         del self._pending[work.produced]
         try:
             outcome = ray.get(work.produced, timeout=CONTROL_TIMEOUT_S)
+        except RayTaskError as error:
+            cause = cause_of(error)
+            if isinstance(cause, RayActorError):
+                detail = f"{actor.actor_id} lost the parameter server"
+                return self._lose(actor, "actor_died", detail, blameless=True)
+            # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
+            return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {cause!r}")
         except RayActorError as error:
             return self._lose_dead(actor, error)
         except RayError as error:
-            # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
-            return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {cause_of(error)!r}", kill=True)
+            return self._lose(actor, "actor_failed", f"{actor.actor_id}: {error!r}")
         finally:
             if work in actor.pending:
                 actor.pending.remove(work)

@@ -65,6 +65,7 @@ class RayWorkers:
         self._server = self._members.server()
         self._server_budget = self._budget("the parameter server")
         self._server_restarts = 0
+        self._weights: Any = None  # the newest
         self._actors = RayActors(
             [f"{composition.parts.actor_prefix}-{index}" for index in range(composition.num_actors)],
             spawn=self._spawn_actor,
@@ -83,7 +84,6 @@ class RayWorkers:
         self._steps: deque[tuple[StepRequest, list[Any], Any]] = deque()
         self._evaluator: Any = None
         self._num_evals = 0  # under way
-        self._weights: Any = None
 
     # Start.
 
@@ -103,6 +103,12 @@ class RayWorkers:
         self.publish(replies[0])
 
     def _spawn_actor(self, actor_id: str, index: int) -> Any:
+        """With a parameter server that lives: it may be why the actor is started again."""
+        if self._weights is not None:
+            try:
+                ray.get(self._server.running.remote(), timeout=CONTROL_TIMEOUT_S)
+            except RayActorError as error:
+                self._replace_server(error)
         return self._members.actor(actor_id, index, self._server)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
@@ -165,16 +171,20 @@ class RayWorkers:
         }
 
     def publish(self, weights: Handle) -> None:
-        """Also replaces a parameter server that has died: the newest weights are all that it had to keep. Actors that
-        still ask the old one fail, and are started again with the new one."""
+        """Also replaces a parameter server that has died."""
         self._weights = weights
         try:
             ray.get(self._server.publish.remote([weights]), timeout=CONTROL_TIMEOUT_S)
         except RayActorError as error:
-            self._server_restarts += 1
-            time.sleep(self._server_budget.next_delay_s(death_of(error)))
-            self._server = self._members.server()
-            ray.get(self._server.publish.remote([weights]), timeout=START_TIMEOUT_S)
+            self._replace_server(error)
+
+    def _replace_server(self, error: RayActorError) -> None:
+        """The newest weights are all that it had to keep. Actors that still ask the old one fail, and are started again
+        with the new one."""
+        self._server_restarts += 1
+        time.sleep(self._server_budget.next_delay_s(death_of(error)))
+        self._server = self._members.server()
+        ray.get(self._server.publish.remote([self._weights]), timeout=START_TIMEOUT_S)
 
     @property
     def weights_hash(self) -> str:

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError, RayError
 
 from rollcall.cluster.errors import RollcallError, StaleEpoch
 from rollcall.cluster.messages import Weights
@@ -63,13 +64,15 @@ class RayWeightsSource:
 
 
 class PrefetchedWeights:
-    """A WeightsSource that never waits: a thread fetches each version as it is published, and the newest is at hand."""
+    """A WeightsSource that never waits: a thread fetches each version as it is published, and the newest is at hand.
+    Where the server has died, whoever asks is told so."""
 
     def __init__(self, source: RayWeightsSource, reader: str) -> None:
         self._source = source
         self._reader = reader
         self._epoch = -1
         self._newest: Weights | None = None
+        self._server_died: RayActorError | None = None
         self._wanted = threading.Event()
         threading.Thread(target=self._run, name="weights", daemon=True).start()
 
@@ -78,6 +81,8 @@ class PrefetchedWeights:
         self._wanted.set()
 
     def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | None:
+        if self._server_died is not None:
+            raise self._server_died
         newest = self._newest
         if newest is None or newest.epoch != epoch or newest.version <= newer_than:
             return None
@@ -92,8 +97,11 @@ class PrefetchedWeights:
                 found = self._source.latest(
                     epoch=self._epoch, newer_than=newer_than, timeout_s=POLL_TIMEOUT_S, reader=self._reader
                 )
-            except (StaleEpoch, ray.exceptions.RayError, RollcallError):
-                time.sleep(1.0)  # of an epoch that has ended, or the server is being replaced: ask again
+            except RayActorError as error:
+                self._server_died = error
+                return
+            except (StaleEpoch, RayError, RollcallError):
+                time.sleep(1.0)  # of an epoch that has ended, perhaps: ask again
                 continue
             if found is not None:
                 self._newest = found

@@ -169,15 +169,18 @@ def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
     assert "env_steps" not in summary and "steps_per_s" not in summary
 
 
-@pytest.mark.timeout(900)
-def test_a_trained_policy_is_exported_judged_and_fine_tuned_further(work: Path) -> None:
-    """Three engines: of the run's actor, of `rollcall eval`, and of `rollcall sft`, whose engine loads the export."""
+def trained(work: Path) -> None:
+    """Two learner steps after a warm start, by the name of sums."""
     code, output, errors = finish(
         start(work, "train", "sums.yaml", "policy.warm_start.steps=200", "runtime=serial"), 280
     )
     assert code == 0, errors
-    run = work / "runs" / "sums"
     assert "policy: runs/sums/policy\n" in output
+
+
+def test_a_trained_policy_is_exported(work: Path) -> None:
+    trained(work)
+    run = work / "runs" / "sums"
     assert read(run / "summary.json")["policy"] == "runs/sums/policy"
     weights = load_weights(latest_checkpoint(run)[0])
     assert weights.version == 2
@@ -186,6 +189,12 @@ def test_a_trained_policy_is_exported_judged_and_fine_tuned_further(work: Path) 
     assert exported.keys() == published.keys()
     assert all(np.array_equal(exported[name], array) for name, array in published.items())
 
+
+@pytest.mark.prove
+@pytest.mark.timeout(900)
+def test_an_exported_policy_is_judged_and_fine_tuned_further(work: Path) -> None:
+    """Three engines: of the run's actor, of `rollcall eval`, and of `rollcall sft`, whose engine loads the export."""
+    trained(work)
     code, output, errors = finish(start(work, "eval", "sums", "--episodes", "20", "--json"), 280)
     assert code == 0, errors
     result = json.loads(output)  # nothing else is printed

@@ -96,6 +96,7 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_weights_of_an_u
     assert cluster.info("third")["driver_exit_code"] == 2
 
 
+@pytest.mark.prove
 def test_what_a_cluster_lacks_or_refuses_is_one_line(cluster: Any) -> None:
     train = ("train", "control.yaml", "env=CartPole-v1")
     wrong = cluster.rollcall(*train, RAY_AUTH_TOKEN="not-the-token")

@@ -95,12 +95,14 @@ def assert_lag_is_bounded(run: Any, lag: int) -> None:
     assert all(line["step"] - line["min_version"] <= lag for line in consumed(run))
 
 
-def test_a_vllm_actor_killed_while_it_generates_loses_no_prompt(bench: Any) -> None:
+def test_an_actor_killed_while_it_generates_or_left_without_weights_loses_no_prompt(bench: Any) -> None:
     run = train(bench, "total_learner_steps=40", "actors.sampling.max_tokens=20", "actors.engine.max_model_len=32")
     run.wait_for_step(5, timeout_s=200)
     run.kill("LMActorProcess")
+    run.wait_for_step(15, timeout_s=200)
+    run.kill("ParameterServerProcess")  # which takes the actor along
     summary = finished(run)
-    assert summary["restarts"] == 1
+    assert summary["restarts"] == 3
     books = summary["ledger"]
     assert books["committed"] == 40 * 4 and books["in_flight"] == 0
     assert set(books["dropped_by_reason"]) == {"actor_died"}

@@ -68,6 +68,7 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(bench: Any, mon
     assert record["reward_versions"] == [versions[-1]]
 
 
+@pytest.mark.prove
 def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Any) -> None:
     taste = ("preferences.rater=synthetic", "preferences.taste=rollcall.reward_service.tastes:upright_and_centred")
     settings = [item for item in SETTINGS if "fixed_episode" not in item and "segment_steps" not in item]

@@ -28,7 +28,7 @@ assert _spec is not None and _spec.loader is not None
 experience = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(experience)
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.prove, pytest.mark.timeout(900)]
 RESUMED = ["grpo", "critic", "adapters"]
 SCENARIOS = [*RESUMED, "bfloat16", "one-by-one"]
 
