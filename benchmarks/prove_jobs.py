@@ -193,7 +193,8 @@ def refused(nodes: TwoNodes) -> Rows:
 def one_line(what: str, done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> tuple[str, bool]:
     said = [line for line in done.stderr.splitlines() if line.startswith("rollcall: error:")]
     met = done.returncode == code and len(said) == 1 and all(word in said[0] for word in words)
-    return f"{what}: {said[0] if said else done.stderr[-300:]}", met
+    found = said[0] if said else f"exit code {done.returncode}: {(done.stderr or done.stdout)[-300:]}"
+    return f"{what}: {found}", met
 
 
 def without_vllm(nodes: TwoNodes) -> Rows:
@@ -206,7 +207,7 @@ def without_vllm(nodes: TwoNodes) -> Rows:
     nodes.start_worker(PYTHONPATH=str(hidden))
     eventually(lambda: nodes.alive() == 2, 60, "the node without vLLM")
     done = nodes.rollcall(*TINY, "total_learner_steps=2", "name=blind", "cluster.placement=STRICT_SPREAD")
-    rows.append(one_line("image without vLLM", done, "node 127.0.0.1", "cannot generate"))
+    rows.append(one_line("image without vLLM", done, "node 127.0.0.2", "cannot generate"))
     done = nodes.rollcall(*CONTROL, "name=elsewhere", ROLLCALL_RUNS="/dev/shm/../../dev/null")
     rows.append(one_line("runs in no directory", done, "/dev/null"))
     run = nodes.runs / "full"

@@ -3,6 +3,7 @@ Knows who is alive and what each was asked; must never decide what happens to th
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket
@@ -35,6 +36,8 @@ from rollcall.deploy.on_ray.scoring import RayScoring
 from rollcall.learners.learner import StepOrder
 
 Handle = Any
+
+_log = logging.getLogger("rollcall")
 
 
 class RayWorkers:
@@ -107,8 +110,8 @@ class RayWorkers:
         if self._weights is not None:
             try:
                 ray.get(self._server.running.remote(), timeout=CONTROL_TIMEOUT_S)
-            except RayActorError as error:
-                self._replace_server(error)
+            except RayActorError:
+                self.publish(self._weights)
         return self._members.actor(actor_id, index, self._server)
 
     def _start_learner(self, checkpoint: Path | None) -> None:
@@ -171,20 +174,25 @@ class RayWorkers:
         }
 
     def publish(self, weights: Handle) -> None:
-        """Also replaces a parameter server that has died."""
+        """Also replaces a parameter server that has died: the newest weights are all that it had to keep. Actors that
+        still ask the old one fail, and are started again with the new one."""
         self._weights = weights
-        try:
-            ray.get(self._server.publish.remote([weights]), timeout=CONTROL_TIMEOUT_S)
-        except RayActorError as error:
-            self._replace_server(error)
+        while (death := self._offer_weights()) is not None:
+            self._server_restarts += 1
+            time.sleep(self._server_budget.next_delay_s(death_of(death)))
+            self._server = self._members.server()
 
-    def _replace_server(self, error: RayActorError) -> None:
-        """The newest weights are all that it had to keep. Actors that still ask the old one fail, and are started again
-        with the new one."""
-        self._server_restarts += 1
-        time.sleep(self._server_budget.next_delay_s(death_of(error)))
-        self._server = self._members.server()
-        ray.get(self._server.publish.remote([self._weights]), timeout=START_TIMEOUT_S)
+    def _offer_weights(self) -> RayActorError | None:
+        """To the parameter server; why it has died, where it has."""
+        try:
+            ray.get(self._server.publish.remote([self._weights]), timeout=START_TIMEOUT_S)
+        except RayTaskError as error:
+            if not isinstance(cause_of(error), ObjectLostError | RayActorError):
+                raise
+            _log.warning("the newest weights went with the learner, which is started again and publishes anew")
+        except RayActorError as error:
+            return error
+        return None
 
     @property
     def weights_hash(self) -> str:
