@@ -211,11 +211,10 @@ def without_vllm(nodes: TwoNodes) -> Rows:
     done = nodes.rollcall(*CONTROL, "name=elsewhere", ROLLCALL_RUNS="/dev/shm/../../dev/null")
     rows.append(one_line("runs in no directory", done, "/dev/null"))
     run = nodes.runs / "full"
-    nodes.submit("full-1", *CONTROL, "total_learner_steps=100000", "name=full")
+    nodes.submit("full-1", *CONTROL, "total_learner_steps=200", "name=full")
     nodes.wait_for_step("full", 5)
     nodes.job("stop", "full-1")
-    (run / "metrics.jsonl").unlink()
-    (run / "metrics.jsonl").symlink_to("/dev/full")  # on which every write is refused as on a full disk
+    (run / "summary.json.new").symlink_to("/dev/full")  # on which every write is refused as on a full disk
     done = nodes.rollcall("resume", "full")
     rows.append(one_line("full disk", done, "No space left on device", code=1))
     return rows

@@ -22,11 +22,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
+from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
 from rollcall.deploy.jobs import check_runs_root, current_job, runs_root
 from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
 from rollcall.deploy.report import write_report
 from rollcall.deploy.settings import did_you_mean
+from rollcall.deploy.storage_faults import say_it_once, storage_fault
 
 if TYPE_CHECKING:
     from rollcall.deploy.config import AnyConfig
@@ -202,6 +203,7 @@ def carry_out(
     """
     from rollcall.deploy import launch
 
+    say_it_once()
     started = _Started(directory)
     recorders: list[Recorder] = [started, JsonLines(directory), TensorBoard(directory), *console]
     recipe = str(read_json(directory / "run.json").get("recipe", config.name))
@@ -221,7 +223,14 @@ def carry_out(
             error.rollcall_log = directory / "logs" / "driver.log"  # type: ignore[attr-defined]
             log.error("the run ended with an error\n%s", traceback.format_exc())
             failed = _failed_summary(config, directory, recipe, error, time.monotonic() - began)
-            _finish(directory, failed)
+            refusal = storage_fault(error)
+            try:
+                _finish(directory, failed)
+            except OSError as again:
+                refusal = refusal or storage_fault(again)
+            if refusal:
+                text = f"{refusal}: make room, and go on with: rollcall resume {directory}"
+                raise RollcallError(text) from error
             raise
     summary = {**summary, "recipe": recipe, "config_hash": config.config_hash}
     _close(recorders, summary)

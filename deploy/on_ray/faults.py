@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import re
-
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 def cause_of(error: RayError) -> BaseException:
@@ -32,16 +28,6 @@ def node_of(actor_died: RayActorError, node_id: str) -> bool:
     if actor_died.preempted or "node has died" in str(actor_died) or "node was terminated" in str(actor_died):
         return True
     return any(node["NodeID"] == node_id and not node["Alive"] for node in ray.nodes())
-
-
-def storage_fault(cause: BaseException) -> str:
-    """What a disk refused, if that is what happened: starting anything again would not help."""
-    if isinstance(cause, OSError) and cause.errno in _STORAGE:
-        return f"{cause.filename or 'the run directory'}: {cause.strerror}"
-    found = re.search(r"\(os error (\d+)\)", str(cause))  # safetensors', written in Rust
-    if found and int(found[1]) in _STORAGE:
-        return f"the run directory: {' '.join(str(cause).split())[:200]}"
-    return ""
 
 
 def no_room_for(member: str) -> str:

@@ -27,12 +27,12 @@ from rollcall.deploy.on_ray.faults import (
     death_of,
     no_room_for,
     node_of,
-    storage_fault,
 )
 from rollcall.deploy.on_ray.members import Composition, Members
 from rollcall.deploy.on_ray.nodes import check_nodes
 from rollcall.deploy.on_ray.placement import Placement
 from rollcall.deploy.on_ray.scoring import RayScoring
+from rollcall.deploy.storage_faults import storage_fault
 from rollcall.learners.learner import StepOrder
 
 Handle = Any

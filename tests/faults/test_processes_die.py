@@ -143,6 +143,20 @@ def test_resuming_a_run_that_is_alive_is_refused(bench: Any) -> None:
     assert run.process.returncode == 130
 
 
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(bench: Any) -> None:
+    run = bench.train("total_learner_steps=12", "runtime=serial")
+    run.wait_for_step(0)
+    (run.directory / "summary.json.new").symlink_to("/dev/full")  # on which every write is refused as on a full disk
+    run.wait()
+    assert run.process.returncode == 1
+    (line,) = run.errors.strip().splitlines()
+    assert "No space left on device" in line and f"rollcall resume {run.directory.relative_to(bench.folder)}" in line
+    (run.directory / "summary.json.new").unlink()
+    resumed = bench.start("resume", "run").wait()
+    assert resumed.process.returncode == 0, resumed.errors
+    assert_books_balance(bench, resumed)
+
+
 def test_two_signals_stop_at_once(bench: Any) -> None:
     run = bench.train("total_learner_steps=100000", "runtime=serial")
     run.wait_for_step(1)
