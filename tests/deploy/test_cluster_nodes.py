@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rollcall.deploy.on_ray import nodes as ray_nodes
-from rollcall.deploy.on_ray.faults import storage_fault
+from rollcall.deploy.storage_faults import storage_fault
 
 
 @pytest.fixture
