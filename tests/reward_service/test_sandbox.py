@@ -546,3 +546,10 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     if "no containment" in done.stdout:
         pytest.skip(done.stdout)
     assert done.stdout.splitlines()[1:] == ["[b'True']", "alive"], done
+
+
+def test_a_solution_may_be_gone_long_before_its_last_judgement(sandbox: Sandbox) -> None:
+    code = "import os\n\ndef f():\n    os._exit(0)\n"
+    waits = "import time\ntry:\n    f()\nfinally:\n    time.sleep(1)\n"
+    (finished,) = sandbox.run_tests(code, [waits])
+    assert finished.exit not in (None, 0) and not finished.ended_for
