@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -92,7 +93,17 @@ def build(folder: Path) -> Iterator[Callable[..., FunctionScorer]]:
     yield make
     for scorer in built:
         scorer.close()
-    assert not [p for p in psutil.Process().children(recursive=True) if "worker_process" in " ".join(p.cmdline())]
+    assert not worker_processes()
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Workers of this process. What other tests left unreaped has no command line to read."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if "worker_process" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def items(*responses: str) -> list[ScoreItem]:
@@ -175,10 +186,9 @@ def test_a_text_scorer_is_given_no_segment(build: Callable[..., FunctionScorer])
 def test_a_worker_that_died_while_idle_is_replaced_unnoticed(build: Callable[..., FunctionScorer]) -> None:
     scorer = build("good")
     assert scorer.score(items("a")) == [Score(1.0)]
-    for child in psutil.Process().children():
-        if "worker_process" in " ".join(child.cmdline()):
-            child.kill()
-            psutil.wait_procs([child], timeout=0)
+    for worker in worker_processes():
+        worker.kill()
+        psutil.wait_procs([worker], timeout=0)
     time.sleep(0.2)
     assert scorer.score(items("a", "bb")) == [Score(1.0), Score(2.0)]
 
