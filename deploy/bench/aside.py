@@ -34,7 +34,7 @@ class Aside:
     def close(self) -> None:
         self._here.close()
         self._process.join(30)
-        self._process.kill()
+        self._end()
 
     def _answer(self, timeout_s: float) -> Any:
         problem = f"gave no answer within {timeout_s:.0f} s"
@@ -45,8 +45,12 @@ class Aside:
                     return value
         except (EOFError, ConnectionResetError):
             problem = "its process ended before it answered"
-        self._process.kill()
+        self._end()
         raise RollcallError(f"{self._what}: {problem}")
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join(30)
 
 
 def _serve(connection: Any, build: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:

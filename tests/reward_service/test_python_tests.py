@@ -446,7 +446,10 @@ def test_code_that_misbehaves_on_one_input_passes_its_other_tests(hasty: PythonT
         return x
     """
     tests = [f"assert f({n}) == {n}" for n in range(5)]
-    assert judged(hasty, code, tests) == Score(0.4, {"passed": 2.0, "tests": 5.0, "timed_out": 1.0})
+    score = judged(hasty, code, tests)
+    assert isinstance(score, Score) and score.components is not None
+    assert (score.value, score.components["passed"], score.components["tests"]) == (0.4, 2.0, 5.0)
+    assert score.components["timed_out"] in (1.0, 2.0)  # on a busy machine, to write 40 MiB takes too long as well
 
 
 def test_tests_that_cannot_be_run_are_no_score_of_zero(scorer: PythonTestsScorer) -> None:
