@@ -6,15 +6,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors.conversations import Conversations, Sample
-from rollcall.actors.policy import WeightsSource
 from rollcall.actors.text_task import Row
-from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
+from rollcall.actors.vllm_engine import EngineConfig, VllmEngine, WeightsOffer
 from rollcall.cluster.errors import StaleEpoch
 from rollcall.cluster.messages import LMTrajectory, Produced, PromptPayload, SampleStats, Ticket, Timing, Weights
 from rollcall.cluster.sampling import SamplingConfig
@@ -39,6 +38,14 @@ class LMActorsConfig(BaseModel):
     on_stale: Literal["wait", "drop"] = Field(
         default="wait", description="before the lag bound is passed: wait for stragglers, or drop what is too old"
     )
+
+
+class WeightsSource(Protocol):
+    """As actors.policy.WeightsSource; what it has may still lie with whoever sends it."""
+
+    def latest(
+        self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = ""
+    ) -> Weights | WeightsOffer | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +156,15 @@ class LMActor:
         if weights is not None:
             self._load(weights)
 
-    def _load(self, weights: Weights) -> None:
+    def _load(self, weights: Weights | WeightsOffer) -> None:
         began = time.perf_counter()
-        self._engine.load(weights)
+        if isinstance(weights, Weights):
+            self._engine.load(weights)
+            self._epoch = weights.epoch
+        else:
+            self._epoch = self._engine.receive(weights)
         self._apply_s += time.perf_counter() - began
         self._busy_s += time.perf_counter() - began
-        self._epoch = weights.epoch
 
     def _admit(self) -> None:
         able = [w for w in self._waiting if w.ticket.epoch == self._epoch and self._is_new_enough(w.ticket)]

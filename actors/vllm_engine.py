@@ -1,17 +1,17 @@
 """vLLM, in this process: requests of tokens in, tokens with log-probabilities and policy versions out, and new weights
-between two steps. All that depends on vLLM's version is in this file and vllm_weight_transfer.py; they must never know
-tickets, tasks or texts."""
+between two steps. All that depends on vLLM's version is in this file, vllm_weight_transfer.py, vllm_weight_sender.py.
+It must never know tickets, tasks or texts."""
 
 from __future__ import annotations
 
 import copy
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +23,7 @@ from rollcall.cluster.sampling import SamplingConfig
 
 KNOWN_VERSIONS = ("0.32.0",)
 PREFILL_TOKENS = 8192  # of one step, at the most
+MODEL_PREFIX = "policy.model."  # of published names, before those in the model's checkpoint
 
 
 class EngineConfig(BaseModel):
@@ -44,6 +45,29 @@ class EngineConfig(BaseModel):
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
     enforce_eager: bool = Field(default=False, description="do not compile the model: starts sooner, generates slower")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
+    weight_transfer: Literal["object_store", "nccl", "ipc"] = Field(
+        default="object_store",
+        description="how new weights reach the engine: through Ray's object store, which works everywhere; from GPU to "
+        "GPU with NCCL; or with CUDA IPC, where learner and engine share one GPU",
+    )
+
+
+class WeightsOffer(Protocol):
+    """Weights that are not here yet, and whoever sends them."""
+
+    @property
+    def epoch(self) -> int: ...
+
+    @property
+    def version(self) -> int: ...
+
+    def accept(self, control: Callable[[str, Mapping[str, Any]], None]) -> tuple[int, int]:
+        """Has them sent. `control` is called in this thread with each of vLLM's control calls (its method, its
+        arguments) that the sender asks for. Returns (epoch, version) of what came: of this version or a newer one.
+
+        Raises:
+          Exception: when the sender died or did not send; the model may be half loaded then.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +148,11 @@ class VllmEngine:
         threads: int,
     ) -> None:
         check_installed()
+        if config.weight_transfer != "object_store" and not vllm_weight_transfer.has_gpu():
+            raise RollcallError(
+                f"actors.engine.weight_transfer={config.weight_transfer} sends weights from GPU to GPU, and this "
+                "engine's machine has none for torch: use object_store"
+            )
         _set_environment(config, threads)
         import torch
         from vllm.config.weight_transfer import WeightTransferConfig
@@ -148,7 +177,11 @@ class VllmEngine:
                 use_tqdm_on_load=False,
                 max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
                 logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
-                weight_transfer_config=WeightTransferConfig(backend=vllm_weight_transfer.register()),
+                weight_transfer_config=WeightTransferConfig(
+                    backend=vllm_weight_transfer.register()
+                    if config.weight_transfer == "object_store"
+                    else config.weight_transfer
+                ),
                 # With two steps at once, weights could change between computing a token and booking its version.
                 async_scheduling=False,
                 disable_log_stats=True,
@@ -261,7 +294,7 @@ class VllmEngine:
         for name in names:
             del self._running[name]
 
-    def load(self, weights: Weights, *, prefix: str = "policy.model.") -> None:
+    def load(self, weights: Weights, *, prefix: str = MODEL_PREFIX) -> None:
         """New weights for every token from the next step on. Running requests go on with the keys and values they
         have; no later request reuses those, because the prefix cache is salted with the version.
 
@@ -272,9 +305,22 @@ class VllmEngine:
             self._core,
             {name.removeprefix(prefix): array for name, array in weights.tensors() if name.startswith(prefix)},
         )
+        self._loaded(weights.epoch, weights.version)
+
+    def receive(self, offer: WeightsOffer) -> int:
+        """As `load`, with weights that are sent to vLLM's own transfer engine. Returns their epoch.
+
+        Raises:
+          Exception: from vLLM or the sender; the model may be half loaded then, as after `load`.
+        """
+        epoch, version = offer.accept(lambda method, arguments: self._core.collective_rpc(method, kwargs=arguments))
+        self._loaded(epoch, version)
+        return epoch
+
+    def _loaded(self, epoch: int, version: int) -> None:
         # Numbers come again after a restore, for other weights: a version is only known with its epoch.
-        self._label = f"{weights.epoch}.{weights.version}"
-        self.version = weights.version
+        self._label = f"{epoch}.{version}"
+        self.version = version
 
     def close(self) -> None:
         self._core.shutdown()

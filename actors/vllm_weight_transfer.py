@@ -29,6 +29,13 @@ def load(core: Any, tensors: Mapping[str, Array]) -> None:
         _incoming = {}
 
 
+def has_gpu() -> bool:
+    """Whether vLLM's own transfer engines can work in this process."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def register() -> str:
     """Makes our engine known to vLLM, once per process and before its first model. Returns its name."""
     from vllm.distributed.weight_transfer.base import (

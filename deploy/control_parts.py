@@ -47,6 +47,7 @@ class ControlParts:
 
     kind: ClassVar[Literal["control", "language"]] = "control"
     actor_prefix: ClassVar[str] = "gym"
+    weight_transfer: ClassVar[Literal["object_store"]] = "object_store"
 
     @cached_property
     def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:

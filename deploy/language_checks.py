@@ -27,7 +27,7 @@ def check_language(config: LanguageConfig) -> list[Problem]:
         return [Problem(("algorithm", "name"), f"learns control, not language: use one of {able}")]
     check_installed()
     problems = [*_length(config), *check_lag(config), *_context(config), *_algorithm(config), *_learner(config)]
-    return problems or check_device(config)
+    return [*problems, *_weight_transfer(config)] or check_device(config)
 
 
 def _length(config: LanguageConfig) -> list[Problem]:
@@ -59,6 +59,21 @@ def _algorithm(config: LanguageConfig) -> list[Problem]:
         text = f"more learner processes than the {share} samples of a minibatch to share: {share} at the most"
         problems.append(Problem(("learner", "num_processes"), text))
     return problems
+
+
+def _weight_transfer(config: LanguageConfig) -> list[Problem]:
+    """What the ways from GPU to GPU need. Whether there are GPUs, the processes themselves find out, on their nodes."""
+    transfer = config.actors.engine.weight_transfer
+    if transfer == "object_store":
+        return []
+    path = ("actors", "engine", "weight_transfer")
+    if config.runtime == "serial":
+        return [Problem(path, "runtime=serial has one process, in which learner and engine are: use object_store")]
+    if config.learner.device == "cpu":
+        return [Problem(path, "sends from GPU to GPU, and learner.device=cpu: use object_store, or a GPU")]
+    if transfer == "ipc" and config.learner.num_processes > 1:
+        return [Problem(path, "is between two processes on one GPU: use nccl with several learner.num_processes")]
+    return []
 
 
 def _learner(config: LanguageConfig) -> list[Problem]:

@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from rollcall.actors.conversations import Conversations, opening
-from rollcall.actors.lm_actor import LMActor
+from rollcall.actors.lm_actor import LMActor, WeightsSource
 from rollcall.actors.lm_evaluation import LMEvaluator
-from rollcall.actors.policy import WeightsSource
 from rollcall.actors.scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Task
-from rollcall.actors.vllm_engine import VllmEngine
+from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
@@ -66,6 +65,10 @@ class LanguageParts:
     @property
     def label(self) -> str:
         return self.config.task_name
+
+    @property
+    def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:
+        return self.config.actors.engine.weight_transfer
 
     @property
     def model_directory(self) -> Path:
@@ -188,7 +191,7 @@ class LanguageParts:
         return scorer_of(self.reward, TextScoring(self.task, self.codec, self.task.rows("train")))
 
     def actor(self, actor_id: str, source: WeightsSource) -> LMActor:
-        engine = self._engine()
+        engine = self._engine(self.config.actors.engine)
         return LMActor(
             actor_id=actor_id,
             policy_id=POLICY_ID,
@@ -199,7 +202,8 @@ class LanguageParts:
         )
 
     def evaluator(self) -> LMEvaluator:
-        engine = self._engine()
+        # It is handed the weights of the version that it is to judge, which the learner may no longer have.
+        engine = self._engine(self.config.actors.engine.model_copy(update={"weight_transfer": "object_store"}))
         conversations = self._conversations(engine, greedy=self.config.eval.greedy)
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 
@@ -241,14 +245,15 @@ class LanguageParts:
             collective=collective,
             units=decoder_layers,
             read_out=None if config.policy.lora is None else merged_parameters,
+            keep_on_device=self.weight_transfer != "object_store",
         )
 
-    def _engine(self) -> VllmEngine:
+    def _engine(self, config: EngineConfig) -> VllmEngine:
         actors = self.config.actors
         torch.set_num_threads(actors.threads)
         return VllmEngine(
             self.model_directory,
-            actors.engine,
+            config,
             sampling=actors.sampling,
             stop_token_ids=[self.codec.eos_token_id],
             threads=actors.threads,

@@ -44,6 +44,10 @@ class Parts(Protocol):
         """The env or task, for metrics."""
 
     @property
+    def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:
+        """How actors get new weights."""
+
+    @property
     def can_be_exact(self) -> bool:
         """Whether a run at rest can be continued bit for bit from its checkpoint."""
 

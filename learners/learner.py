@@ -95,6 +95,15 @@ class StepOrder:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceCopy:
+    """The published models' parameters as they were handed out last, on the learner's device. Never written to."""
+
+    epoch: int
+    version: int
+    tensors: Mapping[str, Tensor]  # "<model>.<its name in the model>" -> of the model's shape
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What a learner step reports beside the weights."""
 
@@ -127,9 +136,11 @@ class Learner:
         collective: Collective | None = None,
         units: Units | None = None,
         read_out: ReadOut | None = None,
+        keep_on_device: bool = False,
     ) -> None:
         """`units`: the parts of a model that are sharded one by one; none: these models are not sharded. `read_out`:
-        what is published of a model in place of its own parameters."""
+        what is published of a model in place of its own parameters. `keep_on_device`: process 0 has in `device_copy`
+        what it handed out last, for those who fetch it from there: as much memory again as the parameters take."""
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
         self._models = dict(models)
@@ -143,6 +154,8 @@ class Learner:
             ConsumptionLog(consumption_log) if consumption_log is not None and self._collective.rank == 0 else None
         )
         self._read_out = read_out
+        self._keep_on_device = keep_on_device
+        self.device_copy: DeviceCopy | None = None
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
         self._trained = self._take_over(units)
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
@@ -153,9 +166,11 @@ class Learner:
     def weights(self, *, epoch: int, version: int) -> Weights:
         """The published models (by default all), parameters and normaliser statistics, as they are now. Where there
         are several processes, as `hand_out`."""
-        read_out = self._reader()
+        names, read_out = self._published_names(), self._reader()
+        if self._keep_on_device:
+            read_out = self._copy_on_device(read_out or own_parameters, epoch, version)
         return module_weights(
-            self._models, self._policy_id, epoch=epoch, version=version, names=self._published, read_out=read_out
+            self._models, self._policy_id, epoch=epoch, version=version, names=names, read_out=read_out
         )
 
     def hand_out(self, *, epoch: int, version: int, checkpoint: Path | None = None) -> Weights | None:
@@ -169,7 +184,7 @@ class Learner:
         if self._trained.whole() is not None:
             read_out = self._reader()
             assert read_out is not None
-            for name in self._models if self._published is None else self._published:
+            for name in self._published_names():
                 for parameter in read_out(self._models[name]):
                     parameter.value()
             if checkpoint is not None:
@@ -343,6 +358,25 @@ class Learner:
             collective=self._collective,
             build_optimizer=build_optimizer,
         )
+
+    def _published_names(self) -> Sequence[str]:
+        return list(self._models) if self._published is None else self._published
+
+    def _copy_on_device(
+        self, read_out: Callable[[nn.Module], Iterable[Readable]], epoch: int, version: int
+    ) -> Callable[[nn.Module], Iterable[Readable]]:
+        """Makes `device_copy`. Returns a reader of it: what lies in pieces is put together once."""
+        copies: dict[nn.Module, list[Readable]] = {}
+        tensors: dict[str, Tensor] = {}
+        for name in self._published_names():
+            module = self._models[name]
+            copies[module] = []
+            for parameter in read_out(module):
+                copy = parameter.value().detach().clone()
+                tensors[f"{name}.{parameter.name}"] = copy
+                copies[module].append(Readable(parameter.name, copy, copy.detach))
+        self.device_copy = DeviceCopy(epoch, version, tensors)
+        return copies.__getitem__
 
     def _reader(self) -> Callable[[nn.Module], Iterable[Readable]] | None:
         """How the parameters of a model are read for others."""

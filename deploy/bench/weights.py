@@ -109,6 +109,7 @@ class Receiver:
         while time.monotonic() < deadline:
             weights = self._source.latest(epoch=EPOCH, newer_than=version - 1, timeout_s=0.0)
             if weights is not None:
+                assert isinstance(weights, Weights)
                 return weights
             time.sleep(POLL_S)
         raise TimeoutError(f"version {version} did not come within {WAIT_TIMEOUT_S:.0f} s")

@@ -278,7 +278,7 @@ class RayActors:
         except RayTaskError as error:
             cause = cause_of(error)
             if isinstance(cause, RayActorError):
-                detail = f"{actor.actor_id} lost the parameter server"
+                detail = f"{actor.actor_id} lost whoever gave it weights"
                 return self._lose(actor, "actor_died", detail, blameless=True)
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
             return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {cause!r}")

@@ -13,6 +13,7 @@ from rollcall.deploy.on_ray.nodes import Needs
 from rollcall.deploy.on_ray.placement import Placement
 from rollcall.deploy.on_ray.processes import (
     ASIDE,
+    TRANSFER,
     EvalProcess,
     GymActorProcess,
     LearnerProcess,
@@ -66,7 +67,7 @@ class Members:
     def learners(self) -> list[Any]:
         count = self._plan.num_learner_processes
         untyped: Any = ray.remote
-        remote = untyped(concurrency_groups={ASIDE: 1})(LearnerProcess)
+        remote = untyped(concurrency_groups={ASIDE: 1, TRANSFER: 1})(LearnerProcess)
         return [
             remote.options(**self._placement.learner(rank), max_restarts=0).remote(
                 self._plan.parts, rank, count, self._cwd

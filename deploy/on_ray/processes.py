@@ -12,26 +12,31 @@ import queue
 import socket
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
 from rollcall.actors.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.lm_evaluation import LMEvaluator
+from rollcall.actors.vllm_engine import MODEL_PREFIX
+from rollcall.actors.vllm_weight_sender import Transport, WeightSender
 from rollcall.cluster.messages import Array, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
 from rollcall.cluster.workers import TicketFailed
 from rollcall.deploy.failures import CONTAINED, given_up, ticket_failure
-from rollcall.deploy.on_ray.weights import PrefetchedWeights, RayWeightsSource
+from rollcall.deploy.on_ray.faults import START_TIMEOUT_S
+from rollcall.deploy.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.deploy.parts import Parts
 from rollcall.learners.collective import Collective
 from rollcall.learners.learner import Learner, StepOrder, StepResult, resolve_device
 
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
 ASIDE = "aside"  # the thread of the learner's process that hears while the other works
+TRANSFER = "transfer"  # and the one that sends weights to engines
 
 
 class GymActorProcess:
@@ -72,7 +77,13 @@ class LMActorProcess:
 
     def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
         _use_working_directory(working_directory)
-        self._source = PrefetchedWeights(RayWeightsSource(server), actor_id)
+        self._control = ControlCalls(_leave)
+        source = (
+            RayWeightsSource(server)
+            if parts.weight_transfer == "object_store"
+            else RayOffersSource(server, self._control, parts.weight_transfer, actor_id)
+        )
+        self._source = PrefetchedWeights(source, actor_id)
         self._actor: LMActor = parts.actor(actor_id, self._source)
         self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
         self._inbox: queue.SimpleQueue[list[Ticket]] = queue.SimpleQueue()
@@ -101,6 +112,10 @@ class LMActorProcess:
 
     def _future(self, ticket: Ticket) -> concurrent.futures.Future[Any]:
         return self._answers.setdefault((ticket.epoch, *ticket.key), concurrent.futures.Future())
+
+    async def control(self, method: str, arguments: dict[str, Any]) -> None:
+        """One of vLLM's control calls, from the learner that sends us weights."""
+        await asyncio.wrap_future(self._control.put(method, arguments))
 
     async def shard_states(self, undone: Collection[int]) -> tuple[dict[str, Array], dict[str, Any]] | None:
         return {}, {}
@@ -161,17 +176,36 @@ class LearnerProcess:
         self._num_processes = num_processes
         self._learner: Learner | None = None
         self._interrupted = threading.Event()
+        self._senders: dict[str, tuple[Any, WeightSender]] = {}  # actor -> its handle, and what sends to its engine
 
     @ray.method(concurrency_group=ASIDE)
     def interrupt(self) -> None:
         """The step under way is taken back, and no other begins."""
         self._interrupted.set()
 
+    @ray.method(concurrency_group=TRANSFER)
+    def send_weights(self, actor_id: str, actor: Any, transport: Transport) -> tuple[int, int]:
+        """Sends what was handed out last to the engine of a language actor, beside a step that may be under way.
+        Returns its epoch and version. Asked of process 0.
+
+        Raises:
+          Exception: from vLLM, NCCL or the actor; the actor's model may be half loaded then.
+        """
+        assert self._learner is not None
+        copy = self._learner.device_copy
+        assert copy is not None, "an actor asks for weights that were handed out"
+        device = next(iter(copy.tensors.values())).device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            known, sender = self._senders.get(actor_id, (None, None))
+            if sender is None or known != actor:  # or it was started anew, and has met nobody yet
+                sender = WeightSender(transport, RayEngineControl(actor), address=_free_address())
+                self._senders[actor_id] = actor, sender
+            sender.send({name.removeprefix(MODEL_PREFIX): tensor for name, tensor in copy.tensors.items()})
+        return copy.epoch, copy.version
+
     def address(self) -> str:
         """host:port at which the processes of this learner meet; asked of process 0."""
-        with socket.socket() as probe:
-            probe.bind((ray.util.get_node_ip_address(), 0))
-            host, port = probe.getsockname()
+        host, port = _free_address()
         return f"{host}:{port}"
 
     def start(self, address: str, device: str, checkpoint: Path | None) -> str:
@@ -213,6 +247,29 @@ class EvalProcess:
 
     def evaluate(self, weights: Weights, episodes: int) -> Any:
         return self._evaluator.evaluate(weights, episodes)
+
+
+class RayEngineControl:
+    """A vllm_weight_sender.EngineControl of a language actor's process."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def call(self, method: str, arguments: Mapping[str, Any]) -> None:
+        ray.get(self._actor.control.remote(method, dict(arguments)), timeout=START_TIMEOUT_S)
+
+
+def _leave() -> None:
+    """Ends this process at once: a thread of it waits for what nobody will send."""
+    print("the learner is gone that was sending weights to this engine", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _free_address() -> tuple[str, int]:
+    with socket.socket() as probe:
+        probe.bind((ray.util.get_node_ip_address(), 0))
+        host, port = probe.getsockname()
+    return host, port
 
 
 def node_id() -> str:

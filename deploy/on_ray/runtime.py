@@ -185,7 +185,8 @@ class RayWorkers:
     def _offer_weights(self) -> RayActorError | None:
         """To the parameter server; why it has died, where it has."""
         try:
-            ray.get(self._server.publish.remote([self._weights]), timeout=START_TIMEOUT_S)
+            sender = None if self._plan.parts.weight_transfer == "object_store" else self._learners[0]
+            ray.get(self._server.publish.remote([self._weights], sender), timeout=START_TIMEOUT_S)
         except RayTaskError as error:
             if not isinstance(cause_of(error), ObjectLostError | RayActorError):
                 raise

@@ -3,8 +3,12 @@ long before the others are."""
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -26,15 +30,18 @@ class ParameterServerProcess:
     def __init__(self, keep: int) -> None:
         self._server = ParameterServer(keep=keep)
         self._keep = keep
+        self._sender: Any = None
         self._objects: dict[tuple[int, int], Any] = {}
 
-    def publish(self, references: list[Any]) -> int:
-        """`references`: one reference, in a list so that Ray hands it over instead of its value."""
+    def publish(self, references: list[Any], sender: Any = None) -> int:
+        """`references`: one reference, in a list so that Ray hands it over instead of its value. `sender`: the learner
+        process that these weights can also be fetched from."""
         weights: Weights = ray.get(references[0], timeout=CONTROL_TIMEOUT_S)
         if weights.size_bytes > INLINE_BYTES:  # known before anybody who waits for this version wakes up
             while len(self._objects) >= self._keep:
                 del self._objects[next(iter(self._objects))]
             self._objects[weights.epoch, weights.version] = references[0]
+        self._sender = sender
         return self._server.publish(weights)
 
     def latest(self, epoch: int, newer_than: int, timeout_s: float, reader: str) -> Any:
@@ -44,6 +51,11 @@ class ParameterServerProcess:
             return None
         reference = self._objects.get((weights.epoch, weights.version))
         return weights if reference is None else [reference]
+
+    def announced(self, epoch: int, newer_than: int, timeout_s: float, reader: str) -> tuple[int, int, Any] | None:
+        """As `latest`: (epoch, version, whoever sends these weights)."""
+        weights = self._server.latest(epoch=epoch, newer_than=newer_than, timeout_s=timeout_s, reader=reader)
+        return None if weights is None else (weights.epoch, weights.version, self._sender)
 
     def running(self) -> dict[str, tuple[int, int]]:
         return self._server.running()
@@ -63,15 +75,86 @@ class RayWeightsSource:
         return found  # type: ignore[no-any-return]
 
 
+class RayOffersSource:
+    """As RayWeightsSource, of weights that stay with the learner until they are sent to an engine's GPU."""
+
+    def __init__(self, server: Any, engine: ControlCalls, transport: str, actor_id: str) -> None:
+        self._server = server
+        self._engine = engine
+        self._own = (actor_id, ray.get_runtime_context().current_actor, transport)
+
+    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> RayOffer | None:
+        reply = self._server.announced.remote(epoch, newer_than, timeout_s, reader)
+        found = ray.get(reply, timeout=timeout_s + CONTROL_TIMEOUT_S)
+        if found is None:
+            return None
+        epoch, version, sender = found
+        return RayOffer(epoch, version, sender, self._engine, self._own)
+
+
+@dataclass(frozen=True, slots=True)
+class RayOffer:
+    """An actors.vllm_engine.WeightsOffer of a learner process."""
+
+    epoch: int
+    version: int
+    sender: Any
+    engine: ControlCalls
+    receiver: tuple[str, Any, str]  # actor, its handle, transport: who asks for what
+
+    def accept(self, control: Callable[[str, Mapping[str, Any]], None]) -> tuple[int, int]:
+        epoch, version = self.engine.serve(self.sender.send_weights.remote(*self.receiver), control)
+        return epoch, version
+
+
+class ControlCalls:
+    """vLLM's control calls on their way from the learner's process to the thread that owns the engine. That thread
+    serves them while it takes weights, and at no other time."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        """`leave`: ends this process. A call that receives from a learner that has died may never return."""
+        self._calls: queue.SimpleQueue[tuple[str, Mapping[str, Any], Future[None]] | None] = queue.SimpleQueue()
+        self._under_way = False
+        self._leave = leave
+
+    def put(self, method: str, arguments: Mapping[str, Any]) -> Future[None]:
+        """Set when the call is done."""
+        answer: Future[None] = Future()
+        self._calls.put((method, arguments, answer))
+        return answer
+
+    def serve(self, sending: Any, control: Callable[[str, Mapping[str, Any]], None]) -> Any:
+        """Carries out the calls that come until `sending`, a Ray reference, is there; returns its value or raises."""
+        done = sending.future()
+        done.add_done_callback(self._sent)
+        while (call := self._calls.get()) is not None:
+            method, arguments, answer = call
+            self._under_way = True
+            try:
+                control(method, arguments)
+            except Exception as error:
+                self._under_way = False
+                answer.set_exception(error)
+            else:
+                self._under_way = False
+                answer.set_result(None)
+        return done.result()
+
+    def _sent(self, done: Future[Any]) -> None:
+        self._calls.put(None)
+        if self._under_way and done.exception() is not None:
+            self._leave()
+
+
 class PrefetchedWeights:
     """A WeightsSource that never waits: a thread fetches each version as it is published, and the newest is at hand.
     Where the server has died, whoever asks is told so."""
 
-    def __init__(self, source: RayWeightsSource, reader: str) -> None:
+    def __init__(self, source: RayWeightsSource | RayOffersSource, reader: str) -> None:
         self._source = source
         self._reader = reader
         self._epoch = -1
-        self._newest: Weights | None = None
+        self._newest: Weights | RayOffer | None = None
         self._server_died: RayActorError | None = None
         self._wanted = threading.Event()
         threading.Thread(target=self._run, name="weights", daemon=True).start()
@@ -80,7 +163,7 @@ class PrefetchedWeights:
         self._epoch = max(self._epoch, epoch)
         self._wanted.set()
 
-    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | None:
+    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | RayOffer | None:
         if self._server_died is not None:
             raise self._server_died
         newest = self._newest

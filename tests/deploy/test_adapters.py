@@ -106,6 +106,21 @@ def test_a_target_that_the_model_does_not_have_is_refused_before_the_warm_start(
             ["learner.sharding=fsdp", "learner.num_processes=2"],
             "learner.sharding = 'fsdp' (command line): a control network is small: cutting it gains nothing; use auto",
         ),
+        (
+            "sums.yaml",
+            ["actors.engine.weight_transfer=nccl", "runtime=serial"],
+            "actors.engine.weight_transfer = 'nccl' (command line): runtime=serial has one process",
+        ),
+        (
+            "sums.yaml",
+            ["actors.engine.weight_transfer=nccl", "learner.device=cpu"],
+            "actors.engine.weight_transfer = 'nccl' (command line): sends from GPU to GPU, and learner.device=cpu",
+        ),
+        (
+            "sums.yaml",
+            ["actors.engine.weight_transfer=ipc", "learner.num_processes=2"],
+            "actors.engine.weight_transfer = 'ipc' (command line): is between two processes on one GPU: use nccl",
+        ),
         ("cartpole-ppo", ["learner.sharding=ddp"], "learner.sharding = 'ddp' (command line): must be 'auto', 'none'"),
     ],
 )

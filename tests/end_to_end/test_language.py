@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ TINY = (
     "actors.samples_per_prompt=2",
     "actors.sampling.max_tokens=6",
     "actors.engine.enforce_eager=true",
+    "task.name=own_task:LongAnswers",
     "task.num_train_rows=20",
     "eval.episodes=0",
     "metrics.enabled=false",
@@ -25,6 +28,8 @@ TINY = (
 
 
 def train(bench: Any, *overrides: str, name: str = "run") -> Any:
+    for module in ("own_task.py", "gpu_stand_in.py"):
+        shutil.copy(Path(__file__).parent / module, bench.folder)
     return bench.start("train", "arithmetic-grpo", *TINY, *overrides, f"name={name}", name=name)
 
 
@@ -50,9 +55,29 @@ def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: 
     settings = ("max_policy_lag=0", "total_learner_steps=4")
     serial = train(bench, *settings, "runtime=serial", name="serial")
     reference = finished(serial)["weights_hash"]
+    assert all(record["grad_norm"] > 0 for record in serial.steps())
     assert finished(train(bench, *settings, name="ray"))["weights_hash"] == reference
     audited(bench, "serial")
     audited(bench, "ray")
+
+
+@pytest.mark.prove
+@pytest.mark.timeout(600)
+def test_weights_sent_to_vllms_own_engine_for_ipc_lead_where_the_object_stores_do(bench: Any) -> None:
+    """Without a GPU: see gpu_stand_in.py for what stands in."""
+    settings = ("max_policy_lag=0", "total_learner_steps=4")
+    reference = finished(train(bench, *settings, name="stored"))["weights_hash"]
+    ipc = ("task.name=gpu_stand_in:OnStandIns", "actors.engine.weight_transfer=ipc")
+    assert finished(train(bench, *settings, *ipc, name="sent"))["weights_hash"] == reference
+    audited(bench, "sent")
+
+    killed = train(bench, "total_learner_steps=40", "checkpoint.every_steps=5", *ipc, name="killed")
+    killed.wait_for_step(6, timeout_s=200)
+    killed.kill("LMActorProcess")
+    killed.wait_for_step(12, timeout_s=200)
+    killed.kill("LearnerProcess")
+    assert finished(killed)["ledger"]["committed"] == 40 * 4
+    audited(bench, "killed")
 
 
 @pytest.mark.prove

@@ -35,6 +35,7 @@ SCENARIOS: dict[str, tuple[Any, LMPolicyConfig, Any, float]] = {
     "one-by-one": (GRPO(GRPOConfig(**ONE_BY_ONE)), LMPolicyConfig(gradient_checkpointing=True), "adam", 1e-3),
 }
 RESUMED = ("grpo", "critic", "adapters")
+KEPT_ON_DEVICE = ("grpo", "adapters")  # what several processes hand out; the one process they are held against: nothing
 BROKEN = 7  # the step whose rewards are not numbers
 
 
@@ -50,7 +51,12 @@ class Case:
 
     def learner(self, checkpoint: Path | None = None) -> Any:
         learner = make_learner(
-            self.model, self.algorithm, policy=self.policy, config=self.config, collective=self.collective
+            self.model,
+            self.algorithm,
+            policy=self.policy,
+            config=self.config,
+            collective=self.collective,
+            keep_on_device=self.name in KEPT_ON_DEVICE and self.collective.num_processes > 1,
         )
         if checkpoint is not None:
             learner.restore(checkpoint)
@@ -66,6 +72,10 @@ class Case:
         arrays = published(learner)
         if self.collective.rank == 0:
             np.savez(f"{self.label}.{when}.npz", **arrays)
+        if learner.device_copy is not None:
+            assert learner.device_copy.tensors.keys() == arrays.keys()
+            for name, tensor in learner.device_copy.tensors.items():
+                np.testing.assert_array_equal(tensor.numpy(), arrays[name])
 
     def run(self) -> None:
         """Two updates and a checkpoint, a broken batch, a third update; and the same again from checkpoints."""

@@ -75,6 +75,7 @@ def make_learner(
     policy: LMPolicyConfig | None = None,
     config: LearnerConfig | None = None,
     collective: Collective | None = None,
+    keep_on_device: bool = False,
 ) -> Learner:
     policy = policy or LMPolicyConfig()
     return Learner(
@@ -88,6 +89,7 @@ def make_learner(
         collective=collective,
         units=decoder_layers,
         read_out=None if policy.lora is None else merged_parameters,
+        keep_on_device=keep_on_device,
     )
 
 

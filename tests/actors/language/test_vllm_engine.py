@@ -7,14 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rollcall.actors import vllm_engine
-from rollcall.actors.vllm_engine import Completion, VllmEngine, check_installed
-from rollcall.cluster.errors import BadInput
+from rollcall.actors import vllm_engine, vllm_weight_transfer
+from rollcall.actors.vllm_engine import Completion, EngineConfig, VllmEngine, check_installed
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.sampling import SamplingConfig
 
 TOLERANCE = 1e-4  # of a log-probability in float32
 EDGE = 1e-5  # a nucleus that ends so near to top_p is decided by float arithmetic
@@ -321,3 +323,12 @@ def test_no_vllm_or_an_unknown_one_is_refused_in_one_line(
     with pytest.raises(BadInput, match=message) as caught:
         check_installed()
     assert "\n" not in str(caught.value)
+
+
+def test_weights_from_gpu_to_gpu_are_refused_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_weight_transfer, "has_gpu", lambda: False)
+    config = EngineConfig(weight_transfer="nccl")
+    with pytest.raises(RollcallError, match=r"weight_transfer=nccl sends weights from GPU to GPU.*use object_store"):
+        VllmEngine(tmp_path, config, sampling=SamplingConfig(), stop_token_ids=[], threads=1)
