@@ -196,10 +196,12 @@ class RewardClient:
         """Tries until there is an answer or the deadline is over. The same request may be scored twice: it is the same
         work with the same result."""
         pause_s = _FIRST_PAUSE_S
+        error: RewardError | None = RewardTimeout(f"{self.url}{path}: no time was left")
         while True:
             rest_s = deadline - time.monotonic()
             if rest_s <= 0:
-                raise RewardTimeout(f"{self.url}{path}: no time was left")
+                assert error is not None
+                raise error
             again_s = 0.0
             try:
                 response = self._try(method, path, body(rest_s), rest_s)

@@ -1,4 +1,5 @@
-"""Whole runs through the command line, as a user starts them: a process of its own in a directory of its own."""
+"""Whole runs through the command line, as a user starts them: a process of its own in a directory of its own. And which
+tests share a process of the suite."""
 
 from __future__ import annotations
 
@@ -28,9 +29,23 @@ SMALL = (
     "metrics.enabled=false",
 )
 
+ENGINE_TESTS = "tests/actors/language/"
+
 # A shell starts what it puts in the background with SIGINT ignored, and children inherit that: the runs that tests
 # interrupt would never hear of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each process takes whole files, as with `--dist loadfile`; those that share vLLM engines are one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            scope: str = super()._split_scope(nodeid)
+            return ENGINE_TESTS if scope.startswith(ENGINE_TESTS) else scope
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @dataclass
