@@ -28,6 +28,7 @@ _HAPPENED = {
     TRAINING: 'rollcall_run_state{outcome=~"training|evaluating"} == 1',
 }
 _NO_SERVICE = "no reward service is scraped"
+_NOBODY = "neither a run nor a reward service is scraped"
 _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 _COMPARES = re.compile(r"[<>]|[=!]=")  # outside of label matchers: then no answer may mean that it is not so
 _OF_DRIVERS = frozenset(name for metric in DRIVER for name in metric.samples)
@@ -92,6 +93,7 @@ class Check:
         self._kinds = {series["metric"].get("kind") for series in prometheus.query("rollcall_run_info")}
         self._services = bool(prometheus.query('up{role="reward_service"} == 1'))
         self._ray = bool(prometheus.query('up{job="ray"} == 1'))
+        self._anybody = bool(self._kinds) or self._services
         self._present: dict[str, bool] = {}
 
     def findings(self) -> list[Finding]:
@@ -116,6 +118,8 @@ class Check:
             return Finding(question, "empty", "silent: its condition holds nowhere")
         if _COMPARES.search(re.sub(r'\{[^{}]*\}|"[^"]*"', "", question.expression)):
             return Finding(question, "empty", "its condition holds nowhere now")
+        if not self._anybody:
+            return Finding(question, "empty", _NOBODY)
         return Finding(question, "fails", f"its metrics are there, but it has no answer: {question.expression}")
 
     def _has(self, name: str) -> bool:
@@ -132,6 +136,8 @@ class Check:
         if isinstance(known, External):
             if known.server == "Ray" and not self._ray:
                 return "no Ray cluster with metrics is joined"
+            if not self._anybody:
+                return _NOBODY
             return f"{name} comes with {known.when}" if known.when else None
         if not isinstance(known, Metric):
             return None

@@ -110,6 +110,8 @@ def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
     process, url = start(runs, "--port", "0")
     server = psutil.Process(json.loads((runs / ".monitor" / "monitor.json").read_text())["pid"])
     try:
+        assert cli.main(["monitor", str(runs), "--check", "--wait", "0"]) == 0
+        assert "Targets: neither a run nor a reward service is scraped" in capsys.readouterr().out
         with ExitStack() as stack:
             stack.enter_context(driver(runs, "odd", CONTROL, whole=False))
             eventually(lambda: len(asked(url, 'up{run="odd"} == 1')) == 1, 15)
