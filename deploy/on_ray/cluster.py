@@ -232,6 +232,7 @@ def _start(num_cpus: float) -> Cluster:
         import ray
 
         ray.init(
+            address="local",  # or it would join whatever `ray start` left a note of on this machine, alive or not
             num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1),
             include_dashboard=False,
             log_to_driver=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,17 @@ def final(run: Any) -> str:
     return str(summary["weights_hash"])
 
 
+@pytest.fixture
+def another_cluster_was_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `ray start` leaves on a machine, for whoever comes next."""
+    with tempfile.TemporaryDirectory(prefix="rc") as folder:  # sockets have short names
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
+
+
+@pytest.mark.usefixtures("another_cluster_was_here")
 @pytest.mark.parametrize("counts", [(2,), pytest.param((1, 4), marks=pytest.mark.prove)])
 def test_serial_and_ray_end_with_the_same_weights_whatever_the_number_of_actors(
     bench: Any, counts: tuple[int, ...]
