@@ -21,6 +21,7 @@ from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S
 
 INLINE_BYTES = 100_000  # Ray sends smaller values within the reply; larger ones are put into shared memory once
 POLL_TIMEOUT_S = 10.0  # of one long poll for newer weights
+SEND_TIMEOUT_S = 300.0  # without a call of the learner's, while an engine takes weights: others may be served before
 
 
 class ParameterServerProcess:
@@ -124,10 +125,14 @@ class ControlCalls:
         return answer
 
     def serve(self, sending: Any, control: Callable[[str, Mapping[str, Any]], None]) -> Any:
-        """Carries out the calls that come until `sending`, a Ray reference, is there; returns its value or raises."""
+        """Carries out the calls that come until `sending`, a Ray reference, is there; returns its value or raises.
+
+        Raises:
+          RollcallError: when no call came for too long.
+        """
         done = sending.future()
         done.add_done_callback(self._sent)
-        while (call := self._calls.get()) is not None:
+        while (call := self._next()) is not None:
             method, arguments, answer = call
             self._under_way = True
             try:
@@ -139,6 +144,12 @@ class ControlCalls:
                 self._under_way = False
                 answer.set_result(None)
         return done.result()
+
+    def _next(self) -> tuple[str, Mapping[str, Any], Future[None]] | None:
+        try:
+            return self._calls.get(timeout=SEND_TIMEOUT_S)
+        except queue.Empty:
+            raise RollcallError(f"the learner has sent nothing of its weights for {SEND_TIMEOUT_S:.0f} s") from None
 
     def _sent(self, done: Future[Any]) -> None:
         self._calls.put(None)

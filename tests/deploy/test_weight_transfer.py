@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from rollcall.actors.vllm_weight_sender import Transport, WeightSender
+from rollcall.cluster.errors import RollcallError
+from rollcall.deploy.on_ray import weights
 from rollcall.deploy.on_ray.weights import ControlCalls
 
 pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
@@ -190,6 +192,13 @@ def test_a_process_leaves_when_the_learner_dies_that_it_receives_from() -> None:
     learner.set_exception(RuntimeError("the learner died"))
     assert left.wait(WAIT_S)
     thread.join(WAIT_S)
+
+
+def test_a_learner_that_sends_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "SEND_TIMEOUT_S", 0.1)
+    silent: Future[Any] = Future()
+    with pytest.raises(RollcallError, match="has sent nothing of its weights for 0 s"):
+        ControlCalls(never).serve(SimpleNamespace(future=lambda: silent), lambda method, arguments: None)
 
 
 def test_between_two_calls_the_learners_death_is_an_error_like_any_other() -> None:
