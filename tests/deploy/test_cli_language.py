@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from rollcall.cluster.checkpoint import latest_checkpoint, load_weights
 from rollcall.deploy import cli, runs
 from rollcall.deploy.config import load_config
 from rollcall.deploy.parts import parts_of
@@ -176,18 +174,6 @@ def trained(work: Path) -> None:
     )
     assert code == 0, errors
     assert "policy: runs/sums/policy\n" in output
-
-
-def test_a_trained_policy_is_exported(work: Path) -> None:
-    trained(work)
-    run = work / "runs" / "sums"
-    assert read(run / "summary.json")["policy"] == "runs/sums/policy"
-    weights = load_weights(latest_checkpoint(run)[0])
-    assert weights.version == 2
-    exported = load_file(run / "policy" / WEIGHTS)
-    published = {name.removeprefix("policy.model."): array for name, array in weights.tensors()}
-    assert exported.keys() == published.keys()
-    assert all(np.array_equal(exported[name], array) for name, array in published.items())
 
 
 @pytest.mark.prove

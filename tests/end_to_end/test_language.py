@@ -8,7 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
+
+from rollcall.cluster.checkpoint import latest_checkpoint, load_weights
 
 pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
 
@@ -46,6 +50,16 @@ def consumed(run: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def assert_exported(run: Any, *, version: int) -> None:
+    assert run.summary["policy"] == f"runs/{run.directory.name}/policy"
+    weights = load_weights(latest_checkpoint(run.directory)[0])
+    assert weights.version == version
+    exported = load_file(run.directory / "policy" / "model.safetensors")
+    published = {name.removeprefix("policy.model."): array for name, array in weights.tensors()}
+    assert exported.keys() == published.keys()
+    assert all(np.array_equal(exported[name], array) for name, array in published.items())
+
+
 def audited(bench: Any, name: str = "run") -> None:
     code, text = bench.audit(name)
     assert code == 0, text
@@ -56,6 +70,7 @@ def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: 
     serial = train(bench, *settings, "runtime=serial", name="serial")
     reference = finished(serial)["weights_hash"]
     assert all(record["grad_norm"] > 0 for record in serial.steps())
+    assert_exported(serial, version=4)
     assert finished(train(bench, *settings, name="ray"))["weights_hash"] == reference
     audited(bench, "serial")
     audited(bench, "ray")

@@ -41,9 +41,12 @@ def page_of(run: Any) -> str:
     raise AssertionError("the run names no page")
 
 
-def test_labels_of_people_become_rewards_while_the_policy_trains(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
+def test_labels_of_people_become_rewards_while_the_policy_trains(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
     monkeypatch.setenv("ROLLCALL_REWARD_TOKEN", "a token of ours")
-    run = bench.train(*SETTINGS, "preferences.question=Which one is steadier?")
+    run = bench.train(*SETTINGS, "preferences.question=Which one is steadier?", f"runtime={runtime}")
     person = SyntheticRater("person", upright_and_centred, SyntheticRaterConfig())
     with LabelClient(page_of(run), "a token of ours") as queue:
         deadline = time.monotonic() + 200

@@ -21,7 +21,7 @@ def assert_books_balance(bench: Any, run: Any) -> dict[str, Any]:
 def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Any) -> None:
     """One after the other in one run: an actor, the parameter server, Redis, and the learner, which alone takes the run
     back to its newest checkpoint, in a new epoch."""
-    run = bench.train("total_learner_steps=200", "actors.num=2", "checkpoint.every_steps=20", "eval.episodes=2")
+    run = bench.train("total_learner_steps=200", "actors.num=2", "checkpoint.every_steps=20")
     for step, title in ((10, "GymActorProcess"), (50, "ParameterServerProcess"), (90, "redis-server")):
         run.wait_for_step(step)
         run.kill(title)
@@ -41,7 +41,7 @@ def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Any)
 def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninterrupted_run(bench: Any) -> None:
     settings = ("total_learner_steps=60", "max_policy_lag=0", "checkpoint.every_steps=20")
     whole = bench.train(*settings, "runtime=serial", name="whole").wait().summary["weights_hash"]
-    run = bench.train(*settings, "actors.num=2")
+    run = bench.train(*settings)
     run.wait_for_step(30)
     children = psutil.Process(run.process.pid).children(recursive=True)
     assert len(children) >= 5
@@ -127,7 +127,7 @@ def test_nan_stops_that_trajectory_and_not_the_run(bench: Any) -> None:
 
 
 def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Any) -> None:
-    run = bench.train(*faulty(bench, "hang"), "actors.ticket_deadline_s=5").wait()
+    run = bench.train(*faulty(bench, "hang"), "actors.ticket_deadline_s=5", "actors.num=1").wait()
     assert run.process.returncode == 0, run.errors
     books = assert_books_balance(bench, run)
     assert books["dropped_by_reason"]["deadline"] == 1
