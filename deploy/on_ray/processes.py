@@ -183,6 +183,10 @@ class LearnerProcess:
         """The step under way is taken back, and no other begins."""
         self._interrupted.set()
 
+    @ray.method(concurrency_group=ASIDE)
+    def is_here(self) -> None:
+        """Answers while it works, too."""
+
     @ray.method(concurrency_group=TRANSFER)
     def send_weights(self, actor_id: str, actor: Any, transport: Transport) -> tuple[int, int]:
         """Sends what was handed out last to the engine of a language actor, beside a step that may be under way.

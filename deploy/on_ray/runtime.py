@@ -106,8 +106,9 @@ class RayWorkers:
         self.publish(replies[0])
 
     def _spawn_actor(self, actor_id: str, index: int) -> Any:
-        """With a parameter server that lives: it may be why the actor is started again."""
+        """With a parameter server and a learner that live: they may be why the actor is started again."""
         if self._weights is not None:
+            self._ask_learner()
             try:
                 ray.get(self._server.running.remote(), timeout=CONTROL_TIMEOUT_S)
             except RayActorError:
@@ -295,6 +296,22 @@ class RayWorkers:
         for learner in self._learners:
             ray.kill(learner)
         return LearnerLost(detail)
+
+    def _ask_learner(self) -> None:
+        """Whether it lives. While it has no step to do nobody else finds out, and actors that fetch their weights from
+        it fail until it is replaced."""
+        learner = self._learners[0]
+        answer = learner.is_here.remote()
+        self._pending[answer] = partial(self._on_learner_answer, learner, answer)
+
+    def _on_learner_answer(self, learner: Any, answer: Any) -> list[Event]:
+        del self._pending[answer]
+        try:
+            ray.get(answer, timeout=CONTROL_TIMEOUT_S)
+        except RayActorError as error:
+            if learner is self._learners[0]:  # and not replaced already
+                return [self._lose_learner(error)]
+        return []
 
     def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
         self._start_learner(checkpoint)
