@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 import time
@@ -343,7 +345,7 @@ def test_the_budget_of_restarts_ends_with_the_envs_own_traceback() -> None:
 
 def test_the_group_adds_little_to_a_native_step() -> None:
     """The bound at 16 envs is 15 us, or half a step of the env's on a slower machine. The least of many short trials
-    is taken: whatever else runs only adds."""
+    is taken, in turn: whatever else runs only adds, so a busy machine gets more of them."""
     config = EnvConfig(id="CartPole-v1")
     raw = gym.make_vec("CartPole-v1", num_envs=16, vectorization_mode="vector_entry_point")
     raw.reset(seed=0)
@@ -351,14 +353,16 @@ def test_the_group_adds_little_to_a_native_step() -> None:
     group.reset()
     actions = np.random.default_rng(0).integers(0, 2, (100, 16))
 
-    def least_us(step: Callable[[Array], Any]) -> float:
-        trials = []
-        for _ in range(30):
-            began = time.perf_counter()
-            for action in actions:
-                step(action)
-            trials.append(time.perf_counter() - began)
-        return min(trials) * 1e6 / len(actions)
+    def trial_us(step: Callable[[Array], Any]) -> float:
+        began = time.perf_counter()
+        for action in actions:
+            step(action)
+        return (time.perf_counter() - began) * 1e6 / len(actions)
 
-    raw_us = least_us(raw.step)
-    assert least_us(group.step) - raw_us < max(15.0, 0.5 * raw_us)
+    raw_us = group_us = math.inf
+    give_up = time.monotonic() + 20
+    for trial in itertools.count(1):
+        raw_us, group_us = min(raw_us, trial_us(raw.step)), min(group_us, trial_us(group.step))
+        if trial >= 30 and (group_us - raw_us < max(15.0, 0.5 * raw_us) or time.monotonic() > give_up):
+            break
+    assert group_us - raw_us < max(15.0, 0.5 * raw_us)
