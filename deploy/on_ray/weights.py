@@ -135,6 +135,9 @@ class ControlCalls:
         while (call := self._next()) is not None:
             method, arguments, answer = call
             self._under_way = True
+            if done.done():  # it failed while this call was on its way, which might wait for it for ever
+                self._under_way = False
+                break
             try:
                 control(method, arguments)
             except Exception as error:

@@ -194,6 +194,17 @@ def test_a_process_leaves_when_the_learner_dies_that_it_receives_from() -> None:
     thread.join(WAIT_S)
 
 
+def test_a_call_of_a_learner_that_is_dead_already_is_not_begun() -> None:
+    calls = ControlCalls(never)
+    dead: Future[Any] = Future()
+    dead.set_exception(RuntimeError("the learner died"))
+    calls.put("update_weights", {})
+    begun: list[str] = []
+    with pytest.raises(RuntimeError, match="the learner died"):
+        calls.serve(SimpleNamespace(future=lambda: dead), lambda method, arguments: begun.append(method))
+    assert begun == []
+
+
 def test_a_learner_that_sends_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "SEND_TIMEOUT_S", 0.1)
     silent: Future[Any] = Future()
