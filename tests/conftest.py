@@ -36,6 +36,7 @@ ENGINE_TESTS = "tests/actors/language/"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(optionalhook=True)  # for pytest -p no:xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Each process takes whole files, as with `--dist loadfile`; those that share vLLM engines are one."""
     from xdist.scheduler import LoadFileScheduling

@@ -198,9 +198,13 @@ def test_an_answer_that_came_too_late_is_said_and_the_next_one_is_shown(
         page.keyboard.press("ArrowLeft")
         page.wait_for_function("() => document.querySelector('#note').textContent.includes('gone to somebody else')")
         assert service.store.books().standing() == []
-        said = {say(page, "ArrowLeft"), say(page, "ArrowLeft")}
-        assert late in said and len(said) == 2
-        standing(service, 2)
+        said = []
+        while len(said) < 2:  # on a slow machine one of these may be too late as well
+            comparison, before = shown(page), len(service.store.books().standing())
+            page.keyboard.press("ArrowLeft")
+            page.wait_for_function("() => pending.length === 0")
+            said += [comparison] * (len(service.store.books().standing()) - before)
+        assert late in said and len(set(said)) == 2
 
 
 def test_the_token_is_asked_for_once_and_a_wrong_one_is_said(service: Service, open_page: OpenPage) -> None:
