@@ -23,6 +23,7 @@ from rollcall.cluster.messages import Array, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.collective import Collective
+from rollcall.learners.device_copy import DeviceCopy
 from rollcall.learners.flat import Readable, ReadOut, module_weights, own_parameters
 from rollcall.learners.interruption import BeforeStep, Interrupted
 from rollcall.learners.parameters import ReplicatedParameters, TrainedParameters, Units
@@ -95,15 +96,6 @@ class StepOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceCopy:
-    """The published models' parameters as they were handed out last, on the learner's device. Never written to."""
-
-    epoch: int
-    version: int
-    tensors: Mapping[str, Tensor]  # "<model>.<its name in the model>" -> of the model's shape
-
-
-@dataclass(frozen=True, slots=True)
 class StepResult:
     """What a learner step reports beside the weights."""
 
@@ -168,7 +160,9 @@ class Learner:
         are several processes, as `hand_out`."""
         names, read_out = self._published_names(), self._reader()
         if self._keep_on_device:
-            read_out = self._copy_on_device(read_out or own_parameters, epoch, version)
+            models = {name: self._models[name] for name in names}
+            self.device_copy = DeviceCopy.of(models, read_out or own_parameters, epoch=epoch, version=version)
+            read_out = self.device_copy.read
         return module_weights(
             self._models, self._policy_id, epoch=epoch, version=version, names=names, read_out=read_out
         )
@@ -361,22 +355,6 @@ class Learner:
 
     def _published_names(self) -> Sequence[str]:
         return list(self._models) if self._published is None else self._published
-
-    def _copy_on_device(
-        self, read_out: Callable[[nn.Module], Iterable[Readable]], epoch: int, version: int
-    ) -> Callable[[nn.Module], Iterable[Readable]]:
-        """Makes `device_copy`. Returns a reader of it: what lies in pieces is put together once."""
-        copies: dict[nn.Module, list[Readable]] = {}
-        tensors: dict[str, Tensor] = {}
-        for name in self._published_names():
-            module = self._models[name]
-            copies[module] = []
-            for parameter in read_out(module):
-                copy = parameter.value().detach().clone()
-                tensors[f"{name}.{parameter.name}"] = copy
-                copies[module].append(Readable(parameter.name, copy, copy.detach))
-        self.device_copy = DeviceCopy(epoch, version, tensors)
-        return copies.__getitem__
 
     def _reader(self) -> Callable[[nn.Module], Iterable[Readable]] | None:
         """How the parameters of a model are read for others."""
