@@ -72,13 +72,13 @@ class IMPALA:
           ValueError: when the policy has no critic.
         """
         network = samples.actor_critic(models)
-        values, next_values = samples.state_values(network, batch, algorithm=self.name)
+        before = samples.assess(network, batch, algorithm=self.name)
         vs, pg_advantages = vtrace(
             behaviour_logprobs=batch.behaviour_logprobs,
-            target_logprobs=samples.batch_logprobs(network, batch),
+            target_logprobs=before.logprobs,
             rewards=batch.rewards,
-            values=values,
-            next_values=next_values,
+            values=before.values,
+            next_values=before.next_values,
             terminated=batch.terminated,
             truncated=batch.truncated,
             mask=batch.mask,

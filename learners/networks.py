@@ -192,25 +192,43 @@ class ActorCritic(nn.Module):
         that of last_observations at the fragment's end. A recurrent state is the one carried after step t. At a step
         with mask False both are finite and mean nothing.
         """
-        num_steps, num_envs = batch.shape
+        _, values, next_values = self._around_steps(batch)
+        return values, next_values
+
+    @torch.no_grad()
+    def assess(self, batch: GymBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(params [T, B, P] for `distribution`, and the two of `bootstrap`): in one pass where they share a torso."""
+        features, values, next_values = self._around_steps(batch)
+        params = self.policy_params(batch.observations) if features is None else self._params(features)
+        return params, values, next_values
+
+    def _around_steps(self, batch: GymBatch) -> tuple[Tensor | None, Tensor, Tensor]:
+        """(features [T, B, F] from which the policy acts, or None where values come from another torso; the two of
+        `bootstrap`)"""
         t, b = batch.final_index.unbind(1)
-        if self.core is None:
-            joined = {
-                name: torch.cat((values.flatten(0, 1), batch.last_observations[name], batch.final_observations[name]))
-                for name, values in batch.observations.items()
-            }
-            all_values = self._require_values(self.state_values(joined))
-            border = (num_steps + 1) * num_envs
-            values = all_values[:border].view(num_steps + 1, num_envs)
-            final_values = all_values[border:]
-        else:
-            values, final_values = self._recurrent_bootstrap(batch)
+        around = self._feedforward_values if self.core is None else self._recurrent_values
+        features, values, final_values = around(batch)
         next_values = values[1:].clone()
         next_values[t, b] = final_values
-        return values[:-1], next_values
+        return features, values[:-1], next_values
 
-    def _recurrent_bootstrap(self, batch: GymBatch) -> tuple[Tensor, Tensor]:
-        """(values [T+1, B] with that of last_observations at the end, values [N] of final_observations)"""
+    def _feedforward_values(self, batch: GymBatch) -> tuple[Tensor | None, Tensor, Tensor]:
+        """(the features of `_around_steps`, values [T+1, B] with that of last_observations at the end, values [N] of
+        final_observations)"""
+        num_steps, num_envs = batch.shape
+        joined = {
+            name: torch.cat((values.flatten(0, 1), batch.last_observations[name], batch.final_observations[name]))
+            for name, values in batch.observations.items()
+        }
+        torso = self.torso if self.value_torso is None else self.value_torso
+        features = torso(self._normalised(joined))
+        values = self._require_values(self._values(features))
+        end, border = num_steps * num_envs, (num_steps + 1) * num_envs
+        shared = features[:end].view(num_steps, num_envs, -1) if self.value_torso is None else None
+        return shared, values[:border].view(num_steps + 1, num_envs), values[border:]
+
+    def _recurrent_values(self, batch: GymBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """As `_feedforward_values`."""
         assert self.core is not None
         joined = {
             name: torch.cat((values, batch.last_observations[name].unsqueeze(0)))
@@ -228,12 +246,12 @@ class ActorCritic(nn.Module):
         )
         values = self._require_values(self._values(outputs))
         if not ends:
-            return values, values.new_zeros(0)
+            return outputs[:-1], values, values.new_zeros(0)
         carried = torch.stack([states[t][:, b] for t, b in ends], dim=1)
         final_features = self.torso(self._normalised(batch.final_observations))
         nowhere = torch.zeros(len(ends), dtype=torch.bool, device=values.device)
         final_outputs, _ = self.core.step(final_features, carried, nowhere)
-        return values, self._require_values(self._values(final_outputs))
+        return outputs[:-1], values, self._require_values(self._values(final_outputs))
 
     def _normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.observation_normaliser is None:

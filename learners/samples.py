@@ -106,11 +106,24 @@ def grid_minibatches(grid: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
         yield StepMinibatch(dict(zip(grid, tensors, strict=True)), num_valid[i], ends_epoch=i == last)
 
 
-def batch_logprobs(actor_critic: ActorCritic, batch: GymBatch) -> Tensor:
-    """[T, B]: log-probabilities of the batch's actions under the present parameters."""
-    logprobs = evaluate(actor_critic, batch_rows(actor_critic, batch)).logprobs
-    num_steps, num_envs = batch.shape
-    return logprobs.transpose(0, 1) if actor_critic.is_recurrent else logprobs.view(num_steps, num_envs)
+class Assessment(NamedTuple):
+    """What the present parameters say about a batch, without gradient. All are [T, B]."""
+
+    logprobs: Tensor  # of the actions taken
+    values: Tensor
+    next_values: Tensor
+
+
+def assess(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) -> Assessment:
+    """`state_values`, and the log-probabilities of the batch's actions, in one pass.
+
+    Raises:
+      ValueError: when the policy has no critic.
+    """
+    _check_critic(actor_critic, algorithm)
+    params, values, next_values = actor_critic.assess(batch)
+    logprobs = actor_critic.distribution.log_prob(params, batch.actions, batch.action_mask)
+    return Assessment(logprobs, values, next_values)
 
 
 def state_values(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) -> tuple[Tensor, Tensor]:
@@ -119,6 +132,10 @@ def state_values(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) 
     Raises:
       ValueError: when the policy has no critic.
     """
+    _check_critic(actor_critic, algorithm)
+    return actor_critic.bootstrap(batch)
+
+
+def _check_critic(actor_critic: ActorCritic, algorithm: str) -> None:
     if actor_critic.value_head is None:
         raise ValueError(f"{algorithm} needs a critic and the policy has none: build it with one")
-    return actor_critic.bootstrap(batch)

@@ -143,8 +143,11 @@ class _Measurement:
         generation = Aside("generation", Generation, self._parts, learning.initial)
         try:
             rate, learning.batch = generation(0.0)
+            self._say_measured("warming up", "generation", rate)
             learning(0.0)  # twice: the first warms up
-            config = self._run_config(min(rate, learning(0.0)), learning.batch)
+            learnt = learning(0.0)
+            self._say_measured("warming up", "learning", learnt)
+            config = self._run_config(min(rate, learnt), learning.batch)
             run = Aside("the whole run", _whole_run, config, self._scratch / "run")
             try:
                 for repeat in range(self._repeats):
@@ -165,19 +168,21 @@ class _Measurement:
         return self._config.model_copy(update={"policy": policy, "total_learner_steps": steps})
 
     def _repeat(self, repeat: int, learning: Learning, generation: Aside, run: Aside) -> None:
+        say = partial(self._say_measured, f"repeat {repeat + 1}/{self._repeats}")
         for position in range(2):
             self._generated.append(generation(PART_S)[0])
+            say("generation", self._generated[-1])
             self._learnt.append(learning(PART_S))
+            say("learning", self._learnt[-1])
             if position == 0:
                 self._wholes.append(run())
-        line = (
-            f"repeat {repeat + 1}/{self._repeats}: generation {self._generated[-1]:,.0f}, learning "
-            f"{self._learnt[-1]:,.0f}, whole {self._wholes[-1].tokens_per_s:,.0f} tokens/s"
-        )
+                say("whole", self._wholes[-1].tokens_per_s)
         if self._peer is not None:
             self._peers.append(self._peer.measure(self._peer_settings()))
-            line += f", {self._peer.name} {self._peers[-1]:,.0f}"
-        self._say(line)
+            say(self._peer.name, self._peers[-1])
+
+    def _say_measured(self, when: str, what: str, tokens_per_s: float) -> None:
+        self._say(f"{when}: {what:<10} {tokens_per_s:8,.0f} tokens/s")
 
     def _peer_settings(self) -> dict[str, Any]:
         """The same model directory, prompts, batch and optimiser settings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.networks import ActorCritic
-from rollcall.learners.samples import batch_logprobs, batch_rows, evaluate, grid_minibatches, shuffled_grid
+from rollcall.learners.samples import assess, batch_rows, evaluate, grid_minibatches, shuffled_grid
 
 MakePolicy = Callable[..., ActorCritic]
 MakeBatch = Callable[..., GymBatch]
@@ -83,15 +84,16 @@ def test_recurrent_minibatches_keep_sequences_whole(make_policy: MakePolicy, mak
     assert set(seen) == set(range(5))
 
 
-@pytest.mark.parametrize("recurrent", ["none", "lstm", "gru"])
+@pytest.mark.parametrize("config", [{}, {"shared_torso": True}, {"recurrent": "lstm"}, {"recurrent": "gru"}], ids=str)
 def test_the_recomputed_ratio_is_one_before_the_first_update(
-    make_policy: MakePolicy, make_batch: MakeBatch, recurrent: str
+    make_policy: MakePolicy, make_batch: MakeBatch, config: dict[str, Any]
 ) -> None:
-    policy = make_policy(recurrent=recurrent)
+    policy = make_policy(**config)
     batch = make_batch(policy, forbid=True)
-    torch.testing.assert_close(
-        batch_logprobs(policy, batch)[batch.mask], batch.behaviour_logprobs[batch.mask], atol=1e-5, rtol=0
-    )
+    before = assess(policy, batch, algorithm="a test")
+    assert not before.logprobs.requires_grad
+    torch.testing.assert_close(before.logprobs[batch.mask], batch.behaviour_logprobs[batch.mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close((before.values, before.next_values), policy.bootstrap(batch))
     for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch), 2, generator())):
         valid = minibatch.tensors["mask"].bool()
         logprobs = evaluate(policy, minibatch.tensors).logprobs
