@@ -120,7 +120,7 @@ def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
             assert any("Where the tickets are: rollcall_tickets_acting has no sample" in line for line in failing)
             stack.enter_context(driver(runs, "walker", CONTROL))
             stack.enter_context(driver(runs, "talker", LANGUAGE))
-            assert cli.main(["monitor", str(runs), "--check", "--wait", "20"]) == 0, capsys.readouterr().out
+            assert cli.main(["monitor", str(runs), "--check", "--wait", "90"]) == 0, capsys.readouterr().out
             said = capsys.readouterr().out
             assert "empty Rollcall / Reward service / Up: no reward service is scraped" in said
             assert "no Ray cluster with metrics is joined" in said
