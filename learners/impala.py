@@ -48,8 +48,9 @@ class IMPALAConfig(BaseModel):
 
 
 class IMPALA:
-    """V-trace is computed with the parameters at the start of the batch: with one pass and one minibatch (the
-    defaults) those are the parameters whose gradient is taken, as in the paper."""
+    """V-trace's targets come from the parameters at the start of the batch, the ratio that weights the policy gradient
+    from those whose gradient is taken: with one pass and one minibatch (the defaults) they are the same, as in the
+    paper. With more, a ratio left as it was would push down actions whose probability the batch has taken already."""
 
     Config = IMPALAConfig
     name = "impala"
@@ -73,7 +74,7 @@ class IMPALA:
         """
         network = samples.actor_critic(models)
         before = samples.assess(network, batch, algorithm=self.name)
-        vs, pg_advantages = vtrace(
+        vs, advantages = vtrace(
             behaviour_logprobs=batch.behaviour_logprobs,
             target_logprobs=before.logprobs,
             rewards=batch.rewards,
@@ -86,13 +87,10 @@ class IMPALA:
             lam=self._config.vtrace_lambda,
             rho_bar=self._config.rho_bar,
             c_bar=self._config.c_bar,
-            pg_rho_bar=self._pg_rho_bar,
         )
         if self._config.normalise_advantages:
-            pg_advantages = losses.normalise_advantages(
-                advantages=pg_advantages, mask=batch.mask.to(pg_advantages.dtype)
-            )
-        return samples.batch_rows(network, batch, pg_advantages=pg_advantages, vs=vs)
+            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
+        return samples.batch_rows(network, batch, advantages=advantages, vs=vs)
 
     def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
         for _ in range(self._config.epochs):
@@ -103,15 +101,18 @@ class IMPALA:
         rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"
+        log_ratio = (now.logprobs - rows["behaviour_logprobs"]).detach()
+        ratio = log_ratio.exp()
         policy_loss = losses.policy_gradient_loss(
-            target_logprobs=now.logprobs, advantages=rows["pg_advantages"], mask=mask, num_valid=num_valid
+            target_logprobs=now.logprobs,
+            advantages=ratio.clamp(max=self._pg_rho_bar) * rows["advantages"],
+            mask=mask,
+            num_valid=num_valid,
         )
         value_loss = losses.squared_value_loss(values=now.values, returns=rows["vs"], mask=mask, num_valid=num_valid)
         entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
         total = policy_loss + self._config.value_coef * value_loss - self._config.entropy_coef * entropy
         with torch.no_grad():
-            log_ratio = now.logprobs - rows["behaviour_logprobs"]
-            ratio = log_ratio.exp()
             approx_kl = losses.approximate_kl(log_ratio=log_ratio, ratio=ratio, mask=mask, num_valid=num_valid)
             clip_fraction = losses.clip_fraction(  # ratios above rho_bar; V-trace has no lower bound
                 ratio=ratio, clip_low=1.0, clip_high=self._config.rho_bar - 1.0, mask=mask, num_valid=num_valid

@@ -13,7 +13,7 @@ from rollcall.learners.returns import check_shapes, credit_passes, linear_recurr
 
 class VTraceReturns(NamedTuple):
     vs: Tensor  # [T, B]: the value targets v_s
-    pg_advantages: Tensor  # [T, B]: rho_s * (r_s + discount * v_{s+1} - V(x_s)); 0 at a dead step
+    advantages: Tensor  # [T, B]: r_s + discount * v_{s+1} - V(x_s), to be weighted with rho_s; 0 at a dead step
 
 
 def vtrace(
@@ -29,7 +29,6 @@ def vtrace(
     lam: float,
     rho_bar: float,
     c_bar: float,
-    pg_rho_bar: float,
     mask: Tensor | None = None,
 ) -> VTraceReturns:
     """V-trace (Espeholt et al., 2018, arXiv:1802.01561, section 4.1). All tensors are [T, B].
@@ -38,8 +37,8 @@ def vtrace(
         delta_t = rho_t * (r_t + discount * V(x_{t+1}) - V(x_t))
         rho_t = min(rho_bar, ratio_t), c_i = lam * min(c_bar, ratio_i), ratio = exp(target - behaviour log-probability)
 
-    rho_bar decides which policy's value is the fixed point, c_bar only how fast credit travels. pg_rho_bar clips the
-    ratio in the policy gradient (the paper has rho_bar there). Bounds of infinity clip nothing.
+    rho_bar decides which policy's value is the fixed point, c_bar only how fast credit travels. Bounds of infinity clip
+    nothing.
 
     The sum ends with the episode and with the fragment. There V(x_{t+1}) and v_{t+1} are next_values[t] at a truncated
     step and at the fragment's last one, and 0 at a terminated one. At a dead step (mask False) v_s is V(x_s) and the
@@ -69,9 +68,8 @@ def vtrace(
     corrections = linear_recurrence(increments=deltas, decays=decays)  # v_s - V(x_s)
 
     # v_{s+1} differs from V(x_{s+1}), which `errors` already holds, by the next step's correction: zero at a border.
-    pg_errors = errors
-    pg_errors[:-1] += discount * corrections[1:].masked_fill(~passes[:-1], 0.0)
-    pg_advantages = ratios.clamp(max=pg_rho_bar) * pg_errors
+    advantages = errors
+    advantages[:-1] += discount * corrections[1:].masked_fill(~passes[:-1], 0.0)
     if mask is not None:
-        pg_advantages = pg_advantages.masked_fill_(~mask, 0.0)
-    return VTraceReturns(values + corrections, pg_advantages)
+        advantages = advantages.masked_fill_(~mask, 0.0)
+    return VTraceReturns(values + corrections, advantages)

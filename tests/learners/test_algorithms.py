@@ -267,9 +267,16 @@ def test_impala_clips_the_ratio_of_a_lagging_policy_as_vtrace_does(
     error = batch.rewards + 0.9 * next_values * ~batch.terminated - values
     rows = minibatch.tensors
     torch.testing.assert_close(rows["vs"].view(batch.shape), values + ratio.clamp(max=1.5) * error)
-    torch.testing.assert_close(rows["pg_advantages"].view(batch.shape), ratio.clamp(max=pg_bound) * error)
+    torch.testing.assert_close(rows["advantages"].view(batch.shape), error)
     _, metrics = gradient_of(algorithm, policy, minibatch)
     assert 0 < float(metrics["clip_fraction"]) == pytest.approx(float((ratio > 1.5).float().mean()))
+    with torch.no_grad():  # an update between: the targets stay, the ratio in the policy gradient does not
+        policy.policy_head.weight.mul_(0.5)
+    moved = ratio_of(policy, batch)
+    assert not torch.allclose(moved, ratio, atol=0.1)
+    logprobs = moved.log() + batch.behaviour_logprobs
+    _, metrics = gradient_of(algorithm, policy, minibatch)
+    torch.testing.assert_close(metrics["policy_loss"], -(logprobs * moved.clamp(max=pg_bound) * error).mean())
 
 
 def ratio_of(policy: ActorCritic, batch: GymBatch) -> Tensor:

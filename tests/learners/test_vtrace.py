@@ -50,9 +50,7 @@ experiences = st.builds(
 )
 
 
-def literal_vtrace(
-    x: dict[str, Tensor], *, lam: float, rho_bar: float, c_bar: float, pg_rho_bar: float
-) -> tuple[Tensor, Tensor]:
+def literal_vtrace(x: dict[str, Tensor], *, lam: float, rho_bar: float, c_bar: float) -> tuple[Tensor, Tensor]:
     """Every v_s as the sum over t of discounted, traced deltas; every advantage from the v_{s+1} so found."""
     ratio = torch.exp(x["target_logprobs"] - x["behaviour_logprobs"])
     num_steps, num_envs = ratio.shape
@@ -78,21 +76,18 @@ def literal_vtrace(
     for s, b in np.ndindex(num_steps, num_envs):
         if x["mask"][s, b]:
             following = next_value(s, b) if ends(s, b) else vs[s + 1, b]
-            rho = min(pg_rho_bar, float(ratio[s, b]))
-            advantages[s, b] = rho * (x["rewards"][s, b] + DISCOUNT * following - x["values"][s, b])
+            advantages[s, b] = x["rewards"][s, b] + DISCOUNT * following - x["values"][s, b]
     return vs, advantages
 
 
 @unhurried
-@given(experiences, bounds, bounds, bounds, st.sampled_from([0.0, 0.7, 1.0]))
-def test_vtrace_equals_the_papers_definition(
-    x: dict[str, Tensor], rho_bar: float, c_bar: float, pg_rho_bar: float, lam: float
-) -> None:
-    bars = {"lam": lam, "rho_bar": rho_bar, "c_bar": c_bar, "pg_rho_bar": pg_rho_bar}
+@given(experiences, bounds, bounds, st.sampled_from([0.0, 0.7, 1.0]))
+def test_vtrace_equals_the_papers_definition(x: dict[str, Tensor], rho_bar: float, c_bar: float, lam: float) -> None:
+    bars = {"lam": lam, "rho_bar": rho_bar, "c_bar": c_bar}
     vs, advantages = literal_vtrace(x, **bars)
     result = vtrace(**x, discount=DISCOUNT, **bars)
     torch.testing.assert_close(result.vs, vs)
-    torch.testing.assert_close(result.pg_advantages, advantages)
+    torch.testing.assert_close(result.advantages, advantages)
 
 
 def on_policy(x: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -103,18 +98,18 @@ def on_policy(x: dict[str, Tensor]) -> dict[str, Tensor]:
 @given(experiences, st.sampled_from([1.0, 2.0, math.inf]))
 def test_on_policy_vtrace_with_lambda_one_is_the_n_step_return(x: dict[str, Tensor], bound: float) -> None:
     x = on_policy(x)
-    result = vtrace(**x, discount=DISCOUNT, lam=1.0, rho_bar=bound, c_bar=bound, pg_rho_bar=bound)
+    result = vtrace(**x, discount=DISCOUNT, lam=1.0, rho_bar=bound, c_bar=bound)
     names = ("rewards", "next_values", "terminated", "truncated")
     returns = discounted_returns(**{name: x[name] for name in names}, discount=DISCOUNT)
     torch.testing.assert_close(result.vs, returns)
-    torch.testing.assert_close(result.pg_advantages, returns - x["values"])
+    torch.testing.assert_close(result.advantages, returns - x["values"])
 
 
 @unhurried
 @given(experiences, st.sampled_from([0.0, 0.5, 0.95]))
 def test_on_policy_vtrace_targets_are_the_returns_of_gae(x: dict[str, Tensor], lam: float) -> None:
     x = on_policy(x)
-    result = vtrace(**x, discount=DISCOUNT, lam=lam, rho_bar=1.0, c_bar=1.0, pg_rho_bar=1.0)
+    result = vtrace(**x, discount=DISCOUNT, lam=lam, rho_bar=1.0, c_bar=1.0)
     names = ("rewards", "values", "next_values", "terminated", "truncated")
     torch.testing.assert_close(result.vs, gae(**{n: x[n] for n in names}, discount=DISCOUNT, lam=lam).returns)
 
@@ -125,11 +120,11 @@ def test_two_episodes_equal_their_concatenation(one: dict[str, Tensor], two: dic
     num_envs = min(one["rewards"].shape[1], two["rewards"].shape[1])
     one, two = ({name: tensor[:, :num_envs].clone() for name, tensor in x.items()} for x in (one, two))
     one["truncated"][-1] = ~one["terminated"][-1]
-    bars = {"discount": DISCOUNT, "lam": 1.0, "rho_bar": 2.0, "c_bar": 1.0, "pg_rho_bar": 1.0}
+    bars = {"discount": DISCOUNT, "lam": 1.0, "rho_bar": 2.0, "c_bar": 1.0}
     together = vtrace(**{name: torch.cat([one[name], two[name]]) for name in one}, **bars)
     first, second = vtrace(**one, **bars), vtrace(**two, **bars)
     torch.testing.assert_close(together.vs, torch.cat([first.vs, second.vs]))
-    torch.testing.assert_close(together.pg_advantages, torch.cat([first.pg_advantages, second.pg_advantages]))
+    torch.testing.assert_close(together.advantages, torch.cat([first.advantages, second.advantages]))
 
 
 def two_steps(ratio: float) -> dict[str, Tensor]:
@@ -148,7 +143,7 @@ def two_steps(ratio: float) -> dict[str, Tensor]:
 
 def test_rho_bar_scales_the_errors_and_c_bar_only_how_far_they_travel() -> None:
     def values_at(rho_bar: float, c_bar: float) -> list[float]:
-        result = vtrace(**two_steps(3.0), discount=0.5, lam=1.0, rho_bar=rho_bar, c_bar=c_bar, pg_rho_bar=1.0)
+        result = vtrace(**two_steps(3.0), discount=0.5, lam=1.0, rho_bar=rho_bar, c_bar=c_bar)
         return [round(v, 5) for v in result.vs[:, 0].tolist()]
 
     # By hand: v_1 = rho * 1, and v_0 = rho * 1 + 0.5 * c_0 * rho * 1.
@@ -160,16 +155,11 @@ def test_rho_bar_scales_the_errors_and_c_bar_only_how_far_they_travel() -> None:
 
 
 def test_lambda_shortens_the_trace() -> None:
-    result = vtrace(**two_steps(3.0), discount=0.5, lam=0.5, rho_bar=1.0, c_bar=1.0, pg_rho_bar=1.0)
+    result = vtrace(**two_steps(3.0), discount=0.5, lam=0.5, rho_bar=1.0, c_bar=1.0)
     assert [round(v, 5) for v in result.vs[:, 0].tolist()] == [1.25, 1.0]
-
-
-def test_the_policy_gradient_has_a_bound_of_its_own() -> None:
-    result = vtrace(**two_steps(3.0), discount=0.5, lam=1.0, rho_bar=1.0, c_bar=1.0, pg_rho_bar=2.0)
-    assert [round(v, 5) for v in result.pg_advantages[:, 0].tolist()] == [2.0 * (1.0 + 0.5 * 1.0), 2.0]
 
 
 def test_a_wrong_shape_is_refused_by_name() -> None:
     x = two_steps(1.0) | {"behaviour_logprobs": torch.zeros(2)}
     with pytest.raises(ValueError, match=r"^behaviour_logprobs has shape \[2\]: it must be \[2, 1\]"):
-        vtrace(**x, discount=0.9, lam=1.0, rho_bar=1.0, c_bar=1.0, pg_rho_bar=1.0)
+        vtrace(**x, discount=0.9, lam=1.0, rho_bar=1.0, c_bar=1.0)
