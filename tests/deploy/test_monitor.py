@@ -69,9 +69,10 @@ def driver(runs: Path, name: str, record: dict[str, Any], *, whole: bool = True)
 
 
 def start(runs: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """A monitor that watches, and its Prometheus's URL."""
+    """A monitor that watches, and its Prometheus's URL. It sees no Ray cluster: others may be alive on this machine."""
+    no_ray = ("--ray-targets", str(runs / "no-ray.json"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "rollcall.deploy.cli", "monitor", str(runs), "--every", "1s", *options],
+        [sys.executable, "-m", "rollcall.deploy.cli", "monitor", str(runs), "--every", "1s", *no_ray, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
