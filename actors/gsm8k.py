@@ -79,7 +79,7 @@ class GSM8K:
             raise BadInput(f"{row.source}: the answer does not end with {MARK} and a number: mend the line")
         # Without a chat template nothing else parts the question from the solution.
         prompt = f"{row.prompt}\n{self._config.instruction}" + ("" if self._config.chat else "\n")
-        columns = {**row.columns, "question": row.prompt, "solution": row.answer}
+        columns = {**row.columns, "question": row.prompt, "solution": row.answer, "answer": number.strip()}
         return replace(row, prompt=prompt, answer=number.strip(), columns=columns)
 
 

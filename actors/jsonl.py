@@ -3,6 +3,7 @@ Must never know of tokens or models, nor where the file came from."""
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from rollcall.actors.text_task import Judgement, Row, Segment, Split, read_rows
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 
+_log = logging.getLogger("rollcall")
+
 
 class JsonlConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -24,7 +27,7 @@ class JsonlConfig(BaseModel):
     path: Path = Field(description="the file to learn from: one JSON object a line")
     eval_path: Path | None = Field(default=None, description="the file to evaluate on (None: see num_eval_rows)")
     num_eval_rows: int = Field(
-        default=0, ge=0, description="without eval_path: so many rows of path, shuffled by seed, are held out"
+        default=0, ge=0, description="without eval_path: so many prompts of path, chosen by seed, are held out"
     )
     seed: int = Field(default=0, ge=0, description="which rows are held out")
     prompt_column: str = Field(default="prompt", min_length=1, description="the column with the prompt")
@@ -63,16 +66,30 @@ class Jsonl:
             train, held_out = self._read(config.path), []
             if config.eval_path is not None:
                 held_out = self._read(config.eval_path)
+                _warn_of_shared(train, held_out, config)
             elif config.num_eval_rows:
-                if config.num_eval_rows >= len(train):
-                    raise BadInput(
-                        f"{config.path}: num_eval_rows is {config.num_eval_rows}, and the file has {len(train)} rows, "
-                        "of which some must be left to learn from: lower it, or give eval_path"
-                    )
-                random.Random(derive_seed(config.seed, "jsonl")).shuffle(train)
-                train, held_out = train[: -config.num_eval_rows], train[-config.num_eval_rows :]
+                train, held_out = self._divided(train)
             self._rows = {"train": train, "eval": held_out}
         return self._rows[split]
+
+    def _divided(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+        """What to learn from, and what to evaluate on: no prompt is in both, and none is evaluated on twice."""
+        config = self._config
+        prompts = len({row.prompt for row in rows})
+        if config.num_eval_rows >= prompts:
+            raise BadInput(
+                f"{config.path}: num_eval_rows is {config.num_eval_rows}, and the file has {prompts} different "
+                "prompts, of which some must be left to learn from: lower it, or give eval_path"
+            )
+        random.Random(derive_seed(config.seed, "jsonl")).shuffle(rows)
+        held_out: dict[str, Row] = {}
+        while len(held_out) < config.num_eval_rows:
+            row = rows.pop()
+            held_out.setdefault(row.prompt, row)
+        train = [row for row in rows if row.prompt not in held_out]
+        if left_out := len(rows) - len(train):
+            _log.warning("%s: %d rows have the prompt of a held-out row, and are left out", config.path, left_out)
+        return train, list(reversed(held_out.values()))
 
     def judge(self, row: Row, completion: str) -> Judgement:
         if self._config.judge == "number":
@@ -99,6 +116,13 @@ class Jsonl:
         if config.system_prompt is None:
             return rows
         return [replace(row, prompt=f"{config.system_prompt}\n\n{row.prompt}") for row in rows]
+
+
+def _warn_of_shared(train: Sequence[Row], held_out: Sequence[Row], config: JsonlConfig) -> None:
+    shared = len({row.prompt for row in train} & {row.prompt for row in held_out})
+    if shared:
+        text = "%s and %s share %d prompts: what is learnt from them is evaluated on them"
+        _log.warning(text, config.path, config.eval_path, shared)
 
 
 TASK = Jsonl

@@ -91,7 +91,7 @@ class TextScoring:
         question: dict[str, Any] = {"prompt": opening}
         if self._task.chat:
             question = {"messages": (Message(role="user", content=opening),)}
-        metadata = {**row.columns, "answer": row.answer}
+        metadata = {"answer": row.answer, **row.columns}
         return [
             ScoreItem(id=f"{trajectory.ticket_id}.{index}", response=text, metadata=metadata, **question)
             for index, text in enumerate(self._responses(trajectory))

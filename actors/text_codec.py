@@ -33,6 +33,7 @@ class TextCodec:
             raise BadInput(
                 f"{model_directory}: its tokenizer names no end-of-sequence token: completions would not end"
             )
+        self._directory = model_directory
         self._chat = chat
         self.eos_token_id = int(self._tokenizer.eos_token_id)
 
@@ -41,7 +42,14 @@ class TextCodec:
         if not self._chat:
             return self.encode(text)
         messages = [{"role": "user", "content": text}]
-        encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # whatever a template of somebody's raises
+            first = f"{type(error).__name__}: {(str(error).strip() or 'no word').splitlines()[0]}"
+            raise BadInput(
+                f"{self._directory}: its chat template fails on the prompt {text[:60]!r} ({first}): "
+                "mend the template, or set task.chat=false"
+            ) from error
         return self.encode(encoded)
 
     def encode(self, text: str) -> list[int]:

@@ -3,13 +3,13 @@ This file must never know of tokens, models or engines: whoever samples turns te
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.json_lines import number_as_written, parse_object, read_json_lines
 
 Split = Literal["train", "eval"]
 
@@ -21,7 +21,7 @@ class Row:
     prompt: str
     answer: str
     source: str
-    columns: Mapping[str, Any] = field(default_factory=dict)  # whatever else came with it
+    columns: Mapping[str, Any] = field(default_factory=dict)  # its line, as scorers see it in `metadata`
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,42 +111,44 @@ class Task(Protocol):
 
 
 def read_rows(path: Path, *, prompt_column: str, answer_column: str) -> list[Row]:
-    """The rows of a file with one JSON object a line; blank lines are skipped. Numbers as answers become text.
+    """The rows of a file with one JSON object a line; blank lines are skipped.
+
+    A row's columns are those of its line, as they are there, without the prompt; `answer` is added where no column is
+    called so. A number as the answer is the row's answer letter by letter: 5.0 stays "5.0".
 
     Raises:
       BadInput: when there is no such file, no row in it, or a line that is not such an object, naming file and line.
     """
-    try:
-        content = path.expanduser().read_bytes()
-    except OSError as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
-        raise BadInput(f"{path}: {reason}: name a file with one JSON object a line") from None
     rows = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            rows.append(_row(line, f"{path}:{number}", prompt_column, answer_column))
+    for source, line in read_json_lines(path):
+        try:
+            rows.append(_row(line, source, prompt_column, answer_column))
+        except ValueError as error:
+            raise BadInput(f"{source}: {error}; mend or remove the line") from None
     if not rows:
         raise BadInput(f"{path}: no rows: the file is empty; write one JSON object a line")
     return rows
 
 
-def _row(line: bytes, source: str, prompt_column: str, answer_column: str) -> Row:
-    try:
-        columns = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{source}: this line is not JSON ({error}): write one JSON object a line") from None
-    if not isinstance(columns, dict):
-        raise BadInput(f"{source}: this line is a JSON {type(columns).__name__}, not an object: write {{...}}")
+def _row(line: str, source: str, prompt_column: str, answer_column: str) -> Row:
+    columns = parse_object(line)
     for column in (prompt_column, answer_column):
         if column not in columns:
             raise BadInput(
                 f"{source}: there is no column {column!r}; the columns are {', '.join(map(repr, columns)) or 'none'}: "
                 "name the right one in the task's settings"
             )
-    prompt, answer = columns.pop(prompt_column), columns.pop(answer_column, None)
+    prompt, answer = columns[prompt_column], columns[answer_column]
+    if isinstance(prompt, list):
+        raise ValueError(
+            f"the prompt (column {prompt_column!r}) is a list: of chat messages write the question alone, as text, and "
+            "set task.chat=true; a system message goes into task.system_prompt"
+        )
     if not isinstance(prompt, str) or not prompt.strip():
         what = "is empty" if isinstance(prompt, str) else "is not text"
-        raise BadInput(f"{source}: the prompt (column {prompt_column!r}) {what}: mend or remove the line")
+        raise ValueError(f"the prompt (column {prompt_column!r}) {what}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise BadInput(f"{source}: the answer (column {answer_column!r}) is neither text nor a number: mend the line")
-    return Row(prompt, str(answer), source, columns)
+        raise ValueError(f"the answer (column {answer_column!r}) is neither text nor a number")
+    text = answer if isinstance(answer, str) else number_as_written(line, answer_column)
+    columns = {"answer": answer} | columns
+    return Row(prompt, text, source, {name: value for name, value in columns.items() if name != prompt_column})

@@ -89,7 +89,13 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("directory", nargs="?", type=Path, metavar="DIRECTORY", help="default: RUN/policy")
     report = add("report", _report, "write report.html, a self-contained page of curves")
     report.add_argument("directory", metavar="RUN")
-    report.add_argument("--beside", metavar="RUN", help="another run, to be shown in the same charts")
+    report.add_argument(
+        "--beside",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="another run in the same charts; may be given again",
+    )
     audit = add("audit", _audit, "check that the books balance: every rollout exactly once")
     audit.add_argument("directory", metavar="RUN")
     add("recipes", _recipes, "list the shipped recipes")
@@ -371,7 +377,7 @@ def _export(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from rollcall.deploy import report, runs
 
-    beside = runs.find_run(args.beside) if args.beside else None
+    beside = [runs.find_run(run) for run in args.beside]
     print(report.write_report(runs.find_run(args.directory), beside=beside))
     return DONE
 

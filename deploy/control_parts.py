@@ -63,6 +63,10 @@ class ControlParts:
         """Env state can be captured, and was seen to restore exactly."""
         return is_exact(partial(make_vector_env, self.config.env, self.config.envs_per_shard))
 
+    @property
+    def eval_episodes(self) -> int:
+        return self.config.eval.episodes
+
     def check(self) -> None:
         self.models()
 

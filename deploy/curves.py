@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rollcall.deploy.recorders import STEP_KEYS
@@ -246,20 +246,20 @@ _COMPARED = (
 )
 
 
-def comparison_charts(name: str, records: Records, other: str, other_records: Records) -> list[dict[str, Any]]:
-    """One chart for each thing that both runs report, smoothed, over learner steps."""
+def comparison_charts(runs: Mapping[str, Records]) -> list[dict[str, Any]]:
+    """One chart for each thing that two or more of the named runs report, smoothed, over learner steps."""
     charts = []
-    count = max(len(records), len(other_records))
+    count = max(map(len, runs.values()))
     x = _pooled([float(step) for step in range(count)], max)
     for key in _COMPARED:
         lines = []
-        for colour, (label, own) in enumerate(((name, records), (other, other_records)), start=1):
+        for colour, (label, own) in enumerate(runs.items(), start=1):
             column = _column(own, key) + [None] * (count - len(own))
             y = _pooled(column, _mean)
             if any(value is not None for value in y):
                 smoothed = [new if old is not None else None for old, new in zip(y, _smooth(y), strict=True)]
                 lines.append(_line(label, smoothed, colour))
-        if len(lines) == 2:
+        if len(lines) > 1:
             charts.append({**_chart(_TITLES.get(key, key.replace("_", " ").capitalize()), x, lines), "x_label": "step"})
     return charts
 

@@ -42,6 +42,7 @@ from rollcall.learners.token_policy import (
     autocast_dtype,
     decoder_layers,
     load_policy_model,
+    model_length,
     sharing_size,
 )
 from rollcall.reward_service.reward_model_config import RewardModelConfig
@@ -82,8 +83,18 @@ class LanguageParts:
         name = self.config.policy.model
         return self.run_directory / "model" if name == "tiny" else Path(name)
 
+    @property
+    def eval_episodes(self) -> int:
+        return min(self.config.eval.episodes, len(self.task.rows("eval")))
+
     def check(self) -> None:
         self.task.rows("train")
+        if self.config.eval.episodes and not self.eval_episodes:
+            _log.warning(
+                "task %s has no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100, of a "
+                "jsonl task), or set eval.episodes=0",
+                self.label,
+            )
         if self.config.policy.model == "tiny" and not hasattr(self.task, "alphabet"):
             raise BadInput(
                 f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be "
@@ -91,12 +102,22 @@ class LanguageParts:
             )
         if self.config.policy.model != "tiny":
             self.codec  # noqa: B018 - raises BadInput for a directory without tokenizer, or without chat template
+            self._check_length()
+
+    def _check_length(self) -> None:
+        wanted, longest = self.config.actors.engine.max_model_len, model_length(self.given_model)
+        if longest is not None and wanted > longest:
+            raise BadInput(
+                f"actors.engine.max_model_len = {wanted}: policy.model = {str(self.given_model)!r} takes at most "
+                f"{longest} tokens of prompt and completion: lower it, and actors.sampling.max_tokens"
+            )
 
     def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Makes the tiny model and the warm start, unless an earlier process of this run has."""
         policy = self.config.policy
         if policy.model == "tiny" and not self.given_model.exists():
             self._make_tiny_model()
+            self._check_length()
         if policy.warm_start is not None and not self.model_directory.exists():
             warm_start(
                 self.task,

@@ -157,7 +157,7 @@ class _Run:
             learner=self.parts.learner(Collective()),
             parameter_server=server,
             evaluator=self.parts.evaluator,
-            episodes=self.config.eval.episodes,
+            episodes=self.parts.eval_episodes,
             scorer=self.parts.scorer() if self.parts.reward is not None else None,
         )
 
@@ -177,7 +177,7 @@ class _Run:
             total_env_steps=getattr(config, "total_env_steps", None),
             ticket_deadline_s=config.actors.ticket_deadline_s,
             checkpoint_every_steps=config.checkpoint_every_steps,
-            eval_every_steps=config.eval.every_steps if config.eval.episodes else None,
+            eval_every_steps=config.eval.every_steps if self.parts.eval_episodes else None,
             prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
             consumption_log=self.parts.consumption_log,
             exact_checkpoints=at_rest and self.parts.can_be_exact,
@@ -225,14 +225,14 @@ class _Run:
             recorder.on_start(info)
         if start is None:
             coordinator.checkpoint_now()  # where a learner that dies early goes back to
-            if self.config.eval.episodes and getattr(self.config.eval, "at_start", False):
+            if self.parts.eval_episodes and getattr(self.config.eval, "at_start", False):
                 workers.submit_eval(step=0, env_steps=0)
 
     # Ending.
 
     def _evaluate(self, coordinator: Coordinator, workers: Any) -> None:
         """Finishes evaluations under way, and after a completed run makes the final one."""
-        if coordinator.finished and self.config.eval.episodes > 0:
+        if coordinator.finished and self.parts.eval_episodes > 0:
             workers.submit_eval(step=coordinator.step, env_steps=coordinator.counters.env_steps)
             coordinator.wait_for_evals(FINAL_EVAL_TIMEOUT_S, lambda: workers.evals_pending)
 

@@ -51,6 +51,10 @@ class Parts(Protocol):
     def can_be_exact(self) -> bool:
         """Whether a run at rest can be continued bit for bit from its checkpoint."""
 
+    @property
+    def eval_episodes(self) -> int:
+        """Of each evaluation: episodes, or held-out rows. 0: there is none."""
+
     def check(self) -> None:
         """Raises BadInput where the parts do not fit, before anything is begun."""
 

@@ -91,6 +91,11 @@ def load_preferences(config: PreferenceDataConfig, run_directory: Path, *, seed:
             found = Preferences(train, read_preferences(Path(config.eval)), (config.train, config.eval))
         else:
             kept, held_out = _divided(train, config.eval_fraction, seed)
+            if not kept and len(train) > 1:
+                raise BadInput(
+                    f"{config.train}: all {len(train)} comparisons are of one prompt, and those stay together: "
+                    "give data.eval=FILE.jsonl with what is to be held out"
+                )
             found = Preferences(kept, held_out, (config.train,))
     if not found.train or not found.held_out:
         raise BadInput(f"{found.sources[0]}: too few comparisons: some are needed to learn from, and some to hold out")

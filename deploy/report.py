@@ -4,7 +4,7 @@ a run that is going on, was killed, or comes from another machine; must never im
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +14,7 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import preference_report
-from rollcall.deploy.curves import build_charts, calibration_chart, comparison_charts
+from rollcall.deploy.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.progress import duration, number, percent
 from rollcall.deploy.recorders import read_jsonl
 
@@ -28,8 +28,9 @@ _MAX_EVENTS = 200
 _LONGEST_PROMPT, _LONGEST_COMPLETION = 400, 1200  # characters shown
 
 
-def write_report(run_directory: Path, *, beside: Path | None = None) -> Path:
-    """Writes <run>/report.html and returns its path. `beside`: another run whose curves stand in the same charts.
+def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
+    """Writes <run>/report.html and returns its path. `beside`: other runs whose curves stand in the same
+    charts.
 
     Raises:
       BadInput: when the directory holds no run.
@@ -47,16 +48,13 @@ def write_report(run_directory: Path, *, beside: Path | None = None) -> Path:
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
-    compared = []
-    if beside is not None:
-        other = read_jsonl(beside / "metrics.jsonl")
-        compared = comparison_charts(run_directory.resolve().name, records, beside.resolve().name, other)
+    compared, others = _compared((run_directory, *beside), records)
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
         _tile_row(
             preference_report.tiles(summary) if preferences else _tiles(summary, records, evals, language=language)
         ),
-        _figures(compared, heading=f"Beside {beside.resolve().name}") if beside is not None else "",
+        _figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
         _figures(charts, first=len(compared)),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
@@ -90,6 +88,17 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _name(section: Any, key: str) -> str:
     return str(section.get(key, "?") if isinstance(section, Mapping) else section)
+
+
+def _compared(runs: Sequence[Path], own: Records) -> tuple[list[dict[str, Any]], list[str]]:
+    """The charts of several runs, of which `own` are the first one's records; and what the others are called: by their
+    directory's name, or its whole path where two have the same."""
+    if len(runs) == 1:
+        return [], []
+    names = [run.resolve().name for run in runs]
+    names = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+    records = [own, *(read_jsonl(run / "metrics.jsonl") for run in runs[1:])]
+    return comparison_charts(dict(zip(names, records, strict=True))), names[1:]
 
 
 def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], origin: Mapping[str, Any]) -> str:

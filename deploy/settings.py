@@ -63,11 +63,12 @@ class Settings:
     source: str = ""
 
     def origin(self, path: KeyPath) -> str:
-        """Where the value at `path`, or its nearest ancestor that was written anywhere, came from."""
+        """Where the value at `path` came from: it, its nearest section that was written, or the first thing in it."""
         for length in range(len(path), 0, -1):
             if path[:length] in self.origins:
                 return self.origins[path[:length]]
-        return self.source
+        # A section that nobody wrote as such: something in it was written.
+        return next((origin for inside, origin in self.origins.items() if inside[: len(path)] == path), self.source)
 
     def value(self, path: KeyPath) -> Any:
         """The value at `path`. Raises KeyError when nothing was written there."""
@@ -173,7 +174,7 @@ def flat_values(values: Mapping[str, Any], prefix: KeyPath = ()) -> list[tuple[K
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """ "; did you mean X?" for the nearest candidate, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.55)
+    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -102,7 +102,7 @@ def _evaluate(parts: LanguageParts, tell: Callable[[str], None]) -> tuple[LMEval
     """The model as it was given and after its fine-tuning, on the held-out rows. Both come after the training: one
     engine serves both, and it need not share a GPU's memory with the trainer."""
     config = parts.config
-    rows = min(config.eval.episodes, len(parts.task.rows("eval")))
+    rows = parts.eval_episodes
     if rows == 0:
         return None, None
     tell(f"answering {rows} held-out rows, before and after")

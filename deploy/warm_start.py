@@ -23,7 +23,7 @@ from rollcall.learners.demonstrations import Demonstration, DemonstrationExperie
 from rollcall.learners.learner import Learner, LearnerConfig, StepOrder
 from rollcall.learners.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.sft import SFT, SFTConfig
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, autocast_dtype, load_policy_model
+from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, autocast_dtype, load_policy_model, model_length
 
 _log = logging.getLogger("rollcall")
 REPORT_EVERY_S = 5.0
@@ -50,11 +50,23 @@ def warm_start(
     assert policy.warm_start is not None
     rows = list(task.rows("train"))
     order = np.random.default_rng(seed).permutation(len(rows))[: policy.warm_start.num_rows]
-    demonstrations = [demonstration(task, codec, rows[index]) for index in order]
-    if not demonstrations:
-        raise BadInput("warm start: the task has no training rows")
+    demonstrations = _that_fit([demonstration(task, codec, rows[index]) for index in order], model_directory)
     settings: dict[str, Any] = {"seed": seed, "tell": tell, "stop_requested": stop_requested}
     imitate(demonstrations, model_directory, directory, policy, learner, **settings)
+
+
+def _that_fit(demonstrations: list[Demonstration], model_directory: Path) -> list[Demonstration]:
+    """Those that are not longer than the model; the others are left out, and said."""
+    if not demonstrations:
+        raise BadInput("warm start: the task has no training rows")
+    room, longest = model_length(model_directory), max(len(item.token_ids) for item in demonstrations)
+    fitting = [item for item in demonstrations if room is None or len(item.token_ids) <= room]
+    about = f"demonstrations are longer than the {room} tokens that the model takes (the longest has {longest})"
+    if not fitting:
+        raise BadInput(f"warm start: all {len(demonstrations)} {about}: shorten them, or take another policy.model")
+    if left_out := len(demonstrations) - len(fitting):
+        _log.warning("warm start: %d of %d %s, and are left out", left_out, len(demonstrations), about)
+    return fitting
 
 
 def imitate(

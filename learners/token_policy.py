@@ -95,6 +95,25 @@ def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
     return cast(nn.Module, model)
 
 
+def model_length(directory: Path) -> int | None:
+    """Positions that a model was made for; None where its config does not say, or stretches them (scaled RoPE).
+
+    Raises:
+      BadInput: when the directory has no config that can be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(str(directory)).get_text_config()
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"{directory}: no model's config can be read from it: {first}") from None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length and kinds <= {"default"} else None
+
+
 def autocast_dtype(config: LMPolicyConfig) -> torch.dtype | None:
     return torch.bfloat16 if config.dtype == "bfloat16" else None
 

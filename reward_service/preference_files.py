@@ -1,5 +1,5 @@
 """The one file format of preferences, read and written: what raters export, and what reward models and DPO learn from.
-One JSON object a line, .jsonl or .jsonl.gz. Must never know who labels, nor what learns from it.
+One JSON object a line, plain or gzipped. Must never know who labels, nor what learns from it.
 
   two texts     {"prompt": str | "messages": [...], "chosen": str, "rejected": str, "margin": float?, "tie": bool?}
   HH's format   {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}; the turns they share are the prompt
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import gzip
 import os
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.json_lines import read_json_lines
 from rollcall.reward_service.preference_lines import (
     Preference,
     PreferencePair,
@@ -37,7 +37,7 @@ def read_preferences(path: Path) -> list[Preference]:
       BadInput: naming file and line, for the first line that is no preference; or the file is missing or has none.
     """
     preferences: list[Preference] = []
-    for source, line in _lines(path):
+    for source, line in read_json_lines(path):
         try:
             preferences.append(parse_preference(line, source=source))
         except ValueError as error:
@@ -86,25 +86,6 @@ def write_preferences(path: Path, preferences: Iterable[Preference]) -> int:
         os.fsync(file.fileno())
     aside.replace(path)
     return count
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(file:line, text) of every line that is not blank."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                source = f"{path}:{number}"
-                try:
-                    text = raw.decode("utf-8")
-                except UnicodeDecodeError:
-                    raise BadInput(f"{source}: not UTF-8; nothing of the file was loaded") from None
-                if text.strip():
-                    yield source, text
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise BadInput(f"{path}:{number + 1}: the gzip is damaged ({error}); nothing of it was loaded") from None
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 __all__ = [

@@ -7,11 +7,12 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
+from rollcall.cluster.json_lines import parse_object
 from rollcall.reward_service.protocol import Message, Segment
 
 Prompt = str | tuple[Message, ...]
@@ -76,17 +77,7 @@ def parse_preference(line: str, *, source: str) -> Preference:
     Raises:
       ValueError: in one line, saying what is wrong with it.
     """
-    try:
-        values = json.loads(line, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON ({error.msg} at character {error.pos + 1})") from None
-    except RecursionError:
-        raise ValueError("no JSON that can be read: nested too deeply") from None
-    if "\\ud" in line.lower() and any("\ud800" <= c <= "\udfff" for c in json.dumps(values, ensure_ascii=False)):
-        raise ValueError("half a character: a surrogate \\ud800 to \\udfff stands alone")
-    if not isinstance(values, dict):
-        raise ValueError(f"a JSON {type(values).__name__}, not an object")
-    return parse_preference_values(values, source=source)
+    return parse_preference_values(parse_object(line), source=source)
 
 
 def parse_preference_values(values: Mapping[str, Any], *, source: str) -> Preference:
@@ -254,10 +245,6 @@ def check_segment(segment: Segment) -> None:
 def segment_space(segment: Segment) -> str:
     parts = (segment.observations, segment.actions)
     return " and ".join(f"{part.dtype}{list(part.shape[1:])}" for part in parts)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON's")
 
 
 def first_problem(error: ValidationError) -> str:

@@ -19,7 +19,15 @@ from rollcall.cluster.messages import Array, ShardPayload, Ticket
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import Event, StateLost, TicketFailed, TicketProduced
 from rollcall.deploy.lanes import Lanes
-from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of
+from rollcall.deploy.on_ray.faults import (
+    CONTROL_TIMEOUT_S,
+    START_TIMEOUT_S,
+    cause_of,
+    death_of,
+    in_a_line,
+    no_room_for,
+    node_of,
+)
 
 DEADLINE_GRACE_S = 10.0
 BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
@@ -281,11 +289,11 @@ class RayActors:
                 detail = f"{actor.actor_id} lost whoever gave it weights"
                 return self._lose(actor, "actor_died", detail, blameless=True)
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
-            return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {cause!r}")
+            return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {in_a_line(cause)}")
         except RayActorError as error:
             return self._lose_dead(actor, error)
         except RayError as error:
-            return self._lose(actor, "actor_failed", f"{actor.actor_id}: {error!r}")
+            return self._lose(actor, "actor_failed", f"{actor.actor_id}: {in_a_line(error)}")
         finally:
             if work in actor.pending:
                 actor.pending.remove(work)

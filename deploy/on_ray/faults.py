@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+import torch
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
+LONGEST = 300  # characters of an error's text in a line
+# Of Ray's long story of a process that it ended before the node was full.
+_SIZE = r"[0-9.]+ ?[KMGT]?i?B"
+_KILLED_FOR_MEMORY = re.compile(rf"memory used=(?P<own>{_SIZE}).*? was (?P<all>{_SIZE} / {_SIZE})")
+_TAKES_LESS = (
+    "what takes less: a smaller algorithm.token_budget (language) or more algorithm.num_minibatches (control), "
+    "policy.gradient_checkpointing, a smaller model, fewer actors"
+)
 
 
 def cause_of(error: RayError) -> BaseException:
@@ -18,9 +29,29 @@ def cause_of(error: RayError) -> BaseException:
 
 
 def death_of(error: RayActorError) -> str:
+    if memory := _out_of_memory(error):
+        return memory
     if error.actor_init_failed:  # its last words come last, after Ray's and the traceback
-        return str(error).strip().splitlines()[-1][:300]
+        return str(error).strip().splitlines()[-1][:LONGEST]
     return " ".join(str(error).split())[:200]
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error that a task raised, or that Ray has about it: one line, not too long to be read."""
+    return _out_of_memory(error) or " ".join(repr(error).split())[:LONGEST]
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """How much was used, and what to do about it; nothing for any other error."""
+    text = " ".join(str(error).split())
+    killed = _KILLED_FOR_MEMORY.search(text)
+    if killed:
+        used = f"the process used {killed['own']}, and all of its node's {killed['all'].replace(' / ', ' of ')}"
+    elif isinstance(error, OutOfMemoryError | torch.OutOfMemoryError | MemoryError) or "t allocate memory" in text:
+        used = text.partition(". ")[0][: LONGEST // 2] or "no more could be had"
+    else:
+        return ""
+    return f"out of memory: {used}; {_TAKES_LESS}"
 
 
 def node_of(actor_died: RayActorError, node_id: str) -> bool:

@@ -35,7 +35,7 @@ def ray_workers(
         composition = Composition(
             parts=parts,
             num_actors=config.actors.num,
-            eval_episodes=config.eval.episodes,
+            eval_episodes=parts.eval_episodes,
             scored=parts.reward is not None,
             num_learner_processes=config.learner.num_processes,
             learner_device=config.learner.device,

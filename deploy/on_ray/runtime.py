@@ -25,6 +25,7 @@ from rollcall.deploy.on_ray.faults import (
     START_TIMEOUT_S,
     cause_of,
     death_of,
+    in_a_line,
     no_room_for,
     node_of,
 )
@@ -276,7 +277,7 @@ class RayWorkers:
             self._evaluator = self._members.evaluator()
             return [EvalDone(step, env_steps, None, f"the evaluator died ({death_of(error)}) and was started again")]
         except RayError as error:
-            return [EvalDone(step, env_steps, None, str(cause_of(error)))]
+            return [EvalDone(step, env_steps, None, in_a_line(cause_of(error)))]
 
     # Faults.
 
@@ -286,7 +287,7 @@ class RayWorkers:
             raise cause
         if refused := storage_fault(cause):
             raise RollcallError(f"the learner cannot write: {refused}") from error
-        detail = f"the learner died ({death_of(error)})" if isinstance(error, RayActorError) else f"{cause!r}"
+        detail = f"the learner died ({death_of(error)})" if isinstance(error, RayActorError) else in_a_line(cause)
         if not (isinstance(error, RayActorError) and node_of(error, self._learner_node)):
             self._learner_budget.next_delay_s(detail)
         for _, reports, _weights in self._steps:

@@ -144,8 +144,8 @@ def test_rows_of_a_file_keep_their_line_and_their_other_columns(tmp_path: Path) 
     path = write(tmp_path / "problems.jsonl", *lines)
     task = make_jsonl(path)
     assert task.rows("train") == [
-        Row("2+2?", "4", f"{path}:1", {"level": 3}),
-        Row("a\u2028b", "5", f"{path}:3", {}),
+        Row("2+2?", "4", f"{path}:1", {"level": 3, "answer": "4"}),
+        Row("a\u2028b", "5", f"{path}:3", {"answer": 5}),
     ]
     assert task.rows("eval") == []
 
@@ -171,6 +171,51 @@ def test_held_out_rows_are_the_seeds_and_apart_from_the_others(tmp_path: Path) -
     assert split(1) != (train, held_out)
 
 
+def test_equal_prompts_are_never_both_learnt_from_and_held_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "p.jsonl", *({"prompt": str(i % 6), "answer": str(i)} for i in range(30)))
+    for seed in range(5):
+        task = make_jsonl(path, num_eval_rows=2, seed=seed)
+        train, held_out = task.rows("train"), task.rows("eval")
+        assert len(held_out) == 2 == len({row.prompt for row in held_out})
+        assert len(train) == 20 and not {row.prompt for row in train} & {row.prompt for row in held_out}
+    assert "8 rows have the prompt of a held-out row, and are left out" in caplog.text
+    with pytest.raises(BadInput, match="num_eval_rows is 6, and the file has 6 different prompts"):
+        make_jsonl(path, num_eval_rows=6).rows("train")
+
+
+def test_prompts_that_two_files_share_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path / "train.jsonl", *({"prompt": str(i), "answer": "x"} for i in range(5)))
+    eval_path = write(tmp_path / "eval.jsonl", *({"prompt": str(i), "answer": "x"} for i in range(3, 8)))
+    make_jsonl(path, eval_path=eval_path).rows("train")
+    assert "share 2 prompts: what is learnt from them is evaluated on them" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("written", "text", "value"),
+    [
+        ("5", "5", 5),
+        ("5.0", "5.0", 5.0),
+        ("1e22", "1e22", 1e22),
+        ("1234567.10", "1234567.10", 1234567.1),
+        ('"5"', "5", "5"),
+    ],
+)
+def test_an_answer_is_its_number_as_written_and_stays_a_number_among_the_columns(
+    tmp_path: Path, written: str, text: str, value: Any
+) -> None:
+    path = write(tmp_path / "p.jsonl", f'{{"prompt": "a", "gold": {written}, "answer": "a column of its own"}}')
+    (row,) = make_jsonl(path, answer_column="gold").rows("train")
+    assert row.answer == text
+    assert row.columns == {"gold": value, "answer": "a column of its own"}
+    assert type(row.columns["gold"]) is type(value)
+    (row,) = make_jsonl(
+        write(tmp_path / "q.jsonl", f'{{"prompt": "a", "gold": {written}}}'), answer_column="gold"
+    ).rows("train")
+    assert row.columns == {"gold": value, "answer": value}
+
+
 def test_an_eval_file_is_taken_whole(tmp_path: Path) -> None:
     path = write(tmp_path / "train.jsonl", {"prompt": "a", "answer": "b"})
     eval_path = write(tmp_path / "eval.jsonl", {"prompt": "c", "answer": "d"})
@@ -188,17 +233,25 @@ GOOD = {"prompt": "a", "answer": "b"}
     ("lines", "settings", "message"),
     [
         ([], {}, "p.jsonl: no rows"),
-        ([GOOD, "{broken"], {}, r"p.jsonl:2: this line is not JSON"),
-        ([GOOD, "[1]"], {}, r"p.jsonl:2: this line is a JSON list, not an object"),
-        ([GOOD, "[" * 100_000], {}, r"p.jsonl:2: this line is not JSON"),
+        ([GOOD, "{broken"], {}, r"p.jsonl:2: not JSON"),
+        ([GOOD, "[1]"], {}, r"p.jsonl:2: a JSON list, not an object"),
+        ([GOOD, "[" * 100_000], {}, r"p.jsonl:2: not JSON"),
         ([GOOD, {"prompt": "a", "reply": "b"}], {}, r"p.jsonl:2: there is no column 'answer'.* 'prompt', 'reply'"),
         ([GOOD], {"prompt_column": "question"}, r"p.jsonl:1: there is no column 'question'"),
         ([GOOD, {"prompt": " ", "answer": "b"}], {}, r"p.jsonl:2: the prompt \(column 'prompt'\) is empty"),
         ([{"prompt": 3, "answer": "b"}], {}, r"p.jsonl:1: the prompt .* is not text"),
+        (
+            [{"prompt": [{"role": "user", "content": "a"}], "answer": "b"}],
+            {},
+            r"p.jsonl:1: .* is a list: of chat messages",
+        ),
+        (['{"prompt": "\\ud83d", "answer": "b"}'], {}, "p.jsonl:1: half a character"),
+        (['{"prompt": "a", "answer": "\\ud83d b"}'], {}, "p.jsonl:1: half a character"),
+        (['{"prompt": "a", "answer": NaN}'], {}, "p.jsonl:1: NaN is no number of JSON's"),
         ([{"prompt": "a", "answer": None}], {}, r"p.jsonl:1: the answer .* neither text nor a number"),
         ([GOOD, {"prompt": "a", "answer": ""}], {"judge": "contains"}, r"p.jsonl:2: the answer .* is empty"),
         ([GOOD], {"judge": "number"}, r"p.jsonl:1: no number in the answer 'b'"),
-        ([GOOD], {"num_eval_rows": 1}, r"p.jsonl: num_eval_rows is 1, and the file has 1 rows"),
+        ([GOOD], {"num_eval_rows": 1}, r"p.jsonl: num_eval_rows is 1, and the file has 1 different prompts"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_one_line_that_says_where(
@@ -211,19 +264,19 @@ def test_what_is_wrong_in_a_file_is_one_line_that_says_where(
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"absent\.jsonl: there is no such file"):
+    with pytest.raises(BadInput, match=r"absent\.jsonl: cannot be read: there is no such file"):
         make_jsonl(tmp_path / "absent.jsonl").rows("train")
     with pytest.raises(BadInput, match="directory"):
         make_jsonl(tmp_path).rows("train")
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(GOOD).encode() + b'\n{"prompt": "\xe9", "answer": "b"}')
-    with pytest.raises(BadInput, match=r"latin\.jsonl:2: this line is not JSON"):
+    with pytest.raises(BadInput, match=r"latin\.jsonl:2: not UTF-8: save the file as UTF-8"):
         make_jsonl(tmp_path / "latin.jsonl").rows("train")
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_row(tmp_path: Path) -> None:
     path = tmp_path / "windows.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
-    assert make_jsonl(path).rows("train") == [Row("a", "b", f"{path}:1", {})]
+    assert make_jsonl(path).rows("train") == [Row("a", "b", f"{path}:1", {"answer": "b"})]
 
 
 @pytest.mark.parametrize(

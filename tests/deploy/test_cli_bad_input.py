@@ -86,6 +86,11 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["train", "cartpole-pp"], ["unknown recipe 'cartpole-pp'", "did you mean cartpole-ppo?"]),
         (["train", "elsewhere.yaml"], ["elsewhere.yaml: No such file"]),
         (["train", "small.yaml", "actors.nun=2"], ["unknown key", "did you mean actors.num?"]),
+        (
+            ["train", "small.yaml", "actor.num=2"],
+            ["actor = {'num': 2} (command line): unknown key; did you mean actors?"],
+        ),
+        (["list"], ["unknown command 'list'", "there are train, resume"]),
         (["train", "small.yaml", "actors.num"], ["an override is key=value"]),
         (["train", "small.yaml", "actors.num=x"], ["actors.num = 'x' (command line): must be a whole number"]),
         (["train", "small.yaml", "algorithm=pp"], ["unknown algorithm", "did you mean ppo?"]),

@@ -50,6 +50,22 @@ def test_a_bad_line_is_named_and_nothing_is_loaded(tmp_path: Path) -> None:
         load_preferences(PreferenceDataConfig(train=str(path)), tmp_path, seed=0)
 
 
+def test_comparisons_of_one_prompt_are_not_divided_and_the_remedy_is_named(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(80)]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = PreferenceDataConfig(train=str(tmp_path / "one.jsonl"))
+    with pytest.raises(BadInput, match=r"all 80 comparisons are of one prompt.*give data\.eval=FILE\.jsonl"):
+        load_preferences(config, tmp_path, seed=0)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_comparison(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": str(i), "chosen": "a", "rejected": "b"}) for i in range(3)]
+    (tmp_path / "windows.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert [
+        item.prompt for item in read_preferences(tmp_path / "windows.jsonl") if not isinstance(item, SegmentPair)
+    ] == [*"012"]
+
+
 def test_texts_and_segments_do_not_mix_and_too_few_are_told(tmp_path: Path) -> None:
     one = write(tmp_path / "one.jsonl", pairs(1))
     with pytest.raises(BadInput, match="too few comparisons"):

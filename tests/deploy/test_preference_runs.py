@@ -132,7 +132,7 @@ def test_a_file_of_segments_is_enough_and_its_model_knows_the_taste_step_by_step
     ("arguments", "told"),
     [
         (["missing.jsonl"], "missing.jsonl: cannot be read"),
-        (["bad.jsonl"], "bad.jsonl:2: no JSON"),
+        (["bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["synthetic-reward", "model.max_tokens=5", *REWARD], "none of 300 comparisons fits into max_tokens=5"),
         (["synthetic-reward", "model.tiny={vocab_size: 9}"], "vocab_size=9"),
         (["synthetic-reward", "model.start=no-such-directory/here"], "no-such-directory/here"),

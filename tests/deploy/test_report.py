@@ -363,13 +363,23 @@ def test_a_long_language_run_makes_no_large_page(tmp_path: Path) -> None:
 
 def test_another_run_stands_beside_in_the_same_charts_as_far_as_both_go(tmp_path: Path) -> None:
     run, shorter = write_language_run(tmp_path / "with-kl"), write_language_run(tmp_path / "without", num_steps=30)
-    html = write_report(run, beside=shorter).read_text(encoding="utf-8")
+    html = write_report(run, beside=[shorter]).read_text(encoding="utf-8")
     assert "Beside without" in Page(html).text
     found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', html, re.DOTALL)
     assert found is not None
     chart = next(chart for chart in json.loads(found.group(1)) if chart["title"] == "KL to the reference")
     assert [line["name"] for line in chart["series"]] == ["with-kl", "without"]
     assert [sum(value is not None for value in line["y"]) for line in chart["series"]] == [74, 30]
+
+
+def test_several_runs_stand_beside_and_those_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    run = write_language_run(tmp_path / "run", num_steps=10)
+    others = [write_language_run(tmp_path / name, num_steps=10) for name in ("a/other", "b/other", "third")]
+    html = write_report(run, beside=others).read_text(encoding="utf-8")
+    found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', html, re.DOTALL)
+    assert found is not None
+    names = {tuple(line["name"] for line in chart["series"]) for chart in json.loads(found.group(1))}
+    assert ("run", str(others[0]), str(others[1]), "third") in names
 
 
 @pytest.mark.parametrize(("kind", "num_charts"), [("control", 6), ("language", 15)])

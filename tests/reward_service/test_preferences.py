@@ -100,7 +100,7 @@ SEGMENT = segment(1).model_dump(mode="json")
 OTHER_SEGMENT = segment(1, dtype=np.float64).model_dump(mode="json")
 CUT = {"dtype": "int64", "shape": [1], "content": ""}
 BAD = {
-    "no JSON": ('{"prompt": "p", "chosen"', "no JSON"),
+    "no JSON": ('{"prompt": "p", "chosen"', "not JSON"),
     "no object": ("[1]", "not an object"),
     "nothing known": ({"text": "p"}, "none of"),
     "no rejected": ({"prompt": "p", "chosen": "a"}, "rejected"),

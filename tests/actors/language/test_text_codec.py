@@ -71,6 +71,24 @@ def test_a_template_may_add_special_tokens_and_they_are_tokens(directory: Path, 
     assert chat.prompt("12") == [*chat.encode("12"), EOS]
 
 
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+        ("{{ messages[5]['content'] + 1 }}", "UndefinedError"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+    ],
+)
+def test_a_template_that_fails_is_one_line_with_its_own_words(
+    directory: Path, tmp_path: Path, template: str, said: str
+) -> None:
+    chat = TextCodec(changed(directory, tmp_path, chat_template=template), chat=True)
+    with pytest.raises(BadInput, match="its chat template fails on the prompt '12'") as caught:
+        chat.prompt("12")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).endswith("mend the template, or set task.chat=false")
+
+
 def test_a_directory_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no tokenizer can be loaded from it") as caught:
         TextCodec(tmp_path)

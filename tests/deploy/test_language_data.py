@@ -1,0 +1,127 @@
+"""What a language run says of data and models that do not fit each other, before anything is begun."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollcall.actors.text_codec import TextCodec
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config import load_config
+from rollcall.deploy.language_parts import LanguageParts
+from rollcall.deploy.parts import parts_of
+from rollcall.deploy.warm_start import warm_start
+from rollcall.learners.demonstrations import DemonstrationSource
+from rollcall.learners.learner import LearnerConfig
+from rollcall.learners.tiny_model import write_tiny_model
+from rollcall.learners.token_policy import LMPolicyConfig, model_length
+
+pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+
+RECIPE = """\
+total_learner_steps: 1
+runtime: serial
+task: {name: jsonl, path: rows.jsonl}
+policy: {model: model}
+algorithm: grpo
+actors:
+  samples_per_prompt: 4
+  prompts_per_batch: 4
+  sampling: {max_tokens: 8}
+  engine: {max_model_len: 32}
+"""
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sums.yaml").write_text(RECIPE)
+    write_rows("1+1=", "1+2=")
+    sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
+    write_tiny_model(Path("model"), alphabet="0123456789+=", max_position_embeddings=32, seed=0, **sizes)
+    return tmp_path
+
+
+def write_rows(*prompts: str) -> None:
+    Path("rows.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": "2"}) + "\n" for p in prompts))
+
+
+def parts(*overrides: str) -> LanguageParts:
+    made = parts_of(load_config("sums.yaml", overrides), Path("run"))
+    assert isinstance(made, LanguageParts)
+    return made
+
+
+def test_a_task_without_held_out_rows_is_not_evaluated_and_that_is_said(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = parts()
+    made.check()
+    assert made.eval_episodes == 0
+    assert "no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100" in caplog.text
+    assert parts("task.num_eval_rows=1").eval_episodes == 1
+    caplog.clear()
+    parts("eval.episodes=0").check()
+    assert not caplog.text
+
+
+def test_a_context_longer_than_the_model_is_refused_before_the_engine_does(work: Path) -> None:
+    with pytest.raises(BadInput, match=r"actors\.engine\.max_model_len = 33: .* takes at most 32 tokens"):
+        parts("actors.engine.max_model_len=33").check()
+    parts().check()
+
+
+def test_a_tiny_models_own_length_counts_too(work: Path) -> None:
+    (work / "tiny.yaml").write_text(
+        RECIPE.replace("{name: jsonl, path: rows.jsonl}", "arithmetic").replace(": model}", ": tiny}")
+    )
+    made = parts_of(load_config("tiny.yaml", ["actors.engine.max_model_len=1000"]), work / "run")
+    (work / "run").mkdir()
+    with pytest.raises(BadInput, match="takes at most 512 tokens"):
+        made.prepare()
+
+
+@pytest.mark.parametrize(
+    ("written", "length"),
+    [
+        ({}, 32),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, None),
+        ({"max_position_embeddings": None}, None),
+    ],
+)
+def test_a_models_length_is_its_configs_unless_that_is_stretched(
+    work: Path, written: dict[str, Any], length: int | None
+) -> None:
+    path = Path("model/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | written))
+    assert model_length(Path("model")) == length
+
+
+def test_demonstrations_longer_than_the_model_are_left_out_and_said(
+    work: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "rollcall.deploy.warm_start.DemonstrationSource",
+        lambda demonstrations, **settings: (
+            seen.append(demonstrations) or DemonstrationSource(demonstrations, **settings)
+        ),
+    )
+    policy = LMPolicyConfig.model_validate({"model": "model", "warm_start": {"steps": 1, "batch_size": 2}})
+
+    def imitate() -> None:
+        codec, learner = TextCodec(Path("model")), LearnerConfig()
+        warm_start(parts().task, codec, Path("model"), Path("out"), policy, learner, seed=0, tell=lambda _: None)
+
+    write_rows("1+1=", "1" * 30, "1" * 31, "1" * 100)  # the answer and the end are two more tokens
+    imitate()
+    assert sorted(len(item.token_ids) for item in seen[0]) == [6, 32]
+    assert (
+        "2 of 4 demonstrations are longer than the 32 tokens that the model takes (the longest has 102)" in caplog.text
+    )
+    write_rows("1" * 31)
+    with pytest.raises(BadInput, match="all 1 demonstrations are longer"):
+        imitate()

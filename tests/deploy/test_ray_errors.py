@@ -1,0 +1,49 @@
+"""What Ray's errors become: one line that can be read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ray.exceptions import OutOfMemoryError
+
+from rollcall.deploy.on_ray.faults import in_a_line
+
+# As Ray 2 writes it, its table of processes shortened.
+KILLED = (
+    """Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.7, ID: 1e1e) where the task (actor ID: ab12, name=Learner.__init__, pid=78, memory used=19.50GB) \
+was running was 22.80GB / 24.00GB (0.951), which exceeds the memory usage threshold of 0.95. Ray killed this worker (ID: cd34) \
+because it was the most recently scheduled task; to see more information about memory usage on this node, use `ray logs`.
+Top 10 memory users:
+"""
+    + "78\t19.50\tray::Learner\n" * 150
+)
+
+
+def test_a_process_that_was_killed_for_its_memory_says_how_much_and_what_takes_less() -> None:
+    assert len(KILLED) > 4000
+    line = in_a_line(OutOfMemoryError(KILLED))
+    assert line.startswith("out of memory: the process used 19.50GB, and all of its node's 22.80GB of 24.00GB; ")
+    assert "algorithm.token_budget" in line and len(line) < 400 and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 9.27 GiB. GPU 0 has a total capacity of 79 GiB." * 9
+        ),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:116] . DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
+        ),
+        MemoryError(),
+    ],
+)
+def test_allocations_that_fail_say_what_takes_less(error: Exception) -> None:
+    line = in_a_line(error)
+    assert line.startswith("out of memory: ") and "a smaller model" in line and len(line) < 450
+
+
+def test_other_errors_are_cut_to_what_can_be_read() -> None:
+    assert in_a_line(ValueError("a\nb")) == "ValueError('a\\nb')"
+    assert len(in_a_line(ValueError("x" * 10_000))) == 300
