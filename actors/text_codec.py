@@ -22,8 +22,8 @@ class TextCodec:
             ) from None
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model_directory))
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0]
+        except Exception as error:  # whatever files of somebody's make their classes raise
+            first = " ".join(str(error).split())[:300]
             raise BadInput(f"{model_directory}: no tokenizer can be loaded from it: {first}") from None
         if chat and not self._tokenizer.chat_template:
             raise BadInput(

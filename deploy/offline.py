@@ -23,7 +23,7 @@ from rollcall.deploy.preference_config import PreferenceRunConfig
 from rollcall.deploy.progress import duration, number, percent
 from rollcall.deploy.recorders import JsonLines, Record, Recorder, TensorBoard, read_jsonl
 from rollcall.deploy.report import write_report
-from rollcall.deploy.runs import driver_log, read_json, write_summary
+from rollcall.deploy.runs import driver_log, read_json, warnings_told, write_summary
 from rollcall.learners.learner import BatchSource, Learner, StepOrder
 
 _log = logging.getLogger("rollcall")
@@ -131,7 +131,7 @@ def carry_out(
     }
     began = time.monotonic()
     job: Job | None = None
-    with driver_log(directory) as log, _told(recorders), _locked(directory):
+    with driver_log(directory) as log, warnings_told(recorders), _locked(directory):
         try:
             job = build()
             summary |= _train(config, directory, job, recorders, resume=resume, stop=stop)
@@ -259,20 +259,3 @@ def _locked(directory: Path) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         lock.release()
-
-
-@contextlib.contextmanager
-def _told(recorders: Sequence[Recorder]) -> Iterator[None]:
-    """Warnings in Rollcall's log are events of the run: comparisons that were left out, say."""
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            for recorder in recorders:
-                recorder.on_event("warning", record.getMessage())
-
-    handler = Handler(level=logging.WARNING)
-    _log.addHandler(handler)
-    try:
-        yield
-    finally:
-        _log.removeHandler(handler)

@@ -208,7 +208,7 @@ def carry_out(
     recorders: list[Recorder] = [started, JsonLines(directory), TensorBoard(directory), *console]
     recipe = str(read_json(directory / "run.json").get("recipe", config.name))
     began = time.monotonic()
-    with driver_log(directory) as log:
+    with driver_log(directory) as log, warnings_told(recorders):
         try:
             summary = dict(launch.train(config, directory, resume=resume, recorders=recorders, stop=stop))
         except BaseException as error:
@@ -332,6 +332,26 @@ def driver_log(directory: Path) -> Iterator[logging.Logger]:
         logger.removeHandler(handler)
         logger.setLevel(before)
         handler.close()
+
+
+@contextlib.contextmanager
+def warnings_told(recorders: Sequence[Recorder]) -> Iterator[None]:
+    """Warnings in Rollcall's log are events of the run: prompts that were left out, say. Those of other threads are in
+    the log alone: recorders are the driver's."""
+    driver = threading.get_ident()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == driver:
+                for recorder in recorders:
+                    recorder.on_event("warning", record.getMessage().partition("\n")[0])
+
+    handler, logger = Handler(level=logging.WARNING), logging.getLogger("rollcall")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextlib.contextmanager

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import ray
-import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
@@ -14,6 +13,7 @@ LONGEST = 300  # characters of an error's text in a line
 # Of Ray's long story of a process that it ended before the node was full.
 _SIZE = r"[0-9.]+ ?[KMGT]?i?B"
 _KILLED_FOR_MEMORY = re.compile(rf"memory used=(?P<own>{_SIZE}).*? was (?P<all>{_SIZE} / {_SIZE})")
+_MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")  # Ray's and torch's have one name; torch is not imported here
 _TAKES_LESS = (
     "what takes less: a smaller algorithm.token_budget (language) or more algorithm.num_minibatches (control), "
     "policy.gradient_checkpointing, a smaller model, fewer actors"
@@ -47,7 +47,7 @@ def _out_of_memory(error: BaseException) -> str:
     killed = _KILLED_FOR_MEMORY.search(text)
     if killed:
         used = f"the process used {killed['own']}, and all of its node's {killed['all'].replace(' / ', ' of ')}"
-    elif isinstance(error, OutOfMemoryError | torch.OutOfMemoryError | MemoryError) or "t allocate memory" in text:
+    elif type(error).__name__ in _MEMORY_ERRORS or "t allocate memory" in text:
         used = text.partition(". ")[0][: LONGEST // 2] or "no more could be had"
     else:
         return ""

@@ -89,7 +89,6 @@ def test_a_tiny_models_own_length_counts_too(work: Path) -> None:
     [
         ({}, 32),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, None),
-        ({"max_position_embeddings": None}, None),
     ],
 )
 def test_a_models_length_is_its_configs_unless_that_is_stretched(
@@ -98,6 +97,14 @@ def test_a_models_length_is_its_configs_unless_that_is_stretched(
     path = Path("model/config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | written))
     assert model_length(Path("model")) == length
+
+
+def test_a_config_that_its_class_refuses_is_one_line(work: Path) -> None:
+    path = Path("model/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": "many"}))
+    with pytest.raises(BadInput, match=r"model: no .* from it: .*max_position_embeddings") as caught:
+        parts().check()
+    assert "\n" not in str(caught.value)
 
 
 def test_demonstrations_longer_than_the_model_are_left_out_and_said(

@@ -10,14 +10,11 @@ from rollcall.deploy.on_ray.faults import in_a_line
 
 # As Ray 2 writes it, its table of processes shortened.
 KILLED = (
-    """Task was killed due to the node running low on memory.
-Memory on the node (IP: 10.0.0.7, ID: 1e1e) where the task (actor ID: ab12, name=Learner.__init__, pid=78, memory used=19.50GB) \
-was running was 22.80GB / 24.00GB (0.951), which exceeds the memory usage threshold of 0.95. Ray killed this worker (ID: cd34) \
-because it was the most recently scheduled task; to see more information about memory usage on this node, use `ray logs`.
-Top 10 memory users:
-"""
-    + "78\t19.50\tray::Learner\n" * 150
-)
+    "Task was killed due to the node running low on memory.\nMemory on the node (IP: 10.0.0.7, ID: 1e1e) where the "
+    "task (actor ID: ab12, name=Learner.__init__, pid=78, memory used=19.50GB) was running was 22.80GB / 24.00GB "
+    "(0.951), which exceeds the memory usage threshold of 0.95. Ray killed this worker (ID: cd34) because it was the "
+    "most recently scheduled task; to see more information about memory usage on this node, use `ray logs`.\nTop 10:\n"
+) + "78\t19.50\tray::Learner\n" * 200
 
 
 def test_a_process_that_was_killed_for_its_memory_says_how_much_and_what_takes_less() -> None:

@@ -374,6 +374,8 @@ def test_another_run_stands_beside_in_the_same_charts_as_far_as_both_go(tmp_path
 
 def test_several_runs_stand_beside_and_those_of_one_name_are_told_apart(tmp_path: Path) -> None:
     run = write_language_run(tmp_path / "run", num_steps=10)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     others = [write_language_run(tmp_path / name, num_steps=10) for name in ("a/other", "b/other", "third")]
     html = write_report(run, beside=others).read_text(encoding="utf-8")
     found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', html, re.DOTALL)
