@@ -3,30 +3,34 @@ that uses it. Must never know where the arrays come from."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rollcall.cluster.messages import Array
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BACKEND = "rollcall"  # our engine's name in vLLM's registry
-_incoming: Mapping[str, Array] = {}  # what it loads: vLLM's own calls carry plain values only
+_incoming: Mapping[str, Tensor] = {}  # what it loads: vLLM's own calls carry plain values only
+_missing: list[str] = []  # what it found without weights afterwards
 
 
-def load(core: Any, tensors: Mapping[str, Array]) -> None:
-    """Loads `tensors`, by their names in the checkpoint, into the model of vLLM's engine core `core`.
+def load(core: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Loads `tensors`, by their names in the checkpoint, into the model of vLLM's engine core `core`. Returns the names
+    of vLLM's parameters that got nothing, or not all of it: looked for in an engine's first load.
 
     Raises:
       Exception: from vLLM; the model is half loaded then.
     """
     global _incoming
     _incoming = tensors
+    _missing.clear()
     try:
         core.collective_rpc("start_weight_update")
         core.collective_rpc("update_weights", kwargs={"update_info": {}})
         core.collective_rpc("finish_weight_update")
     finally:
         _incoming = {}
+    return list(_missing)
 
 
 def has_gpu() -> bool:
@@ -48,7 +52,6 @@ def register() -> str:
 
     if _BACKEND in WeightTransferEngineFactory._registry:
         return _BACKEND
-    _keep_weights_as_they_are()
 
     class ObjectStoreEngine(WeightTransferEngine):  # type: ignore[type-arg]
         """Loads arrays of this process, straight out of the object store's shared memory."""
@@ -56,13 +59,19 @@ def register() -> str:
         init_info_cls = WeightTransferInitInfo
         update_info_cls = WeightTransferUpdateInfo
 
-        def init_transfer_engine(self, init_info: Any) -> None:
-            self._in_place = False
+        _in_place = False
+        _is_first = True
+        _loaded: frozenset[str] = frozenset()
+
+        def init_transfer_engine(self, init_info: Any) -> None: ...
 
         def start_weight_update(self) -> None:
             self._in_place = _is_plain(self.model)
+            self._loaded = frozenset()
             if not self._in_place:
                 initialize_layerwise_reload(self.model)
+            elif self._is_first:  # what the model directory says would hide that nothing came
+                _spoil(self.model)
 
         def update_weights(self, update_info: Any) -> None:
             # Not vLLM's own, which calls torch.accelerator.synchronize(): on a CPU build that raises.
@@ -71,16 +80,19 @@ def register() -> str:
         def receive_weights(self, update_info: Any) -> None:
             import torch
 
-            # Loading copies out of these arrays and never writes to them; torch warns of read-only ones it cannot know.
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                load: Any = self.model.load_weights
-                load((name, torch.from_numpy(array)) for name, array in _incoming.items())
+            load: Any = self.model.load_weights
+            with torch.no_grad():
+                # Copies out of them, and never writes to them. Some models do not say what they loaded.
+                names = load(iter(_incoming.items()))
+            self._loaded |= dict(self.model.named_parameters()).keys() if names is None else names
 
         def finish_weight_update(self) -> None:
             if not self._in_place:
                 finalize: Any = finalize_layerwise_reload
                 finalize(self.model, self.model_config)
+            if self._is_first:
+                _missing[:] = _without_weights(self.model, self._loaded)
+            self._is_first = False
 
         def shutdown(self) -> None: ...
 
@@ -88,22 +100,19 @@ def register() -> str:
     return _BACKEND
 
 
-def _keep_weights_as_they_are() -> None:
-    """On CPU, vLLM packs each matrix for oneDNN when a model is loaded, and again for each version, with a kernel to be
-    made for every number of rows. A policy changes every second: torch's own product, which takes the same time
-    (measured), leaves weights where new ones can be copied over them."""
-    from vllm.model_executor.layers import utils
+def _spoil(model: Any) -> None:
+    import torch
 
-    def keep(layer: Any, remove_weight: bool) -> None:
-        import torch
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.fill_(torch.nan)
 
-        if layer.weight.ndim == 2:
-            layer.cpu_linear = torch.nn.functional.linear
-        else:
-            pack(layer, remove_weight)
 
-    pack = utils.dispatch_cpu_unquantized_gemm
-    utils.dispatch_cpu_unquantized_gemm = keep
+def _without_weights(model: Any, loaded: frozenset[str]) -> list[str]:
+    """The parameters that were not loaded, or in which something was left as `_spoil` made it."""
+    named = dict(model.named_parameters())
+    return [name for name, item in named.items() if name not in loaded or bool(item.isnan().any())]
 
 
 def _is_plain(model: Any) -> bool:
