@@ -178,29 +178,32 @@ class VllmEngine:
         else:
             # A prompt that is cut between two steps makes vLLM rewind the request's generator: CPU generators cannot.
             arguments = {"enable_chunked_prefill": False}
-        engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(model_directory),
-                skip_tokenizer_init=True,
-                dtype=config.dtype,
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                enforce_eager=config.enforce_eager,
-                use_tqdm_on_load=False,
-                max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
-                logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
-                weight_transfer_config=WeightTransferConfig(
-                    backend=vllm_weight_transfer.register()
-                    if config.weight_transfer == "object_store"
-                    else config.weight_transfer
-                ),
-                # With two steps at once, weights could change between computing a token and booking its version.
-                async_scheduling=False,
-                disable_log_stats=True,
-                seed=0,
-                **arguments,
-            )
+        given = EngineArgs(
+            model=str(model_directory),
+            skip_tokenizer_init=True,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enforce_eager=config.enforce_eager,
+            use_tqdm_on_load=False,
+            max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
+            logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
+            weight_transfer_config=WeightTransferConfig(
+                backend=vllm_weight_transfer.register()
+                if config.weight_transfer == "object_store"
+                else config.weight_transfer
+            ),
+            # With two steps at once, weights could change between computing a token and booking its version.
+            async_scheduling=False,
+            disable_log_stats=True,
+            seed=0,
+            **arguments,
         )
+        self._model, self._dtype = f"{model_directory} ({names.kind})", config.dtype
+        try:
+            engine = LLMEngine.from_engine_args(given)
+        except Exception as error:
+            raise RollcallError(f"{self._model}: vLLM does not start with this model: {_in_words(error)}") from error
         torch.set_num_threads(threads)
         settings: dict[str, Any] = {
             "ignore_eos": sampling.ignore_eos,
@@ -231,12 +234,11 @@ class VllmEngine:
         self._count = 0  # of requests, for those names
         self._load = _Load()
         self._names = names
-        self._model, self._dtype = f"{model_directory} ({names.kind})", config.dtype
         self._is_new = True  # nothing was loaded yet
         self.max_model_len = config.max_model_len
         self.max_num_seqs = config.max_num_seqs
-        given, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
-        self.admit_below = by_itself if given is None else given
+        wanted, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
+        self.admit_below = by_itself if wanted is None else wanted
         self.version = -1  # of the weights loaded last; -1: those of the model directory
         self._label = "given"  # of the same, for the prefix cache
 
@@ -345,7 +347,7 @@ class VllmEngine:
                 raise
             raise EngineMismatch(
                 f"{self._model}: vLLM does not take the learner's weights, so this kind of model cannot be trained: "
-                f"{type(error).__name__}: {_first_line(error)}"
+                f"{_in_words(error)}"
             ) from error
         if missing:
             raise EngineMismatch(
@@ -390,8 +392,13 @@ class VllmEngine:
         self._label = f"{epoch}.{version}"
         self.version = version
         if canary is not None and self._is_new:
-            self.check(canary)
-        self._is_new = False
+            try:
+                self.check(canary)
+            except RollcallError:
+                raise
+            except Exception as error:
+                raise EngineMismatch(f"{self._model}: vLLM cannot compute this model: {_in_words(error)}") from error
+        self._is_new = False  # last: an engine that did not pass is none
 
     def check(self, canary: Canary) -> float:
         """How far this engine is from what the learner says under the weights loaded last: the mean difference of their
@@ -413,8 +420,8 @@ class VllmEngine:
         self._core.shutdown()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def published_model(weights: Weights, *, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
