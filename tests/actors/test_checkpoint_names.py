@@ -1,4 +1,4 @@
-"""A model's tensors under a checkpoint's names: those that transformers itself writes, also where it renames or fuses."""
+"""Tensors under the names that a checkpoint has for them: as transformers itself writes them, fused ones too."""
 
 from __future__ import annotations
 
