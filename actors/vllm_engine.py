@@ -7,19 +7,25 @@ from __future__ import annotations
 import copy
 import os
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.actors import vllm_weight_transfer
-from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.cluster.messages import Array, EngineLoad, Weights
+from rollcall.actors import vllm_repairs, vllm_weight_transfer
+from rollcall.actors.canary import check_canary
+from rollcall.actors.checkpoint_names import CheckpointNames
+from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
+from rollcall.cluster.messages import Array, Canary, EngineLoad, Weights
 from rollcall.cluster.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KNOWN_VERSIONS = ("0.32.0",)
 PREFILL_TOKENS = 8192  # of one step, at the most
@@ -61,9 +67,10 @@ class WeightsOffer(Protocol):
     @property
     def version(self) -> int: ...
 
-    def accept(self, control: Callable[[str, Mapping[str, Any]], None]) -> tuple[int, int]:
+    def accept(self, control: Callable[[str, Mapping[str, Any]], None]) -> tuple[int, int, Canary | None]:
         """Has them sent. `control` is called in this thread with each of vLLM's control calls (its method, its
-        arguments) that the sender asks for. Returns (epoch, version) of what came: of this version or a newer one.
+        arguments) that the sender asks for. Returns (epoch, version, canary) of what came: of this version or a newer
+        one.
 
         Raises:
           Exception: when the sender died or did not send; the model may be half loaded then.
@@ -110,9 +117,12 @@ class _Running:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     begun: list[tuple[int, int]] = field(default_factory=list)  # (first token, version of the weights it began with)
+    prompt_logprobs: Array | None = None  # float32 [n - 1], where they are asked for: of all its tokens but the first
 
     def take(self, output: Any, version: int) -> None:
         """What one step gave it: one token, or none while its prompt is read in portions."""
+        if output.new_prompt_logprobs_tensors is not None:
+            self.prompt_logprobs = output.new_prompt_logprobs_tensors.logprobs[:, 0].float().numpy()
         if not output.new_token_ids:
             return
         if not self.begun or self.begun[-1][1] != version:
@@ -154,6 +164,8 @@ class VllmEngine:
                 "engine's machine has none for torch: use object_store"
             )
         _set_environment(config, threads)
+        names = CheckpointNames(model_directory)
+        vllm_repairs.install()
         import torch
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import EngineArgs
@@ -166,29 +178,32 @@ class VllmEngine:
         else:
             # A prompt that is cut between two steps makes vLLM rewind the request's generator: CPU generators cannot.
             arguments = {"enable_chunked_prefill": False}
-        engine = LLMEngine.from_engine_args(
-            EngineArgs(
-                model=str(model_directory),
-                skip_tokenizer_init=True,
-                dtype=config.dtype,
-                max_model_len=config.max_model_len,
-                max_num_seqs=config.max_num_seqs,
-                enforce_eager=config.enforce_eager,
-                use_tqdm_on_load=False,
-                max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
-                logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
-                weight_transfer_config=WeightTransferConfig(
-                    backend=vllm_weight_transfer.register()
-                    if config.weight_transfer == "object_store"
-                    else config.weight_transfer
-                ),
-                # With two steps at once, weights could change between computing a token and booking its version.
-                async_scheduling=False,
-                disable_log_stats=True,
-                seed=0,
-                **arguments,
-            )
+        given = EngineArgs(
+            model=str(model_directory),
+            skip_tokenizer_init=True,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            enforce_eager=config.enforce_eager,
+            use_tqdm_on_load=False,
+            max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
+            logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
+            weight_transfer_config=WeightTransferConfig(
+                backend=vllm_weight_transfer.register()
+                if config.weight_transfer == "object_store"
+                else config.weight_transfer
+            ),
+            # With two steps at once, weights could change between computing a token and booking its version.
+            async_scheduling=False,
+            disable_log_stats=True,
+            seed=0,
+            **arguments,
         )
+        self._model, self._dtype = f"{model_directory} ({names.kind})", config.dtype
+        try:
+            engine = LLMEngine.from_engine_args(given)
+        except Exception as error:
+            raise RollcallError(f"{self._model}: vLLM does not start with this model: {_in_words(error)}") from error
         torch.set_num_threads(threads)
         settings: dict[str, Any] = {
             "ignore_eos": sampling.ignore_eos,
@@ -200,24 +215,36 @@ class VllmEngine:
             temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, **settings
         )
         self._greedy = SamplingParams(temperature=0.0, **settings)
+        self._scored = SamplingParams(
+            temperature=0.0,
+            ignore_eos=True,
+            logprobs=0,
+            prompt_logprobs=0,
+            detokenize=False,
+            max_tokens=1,
+            skip_reading_prefix_cache=True,
+        )
         for params in (self._sampled, self._greedy):  # a model may name more tokens that end a completion
             params.update_from_generation_config(engine.input_processor.generation_config_fields)
         core: Any = engine.engine_core
         self._core, self._scheduler = core, core.engine_core.scheduler
         self._request, self._reasons = EngineCoreRequest, FinishReason
         self._running: dict[str, _Running] = {}  # by vLLM's name for it
+        self._held: list[Completion] = []  # finished, and not yet handed out
         self._count = 0  # of requests, for those names
         self._load = _Load()
+        self._names = names
+        self._is_new = True  # nothing was loaded yet
         self.max_model_len = config.max_model_len
         self.max_num_seqs = config.max_num_seqs
-        given, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
-        self.admit_below = by_itself if given is None else given
+        wanted, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
+        self.admit_below = by_itself if wanted is None else wanted
         self.version = -1  # of the weights loaded last; -1: those of the model directory
         self._label = "given"  # of the same, for the prefix cache
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._running)
+        return len(self._running) + len(self._held)
 
     def add(
         self, request_id: str, prompt: Sequence[int], *, seed: int | None, max_tokens: int, greedy: bool = False
@@ -234,6 +261,9 @@ class VllmEngine:
             )
         params = copy.copy(self._greedy if greedy else self._sampled)
         params.seed, params.max_tokens = seed, max_tokens
+        self._admit(request_id, prompt, params, cache_salt=self._label)
+
+    def _admit(self, request_id: str, prompt: Sequence[int], params: Any, *, cache_salt: str) -> _Running:
         self._count += 1
         name = str(self._count)
         self._core.add_request(
@@ -245,11 +275,12 @@ class VllmEngine:
                 pooling_params=None,
                 arrival_time=time.time(),
                 lora_request=None,
-                cache_salt=self._label,
+                cache_salt=cache_salt,
                 data_parallel_rank=None,
             )
         )
         self._running[name] = _Running(request_id)
+        return self._running[name]
 
     def step(self) -> list[Completion]:
         """One step of all running requests, under one version of the weights; returns those that it finished.
@@ -257,6 +288,10 @@ class VllmEngine:
         Raises:
           RollcallError: when vLLM gave a request up.
         """
+        held, self._held = self._held, []
+        return [*held, *self._step()] if self._running else held
+
+    def _step(self) -> list[Completion]:
         outputs = self._core.get_output().outputs
         finished: list[Completion] = []
         for output in outputs:
@@ -289,6 +324,7 @@ class VllmEngine:
 
     def abort(self, request_ids: Collection[str]) -> None:
         gone = set(request_ids)
+        self._held = [completion for completion in self._held if completion.request_id not in gone]
         names = [name for name, running in self._running.items() if running.request_id in gone]
         self._core.abort_requests(names)
         for name in names:
@@ -299,31 +335,106 @@ class VllmEngine:
         have; no later request reuses those, because the prefix cache is salted with the version.
 
         Raises:
+          EngineMismatch: from an engine's first load: when this model's weights cannot be loaded, do not arrive whole,
+            or give other log-probabilities than their canary.
           Exception: from vLLM; the model is half loaded then, and this engine must not be used again.
         """
-        vllm_weight_transfer.load(
-            self._core,
-            {name.removeprefix(prefix): array for name, array in weights.tensors() if name.startswith(prefix)},
-        )
-        self._loaded(weights.epoch, weights.version)
+        tensors = self._names.tensors(published_model(weights, prefix=prefix))
+        try:
+            missing = vllm_weight_transfer.load(self._core, tensors)
+        except Exception as error:
+            if not self._is_new:
+                raise
+            raise EngineMismatch(
+                f"{self._model}: vLLM does not take the learner's weights, so this kind of model cannot be trained: "
+                f"{_in_words(error)}"
+            ) from error
+        if missing:
+            raise EngineMismatch(
+                f"{self._model}: {len(missing)} of the engine's parameters got no weights from the learner, "
+                f"{missing[0]} among them: this kind of model cannot be trained"
+            )
+        self._loaded(weights.epoch, weights.version, weights.canary)
+
+    def prompt_logprobs(self, token_ids: Sequence[int]) -> Array:
+        """float32 [n - 1]: log-probabilities of all tokens but the first, each given those before it, under the model
+        itself, without temperature and nucleus. Whatever runs goes on meanwhile. It leaves no trace: nobody finds its
+        keys and values in the prefix cache, and it draws no random number.
+
+        Raises:
+          ValueError: when they do not fit into `max_model_len`.
+          RollcallError: as `step`.
+        """
+        if not 2 <= len(token_ids) < self.max_model_len:
+            raise ValueError(f"{len(token_ids)} tokens: 2 at the least, and less than {self.max_model_len}")
+        load, self._load = self._load, _Load()
+        running = self._admit("", token_ids, self._scored, cache_salt="scored")
+        while running.prompt_logprobs is None:
+            self._held += [completion for completion in self._step() if completion.request_id]
+        self._load = load
+        return running.prompt_logprobs
 
     def receive(self, offer: WeightsOffer) -> int:
         """As `load`, with weights that are sent to vLLM's own transfer engine. Returns their epoch.
 
         Raises:
+          EngineMismatch: as `load`.
           Exception: from vLLM or the sender; the model may be half loaded then, as after `load`.
         """
-        epoch, version = offer.accept(lambda method, arguments: self._core.collective_rpc(method, kwargs=arguments))
-        self._loaded(epoch, version)
+        epoch, version, canary = offer.accept(
+            lambda method, arguments: self._core.collective_rpc(method, kwargs=arguments)
+        )
+        self._loaded(epoch, version, canary)
         return epoch
 
-    def _loaded(self, epoch: int, version: int) -> None:
+    def _loaded(self, epoch: int, version: int, canary: Canary | None) -> None:
         # Numbers come again after a restore, for other weights: a version is only known with its epoch.
         self._label = f"{epoch}.{version}"
         self.version = version
+        if canary is not None and self._is_new:
+            try:
+                self.check(canary)
+            except RollcallError:
+                raise
+            except Exception as error:
+                raise EngineMismatch(f"{self._model}: vLLM cannot compute this model: {_in_words(error)}") from error
+        self._is_new = False  # last: an engine that did not pass is none
+
+    def check(self, canary: Canary) -> float:
+        """How far this engine is from what the learner says under the weights loaded last: the mean difference of their
+        log-probabilities of the same tokens, in nats.
+
+        Raises:
+          EngineMismatch: when it is beyond what rounding explains.
+        """
+        return check_canary(
+            canary,
+            self.prompt_logprobs(canary.token_ids.tolist()),
+            version=self.version,
+            model=self._model,
+            dtype=self._dtype,
+            on_gpu=vllm_weight_transfer.has_gpu(),
+        )
 
     def close(self) -> None:
         self._core.shutdown()
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def published_model(weights: Weights, *, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
+    """The language model's tensors among published weights, by their names in the model: views, never to be written."""
+    import torch
+
+    with warnings.catch_warnings():  # torch warns of arrays that it must not write to
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return {
+            name.removeprefix(prefix): torch.from_numpy(array)
+            for name, array in weights.tensors()
+            if name.startswith(prefix)
+        }
 
 
 @dataclass(slots=True)

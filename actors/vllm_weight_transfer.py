@@ -3,30 +3,34 @@ that uses it. Must never know where the arrays come from."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from rollcall.cluster.messages import Array
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BACKEND = "rollcall"  # our engine's name in vLLM's registry
-_incoming: Mapping[str, Array] = {}  # what it loads: vLLM's own calls carry plain values only
+_incoming: Mapping[str, Tensor] = {}  # what it loads: vLLM's own calls carry plain values only
+_missing: list[str] = []  # what it found without weights afterwards
 
 
-def load(core: Any, tensors: Mapping[str, Array]) -> None:
-    """Loads `tensors`, by their names in the checkpoint, into the model of vLLM's engine core `core`.
+def load(core: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Loads `tensors`, by their names in the checkpoint, into the model of vLLM's engine core `core`. Returns the names
+    of vLLM's parameters that got nothing, or not all of it: looked for in an engine's first load.
 
     Raises:
       Exception: from vLLM; the model is half loaded then.
     """
     global _incoming
     _incoming = tensors
+    _missing.clear()
     try:
         core.collective_rpc("start_weight_update")
         core.collective_rpc("update_weights", kwargs={"update_info": {}})
         core.collective_rpc("finish_weight_update")
     finally:
         _incoming = {}
+    return list(_missing)
 
 
 def has_gpu() -> bool:
@@ -44,25 +48,28 @@ def register() -> str:
         WeightTransferUpdateInfo,
     )
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
     if _BACKEND in WeightTransferEngineFactory._registry:
         return _BACKEND
-    _keep_weights_as_they_are()
 
     class ObjectStoreEngine(WeightTransferEngine):  # type: ignore[type-arg]
         """Loads arrays of this process, straight out of the object store's shared memory."""
 
         init_info_cls = WeightTransferInitInfo
         update_info_cls = WeightTransferUpdateInfo
+        _is_first = True
+        _reload: _InPlace | _Layerwise
+        _loaded: frozenset[str]
 
-        def init_transfer_engine(self, init_info: Any) -> None:
-            self._in_place = False
+        def init_transfer_engine(self, init_info: Any) -> None: ...
 
         def start_weight_update(self) -> None:
-            self._in_place = _is_plain(self.model)
-            if not self._in_place:
-                initialize_layerwise_reload(self.model)
+            if self._is_first:  # what the model directory says would hide that nothing came
+                _spoil(self.model.parameters())
+            on_gpu = any(parameter.device.type != "cpu" for parameter in self.model.parameters())
+            config = self.model_config
+            self._reload = _Layerwise(self.model, config) if on_gpu else _InPlace(self.model, config.dtype)
+            self._loaded = frozenset()
 
         def update_weights(self, update_info: Any) -> None:
             # Not vLLM's own, which calls torch.accelerator.synchronize(): on a CPU build that raises.
@@ -71,16 +78,17 @@ def register() -> str:
         def receive_weights(self, update_info: Any) -> None:
             import torch
 
-            # Loading copies out of these arrays and never writes to them; torch warns of read-only ones it cannot know.
-            with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-                load: Any = self.model.load_weights
-                load((name, torch.from_numpy(array)) for name, array in _incoming.items())
+            load: Any = self.model.load_weights
+            with torch.no_grad():
+                # Copies out of them, and never writes to them. Some models do not say what they loaded.
+                names = load(iter(_incoming.items()))
+            self._loaded |= dict(self.model.named_parameters()).keys() if names is None else names
 
         def finish_weight_update(self) -> None:
-            if not self._in_place:
-                finalize: Any = finalize_layerwise_reload
-                finalize(self.model, self.model_config)
+            self._reload.finish()
+            if self._is_first:
+                _missing[:] = _without_weights(self.model, self._loaded)
+            self._is_first = False
 
         def shutdown(self) -> None: ...
 
@@ -88,33 +96,98 @@ def register() -> str:
     return _BACKEND
 
 
-def _keep_weights_as_they_are() -> None:
-    """On CPU, vLLM packs each matrix for oneDNN when a model is loaded, and again for each version, with a kernel to be
-    made for every number of rows. A policy changes every second: torch's own product, which takes the same time
-    (measured), leaves weights where new ones can be copied over them."""
-    from vllm.model_executor.layers import utils
+class _InPlace:
+    """New weights into the place of those before. Layers that vLLM computes with in another form than it loads them in
+    (experts, padded and packed) are given room for what is loaded meanwhile. Not vLLM's own reload, of which layers
+    know only what came through their parameters' loaders: a model that copies into its parameters itself (GPT-OSS's)
+    would keep the experts it had, and say that it loaded them."""
 
-    def keep(layer: Any, remove_weight: bool) -> None:
+    def __init__(self, model: Any, dtype: Any) -> None:
+        self._model, self._dtype = model, dtype
+        self._layers = [_PackedLayer(module) for module in model.modules() if _is_packed(module)]
+
+    def finish(self) -> None:
         import torch
 
-        if layer.weight.ndim == 2:
-            layer.cpu_linear = torch.nn.functional.linear
-        else:
-            pack(layer, remove_weight)
-
-    pack = utils.dispatch_cpu_unquantized_gemm
-    utils.dispatch_cpu_unquantized_gemm = keep
+        with torch.no_grad():
+            for layer in self._layers:
+                layer.pack()
+            for module in self._model.modules():
+                _derive(module, self._dtype)
 
 
-def _is_plain(model: Any) -> bool:
-    """Whether every weight of a model on CPU is computed with as it was loaded, so that new ones go into its place."""
-    from vllm.model_executor.layers.attention.attention import Attention
+class _PackedLayer:
+    """One layer in the form that it is loaded in, until `pack`."""
+
+    def __init__(self, layer: Any) -> None:
+        from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+        from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor
+        from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
+
+        self._layer = layer
+        as_loaded, _ = get_layerwise_info(layer).restore_metadata
+        self._packed = {name: parameter for name, parameter in layer._parameters.items() if name in as_loaded}
+        for name in self._packed:
+            room = materialize_meta_tensor(restore_layer_refs(as_loaded[name], layer))
+            _spoil([room])
+            layer._parameters[name] = room
+
+    def pack(self) -> None:
+        layer = self._layer
+        layer.__dict__.pop("_already_called_process_weights_after_loading", None)
+        layer.quant_method.process_weights_after_loading(layer)
+        for name, parameter in self._packed.items():
+            parameter.data.copy_(layer._parameters[name])
+            layer._parameters[name] = parameter
+
+
+class _Layerwise:
+    """vLLM's own reload, on GPUs: layer by layer, into the memory that CUDA graphs were captured with."""
+
+    def __init__(self, model: Any, model_config: Any) -> None:
+        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+
+        self._model, self._model_config = model, model_config
+        initialize_layerwise_reload(model)
+
+    def finish(self) -> None:
+        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
+        finalize: Any = finalize_layerwise_reload
+        finalize(self._model, self._model_config)
+
+
+def _is_packed(module: Any) -> bool:
+    """Whether a layer computes with its weights in another form than they are loaded in."""
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-    plain = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod, type(None))
-    return all(parameter.device.type == "cpu" and parameter.ndim <= 2 for parameter in model.parameters()) and all(
-        type(getattr(module, "quant_method", None)) in plain
-        and (isinstance(module, Attention) or not hasattr(module, "process_weights_after_loading"))
-        for module in model.modules()
+    method, own = (
+        getattr(module, "quant_method", None),
+        [item for item in module._parameters.values() if item is not None],
     )
+    plain = isinstance(method, UnquantizedLinearMethod | UnquantizedEmbeddingMethod)
+    return method is not None and bool(own) and not (plain and all(item.ndim <= 2 for item in own))
+
+
+def _derive(module: Any, dtype: Any) -> None:
+    """What an attention layer computes of its projections beforehand (MLA), anew."""
+    from vllm.model_executor.layers.attention import Attention, is_deferred_attention_layer
+
+    if is_deferred_attention_layer(module) and not isinstance(module, Attention):
+        module.process_weights_after_loading(dtype)
+
+
+def _spoil(parameters: Iterable[Tensor]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.is_floating_point():
+                parameter.fill_(torch.nan)
+
+
+def _without_weights(model: Any, loaded: frozenset[str]) -> list[str]:
+    """The parameters that were not loaded, or in which something was left as `_spoil` made it."""
+    named = dict(model.named_parameters())
+    return [name for name, item in named.items() if name not in loaded or bool(item.isnan().any())]

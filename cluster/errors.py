@@ -11,6 +11,8 @@ RollcallError
 |-- RunAlive            another driver holds this run's lock
 |-- EnvFailure          an environment raised, and its budget of restarts is spent
 |-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
+|-- EngineMismatch      a generation engine does not take the learner's weights, or says otherwise with them: every
+|                       other attempt would end the same way
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
 |-- BudgetSpent         a component was restarted as often as allowed
 |-- LeaseLost           a label under a lease that has expired, is another rater's, or was used: refused
@@ -66,6 +68,10 @@ class EnvFailure(RollcallError):
 
 
 class NonFinite(RollcallError):
+    pass
+
+
+class EngineMismatch(RollcallError):
     pass
 
 

@@ -276,6 +276,16 @@ class TensorSpec:
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """What the learner itself says of fixed tokens under the weights that this comes with. A generation engine that
+    took the weights rightly says the same."""
+
+    token_ids: Array  # int32 [n]
+    logprobs: Array  # float32 [n - 1]: of all but the first, under the model itself, without temperature and nucleus
+    dtype: str  # of the learner's forward pass
+
+
 @dataclass(frozen=True)
 class Weights:
     """One version of a policy: one flat contiguous buffer per dtype, and the index of what lies where."""
@@ -286,6 +296,7 @@ class Weights:
     index: tuple[TensorSpec, ...]
     buffers: Mapping[str, Array] = field(repr=False)  # dtype name -> 1-D array
     checksum: str = ""
+    canary: Canary | None = None  # of a language policy, as its learner publishes it
 
     @property
     def size_bytes(self) -> int:

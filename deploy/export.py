@@ -1,5 +1,5 @@
 """A policy as a directory in Hugging Face's format, which transformers and vLLM load: the model that the run began
-with, and a checkpoint's weights in place of its own. Copies files and arrays; must never need the model's code."""
+with, and a checkpoint's weights in place of its own. Copies files and arrays; must never compute with the model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 from safetensors.numpy import save_file
 
+from rollcall.actors.checkpoint_names import CheckpointNames
+from rollcall.actors.vllm_engine import published_model
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Weights
 from rollcall.deploy.settings import learns_from_data
 
 MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
-PREFIX = "policy.model."  # the language model's tensors among the published ones
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer
 
 
@@ -59,14 +59,12 @@ def save_policy(weights: Weights, source: Path, directory: Path, *, marker: dict
     try:
         for path in sorted(_beside(source)):
             shutil.copyfile(path, aside / path.name)
-        tensors = {
-            name.removeprefix(PREFIX): np.asarray(array, order="C")
-            for name, array in weights.tensors()
-            if name.startswith(PREFIX)
-        }
+        mode = (aside / "config.json").stat().st_mode
+        tensors = CheckpointNames(aside).tensors(published_model(weights))
         model = aside / "model.safetensors"
-        save_file(tensors, model, metadata={"format": "pt"})
-        model.chmod((aside / "config.json").stat().st_mode)  # save_file lets nobody else read, not even a server
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+        save_file(arrays, model, metadata={"format": "pt"})
+        model.chmod(mode)  # save_file lets nobody else read, not even a server
         if marker is not None:
             (aside / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
         _swap_in(aside, directory)

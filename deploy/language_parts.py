@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Task
 from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages import Canary
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
 from rollcall.deploy.language_config import LanguageConfig
@@ -31,6 +32,7 @@ from rollcall.deploy.reward_train import MODEL
 from rollcall.deploy.text_preferences import train_reward_model
 from rollcall.deploy.warm_start import warm_start
 from rollcall.learners.byte_tokenizer import byte_tokenizer
+from rollcall.learners.canary import canary
 from rollcall.learners.collective import Collective
 from rollcall.learners.language import LanguageExperience
 from rollcall.learners.learner import Learner
@@ -267,7 +269,14 @@ class LanguageParts:
             units=decoder_layers,
             read_out=None if config.policy.lora is None else merged_parameters,
             keep_on_device=self.weight_transfer != "object_store",
+            canary=self._canary,
         )
+
+    def _canary(self, models: Mapping[str, nn.Module]) -> Canary:
+        """What goes out with each version of the weights, for engines to see that they have them rightly."""
+        policy = models["policy"]
+        assert isinstance(policy, TokenPolicy)
+        return canary(policy, room=self.config.actors.engine.max_model_len, dtype=self.config.policy.dtype)
 
     def _engine(self, config: EngineConfig) -> VllmEngine:
         actors = self.config.actors

@@ -15,7 +15,7 @@ from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
 from rollcall.actors.lm_actor import Failure, LMActor
 from rollcall.actors.lm_evaluation import LMEvaluator
-from rollcall.cluster.errors import NonFinite, RollcallError
+from rollcall.cluster.errors import EngineMismatch, NonFinite, RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.workers import EvalDone, Event, StepDone, StepRequest, TicketProduced, TicketScored
@@ -149,5 +149,7 @@ class SerialWorkers:
             self._evaluator = self._build_evaluator()
         try:
             return [EvalDone(step, env_steps, self._evaluator.evaluate(weights, self._episodes))]
+        except EngineMismatch:
+            raise
         except (RollcallError, NonFinite) as error:
             return [EvalDone(step, env_steps, None, str(error))]

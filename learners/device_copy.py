@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from rollcall.cluster.messages import Canary
 from rollcall.learners.flat import Readable
 
 
@@ -18,6 +19,7 @@ class DeviceCopy:
     epoch: int
     version: int
     tensors: Mapping[str, Tensor]  # "<model>.<its name in the model>" -> of the model's shape
+    canary: Canary | None
     _readables: Mapping[nn.Module, list[Readable]]
 
     @classmethod
@@ -28,6 +30,7 @@ class DeviceCopy:
         *,
         epoch: int,
         version: int,
+        canary: Canary | None = None,
     ) -> DeviceCopy:
         """Copies what `read_out` gives of each model. What lies in pieces is put together once, here."""
         tensors: dict[str, Tensor] = {}
@@ -38,7 +41,7 @@ class DeviceCopy:
                 copy = parameter.value().detach().clone()
                 tensors[f"{name}.{parameter.name}"] = copy
                 readables[model].append(Readable(parameter.name, copy, copy.detach))
-        return cls(epoch, version, tensors, readables)
+        return cls(epoch, version, tensors, canary, readables)
 
     def read(self, model: nn.Module) -> list[Readable]:
         """The copies of this model's parameters, as `read_out` gave them."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rollcall.cluster.checkpoint import read_state, write_state, write_weights
 from rollcall.cluster.consumption import ConsumptionLog
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
-from rollcall.cluster.messages import Array, Weights
+from rollcall.cluster.messages import Array, Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.collective import Collective
@@ -129,10 +129,12 @@ class Learner:
         units: Units | None = None,
         read_out: ReadOut | None = None,
         keep_on_device: bool = False,
+        canary: Callable[[Models], Canary] | None = None,
     ) -> None:
         """`units`: the parts of a model that are sharded one by one; none: these models are not sharded. `read_out`:
         what is published of a model in place of its own parameters. `keep_on_device`: process 0 has in `device_copy`
-        what it handed out last, for those who fetch it from there: as much memory again as the parameters take."""
+        what it handed out last, for those who fetch it from there: as much memory again as the parameters take.
+        `canary`: what goes out with the weights, so that whoever acts with them can see that it has them rightly."""
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
         self._models = dict(models)
@@ -147,6 +149,7 @@ class Learner:
         )
         self._read_out = read_out
         self._keep_on_device = keep_on_device
+        self._canary = canary
         self.device_copy: DeviceCopy | None = None
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
         self._trained = self._take_over(units)
@@ -158,14 +161,18 @@ class Learner:
     def weights(self, *, epoch: int, version: int) -> Weights:
         """The published models (by default all), parameters and normaliser statistics, as they are now. Where there
         are several processes, as `hand_out`."""
+        canary = None if self._canary is None else self._canary(self._models)
         names, read_out = self._published_names(), self._reader()
         if self._keep_on_device:
             models = {name: self._models[name] for name in names}
-            self.device_copy = DeviceCopy.of(models, read_out or own_parameters, epoch=epoch, version=version)
+            self.device_copy = DeviceCopy.of(
+                models, read_out or own_parameters, epoch=epoch, version=version, canary=canary
+            )
             read_out = self.device_copy.read
-        return module_weights(
+        weights = module_weights(
             self._models, self._policy_id, epoch=epoch, version=version, names=names, read_out=read_out
         )
+        return replace(weights, canary=canary)
 
     def hand_out(self, *, epoch: int, version: int, checkpoint: Path | None = None) -> Weights | None:
         """The weights, and a checkpoint in the directory `checkpoint`, from process 0. Every process calls: what lies
@@ -176,6 +183,8 @@ class Learner:
                 self.save(checkpoint, weights)
             return weights
         if self._trained.whole() is not None:
+            if self._canary is not None:
+                self._canary(self._models)
             read_out = self._reader()
             assert read_out is not None
             for name in self._published_names():

@@ -127,13 +127,14 @@ class TokenPolicy(nn.Module):
         self._sampling = sampling
         self._autocast = autocast
 
-    def forward(self, rows: TokenRows) -> Processed:
-        """Log-probabilities and entropies of the rows' sampled tokens, each [K]."""
+    def forward(self, rows: TokenRows, *, as_sampled: bool = True) -> Processed:
+        """Log-probabilities and entropies of the rows' sampled tokens, each [K]; `as_sampled=False`: under the model
+        itself, without temperature and nucleus."""
         device = rows.token_ids.device
         with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
             states = hidden_states(self.model, rows)
             logits = cast(Any, self.model).get_output_embeddings()(states)
-        sampling = self._sampling
+        sampling = self._sampling if as_sampled else SamplingConfig()
         processed = process_logits(
             logits=logits,
             targets=rows.targets,
@@ -223,6 +224,15 @@ def _computes_answers_together(model: nn.Module) -> bool:
     finally:
         model.train(training)
     return bool((apart - together).norm() <= 1e-3 * apart.norm())
+
+
+def canary_tokens(model: nn.Module, length: int) -> list[int]:
+    """What every text begins with, if anything, and then tokens from all over a model's vocabulary: many embeddings and
+    experts see one. The same for the same model, whatever its weights."""
+    config = cast(Any, model).config.get_text_config()
+    first = [config.bos_token_id] if isinstance(config.bos_token_id, int) else []
+    # The stride is a prime: a small vocabulary is gone through in an order that repeats late.
+    return [*first, *((7919 * index) % config.vocab_size for index in range(1, length + 1))][:length]
 
 
 def _hidden_size(model: nn.Module) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from rollcall.cluster.errors import RollcallError
+from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.messages import Array, ShardPayload, Ticket
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import Event, StateLost, TicketFailed, TicketProduced
@@ -288,6 +288,8 @@ class RayActors:
             if isinstance(cause, RayActorError):
                 detail = f"{actor.actor_id} lost whoever gave it weights"
                 return self._lose(actor, "actor_died", detail, blameless=True)
+            if isinstance(cause, EngineMismatch):  # the next engine would say the same
+                raise cause from None
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
             return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {in_a_line(cause)}")
         except RayActorError as error:

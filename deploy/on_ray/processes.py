@@ -19,13 +19,14 @@ from typing import Any
 import ray
 import torch
 
+from rollcall.actors.checkpoint_names import CheckpointNames
 from rollcall.actors.evaluation import Evaluator
 from rollcall.actors.gym_actor import GymActor
 from rollcall.actors.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.lm_evaluation import LMEvaluator
 from rollcall.actors.vllm_engine import MODEL_PREFIX
 from rollcall.actors.vllm_weight_sender import Transport, WeightSender
-from rollcall.cluster.messages import Array, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
 from rollcall.cluster.workers import TicketFailed
 from rollcall.deploy.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.on_ray.faults import START_TIMEOUT_S
@@ -176,6 +177,7 @@ class LearnerProcess:
         self._num_processes = num_processes
         self._learner: Learner | None = None
         self._interrupted = threading.Event()
+        self._names: CheckpointNames | None = None  # of a language model
         self._senders: dict[str, tuple[Any, WeightSender]] = {}  # actor -> its handle, and what sends to its engine
 
     @ray.method(concurrency_group=ASIDE)
@@ -188,9 +190,9 @@ class LearnerProcess:
         """Answers while it works, too."""
 
     @ray.method(concurrency_group=TRANSFER)
-    def send_weights(self, actor_id: str, actor: Any, transport: Transport) -> tuple[int, int]:
+    def send_weights(self, actor_id: str, actor: Any, transport: Transport) -> tuple[int, int, Canary | None]:
         """Sends what was handed out last to the engine of a language actor, beside a step that may be under way.
-        Returns its epoch and version. Asked of process 0.
+        Returns its epoch, version and canary. Asked of process 0.
 
         Raises:
           Exception: from vLLM, NCCL or the actor; the actor's model may be half loaded then.
@@ -204,8 +206,18 @@ class LearnerProcess:
             if sender is None or known != actor:  # or it was started anew, and has met nobody yet
                 sender = WeightSender(transport, RayEngineControl(actor), address=_free_address())
                 self._senders[actor_id] = actor, sender
-            sender.send({name.removeprefix(MODEL_PREFIX): tensor for name, tensor in copy.tensors.items()})
-        return copy.epoch, copy.version
+            tensors = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in copy.tensors.items()}
+            named = self._checkpoint_names().tensors(tensors)
+            sender.send({name: tensor.contiguous() for name, tensor in named.items()})
+        return copy.epoch, copy.version, copy.canary
+
+    def _checkpoint_names(self) -> CheckpointNames:
+        from rollcall.deploy.language_parts import LanguageParts
+
+        assert isinstance(self._parts, LanguageParts)
+        if self._names is None:
+            self._names = CheckpointNames(self._parts.model_directory)
+        return self._names
 
     def address(self) -> str:
         """host:port at which the processes of this learner meet; asked of process 0."""

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
-from rollcall.cluster.errors import RollcallError
+from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.messages import Array, Produced, Ticket
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import EvalDone, Event, LearnerLost, StepDone, StepRequest
@@ -277,7 +277,10 @@ class RayWorkers:
             self._evaluator = self._members.evaluator()
             return [EvalDone(step, env_steps, None, f"the evaluator died ({death_of(error)}) and was started again")]
         except RayError as error:
-            return [EvalDone(step, env_steps, None, in_a_line(cause_of(error)))]
+            cause = cause_of(error)
+            if isinstance(cause, EngineMismatch):
+                raise cause from None
+            return [EvalDone(step, env_steps, None, in_a_line(cause))]
 
     # Faults.
 

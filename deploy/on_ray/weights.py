@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from rollcall.cluster.errors import RollcallError, StaleEpoch
-from rollcall.cluster.messages import Weights
+from rollcall.cluster.messages import Canary, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S
 
@@ -103,9 +103,11 @@ class RayOffer:
     engine: ControlCalls
     receiver: tuple[str, Any, str]  # actor, its handle, transport: who asks for what
 
-    def accept(self, control: Callable[[str, Mapping[str, Any]], None]) -> tuple[int, int]:
-        epoch, version = self.engine.serve(self.sender.send_weights.remote(*self.receiver), control)
-        return epoch, version
+    def accept(self, control: Callable[[str, Mapping[str, Any]], None]) -> tuple[int, int, Canary | None]:
+        came: tuple[int, int, Canary | None] = self.engine.serve(
+            self.sender.send_weights.remote(*self.receiver), control
+        )
+        return came
 
 
 class ControlCalls:

@@ -32,7 +32,7 @@ TINY = (
 
 
 def train(bench: Any, *overrides: str, name: str = "run") -> Any:
-    for module in ("own_task.py", "gpu_stand_in.py"):
+    for module in ("own_task.py", "gpu_stand_in.py", "damaged_weights.py"):
         shutil.copy(Path(__file__).parent / module, bench.folder)
     return bench.start("train", "arithmetic-grpo", *TINY, *overrides, f"name={name}", name=name)
 
@@ -74,6 +74,16 @@ def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: 
     assert finished(train(bench, *settings, name="ray"))["weights_hash"] == reference
     audited(bench, "serial")
     audited(bench, "ray")
+
+
+def test_a_run_whose_engine_has_other_weights_than_its_learner_stops_in_one_line_before_it_learns(bench: Any) -> None:
+    run = train(bench, "task.name=damaged_weights:Damaged", "max_policy_lag=0", "total_learner_steps=4")
+    run.wait(timeout_s=280)
+    assert run.process.returncode == 1
+    (line,) = [line for line in run.errors.splitlines() if line.startswith("rollcall: error")]
+    assert "engine and learner disagree at policy version 0" in line and "Qwen3ForCausalLM" in line
+    assert run.summary["status"] == "failed" and run.summary["ledger"]["committed"] == 0
+    assert run.summary["restarts"] == 0  # the next engine would say the same
 
 
 @pytest.mark.prove

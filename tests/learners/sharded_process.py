@@ -72,6 +72,8 @@ class Case:
         arrays = published(learner)
         if self.collective.rank == 0:
             np.savez(f"{self.label}.{when}.npz", **arrays)
+        canary = learner.weights(epoch=1, version=0).canary
+        np.save(f"{self.label}.{when}.canary-{self.collective.rank}.npy", canary.logprobs)
         if learner.device_copy is not None:
             assert learner.device_copy.tensors.keys() == arrays.keys()
             for name, tensor in learner.device_copy.tensors.items():

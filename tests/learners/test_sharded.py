@@ -89,6 +89,16 @@ def test_two_processes_with_half_of_it_each_give_the_update_of_one(folder: Path,
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
+def test_a_policy_in_pieces_says_of_fixed_tokens_what_it_says_whole(folder: Path, name: str) -> None:
+    for when in ("0", "3"):
+        alone, *both = (
+            np.load(folder / f"{name}-{count}.{when}.canary-{rank}.npy") for count, rank in ((1, 0), (2, 0), (2, 1))
+        )
+        np.testing.assert_array_equal(both[0], both[1])
+        np.testing.assert_allclose(both[0], alone, atol=0.05 if name == "bfloat16" else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_all_processes_report_the_metrics_of_one(folder: Path, name: str) -> None:
     alone, *both = (report(folder, name, count, rank)["metrics"] for count, rank in ((1, 0), (2, 0), (2, 1)))
     assert both[0] == both[1]

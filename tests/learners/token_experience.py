@@ -12,6 +12,7 @@ from torch import nn
 
 from rollcall.cluster.messages import Array, LMTrajectory
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners.canary import canary
 from rollcall.learners.collective import Collective
 from rollcall.learners.language import LanguageExperience
 from rollcall.learners.learner import Learner, LearnerConfig
@@ -90,6 +91,7 @@ def make_learner(
         units=decoder_layers,
         read_out=None if policy.lora is None else merged_parameters,
         keep_on_device=keep_on_device,
+        canary=lambda models: canary(models["policy"], room=32, dtype=policy.dtype),  # type: ignore[arg-type]
     )
 
 

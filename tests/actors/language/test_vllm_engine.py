@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from pathlib import Path
@@ -15,10 +16,13 @@ import pytest
 
 from rollcall.actors import vllm_engine, vllm_weight_transfer
 from rollcall.actors.vllm_engine import Completion, EngineConfig, VllmEngine, check_installed
-from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
+from rollcall.cluster.messages import EngineLoad, pack_weights
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners.canary import canary
 
 TOLERANCE = 1e-4  # of a log-probability in float32
+ENGINE_ROOM = 256  # tokens, as in conftest.py
 EDGE = 1e-5  # a nucleus that ends so near to top_p is decided by float arithmetic
 LONG_PROMPT = [3 + i % 13 for i in range(140)]  # more than a block of the prefix cache
 EngineOf = Callable[[str], VllmEngine]
@@ -332,3 +336,96 @@ def test_weights_from_gpu_to_gpu_are_refused_where_there_is_none(
     config = EngineConfig(weight_transfer="nccl")
     with pytest.raises(RollcallError, match=r"weight_transfer=nccl sends weights from GPU to GPU.*use object_store"):
         VllmEngine(tmp_path, config, sampling=SamplingConfig(), stop_token_ids=[], threads=1)
+
+
+# Whether it has the learner's weights.
+
+
+@pytest.fixture
+def new(engine_of: EngineOf) -> VllmEngine:
+    """The engine as one that has loaded nothing yet."""
+    engine: Any = engine_of("untied")
+    run_all_of(engine)
+    engine._is_new = True
+    engine._core.engine_core.model_executor.driver_worker.worker.weight_transfer_engine._is_first = True
+    return engine  # type: ignore[no-any-return]
+
+
+def run_all_of(engine: VllmEngine) -> None:
+    while engine.num_unfinished:
+        engine.step()
+
+
+def with_canary(trainer: Any, version: int, changes: Callable[[dict[str, np.ndarray]], None] = lambda _: None) -> Any:
+    """The trainer's weights and what it says under them, and then something happens to the weights on their way."""
+    weights = trainer.weights(version)
+    tensors = {name: array.copy() for name, array in weights.tensors()}
+    changes(tensors)
+    said = canary(trainer.policy, room=ENGINE_ROOM, dtype="float32")
+    return replace(pack_weights("policy", 1, version, tensors), canary=said)
+
+
+def test_log_probabilities_of_a_prompt_are_the_models_own(new: VllmEngine, trainer_of: Any) -> None:
+    trainer = trainer_of("untied")
+    weights = with_canary(trainer, 0)
+    new.load(weights)
+    np.testing.assert_allclose(
+        new.prompt_logprobs(weights.canary.token_ids.tolist()), weights.canary.logprobs, atol=TOLERANCE, rtol=0
+    )
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.weight", "model.norm.weight", "lm_head.weight"])
+def test_an_engines_first_load_is_refused_when_a_tensor_does_not_come_or_comes_wrong(
+    new: VllmEngine, trainer_of: Any, name: str
+) -> None:
+    trainer = trainer_of("untied")
+    full = f"policy.model.{name}"
+
+    def withhold(tensors: dict[str, np.ndarray]) -> None:
+        del tensors[full]
+
+    def corrupt(tensors: dict[str, np.ndarray]) -> None:
+        tensors[full] = tensors[full][::-1].copy()
+
+    with pytest.raises(EngineMismatch, match=r"got no weights from the learner, \S+ among them") as caught:
+        new.load(with_canary(trainer, 0, withhold))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(EngineMismatch, match="engine and learner disagree at policy version 0") as caught:
+        new.load(with_canary(trainer, 0, corrupt))
+    assert "\n" not in str(caught.value)
+    new.load(with_canary(trainer, 0))
+
+
+def test_a_tensor_of_another_shape_or_an_unknown_name_is_one_line(new: VllmEngine, trainer_of: Any) -> None:
+    def cut(tensors: dict[str, np.ndarray]) -> None:
+        tensors["policy.model.model.norm.weight"] = tensors["policy.model.model.norm.weight"][:-1]
+
+    def rename(tensors: dict[str, np.ndarray]) -> None:
+        tensors["policy.model.model.layers.0.norm.weight"] = tensors.pop("policy.model.model.norm.weight")
+
+    trainer = trainer_of("untied")
+    for changes in (cut, rename):
+        with pytest.raises(EngineMismatch, match="vLLM does not take the learner's weights") as caught:
+            new.load(with_canary(trainer, 0, changes))
+        assert "\n" not in str(caught.value)
+    new.load(with_canary(trainer, 0))
+
+
+def test_a_check_leaves_no_trace_in_what_runs_beside_it(new: VllmEngine, trainer_of: Any, run_all: RunAll) -> None:
+    trainer = trainer_of("untied")
+    weights = with_canary(trainer, 0)
+    new.load(weights)
+    found = []
+    for checked in (False, True):
+        new.take_load()
+        add_all(new, random_prompts(1, seed=1))
+        early = {item.request_id: item for item in new.step()}
+        if checked:
+            assert new.check(weights.canary) < TOLERANCE
+        (completion,) = (early | run_all(new)).values()
+        found.append((completion.token_ids.tolist(), completion.logprobs.tobytes(), completion.version_spans))
+    assert found[0] == found[1]
+    new.take_load()
+    new.check(weights.canary)
+    assert new.take_load() == EngineLoad(0, 0.0, 0.0, 0.0, 0, 0)
+    assert new.num_unfinished == 0

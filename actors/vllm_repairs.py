@@ -1,0 +1,87 @@
+"""What vLLM does and we cannot use, put right before its first model: where it packs weights that are to be replaced,
+and where it changes transformers' classes for the whole process. With vllm_engine.py, vllm_weight_transfer.py and
+vllm_weight_sender.py all that depends on vLLM's version; must never know where weights come from."""
+
+from __future__ import annotations
+
+from functools import wraps
+from typing import Any
+
+_installed = False
+
+
+def install() -> None:
+    """Once per process."""
+    global _installed
+    if not _installed:
+        _installed = True
+        _keep_matrices_as_they_are()
+        _pack_experts_again()
+        _leave_transformers_alone()
+
+
+def _keep_matrices_as_they_are() -> None:
+    """On CPU, vLLM packs each matrix for oneDNN when a model is loaded, and again for each version, with a kernel to be
+    made for every number of rows. A policy changes every second: torch's own product, which takes the same time
+    (measured), leaves weights where new ones can be copied over them."""
+    from vllm.model_executor.layers import utils
+
+    pack = utils.dispatch_cpu_unquantized_gemm
+
+    def keep(layer: Any, remove_weight: bool) -> None:
+        import torch
+
+        if layer.weight.ndim == 2:
+            layer.cpu_linear = torch.nn.functional.linear
+        else:
+            pack(layer, remove_weight)
+
+    utils.dispatch_cpu_unquantized_gemm = keep
+
+
+def _pack_experts_again() -> None:
+    """On CPU, vLLM pads and packs a layer's experts when a model is loaded, and not when it is loaded again: its kernel
+    would then read plain weights as if they were packed."""
+    from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+    from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+    setup = UnquantizedFusedMoEMethod._setup_kernel
+
+    @wraps(setup)
+    def setup_and_pack(self: Any, layer: Any, w13: Any, w2: Any) -> None:
+        again = self.moe_kernel is not None
+        setup(self, layer, w13, w2)
+        if again and self.unquantized_backend == UnquantizedMoeBackend.CPU:
+            self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    UnquantizedFusedMoEMethod._setup_kernel = setup_and_pack  # type: ignore[method-assign]
+
+
+def _leave_transformers_alone() -> None:
+    """Of a model that vLLM has no code of its own for, it takes transformers' class and makes it one that can only be
+    built and called within vLLM, for the whole process: the learner's model would be of that class too."""
+    from vllm.config import get_current_vllm_config_or_none
+    from vllm.model_executor.models.transformers.base import Base
+
+    decorate = Base._decorate_cls_for_torch_compile
+
+    @wraps(decorate)
+    def decorate_for_vllm_alone(self: Any, cls: Any, *args: Any, **kwargs: Any) -> None:
+        own_init, own_call = cls.__init__, cls.__call__
+        decorate(self, cls, *args, **kwargs)
+        if cls.__init__ is own_init:  # an earlier engine of this process has been here
+            return
+        vllms_init, vllms_call = cls.__init__, cls.__call__
+
+        @wraps(own_init)
+        def init(model: Any, *args: Any, **kwargs: Any) -> None:
+            within = get_current_vllm_config_or_none() is not None
+            (vllms_init if within else own_init)(model, *args, **kwargs)
+
+        @wraps(own_call)
+        def call(model: Any, *args: Any, **kwargs: Any) -> Any:
+            return (vllms_call if hasattr(model, "vllm_config") else own_call)(model, *args, **kwargs)
+
+        cls.__init__, cls.__call__ = init, call
+
+    Base._decorate_cls_for_torch_compile = decorate_for_vllm_alone  # type: ignore[method-assign]
