@@ -22,8 +22,9 @@ class CausalModel:
     """The two halves of a Hugging Face model."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._model: Any = model
-        decoder, base = self._model.get_decoder(), self._model.base_model
+        own: Any = model
+        self._model = own
+        decoder, base = own.get_decoder(), own.base_model
         self.body: nn.Module = base if base is not model else self._largest_part()
         # What the forward pass asks for hidden states is the body, or (OPT) the decoder within it.
         self._asked = [part for part in self.body.modules() if part is self.body or part is decoder]
@@ -93,7 +94,7 @@ class CausalModel:
     def _largest_part(self) -> nn.Module:
         """Of a model that does not say which of its parts is the body (Llama 4)."""
         output = self._model.get_output_embeddings()
-        parts = [part for part in self._model.children() if part is not output]
+        parts: list[nn.Module] = [part for part in self._model.children() if part is not output]
         return max(parts, key=lambda part: sum(parameter.numel() for parameter in part.parameters()))
 
     def _computes_answers_together(self) -> bool:
