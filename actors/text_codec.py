@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.reward_service.text_tokens import TextTokens
 
 
 class TextCodec:
@@ -34,13 +35,15 @@ class TextCodec:
                 f"{model_directory}: its tokenizer names no end-of-sequence token: completions would not end"
             )
         self._directory = model_directory
+        self._tokens = TextTokens(self._tokenizer)
         self._chat = chat
         self.eos_token_id = int(self._tokenizer.eos_token_id)
 
     def prompt(self, text: str) -> list[int]:
-        """The tokens that a completion follows: through the chat template if there is one to use."""
+        """The tokens that a completion follows: as the tokenizer begins a text, or through the chat template if there
+        is one to use."""
         if not self._chat:
-            return self.encode(text)
+            return self._tokens.fresh(text)
         messages = [{"role": "user", "content": text}]
         try:
             encoded = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -50,12 +53,12 @@ class TextCodec:
                 f"{self._directory}: its chat template fails on the prompt {text[:60]!r} ({first}): "
                 "mend the template, or set task.chat=false"
             ) from error
-        return self.encode(encoded)
+        return self._tokens.rendered(encoded)
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a text that stands somewhere in a sequence: nothing is added at its ends."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        """Tokens of a text in the middle of a sequence: nothing is added at its ends."""
+        return self._tokens.inside(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, without the end-of-sequence token and other special ones."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        """The text of tokens in the middle of a sequence, without the end-of-sequence token and other special ones."""
+        return self._tokens.text(list(token_ids))

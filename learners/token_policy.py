@@ -1,19 +1,22 @@
-"""Language models as the learner uses them: padded rows in, one number per sampled token out. The only file of the
-learners that knows Hugging Face models; it must never know a loss."""
+"""Language models as the learner uses them: padded rows in, one number per sampled token out. With causal_model.py the
+only file of the learners that knows Hugging Face models; it must never know a loss."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.sampling import SamplingConfig
+from rollcall.learners.causal_model import CausalModel, body_states
 from rollcall.learners.lora import LoraConfig
-from rollcall.learners.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.sampling import Processed, process_logits
 from rollcall.learners.token_batch import TokenRows
 
@@ -72,10 +75,11 @@ class LMPolicyConfig(BaseModel):
 
 
 def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
-    """The model of a directory, float32, for training.
+    """The model of a directory, float32, for learning: in evaluation mode, so without dropout. What a policy says of a
+    token would otherwise be another thing in each pass, and its ratio to itself not 1.
 
     Raises:
-      BadInput: when it holds no model that can be loaded.
+      BadInput: when it holds no model that can be loaded, or one that cannot be learnt here, naming its architecture.
     """
     try:
         from safetensors import SafetensorError
@@ -85,13 +89,14 @@ def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
         raise BadInput(f"language models need transformers: {LANGUAGE_EXTRA}") from None
     disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, return_dict=True)
     except (OSError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{directory}: no causal language model can be loaded from it: {first}") from None
-    model.train()
+    model.eval()
+    CausalModel(model).check()
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        _checkpoint_layers(model)
     return cast(nn.Module, model)
 
 
@@ -114,26 +119,50 @@ def model_length(directory: Path) -> int | None:
     return int(length) if length and kinds <= {"default"} else None
 
 
+def _checkpoint_layers(model: nn.Module) -> None:
+    """As transformers would, which does it in training mode alone."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise BadInput(
+            f"policy.gradient_checkpointing = true: {type(model).__name__} has no layers for it: set it to false"
+        )
+    for layer in layers:
+        setattr(layer, "forward", partial(_checkpointed, layer.forward))  # noqa: B010 - mypy: a method
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
 def autocast_dtype(config: LMPolicyConfig) -> torch.dtype | None:
     return torch.bfloat16 if config.dtype == "bfloat16" else None
 
 
 class TokenPolicy(nn.Module):
-    """A causal language model and the distribution that its tokens are sampled from."""
+    """A causal language model and the distribution that its tokens are sampled from. Always without dropout."""
 
     def __init__(self, model: nn.Module, sampling: SamplingConfig, *, autocast: torch.dtype | None = None) -> None:
         super().__init__()
         self.model = model
+        self._halves = CausalModel(model)
         self._sampling = sampling
         self._autocast = autocast
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
 
     def forward(self, rows: TokenRows, *, as_sampled: bool = True) -> Processed:
         """Log-probabilities and entropies of the rows' sampled tokens, each [K]; `as_sampled=False`: under the model
         itself, without temperature and nucleus."""
         device = rows.token_ids.device
         with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            states = hidden_states(self.model, rows)
-            logits = cast(Any, self.model).get_output_embeddings()(states)
+            logits = self._halves.logits(self._halves.states(rows))
         sampling = self._sampling if as_sampled else SamplingConfig()
         processed = process_logits(
             logits=logits,
@@ -147,20 +176,27 @@ class TokenPolicy(nn.Module):
 
 
 class TokenCritic(nn.Module):
-    """A language model's body with a scalar head: the value of the state before each sampled token."""
+    """A language model's body with a scalar head: the value of the state before each sampled token. Always without
+    dropout."""
 
     def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
         super().__init__()
-        self.body = _body(model)
-        self.head = nn.Linear(_hidden_size(model), 1)
+        halves = CausalModel(model)
+        self.body = halves.body
+        self.head = nn.Linear(halves.width, 1)
         nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0: the advantages begin as the returns
         nn.init.zeros_(self.head.bias)
         self._autocast = autocast
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
 
     def forward(self, rows: TokenRows) -> Tensor:
         """[K]: values."""
         with torch.autocast(rows.token_ids.device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            states = _states_of(self.body, rows)
+            states = body_states(self.body, rows)
         return cast(Tensor, self.head(states.float()).squeeze(-1).clone())  # as TokenPolicy's: no view
 
 
@@ -170,60 +206,10 @@ def decoder_layers(module: nn.Module) -> list[nn.Module]:
     return [part for part in module.modules() if type(part).__name__ in kinds]
 
 
-def hidden_states(model: nn.Module, rows: TokenRows) -> Tensor:
-    """[K, H]: the last hidden states that predict the sampled tokens; logits are then computed for these alone."""
-    return _states_of(_body(model), rows)
-
-
-def _states_of(body: nn.Module, rows: TokenRows) -> Tensor:
-    # No attention mask for plain rows: padding stands on the right, where causal attention does not look.
-    shared = {}
-    if rows.shared is not None:
-        shared = {"position_ids": rows.shared.positions, "attention_mask": rows.shared.attends}
-    states: Tensor = body(input_ids=rows.token_ids, use_cache=False, **shared).last_hidden_state
-    return states.flatten(0, 1)[rows.predictors]
-
-
-def _body(model: nn.Module) -> nn.Module:
-    return cast(nn.Module, cast(Any, model).base_model)
-
-
 def sharing_size(model: nn.Module) -> int | None:
-    """The hidden size of a model that can compute a prompt once for several of its samples; None: it cannot.
-
-    It must let a mask say who attends to whom, and positions say where a token stands. Attention over a window does
-    neither, which only long rows would show; for all else two answers to one prompt are tried in both ways.
-    """
-    config = cast(Any, model).config.get_text_config()
-    windows = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if config._attn_implementation != "sdpa" or windows or not kinds <= {"full_attention"}:
-        return None
-    return _hidden_size(model) if _computes_answers_together(model) else None
-
-
-@torch.no_grad()
-def _computes_answers_together(model: nn.Module) -> bool:
-    device, vocab_size = next(model.parameters()).device, int(cast(Any, model).config.get_text_config().vocab_size)
-    ids = torch.arange(8, device=device) % vocab_size
-    prompt, one, other = ids[:3], ids[3:7], ids[7:]
-
-    def states(*parts: Tensor, shared: SharedPrompts | None = None) -> Tensor:
-        ids = torch.cat(parts)
-        return _states_of(_body(model), TokenRows(ids[None], torch.arange(len(ids), device=device), ids, shared))
-
-    training = model.training
-    model.eval()  # dropout would differ from pass to pass
-    try:
-        apart = torch.cat([states(prompt, one), states(prompt, other)[len(prompt) :]])
-        positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 3]], device=device)
-        owner = torch.tensor([[PROMPT, PROMPT, PROMPT, 1, 1, 1, 1, 2]], device=device)
-        together = states(prompt, one, other, shared=SharedPrompts(positions, attends(owner)))
-    except (TypeError, ValueError, RuntimeError):  # a model that takes no such mask, or no positions
-        return False
-    finally:
-        model.train(training)
-    return bool((apart - together).norm() <= 1e-3 * apart.norm())
+    """The hidden size of a model that can compute a prompt once for several of its samples; None: it cannot."""
+    halves = CausalModel(model)
+    return halves.width if halves.shares_prompts() else None
 
 
 def canary_tokens(model: nn.Module, length: int) -> list[int]:
@@ -233,7 +219,3 @@ def canary_tokens(model: nn.Module, length: int) -> list[int]:
     first = [config.bos_token_id] if isinstance(config.bos_token_id, int) else []
     # The stride is a prime: a small vocabulary is gone through in an order that repeats late.
     return [*first, *((7919 * index) % config.vocab_size for index in range(1, length + 1))][:length]
-
-
-def _hidden_size(model: nn.Module) -> int:
-    return int(cast(Any, model).config.get_text_config().hidden_size)

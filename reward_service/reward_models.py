@@ -20,7 +20,8 @@ _STD_FLOOR = 1e-6
 
 
 class TextRewardModel(nn.Module):
-    """A reward for each whole sequence, read from its last token where the model is causal."""
+    """A reward for each whole sequence, read from its last token where the model is causal. Always without dropout: a
+    sequence has one reward."""
 
     def __init__(self, model: nn.Module, *, pad_token_id: int) -> None:
         super().__init__()
@@ -28,6 +29,11 @@ class TextRewardModel(nn.Module):
         self._pad_token_id = pad_token_id
         self._reads_last_token = isinstance(getattr(model, "score", None), nn.Linear)
         self._sees_no_padding = _is_causal(model)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
         """[1, b]: rewards of sequences [b, L], padded on the right, with anything; lengths int64 [b]."""

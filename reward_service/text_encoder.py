@@ -9,8 +9,8 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import Message
+from rollcall.reward_service.text_tokens import TextTokens
 
-_PROBE = "a"
 _SAMPLE = "The quick brown fox jumps over the lazy dog, and 12 of them say: well done!"
 
 
@@ -28,20 +28,13 @@ class TextEncoder:
         except (OSError, ValueError, KeyError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise BadInput(f"{directory}: no tokenizer can be loaded from it: {first}") from None
-        bare = self.encode(_PROBE)
-        whole = list(self._tokenizer.encode(_PROBE, add_special_tokens=True))
-        start = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-        self._before = whole[:start]  # what this tokenizer begins and ends a text with
-        self._after = whole[start + len(bare) :]
+        self._tokens = TextTokens(self._tokenizer)
+        self._after = self._tokens.after
         if not self._after and self._tokenizer.eos_token_id is not None:
             self._after = [int(self._tokenizer.eos_token_id)]
         pad = self._tokenizer.pad_token_id
         self.pad_token_id = int(pad if pad is not None else 0)
-        self.characters_per_token = len(_SAMPLE) / max(1, len(self.encode(_SAMPLE)))
-
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a text that stands somewhere in a sequence: nothing is added at its ends."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        self.characters_per_token = len(_SAMPLE) / max(1, len(self._tokens.inside(_SAMPLE)))
 
     def prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """A prompt's tokens: messages through the chat template, up to where the assistant's answer begins.
@@ -50,7 +43,7 @@ class TextEncoder:
           ValueError: for messages, when the tokenizer has no chat template, or refuses them.
         """
         if isinstance(prompt, str):
-            return [*self._before, *self.encode(prompt)]
+            return self._tokens.fresh(prompt)
         if not self._tokenizer.chat_template:
             raise ValueError("messages need a chat template, which this model's tokenizer does not have: give a prompt")
         turns = [message.model_dump() for message in prompt]
@@ -58,8 +51,8 @@ class TextEncoder:
             text = self._tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # whatever a template raises: TemplateError, or a TypeError inside it
             raise ValueError(f"the model's chat template refuses the messages: {error}") from None
-        return self.encode(text)
+        return self._tokens.rendered(text)
 
     def response(self, text: str) -> list[int]:
         """A response's tokens and the end of the sequence."""
-        return [*self.encode(text), *self._after]
+        return [*self._tokens.inside(text), *self._after]

@@ -225,6 +225,21 @@ def test_the_reward_is_read_from_the_last_token_whatever_the_padding_is(language
             torch.testing.assert_close(theirs, together[row], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["GPT2", "Bert"])
+def test_a_sequence_has_one_reward_while_the_model_learns_too(tmp_path: Path, kind: str) -> None:
+    """Nothing drops out, whatever mode somebody asks for."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 16}
+    config = getattr(transformers, f"{kind}Config")(vocab_size=40, num_labels=1, pad_token_id=0, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    model = new_text_model(tmp_path, seed=0).train()
+    rows, lengths = torch.tensor([[5, 6, 7, 1], [4, 4, 1, 0]]), torch.tensor([4, 3])
+    assert torch.equal(model(rows, lengths), model(rows, lengths))
+    assert float(model(rows, lengths).detach().std()) > 0
+
+
 def test_an_encoder_classifier_is_called_as_it_wants_to_be(tmp_path: Path) -> None:
     """No causal body and no `score`: a BERT, which sees padding unless a mask hides it."""
     config = transformers.BertConfig(
