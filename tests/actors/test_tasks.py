@@ -197,7 +197,7 @@ GOOD = {"prompt": "a", "answer": "b"}
         ([{"prompt": 3, "answer": "b"}], {}, r"p.jsonl:1: the prompt .* is not text"),
         ([{"prompt": "a", "answer": None}], {}, r"p.jsonl:1: the answer .* neither text nor a number"),
         ([GOOD, {"prompt": "a", "answer": ""}], {"judge": "contains"}, r"p.jsonl:2: the answer .* is empty"),
-        ([GOOD], {"judge": "number"}, r"p.jsonl:1: no number in the answer 'b'"),
+        ([GOOD], {"judge": "number"}, r"p.jsonl:1: the answer 'b' cannot be read as one number"),
         ([GOOD], {"num_eval_rows": 1}, r"p.jsonl: num_eval_rows is 1, and the file has 1 rows"),
     ],
 )
