@@ -34,7 +34,7 @@ class AnswerPart(BaseModel):
     take: Literal["whole", "last_line", "after", "pattern", "boxed"] = Field(
         default="whole",
         description="everything; the last line that is not empty; what follows the last `after`; the first group (else "
-        "all) of the last match of `pattern`; the inside of the last \\boxed{}",
+        "all) of the last match of `pattern`; the inside of the last \\boxed{}, of boxes that only commas, and, or part, of all of them",
     )
     after: str | None = Field(default=None, min_length=1, description="a text, for take=after")
     pattern: str | None = Field(default=None, min_length=1, description="a regular expression, for take=pattern")
@@ -57,7 +57,7 @@ class AnswerPart(BaseModel):
             _, mark, rest = response.rpartition(str(self.after))
             return rest if mark else None
         if self.take == "boxed":
-            return last_box(response)
+            return boxed_answer(response)
         last = None
         for last in re.finditer(str(self.pattern), response):  # noqa: B007 - the last one is wanted
             pass
@@ -146,17 +146,40 @@ def final_number(text: str, *, percent_divides: bool = False) -> Decimal | None:
     in the text. Of what is written as a calculation, the result: exactly, but for fractions whose decimal has no end,
     which are given to 28 digits.
     """
+    return _decimal(final_reading(text), percent_divides)
+
+
+def final_reading(text: str) -> Reading | None:
+    """As final_number; a reading without a value is refused."""
     for marked in _marked(text):
-        if not marked.given:
-            continue
-        if marked.box:
-            return _only(read_numbers(marked.text, maths=True), percent_divides)
-        readings = read_numbers(marked.text, alone=True)
-        return _only(readings[:1] if marked.first else readings, percent_divides)
+        if marked.given:
+            return _reading_of(marked)
     for line in _last_lines(text):
         if readings := read_numbers(line, item=line.strip() != text.strip()):
-            return _decimal(readings[-1], percent_divides)
+            return readings[-1]
     return None
+
+
+def formula_reading(formula: str) -> Reading | None:
+    """The number that a formula is as a whole, as in a box."""
+    return _only(read_numbers(formula, maths=True))
+
+
+def boxed_number(formula: str, *, percent_divides: bool = False) -> Decimal | None:
+    """As final_number, of what stood in a box."""
+    return _decimal(formula_reading(formula), percent_divides)
+
+
+def marked_answer(text: str) -> str | None:
+    """What the last mark gives; None without a mark."""
+    return next((marked.text for marked in _marked(text) if marked.given), None)
+
+
+def _reading_of(marked: _Marked) -> Reading | None:
+    if marked.box:
+        return formula_reading(marked.text)
+    readings = read_numbers(marked.text, alone=True)
+    return _only(readings[:1] if marked.first else readings)
 
 
 def gold_number(answer: str, *, percent_divides: bool = False) -> Decimal | None:
@@ -165,7 +188,7 @@ def gold_number(answer: str, *, percent_divides: bool = False) -> Decimal | None
     As final_number, but an answer that holds one number only is known to be that number: 11 5/6, 1 234.
     """
     if not any(marked.given for marked in _marked(answer)) and len(answer) <= MAX_CHARACTERS:
-        number = _only(read_numbers(answer, alone=True), percent_divides)
+        number = _decimal(_only(read_numbers(answer, alone=True)), percent_divides)
         if number is not None:
             return number
     return final_number(answer, percent_divides=percent_divides)
@@ -203,10 +226,11 @@ def _after_mark(rest: str, ends_text: bool) -> _Marked:
     return _Marked(line, given, first=True)
 
 
-def _only(readings: Sequence[Reading], percent_divides: bool) -> Decimal | None:
-    """The one number of an answer that was marked as a whole."""
-    decimals = {_decimal(reading, percent_divides) for reading in readings}
-    return decimals.pop() if len(decimals) == 1 else None
+def _only(readings: Sequence[Reading]) -> Reading | None:
+    """The one number of an answer that was marked as a whole; of several, a refusal."""
+    if not readings:
+        return None
+    return readings[0] if len({(reading.value, reading.percent) for reading in readings}) == 1 else Reading(None)
 
 
 def _last_lines(text: str) -> Iterator[str]:
@@ -217,8 +241,8 @@ def _last_lines(text: str) -> Iterator[str]:
             yield line if len(line) <= MAX_CHARACTERS else line[-MAX_CHARACTERS:].partition(" ")[2]
 
 
-def _decimal(reading: Reading, percent_divides: bool) -> Decimal | None:
-    number = reading.value
-    if number is not None and reading.percent and percent_divides:
+def _decimal(reading: Reading | None, percent_divides: bool) -> Decimal | None:
+    number = None if reading is None else reading.value
+    if reading is not None and reading.percent and percent_divides:
         number = divide(number, Fraction(100))
     return None if number is None else as_decimal(number)

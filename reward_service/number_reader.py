@@ -362,7 +362,7 @@ class _Reader:
             return False
         spaced = self._token(1).gap
         if before.kind == "word":
-            if self._maths or len(before.text) == 1 or not sign.gap:
+            if self._maths or not sign.gap:
                 return True
             return spaced and before.text.lower() not in _SAYING
         if before.text in (")", "}", "]"):

@@ -36,7 +36,7 @@ _GROUPED = re.compile(
 _BETWEEN = re.compile(r"[^0-9]+")
 _CURRENCY = "$€£¥₹₽₩"
 _SHORT = {"k": "thousand", "m": "million", "b": "billion", "mn": "million", "bn": "billion"}
-_MONEY = re.compile(rf"([{_CURRENCY}]\s?[0-9][0-9.,_]*)\s?(k|K|m|M|b|B|mn|bn)\b")
+_MONEY = re.compile(rf"([{_CURRENCY}]\s?[0-9][0-9.,_]*)(k|K|m|M|b|B|mn|bn)\b")
 _STEPS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -78,13 +78,22 @@ _RUN_UP = re.compile(rf"[{_DIGITS_UP}⁺⁻]+")
 _RUN_DOWN = re.compile(rf"[{_DIGITS_DOWN}]+")
 
 
+def ascii_signs(text: str) -> str:
+    r"""Unicode's digits, signs and fractions as ASCII and LaTeX write them: `½` is `\frac{1}{2}`, `10⁶` is `10^{6}`."""
+    text = text.translate(_CHARACTERS)
+    text = _RUN_UP.sub(lambda run: "^{" + run[0].translate(_UP) + "}", text)
+    return _RUN_DOWN.sub(lambda run: "_{" + run[0].translate(_DOWN) + "}", text)
+
+
+def with_thousands_parted_by(separator: str, text: str) -> str:
+    """Of thousands that something else than commas parts: 1 234 with a space that does not break, 1_234, 1~234."""
+    return _GROUPED.sub(lambda group: _BETWEEN.sub(separator, group[0]), text)
+
+
 def plain(text: str) -> str:
     r"""The text with ASCII digits, `\frac` for every sign of a fraction, `^{...}` for what is raised, `_` between
     thousands that anything but commas parted, and without LaTeX's dollars, spaces, fonts and sizes."""
-    text = text.translate(_CHARACTERS)
-    text = _RUN_UP.sub(lambda run: "^{" + run[0].translate(_UP) + "}", text)
-    text = _RUN_DOWN.sub(lambda run: "_{" + run[0].translate(_DOWN) + "}", text)
-    text = _GROUPED.sub(lambda group: _BETWEEN.sub("_", group[0]), text)
+    text = with_thousands_parted_by("_", ascii_signs(text))
     for pattern, replacement in _STEPS:
         text = pattern.sub(replacement, text)
     for _ in range(3):  # a font within a font

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, field_validator, model_validator
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers import AnswerPart, accepted_answers, check_pattern, final_number, gold_number
+from rollcall.reward_service.answers import AnswerPart, accepted_answers, boxed_number, check_pattern, final_number, gold_number
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer
 from rollcall.reward_service.text_scorers import Judge, TextScorer, WorkerTextScorer, in_worker, version_of
 from rollcall.reward_service.workers import WorkerPool, WorkersConfig
@@ -207,9 +207,8 @@ def same_number(config: NumberConfig, response: str, metadata: dict[str, JsonVal
             "says what is read as one)",
         )
     part = config.part.of(response)
-    if part is not None and config.part.take == "boxed":
-        part = f"\\boxed{{{part}}}"  # it is read as what it was: a formula, and the whole answer
-    number = None if part is None else final_number(part, percent_divides=config.percent_divides)
+    read = boxed_number if config.part.take == "boxed" else final_number
+    number = None if part is None else read(part, percent_divides=config.percent_divides)
     right = number is not None and any(_near(config, number, answer) for answer in expected if answer is not None)
     return Score(float(right), {"parsed": float(number is not None)})
 

@@ -1,0 +1,61 @@
+"""When two formulas are equal as numbers: exactly where both are exact, else to so many digits of their size. Knows
+sympy; must never know where formulas come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+
+_DIGITS = 30  # of the evaluation; numbers without a decimal point that agree to five less are equal
+_PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
+
+
+def agree(a: Any, b: Any, digits: int, _precision: int) -> bool:
+    """In place of math_verify.grader.sympy_numeric_eq, which rounds to decimals: to it 3.3e-34 and 6.6e-34 are both 0.
+
+    Decimals agree when they are apart by at most half a unit of the last of `digits` decimals, or, below 1, of the last
+    of `digits` significant digits. 50% is 50 and 1/2.
+    """
+    if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
+        return a.shape == b.shape and all(agree(x, y, digits, 0) for x, y in zip(a.flat(), b.flat(), strict=True))
+    if not isinstance(a, sympy.Expr) or not isinstance(b, sympy.Expr):
+        return False
+    if _without_percent(a) == b or a == _without_percent(b):
+        return True
+    if a.is_number and b.is_number:
+        return _numbers_agree(a, b, digits)
+    return bool((a - b).atoms(sympy.Float)) and _coefficients_agree(a, b, digits)
+
+
+def tolerance(size: Any, digits: int) -> Any:
+    """Of decimals about as large as `size`; in the type of `size`."""
+    return size * 0 if size == 0 else _half_unit(digits) * min(1, 10 ** (sympy.floor(sympy.log(size, 10).evalf(15)) + 1))
+
+
+def _half_unit(digits: int) -> Any:
+    return sympy.Rational(1, 2 * 10**digits)
+
+
+def _without_percent(a: Any) -> Any:
+    """The 50 of 50%."""
+    percent = isinstance(a, sympy.Mul) and len(a.args) == 2 and a.args[1] == _PERCENT
+    return a.args[0] if percent else a
+
+
+def _numbers_agree(a: Any, b: Any, digits: int) -> bool:
+    if a.is_Rational and b.is_Rational:
+        return bool(a == b)
+    x, y = a.evalf(_DIGITS), b.evalf(_DIGITS)
+    apart, size = abs(x - y), abs(x)
+    if not (apart.is_comparable and size.is_comparable):
+        return False
+    decimal = a.atoms(sympy.Float) or b.atoms(sympy.Float)
+    allowed = tolerance(size, digits) if decimal else size * sympy.Rational(1, 10 ** (_DIGITS - 5))
+    return bool(apart <= allowed * (1 + sympy.Rational(1, 10**9)))
+
+
+def _coefficients_agree(a: Any, b: Any, digits: int) -> bool:
+    """Of sums that have decimals in them: 0.5 x + 1 and x/2 + 1."""
+    of_a, of_b = (sympy.expand(x.doit()).as_coefficients_dict() for x in (a, b))
+    return of_a.keys() == of_b.keys() and all(_numbers_agree(of_a[term], of_b[term], digits) for term in of_a)
