@@ -76,6 +76,11 @@ class TrajectoryScorer:
         return replace(scored, scoring=scoring), rewarded
 
 
+def answer_metadata(row: Row) -> dict[str, Any]:
+    """What a scorer is told of a row."""
+    return {**row.columns, "answer": row.answer}
+
+
 class TextScoring:
     """One item for each sample of a prompt: the row's prompt (or the conversation's opening) and all that followed."""
 
@@ -91,7 +96,7 @@ class TextScoring:
         question: dict[str, Any] = {"prompt": opening}
         if self._task.chat:
             question = {"messages": (Message(role="user", content=opening),)}
-        metadata = {**row.columns, "answer": row.answer}
+        metadata = answer_metadata(row)
         return [
             ScoreItem(id=f"{trajectory.ticket_id}.{index}", response=text, metadata=metadata, **question)
             for index, text in enumerate(self._responses(trajectory))

@@ -26,7 +26,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.parts import POLICY_ID, scorer_of
-from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
+from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.reward_train import MODEL
 from rollcall.deploy.text_preferences import train_reward_model
 from rollcall.deploy.warm_start import warm_start
@@ -83,7 +83,7 @@ class LanguageParts:
         return self.run_directory / "model" if name == "tiny" else Path(name)
 
     def check(self) -> None:
-        self.task.rows("train")
+        check_answers(self.config.reward, self.task.rows("train"))
         if self.config.policy.model == "tiny" and not hasattr(self.task, "alphabet"):
             raise BadInput(
                 f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be "

@@ -98,8 +98,9 @@ def last_box(text: str) -> str | None:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""As last_box; of boxes that only a comma, "and" or "or" parts, all, with commas: \boxed{3} or \boxed{4} is a list."""
-    boxes = _boxes(text)
+    r"""As last_box; of boxes that only a comma, "and" or "or" parts, all, with commas: \boxed{3} or \boxed{4} is a list.
+    Empty ones are no answer."""
+    boxes = [box for box in _boxes(text) if box.of(text).strip()]
     if not boxes:
         return None
     parts = [boxes[-1].of(text)]

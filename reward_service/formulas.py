@@ -17,6 +17,7 @@ _POWER_IN_BRACKETS = re.compile(r"\^\(([^()]*)\)")
 _MIXED = re.compile(r"(?<![\d.,/^_{}\\])(\d{1,9})\s+(\d{1,9})\s?/\s?(\d{1,9})(?![\d/^])(?!\.\d)")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,4})(?![\w.]*\d)")
 _REPEATING = re.compile(r"(?<![\d.,])(\d{0,9})\.(\d{0,15})\\(?:overline|bar)\s*\{?(\d{1,15})\}?")
+_PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 _UNARY = re.compile(r"(?<![\w)}\]])-\s+(?=[\d.\\])")
 
 
@@ -42,7 +43,7 @@ def as_latex(text: str) -> str:
         text = text[1:]  # money
     if has_formula(text) or _NUMERIC.fullmatch(text):
         return text
-    text = text.replace("**", "^").replace("*", r" \cdot ").replace("$", "")
+    text = _PI.sub(r"\\pi ", text).replace("**", "^").replace("*", r" \cdot ").replace("$", "")
     return "$" + _POWER_IN_BRACKETS.sub(r"^{(\1)}", text) + "$"
 
 

@@ -26,6 +26,9 @@ from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.text_scorers import WorkerTextScorer, in_worker, version_of
 from rollcall.reward_service.workers import WorkerPool, WorkersConfig
 
+_MAX_CHARACTERS = 20_000  # of a response that the algebra's patterns search
+
+
 class MathsConfig(BaseModel):
     """1 where the response's answer equals one in the metadata as mathematics; else 0."""
 
@@ -89,15 +92,18 @@ class Algebra:
         import math_verify  # type: ignore[import-untyped]
         from math_verify import grader
 
-        from rollcall.reward_service.maths_equality import agree
+        from rollcall.reward_service.maths_equality import agree, is_too_large
 
-        logging.disable(logging.WARNING)  # it warns of the time limits that are ours to keep
+        logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of the time limits that are ours to keep
         grader.sympy_numeric_eq = agree
         self._library = math_verify
+        self._is_too_large = is_too_large
 
     def parsed(self, text: str) -> list[Any]:
+        """Nothing of a text that is too long for a formula, or of powers of powers that nobody could write out."""
+        text = text if len(text) <= _MAX_CHARACTERS else text[-_MAX_CHARACTERS:].partition(" ")[2]
         expressions: list[Any] = self._library.parse(text, parsing_timeout=None)
-        return expressions
+        return [] if any(self._is_too_large(expression) for expression in expressions) else expressions
 
     def equal(self, gold: list[Any], found: list[Any], digits: int) -> bool:
         verify = self._library.verify
@@ -155,8 +161,8 @@ def _near(gold: Fraction, number: Fraction, digits: int) -> bool:
     """Exactly for whole numbers; else to half a unit of the last decimal, or, below 1, of the last significant digit."""
     if gold == number or gold.denominator == number.denominator == 1:
         return gold == number
-    size = 10 ** (len(str(gold.denominator // max(1, abs(gold.numerator)))) - 1) if 0 < abs(gold) < 1 else 1
-    return abs(gold - number) * 2 * 10**digits * size <= (gold != 0)
+    zeros = len(str((gold.denominator - 1) // abs(gold.numerator))) - 1 if 0 < abs(gold) < 1 else 0
+    return gold != 0 and abs(gold - number) * 2 * 10 ** (digits + zeros) <= 1
 
 
 def _was_short_of_memory() -> bool:

@@ -3,11 +3,13 @@ sympy; must never know where formulas come from."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
 
 _DIGITS = 30  # of the evaluation; numbers without a decimal point that agree to five less are equal
+_MAX_DIGITS = 10_000
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 
 
@@ -28,9 +30,33 @@ def agree(a: Any, b: Any, digits: int, _precision: int) -> bool:
     return bool((a - b).atoms(sympy.Float)) and _coefficients_agree(a, b, digits)
 
 
+def is_too_large(expression: Any) -> bool:
+    """Whether a power in it has more than 10^4 digits, or cannot be told to have fewer."""
+    if not isinstance(expression, sympy.Basic):
+        return False
+    return any(
+        isinstance(part, sympy.Pow) and _digits_of(part, 0) > _MAX_DIGITS
+        for part in sympy.preorder_traversal(expression)
+    )
+
+
+def _digits_of(number: Any, depth: int) -> float:
+    """Roughly the decimal digits of a number's largest part, without evaluating it; 0 of what is none."""
+    if depth > 50:
+        return math.inf
+    if isinstance(number, sympy.Pow):
+        base, exponent = (_digits_of(part, depth + 1) for part in number.args)
+        return max(base, 1.0) * 10 ** min(exponent, 300.0) if number.args[1].is_number else exponent
+    if isinstance(number, sympy.Rational):
+        return float(max(number.p.bit_length(), number.q.bit_length())) / 3.3
+    return sum((_digits_of(part, depth + 1) for part in number.args), 0.0)
+
+
 def tolerance(size: Any, digits: int) -> Any:
     """Of decimals about as large as `size`; in the type of `size`."""
-    return size * 0 if size == 0 else _half_unit(digits) * min(1, 10 ** (sympy.floor(sympy.log(size, 10).evalf(15)) + 1))
+    return (
+        size * 0 if size == 0 else _half_unit(digits) * min(1, 10 ** (sympy.floor(sympy.log(size, 10).evalf(15)) + 1))
+    )
 
 
 def _half_unit(digits: int) -> Any:

@@ -28,7 +28,9 @@ _TOKEN = re.compile(
 )
 _WESTERN = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _INDIAN = re.compile(r"[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?:\.[0-9]+)?")
-_PARTED = re.compile(r"[1-9][0-9]{0,2}(?:(?:_[0-9]{3})+|(?:'[0-9]{3})+|(?:\u2019[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?")
+_PARTED = re.compile(
+    r"[1-9][0-9]{0,2}(?:(?:_[0-9]{3})+|(?:'[0-9]{3})+|(?:\u2019[0-9]{3})+|(?: [0-9]{3})+)(?:\.[0-9]+)?"
+)
 _SIMPLE = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
 
 _MULTIPLIERS = {
@@ -55,7 +57,9 @@ _SHORT_UNITS = set(
     "Hz kHz MHz GHz kW MW kJ MJ cal kcal st nd rd th am pm AM PM USD EUR GBP INR RM pt pts cc mol Pa kPa eV MB GB KB".split()
 )
 _SIZES = {
-    **dict.fromkeys(("hour", "hours", "hr", "hrs", "h", "minute", "minutes", "min", "mins", "second", "seconds"), "time"),
+    **dict.fromkeys(
+        ("hour", "hours", "hr", "hrs", "h", "minute", "minutes", "min", "mins", "second", "seconds"), "time"
+    ),
     **dict.fromkeys(("sec", "s", "day", "days", "week", "weeks", "month", "months", "year", "years"), "time"),
     **dict.fromkeys(("foot", "feet", "ft", "inch", "inches", "in", "yard", "yards", "mile", "miles"), "length"),
     **dict.fromkeys(("m", "cm", "mm", "km", "metres", "meters", "metre", "meter", "centimeters"), "length"),
@@ -432,7 +436,9 @@ class _Reader:
             wrong, words = self._unit(token)
             refused = refused or wrong
         operates = self._is(*"+-*×/^(", MINUS) and not words
-        unknown = operates and (self._maths or (self._token(1).kind == "word" and len(self._token(1).text) == 1))  # 5 + x
+        unknown = operates and (
+            self._maths or (self._token(1).kind == "word" and len(self._token(1).text) == 1)
+        )  # 5 + x
         return Reading(None if refused or unknown else number, percent, words)
 
     def _unit(self, token: _Token) -> tuple[bool, bool]:
@@ -445,7 +451,9 @@ class _Reader:
         if token.text == "!":
             return self._maths, False
         if token.text == "/":
-            return len(self._token(1).text) == 1 and self._token(1).kind == "word" and self._token(1).text not in "shdmgLl", True
+            return len(self._token(1).text) == 1 and self._token(1).kind == "word" and self._token(
+                1
+            ).text not in "shdmgLl", True
         if token.kind == "sign":
             return token.text in ("'", '"', "|") and not token.gap and self._maths, False
         if token.kind == "command" or token.text in _CONTINUED:
