@@ -97,8 +97,8 @@ class Jsonl:
                 raise BadInput(f"{row.source}: the answer (column {config.answer_column!r}) is empty: mend the line")
             if config.judge == "number" and gold_number(row.answer) is None:
                 raise BadInput(
-                    f"{row.source}: the answer {row.answer[:60]!r} cannot be read as one number (docs/answers.md): write "
-                    "it as digits, or use judge: exact"
+                    f"{row.source}: the answer {row.answer[:60]!r} cannot be read as one number (docs/answers.md): "
+                    "write it as digits, or use judge: exact"
                 )
         if config.system_prompt is None:
             return rows

@@ -34,7 +34,7 @@ class AnswerPart(BaseModel):
     take: Literal["whole", "last_line", "after", "pattern", "boxed"] = Field(
         default="whole",
         description="everything; the last line that is not empty; what follows the last `after`; the first group (else "
-        "all) of the last match of `pattern`; the inside of the last \\boxed{}, of boxes that only commas, and, or part, of all of them",
+        "all) of the last match of `pattern`; the inside of the last \\boxed{} (of a list of boxes, of all of them)",
     )
     after: str | None = Field(default=None, min_length=1, description="a text, for take=after")
     pattern: str | None = Field(default=None, min_length=1, description="a regular expression, for take=pattern")
@@ -98,8 +98,8 @@ def last_box(text: str) -> str | None:
 
 
 def boxed_answer(text: str) -> str | None:
-    r"""As last_box; of boxes that only a comma, "and" or "or" parts, all, with commas: \boxed{3} or \boxed{4} is a list.
-    Empty ones are no answer."""
+    r"""As last_box; of boxes that only a comma, "and" or "or" parts, all, with commas: \boxed{3} or \boxed{4}. Empty
+    ones are no answer."""
     boxes = [box for box in _boxes(text) if box.of(text).strip()]
     if not boxes:
         return None
@@ -141,7 +141,7 @@ class _Marked(NamedTuple):
 
 
 def final_number(text: str, *, percent_divides: bool = False) -> Decimal | None:
-    """The number that a solution ends with, as docs/answers.md says; None where there is none, or more than one reading.
+    """The number that a solution ends with, as docs/answers.md says; None where there is none, or several readings.
 
     It is the one that the last mark gives: a line after ####, <answer>...</answer>, or a box; without a mark, the last
     in the text. Of what is written as a calculation, the result: exactly, but for fractions whose decimal has no end,
@@ -217,7 +217,7 @@ def _marked(text: str) -> Iterator[_Marked]:
 
 
 def _after_mark(rest: str, ends_text: bool) -> _Marked:
-    """The first line after #### that is not empty. One without a number is an answer only where the text ends with it."""
+    """The first line after #### that is not empty. One without a number is an answer only where the text ends there."""
     stripped = rest.lstrip()
     line, _, more = stripped.partition("\n")
     heading = _HEADING.match(line) is not None
@@ -235,7 +235,7 @@ def _only(readings: Sequence[Reading]) -> Reading | None:
 
 
 def _last_lines(text: str) -> Iterator[str]:
-    """The lines that hold a digit, from the last, as far back as an answer may stand; a long one without its beginning."""
+    """The lines that hold a digit, from the last, as far back as an answer may stand; long ones without beginning."""
     end = text[-5 * MAX_CHARACTERS :]
     for line in reversed(end.splitlines()):
         if any(character.isnumeric() for character in line):

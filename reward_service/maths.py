@@ -158,7 +158,7 @@ def _values(reading: Reading) -> tuple[Fraction, ...]:
 
 
 def _near(gold: Fraction, number: Fraction, digits: int) -> bool:
-    """Exactly for whole numbers; else to half a unit of the last decimal, or, below 1, of the last significant digit."""
+    """Exactly for whole numbers; else to half a unit of the last decimal, or below 1 of the last significant digit."""
     if gold == number or gold.denominator == number.denominator == 1:
         return gold == number
     zeros = len(str((gold.denominator - 1) // abs(gold.numerator))) - 1 if 0 < abs(gold) < 1 else 0

@@ -53,14 +53,9 @@ def _digits_of(number: Any, depth: int) -> float:
 
 
 def tolerance(size: Any, digits: int) -> Any:
-    """Of decimals about as large as `size`; in the type of `size`."""
-    return (
-        size * 0 if size == 0 else _half_unit(digits) * min(1, 10 ** (sympy.floor(sympy.log(size, 10).evalf(15)) + 1))
-    )
-
-
-def _half_unit(digits: int) -> Any:
-    return sympy.Rational(1, 2 * 10**digits)
+    """Of decimals about as large as `size`, above 0."""
+    zeros = max(0, -1 - sympy.floor(sympy.log(size, 10).evalf(15)))  # between the point and the first digit
+    return sympy.Rational(1, 2 * 10 ** (digits + zeros))
 
 
 def _without_percent(a: Any) -> Any:
@@ -77,6 +72,8 @@ def _numbers_agree(a: Any, b: Any, digits: int) -> bool:
     if not (apart.is_comparable and size.is_comparable):
         return False
     decimal = a.atoms(sympy.Float) or b.atoms(sympy.Float)
+    if size == 0:
+        return bool(apart == 0)
     allowed = tolerance(size, digits) if decimal else size * sympy.Rational(1, 10 ** (_DIGITS - 5))
     return bool(apart <= allowed * (1 + sympy.Rational(1, 10**9)))
 

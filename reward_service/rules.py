@@ -193,11 +193,13 @@ def unreadable_answer(config: ExactMatchConfig | NumberConfig, metadata: Mapping
     if answers is None:
         what = "a number, or a list of them" if isinstance(config, NumberConfig) else "the answer, or a list of answers"
         return f"metadata[{config.answer_key!r}] must be {what}"
-    for answer in answers if isinstance(config, NumberConfig) else ():
+    if isinstance(config, ExactMatchConfig):
+        return None
+    for answer in answers:
         if gold_number(answer, percent_divides=config.percent_divides) is None:
             return (
-                f"metadata[{config.answer_key!r}] holds no number: {answer!r:.80} (docs/answers.md says what is read as "
-                "one)"
+                f"metadata[{config.answer_key!r}] holds no number: {answer!r:.80} (docs/answers.md says what is read "
+                "as one)"
             )
     return None
 
