@@ -26,8 +26,8 @@ UNIT_LETTERS = set("mshdgtlLNJWVACFKPp")  # metre, second, ... ; other single le
 SHORT_UNITS = frozenset({
     "cm", "mm", "km", "nm", "um", "dm", "kg", "mg", "ug", "ml", "mL", "cl", "dl", "ft", "in", "yd", "mi", "lb", "lbs",
     "oz", "hr", "hrs", "min", "sec", "ms", "ns", "rad", "deg", "mph", "kph", "Hz", "kHz", "MHz", "GHz", "kW", "MW",
-    "kJ", "MJ", "cal", "kcal", "st", "nd", "rd", "th", "am", "pm", "AM", "PM", "USD", "EUR", "GBP", "INR", "RM", "pt", "pts",
-    "cc", "mol", "Pa", "kPa", "eV", "MB", "GB", "KB",
+    "kJ", "MJ", "cal", "kcal", "st", "nd", "rd", "th", "am", "pm", "AM", "PM", "USD", "EUR", "GBP", "INR", "RM", "pt",
+    "pts", "cc", "mol", "Pa", "kPa", "eV", "MB", "GB", "KB",
 })
 # fmt: on
 # Sizes of one kind that are read together: 2 hours 30 minutes.
