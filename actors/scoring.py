@@ -115,7 +115,9 @@ class TextScoring:
             )
             for sample, score, result in zip(produced.samples, scores, results, strict=True)
         )
-        rewarded = replace(trajectory, rewards=np.array(scores, np.float32), reward_model_version=version)
+        rewarded = replace(
+            trajectory, rewards=np.array(scores, np.float32), turn_rewards=None, reward_model_version=version
+        )
         return replace(produced, samples=samples), rewarded, float(np.mean(scores))
 
     def _responses(self, trajectory: LMTrajectory) -> list[str]:

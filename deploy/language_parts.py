@@ -233,7 +233,7 @@ class LanguageParts:
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),
-            config=config.learner,
+            config=config.learner.for_language(),
             policy_id=POLICY_ID,
             run_seed=config.seed,
             experience=LanguageExperience(
