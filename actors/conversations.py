@@ -48,6 +48,7 @@ class Sample:
     version_spans: list[tuple[int, int, int]] = field(default_factory=list)
     finish_reason: Literal["stop", "length"] = "stop"
     reward: float = 0.0
+    turn_rewards: list[tuple[int, float]] = field(default_factory=list)  # (last token, reward) of turns before the last
     judgement: Judgement | None = None  # set when the sample is finished
 
     @property
@@ -59,6 +60,13 @@ class Sample:
         for begin, end in self.sampled:
             mask[begin:end] = True
         return mask
+
+    def token_rewards(self) -> Array:
+        """float32: what turns before the last were given, at their last tokens."""
+        rewards = np.zeros(len(self.token_ids), np.float32)
+        for position, reward in self.turn_rewards:
+            rewards[position] += reward
+        return rewards
 
     def behaviour_logprobs(self) -> Array:
         logprobs = np.zeros(len(self.token_ids), np.float32)
@@ -169,6 +177,9 @@ class Conversations:
         if step.terminated:
             sample.judgement = Judgement(sample.reward, step.correct, step.parsed, step.components)
             return True
+        begin, end = sample.sampled[-1]
+        if step.reward and end > begin:
+            sample.turn_rewards.append((end - 1, step.reward))
         sample.token_ids += self._codec.encode(step.text)
         self._request(sample)
         return False

@@ -16,6 +16,7 @@ from rollcall.actors.gsm8k import judge_number
 from rollcall.actors.text_task import Judgement, Row, Segment, Split, read_rows
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
+from rollcall.reward_service.answers import gold_number
 
 _log = logging.getLogger("rollcall")
 
@@ -111,8 +112,11 @@ class Jsonl:
             if not row.answer.strip():
                 # An empty answer stands in every completion, and equals none that says something.
                 raise BadInput(f"{row.source}: the answer (column {config.answer_column!r}) is empty: mend the line")
-            if config.judge == "number" and not judge_number(row.answer, row.answer).parsed:
-                raise BadInput(f"{row.source}: no number in the answer {row.answer[:60]!r}: use judge: exact")
+            if config.judge == "number" and gold_number(row.answer) is None:
+                raise BadInput(
+                    f"{row.source}: the answer {row.answer[:60]!r} cannot be read as one number (docs/answers.md): "
+                    "write it as digits, or use judge: exact"
+                )
         if config.system_prompt is None:
             return rows
         return [replace(row, prompt=f"{config.system_prompt}\n\n{row.prompt}") for row in rows]

@@ -281,6 +281,11 @@ class LMActor:
             version_spans=np.array(spans, np.int64).reshape(-1, 3),
             rewards=np.array([sample.reward for sample in samples], np.float32),
             finish_reasons=tuple(sample.finish_reason for sample in samples),
+            turn_rewards=(
+                np.concatenate([sample.token_rewards() for sample in samples])
+                if any(sample.turn_rewards for sample in samples)
+                else None
+            ),
         )
         timing = Timing(act_s=self._busy_s, apply_weights_s=self._apply_s)
         self._busy_s = self._apply_s = 0.0

@@ -76,6 +76,11 @@ class TrajectoryScorer:
         return replace(scored, scoring=scoring), rewarded
 
 
+def answer_metadata(row: Row) -> dict[str, Any]:
+    """What a scorer is told of a row: its line as it is in the file, and the answer where no column is called so."""
+    return {"answer": row.answer, **row.columns}
+
+
 class TextScoring:
     """One item for each sample of a prompt: the row's prompt (or the conversation's opening) and all that followed."""
 
@@ -91,7 +96,7 @@ class TextScoring:
         question: dict[str, Any] = {"prompt": opening}
         if self._task.chat:
             question = {"messages": (Message(role="user", content=opening),)}
-        metadata = {"answer": row.answer, **row.columns}
+        metadata = answer_metadata(row)
         return [
             ScoreItem(id=f"{trajectory.ticket_id}.{index}", response=text, metadata=metadata, **question)
             for index, text in enumerate(self._responses(trajectory))
@@ -110,7 +115,9 @@ class TextScoring:
             )
             for sample, score, result in zip(produced.samples, scores, results, strict=True)
         )
-        rewarded = replace(trajectory, rewards=np.array(scores, np.float32), reward_model_version=version)
+        rewarded = replace(
+            trajectory, rewards=np.array(scores, np.float32), turn_rewards=None, reward_model_version=version
+        )
         return replace(produced, samples=samples), rewarded, float(np.mean(scores))
 
     def _responses(self, trajectory: LMTrajectory) -> list[str]:

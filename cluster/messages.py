@@ -186,6 +186,9 @@ class LMTrajectory:
     rewards: Array  # float32 [G]
     finish_reasons: tuple[str, ...]  # [G]: "stop" (the policy or its environment ended it) or "length"
     reward_model_version: str = ""  # as in GymTrajectory
+    # float32 [N]: what the environment gave for turns before a sample's last, at their last tokens; part of rewards.
+    # None where it gave nothing before the last.
+    turn_rewards: Array | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -27,7 +27,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.parts import POLICY_ID, scorer_of
-from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
+from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.reward_train import MODEL
 from rollcall.deploy.text_preferences import train_reward_model
 from rollcall.deploy.warm_start import warm_start
@@ -90,7 +90,7 @@ class LanguageParts:
         return min(self.config.eval.episodes, len(self.task.rows("eval")))
 
     def check(self) -> None:
-        self.task.rows("train")
+        check_answers(self.config.reward, self.task.rows("train"))
         if self.config.eval.episodes and not self.eval_episodes:
             _log.warning(
                 "task %s has no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100, of a "
@@ -256,7 +256,7 @@ class LanguageParts:
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),
-            config=config.learner,
+            config=config.learner.for_language(),
             policy_id=POLICY_ID,
             run_seed=config.seed,
             experience=LanguageExperience(

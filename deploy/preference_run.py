@@ -71,7 +71,7 @@ class DirectJob:
         self.learner = Learner(
             models={**self._models, **self.algorithm.extra_models()},
             algorithm=self.algorithm,
-            config=config.learner,
+            config=config.learner.for_language(),
             policy_id=self.policy_id,
             run_seed=config.seed,
             experience=PreferenceExperience(budget=self.budget),

@@ -68,7 +68,7 @@ class RewardJob:
         self.learner = Learner(
             models={"reward": self._module},
             algorithm=self.algorithm,
-            config=config.learner,
+            config=config.learner.for_language() if isinstance(config.model, TextModelConfig) else config.learner,
             policy_id=self.policy_id,
             run_seed=config.seed,
             experience=PreferenceExperience(budget=config.loss.budget),

@@ -93,7 +93,7 @@ def imitate(
     trainer = Learner(
         models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
         algorithm=SFT(SFTConfig(token_budget=settings.token_budget)),
-        config=learner.model_copy(
+        config=learner.for_language().model_copy(
             update={
                 "learning_rate": settings.learning_rate,
                 "anneal_learning_rate": settings.anneal_learning_rate,

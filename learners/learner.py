@@ -58,6 +58,10 @@ class BatchSource(Protocol):
         """The batch of learner step `step`, the same however often it is asked for; None when there is no more."""
 
 
+CONTROL_EPS = 1e-5  # PPO's (Huang et al., 2022, "The 37 implementation details")
+LANGUAGE_EPS = 1e-8  # Adam's own
+
+
 class LearnerConfig(BaseModel):
     """How the parameters are optimised, and by how many processes."""
 
@@ -66,8 +70,15 @@ class LearnerConfig(BaseModel):
     learning_rate: float = Field(default=3e-4, gt=0, description="step size of the optimiser")
     warmup_steps: int = Field(default=0, ge=0, description="learner steps over which the rate rises from zero")
     anneal_learning_rate: bool = Field(default=False, description="linearly to zero over the run's consumed steps")
-    optimizer: Literal["adam", "rmsprop", "sgd"] = Field(default="adam", description="the update rule")
-    optimizer_eps: float = Field(default=1e-5, gt=0, description="epsilon of Adam or RMSprop (PPO's is 1e-5)")
+    optimizer: Literal["adam", "rmsprop", "sgd"] = Field(
+        default="adam", description="the update rule; rmsprop is torch's, with decay 0.99"
+    )
+    optimizer_eps: float | None = Field(
+        default=None,
+        gt=0,
+        description="epsilon of Adam or RMSprop; none: PPO's 1e-5 in control, and 1e-8 for models of language, whose "
+        "gradients are small: at 1e-6 a step with 1e-5 is a tenth of what it should be",
+    )
     max_grad_norm: float | None = Field(default=0.5, gt=0, description="global norm at which gradients are clipped")
     num_processes: int = Field(default=1, ge=1, description="learner processes that share each minibatch")
     sharding: Literal["auto", "none", "fsdp"] = Field(
@@ -83,6 +94,10 @@ class LearnerConfig(BaseModel):
     max_skipped_steps: int = Field(
         default=5, ge=1, description="non-finite learner steps in a row after which the run stops"
     )
+
+    def for_language(self) -> LearnerConfig:
+        """With the epsilon for models of language, unless one is given."""
+        return self if self.optimizer_eps is not None else self.model_copy(update={"optimizer_eps": LANGUAGE_EPS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,9 +420,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _build_optimizer(parameters: Sequence[nn.Parameter], config: LearnerConfig) -> torch.optim.Optimizer:
+    epsilon = CONTROL_EPS if config.optimizer_eps is None else config.optimizer_eps
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.learning_rate, eps=config.optimizer_eps, fused=True)
+        return torch.optim.Adam(parameters, lr=config.learning_rate, eps=epsilon, fused=True)
     if config.optimizer == "rmsprop":
-        # A2C's: TensorFlow's RMSprop, with decay 0.99.
-        return torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.99, eps=config.optimizer_eps)
+        # torch's: its average of squares begins at 0, and epsilon stands outside the root. TensorFlow's, which A2C was
+        # published with, begins at 1 and has epsilon inside: its first steps are smaller.
+        return torch.optim.RMSprop(parameters, lr=config.learning_rate, alpha=0.99, eps=epsilon)
     return torch.optim.SGD(parameters, lr=config.learning_rate)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rollcall.cluster.messages import Unit
 from rollcall.learners import losses, token_algorithm, token_losses
 from rollcall.learners.algorithm import Metrics, Models
-from rollcall.learners.group_advantages import rewards_to_tokens, token_gae, whiten
+from rollcall.learners.group_advantages import token_gae, whiten
 from rollcall.learners.token_algorithm import EachToken, Prepared, TokenAlgorithmConfig
 from rollcall.learners.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows
 from rollcall.learners.token_losses import KLEstimator
@@ -69,7 +69,7 @@ class LMPPO:
     def prepare(self, models: Models, batch: TokenBatch, each_token: EachToken) -> Prepared:
         tensors = token_algorithm.evaluate_policies(models, self.config, each_token, kl_in_reward=True)
         rewards = token_algorithm.shaped_rewards(batch, self.config, max_tokens=self._max_tokens)
-        per_token = rewards_to_tokens(rewards=rewards, lengths=batch.lengths)
+        per_token = token_algorithm.rewards_of_turns(batch, rewards)
         per_token = per_token - token_algorithm.reward_kl(batch, tensors, self.config)
         values = each_token(lambda rows: _values(models, rows))
         advantages, returns = token_gae(

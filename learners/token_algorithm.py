@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rollcall.learners import token_losses
 from rollcall.learners.algorithm import Metrics, Models
-from rollcall.learners.group_advantages import soft_overlong_penalty
+from rollcall.learners.group_advantages import rewards_to_tokens, soft_overlong_penalty
 from rollcall.learners.sampling import Processed
 from rollcall.learners.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows
 from rollcall.learners.token_losses import Aggregation, KLEstimator
@@ -92,7 +92,8 @@ class TokenAlgorithmConfig(BaseModel):
     overlong_buffer: int = Field(
         default=0,
         ge=0,
-        description="tokens before max_tokens over which the reward falls by up to 1: a warning before the cut; 0: off",
+        description="tokens before max_tokens over which the reward falls by up to 1: a warning before the cut; of a "
+        "conversation the longest turn counts; 0: off",
     )
     correction: LagCorrection = Field(default=LagCorrection(), description="of tokens from older policies")
 
@@ -134,12 +135,23 @@ def check_max_tokens(config: TokenAlgorithmConfig, max_tokens: int | None) -> No
 
 
 def shaped_rewards(batch: TokenBatch, config: TokenAlgorithmConfig, *, max_tokens: int | None) -> Tensor:
-    """[N]: the rewards with the penalty for overlong samples, if that is on."""
+    """[N]: the rewards with the penalty for overlong samples, if that is on. The limit is that of one turn: of a
+    conversation, the longest turn counts."""
     if not config.overlong_buffer:
         return batch.rewards
     assert max_tokens is not None, "check_max_tokens refuses it"
-    penalty = soft_overlong_penalty(lengths=batch.lengths, max_length=max_tokens, buffer=config.overlong_buffer)
-    return batch.rewards + penalty
+    longest = batch.longest_turns()
+    return batch.rewards + soft_overlong_penalty(lengths=longest, max_length=max_tokens, buffer=config.overlong_buffer)
+
+
+def rewards_of_turns(batch: TokenBatch, rewards: Tensor) -> Tensor:
+    """[S]: the rewards [N] where they were earned: of a turn before the last at that turn's last token, the rest (the
+    last turn's, and what was added since) at the sample's last."""
+    earlier = batch.turn_rewards
+    if earlier is None:
+        return rewards_to_tokens(rewards=rewards, lengths=batch.lengths)
+    before = torch.zeros_like(rewards).index_add(0, batch.sequence, earlier)
+    return rewards_to_tokens(rewards=rewards - before, lengths=batch.lengths) + earlier
 
 
 def reward_kl(batch: TokenBatch, tensors: Mapping[str, Tensor], config: TokenAlgorithmConfig) -> Tensor:

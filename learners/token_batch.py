@@ -47,6 +47,7 @@ class TokenBatch:
     truncated: Tensor  # bool [N]: cut by a length limit, not ended by the policy
     row: Tensor  # int64 [N]: samples with one number share a row, and compute its prompt once
     shared_prompt: Tensor  # int64 [N]: how many tokens at its beginning a sample shares; 0: it has its row alone
+    turn_rewards: Tensor | None = None  # float32 [S]: of turns before a sample's last, at their last tokens; in rewards
 
     @property
     def num_samples(self) -> int:
@@ -58,11 +59,19 @@ class TokenBatch:
         return len(self.sampled)
 
     def to(self, device: torch.device) -> TokenBatch:
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
-        return TokenBatch(**moved)
+        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return TokenBatch(**{n: t if t is None else t.to(device, non_blocking=True) for n, t in tensors.items()})
 
     def with_rewards(self, rewards: Tensor) -> TokenBatch:
         return replace(self, rewards=rewards)
+
+    def longest_turns(self) -> Tensor:
+        """int64 [N]: sampled tokens of each sample's longest turn. Between turns stands what was answered."""
+        apart = (self.sampled[1:] != self.sampled[:-1] + 1) | (self.sequence[1:] != self.sequence[:-1])
+        turn = torch.cat([apart.new_zeros(1), apart]).cumsum(0)
+        lengths = torch.bincount(turn)
+        owner = self.sequence.new_zeros(len(lengths)).index_copy(0, turn, self.sequence)
+        return torch.zeros_like(self.lengths).scatter_reduce(0, owner, lengths, "amax")
 
     def sampled_offsets(self) -> Tensor:
         """int64 [N + 1]: where each sample's part of the flat [S] tensors begins."""
@@ -210,7 +219,15 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing:
         truncated=torch.tensor([part.truncated for part in parts]),
         row=torch.from_numpy(rows),
         shared_prompt=torch.from_numpy(shared),
+        turn_rewards=_turn_rewards(parts),
     )
+
+
+def _turn_rewards(parts: Sequence[_Sample]) -> Tensor | None:
+    if all(part.turn_rewards is None for part in parts):
+        return None
+    rewards = [np.zeros(len(p.versions), np.float32) if p.turn_rewards is None else p.turn_rewards for p in parts]
+    return torch.from_numpy(np.concatenate(rewards))
 
 
 @dataclass(frozen=True)
@@ -222,6 +239,7 @@ class _Sample:
     group: int
     reward: float
     truncated: bool
+    turn_rewards: np.ndarray[tuple[int], np.dtype[np.float32]] | None  # of the sampled tokens alone
 
 
 def _samples(item: LMTrajectory, group: int) -> Iterator[_Sample]:
@@ -239,6 +257,7 @@ def _samples(item: LMTrajectory, group: int) -> Iterator[_Sample]:
                 group=group,
                 reward=float(item.rewards[index]),
                 truncated=item.finish_reasons[index] == "length",
+                turn_rewards=None if item.turn_rewards is None else item.turn_rewards[begin:end][mask],
             )
 
 

@@ -3,9 +3,10 @@ know who asks them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Annotated, assert_never
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from rollcall.reward_service.combined import (
     EnsembleConfig,
@@ -16,7 +17,7 @@ from rollcall.reward_service.combined import (
 )
 from rollcall.reward_service.function_scorer import FunctionConfig, build_function_scorer
 from rollcall.reward_service.judge import Judge, JudgeConfig
-from rollcall.reward_service.maths import MathsConfig, build_maths_scorer
+from rollcall.reward_service.maths import Algebra, MathsConfig, build_maths_scorer, unreadable_gold
 from rollcall.reward_service.python_tests import PythonTestsConfig, build_python_tests_scorer
 from rollcall.reward_service.reward_model_config import RewardModelConfig
 from rollcall.reward_service.rules import (
@@ -26,6 +27,7 @@ from rollcall.reward_service.rules import (
     NumberConfig,
     RegexConfig,
     build_rule,
+    unreadable_answer,
 )
 from rollcall.reward_service.scorer import Scorer
 
@@ -79,3 +81,23 @@ def build_scorer(config: ScorerConfig, *, name: str) -> Scorer:
 
 def _inner(config: ScorerConfig, name: str) -> Scorer:
     return build_scorer(config, name=name)
+
+
+AnswerCheck = Callable[[Mapping[str, JsonValue]], str | None]
+
+
+def answer_checks(config: ScorerConfig) -> list[AnswerCheck]:
+    """Of an item's metadata: what is wrong with its right answers, so that no response could ever be scored; None where
+    all is well. There are no checks where a scorer needs no answers."""
+    match config:
+        case ExactMatchConfig() | NumberConfig():
+            return [lambda metadata: unreadable_answer(config, metadata)]
+        case MathsConfig():
+            algebra = Algebra()
+            return [lambda metadata: unreadable_gold(metadata, config, algebra)]
+        case WeightedSumConfig():
+            return [check for part in config.parts.values() for check in answer_checks(part.scorer)]
+        case EnsembleConfig():
+            return [check for member in config.members.values() for check in answer_checks(member)]
+        case _:
+            return []

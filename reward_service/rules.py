@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -13,7 +13,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, field_validator, model_validator
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers import AnswerPart, accepted_answers, check_pattern, final_number
+from rollcall.reward_service.answers import (
+    AnswerPart,
+    accepted_answers,
+    boxed_number,
+    check_pattern,
+    final_number,
+    gold_number,
+)
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer
 from rollcall.reward_service.text_scorers import Judge, TextScorer, WorkerTextScorer, in_worker, version_of
 from rollcall.reward_service.workers import WorkerPool, WorkersConfig
@@ -180,10 +187,31 @@ def _counter(config: LengthConfig) -> Callable[[str], int]:
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, JsonValue]) -> Outcome:
+def unreadable_answer(config: ExactMatchConfig | NumberConfig, metadata: Mapping[str, JsonValue]) -> str | None:
+    """What is wrong with the right answers of an item; None where all can be read."""
     answers = accepted_answers(metadata, config.answer_key)
     if answers is None:
-        return Failure("unsupported", f"metadata[{config.answer_key!r}] must be the answer, or a list of answers")
+        what = "a number, or a list of them" if isinstance(config, NumberConfig) else "the answer, or a list of answers"
+        return f"metadata[{config.answer_key!r}] must be {what}"
+    if isinstance(config, ExactMatchConfig):
+        return None
+    for answer in answers:
+        if gold_number(answer, percent_divides=config.percent_divides) is None:
+            return (
+                f"metadata[{config.answer_key!r}] holds no number: {answer!r:.80} (docs/answers.md says what is read "
+                "as one)"
+            )
+    return None
+
+
+def _answers(config: ExactMatchConfig | NumberConfig, metadata: Mapping[str, JsonValue]) -> list[str]:
+    return accepted_answers(metadata, config.answer_key) or []
+
+
+def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, JsonValue]) -> Outcome:
+    problem = unreadable_answer(config, metadata)
+    if problem is not None:
+        return Failure("unsupported", problem)
 
     def normal(text: str) -> str:
         text = " ".join(text.split()) if config.any_space else text
@@ -191,21 +219,18 @@ def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, Jso
         return text.casefold() if config.ignore_case else text
 
     part = config.part.of(response)
-    right = part is not None and normal(part) in {normal(answer) for answer in answers}
+    right = part is not None and normal(part) in {normal(answer) for answer in _answers(config, metadata)}
     return Score(float(right), {"parsed": float(part is not None)})
 
 
 def same_number(config: NumberConfig, response: str, metadata: dict[str, JsonValue]) -> Outcome:
-    answers = accepted_answers(metadata, config.answer_key)
-    if answers is None:
-        return Failure("unsupported", f"metadata[{config.answer_key!r}] must be a number, or a list of them")
-    expected = [final_number(answer, percent_divides=config.percent_divides) for answer in answers]
-    if None in expected:
-        return Failure(
-            "unsupported", f"metadata[{config.answer_key!r}] holds no number: {answers[expected.index(None)]!r:.80}"
-        )
+    problem = unreadable_answer(config, metadata)
+    if problem is not None:
+        return Failure("unsupported", problem)
+    expected = [gold_number(a, percent_divides=config.percent_divides) for a in _answers(config, metadata)]
     part = config.part.of(response)
-    number = None if part is None else final_number(part, percent_divides=config.percent_divides)
+    read = boxed_number if config.part.take == "boxed" else final_number
+    number = None if part is None else read(part, percent_divides=config.percent_divides)
     right = number is not None and any(_near(config, number, answer) for answer in expected if answer is not None)
     return Score(float(right), {"parsed": float(number is not None)})
 

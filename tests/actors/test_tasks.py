@@ -250,7 +250,7 @@ GOOD = {"prompt": "a", "answer": "b"}
         (['{"prompt": "a", "answer": NaN}'], {}, "p.jsonl:1: NaN is no number of JSON's"),
         ([{"prompt": "a", "answer": None}], {}, r"p.jsonl:1: the answer .* neither text nor a number"),
         ([GOOD, {"prompt": "a", "answer": ""}], {"judge": "contains"}, r"p.jsonl:2: the answer .* is empty"),
-        ([GOOD], {"judge": "number"}, r"p.jsonl:1: no number in the answer 'b'"),
+        ([GOOD], {"judge": "number"}, r"p.jsonl:1: the answer 'b' cannot be read as one number"),
         ([GOOD], {"num_eval_rows": 1}, r"p.jsonl: num_eval_rows is 1, and the file has 1 different prompts"),
     ],
 )

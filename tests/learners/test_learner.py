@@ -18,7 +18,7 @@ import torch
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
 from rollcall.learners.a2c import A2C, A2CConfig
 from rollcall.learners.impala import IMPALA, IMPALAConfig
-from rollcall.learners.learner import LearnerConfig, StepOrder
+from rollcall.learners.learner import LearnerConfig, StepOrder, _build_optimizer
 from rollcall.learners.networks import PolicyConfig
 from rollcall.learners.ppo import PPO, PPOConfig
 
@@ -127,6 +127,28 @@ def test_a_restored_learner_goes_on_to_the_same_bits(tmp_path: Path, optimizer: 
     for number in range(2, 4):
         step(second, number)
     assert_same(tensors(whole), tensors(second))
+
+
+def test_adams_step_is_the_learning_rate_for_the_small_gradients_of_language_too() -> None:
+    """The first step is g / (|g| + epsilon) learning rates: at a gradient of 1e-6, a tenth of one by PPO's 1e-5."""
+    for config, share in ((LearnerConfig(), 1 / 11), (LearnerConfig().for_language(), 1 / 1.01)):
+        parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        parameter.grad = torch.full_like(parameter, 1e-6)
+        _build_optimizer([parameter], config).step()
+        assert float(-parameter.detach() / config.learning_rate) == pytest.approx(share, rel=1e-4)
+    assert LearnerConfig(optimizer_eps=1e-3).for_language().optimizer_eps == 1e-3
+
+
+def test_rmsprop_is_torchs_with_epsilon_outside_the_root_and_an_average_from_zero() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = _build_optimizer([parameter], LearnerConfig(optimizer="rmsprop", learning_rate=0.1, optimizer_eps=0.5))
+    expected, average = 0.0, 0.0
+    for gradient in (2.0, -1.0, 3.0):
+        parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+        average = 0.99 * average + 0.01 * gradient**2
+        expected -= 0.1 * gradient / (average**0.5 + 0.5)
+    assert float(parameter.detach()) == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:

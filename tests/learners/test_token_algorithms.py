@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -182,13 +183,20 @@ def literal_rloo(case: Case) -> Tensor:
     return case.token_mean(advantage, 0.2, 0.2)
 
 
-def literal_reinforce_pp(case: Case, *, group_baseline: bool = False) -> Tensor:
-    to_go = {}
-    for i, t in case.tokens:
-        reward = case.rewards[i] - (statistics.mean(case.peers(i)) if group_baseline else 0.0)
-        to_go[i, t] = reward - 0.1 * sum(case.k1(i, k) for k in range(t, case.counts[i]))
+def literal_reinforce_pp(case: Case) -> Tensor:
+    to_go = {
+        (i, t): case.rewards[i] - 0.1 * sum(case.k1(i, k) for k in range(t, case.counts[i])) for i, t in case.tokens
+    }
     white = case.whitened(to_go)
     return case.token_mean(lambda i, t: white[i, t], 0.2, 0.2)
+
+
+def literal_reinforce_pp_baseline(case: Case) -> Tensor:
+    """The KL is a loss of its own, by k2: half the squared log-ratio to the reference."""
+    white = case.whitened({(i, t): case.rewards[i] - statistics.mean(case.peers(i)) for i, t in case.tokens})
+    loss = case.token_mean(lambda i, t: white[i, t], 0.2, 0.2)
+    k2 = [0.5 * (case.now[i][t] - case.reference[i][t]) ** 2 for i, t in case.tokens]
+    return loss + 0.1 * torch.stack(k2).sum() / len(case.tokens)
 
 
 def literal_lm_ppo(case: Case) -> Tensor:
@@ -228,7 +236,7 @@ LITERALS = [
     pytest.param(
         ReinforcePP,
         {"kl_coef": 0.1, "group_baseline": True},
-        partial(literal_reinforce_pp, group_baseline=True),
+        literal_reinforce_pp_baseline,
         id="reinforce_pp-baseline",
     ),
     pytest.param(LMPPO, {"kl_coef": 0.1}, literal_lm_ppo, id="lm_ppo"),
@@ -440,6 +448,62 @@ def test_an_overlong_sample_loses_reward_before_the_limit(kind: Any) -> None:
     prepared = kind(kind.Config(overlong_buffer=4), max_tokens=5).prepare(models, batch, passes(batch))
     expected = kind(kind.Config()).prepare(models, shaped, passes(batch))
     torch.testing.assert_close(prepared.tensors["advantages"], expected.tensors["advantages"])
+
+
+def in_turns(batch: TokenBatch, *, answered: int) -> TokenBatch:
+    """The batch, its samples of three tokens and more in two turns: before the last two of their tokens, as many as
+    `answered` tokens of the environment."""
+    begins = [0, *batch.lengths.cumsum(0).tolist()][:-1]
+    positions, ids, offsets = [], [], [0]
+    for i, begin in enumerate(begins):
+        first, end = int(batch.offsets[i]), int(batch.offsets[i + 1])
+        own, length = batch.token_ids[first:end].tolist(), int(batch.lengths[i])
+        gap = answered if length > 2 else 0
+        start = offsets[-1] + len(own) - length
+        cut = length - 2 if gap else length
+        positions += [*range(start, start + cut), *range(start + cut + gap, start + length + gap)]
+        ids += own[: len(own) - length + cut] + [0] * gap + own[len(own) - length + cut :]
+        offsets.append(len(ids))
+        assert begin + length <= batch.num_sampled
+    return replace(batch, token_ids=torch.tensor(ids), offsets=torch.tensor(offsets), sampled=torch.tensor(positions))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_the_overlong_penalty_of_a_conversation_is_that_of_its_longest_turn(kind: Any) -> None:
+    """The limit is one turn's: 3, the buffer 2. Lengths 3 5 1 4 2 3 are turns of 1+2, 3+2, 1, 2+2, 2, 1+2."""
+    models, policy = make_models()
+    batch = in_turns(make_batch(policy), answered=1)
+    assert batch.longest_turns().tolist() == [2, 3, 1, 2, 2, 2]
+    shaped = batch.with_rewards(batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.5, 0.5, 0.5]))
+    prepared = kind(kind.Config(overlong_buffer=2), max_tokens=3).prepare(models, batch, passes(batch))
+    expected = kind(kind.Config()).prepare(models, shaped, passes(batch))
+    torch.testing.assert_close(prepared.tensors["advantages"], expected.tensors["advantages"])
+
+
+def test_a_turns_reward_is_credited_at_that_turn_where_credit_differs_within_a_sample() -> None:
+    """Rewards to go of 0.75 for the first turn and 0.25 for the second are 1, ..., 0.25; after the first turn, 0.75 is
+    no reason to have sampled what came later."""
+    models, policy = make_models()
+    batch = make_batch(policy)
+    earlier = torch.zeros(batch.num_sampled)
+    earlier[1] = 0.75  # at the second of the three tokens of the first sample
+    batch = replace(batch.with_rewards(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])), turn_rewards=earlier)
+    to_go = torch.zeros(batch.num_sampled)
+    to_go[:3] = torch.tensor([1.0, 1.0, 0.25])
+    advantages = ReinforcePP(ReinforcePP.Config()).prepare(models, batch, passes(batch)).tensors["advantages"]
+    torch.testing.assert_close(advantages, (to_go - to_go.mean()) / (to_go.std(correction=0) + 1e-8))
+    critic = LMPPO(LMPPO.Config(gae_lambda=1.0)).prepare(models, batch, passes(batch))
+    torch.testing.assert_close(critic.tensors["returns"], to_go)
+
+
+@pytest.mark.parametrize("kind", [GRPO, RLOO, GSPO, CISPO])
+def test_where_a_sample_is_one_action_the_sum_of_its_turns_counts(kind: Any) -> None:
+    models, policy = make_models()
+    batch = make_batch(policy)
+    turns = replace(batch, turn_rewards=torch.rand(batch.num_sampled, generator=torch.Generator().manual_seed(1)))
+    algorithm = kind(kind.Config())
+    prepared = [algorithm.prepare(models, b, passes(b)).tensors["advantages"] for b in (batch, turns)]
+    torch.testing.assert_close(*prepared)
 
 
 def test_a_clipped_value_does_not_leap() -> None:

@@ -187,6 +187,15 @@ def test_a_wrong_answer_ends_the_conversation_unrewarded(codec: TextCodec, calcu
     assert sample.judgement == Judgement(0.0, correct=False, parsed=True, components={"tool_calls": 1.0})
 
 
+def test_what_a_turn_earns_is_kept_at_its_last_token(codec: TextCodec) -> None:
+    """Of every turn but the last, whose reward is the rest of the sample's."""
+    sample, _ = talk(codec, ChatterTask(), Row("1+2=", "", "chatter 0"), ["1", "23", "4"])
+    assert sample.reward == 0.75
+    ends = [end - 1 for _, end in sample.sampled]
+    assert np.flatnonzero(sample.token_rewards()).tolist() == ends[:2]
+    assert sample.token_rewards()[ends[:2]].tolist() == [0.25, 0.25]
+
+
 def test_a_turn_that_was_cut_is_not_shown_to_the_environment(codec: TextCodec, calculator: Calculator) -> None:
     sample, _ = talk(codec, calculator, ROW, ["c12+34", "c46+5..."])
     assert (sample.finish_reason, sample.turns, sample.reward) == ("length", 2, 0.0)
