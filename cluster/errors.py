@@ -12,7 +12,7 @@ RollcallError
 |-- EnvFailure          an environment raised, and its budget of restarts is spent
 |-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
-|-- BudgetSpent         a component was restarted as often as allowed
+|-- BudgetSpent         a component was restarted, or rollouts failed in a row, as often as allowed
 |-- LeaseLost           a label under a lease that has expired, is another rater's, or was used: refused
 `-- RewardError         the reward service gave no score: never a score of 0
     |-- RewardUnavailable   not there, loading, draining or full: try again later
@@ -74,7 +74,10 @@ class Stalled(RollcallError):
 
 
 class BudgetSpent(RollcallError):
-    pass
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        """`reason`: why rollouts failed, as the books call it."""
+        super().__init__(text)
+        self.reason = reason
 
 
 class LeaseLost(RollcallError):

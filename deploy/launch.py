@@ -19,7 +19,7 @@ from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.plan import Plan
 from rollcall.cluster.store import Store, open_store
-from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.supervision import FailureBudget, Watchdog
 from rollcall.deploy.config import AnyConfig
 from rollcall.deploy.jobs import stop_patience_s
 from rollcall.deploy.parts import POLICY_ID, Parts, parts_of
@@ -193,6 +193,7 @@ class _Run:
             checkpoints=checkpoints,
             recorders=self.recorders,
             watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
+            failures=FailureBudget(max_failures=config.supervision.max_failures),
             stop_requested=self.stop.is_set,
         )
 

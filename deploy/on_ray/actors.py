@@ -19,7 +19,15 @@ from rollcall.cluster.messages import Array, ShardPayload, Ticket
 from rollcall.cluster.supervision import RestartBudget
 from rollcall.cluster.workers import Event, StateLost, TicketFailed, TicketProduced
 from rollcall.deploy.lanes import Lanes
-from rollcall.deploy.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S, cause_of, death_of, no_room_for, node_of
+from rollcall.deploy.on_ray.faults import (
+    CONTROL_TIMEOUT_S,
+    START_TIMEOUT_S,
+    cause_of,
+    death_of,
+    no_room_for,
+    node_of,
+    raised_in,
+)
 
 DEADLINE_GRACE_S = 10.0
 BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
@@ -204,9 +212,11 @@ class RayActors:
         detail = f"{actor.actor_id} died ({death_of(error)})"
         return self._lose(actor, "actor_died", detail, blameless=node_of(error, actor.node_id))
 
-    def _lose(self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False) -> list[Event]:
+    def _lose(
+        self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False, raised: bool = False
+    ) -> list[Event]:
         """All its pending units fail; it is started again when its back-off allows, and its shards start anew. What a
-        node or the parameter server took along was not the actor's fault."""
+        node or the parameter server took along was not the actor's fault; what its own code `raised` was."""
         if actor.state == "down":
             return []
         ray.kill(actor.handle)  # also where it seems dead: if it is not, it keeps the room that the next one needs
@@ -216,7 +226,7 @@ class RayActors:
         self._pending.pop(actor.ready, None)
         actor.pending.clear()
         actor.state = "down"
-        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail)
+        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail, raised=raised)
         actor.start_at = time.monotonic() + delay_s
         self.restarts += 1
         idle = self._lanes.lost(actor).items() - {(ticket.lane, ticket.ticket_id) for ticket in lost}
@@ -281,7 +291,8 @@ class RayActors:
                 detail = f"{actor.actor_id} lost whoever gave it weights"
                 return self._lose(actor, "actor_died", detail, blameless=True)
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
-            return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {cause!r}")
+            raised = not isinstance(cause, RayError)
+            return self._lose(actor, "actor_failed", raised_in(actor.actor_id, error), raised=raised)
         except RayActorError as error:
             return self._lose_dead(actor, error)
         except RayError as error:
@@ -292,6 +303,7 @@ class RayActors:
                 actor.head_since = time.monotonic()
         if isinstance(outcome, TicketFailed):
             return [outcome]
+        actor.budget.came_through()
         return [TicketProduced(outcome, work.trajectory)]
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.user_code import described
+
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
 
@@ -15,6 +18,21 @@ def cause_of(error: RayError) -> BaseException:
         cause = error.cause
         return cause if isinstance(cause, BaseException) else error
     return error
+
+
+def raised_in(member: str, error: RayError) -> str:
+    """What a member's own code raised, in one line with the place in it, and the lines of its traceback.
+
+    Raises:
+      RollcallError: what the user gave cannot be used there; the driver could use it, so the remedy is another.
+    """
+    cause = cause_of(error)
+    if isinstance(cause, BadInput):
+        raise RollcallError(
+            f"{member}: {cause} (in the driver's own process it was found: what a script alone defines or registers is "
+            "not known to the other processes of a run; put it into a module, and name that: my_module:MyEnv-v0)"
+        ) from error
+    return f"{member} raised {described(cause, str(error))}"
 
 
 def death_of(error: RayActorError) -> str:
