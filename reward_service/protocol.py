@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,10 @@ class ScoreItem(_Wire):
         if (self.response is None) != (self.segment is not None):
             raise ValueError("a response is needed with a prompt, messages or token_ids, and none with a segment")
         return self
+
+    def __iter__(self) -> NoReturn:
+        """A function that expects a list of texts must not take the fields of one item for them."""
+        raise TypeError("this is one item and no list: its text is item.response")
 
     def canonical(self) -> bytes:
         """The same bytes for the same thing, whatever it is called."""
