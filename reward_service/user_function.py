@@ -75,9 +75,9 @@ class UserFunction:
             elif parameter.name in shared:
                 chosen[parameter.name] = [item[parameter.name] for item in values]
             elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-                columns = ", ".join(sorted(set(items[0].metadata))) or "none"
+                known = ", ".join(sorted(items[0].metadata)) or "none"
                 raise Misfit(
-                    f"{self.path} needs {parameter.name!r}, and the data have no such column (they have {columns}): "
+                    f"{self.path} needs {parameter.name!r}, and the data have no such column (they have {known}): "
                     "add the column, or give the parameter a default"
                 )
         return chosen if self.batched else {name: value[0] for name, value in chosen.items()}

@@ -291,9 +291,11 @@ class RayWorkers:
             raise cause
         if refused := storage_fault(cause):
             raise RollcallError(f"the learner cannot write: {refused}") from error
-        died = isinstance(error, RayActorError)
-        detail = f"the learner died ({death_of(error)})" if died else raised_in("the learner", error)
-        if not (died and node_of(error, self._learner_node)):
+        if isinstance(error, RayActorError):
+            detail, blameless = f"the learner died ({death_of(error)})", node_of(error, self._learner_node)
+        else:
+            detail, blameless = raised_in("the learner", error), False
+        if not blameless:
             self._learner_budget.next_delay_s(detail, raised=not isinstance(cause, RayError))
         for _, reports, _weights in self._steps:
             for reference in reports:
