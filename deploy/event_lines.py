@@ -1,5 +1,5 @@
-"""Which line a screen shows of an event: failures come in hundreds that differ in numbers alone. What is written down is
-recorders.py's, and complete."""
+"""Which line a screen shows of an event: failures come in hundreds that differ in numbers alone. What is written down
+is recorders.py's, and complete."""
 
 from __future__ import annotations
 
