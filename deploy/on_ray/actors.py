@@ -292,7 +292,9 @@ class RayActors:
                 return self._lose(actor, "actor_died", detail, blameless=True)
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
             raised = not isinstance(cause, RayError)
-            return self._lose(actor, "actor_failed", raised_in(actor.actor_id, error), raised=raised)
+            return self._lose(
+                actor, "actor_failed", raised_in(actor.actor_id, error, f"logs/{actor.actor_id}.log"), raised=raised
+            )
         except RayActorError as error:
             return self._lose_dead(actor, error)
         except RayError as error:

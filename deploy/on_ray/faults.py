@@ -20,8 +20,8 @@ def cause_of(error: RayError) -> BaseException:
     return error
 
 
-def raised_in(member: str, error: RayError) -> str:
-    """What a member's own code raised, in one line with the place in it, and the lines of its traceback.
+def raised_in(member: str, error: RayError, log: str) -> str:
+    """What a member's own code raised, in one line with the place in it and its log, and the lines of its traceback.
 
     Raises:
       RollcallError: what the user gave cannot be used there; the driver could use it, so the remedy is another.
@@ -32,7 +32,8 @@ def raised_in(member: str, error: RayError) -> str:
             f"{member}: {cause} (in the driver's own process it was found: what a script alone defines or registers is "
             "not known to the other processes of a run; put it into a module, and name that: my_module:MyEnv-v0)"
         ) from error
-    return f"{member} raised {described(cause, str(error))}"
+    line, separator, trace = described(cause, str(error)).partition("\n")
+    return f"{member} raised {line}; what it printed is in {log}{separator}{trace}"
 
 
 def death_of(error: RayActorError) -> str:

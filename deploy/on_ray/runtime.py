@@ -294,7 +294,7 @@ class RayWorkers:
         if isinstance(error, RayActorError):
             detail, blameless = f"the learner died ({death_of(error)})", node_of(error, self._learner_node)
         else:
-            detail, blameless = raised_in("the learner", error), False
+            detail, blameless = raised_in("the learner", error, "logs/learner-0.log"), False
         if not blameless:
             self._learner_budget.next_delay_s(detail, raised=not isinstance(cause, RayError))
         for _, reports, _weights in self._steps:
