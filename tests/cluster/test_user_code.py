@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 
-from rollcall.cluster.seeds import derive_seed
+from rollcall.cluster.import_path import import_object
 from rollcall.cluster.user_code import described
 
 
@@ -22,9 +22,9 @@ def test_the_place_is_the_last_line_that_is_neither_a_librarys_nor_ours() -> Non
         json.loads("{")
 
     def in_ours() -> None:
-        derive_seed(object())  # type: ignore[arg-type]
+        import_object("x")
 
-    for call, kind in ((in_a_library, "JSONDecodeError: Expecting"), (in_ours, "")):
+    for call, kind in ((in_a_library, "JSONDecodeError: Expecting"), (in_ours, "BadInput: 'x' is no import path")):
         first, *trace = described(raised(call)).splitlines()
         assert first.startswith(kind)
         assert first.endswith(f"({__file__}, line {call.__code__.co_firstlineno + 1}, in {call.__name__})")
