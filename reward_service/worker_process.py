@@ -77,7 +77,7 @@ def _told(error: BaseException) -> str:
     """Also to whoever reads what the function prints, beside it and in order."""
     text = described(error)
     with contextlib.suppress(Exception):
-        print(text, file=sys.stderr, flush=True)
+        print(text.partition("\n")[2], file=sys.stderr, flush=True)
     return text
 
 
