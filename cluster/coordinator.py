@@ -269,8 +269,8 @@ class Coordinator:
             else:
                 self._on_eval(event)
         if not (self._stopping or self.finished):  # what fails then ends no run
-            for reason, detail in causes:
-                self._failures.failed(reason, detail)
+            for event in causes:
+                self._failures.failed(event.reason, event.detail, fruitless=event.fruitless)
 
     def _on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
@@ -332,8 +332,8 @@ class Coordinator:
             raise EnvFailure(event.detail)
         self._drop(key, event.reason)
 
-    def _tell_failures(self, events: Sequence[TicketFailed]) -> list[tuple[str, str]]:
-        """One line for all tickets that one cause took. Returns the causes: (reason, detail)."""
+    def _tell_failures(self, events: Sequence[TicketFailed]) -> list[TicketFailed]:
+        """One line for all tickets that one cause took. Returns the first of each cause."""
         causes: dict[tuple[str, str], list[TicketFailed]] = {}
         for event in events:
             if self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
@@ -342,7 +342,7 @@ class Coordinator:
             first = f"ticket {lost[0].ticket_id} attempt {lost[0].attempt}"
             others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             self._tell(reason, f"{first}{others}: {detail}")
-        return list(causes)
+        return [lost[0] for lost in causes.values()]
 
     def _drop(self, key: tuple[int, int], reason: str) -> None:
         self._flow.dropped(key[0])

@@ -105,4 +105,7 @@ class VersionsMixed(RewardError):
 
 
 class Unscored(RewardError):
-    pass
+    def __init__(self, text: str, *, fruitless: bool = False) -> None:
+        """`fruitless`: no other item of the trajectory has a score either."""
+        super().__init__(text)
+        self.fruitless = fruitless

@@ -15,7 +15,7 @@ from rollcall.cluster.errors import BudgetSpent, Stalled
 Clock = Callable[[], float]
 
 MAX_RAISED = 3  # code that raises does the same thing again; a process that dies may have been killed
-SLOW_S = 5.0  # failures that are further apart than this count as slow ones
+SLOW_S = 5.0  # failures that are further apart than this are slow ones
 
 
 class SupervisionConfig(BaseModel):
@@ -32,8 +32,8 @@ class SupervisionConfig(BaseModel):
     max_failures: int = Field(
         default=100,
         ge=1,
-        description="rollouts that may fail in a row, none coming through, before the run is stopped; where each takes "
-        "long, a tenth of them is enough",
+        description="rollouts that may fail in a row, none coming through, before the run is stopped; a tenth of them "
+        "where nothing has a score and each takes long",
     )
 
 
@@ -92,8 +92,9 @@ class RestartBudget:
 
 class FailureBudget:
     """Tells failures that pass from those that stay. Between failures that pass (a NaN now and then, a reward that is
-    flaky) units come through; `max_failures` in a row with none between them are no accident. Where each takes long, a
-    tenth of them is: of all failures within SLOW_S one counts, so that many which have one cause are one."""
+    flaky) rollouts come through; `max_failures` in a row with none between them are no accident. Where nothing at all
+    has a score, and that takes long (a reward that times out), a tenth of them is enough: of all failures within SLOW_S
+    one counts, so that many which have one cause are one."""
 
     def __init__(self, *, max_failures: int, clock: Clock = time.monotonic) -> None:
         self.max_failures = max_failures
@@ -104,18 +105,20 @@ class FailureBudget:
         self._last_slow = -float("inf")
 
     def came_through(self) -> None:
-        """A unit that can be learnt from."""
+        """A rollout that can be learnt from."""
         self._in_a_row = self._slow = 0
 
-    def failed(self, reason: str, cause: str) -> None:
-        """One unit did not come through, or several for one cause.
+    def failed(self, reason: str, cause: str, *, fruitless: bool = False) -> None:
+        """A rollout did not come through, or several for one cause. `fruitless`: it was unscored, every item of it.
 
         Raises:
           BudgetSpent: with the last cause, word for word.
         """
         now = self._clock()
         self._in_a_row += 1
-        if now - self._last_slow >= SLOW_S:
+        if not fruitless:
+            self._slow = 0
+        elif now - self._last_slow >= SLOW_S:
             self._slow += 1
             self._last_slow = now
         if self._in_a_row >= self.max_failures or self._slow >= self.max_slow:

@@ -63,16 +63,23 @@ def test_failures_in_a_row_spend_their_budget_and_one_success_gives_it_back() ->
         budget.failed("unscored", "KeyError: 'x'")
 
 
-def test_of_slow_failures_a_tenth_is_enough_and_many_at_one_moment_are_one() -> None:
+def test_where_nothing_has_a_score_a_tenth_of_slow_failures_is_enough_and_many_at_one_moment_are_one() -> None:
     clock = Clock()
     budget = FailureBudget(max_failures=100, clock=clock)
-    for _ in range(30):  # a node was lost, with everybody on it
-        budget.failed("actor_died", "its node died")
+    for _ in range(30):
+        budget.failed("unscored", "the judge is away", fruitless=True)
     for clock.now in range(10, 90, 10):
-        budget.failed("deadline", "the env hangs")
+        budget.failed("unscored", "it took too long", fruitless=True)
     clock.now = 100
     with pytest.raises(BudgetSpent, match="last 39 rollouts failed"):
-        budget.failed("deadline", "the env hangs")
+        budget.failed("unscored", "it took too long", fruitless=True)
+
+
+def test_slow_failures_of_which_some_items_have_scores_need_the_whole_budget() -> None:
+    clock = Clock()
+    budget = FailureBudget(max_failures=100, clock=clock)
+    for clock.now in range(0, 990, 10):
+        budget.failed("unscored", "no score for one of eight", fruitless=clock.now % 70 != 0)
 
 
 def test_the_watchdog_warns_then_stops_and_names_what_is_waited_for() -> None:
