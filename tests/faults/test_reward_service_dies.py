@@ -81,7 +81,7 @@ def test_a_reward_that_always_fails_ends_the_run_with_its_own_line_and_names_the
     assert run.process.returncode == 1
     (line,) = run.errors.strip().splitlines()
     assert "the last 30 rollouts failed and none came through (supervision.max_failures=30): unscored" in line
-    assert f"RuntimeError: the judge's API key is missing ({scored.folder / 'scoring.py'}, line 14, in broken)" in line
+    assert f"RuntimeError: the judge's API key is missing ({scored.folder / 'scoring.py'}, line 15, in broken)" in line
     log = run.directory / "logs" / "reward_service.log"
     assert f"what the scorer printed is in {log}" in line and "looking at 0.0" in log.read_text()
     assert (
