@@ -20,6 +20,12 @@ def cause_of(error: RayError) -> BaseException:
     return error
 
 
+def is_raised(error: RayError) -> bool:
+    """Whether the code of a task raised, and not Ray where the task asked it for something."""
+    cause = cause_of(error)
+    return isinstance(error, RayTaskError) and (cause is error or not isinstance(cause, RayError))
+
+
 def raised_in(member: str, error: RayError, log: str) -> str:
     """What a member's own code raised, in one line with the place in it and its log, and the lines of its traceback.
 

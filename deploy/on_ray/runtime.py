@@ -25,6 +25,7 @@ from rollcall.deploy.on_ray.faults import (
     START_TIMEOUT_S,
     cause_of,
     death_of,
+    is_raised,
     no_room_for,
     node_of,
     raised_in,
@@ -296,7 +297,7 @@ class RayWorkers:
         else:
             detail, blameless = raised_in("the learner", error, "logs/learner-0.log"), False
         if not blameless:
-            self._learner_budget.next_delay_s(detail, raised=not isinstance(cause, RayError))
+            self._learner_budget.next_delay_s(detail, raised=is_raised(error))
         for _, reports, _weights in self._steps:
             for reference in reports:
                 self._pending.pop(reference, None)
