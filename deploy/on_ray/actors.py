@@ -24,6 +24,7 @@ from rollcall.deploy.on_ray.faults import (
     START_TIMEOUT_S,
     cause_of,
     death_of,
+    is_raised,
     no_room_for,
     node_of,
     raised_in,
@@ -291,10 +292,8 @@ class RayActors:
                 detail = f"{actor.actor_id} lost whoever gave it weights"
                 return self._lose(actor, "actor_died", detail, blameless=True)
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
-            raised = not isinstance(cause, RayError)
-            return self._lose(
-                actor, "actor_failed", raised_in(actor.actor_id, error, f"logs/{actor.actor_id}.log"), raised=raised
-            )
+            detail = raised_in(actor.actor_id, error, f"logs/{actor.actor_id}.log")
+            return self._lose(actor, "actor_failed", detail, raised=is_raised(error))
         except RayActorError as error:
             return self._lose_dead(actor, error)
         except RayError as error:
