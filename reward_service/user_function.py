@@ -126,6 +126,8 @@ def _habit(parameters: Sequence[inspect.Parameter]) -> Literal["item", "items", 
     open_ended = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     if not places or any(p.default is p.empty and p.kind not in open_ended for p in parameters if p != places[0]):
         return None
+    if places[0].annotation in (str, "str"):
+        return None
     return "items" if places[0].name == "items" or _is_list(places[0].annotation) else "item"
 
 

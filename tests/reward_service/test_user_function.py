@@ -130,10 +130,12 @@ def test_a_number_that_is_not_finite_is_no_score(load: Load) -> None:
         "def score(samples, **kwargs): return [-abs(20.0 - len(s)) for s in samples]",
         "def score(texts): return sum(len(t) for t in texts)",
         "def score(outputs): return float('4' in outputs)",
+        "def score(output): return float(output == '4')",
+        "def score(output): return float(output in ('4', '5'))",
     ],
 )
-def test_a_function_that_takes_an_item_for_a_list_fails_and_is_no_constant(load: Load, source: str) -> None:
-    with pytest.raises(TypeError, match=r"one item and no list|ScoreItem' is not iterable"):
+def test_a_function_that_takes_an_item_for_a_text_or_a_list_fails_and_is_no_constant(load: Load, source: str) -> None:
+    with pytest.raises(TypeError, match=r"item and no (list|text)|ScoreItem' is not iterable"):
         load(source).scores(ITEMS)
 
 
@@ -160,7 +162,7 @@ def test_a_column_that_the_data_lack_is_named_with_those_that_they_have(load: Lo
 @pytest.mark.parametrize(
     "source",
     ["def score(): ...", "def score(query, target): ...", "def score(item, weight): ...", "def score(*, item): ...",
-     "def score(prompt, answer): ...", "def score(queries, prompts, labels): ...", "score = 3", "class score: ..."],
+     "def score(prompt, answer): ...", "def score(queries, prompts, labels): ...", "def score(text: str): ...", "score = 3", "class score: ..."],
 )  # fmt: skip
 def test_parameters_that_nothing_fits_are_refused_before_anything_is_scored(load: Load, source: str) -> None:
     with pytest.raises(BadInput, match=r"^own_rewards:score.*(no reward function|not a function)") as refused:
