@@ -162,7 +162,8 @@ def test_a_column_that_the_data_lack_is_named_with_those_that_they_have(load: Lo
 @pytest.mark.parametrize(
     "source",
     ["def score(): ...", "def score(query, target): ...", "def score(item, weight): ...", "def score(*, item): ...",
-     "def score(prompt, answer): ...", "def score(queries, prompts, labels): ...", "def score(text: str): ...", "score = 3", "class score: ..."],
+     "def score(prompt, answer): ...", "def score(queries, prompts, labels): ...", "def score(text: str): ...",
+     "score = 3", "class score: ..."],
 )  # fmt: skip
 def test_parameters_that_nothing_fits_are_refused_before_anything_is_scored(load: Load, source: str) -> None:
     with pytest.raises(BadInput, match=r"^own_rewards:score.*(no reward function|not a function)") as refused:
