@@ -67,9 +67,11 @@ class TrajectoryScorer:
         began = time.perf_counter()
         items = self._kind.items(trajectory)
         response = self._client.score_group(items, model=self._model, deadline_s=self._patience_s)
-        for result in response.results:
-            if result.error is not None:
-                raise Unscored(f"item {result.id}: {result.error.kind}: {result.error.message}")
+        errors = [(result.id, result.error) for result in response.results if result.error is not None]
+        if errors:
+            item, error = errors[0]
+            fruitless = len(errors) == len(response.results)
+            raise Unscored(f"item {item}: {error.kind}: {error.message}", fruitless=fruitless)
         version = response.model_version
         scored, rewarded, mean = self._kind.rescored(produced, trajectory, response.results, version)
         scoring = Scoring(version, mean, time.perf_counter() - began)

@@ -22,7 +22,7 @@ from rollcall.cluster.messages import Produced, Ticket
 from rollcall.cluster.plan import Plan
 from rollcall.cluster.run_state import RunState
 from rollcall.cluster.seeds import derive_seed
-from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.supervision import FailureBudget, Watchdog
 from rollcall.cluster.work import Work
 from rollcall.cluster.workers import (
     EvalDone,
@@ -64,6 +64,7 @@ class Coordinator:
         checkpoints: CheckpointWriter,
         recorders: Sequence[Recorder],
         watchdog: Watchdog,
+        failures: FailureBudget,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan = plan
@@ -74,6 +75,7 @@ class Coordinator:
         self._checkpoints = checkpoints
         self._recorders = recorders
         self._watchdog = watchdog
+        self._failures = failures
         self._stop_requested = stop_requested
         self._epoch = 0
         self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
@@ -245,9 +247,10 @@ class Coordinator:
             self._workers.submit_step(request, [ready.handle[1] for ready in cut.batch])
 
     def _handle(self, events: Sequence[Event]) -> None:
-        self._tell_failures([event for event in events if isinstance(event, TicketFailed)])
+        causes = self._tell_failures([event for event in events if isinstance(event, TicketFailed)])
         for event in events:
-            self._watchdog.progressed()
+            if isinstance(event, TicketProduced | TicketScored | StepDone | EvalDone):
+                self._watchdog.progressed()
             if isinstance(event, TicketProduced):
                 self._on_produced(event)
             elif isinstance(event, TicketScored):
@@ -265,6 +268,9 @@ class Coordinator:
                 self._on_learner_lost(event)
             else:
                 self._on_eval(event)
+        if not (self._stopping or self.finished):  # what fails then ends no run
+            for event in causes:
+                self._failures.failed(event.reason, event.detail, fruitless=event.fruitless)
 
     def _on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
@@ -291,6 +297,7 @@ class Coordinator:
 
     def _queue(self, produced: Produced, handle: Handle) -> None:
         """What may be learnt from."""
+        self._failures.came_through()
         self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, handle))
         if self.plan.drop_degenerate and produced.is_degenerate:
             self._drop_degenerate(produced, handle)
@@ -325,8 +332,8 @@ class Coordinator:
             raise EnvFailure(event.detail)
         self._drop(key, event.reason)
 
-    def _tell_failures(self, events: Sequence[TicketFailed]) -> None:
-        """One line for all tickets that one cause took."""
+    def _tell_failures(self, events: Sequence[TicketFailed]) -> list[TicketFailed]:
+        """One line for all tickets that one cause took. Returns the first of each cause."""
         causes: dict[tuple[str, str], list[TicketFailed]] = {}
         for event in events:
             if self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
@@ -335,6 +342,7 @@ class Coordinator:
             first = f"ticket {lost[0].ticket_id} attempt {lost[0].attempt}"
             others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             self._tell(reason, f"{first}{others}: {detail}")
+        return [lost[0] for lost in causes.values()]
 
     def _drop(self, key: tuple[int, int], reason: str) -> None:
         self._flow.dropped(key[0])
@@ -399,6 +407,7 @@ class Coordinator:
         for recorder in self._recorders:
             recorder.on_event("restored", f"step {manifest.step}")
         self._workers.restart_learner(checkpoint, epoch=epoch, version=manifest.step, detail=event.detail)
+        self._watchdog.progressed()  # however long that took
 
     def _on_eval(self, event: EvalDone) -> None:
         if event.error:

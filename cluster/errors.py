@@ -14,7 +14,7 @@ RollcallError
 |-- EngineMismatch      a generation engine does not take the learner's weights, or says otherwise with them: every
 |                       other attempt would end the same way
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
-|-- BudgetSpent         a component was restarted as often as allowed
+|-- BudgetSpent         a component was restarted, or rollouts failed in a row, as often as allowed
 |-- LeaseLost           a label under a lease that has expired, is another rater's, or was used: refused
 `-- RewardError         the reward service gave no score: never a score of 0
     |-- RewardUnavailable   not there, loading, draining or full: try again later
@@ -80,7 +80,10 @@ class Stalled(RollcallError):
 
 
 class BudgetSpent(RollcallError):
-    pass
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        """`reason`: why rollouts failed, as the books call it."""
+        super().__init__(text)
+        self.reason = reason
 
 
 class LeaseLost(RollcallError):
@@ -108,4 +111,7 @@ class VersionsMixed(RewardError):
 
 
 class Unscored(RewardError):
-    pass
+    def __init__(self, text: str, *, fruitless: bool = False) -> None:
+        """`fruitless`: no other item of the trajectory has a score either."""
+        super().__init__(text)
+        self.fruitless = fruitless

@@ -1,5 +1,5 @@
-"""Deadlines, restart budgets, and the watchdog that says what a run is waiting for.
-Decides only; it must never start or kill anything itself."""
+"""How long a run goes on where things fail: restart budgets, the budget of failed rollouts, and the watchdog that says
+what is waited for. Decides only; it must never start or kill anything itself."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from rollcall.cluster.errors import BudgetSpent, Stalled
 
 Clock = Callable[[], float]
 
+MAX_RAISED = 3  # code that raises does the same thing again; a process that dies may have been killed
+SLOW_S = 5.0  # failures that are further apart than this are slow ones
+
 
 class SupervisionConfig(BaseModel):
     """How patient a run is, and how often it mends itself."""
@@ -26,10 +29,17 @@ class SupervisionConfig(BaseModel):
     stall_timeout_s: float = Field(
         default=600.0, gt=0, description="seconds without progress before the run is stopped"
     )
+    max_failures: int = Field(
+        default=100,
+        ge=1,
+        description="rollouts that may fail in a row, none coming through, before the run is stopped; a tenth of them "
+        "where nothing has a score and each takes long",
+    )
 
 
 class RestartBudget:
-    """Allows `max_restarts` within `window_s`, each later than the last by exponential back-off with jitter."""
+    """Allows `max_restarts` within `window_s`, each later than the last by exponential back-off with jitter. What
+    raises MAX_RAISED times and gets nothing done between them is not started again."""
 
     def __init__(
         self,
@@ -49,14 +59,22 @@ class RestartBudget:
         self.total = 0
         self._clock = clock
         self._recent: deque[float] = deque()
+        self._raised = 0  # in a row
         self._jitter = random.Random(component)
 
-    def next_delay_s(self, cause: str) -> float:
-        """Books one restart; returns how long to wait before it.
+    def came_through(self) -> None:
+        """The component has done what it is for."""
+        self._raised = 0
+
+    def next_delay_s(self, cause: str, *, raised: bool = False) -> float:
+        """Books one restart; returns how long to wait before it. `raised`: by an exception in the component's code.
 
         Raises:
           BudgetSpent: naming the component and the last cause.
         """
+        self._raised = self._raised + 1 if raised else 0
+        if self._raised >= MAX_RAISED:
+            raise BudgetSpent(f"{self.component} raised {self._raised} times in a row and got nothing done: {cause}")
         now = self._clock()
         while self._recent and now - self._recent[0] > self.window_s:
             self._recent.popleft()
@@ -72,8 +90,48 @@ class RestartBudget:
         return delay * (0.5 + 0.5 * self._jitter.random())
 
 
+class FailureBudget:
+    """Tells failures that pass from those that stay. Between failures that pass (a NaN now and then, a reward that is
+    flaky) rollouts come through; `max_failures` in a row with none between them are no accident. Where nothing at all
+    has a score, and that takes long (a reward that times out), a tenth of them is enough: of all failures within SLOW_S
+    one counts, so that many which have one cause are one."""
+
+    def __init__(self, *, max_failures: int, clock: Clock = time.monotonic) -> None:
+        self.max_failures = max_failures
+        self.max_slow = max(2, max_failures // 10)
+        self._clock = clock
+        self._in_a_row = 0
+        self._slow = 0
+        self._last_slow = -float("inf")
+
+    def came_through(self) -> None:
+        """A rollout that can be learnt from."""
+        self._in_a_row = self._slow = 0
+
+    def failed(self, reason: str, cause: str, *, fruitless: bool = False) -> None:
+        """A rollout did not come through, or several for one cause. `fruitless`: it was unscored, every item of it.
+
+        Raises:
+          BudgetSpent: with the last cause, word for word.
+        """
+        now = self._clock()
+        self._in_a_row += 1
+        if not fruitless:
+            self._slow = 0
+        elif now - self._last_slow >= SLOW_S:
+            self._slow += 1
+            self._last_slow = now
+        if self._in_a_row >= self.max_failures or self._slow >= self.max_slow:
+            raise BudgetSpent(
+                f"the last {self._in_a_row} rollouts failed and none came through (supervision.max_failures="
+                f"{self.max_failures}): {reason}: {cause}",
+                reason=reason,
+            )
+
+
 class Watchdog:
-    """Notices that nothing has moved. Whoever makes progress calls `progressed`; the driver's loop calls `check`."""
+    """Notices that nothing has moved. Whoever makes progress calls `progressed` (a failure is none, however many there
+    are); the driver's loop calls `check`."""
 
     def __init__(self, *, warning_s: float, timeout_s: float, clock: Clock = time.monotonic) -> None:
         self.warning_s = warning_s

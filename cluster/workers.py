@@ -37,6 +37,7 @@ class TicketFailed:
     reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
+    fruitless: bool = False  # unscored, and not because of some of its items: none has a score
 
 
 @dataclass(frozen=True, slots=True)

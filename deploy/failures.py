@@ -38,6 +38,7 @@ def ticket_failure(ticket: Ticket | Produced, error: Exception) -> TicketFailed:
         reason=_REASONS[type(error)],
         detail=str(error),
         state_lost=isinstance(error, (NonFinite, EnvFailure)),
+        fruitless=isinstance(error, Unscored) and error.fruitless,
     )
 
 

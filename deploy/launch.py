@@ -19,13 +19,14 @@ from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.plan import Plan
 from rollcall.cluster.store import Store, open_store
-from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.supervision import FailureBudget, Watchdog
 from rollcall.deploy.config import AnyConfig
 from rollcall.deploy.jobs import stop_patience_s
 from rollcall.deploy.parts import POLICY_ID, Parts, parts_of
 from rollcall.deploy.recorders import Recorder, plain
 from rollcall.deploy.run_watch import RunWatch
 from rollcall.learners.collective import Collective
+from rollcall.reward_service.scorer import Taken
 
 KEEP_VERSIONS = 2
 FINAL_EVAL_TIMEOUT_S = 900.0
@@ -135,7 +136,9 @@ class _Run:
         from rollcall.reward_service.labelling import PAGE_PATH
 
         labels = getattr(self.config, "preferences", None) is not None
-        with reward_endpoint(config, self.directory, self.config.supervision, self._tell, labels=labels) as endpoint:
+        scored: Taken = "text" if self.parts.kind == "language" else "segment"
+        watched = (self.config.supervision, self._tell)
+        with reward_endpoint(config, self.directory, *watched, scored=scored, labels=labels) as endpoint:
             if self.parts.asks_people:
                 self._tell("labels", f"label at {endpoint.url}{PAGE_PATH}, with the token of ${TOKEN_VARIABLE}")
             self.parts = self.parts.with_reward(endpoint)
@@ -193,6 +196,7 @@ class _Run:
             checkpoints=checkpoints,
             recorders=self.recorders,
             watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
+            failures=FailureBudget(max_failures=config.supervision.max_failures),
             stop_requested=self.stop.is_set,
         )
 

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rollcall.deploy.event_lines import DROPS, EventLines
 from rollcall.deploy.recorders import Record, plain
 
 if TYPE_CHECKING:
@@ -16,11 +17,6 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-# Events that end an attempt at a rollout, as the coordinator names them.
-DROPS = (
-    *("actor_died", "object_lost", "deadline", "stale", "stale_epoch"),
-    *("non_finite", "env_failed", "weights_timeout", "checksum_mismatch", "degenerate"),
-)
 _QUIET = ("checkpoint", "note", "restored")
 _WINDOW_S = 10.0  # rates are over the last ten seconds: long enough to be steady, short enough to show a change
 _SAMPLE_EVERY_S = 30.0
@@ -188,6 +184,7 @@ class PlainLines:
         self._printed = self._sample_printed = -math.inf
         self._shown_step = -1
         self._tally = Tally()
+        self._lines = EventLines()
 
     def _print(self, text: str) -> None:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"  # a log in ASCII must not end the run
@@ -223,7 +220,9 @@ class PlainLines:
 
     def on_event(self, kind: str, text: str) -> None:
         self._tally.events[kind] += 1
-        self._print(f"{kind}: {text}")
+        line = self._lines.line(kind, text)
+        if line is not None:
+            self._print(line)
 
     def close(self, summary: Record) -> None:
         if self._tally.last and self._tally.last["step"] != self._shown_step:
@@ -239,6 +238,7 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tally = Tally()
+        self._lines = EventLines()
         self._live: Live | None = None
 
     def on_start(self, info: Record) -> None:
@@ -258,8 +258,10 @@ class LiveView:
 
     def on_event(self, kind: str, text: str) -> None:
         self._tally.events[kind] += 1
-        style = "dim" if kind in _QUIET else "yellow"
-        self._console.print(f"{kind}: {text}", style=style, markup=False, highlight=False)
+        line = self._lines.line(kind, text)
+        if line is not None:
+            style = "dim" if kind in _QUIET else "yellow"
+            self._console.print(line, style=style, markup=False, highlight=False)
 
     def close(self, summary: Record) -> None:
         if self._live is not None:

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from rollcall.actors.scoring import RewardEndpoint
 from rollcall.cluster.discovery import Announcement, announce
-from rollcall.cluster.errors import BudgetSpent, RewardError, RewardUnavailable
+from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUnavailable
 from rollcall.cluster.supervision import RestartBudget, SupervisionConfig
 from rollcall.deploy.reward_config import MODEL, REWARD_MODELS, RewardConfig
 from rollcall.reward_service.auth import client_token
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.private import PrivateService, start_private
+from rollcall.reward_service.scorer import Taken
 from rollcall.reward_service.service_config import ServiceConfig
 
 LOOK_S = 0.5  # between looks whether a private service lives
@@ -33,18 +34,20 @@ def reward_endpoint(
     supervision: SupervisionConfig,
     tell: Callable[[str, str], None],
     *,
+    scored: Taken,
     labels: bool = False,
 ) -> Iterator[RewardEndpoint]:
-    """Where to have trajectories scored; the service answers. `tell`: told of restarts. `labels`: a private service
-    also takes the labels of raters.
+    """Where to have trajectories scored; the service answers. `tell`: told of restarts. `scored`: what the run gives to
+    score. `labels`: a private service also takes the labels of raters.
 
     Raises:
-      BadInput: when a private service's settings cannot be used.
+      BadInput: when a private service's settings cannot be used, or its scorer does not take what the run gives.
+      BudgetSpent: of the run, when no scores came: with the name of a private service's log.
       RewardError: when the service does not answer, or has no such model.
     """
     if config.url is not None:
         token = client_token()
-        _check(config.url, token, config.model)
+        _check(config.url, token, config.model, scored)
         yield RewardEndpoint(config.url, token, config.model, config.patience_s)
         return
     assert config.scorer is not None
@@ -58,7 +61,14 @@ def reward_endpoint(
     announced = _announce(service, directory)
     keeper = _Keeper(service, supervision, tell, lambda: _announce(service, directory))
     try:
+        _check(service.url, service.token.get_secret_value(), MODEL, scored)
         yield RewardEndpoint(service.url, service.token.get_secret_value(), MODEL, config.patience_s)
+    except BudgetSpent as error:
+        if error.reason != "unscored":
+            raise
+        line, separator, trace = str(error).partition("\n")
+        said = f"{line}; what the scorer printed is in {service.log_path}"
+        raise BudgetSpent(said + separator + trace, reason=error.reason) from None
     finally:
         keeper.stop()
         service.stop()
@@ -72,12 +82,16 @@ def _announce(service: PrivateService, directory: Path) -> Announcement | None:
     return announce(directory.parent, f"{directory.name}.reward_service", service.url, labels)
 
 
-def _check(url: str, token: str, model: str) -> None:
+def _check(url: str, token: str, model: str, scored: Taken) -> None:
     with RewardClient(url, token or None) as client:
         client.wait_ready(FIRST_CONTACT_S)
-        known = [info.name for info in client.models()]
+        known = {info.name: info for info in client.models()}
     if model not in known:
         raise RewardUnavailable(f"{url} has no model {model!r}: it has {', '.join(known) or 'none'}; set reward.model")
+    if scored not in (taken := known[model].takes):
+        takes = " and ".join(taken) or "nothing"
+        gives = "segments of steps" if scored == "segment" else "texts"
+        raise BadInput(f"reward: a scorer of kind {known[model].kind} takes {takes}, and this run gives {gives}")
 
 
 class _Keeper:

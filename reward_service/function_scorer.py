@@ -1,26 +1,20 @@
 """A user's own scorer: a function by import path, called in killable workers with a deadline. It is the operator's code
-and is not sandboxed. Must never know what it computes.
-
-The function takes a ScoreItem and returns a number, {"score": ..., "components": {...}}, or None where it has no score;
-of a segment, one number for each step. With an attribute `batched = True` it takes a list of items and returns a list
-of those."""
+and is not sandboxed; how it is called is user_function.py's. Must never know what it computes."""
 
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.import_path import import_object
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken, finite
+from rollcall.reward_service.scorer import Failure, Outcome, Taken
 from rollcall.reward_service.text_scorers import outcome_of, text_cost, version_of
+from rollcall.reward_service.user_function import Misfit, UserFunction, user_function
 from rollcall.reward_service.workers import Done, WorkerPool, WorkersConfig
 
 
@@ -39,13 +33,13 @@ class FunctionConfig(BaseModel):
 
 
 class FunctionScorer:
-    def __init__(self, config: FunctionConfig, pool: WorkerPool, *, source: bytes, batched: bool) -> None:
-        self.takes = frozenset(config.takes)
-        self.version = version_of(config, source)
+    def __init__(self, config: FunctionConfig, pool: WorkerPool, function: UserFunction) -> None:
+        self.takes = function.takes.intersection(config.takes)
+        self.version = version_of(config, _source_of(function))
         self.cacheable = config.cacheable
         self._config = config
         self._pool = pool
-        self._batch_size = config.batch_size if batched else 1
+        self._batch_size = config.batch_size if function.batched else 1
 
     def cost(self, item: ScoreItem) -> int:
         return item.segment.num_steps if item.segment is not None else text_cost(item)
@@ -80,48 +74,43 @@ def build_function_scorer(config: FunctionConfig) -> FunctionScorer:
     """Imports the function here for its source, and in a worker, where it will be called.
 
     Raises:
-      BadInput: when there is no such function.
+      BadInput: when there is no such function, or it takes what no reward function is given.
     """
-    function = import_object(config.path)
-    if not callable(function):
-        raise BadInput(f"{config.path} is a {type(function).__name__}, not a function: name one that takes an item")
-    try:
-        source = Path(inspect.getsourcefile(function) or "").read_bytes()
-    except (TypeError, OSError):
-        source = config.path.encode()
+    function = user_function(config.path)
     pool = WorkerPool("rollcall.reward_service.function_scorer:make_worker", config.path, config.workers, trusted=True)
     try:
         pool.check()
     except BadInput:
         pool.close()
         raise
-    return FunctionScorer(config, pool, source=source, batched=bool(getattr(function, "batched", False)))
+    return FunctionScorer(config, pool, function)
+
+
+def _source_of(function: UserFunction) -> bytes:
+    try:
+        return Path(inspect.getsourcefile(function.function) or "").read_bytes()
+    except (TypeError, OSError):
+        return function.path.encode()
 
 
 def make_worker(path: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    function = import_object(path)
-    batched = bool(getattr(function, "batched", False))
+    function = user_function(path)
 
     def work(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
         items = [ScoreItem.model_validate(values) for values in raw]
-        said = list(function(items)) if batched else [function(item) for item in items]
-        if len(said) != len(items):
-            raise ValueError(f"{path} gave {len(said)} scores for {len(items)} items")
-        return [_outcome(value) for value in said]
+        try:
+            outcomes = function.scores(items)
+        except Misfit as misfit:
+            if len(items) > 1:  # each is tried alone
+                raise
+            outcomes = [Failure("scorer_failed", str(misfit))] * len(items)
+        return [_plain(outcome) for outcome in outcomes]
 
     return work
 
 
-def _outcome(said: Any) -> dict[str, Any]:
-    """What the function said, as `outcome_of` reads it. JSON has no NaN, so that is found here."""
-    if said is None:
-        return {"kind": "scorer_failed", "message": "the function gave no score"}
-    components: dict[str, Any] = {}
-    if isinstance(said, dict):
-        components, said = dict(said.get("components", {})), said["score"]
-    steps = None if np.ndim(said) == 0 else tuple(np.asarray(said, np.float64).tolist())
-    value = float(said) if steps is None else math.fsum(steps)
-    outcome = finite(Score(value, {str(name): float(part) for name, part in components.items()}, steps))
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    """As `outcome_of` reads it."""
     if isinstance(outcome, Failure):
         return {"kind": outcome.kind, "message": outcome.message}
-    return {"value": outcome.value, "components": dict(outcome.components), "step_values": steps}
+    return {"value": outcome.value, "components": dict(outcome.components), "step_values": outcome.step_values}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,16 @@ class ScoreItem(_Wire):
         if (self.response is None) != (self.segment is not None):
             raise ValueError("a response is needed with a prompt, messages or token_ids, and none with a segment")
         return self
+
+    # A function that expects a text, or a list of them, must not get a number out of an item's fields.
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("this is one item and no list: its text is item.response")
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, str):
+            raise TypeError("this is an item and no text: its text is item.response")
+        return super().__eq__(other)
 
     def canonical(self) -> bytes:
         """The same bytes for the same thing, whatever it is called."""

@@ -1,8 +1,10 @@
 """The other side of `workers.py`: one process that loads one function and then calls it for each job. Standard output
-and input belong to the protocol alone: what a job prints goes nowhere. Must never know what its function does."""
+and input belong to the protocol alone: what a job prints goes to standard error, which the pool keeps or drops. Must
+never know what its function does."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,6 +16,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.import_path import import_object
+from rollcall.cluster.user_code import described, one_line
 
 _PR_SET_PDEATHSIG = 1
 MAX_FRAME_BYTES = 1 << 28
@@ -35,7 +38,7 @@ def main() -> None:
         _send(replies, {"refused": str(error)})
         return
     except BaseException as error:
-        _send(replies, {"refused": _described(error)})
+        _send(replies, {"refused": one_line(error)})
         return
     _send(replies, {"ready": True})
     while True:
@@ -49,7 +52,7 @@ def main() -> None:
         except MemoryError:
             reply = {"error": "it ran out of memory", "spent": True}
         except BaseException as error:  # sys.exit() in a user's function, too
-            reply = {"error": _described(error)}
+            reply = {"error": _told(error) if start["trusted"] else one_line(error)}
         if os.getpid() != own:  # the job has forked, and this is the child
             os._exit(0)
         try:
@@ -64,14 +67,18 @@ def main() -> None:
 def _take_standard_streams() -> tuple[int, int]:
     requests, replies = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(nothing, number)
+    os.dup2(nothing, 0)
+    os.dup2(2, 1)
     os.close(nothing)
     return requests, replies
 
 
-def _described(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500]
+def _told(error: BaseException) -> str:
+    """Also to whoever reads what the function prints, beside it and in order."""
+    text = described(error)
+    with contextlib.suppress(Exception):
+        print(text.partition("\n")[2], file=sys.stderr, flush=True)
+    return text
 
 
 def _receive(descriptor: int) -> bytes:

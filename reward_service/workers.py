@@ -22,6 +22,7 @@ import psutil
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
+from rollcall.reward_service.printed_output import PrintedOutput
 from rollcall.reward_service.scorer import Failure
 from rollcall.reward_service.worker_process import MAX_FRAME_BYTES
 
@@ -88,10 +89,13 @@ class WorkerPool:
         """
         Args:
           maker: `module:function`; called in each worker with the settings, it returns the function that takes jobs.
-          trusted: the function is the operator's own, and inherits the environment without the service's secrets.
+          trusted: the function is the operator's own: it inherits the environment without the service's secrets, and
+            what it prints, with the tracebacks of what it raises, goes to our standard error.
         """
         self._maker, self._settings, self._config = maker, settings, config
         self._environment = _environment(trusted)
+        self._trusted = trusted
+        self._output = PrintedOutput() if trusted else None
         self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker-starter")
         self._workers: list[_Worker] = []
         self._closed = False
@@ -124,6 +128,8 @@ class WorkerPool:
         for worker in workers:
             _kill(worker)
         self._starter.shutdown()
+        if self._output is not None:
+            self._output.close()
 
     def _map(
         self, jobs: Sequence[JsonValue], *, at_least: int = 0, timeouts_s: Sequence[float] | None = None
@@ -174,7 +180,9 @@ class WorkerPool:
                         f"a worker for {self._maker} did not start within {self._config.start_timeout_s:g} s "
                         "(workers.start_timeout_s)"
                     )
-                results[worker.job] = Failure("timeout", "it took longer than one item may (workers.timeout_s)")
+                results[worker.job] = Failure(
+                    "timeout", f"it took longer than one item may ({self._config.timeout_s:g} s: workers.timeout_s)"
+                )
 
     def _started(self, worker: _Worker, message: Mapping[str, Any]) -> None:
         if message.get("ready"):
@@ -205,13 +213,15 @@ class WorkerPool:
             [sys.executable, "-m", "rollcall.reward_service.worker_process", str(os.getpid()), self._maker],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if self._output is None else self._output.descriptor,
             env=self._environment,
             start_new_session=True,
         )
         worker = _Worker(process, time.monotonic() + self._config.start_timeout_s)
         with suppress(OSError):  # it died at once: its silence will say so
-            worker.send({"settings": self._settings, "memory_bytes": self._config.memory_bytes})
+            worker.send(
+                {"settings": self._settings, "memory_bytes": self._config.memory_bytes, "trusted": self._trusted}
+            )
         return worker
 
     def _dismiss(self, worker: _Worker) -> None:

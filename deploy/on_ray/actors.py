@@ -25,8 +25,10 @@ from rollcall.deploy.on_ray.faults import (
     cause_of,
     death_of,
     in_a_line,
+    is_raised,
     no_room_for,
     node_of,
+    raised_in,
 )
 
 DEADLINE_GRACE_S = 10.0
@@ -212,9 +214,11 @@ class RayActors:
         detail = f"{actor.actor_id} died ({death_of(error)})"
         return self._lose(actor, "actor_died", detail, blameless=node_of(error, actor.node_id))
 
-    def _lose(self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False) -> list[Event]:
+    def _lose(
+        self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False, raised: bool = False
+    ) -> list[Event]:
         """All its pending units fail; it is started again when its back-off allows, and its shards start anew. What a
-        node or the parameter server took along was not the actor's fault."""
+        node or the parameter server took along was not the actor's fault; what its own code `raised` was."""
         if actor.state == "down":
             return []
         ray.kill(actor.handle)  # also where it seems dead: if it is not, it keeps the room that the next one needs
@@ -224,7 +228,7 @@ class RayActors:
         self._pending.pop(actor.ready, None)
         actor.pending.clear()
         actor.state = "down"
-        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail)
+        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail, raised=raised)
         actor.start_at = time.monotonic() + delay_s
         self.restarts += 1
         idle = self._lanes.lost(actor).items() - {(ticket.lane, ticket.ticket_id) for ticket in lost}
@@ -291,7 +295,8 @@ class RayActors:
             if isinstance(cause, EngineMismatch):  # the next engine would say the same
                 raise cause from None
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
-            return self._lose(actor, "actor_failed", f"{actor.actor_id} raised {in_a_line(cause)}")
+            detail = raised_in(actor.actor_id, error, f"logs/{actor.actor_id}.log")
+            return self._lose(actor, "actor_failed", detail, raised=is_raised(error))
         except RayActorError as error:
             return self._lose_dead(actor, error)
         except RayError as error:
@@ -302,6 +307,7 @@ class RayActors:
                 actor.head_since = time.monotonic()
         if isinstance(outcome, TicketFailed):
             return [outcome]
+        actor.budget.came_through()
         return [TicketProduced(outcome, work.trajectory)]
 
 

@@ -7,6 +7,9 @@ import re
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.user_code import described
+
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
 LONGEST = 300  # characters of an error's text in a line
@@ -26,6 +29,30 @@ def cause_of(error: RayError) -> BaseException:
         cause = error.cause
         return cause if isinstance(cause, BaseException) else error
     return error
+
+
+def is_raised(error: RayError) -> bool:
+    """Whether the code of a task raised, and not Ray where the task asked it for something."""
+    cause = cause_of(error)
+    return isinstance(error, RayTaskError) and (cause is error or not isinstance(cause, RayError))
+
+
+def raised_in(member: str, error: RayError, log: str) -> str:
+    """What a member's own code raised, in one line with the place in it and its log, and the lines of its traceback.
+
+    Raises:
+      RollcallError: what the user gave cannot be used there; the driver could use it, so the remedy is another.
+    """
+    cause = cause_of(error)
+    if isinstance(cause, BadInput):
+        raise RollcallError(
+            f"{member}: {cause} (in the driver's own process it was found: what a script alone defines or registers is "
+            "not known to the other processes of a run; put it into a module, and name that: my_module:MyEnv-v0)"
+        ) from error
+    if memory := _out_of_memory(cause):
+        return f"{member}: {memory}"
+    line, separator, trace = described(cause, str(error)).partition("\n")
+    return f"{member} raised {line}; what it printed is in {log}{separator}{trace}"
 
 
 def death_of(error: RayActorError) -> str:

@@ -50,7 +50,7 @@ class Members:
     def __init__(self, composition: Composition, placement: Placement) -> None:
         self._plan = composition
         self._placement = placement
-        self._cwd = composition.needs.working_directory
+        self._where = (composition.needs.working_directory, composition.needs.run_directory / "logs")
 
     def server(self) -> Any:
         readers = self._plan.num_actors + 8  # each may wait in a call of its own
@@ -59,10 +59,9 @@ class Members:
         return remote.options(**options, max_concurrency=readers).remote(self._plan.keep_versions)
 
     def actor(self, actor_id: str, index: int, server: Any) -> Any:
-        traces = str(self._plan.needs.run_directory / "logs" / f"{actor_id}.trace")
         remote: Any = ray.remote(LMActorProcess if self._plan.parts.kind == "language" else GymActorProcess)
         options = self._placement.actor(index)
-        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.parts, server, self._cwd, traces)
+        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.parts, server, *self._where)
 
     def learners(self) -> list[Any]:
         count = self._plan.num_learner_processes
@@ -70,19 +69,19 @@ class Members:
         remote = untyped(concurrency_groups={ASIDE: 1, TRANSFER: 1})(LearnerProcess)
         return [
             remote.options(**self._placement.learner(rank), max_restarts=0).remote(
-                self._plan.parts, rank, count, self._cwd
+                self._plan.parts, rank, count, *self._where
             )
             for rank in range(count)
         ]
 
     def evaluator(self) -> Any:
         remote: Any = ray.remote(EvalProcess)
-        return remote.options(**self._placement.evaluation()).remote(self._plan.parts, self._cwd)
+        return remote.options(**self._placement.evaluation()).remote(self._plan.parts, *self._where)
 
     def scoring(self) -> Any:
         remote: Any = ray.remote(ScoringProcess)
         wanted = self._plan.parts.reward_config
         options = self._placement.scoring(beside_driver=wanted is None or wanted.url is None)
         return remote.options(**options, max_restarts=0, max_concurrency=SCORING_CONCURRENCY).remote(
-            self._plan.parts, self._cwd
+            self._plan.parts, *self._where
         )

@@ -1,5 +1,5 @@
 """The members of a run as Ray actors: thin wrappers around plain classes that run without Ray. They add what a process
-needs (a working directory, a trace of where it hangs) and nothing else."""
+needs (a working directory, a log, a trace of where it hangs) and nothing else."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ TRANSFER = "transfer"  # and the one that sends weights to engines
 class GymActorProcess:
     """A GymActor as a Ray actor. A unit that hangs leaves a trace of where in its log before the driver ends it."""
 
-    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
-        _use_working_directory(working_directory)
+    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / f"{actor_id}.log")
         self._actor: GymActor = parts.actor(actor_id, RayWeightsSource(server))
-        self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
+        self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
 
     def ready(self) -> str:
         return node_id()
@@ -76,8 +76,8 @@ class GymActorProcess:
 class LMActorProcess:
     """An LMActor as a Ray actor. Its engine steps in a thread of its own; calls wait on the event loop."""
 
-    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
-        _use_working_directory(working_directory)
+    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / f"{actor_id}.log")
         self._control = ControlCalls(_leave)
         source = (
             RayWeightsSource(server)
@@ -86,7 +86,7 @@ class LMActorProcess:
         )
         self._source = PrefetchedWeights(source, actor_id)
         self._actor: LMActor = parts.actor(actor_id, self._source)
-        self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
+        self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
         self._inbox: queue.SimpleQueue[list[Ticket]] = queue.SimpleQueue()
         self._answers: dict[tuple[int, int, int], concurrent.futures.Future[Any]] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -156,8 +156,8 @@ class LMActorProcess:
 class ScoringProcess:
     """A TrajectoryScorer as a Ray actor, asked from several threads at once: what it does is wait for answers."""
 
-    def __init__(self, parts: Parts, working_directory: str) -> None:
-        _use_working_directory(working_directory)
+    def __init__(self, parts: Parts, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / "scoring.log")
         self._scorer = parts.scorer()
 
     def score(self, produced: Produced, trajectory: Any) -> tuple[Produced | TicketFailed, Any]:
@@ -170,8 +170,8 @@ class ScoringProcess:
 class LearnerProcess:
     """One learner process as a Ray actor, which hears of an interruption while it works."""
 
-    def __init__(self, parts: Parts, rank: int, num_processes: int, working_directory: str) -> None:
-        _use_working_directory(working_directory)
+    def __init__(self, parts: Parts, rank: int, num_processes: int, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / f"learner-{rank}.log")
         self._parts = parts
         self._rank = rank
         self._num_processes = num_processes
@@ -257,8 +257,8 @@ class LearnerProcess:
 class EvalProcess:
     """Evaluation in a process of its own."""
 
-    def __init__(self, parts: Parts, working_directory: str) -> None:
-        _use_working_directory(working_directory)
+    def __init__(self, parts: Parts, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / "evaluation.log")
         self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 
     def evaluate(self, weights: Weights, episodes: int) -> Any:
@@ -292,10 +292,15 @@ def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _use_working_directory(path: str) -> None:
+def _settle(working_directory: str, log: Path) -> None:
     """User modules are found from where the user stands, as in the driver. (Of a job with a working directory Ray has
-    brought along a copy, and this process stands in it.)"""
-    if os.path.isdir(path):
-        os.chdir(path)
-        if path not in sys.path:
-            sys.path.insert(0, path)
+    brought along a copy, and this process stands in it.) What is printed here goes to the run's own log."""
+    if os.path.isdir(working_directory):
+        os.chdir(working_directory)
+        if working_directory not in sys.path:
+            sys.path.insert(0, working_directory)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        stream.flush()
+        os.dup2(descriptor, number)
+    os.close(descriptor)

@@ -26,8 +26,10 @@ from rollcall.deploy.on_ray.faults import (
     cause_of,
     death_of,
     in_a_line,
+    is_raised,
     no_room_for,
     node_of,
+    raised_in,
 )
 from rollcall.deploy.on_ray.members import Composition, Members
 from rollcall.deploy.on_ray.nodes import check_nodes
@@ -84,7 +86,8 @@ class RayWorkers:
         )
         self._learners: list[Any] = []
         self._learner_node = ""
-        self._learner_budget = self._budget("learner")
+        self._learner_budget = self._budget("the learner")
+        self._newest_step = -1  # that was ever done here
         self._steps: deque[tuple[StepRequest, list[Any], Any]] = deque()
         self._evaluator: Any = None
         self._num_evals = 0  # under way
@@ -263,9 +266,12 @@ class RayWorkers:
             for reference in done:  # the other processes finish within their collective's deadline
                 self._pending.pop(reference, None)
             return []
-        self._steps.popleft()
+        request, _, _ = self._steps.popleft()
         for reference in reports:
             self._pending.pop(reference, None)
+        if request.step > self._newest_step:  # a step done again, after a restore, is no sign that the next one can be
+            self._newest_step = request.step
+            self._learner_budget.came_through()
         return [StepDone(results[0], weights)]
 
     def _on_eval(self, reference: Any, step: int, env_steps: int) -> list[Event]:
@@ -290,9 +296,12 @@ class RayWorkers:
             raise cause
         if refused := storage_fault(cause):
             raise RollcallError(f"the learner cannot write: {refused}") from error
-        detail = f"the learner died ({death_of(error)})" if isinstance(error, RayActorError) else in_a_line(cause)
-        if not (isinstance(error, RayActorError) and node_of(error, self._learner_node)):
-            self._learner_budget.next_delay_s(detail)
+        if isinstance(error, RayActorError):
+            detail, blameless = f"the learner died ({death_of(error)})", node_of(error, self._learner_node)
+        else:
+            detail, blameless = raised_in("the learner", error, "logs/learner-0.log"), False
+        if not blameless:
+            self._learner_budget.next_delay_s(detail, raised=is_raised(error))
         for _, reports, _weights in self._steps:
             for reference in reports:
                 self._pending.pop(reference, None)

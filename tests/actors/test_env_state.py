@@ -90,6 +90,18 @@ FORGETFUL = {
                 self.position = self.draw()
                 return np.array([self.position]), info
         """,
+    "gives NaN now and then": """
+        class Env(Base):
+            def wind(self):
+                return np.nan if self.np_random.random() < 0.05 else 0.0
+        """,
+    "raises now and then": """
+        class Env(Base):
+            def wind(self):
+                if self.np_random.random() < 0.05:
+                    raise RuntimeError("the wheel is stuck")
+                return 0.0
+        """,
 }
 
 

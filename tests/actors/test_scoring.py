@@ -19,7 +19,7 @@ STEPS, ENVS = 5, 3
 class ScriptedService:
     """Scores a step by its first observation; gives one item an error, or no step scores, where it is told to."""
 
-    def __init__(self, *, error: str = "", whole_only: bool = False) -> None:
+    def __init__(self, *, error: str | tuple[str, ...] = "", whole_only: bool = False) -> None:
         self.error, self.whole_only = error, whole_only
         self.asked: list[ScoreItem] = []
 
@@ -94,8 +94,12 @@ def test_a_step_that_is_no_experience_has_no_reward() -> None:
 
 def test_one_item_without_a_score_leaves_the_whole_trajectory_unscored() -> None:
     produced, trajectory = produced_and_trajectory()
-    with pytest.raises(Unscored, match=r"item 4\.2: scorer_failed: it raised"):
+    with pytest.raises(Unscored, match=r"item 4\.2: scorer_failed: it raised") as unscored:
         scorer(ScriptedService(error=".2")).score(produced, trajectory)
+    assert not unscored.value.fruitless
+    with pytest.raises(Unscored) as unscored:
+        scorer(ScriptedService(error=tuple("0123456789"))).score(produced, trajectory)
+    assert unscored.value.fruitless
 
 
 def test_a_score_of_the_whole_segment_is_no_reward_of_its_steps() -> None:

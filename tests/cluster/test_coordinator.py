@@ -18,12 +18,12 @@ from rollcall.cluster.audit import audit_run
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
 from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog, read_log
 from rollcall.cluster.coordinator import Coordinator
-from rollcall.cluster.errors import EnvFailure
+from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled
 from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.messages import EpisodeStats, Produced, Scoring, ShardPayload, Ticket, Timing, pack_weights
 from rollcall.cluster.plan import Plan
 from rollcall.cluster.store import Store
-from rollcall.cluster.supervision import Watchdog
+from rollcall.cluster.supervision import FailureBudget, Watchdog
 from rollcall.cluster.work import ShardWork
 from rollcall.cluster.workers import (
     Event,
@@ -243,6 +243,7 @@ def coordinate(
         checkpoints=CheckpointWriter(directory, keep=3),
         recorders=[recorder],
         watchdog=Watchdog(warning_s=5, timeout_s=10),
+        failures=FailureBudget(max_failures=100),
     )
     coordinator.begin()
     coordinator.checkpoint_now()
@@ -311,6 +312,60 @@ def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> 
 
     coordinator, _ = coordinate(tmp_path, store, Broken(tmp_path, 0), lag=1)
     with pytest.raises(EnvFailure, match="no wheel"):
+        coordinator.run()
+
+
+class AlwaysFailing(FaultyWorkers):
+    """Every rollout fails, or every score; `passes`: the chance of one that does not."""
+
+    passes = 0.0
+
+    def _fails(self) -> bool:
+        return self.random.random() >= self.passes
+
+    def _produce(self, ticket: Ticket) -> list[Event]:
+        if self.scores or not self._fails():
+            return super()._produce(ticket)
+        trace = "NaN in observation[1]\n  File 'mine.py', line 7"
+        return [TicketFailed(ticket.ticket_id, ticket.attempt, ticket.epoch, "non_finite", trace, True)]
+
+    def _score(self, event: TicketProduced) -> list[Event]:
+        if not self._fails():
+            return super()._score(event)
+        return [TicketFailed(*event.produced.key, event.produced.epoch, "unscored", "no API key", False)]
+
+
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("lag", [0, 4])
+def test_rollouts_that_always_fail_end_the_run_with_the_last_cause_word_for_word(
+    tmp_path: Path, store: Store, lag: int, scored: bool
+) -> None:
+    coordinator, recorder = coordinate(tmp_path, store, AlwaysFailing(tmp_path, 0), lag=lag, scored=scored)
+    with pytest.raises(BudgetSpent, match="last 100 rollouts failed") as ended:
+        coordinator.run()
+    assert str(ended.value).endswith("no API key" if scored else "observation[1]\n  File 'mine.py', line 7")
+    assert ended.value.reason == ("unscored" if scored else "non_finite")
+    counts = coordinator._ledger.counts()
+    assert counts.committed == 0 and counts.dropped == 100 and counts.balanced
+    assert recorder.events.count(ended.value.reason) == 100
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_rollouts_of_which_four_in_five_fail_do_not_end_the_run(tmp_path: Path, store: Store, scored: bool) -> None:
+    workers = AlwaysFailing(tmp_path, 0)
+    workers.passes = 0.2
+    coordinator, _ = coordinate(tmp_path, store, workers, lag=1, scored=scored)
+    coordinator.run()
+    assert coordinator.finished and coordinator._ledger.counts().dropped > 100
+
+
+def test_a_failure_is_no_progress_to_the_watchdog(tmp_path: Path, store: Store) -> None:
+    """An env that hangs fails once in a ticket's deadline: far too seldom for any budget of failures."""
+    workers = AlwaysFailing(tmp_path, 0)
+    coordinator, _ = coordinate(tmp_path, store, workers, lag=0)
+    coordinator._failures = FailureBudget(max_failures=1_000_000_000)
+    coordinator._watchdog = Watchdog(warning_s=0.1, timeout_s=0.5)
+    with pytest.raises(Stalled):
         coordinator.run()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rollcall.cluster.errors import BudgetSpent, Stalled
-from rollcall.cluster.supervision import RestartBudget, Watchdog
+from rollcall.cluster.supervision import FailureBudget, RestartBudget, Watchdog
 
 
 class Clock:
@@ -32,6 +32,54 @@ def test_restarts_long_ago_are_forgiven() -> None:
     clock.now = 61
     budget.next_delay_s("second")
     assert budget.total == 2
+
+
+def test_what_raises_three_times_and_gets_nothing_done_is_not_started_again() -> None:
+    budget = RestartBudget("gym-0", max_restarts=10, window_s=60, clock=Clock())
+    for _ in range(2):
+        budget.next_delay_s("KeyError: 'x'", raised=True)
+    budget.came_through()
+    for _ in range(2):
+        budget.next_delay_s("KeyError: 'x'", raised=True)
+    with pytest.raises(BudgetSpent, match=r"gym-0 raised 3 times in a row and got nothing done: KeyError: 'x'"):
+        budget.next_delay_s("KeyError: 'x'", raised=True)
+
+
+def test_what_is_killed_may_be_started_again_more_often_than_what_raises() -> None:
+    budget = RestartBudget("gym-0", max_restarts=10, window_s=60, clock=Clock())
+    for _ in range(10):
+        budget.next_delay_s("killed")
+
+
+def test_failures_in_a_row_spend_their_budget_and_one_success_gives_it_back() -> None:
+    budget = FailureBudget(max_failures=100, clock=Clock())
+    for _ in range(3):
+        for _ in range(99):
+            budget.failed("unscored", "KeyError: 'x'")
+        budget.came_through()
+    for _ in range(99):
+        budget.failed("unscored", "KeyError: 'x'")
+    with pytest.raises(BudgetSpent, match=r"last 100 rollouts failed .*max_failures=100.*unscored: KeyError: 'x'"):
+        budget.failed("unscored", "KeyError: 'x'")
+
+
+def test_where_nothing_has_a_score_a_tenth_of_slow_failures_is_enough_and_many_at_one_moment_are_one() -> None:
+    clock = Clock()
+    budget = FailureBudget(max_failures=100, clock=clock)
+    for _ in range(30):
+        budget.failed("unscored", "the judge is away", fruitless=True)
+    for clock.now in range(10, 90, 10):
+        budget.failed("unscored", "it took too long", fruitless=True)
+    clock.now = 100
+    with pytest.raises(BudgetSpent, match="last 39 rollouts failed"):
+        budget.failed("unscored", "it took too long", fruitless=True)
+
+
+def test_slow_failures_of_which_some_items_have_scores_need_the_whole_budget() -> None:
+    clock = Clock()
+    budget = FailureBudget(max_failures=100, clock=clock)
+    for clock.now in range(0, 990, 10):
+        budget.failed("unscored", "no score for one of eight", fruitless=clock.now % 70 != 0)
 
 
 def test_the_watchdog_warns_then_stops_and_names_what_is_waited_for() -> None:

@@ -75,6 +75,33 @@ def test_plain_lines_say_how_far_how_fast_and_how_long_still(monkeypatch: pytest
     assert printed[-2:] == ["eval at step 20: 88.2 ± 3.0 over 20 episodes", "actor_died: gym-1: SIGKILL"]
 
 
+def test_failures_that_are_alike_are_counted_and_not_repeated() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+    for ticket in range(100):
+        lines.on_event(
+            "unscored", f"ticket {ticket} attempt 1: item {ticket}.0: no API key (mine.py, line 3)\nTraceback"
+        )
+    lines.on_event("unscored", "ticket 100 attempt 1: item 100.0: another reason")
+    for step in (10, 20, 30):
+        lines.on_event("checkpoint", f"step {step} (exact)")
+    printed = stream.getvalue().splitlines()
+    assert printed[0] == "unscored: ticket 0 attempt 1: item 0.0: no API key (mine.py, line 3)"
+    assert printed[6].endswith("no API key (mine.py, line 3) (64 like this so far)")
+    assert printed[7] == "unscored: ticket 100 attempt 1: item 100.0: another reason"
+    assert printed[8:] == [f"checkpoint: step {step} (exact)" for step in (10, 20, 30)]
+    assert lines._tally.facts() == [("drops", "101")]
+
+
+def test_failures_that_all_differ_are_few_on_the_screen() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+    for ticket in range(1000):
+        word = "".join(chr(97 + int(digit)) for digit in str(ticket))
+        lines.on_event("unscored", f"KeyError: {word}")
+    assert len(stream.getvalue().splitlines()) < 40
+
+
 def test_the_live_view_shows_the_same_facts_in_place() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     view = LiveView(console)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -79,6 +81,8 @@ class Faulty(gym.Wrapper):
     def step(self, action):
         self.count += 1
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if self.kind == "nan-always":
+            reward = float("nan")
         if self.kind == "raise-always" and self.count > 50:
             raise RuntimeError("the cart has lost a wheel")
         if self.count == 300 and self.first_here():
@@ -124,6 +128,38 @@ def test_nan_stops_that_trajectory_and_not_the_run(bench: Any) -> None:
     assert run.process.returncode == 0, run.errors
     books = assert_books_balance(bench, run)
     assert books["dropped_by_reason"] == {"non_finite": 2}  # an observation, and a reward
+
+
+@pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
+def test_an_env_that_always_gives_nan_stops_the_run(bench: Any, runtime: str) -> None:
+    run = bench.train(*faulty(bench, "nan-always"), f"runtime={runtime}").wait()
+    assert run.process.returncode == 1
+    (line,) = run.errors.strip().splitlines()
+    assert "rollouts failed and none came through" in line and "nan in reward" in line
+    assert len(run.output.splitlines()) < 40
+    assert run.summary["ledger"]["committed"] == 0
+
+
+SCRIPT = """
+import gymnasium as gym
+from rollcall.deploy import train
+
+if __name__ == "__main__":
+    gym.register("Known-here-v0", lambda: gym.make("CartPole-v1"))
+    train("cartpole-ppo", env="Known-here-v0", name="run", eval={"episodes": 0}, metrics={"enabled": False})
+"""
+
+
+def test_an_env_that_a_script_alone_registers_stops_the_run_at_once_and_says_where_it_belongs(bench: Any) -> None:
+    (bench.folder / "script.py").write_text(SCRIPT)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=bench.folder, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 1
+    assert "what a script alone defines or registers is not known to the other processes" in done.stderr
+    assert "'Known-here-v0' is not registered" in done.stderr
+    assert time.monotonic() - began < 120
 
 
 def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Any) -> None:

@@ -22,6 +22,13 @@ def picky(item):
     if int(item.id.split(".")[0]) % 7 == 3:
         raise RuntimeError("not this one")
     return score(item)
+
+def broken(item):
+    print("looking at", item.id)
+    raise RuntimeError("the judge's API key is missing")
+
+def two(item, weight):
+    return 1.0
 '''
 LONG = ("total_learner_steps=60", "actors.num=2", "checkpoint.every_steps=20", "reward=scoring:score")
 
@@ -64,6 +71,35 @@ def test_what_a_scorer_refuses_is_dropped_with_its_reason_and_given_up_in_the_en
     run = scored.train("total_learner_steps=8", "reward=scoring:picky", "runtime=serial")
     books = finished(scored, run, 8)
     assert books["dropped_by_reason"]["unscored"] == 2 * books["dropped_by_reason"]["attempts_exhausted"] > 0
+
+
+@pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
+def test_a_reward_that_always_fails_ends_the_run_with_its_own_line_and_names_the_log_of_what_it_printed(
+    scored: Any, runtime: str
+) -> None:
+    run = scored.train("reward=scoring:broken", f"runtime={runtime}", "supervision.max_failures=30").wait()
+    assert run.process.returncode == 1
+    (line,) = run.errors.strip().splitlines()
+    assert "the last 30 rollouts failed and none came through (supervision.max_failures=30): unscored" in line
+    assert f"RuntimeError: the judge's API key is missing ({scored.folder / 'scoring.py'}, line 15, in broken)" in line
+    log = run.directory / "logs" / "reward_service.log"
+    assert f"what the scorer printed is in {log}" in line and "looking at 0.0" in log.read_text()
+    assert (
+        '    raise RuntimeError("the judge\'s API key is missing")' in (run.directory / "logs/driver.log").read_text()
+    )
+    assert len(run.output.splitlines()) < 30, "failures that are alike are not repeated"
+    assert run.summary["ledger"]["committed"] == 0 and run.steps() == []
+
+
+def test_a_reward_that_does_not_fit_is_refused_before_the_first_rollout(scored: Any) -> None:
+    for reward, words in (
+        ("scoring:two", "scoring:two(item, weight) is no reward function: write def score(item)"),
+        ("exact_match", "a scorer of kind exact_match takes text, and this run gives segments of steps"),
+    ):
+        run = scored.train(f"reward={reward}", "runtime=serial").wait()
+        assert run.process.returncode == 2, run.errors
+        assert words in run.errors and len(run.errors.strip().splitlines()) == 1
+        assert not run.directory.exists()
 
 
 def test_the_service_of_a_killed_driver_ends_with_it(scored: Any) -> None:

@@ -18,6 +18,7 @@ import pytest
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.config import build_scorer
 from rollcall.reward_service.function_scorer import FunctionConfig, FunctionScorer
+from rollcall.reward_service.printed_output import PrintedOutput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Score
 from rollcall.reward_service.workers import Done, WorkerPool, WorkersConfig
@@ -121,7 +122,8 @@ def test_a_batched_function_gets_many_items_and_a_bad_one_fails_alone(build: Cal
     assert sizes == [3, 3, 3, 1]
     first, second, third = scorer.score(items("a", "bad", "c"))
     assert isinstance(first, Score) and isinstance(third, Score) and int(first.value) == 1
-    assert second == Failure("scorer_failed", "ValueError: bad item")
+    assert isinstance(second, Failure) and second.kind == "scorer_failed"
+    assert second.message.startswith("ValueError: bad item (")
 
 
 def test_its_version_follows_its_source(build: Callable[..., FunctionScorer], folder: Path) -> None:
@@ -143,7 +145,7 @@ MISBEHAVIOUR = {
     "print": ("timeout", "took longer"),
     "NaN": ("non_finite", "nan"),
     "nothing": ("scorer_failed", "no score"),
-    "text": ("scorer_failed", "ValueError"),
+    "text": ("scorer_failed", "gave the text 'much' for one text"),
 }
 
 
@@ -158,6 +160,38 @@ def test_what_misbehaves_fails_alone_and_the_next_is_scored(build: Callable[...,
             kind, said = MISBEHAVIOUR[what]
             assert isinstance(outcome, Failure) and outcome.kind == kind and said in outcome.message, (what, outcome)
     assert scorer.score(items("fork", "good", "numpy")) == [Score(1.0), Score(1.0), Score(0.25)]
+
+
+def test_what_raises_is_told_with_the_users_own_line_and_what_it_prints_goes_to_standard_error(
+    build: Callable[..., FunctionScorer], folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_scorers.py").write_text(
+        "import json\ndef good(item):\n    print('looked at', item.response)\n    return json.loads(item.response)\n"
+    )
+    scorer = build("good")
+    failure, score = scorer.score(items("no JSON", "7"))
+    assert score == Score(7.0)
+    assert isinstance(failure, Failure)
+    first, *trace = failure.message.splitlines()
+    assert first.startswith("JSONDecodeError: Expecting value")
+    assert first.endswith(f"({folder / 'my_scorers.py'}, line 4, in good)")
+    assert "    return json.loads(item.response)" in trace
+    assert not any("worker_process.py" in line or "user_function.py" in line for line in trace)
+    scorer.close()
+    time.sleep(0.5)
+    printed = capfd.readouterr().err
+    assert "looked at no JSON" in printed and "looked at 7" in printed and "JSONDecodeError" in printed
+
+
+def test_a_function_that_prints_without_an_end_does_not_fill_the_disk(capfd: pytest.CaptureFixture[str]) -> None:
+    output = PrintedOutput(burst_bytes=1000, bytes_per_s=0.0)
+    for _ in range(50):
+        os.write(output.descriptor, b"x" * 99 + b"\n")
+        time.sleep(0.002)
+    output.close()
+    time.sleep(0.2)
+    printed = capfd.readouterr().err
+    assert printed.count("x" * 99) == 10 and "[4,000 bytes of output are left out]" in printed
 
 
 def test_the_services_token_does_not_reach_a_function(
