@@ -28,6 +28,7 @@ from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.run_config import RunConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.control import ControlExperience
+from rollcall.learners.distributions import distribution_for
 from rollcall.learners.learner import Learner
 from rollcall.learners.networks import ActorCritic, build_actor_critic
 from rollcall.learners.normaliser import RewardNormaliser
@@ -95,6 +96,7 @@ class ControlParts:
         return SegmentArchitecture(
             observation_shape=observations.shape,
             num_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+            first_action=int(actions.start) if isinstance(actions, spaces.Discrete) else 0,
             action_shape=None if isinstance(actions, spaces.Discrete) else actions.shape,
             members=self.config.preferences.members,
             hidden_sizes=self.config.preferences.hidden_sizes,
@@ -105,7 +107,8 @@ class ControlParts:
 
     def scorer(self) -> TrajectoryScorer | PreferenceScorer:
         assert self.reward is not None
-        scorer = scorer_of(self.reward, SegmentScoring())
+        to_env = distribution_for(self.spaces[1], self.config.policy.squash).to_env  # as the policy's own network
+        scorer = scorer_of(self.reward, SegmentScoring(to_env))
         config = self.config
         if config.preferences is None:
             return scorer
@@ -113,6 +116,8 @@ class ControlParts:
             config.preferences,
             self.reward,
             self._reward_models,
+            architecture=self._architecture,
+            to_env=to_env,
             env_id=config.env.id,
             total_steps=config.learner_steps or 1,
             run_seed=config.seed,

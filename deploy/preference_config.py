@@ -110,6 +110,9 @@ class SegmentModelConfig(BaseModel):
     num_actions: int | None = Field(
         default=None, ge=2, description="of a discrete action space; default: as many as the segments show"
     )
+    first_action: int | None = Field(
+        default=None, description="the smallest of them; default: 0, or the smallest in the segments where that is less"
+    )
 
 
 class RewardTrainConfig(_PreferenceRun):

@@ -45,7 +45,11 @@ def tables(summary: Mapping[str, Any]) -> str:
             rows.append(_row(text, found))
         rows += [_row(f"{text}, {group}", own) for group, own in (found.get("groups") or {}).items()]
     left_out = (summary.get("comparisons") or {}).get("left_out")
-    note = f"<p>{number(left_out)} comparisons were too long and left out.</p>" if left_out else ""
+    note = (
+        f"<p>{number(left_out)} comparisons were left out: too long, or of a segment that is held out.</p>"
+        if left_out
+        else ""
+    )
     head = "<tr><th>Comparisons</th><td class=n>right</td><td class=n>95% interval</td><td class=n>pairs</td>"
     text = (
         f'<div class="card"><table>{head}<td class=n>loss</td></tr>{"".join(rows)}</table>{note}</div>' if rows else ""

@@ -131,6 +131,8 @@ class RewardJob:
         settings = model.model_dump(include={"hidden_sizes", "activation", "members"})
         if model.num_actions is not None:
             settings |= {"num_actions": model.num_actions, "action_shape": None}
+        if model.first_action is not None:
+            settings["first_action"] = model.first_action
         segments = [segment for pair in pairs if isinstance(pair, SegmentPair) for segment in pair.segments]
         try:
             architecture = SegmentArchitecture.of(segments, **settings)
