@@ -83,7 +83,13 @@ class LanguageParts:
         return self.run_directory / "model" if name == "tiny" else Path(name)
 
     def check(self) -> None:
-        self.task.rows("train")
+        rows = self.task.rows("train")
+        preferences = self.config.preferences
+        if preferences is not None and preferences.taste is not None and self.task.environment(rows[0]) is not None:
+            raise BadInput(
+                f"preferences.taste: task {self.label} is a conversation of several turns, and pairs are sampled as "
+                "single responses, which are not what is scored then: give preferences.file"
+            )
         if self.config.policy.model == "tiny" and not hasattr(self.task, "alphabet"):
             raise BadInput(
                 f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be "
@@ -111,11 +117,11 @@ class LanguageParts:
         if self.config.preferences is not None and not self._reward_model.exists():
             train_reward_model(
                 self.config.preferences,
-                self.task.rows("train"),
+                self.task,
                 self.codec,
                 self.model_directory,
                 self._reward_model.parent,
-                max_tokens=self.config.actors.sampling.max_tokens,
+                sampling=self.config.actors.sampling,
                 seed=derive_seed(self.config.seed, "reward"),
             )
 

@@ -278,7 +278,7 @@ class PreferenceLoop:
 
 
 def with_taken_actions(pair: SegmentPair, to_env: ToEnv) -> SegmentPair:
-    """A label that an earlier release recorded holds the actions that were sampled: the same label, of what was done."""
+    """A label that an earlier release recorded holds the actions that were sampled: it gets those that were done."""
     left, right = (
         segment.model_copy(update={"actions": ArrayField.of(to_env(segment.actions.array()))})
         for segment in pair.segments

@@ -39,7 +39,10 @@ def tiles(summary: Mapping[str, Any]) -> list[tuple[str | None, str]]:
 def tables(summary: Mapping[str, Any]) -> str:
     """The comparisons, by where they stood and who judged; and the counts behind the calibration plot."""
     rows = []
-    for name, text in (("train", "learnt from"), ("held_out", "held out")):
+    step = (summary.get("kept") or {}).get("step")
+    kept = "held out" if step is None else f"held out, by the model that is kept (of step {number(step)})"
+    shown = (("train", "learnt from"), ("held_out", kept), ("held_out_last", "held out, by the model of the last step"))
+    for name, text in shown:
         found = summary.get(name) or {}
         if found:
             rows.append(_row(text, found))

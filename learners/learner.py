@@ -68,6 +68,12 @@ class LearnerConfig(BaseModel):
     anneal_learning_rate: bool = Field(default=False, description="linearly to zero over the run's consumed steps")
     optimizer: Literal["adam", "rmsprop", "sgd"] = Field(default="adam", description="the update rule")
     optimizer_eps: float = Field(default=1e-5, gt=0, description="epsilon of Adam or RMSprop (PPO's is 1e-5)")
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="share of each weight matrix, times the step size, that a step takes away (AdamW's)",
+    )
     max_grad_norm: float | None = Field(default=0.5, gt=0, description="global norm at which gradients are clipped")
     num_processes: int = Field(default=1, ge=1, description="learner processes that share each minibatch")
     sharding: Literal["auto", "none", "fsdp"] = Field(
@@ -307,6 +313,8 @@ class Learner:
         broken.add_(norm).add_(loss)
         if self._config.max_grad_norm is not None:
             self._trained.scale_gradients((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        if self._config.weight_decay:
+            self._trained.decay(self._config.weight_decay)
         self._trained.step()
         return {**metrics, "loss": loss, "grad_norm": norm}
 

@@ -27,12 +27,21 @@ class SyntheticRaterConfig(BaseModel):
         description="P(left) = sigmoid((r_left - r_right) / temperature); 0: always the better one",
     )
     error_rate: float = Field(
-        default=0.0, ge=0, le=0.5, description="how often what would be said is turned round; 0.5: it says nothing"
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="how often what would be said is turned round; 0.5: it says nothing (a tie is never turned round)",
     )
     tie_threshold: float = Field(
         default=0.0, ge=0, allow_inf_nan=False, description="rewards that differ by no more are a tie"
     )
     seed: int = Field(default=0, ge=0, description="of the noise")
+
+    @property
+    def random_share(self) -> float:
+        """How often its answers say nothing: to turn one round with probability e is to answer at random with
+        probability 2 e, for half of what is answered at random is right."""
+        return 2 * self.error_rate
 
 
 def rank(rewards: Sequence[float], config: SyntheticRaterConfig, rng: np.random.Generator) -> tuple[int, ...]:
