@@ -28,7 +28,6 @@ from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.run_config import RunConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.control import ControlExperience
-from rollcall.learners.distributions import distribution_for
 from rollcall.learners.learner import Learner
 from rollcall.learners.networks import ActorCritic, build_actor_critic
 from rollcall.learners.normaliser import RewardNormaliser
@@ -107,7 +106,7 @@ class ControlParts:
 
     def scorer(self) -> TrajectoryScorer | PreferenceScorer:
         assert self.reward is not None
-        to_env = distribution_for(self.spaces[1], self.config.policy.squash).to_env  # as the policy's own network
+        to_env = self.config.policy.distribution(self.spaces[1]).to_env
         scorer = scorer_of(self.reward, SegmentScoring(to_env))
         config = self.config
         if config.preferences is None:

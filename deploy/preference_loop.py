@@ -270,7 +270,7 @@ class PreferenceLoop:
                 num_actions=self._architecture.num_actions,
                 first_action=self._architecture.first_action,
             ),
-            loss=BradleyTerryConfig(noise=config.label_noise),
+            loss=BradleyTerryConfig(noise=config.random_share),
             batch_size=32,
             epochs=config.epochs,
             learner=LearnerConfig(learning_rate=1e-3, max_grad_norm=1.0),

@@ -40,7 +40,6 @@ from rollcall.reward_service.preferences import TextCandidate
 from rollcall.reward_service.synthetic_rater import SyntheticRater
 
 _AT_ONCE = 128  # prompts answered in one call
-_MOST_NOISE = 0.99  # that a loss is told of: with 1 nothing is learnt, also where labels say nothing and should not be
 
 _log = logging.getLogger("rollcall")
 
@@ -83,7 +82,7 @@ def train_reward_model(
         seed=seed % 2**31,
         data=PreferenceDataConfig(train=str(file)),
         model=TextModelConfig(start=str(model_directory), max_tokens=config.max_tokens),
-        loss=BradleyTerryConfig(noise=min(config.noise.random_share, _MOST_NOISE)),
+        loss=BradleyTerryConfig(noise=config.noise.believed_random_share),
         batch_size=config.batch_size,
         epochs=config.epochs,
         learner=LearnerConfig(

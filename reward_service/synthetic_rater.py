@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rollcall.reward_service.preferences import Candidate, TextCandidate
 
 Taste = Callable[..., Any]
+_MOST_BELIEVED = 0.99
 
 
 class SyntheticRaterConfig(BaseModel):
@@ -42,6 +43,11 @@ class SyntheticRaterConfig(BaseModel):
         """How often its answers say nothing: to turn one round with probability e is to answer at random with
         probability 2 e, for half of what is answered at random is right."""
         return 2 * self.error_rate
+
+    @property
+    def believed_random_share(self) -> float:
+        """The same, for a loss to be told: with 1 there would be nothing to learn, and no loss takes it."""
+        return min(self.random_share, _MOST_BELIEVED)
 
 
 def rank(rewards: Sequence[float], config: SyntheticRaterConfig, rng: np.random.Generator) -> tuple[int, ...]:

@@ -35,6 +35,17 @@ def test_a_single_round_is_the_initial_labels() -> None:
     assert {config.labels_due(p) for p in (0.0, 0.5, 1.0)} == {50}
 
 
+def test_the_loops_loss_is_told_of_a_raters_errors_and_of_no_less_than_peoples() -> None:
+    def noise(**settings: object) -> float:
+        return PreferencesConfig.model_validate({"rater": "synthetic", "taste": TASTE, **settings}).random_share
+
+    assert noise() == 0.1
+    assert noise(noise={"error_rate": 0.03}) == 0.1
+    assert noise(noise={"error_rate": 0.2}) == 0.4
+    assert noise(noise={"error_rate": 0.5}) < 1
+    assert noise(noise={"error_rate": 0.2}, label_noise=0.3) == 0.3
+
+
 def trajectory(steps: int, envs: int) -> GymTrajectory:
     flags = np.zeros((steps, envs), bool)
     positions = np.arange(steps, dtype=np.float32)[:, None, None] + 100 * np.arange(envs, dtype=np.float32)[:, None]
