@@ -94,7 +94,7 @@ def sampled_pairs(
     eos = [] if sampling.ignore_eos else sorted({*ends, *([own] if isinstance(own, int) else own or [])})
     was, configured = model.training, model.generation_config
     model.eval()
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
