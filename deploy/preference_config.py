@@ -44,7 +44,7 @@ class _PreferenceRun(BaseModel):
     eval_every: int | None = Field(
         default=None,
         ge=1,
-        description="learner steps between evaluations; default: five over the run, and the last; 20 where the best "
+        description="learner steps between evaluations; default: five over the run, and the last; ten where the best "
         "reward model is kept",
     )
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
@@ -134,7 +134,7 @@ class RewardTrainConfig(_PreferenceRun):
         "auto: the best, where enough pairs are held out to tell",
     )
     patience: int | None = Field(
-        default=4,
+        default=3,
         ge=1,
         description="evaluations without a lower held-out loss after which training stops, where the best model is "
         "kept; none: never",

@@ -31,7 +31,7 @@ from rollcall.reward_service.reward_model_files import (
     save_segment_model,
     save_text_model,
 )
-from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, TextRewardModel
+from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics, TextRewardModel
 from rollcall.reward_service.text_encoder import TextEncoder
 
 # Held-out pairs from which on "best" means something: their mean loss is known to about 0.5 / sqrt(pairs) nats, 0.05 of
@@ -84,7 +84,7 @@ class RewardJob:
 
     @property
     def num_evaluations(self) -> int:
-        return 5 if self._best is None else 20
+        return 5 if self._best is None else 10
 
     @property
     def is_over(self) -> bool:
@@ -100,8 +100,7 @@ class RewardJob:
 
     def evaluate(self, step: int) -> Mapping[str, Any]:
         with evaluating(self._module):
-            statistics = self._judge(self._reference()).statistics()
-            _, record = reward_evaluation.accuracy_record(self._judge(self._held_out), statistics)
+            _, record = reward_evaluation.accuracy_record(self._judge(self._held_out), self._statistics())
         if self._best is not None:
             self._best.judge(step=step, loss=record["eval_loss"])
         return record
@@ -149,11 +148,17 @@ class RewardJob:
             "model_version": version,
         }
 
+    def _statistics(self) -> Statistics:
+        """What tells who is right by several members, or by sums over steps. One reward of one member is as right
+        however it is normalised, and the reference set is far larger than what is held out."""
+        if isinstance(self._module, TextRewardModel):
+            return Statistics()
+        return self._judge(self._reference()).statistics()
+
     def _held_out_record(self) -> dict[str, Any] | None:
         with evaluating(self._module):
-            statistics = self._judge(self._reference()).statistics()
             held_out = self._judge(self._held_out)
-        found, _ = reward_evaluation.accuracy_record(held_out, statistics)
+            found, _ = reward_evaluation.accuracy_record(held_out, self._statistics())
         return None if found is None else {**found.as_dict(), "loss": held_out.loss}
 
     def _of_texts(self, model: TextModelConfig) -> None:

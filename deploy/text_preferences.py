@@ -140,7 +140,8 @@ def _judged(
     sampling: SamplingConfig,
     seed: int,
 ) -> Iterator[PreferencePair]:
-    """Pairs of samples of the model in `model_directory`, as a synthetic rater sees them."""
+    """Pairs of samples of the model in `model_directory`, as a synthetic rater sees them, who is told a row's prompt as
+    it stands; the pair has it as the reward model will be asked."""
     assert config.taste is not None
     rater = SyntheticRater("synthetic", import_object(config.taste), config.noise)
     model = load_policy_model(model_directory, LMPolicyConfig(model=str(model_directory)))
@@ -159,9 +160,11 @@ def _judged(
                 texts = [codec.decode(tokens.tolist()) for tokens in samples]
                 if texts[0] == texts[1]:
                     continue
-                prompt = asked_of(task, row)
-                answer = rater.answer([TextCandidate.of(prompt, text) for text in texts])
+                answer = rater.answer([TextCandidate(prompt=row.prompt, response=text) for text in texts])
                 best = 1 if answer["choice"] == "right" else 0
                 yield PreferencePair(
-                    prompt=prompt, chosen=texts[best], rejected=texts[1 - best], tie=answer["choice"] == "tie"
+                    prompt=asked_of(task, row),
+                    chosen=texts[best],
+                    rejected=texts[1 - best],
+                    tie=answer["choice"] == "tie",
                 )
