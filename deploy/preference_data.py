@@ -120,6 +120,11 @@ def _divided(preferences: list[Preference], fraction: float, seed: int) -> tuple
     train, held = (
         [p for p, side in zip(preferences, sides, strict=True) if side is wanted] for wanted in (False, True)
     )
+    if pairs and not train and len(preferences) > 1:
+        raise BadInput(
+            f"{preferences[0].source.rpartition(':')[0]}: every comparison shares a segment with one that would be "
+            "held out, and is not learnt from then: give data.eval=FILE.jsonl with what is to be held out"
+        )
     return train, held
 
 
