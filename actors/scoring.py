@@ -11,11 +11,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rollcall.actors.segments import SegmentsOf, ToEnv, episode_stretches
 from rollcall.actors.text_codec import TextCodec
 from rollcall.actors.text_task import Row, Task
 from rollcall.cluster.errors import Unscored
 from rollcall.cluster.messages import GymTrajectory, LMTrajectory, Produced, Scoring
-from rollcall.reward_service.protocol import ArrayField, ItemResult, Message, ScoreItem, ScoreResponse, Segment
+from rollcall.reward_service.protocol import ItemResult, Message, ScoreItem, ScoreResponse
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class TrajectoryScorer:
         """
         began = time.perf_counter()
         items = self._kind.items(trajectory)
+        if not items:  # no step of it is experience: nothing to ask about, and nothing to learn from
+            nothing, rewarded, _ = self._kind.rescored(produced, trajectory, (), "")
+            return nothing, rewarded
         response = self._client.score_group(items, model=self._model, deadline_s=self._patience_s)
         errors = [(result.id, result.error) for result in response.results if result.error is not None]
         if errors:
@@ -83,6 +87,17 @@ def answer_metadata(row: Row) -> dict[str, Any]:
     return {"answer": row.answer, **row.columns}
 
 
+def asked_of(task: Task, row: Row) -> str | tuple[Message, ...]:
+    """What a row asks, as everybody is told who judges responses to it: a chat task's prompt is a user's message."""
+    env = task.environment(row)
+    opening = row.prompt if env is None else env.reset()
+    return as_asked(task, opening)
+
+
+def as_asked(task: Task, prompt: str) -> str | tuple[Message, ...]:
+    return (Message(role="user", content=prompt),) if task.chat else prompt
+
+
 class TextScoring:
     """One item for each sample of a prompt: the row's prompt (or the conversation's opening) and all that followed."""
 
@@ -93,11 +108,8 @@ class TextScoring:
 
     def items(self, trajectory: LMTrajectory) -> list[ScoreItem]:
         row = self._rows[trajectory.row]
-        env = self._task.environment(row)
-        opening = row.prompt if env is None else env.reset()
-        question: dict[str, Any] = {"prompt": opening}
-        if self._task.chat:
-            question = {"messages": (Message(role="user", content=opening),)}
+        asked = asked_of(self._task, row)
+        question: dict[str, Any] = {"prompt" if isinstance(asked, str) else "messages": asked}
         metadata = answer_metadata(row)
         return [
             ScoreItem(id=f"{trajectory.ticket_id}.{index}", response=text, metadata=metadata, **question)
@@ -133,30 +145,30 @@ class TextScoring:
 
 
 class SegmentScoring:
-    """One item for each env of a unit: its steps as one segment, whatever episodes they are of. The scores of the steps
-    become the rewards."""
+    """One item for each stretch of an episode that a unit holds: no segment crosses an episode's end. The scores of the
+    steps become the rewards; a step that is no experience is not scored, and has none."""
+
+    def __init__(self, to_env: ToEnv) -> None:
+        """`to_env`: the very function by which the actors' policy makes its env's actions of what it samples."""
+        self._to_env = to_env
 
     def items(self, trajectory: GymTrajectory) -> list[ScoreItem]:
-        observations = trajectory.observations["observation"]
+        segment_of = SegmentsOf(trajectory, self._to_env)
         return [
-            ScoreItem(
-                id=f"{trajectory.ticket_id}.{column}",
-                segment=Segment(
-                    observations=ArrayField.of(observations[:, column]),
-                    actions=ArrayField.of(trajectory.actions[:, column]),
-                ),
-            )
-            for column in range(trajectory.actions.shape[1])
+            ScoreItem(id=f"{trajectory.ticket_id}.{stretch.env}.{stretch.begin}", segment=segment_of(stretch))
+            for stretch in episode_stretches(trajectory)
         ]
 
     def rescored(
         self, produced: Produced, trajectory: GymTrajectory, results: Sequence[ItemResult], version: str
     ) -> tuple[Produced, GymTrajectory, float]:
-        columns = []
-        for result in results:
+        rewards = np.zeros(trajectory.mask.shape, np.float32)
+        for stretch, result in zip(episode_stretches(trajectory), results, strict=True):
             if result.step_scores is None:
                 raise Unscored(f"item {result.id}: the scorer gave a segment one score, and none for each of its steps")
-            columns.append(np.array(result.step_scores, np.float32))
-        rewards = np.where(trajectory.mask, np.stack(columns, axis=1), np.float32(0))
+            wanted = stretch.end - stretch.begin
+            if len(result.step_scores) != wanted:
+                raise Unscored(f"item {result.id}: the scorer gave {len(result.step_scores)} scores for {wanted} steps")
+            rewards[stretch.steps, stretch.env] = result.step_scores
         mean = float(rewards.sum() / max(1, int(trajectory.mask.sum())))
         return produced, replace(trajectory, rewards=rewards, reward_model_version=version), mean

@@ -121,6 +121,11 @@ def _carry_out(config: PreferenceRunConfig, directory: Path, *, resume: bool) ->
     for name, text in (("train", "those learnt from"), ("held_out", "held out")):
         if summary[name]:
             print(f"{text}: {_right(summary[name])}")
+    if last := summary.get("held_out_last"):
+        done = number(summary["learner_steps"])
+        print(
+            f"kept: the model of step {number(summary['kept']['step'])}; that of step {done}, the last: {_right(last)}"
+        )
     print(f"report: {directory / 'report.html'}")
     if isinstance(config, DirectRunConfig):
         print(f"policy: {summary['policy']}")

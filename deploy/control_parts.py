@@ -99,6 +99,7 @@ class ControlParts:
         return SegmentArchitecture(
             observation_shape=observations.shape,
             num_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+            first_action=int(actions.start) if isinstance(actions, spaces.Discrete) else 0,
             action_shape=None if isinstance(actions, spaces.Discrete) else actions.shape,
             members=self.config.preferences.members,
             hidden_sizes=self.config.preferences.hidden_sizes,
@@ -109,7 +110,8 @@ class ControlParts:
 
     def scorer(self) -> TrajectoryScorer | PreferenceScorer:
         assert self.reward is not None
-        scorer = scorer_of(self.reward, SegmentScoring())
+        to_env = self.config.policy.distribution(self.spaces[1]).to_env
+        scorer = scorer_of(self.reward, SegmentScoring(to_env))
         config = self.config
         if config.preferences is None:
             return scorer
@@ -117,6 +119,8 @@ class ControlParts:
             config.preferences,
             self.reward,
             self._reward_models,
+            architecture=self._architecture,
+            to_env=to_env,
             env_id=config.env.id,
             total_steps=config.learner_steps or 1,
             run_seed=config.seed,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages import Array
+from rollcall.cluster.sampling import SamplingConfig
 from rollcall.learners import direct_preference
 from rollcall.learners.algorithm import Models
 from rollcall.learners.collective import Collective
@@ -60,7 +61,7 @@ def sampled_kl(
     device = _device(models)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        answers = sampled_pairs(policy, prompts, max_tokens, device)
+        answers = sampled_pairs(policy, prompts, SamplingConfig(max_tokens=max_tokens), device)
     samples = [
         Comparison(tuple(TokenSequence(np.concatenate([prompt, tokens]), len(prompt)) for tokens in both), (0, 0))
         for prompt, both in zip(prompts, answers, strict=True)
@@ -70,9 +71,18 @@ def sampled_kl(
 
 
 def sampled_pairs(
-    policy: TokenPolicy, prompts: Sequence[Array], max_tokens: int, device: torch.device
+    policy: TokenPolicy,
+    prompts: Sequence[Array],
+    sampling: SamplingConfig,
+    device: torch.device,
+    *,
+    ends: Sequence[int] = (),
 ) -> list[tuple[Array, Array]]:
-    """Two samples of the policy for each prompt, with their ends. Prompts are padded on the left to begin together."""
+    """Two samples of the policy for each prompt, with their ends: of the distribution that `sampling` says, as a
+    generation engine samples it, whatever the model's own generation config says. Prompts are padded on the left to
+    begin together. `ends`: tokens that end a sample, beside the model's own."""
+    from transformers import GenerationConfig
+
     model: Any = policy.model
     width = max(len(prompt) for prompt in prompts)
     token_ids = torch.zeros(len(prompts), width, dtype=torch.int64)
@@ -80,28 +90,32 @@ def sampled_pairs(
     for row, prompt in enumerate(prompts):
         token_ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[row, width - len(prompt) :] = 1
-    was = model.training
+    own = model.generation_config.eos_token_id
+    eos = [] if sampling.ignore_eos else sorted({*ends, *([own] if isinstance(own, int) else own or [])})
+    was, configured = model.training, model.generation_config
     model.eval()
-    generated = model.generate(
-        token_ids.to(device),
-        attention_mask=mask.to(device),
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
         num_return_sequences=2,
-        max_new_tokens=max_tokens,
+        max_new_tokens=sampling.max_tokens,
+        eos_token_id=eos or None,
         pad_token_id=model.config.get_text_config().pad_token_id or 0,
     )
-    model.train(was)
-    eos = model.generation_config.eos_token_id
+    try:
+        generated = model.generate(token_ids.to(device), attention_mask=mask.to(device))
+    finally:
+        model.generation_config = configured
+        model.train(was)
     ended = [_ended(row, eos) for row in generated[:, width:].cpu().numpy()]
     return list(zip(ended[::2], ended[1::2], strict=True))
 
 
-def _ended(tokens: Array, eos: int | list[int] | None) -> Array:
+def _ended(tokens: Array, eos: list[int]) -> Array:
     """Without what is padded after the first end-of-sequence token."""
-    ends = np.flatnonzero(np.isin(tokens, [] if eos is None else eos))
+    ends = np.flatnonzero(np.isin(tokens, eos))
     return tokens[: ends[0] + 1] if len(ends) else tokens
 
 

@@ -90,7 +90,14 @@ class LanguageParts:
         return min(self.config.eval.episodes, len(self.task.rows("eval")))
 
     def check(self) -> None:
-        check_answers(self.config.reward, self.task.rows("train"))
+        rows = self.task.rows("train")
+        check_answers(self.config.reward, rows)
+        preferences = self.config.preferences
+        if preferences is not None and preferences.taste is not None and self.task.environment(rows[0]) is not None:
+            raise BadInput(
+                f"preferences.taste: task {self.label} is a conversation of several turns, and pairs are sampled as "
+                "single responses, which are not what is scored then: give preferences.file"
+            )
         if self.config.eval.episodes and not self.eval_episodes:
             _log.warning(
                 "task %s has no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100, of a "
@@ -134,11 +141,11 @@ class LanguageParts:
         if self.config.preferences is not None and not self._reward_model.exists():
             train_reward_model(
                 self.config.preferences,
-                self.task.rows("train"),
+                self.task,
                 self.codec,
                 self.model_directory,
                 self._reward_model.parent,
-                max_tokens=self.config.actors.sampling.max_tokens,
+                sampling=self.config.actors.sampling,
                 seed=derive_seed(self.config.seed, "reward"),
             )
 

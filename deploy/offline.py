@@ -27,7 +27,6 @@ from rollcall.deploy.runs import driver_log, read_json, warnings_told, write_sum
 from rollcall.learners.learner import BatchSource, Learner, StepOrder
 
 _log = logging.getLogger("rollcall")
-_DEFAULT_EVALUATIONS = 5
 
 
 class Job(Protocol):
@@ -44,6 +43,19 @@ class Job(Protocol):
 
     @property
     def policy_id(self) -> str: ...
+
+    @property
+    def num_evaluations(self) -> int:
+        """Over the run, where its config does not say how often."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no point in more steps, after an evaluation."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes what `restore` needs beside the learner's state into a checkpoint that is being made."""
+
+    def restore(self, checkpoint: Path) -> None: ...
 
     def evaluate(self, step: int) -> Mapping[str, Any]:
         """On what is held out: `mean`, `std`, `n`, `unit`, and whatever else is known."""
@@ -168,11 +180,11 @@ def _train(
     for recorder in recorders:
         recorder.on_start({**info, "total_env_steps": None})
     checkpoint_every = config.checkpoint_every(job.steps)
-    eval_every = config.eval_every or max(1, job.steps // _DEFAULT_EVALUATIONS)
+    eval_every = config.eval_every or max(1, job.steps // job.num_evaluations)
     saved = state.step if resume else -1
     if state.step == 0 and not state.evaluations:
         _evaluate(job, state, recorders)
-    while state.step < job.steps and not stop.is_set():
+    while state.step < job.steps and not job.is_over and not stop.is_set():
         began = time.monotonic()
         batch = job.source.take(state.step)
         assert batch is not None, "the source has a batch for every step"
@@ -193,17 +205,18 @@ def _train(
         if state.step % checkpoint_every == 0 or state.step == job.steps:
             _save(config, writer, job, state)
             saved = state.step
-    if saved != state.step:  # stopped between two
+    if saved != state.step:  # stopped between two, or over
         _save(config, writer, job, state)
     speed = state.size / state.train_s if state.train_s else 0.0
+    completed = state.step == job.steps or job.is_over
     return {
-        "status": "completed" if state.step == job.steps else "stopped",
+        "status": "completed" if completed else "stopped",
         "train_s": state.train_s,
         "learner_steps": state.step,
         "trained_size": state.size,
         "size_per_s": speed,
         "first_eval": state.evaluations[0] if state.evaluations else None,
-        "final_eval": state.evaluations[-1] if state.evaluations and state.step == job.steps else None,
+        "final_eval": state.evaluations[-1] if state.evaluations and completed else None,
     }
 
 
@@ -217,6 +230,7 @@ def _evaluate(job: Job, state: _State, recorders: Sequence[Recorder]) -> None:
 def _save(config: PreferenceRunConfig, writer: CheckpointWriter, job: Job, state: _State) -> None:
     aside = writer.begin(state.step)
     job.learner.save(aside, job.learner.weights(epoch=0, version=state.step))
+    job.save(aside)
     manifest = Manifest(
         run_id=config.name,
         policy_id=job.policy_id,
@@ -239,6 +253,7 @@ def _restored(config: PreferenceRunConfig, directory: Path, job: Job) -> _State:
     if manifest.config_hash != config.config_hash:
         raise CheckpointDamaged(f"{checkpoint}: made under another config than {directory / 'config.yaml'}")
     job.learner.restore(checkpoint)
+    job.restore(checkpoint)
     return _State(step=manifest.step, **manifest.driver)
 
 

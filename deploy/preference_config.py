@@ -42,7 +42,10 @@ class _PreferenceRun(BaseModel):
         default=None, ge=1, description="the run ends after so many; none: by epochs"
     )
     eval_every: int | None = Field(
-        default=None, ge=1, description="learner steps between evaluations; default: five over the run, and the last"
+        default=None,
+        ge=1,
+        description="learner steps between evaluations; default: five over the run, and the last; ten where the best "
+        "reward model is kept",
     )
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
@@ -110,15 +113,42 @@ class SegmentModelConfig(BaseModel):
     num_actions: int | None = Field(
         default=None, ge=2, description="of a discrete action space; default: as many as the segments show"
     )
+    first_action: int | None = Field(
+        default=None, description="the smallest of them; default: 0, or the smallest in the segments where that is less"
+    )
+
+
+REWARD_WEIGHT_DECAY = 0.1
 
 
 class RewardTrainConfig(_PreferenceRun):
     """`rollcall reward train`."""
 
+    learner: LearnerConfig = Field(
+        default=LearnerConfig(weight_decay=REWARD_WEIGHT_DECAY),
+        description=f"how the parameters are optimised; weight_decay is {REWARD_WEIGHT_DECAY} where it is not given",
+    )
+    keep: Literal["auto", "best", "last"] = Field(
+        default="auto",
+        description="the model that is kept: of the evaluation with the lowest held-out loss, or of the last step; "
+        "auto: the best, where enough pairs are held out to tell",
+    )
+    patience: int | None = Field(
+        default=3,
+        ge=1,
+        description="evaluations without a lower held-out loss after which training stops, where the best model is "
+        "kept; none: never",
+    )
+
     model: Annotated[TextModelConfig | SegmentModelConfig, Field(discriminator="kind")] = Field(
         default=TextModelConfig(), description="what the reward model is"
     )
     loss: BradleyTerryConfig = Field(default=BradleyTerryConfig(), description="how it learns from comparisons")
+
+    @field_validator("learner", mode="before")
+    @classmethod
+    def _decayed(cls, value: Any) -> Any:
+        return {"weight_decay": REWARD_WEIGHT_DECAY, **value} if isinstance(value, dict) else value
 
     @property
     def algorithm_name(self) -> str:

@@ -3,6 +3,7 @@ out, and turned into what a learner takes. Must never know what learns from them
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy import held_out
 from rollcall.deploy.synthetic_preferences import SyntheticConfig, write_synthetic
 from rollcall.learners.comparisons import Comparison, Steps, TokenSequence
 from rollcall.reward_service.preference_files import (
@@ -24,6 +26,7 @@ from rollcall.reward_service.preference_files import (
     SegmentPair,
     read_preferences,
 )
+from rollcall.reward_service.preferences import shows_taken_actions
 from rollcall.reward_service.reward_models import SegmentArchitecture
 
 _log = logging.getLogger("rollcall")
@@ -38,7 +41,10 @@ class PreferenceDataConfig(BaseModel):
     train: str | None = Field(default=None, description="a preference file, .jsonl or .jsonl.gz")
     eval: str | None = Field(default=None, description="one of held-out comparisons; none: a share of train")
     eval_fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="share of the prompts that is held out, where no file is"
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the prompts (of segments: of the pairs) that is held out, where no file is",
     )
     limit: int | None = Field(
         default=None, ge=2, description="comparisons taken of train, in a seeded order; none: all"
@@ -63,6 +69,7 @@ class Preferences:
     train: list[Preference]
     held_out: list[Preference]
     sources: tuple[str, ...]
+    unused: int = 0  # on neither side: they share a segment with one that is held out
 
     @property
     def is_text(self) -> bool:
@@ -89,30 +96,86 @@ def load_preferences(config: PreferenceDataConfig, run_directory: Path, *, seed:
         train = [train[i] for i in sorted(order[: config.limit])]
         if config.eval is not None:
             found = Preferences(train, read_preferences(Path(config.eval)), (config.train, config.eval))
+            _warn_of_shared(found)
         else:
-            kept, held_out = _divided(train, config.eval_fraction, seed)
+            kept, held = _divided(train, config.eval_fraction, seed)
             if not kept and len(train) > 1:
                 raise BadInput(
                     f"{config.train}: all {len(train)} comparisons are of one prompt, and those stay together: "
                     "give data.eval=FILE.jsonl with what is to be held out"
                 )
-            found = Preferences(kept, held_out, (config.train,))
+            found = Preferences(kept, held, (config.train,), unused=len(train) - len(kept) - len(held))
     if not found.train or not found.held_out:
         raise BadInput(f"{found.sources[0]}: too few comparisons: some are needed to learn from, and some to hold out")
     mixed = next((p for p in [*found.train, *found.held_out] if isinstance(p, SegmentPair) == found.is_text), None)
     if mixed is not None:
         raise BadInput(f"{mixed.source}: texts and segments are mixed: give one kind")
+    _check_actions(found)
     return found
 
 
 def _divided(preferences: list[Preference], fraction: float, seed: int) -> tuple[list[Preference], list[Preference]]:
-    """Comparisons of one prompt stay together: a response seen in training must not be held out."""
-    prompts = [p.source if isinstance(p, SegmentPair) else p.prompt for p in preferences]
-    unique = list(dict.fromkeys(prompts))
-    order = np.random.default_rng(derive_seed(seed, "held_out")).permutation(len(unique))
-    held = {unique[i] for i in order[: max(1, round(fraction * len(unique)))]}
-    train = [p for p, prompt in zip(preferences, prompts, strict=True) if prompt not in held]
-    return train, [p for p, prompt in zip(preferences, prompts, strict=True) if prompt in held]
+    generator = np.random.default_rng(derive_seed(seed, "held_out"))
+    pairs = [_segments_of(p) for p in preferences if isinstance(p, SegmentPair)]
+    if len(pairs) == len(preferences):
+        sides = held_out.by_segment(pairs, fraction=fraction, generator=generator)
+    else:  # of texts; where segments are among them, that is told later
+        prompts = [p.source if isinstance(p, SegmentPair) else p.prompt for p in preferences]
+        sides = held_out.by_prompt(prompts, fraction=fraction, generator=generator)
+    train, held = (
+        [p for p, side in zip(preferences, sides, strict=True) if side is wanted] for wanted in (False, True)
+    )
+    if pairs and not train and len(preferences) > 1:
+        raise BadInput(
+            f"{preferences[0].source.rpartition(':')[0]}: every comparison shares a segment with one that would be "
+            "held out, and is not learnt from then: give data.eval=FILE.jsonl with what is to be held out"
+        )
+    return train, held
+
+
+def _segments_of(pair: SegmentPair) -> tuple[str, str]:
+    """Names of what happened, the same for the same."""
+    left, right = (hashlib.sha256(segment.model_dump_json().encode()).hexdigest() for segment in pair.segments)
+    return left, right
+
+
+def _warn_of_shared(found: Preferences) -> None:
+    """Of a file of held-out comparisons that somebody gave: what it has in common with the other one."""
+
+    def names(preference: Preference) -> Sequence[object]:
+        return _segments_of(preference) if isinstance(preference, SegmentPair) else (preference.prompt,)
+
+    learnt = {name for preference in found.train for name in names(preference)}
+    shared = sum(any(name in learnt for name in names(preference)) for preference in found.held_out)
+    if shared:
+        text = "%s: %d of %d held-out comparisons share a prompt or a segment with those learnt from: what is said of "
+        text += "them is too good"
+        _log.warning(text, found.sources[-1], shared, len(found.held_out))
+
+
+def _check_actions(found: Preferences) -> None:
+    """Raises BadInput where some segments hold actions as the env took them, and others as a policy sampled them: a
+    run's labels say which since they are the former."""
+    of: dict[bool, list[SegmentPair]] = {True: [], False: []}
+    for pair in (p for p in [*found.train, *found.held_out] if isinstance(p, SegmentPair)):
+        of[shows_taken_actions(pair)].append(pair)
+    if not (of[True] and of[False]):
+        return
+    taken, other = (_first_action(of[side]) for side in (True, False))
+    if taken is None or taken != other:  # else both count their actions from the same one: they are the same numbers
+        raise BadInput(
+            f"{of[False][0].source}: does not say that its actions are those that the env took, as "
+            f"{of[True][0].source} does: labels of earlier releases hold them as they were sampled, before clip, tanh "
+            'or start. Train on one kind; or, where they are what was done, add "metadata": {"actions": "taken"}'
+        )
+
+
+def _first_action(pairs: Sequence[SegmentPair]) -> int | None:
+    """The smallest of discrete ones; None of others."""
+    arrays = [segment.actions.array() for pair in pairs for segment in pair.segments]
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in arrays):
+        return None
+    return min(int(array.min()) for array in arrays)
 
 
 class Encoder(Protocol):
@@ -192,10 +255,10 @@ def encode_segments(preferences: Sequence[Preference], architecture: SegmentArch
     return encoded
 
 
-def counted(train: Sequence[object], held_out: Sequence[object], found: Preferences) -> Mapping[str, int]:
+def counted(train: Sequence[object], held: Sequence[object], found: Preferences) -> Mapping[str, int]:
     """What became of the comparisons that were read, for the summary."""
     return {
         "train": len(train),
-        "held_out": len(held_out),
-        "left_out": len(found.train) + len(found.held_out) - len(train) - len(held_out),
+        "held_out": len(held),
+        "left_out": found.unused + len(found.train) + len(found.held_out) - len(train) - len(held),
     }

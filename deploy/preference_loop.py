@@ -5,10 +5,12 @@ when it would run ahead of the labels. Must never know what the policy learns wi
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from rollcall.actors.scoring import RewardEndpoint, TrajectoryScorer
+from rollcall.actors.segments import SegmentsOf, Stretch, ToEnv, episode_stretches
 from rollcall.cluster.errors import RewardError, RewardTimeout, RollcallError
 from rollcall.cluster.import_path import import_object
 from rollcall.cluster.messages import GymTrajectory, Produced
@@ -29,8 +32,8 @@ from rollcall.learners.bradley_terry import BradleyTerryConfig
 from rollcall.learners.learner import LearnerConfig
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.label_client import LabelClient
-from rollcall.reward_service.preference_files import Preference, write_preferences
-from rollcall.reward_service.preferences import Comparison, SegmentCandidate
+from rollcall.reward_service.preference_files import Preference, SegmentPair, write_preferences
+from rollcall.reward_service.preferences import TAKEN, Comparison, SegmentCandidate, shows_taken_actions
 from rollcall.reward_service.protocol import ArrayField, Segment
 from rollcall.reward_service.raters import label_all
 from rollcall.reward_service.reward_model_files import RewardModelCard, load_reward_model, save_segment_model
@@ -42,6 +45,7 @@ POOL = 2000  # stretches remembered, the newest
 LOOK_S = 0.5  # between looks whether people have labelled
 STRETCHES_S = 20.0  # within which what the policy did must have stretches to compare: it waits for them itself
 BARREN_TRIES = 20
+HELD_OUT = 0.05  # of the labels, to report by: as many again share a segment with them, and are not learnt from either
 
 _log = logging.getLogger("rollcall")
 
@@ -82,12 +86,17 @@ class PreferenceLoop:
         endpoint: RewardEndpoint,
         directory: Path,
         *,
+        architecture: SegmentArchitecture,
+        to_env: ToEnv,
         env_id: str,
         total_steps: int,
         run_seed: int,
     ) -> None:
-        """`directory`: of the run's reward models. `total_steps`: learner steps of the run."""
+        """`directory`: of the run's reward models. `to_env`: as in SegmentScoring, so that raters judge what was done
+        and the model scores what they judged. `total_steps`: learner steps of the run."""
         self._config = config
+        self._architecture = architecture
+        self._to_env = to_env
         self._endpoint = endpoint
         self._directory = directory
         self._env_id = env_id
@@ -100,6 +109,7 @@ class PreferenceLoop:
             self._rater = SyntheticRater("synthetic", import_object(config.taste), config.noise)
         self._pool: deque[Segment] = deque(maxlen=POOL)
         self._preferences: list[Preference] = []
+        self._converted = 0  # of them, those whose actions were recorded as the policy had sampled them
         self._read_to = 0  # of the service's log of labels
         self._due = 0
         self._learnt = 0  # labels that the model in service has learnt from
@@ -109,7 +119,7 @@ class PreferenceLoop:
 
     def offer(self, trajectory: GymTrajectory) -> None:
         """Remembers the stretches of whole steps of one episode each."""
-        found = list(_segments(trajectory, self._config.segment_steps))
+        found = list(_segments(trajectory, self._config.segment_steps, self._to_env))
         with self._changed:
             self._pool.extend(found)
             self._changed.notify_all()
@@ -173,8 +183,16 @@ class PreferenceLoop:
     def _read_labels(self) -> None:
         found, self._read_to = self._labels.labelled(self._read_to)
         while found:
-            self._preferences += found
+            self._preferences += [self._as_taken(preference) for preference in found]
             found, self._read_to = self._labels.labelled(self._read_to)
+
+    def _as_taken(self, preference: Preference) -> Preference:
+        if not isinstance(preference, SegmentPair) or shows_taken_actions(preference):
+            return preference
+        if not self._converted:
+            _log.warning("labels of an earlier release: their actions are turned into those that the env took")
+        self._converted += 1
+        return with_taken_actions(preference, self._to_env)
 
     def _choose(self, count: int) -> list[Comparison]:
         """Pairs from the pool; of several times as many, those that the ensemble disagrees on most."""
@@ -199,7 +217,7 @@ class PreferenceLoop:
         for left, right in pairs:
             given = [SegmentCandidate(segment=pool[index], env_id=self._env_id) for index in (left, right)]
             if given[0].digest() != given[1].digest():
-                comparisons.append(Comparison.of(given, metadata={"question": self._config.question}))
+                comparisons.append(Comparison.of(given, metadata={"question": self._config.question, **TAKEN}))
         return comparisons
 
     def _disagreement(self, pool: Sequence[Segment], pairs: Sequence[tuple[int, ...]]) -> Any:
@@ -216,7 +234,8 @@ class PreferenceLoop:
 
     def _train(self, due: int) -> None:
         """A reward model from all labels so far, and into service."""
-        name = f"labels-{len(self._preferences):05d}"
+        # A model that an earlier release made of the labels as they were is not one of the labels as they are now.
+        name = f"labels-{len(self._preferences):05d}{'-taken' if self._converted else ''}"
         directory = self._directory / name
         if not (directory / reward_train.MODEL).exists():
             write_preferences(self._directory / f"{name}.jsonl", self._preferences)
@@ -240,37 +259,42 @@ class PreferenceLoop:
 
     def _training(self, labels: Path, name: str) -> RewardTrainConfig:
         config = self._config
-        current = load_reward_model(self._directory / CURRENT).module
-        assert isinstance(current, SegmentRewardModel)
         return RewardTrainConfig(
             name=name,
             seed=self._seed % 2**31,
-            data=PreferenceDataConfig(train=str(labels), eval_fraction=0.1),
+            data=PreferenceDataConfig(train=str(labels), eval_fraction=HELD_OUT),
             model=SegmentModelConfig(
                 kind="segment",
                 members=config.members,
                 hidden_sizes=config.hidden_sizes,
-                num_actions=current.architecture.num_actions,
+                num_actions=self._architecture.num_actions,
+                first_action=self._architecture.first_action,
             ),
-            loss=BradleyTerryConfig(noise=config.label_noise),
+            loss=BradleyTerryConfig(noise=config.random_share),
             batch_size=32,
             epochs=config.epochs,
             learner=LearnerConfig(learning_rate=1e-3, max_grad_norm=1.0),
         )
 
 
-def _segments(trajectory: GymTrajectory, length: int) -> Any:
-    """Stretches of `length` steps without a masked step, none of which crosses an episode's end."""
-    observations, actions = trajectory.observations["observation"], trajectory.actions
-    ends = trajectory.terminated | trajectory.truncated
-    for column in range(actions.shape[1]):
-        for begin in range(0, len(actions) - length + 1, length):
-            steps = slice(begin, begin + length)
-            if trajectory.mask[steps, column].all() and not ends[begin : begin + length - 1, column].any():
-                yield Segment(
-                    observations=ArrayField.of(observations[steps, column]),
-                    actions=ArrayField.of(actions[steps, column]),
-                )
+def with_taken_actions(pair: SegmentPair, to_env: ToEnv) -> SegmentPair:
+    """A label that an earlier release recorded holds the actions that were sampled: it gets those that were done."""
+    left, right = (
+        segment.model_copy(update={"actions": ArrayField.of(to_env(segment.actions.array()))})
+        for segment in pair.segments
+    )
+    about = pair.details.get("metadata")
+    metadata = {**(about if isinstance(about, dict) else {}), **TAKEN}
+    return replace(pair, segments=(left, right), details={**pair.details, "metadata": metadata})
+
+
+def _segments(trajectory: GymTrajectory, length: int, to_env: ToEnv) -> Iterator[Segment]:
+    """Stretches of `length` steps, each of one episode; they begin at multiples of it, and so never overlap."""
+    segment_of = SegmentsOf(trajectory, to_env)
+    for episode in episode_stretches(trajectory):
+        first = math.ceil(episode.begin / length) * length
+        for begin in range(first, episode.end - length + 1, length):
+            yield segment_of(Stretch(episode.env, begin, begin + length))
 
 
 def _point(link: Path, target: str) -> None:

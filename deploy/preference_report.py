@@ -39,13 +39,20 @@ def tiles(summary: Mapping[str, Any]) -> list[tuple[str | None, str]]:
 def tables(summary: Mapping[str, Any]) -> str:
     """The comparisons, by where they stood and who judged; and the counts behind the calibration plot."""
     rows = []
-    for name, text in (("train", "learnt from"), ("held_out", "held out")):
+    step = (summary.get("kept") or {}).get("step")
+    kept = "held out" if step is None else f"held out, by the model that is kept (of step {number(step)})"
+    shown = (("train", "learnt from"), ("held_out", kept), ("held_out_last", "held out, by the model of the last step"))
+    for name, text in shown:
         found = summary.get(name) or {}
         if found:
             rows.append(_row(text, found))
         rows += [_row(f"{text}, {group}", own) for group, own in (found.get("groups") or {}).items()]
     left_out = (summary.get("comparisons") or {}).get("left_out")
-    note = f"<p>{number(left_out)} comparisons were too long and left out.</p>" if left_out else ""
+    note = (
+        f"<p>{number(left_out)} comparisons were left out: too long, or of a segment that is held out.</p>"
+        if left_out
+        else ""
+    )
     head = "<tr><th>Comparisons</th><td class=n>right</td><td class=n>95% interval</td><td class=n>pairs</td>"
     text = (
         f'<div class="card"><table>{head}<td class=n>loss</td></tr>{"".join(rows)}</table>{note}</div>' if rows else ""

@@ -40,6 +40,8 @@ class DirectJob:
     """One run of a direct method, from its data to its policy's directory."""
 
     policy_id = POLICY_ID
+    num_evaluations = 5
+    is_over = False  # before its last step: what is kept is the policy of the last one
 
     def __init__(self, config: DirectRunConfig, directory: Path) -> None:
         """Raises BadInput: when the data cannot be learnt from, or there is no model to begin with."""
@@ -82,6 +84,11 @@ class DirectJob:
     @property
     def budget(self) -> int:
         return int(getattr(self._config.algorithm, "budget", 16384))
+
+    def save(self, checkpoint: Path) -> None:
+        """The learner's state is all there is."""
+
+    def restore(self, checkpoint: Path) -> None: ...
 
     def evaluate(self, step: int) -> Mapping[str, Any]:
         judged = self._judge(self._held_out)

@@ -18,7 +18,8 @@ from rollcall.deploy.runs import driver_log, find_checkpoint
 
 
 def evaluate(target: str | Path) -> dict[str, Any]:
-    """The held-out comparisons again, by a run's latest whole checkpoint or by the named one.
+    """The held-out comparisons again, by a run's latest whole checkpoint or by the named one; of a reward model, by the
+    one that would be kept there.
 
     Raises:
       BadInput, CheckpointDamaged: as `rollcall eval` of other runs.
@@ -27,7 +28,9 @@ def evaluate(target: str | Path) -> dict[str, Any]:
     with driver_log(directory):
         job: Job = DirectJob(config, directory) if isinstance(config, DirectRunConfig) else RewardJob(config, directory)
         job.learner.restore(checkpoint)
-        return {"checkpoint": str(checkpoint), "policy_version": manifest.step, **job.evaluate(manifest.step)}
+        job.restore(checkpoint)
+        kept = job.keep() if isinstance(job, RewardJob) else {}
+        return {"checkpoint": str(checkpoint), "policy_version": manifest.step, **kept, **job.evaluate(manifest.step)}
 
 
 def export(target: str | Path, goal: Path | None) -> Path:

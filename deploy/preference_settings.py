@@ -11,6 +11,8 @@ from rollcall.reward_service.synthetic_rater import SyntheticRaterConfig
 
 SHARE_EXPONENT = 0.5  # labels grow as the square root of the run: most are asked for while the policy changes most
 
+USUAL_NOISE = 0.1  # of people, in Christiano et al. (2017, arXiv:1706.03741, section 2.2.3)
+
 
 class PreferencesConfig(BaseModel):
     """No reward of the env's: what is better is asked of raters."""
@@ -38,7 +40,13 @@ class PreferencesConfig(BaseModel):
     members: int = Field(default=3, ge=1, le=64, description="networks of the reward model's ensemble")
     hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="units of each one's hidden layers")
     epochs: int = Field(default=60, ge=1, description="passes over the labels in one round")
-    label_noise: float = Field(default=0.1, ge=0, lt=1, description="share of labels taken to be random")
+    label_noise: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="share of labels taken to be random; default: 0.1, or of a synthetic rater twice its error_rate "
+        "where that is more",
+    )
     seed: int = Field(default=0, ge=0, description="which stretches are compared")
 
     @model_validator(mode="after")
@@ -48,6 +56,13 @@ class PreferencesConfig(BaseModel):
         if self.initial_labels > self.total_labels:
             raise ValueError(f"initial_labels={self.initial_labels} of total_labels={self.total_labels}: lower it")
         return self
+
+    @property
+    def random_share(self) -> float:
+        """Of the labels, as the reward model is told."""
+        if self.label_noise is not None:
+            return self.label_noise
+        return max(USUAL_NOISE, self.noise.believed_random_share)
 
     def labels_due(self, progress: float) -> int:
         """Labels that the reward model has learnt from once the policy has come so far, in [0, 1]."""

@@ -15,6 +15,7 @@ from torch import nn
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy import offline, reward_evaluation
+from rollcall.deploy.best_model import BestModel
 from rollcall.deploy.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
 from rollcall.deploy.preference_data import counted, encode_segments, encode_texts, load_preferences
 from rollcall.deploy.text_models import given_model
@@ -30,9 +31,12 @@ from rollcall.reward_service.reward_model_files import (
     save_segment_model,
     save_text_model,
 )
-from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, TextRewardModel
+from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics, TextRewardModel
 from rollcall.reward_service.text_encoder import TextEncoder
 
+# Held-out pairs from which on "best" means something: their mean loss is known to about 0.5 / sqrt(pairs) nats, 0.05 of
+# 100, and what overfitting costs is more than that. With fewer, the best of many evaluations is the luckiest.
+ENOUGH_HELD_OUT = 100
 _REFERENCE = 2000  # training comparisons that rewards are normalised over, and the training loss is told of
 MODEL = "model"  # of the run directory: what the service loads
 
@@ -61,6 +65,10 @@ class RewardJob:
         if isinstance(config.model, SegmentModelConfig) and config.model.bootstrap:
             learnt = bootstrapped(learnt, members=members, seed=config.seed)
         self.steps = config.steps(len(learnt))
+        told_apart = sum(len(set(item.ranks)) > 1 for item in self._held_out)
+        self._best: BestModel | None = None
+        if config.keep == "best" or (config.keep == "auto" and told_apart >= ENOUGH_HELD_OUT):
+            self._best = BestModel(self._module, patience=config.patience)
         self.algorithm = BradleyTerry(config.loss)
         self.source = PreferenceSource(
             learnt, batch_size=config.batch_size, steps=self.steps, seed=derive_seed(config.seed, "batches")
@@ -74,13 +82,40 @@ class RewardJob:
             experience=PreferenceExperience(budget=config.loss.budget),
         )
 
+    @property
+    def num_evaluations(self) -> int:
+        return 5 if self._best is None else 10
+
+    @property
+    def is_over(self) -> bool:
+        return self._best is not None and self._best.gave_up
+
+    def save(self, checkpoint: Path) -> None:
+        if self._best is not None:
+            self._best.save(checkpoint)
+
+    def restore(self, checkpoint: Path) -> None:
+        if self._best is not None:
+            self._best.restore(checkpoint)
+
     def evaluate(self, step: int) -> Mapping[str, Any]:
         with evaluating(self._module):
-            statistics = self._judge(self._reference()).statistics()
-            _, record = reward_evaluation.accuracy_record(self._judge(self._held_out), statistics)
+            _, record = reward_evaluation.accuracy_record(self._judge(self._held_out), self._statistics())
+        if self._best is not None:
+            self._best.judge(step=step, loss=record["eval_loss"])
         return record
 
+    def keep(self) -> Mapping[str, Any]:
+        """Makes the model the one that is kept; what there is to say of it and of the last one, for the summary."""
+        if self._best is None or not self._best.step:
+            return {"kept": {"which": "last"}}
+        last = self._held_out_record()
+        self._best.put_back()
+        return {"kept": {"which": "best", "step": self._best.step}, "held_out_last": last}
+
     def finish(self) -> Mapping[str, Any]:
+        """Writes the model that is kept; the checkpoints hold the one of the last step."""
+        kept = self.keep()
         noise = self._config.loss.noise
         with evaluating(self._module):
             train, held_out = self._judge(self._reference()), self._judge(self._held_out)
@@ -104,6 +139,7 @@ class RewardJob:
             assert self._start is not None, "models of texts begin with a directory"
             version = save_text_model(self._module, self._start, goal, card)
         return {
+            **kept,
             "held_out": None if found is None else {**found.as_dict(), "loss": held_out.loss},
             "train": None if train_found is None else {**train_found.as_dict(), "loss": train.loss},
             "calibration": reward_evaluation.calibration_record(held_out, noise=noise),
@@ -111,6 +147,19 @@ class RewardJob:
             "model": str(goal),
             "model_version": version,
         }
+
+    def _statistics(self) -> Statistics:
+        """What tells who is right by several members, or by sums over steps. One reward of one member is as right
+        however it is normalised, and the reference set is far larger than what is held out."""
+        if isinstance(self._module, TextRewardModel):
+            return Statistics()
+        return self._judge(self._reference()).statistics()
+
+    def _held_out_record(self) -> dict[str, Any] | None:
+        with evaluating(self._module):
+            held_out = self._judge(self._held_out)
+            found, _ = reward_evaluation.accuracy_record(held_out, self._statistics())
+        return None if found is None else {**found.as_dict(), "loss": held_out.loss}
 
     def _of_texts(self, model: TextModelConfig) -> None:
         if not self._found.is_text:
@@ -131,6 +180,8 @@ class RewardJob:
         settings = model.model_dump(include={"hidden_sizes", "activation", "members"})
         if model.num_actions is not None:
             settings |= {"num_actions": model.num_actions, "action_shape": None}
+        if model.first_action is not None:
+            settings["first_action"] = model.first_action
         segments = [segment for pair in pairs if isinstance(pair, SegmentPair) for segment in pair.segments]
         try:
             architecture = SegmentArchitecture.of(segments, **settings)

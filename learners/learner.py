@@ -79,6 +79,12 @@ class LearnerConfig(BaseModel):
         description="epsilon of Adam or RMSprop; none: PPO's 1e-5 in control, and 1e-8 for models of language, whose "
         "gradients are small: at 1e-6 a step with 1e-5 is a tenth of what it should be",
     )
+    weight_decay: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="share of each weight matrix, times the step size, that a step takes away (AdamW's)",
+    )
     max_grad_norm: float | None = Field(default=0.5, gt=0, description="global norm at which gradients are clipped")
     num_processes: int = Field(default=1, ge=1, description="learner processes that share each minibatch")
     sharding: Literal["auto", "none", "fsdp"] = Field(
@@ -331,6 +337,8 @@ class Learner:
         broken.add_(norm).add_(loss)
         if self._config.max_grad_norm is not None:
             self._trained.scale_gradients((self._config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        if self._config.weight_decay:
+            self._trained.decay(self._config.weight_decay)
         self._trained.step()
         return {**metrics, "loss": loss, "grad_norm": norm}
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from rollcall.learners.batch import GymBatch
-from rollcall.learners.distributions import DiagonalGaussian, Squash, distribution_for
+from rollcall.learners.distributions import ActionDistribution, DiagonalGaussian, Squash, distribution_for
 from rollcall.learners.normaliser import ObservationNormaliser
 from rollcall.learners.torsos import Activation, RecurrentCore, Torso, flatten_space, initialise
 
@@ -55,6 +55,11 @@ class PolicyConfig(BaseModel):
             raise ValueError(f"hidden_sizes={list(self.hidden_sizes)}: every layer needs at least one unit")
         return self
 
+    def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
+        """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and
+        for whoever judges what was done."""
+        return distribution_for(action_space, self.squash)
+
 
 class ActorCriticOutput(NamedTuple):
     params: Tensor  # [..., P] for `distribution`
@@ -76,7 +81,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config = config
         self.observation_spaces = flatten_space(observation_space)
-        self.distribution = distribution_for(action_space, config.squash)
+        self.distribution = config.distribution(action_space)
         # The acting half is registered first: it is a prefix of the flat parameters, and actors hold nothing else.
         self.torso = self._new_torso()
         num_features = self.torso.num_features

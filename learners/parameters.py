@@ -32,6 +32,9 @@ class TrainedParameters(Protocol):
 
     def set_learning_rate(self, learning_rate: float) -> None: ...
 
+    def decay(self, weight_decay: float) -> None:
+        """Before a step: takes the share weight_decay * learning rate away from every weight that `decays`."""
+
     def step(self) -> None: ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -57,7 +60,9 @@ class ReplicatedParameters:
     def __init__(
         self, models: Mapping[str, nn.Module], *, collective: Collective, build_optimizer: BuildOptimizer
     ) -> None:
-        self._flat = flatten_module(nn.ModuleDict(dict(models)), only_trained=True)
+        module = nn.ModuleDict(dict(models))
+        self._flat = flatten_module(module, only_trained=True)
+        self._decayed = [p for name, p in module.named_parameters() if p.requires_grad and decays(name, p)]
         self._collective = collective
         self._optimizer = build_optimizer([self._flat.parameter])
         allocate_state(self._optimizer)
@@ -75,6 +80,9 @@ class ReplicatedParameters:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self._optimizer, learning_rate)
+
+    def decay(self, weight_decay: float) -> None:
+        shrink(self._decayed, weight_decay, self._optimizer)
 
     def step(self) -> None:
         """Adam through its functional form: of the 0.1 ms that Optimizer.step takes for one small flat parameter, nine
@@ -119,6 +127,19 @@ class ReplicatedParameters:
 
     def whole(self) -> Whole | None:
         return None
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Weights of matrices and embeddings; not biases, nor the scales of normalisations, which are not many numbers and
+    have to be as large as they are."""
+    return parameter.dim() >= 2 and "bias" not in name
+
+
+def shrink(parameters: Sequence[Tensor], weight_decay: float, optimizer: torch.optim.Optimizer) -> None:
+    """Decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101): of the weights, not of their gradients,
+    so that what Adam makes of a gradient does not scale it."""
+    with torch.no_grad():
+        torch._foreach_mul_(list(parameters), 1.0 - float(optimizer.param_groups[0]["lr"]) * weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

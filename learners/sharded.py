@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from rollcall.cluster.messages import Array
 from rollcall.learners.collective import Collective
 from rollcall.learners.flat import Whole, place
-from rollcall.learners.parameters import BuildOptimizer, Units, allocate_state, set_learning_rate
+from rollcall.learners.parameters import BuildOptimizer, Units, allocate_state, decays, set_learning_rate, shrink
 
 
 class ShardedParameters:
@@ -50,6 +50,8 @@ class ShardedParameters:
         self._specs, self._size = place(trained)  # as flatten_module places them: of that form is the checkpoint
         self._trained = [parameter for _, parameter in trained]
         self._shards, self._gradient = _as_plain(self._trained, self._mesh)
+        pairs = zip(trained, self._shards, strict=True)
+        self._decayed = [shard for (name, parameter), shard in pairs if decays(name, parameter)]
         self._optimizer = build_optimizer(self._shards)
         allocate_state(self._optimizer)
 
@@ -67,6 +69,10 @@ class ShardedParameters:
 
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self._optimizer, learning_rate)
+
+    def decay(self, weight_decay: float) -> None:
+        self._let_go()
+        shrink(self._decayed, weight_decay, self._optimizer)
 
     def step(self) -> None:
         self._let_go()

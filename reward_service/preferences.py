@@ -32,6 +32,9 @@ from rollcall.reward_service.preference_lines import (
 from rollcall.reward_service.protocol import Message, Segment
 
 MAX_CANDIDATES = 9  # one key each
+# Of a comparison's metadata: the actions of its segments are those that the env took. A run's labels say so since the
+# release that records them; before it they held what the policy had sampled.
+TAKEN: Mapping[str, JsonValue] = {"actions": "taken"}
 Choice = Literal["left", "right", "tie", "skip"]
 RaterName = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
@@ -219,6 +222,12 @@ def preference_of(comparison: Comparison, label: Label) -> Preference | None:
     best = min((0, 1), key=lambda index: places[index])
     pair = (responses[best], responses[1 - best], label.margin, places[0] == places[1])
     return PreferencePair(first.asked, *pair, **origin)  # type: ignore[arg-type]
+
+
+def shows_taken_actions(pair: SegmentPair) -> bool:
+    """Whether a labelled pair says that its actions are those that the env took."""
+    about = pair.details.get("metadata")
+    return isinstance(about, dict) and about.items() >= TAKEN.items()
 
 
 def comparison_of(preference: Preference) -> tuple[Comparison, tuple[int, ...]]:

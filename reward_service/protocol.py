@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, m
 
 Array = NDArray[Any]
 DTypeName = Literal["bool", "uint8", "int32", "int64", "float32", "float64"]
+_WIDENED = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int64", "float16": "float32"}
 MAX_DEADLINE_MS = 600_000
 
 
@@ -49,7 +50,9 @@ class ArrayField(_Wire):
 
     @classmethod
     def of(cls, array: Array) -> Self:
-        """Raises ValueError for a dtype that is none of the wire's."""
+        """Small numbers that the wire has no dtype for are widened to one that holds the same values. Raises ValueError
+        for a dtype that neither fits."""
+        array = array.astype(_WIDENED.get(array.dtype.name, array.dtype), copy=False)
         return cls.model_validate(
             {
                 "dtype": array.dtype.name,
@@ -72,7 +75,8 @@ class ArrayField(_Wire):
 
 
 class Segment(_Wire):
-    """A stretch of one episode, T steps long: what was seen, and what was then done."""
+    """A stretch of one episode, T steps long: what was seen, and what was then done. That is the action as the env took
+    it (clipped, squashed, counted from the space's `start`), not as a policy sampled it."""
 
     observations: ArrayField = Field(description="[T, ...]: the observation that each action followed")
     actions: ArrayField = Field(description="[T] of a discrete action space, [T, ...] of others")

@@ -61,7 +61,8 @@ class SegmentArchitecture(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     observation_shape: tuple[int, ...] = Field(description="of one observation; flattened for the network")
-    num_actions: int | None = Field(default=None, ge=2, description="of a discrete action space, counted from 0")
+    num_actions: int | None = Field(default=None, ge=2, description="of a discrete action space")
+    first_action: int = Field(default=0, description="the env's name for the first of them: its space's `start`")
     action_shape: tuple[int, ...] | None = Field(default=None, description="of one action of any other space")
     hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="units of each member's hidden layers")
     activation: Literal["tanh", "relu", "leaky_relu"] = Field(default="leaky_relu", description="between the layers")
@@ -89,12 +90,14 @@ class SegmentArchitecture(BaseModel):
         action_shape = first.actions.shape[1:]
         found: dict[str, Any] = {"observation_shape": first.observations.shape[1:], "action_shape": action_shape}
         if action_shape == () and first.actions.array().dtype.kind in "iu":
-            largest = max(int(segment.actions.array().max()) for segment in segments)
-            found = {**found, "action_shape": None, "num_actions": max(2, largest + 1)}
+            seen = [segment.actions.array() for segment in segments]
+            first_action = settings.get("first_action", min(0, *(int(actions.min()) for actions in seen)))
+            num_actions = max(2, max(int(actions.max()) for actions in seen) + 1 - first_action)
+            found |= {"action_shape": None, "num_actions": num_actions, "first_action": first_action}
         return cls(**{**found, **settings})
 
     def arrays(self, segment: Segment) -> tuple[Array, Array]:
-        """(observations float32 [T, D], actions float32 [T, A]), flattened; discrete actions as numbers [T, 1].
+        """(observations float32 [T, D], actions float32 [T, A]), flattened; discrete actions as numbers [T, 1] from 0.
 
         Raises:
           ValueError: saying in which shape or dtype the segment is not what the model takes.
@@ -107,10 +110,12 @@ class SegmentArchitecture(BaseModel):
         if self.num_actions is not None:
             if actions.shape[1:] != () or actions.dtype.kind not in "iu":
                 raise ValueError(f"actions are {actions.dtype}{list(actions.shape[1:])}, not one whole number each")
-            if actions.min() < 0 or actions.max() >= self.num_actions:
+            if actions.min() < self.first_action or actions.max() >= self.first_action + self.num_actions:
                 raise ValueError(
-                    f"actions {actions.min()} to {actions.max()}, and there are {self.num_actions}, from 0"
+                    f"actions {actions.min()} to {actions.max()}, and there are {self.num_actions}, from "
+                    f"{self.first_action}"
                 )
+            actions = actions.astype(np.int64) - self.first_action
         elif actions.shape[1:] != self.action_shape:
             raise ValueError(f"actions of shape {list(actions.shape[1:])}, not {list(self.action_shape or ())}")
         rows = len(observations)

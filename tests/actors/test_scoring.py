@@ -65,7 +65,7 @@ def produced_and_trajectory() -> tuple[Produced, GymTrajectory]:
 
 
 def scorer(service: ScriptedService) -> TrajectoryScorer:
-    return TrajectoryScorer(service, SegmentScoring(), model="reward", patience_s=5)
+    return TrajectoryScorer(service, SegmentScoring(lambda actions: actions), model="reward", patience_s=5)
 
 
 def test_each_steps_reward_is_the_services_and_the_version_is_recorded() -> None:
@@ -94,8 +94,8 @@ def test_a_step_that_is_no_experience_has_no_reward() -> None:
 
 def test_one_item_without_a_score_leaves_the_whole_trajectory_unscored() -> None:
     produced, trajectory = produced_and_trajectory()
-    with pytest.raises(Unscored, match=r"item 4\.2: scorer_failed: it raised") as unscored:
-        scorer(ScriptedService(error=".2")).score(produced, trajectory)
+    with pytest.raises(Unscored, match=r"item 4\.2\.0: scorer_failed: it raised") as unscored:
+        scorer(ScriptedService(error=".2.0")).score(produced, trajectory)
     assert not unscored.value.fruitless
     with pytest.raises(Unscored) as unscored:
         scorer(ScriptedService(error=tuple("0123456789"))).score(produced, trajectory)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rollcall.actors.reviews import kindness
@@ -13,6 +14,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.preference_data import PreferenceDataConfig, encode_texts, load_preferences
 from rollcall.deploy.synthetic_preferences import MAJORITY, MINORITY, SyntheticConfig, taste, write_synthetic
 from rollcall.reward_service.preference_files import PreferencePair, Ranking, SegmentPair, read_preferences
+from rollcall.reward_service.protocol import ArrayField, Segment
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:
@@ -74,6 +76,74 @@ def test_texts_and_segments_do_not_mix_and_too_few_are_told(tmp_path: Path) -> N
     segment = {"observations": array, "actions": array}
     mixed = write(tmp_path / "mixed.jsonl", [*pairs(4), {"segments": [segment, segment], "choice": "left"}])
     with pytest.raises(BadInput, match=r"mixed\.jsonl:5: texts and segments are mixed"):
+        load_preferences(PreferenceDataConfig(train=str(mixed)), tmp_path, seed=0)
+
+
+def segment_line(left: int, right: int, *, scale: float = 0.5, **more: Any) -> dict[str, Any]:
+    """Of two segments that are named by what is seen in them."""
+
+    def segment(name: int) -> dict[str, Any]:
+        actions = np.full((2, 1), scale, np.float32)
+        seen = np.full((2, 1), name, np.float32)
+        return Segment(observations=ArrayField.of(seen), actions=ArrayField.of(actions)).model_dump(mode="json")
+
+    return {"segments": [segment(left), segment(right)], "choice": "left", **more}
+
+
+def names_of(preferences: Any) -> list[tuple[int, ...]]:
+    return [tuple(int(s.observations.array()[0, 0]) for s in pair.segments) for pair in preferences]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "held", "unused"),
+    [
+        (2000, 70, 0),  # most pairs stand alone, or in small groups
+        (300, (20, 70), (1, 70)),  # nearly all hang together
+        (60, (1, 70), (1, 70)),  # every segment was compared two dozen times
+    ],
+)
+def test_no_segment_is_both_learnt_from_and_held_out(tmp_path: Path, drawn: int, held: Any, unused: Any) -> None:
+    """700 pairs of `drawn` segments. A tenth is asked for, and at most as many again are given up for it."""
+    generator = np.random.default_rng(0)
+    chosen = [generator.choice(drawn, 2, replace=False).tolist() for _ in range(700)]
+    path = write(tmp_path / "p.jsonl", [segment_line(left, right) for left, right in chosen])
+    config = PreferenceDataConfig(train=str(path))
+    found = load_preferences(config, tmp_path, seed=1)
+    learnt, out = ({name for pair in names_of(part) for name in pair} for part in (found.train, found.held_out))
+    assert not learnt & out
+    for count, wanted in ((len(found.held_out), held), (found.unused, unused)):
+        low, high = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+        assert low <= count <= high
+    assert len(found.train) + len(found.held_out) + found.unused == 700
+    assert load_preferences(config, tmp_path, seed=1) == found
+
+
+def test_the_same_pair_twice_is_on_one_side_and_a_star_of_pairs_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+    twice = write(tmp_path / "p.jsonl", [segment_line(2 * (i // 2), 2 * (i // 2) + 1) for i in range(40)])
+    found = load_preferences(PreferenceDataConfig(train=str(twice)), tmp_path, seed=0)
+    assert (len(found.train), len(found.held_out), found.unused) == (36, 4, 0)
+    star = write(tmp_path / "star.jsonl", [segment_line(0, i + 1) for i in range(20)])
+    with pytest.raises(BadInput, match=r"star\.jsonl: every comparison shares a segment.*data\.eval"):
+        load_preferences(PreferenceDataConfig(train=str(star)), tmp_path, seed=0)
+
+
+def test_a_given_file_of_held_out_comparisons_that_shares_with_the_other_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for kind, lines in (("texts", pairs(9)), ("segments", [segment_line(i, i + 50) for i in range(9)])):
+        train, out = (write(tmp_path / f"{kind}{n}.jsonl", part) for n, part in enumerate((lines[:6], lines[5:])))
+        load_preferences(PreferenceDataConfig(train=str(train), eval=str(out)), tmp_path, seed=0)
+        assert f"{kind}1.jsonl: 1 of 4 held-out comparisons share" in caplog.text
+
+
+def test_actions_as_sampled_and_as_taken_do_not_mix(tmp_path: Path) -> None:
+    taken = {"metadata": {"question": "?", "actions": "taken"}}
+    new = [segment_line(i, i + 50, **taken) for i in range(9)]
+    old = [segment_line(i + 100, i + 150, scale=3.0) for i in range(9)]
+    load_preferences(PreferenceDataConfig(train=str(write(tmp_path / "new.jsonl", new))), tmp_path, seed=0)
+    load_preferences(PreferenceDataConfig(train=str(write(tmp_path / "old.jsonl", old))), tmp_path, seed=0)
+    mixed = write(tmp_path / "mixed.jsonl", [*new, *old])
+    with pytest.raises(BadInput, match=r"mixed\.jsonl:1\d: does not say that its actions are those that the env took"):
         load_preferences(PreferenceDataConfig(train=str(mixed)), tmp_path, seed=0)
 
 

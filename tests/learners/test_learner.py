@@ -151,6 +151,22 @@ def test_rmsprop_is_torchs_with_epsilon_outside_the_root_and_an_average_from_zer
     assert float(parameter.detach()) == pytest.approx(expected, rel=1e-9)
 
 
+def test_weight_decay_takes_its_share_of_matrices_whatever_their_gradient_and_none_of_biases() -> None:
+    """AdamW's decay is decoupled: one step with it less one without is - learning_rate * weight_decay * what was."""
+    after = []
+    for weight_decay in (0.0, 0.5):
+        learner = make_learner(
+            PPO(PPOConfig(epochs=1, num_minibatches=1)),
+            config=LearnerConfig(learning_rate=0.01, weight_decay=weight_decay),
+        )
+        before = tensors(learner)
+        learner.update([cartpole(learner.weights(epoch=1, version=0))], StepOrder(0, 1, 0.0))
+        after.append(tensors(learner))
+    for name, was in before.items():
+        expected = -0.01 * 0.5 * was if was.ndim == 2 else np.zeros_like(was)
+        np.testing.assert_allclose(after[1][name] - after[0][name], expected, atol=1e-7, err_msg=name)
+
+
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     small = make_learner(PPO(PPOConfig()), policy=PolicyConfig(hidden_sizes=(8,)))
     small.save(tmp_path, small.weights(epoch=1, version=0))

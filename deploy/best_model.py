@@ -1,0 +1,82 @@
+"""The model that a run keeps: as it was where it did best on what is held out, and when to stop looking for a better
+one. Must never know what is trained, nor how it is judged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from rollcall.cluster.checkpoint import read_state, write_state
+
+_NAME = "best"  # of the state in a checkpoint
+
+
+@dataclass
+class _Found:
+    step: int = 0  # learner steps after which the model was at its best; 0: it was not judged yet
+    loss: float = math.inf
+    judged: int = 0  # evaluations after the one at the best step
+
+
+class BestModel:
+    """Remembers a module's parameters and buffers at the lowest held-out loss (early stopping: Prechelt, 1998). The
+    model that was not trained yet is not one to keep. Ties go to the earlier one."""
+
+    def __init__(self, module: nn.Module, *, patience: int | None) -> None:
+        """`patience`: evaluations without a better one after which there is no point in going on; None: go on."""
+        self._module = module
+        self._patience = patience
+        self._found = _Found()
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    @property
+    def step(self) -> int:
+        return self._found.step
+
+    @property
+    def gave_up(self) -> bool:
+        return self._patience is not None and self._found.judged >= self._patience
+
+    def judge(self, *, step: int, loss: float) -> None:
+        """Of the module as it is now."""
+        if step == 0:
+            return
+        if loss < self._found.loss:
+            self._found = _Found(step, loss)
+            self._tensors = {name: tensor.detach().clone() for name, tensor in self._state().items()}
+        else:
+            self._found.judged += 1
+
+    def put_back(self) -> None:
+        """Makes the module what it was at its best; of one that was never judged nothing changes."""
+        with torch.no_grad():
+            for name, tensor in self._state().items():
+                if self._tensors:
+                    tensor.copy_(self._tensors[name])
+
+    def save(self, checkpoint: Path) -> None:
+        tensors = {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
+        meta: dict[str, Any] = asdict(self._found)
+        if not tensors:
+            meta["loss"] = None  # JSON has no infinity
+        write_state(checkpoint, _NAME, tensors, meta)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Takes up what `save` wrote; nothing where an earlier release wrote the checkpoint."""
+        state = read_state(checkpoint, _NAME)
+        if state is None:
+            return
+        tensors, meta = state
+        self._found = _Found(**{**meta, "loss": math.inf if meta["loss"] is None else meta["loss"]})
+        device = next(self._module.parameters()).device
+        self._tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in tensors.items()}
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        """Live tensors by name; of tied parameters, one."""
+        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
