@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.cluster.errors import BadInput, CheckpointDamaged, EnvFailure, RollcallError, RunAlive
 from rollcall.deploy.bench.arguments import add_benches
 from rollcall.deploy.cli_manifests import add_manifests
 from rollcall.deploy.cli_monitor import add_monitor
@@ -187,7 +187,9 @@ def _unexpected(error: Exception) -> int:
             file.write(traceback.format_exc())
         log = Path(name)
     what = str(error) if isinstance(error, RollcallError) and str(error) else f"{type(error).__name__}: {error}"
-    _complain(f"{' '.join(what.split())[:600]} (traceback in {log})")
+    whole = isinstance(error, EnvFailure)  # its first line names the env's own code; the rest is its traceback
+    text = " ".join((what.partition("\n")[0] if whole else what).split())
+    _complain(f"{text if whole else text[:600]} (traceback in {log})")
     return FAILED
 
 
