@@ -69,7 +69,7 @@ class LocalGroup:
         self._steps += 1
         num_envs = self.num_envs
         actions = np.array(actions)  # an env may keep its action, and change it
-        rewards = [0.0] * num_envs
+        rewards: list[Any] = [0.0] * num_envs
         terminated, truncated, starts = [False] * num_envs, [False] * num_envs, [False] * num_envs
         mask = [True] * num_envs
         ended: list[int] = []

@@ -70,12 +70,14 @@ class _Leaf:
         self.dtype = np.dtype(np.float64 if wide else np.float32) if space.dtype.kind == "f" else np.dtype(space.dtype)
         self.is_float = self.dtype.kind == "f"
         self.is_choice = isinstance(space, gym.spaces.Discrete)
-        self.low, self.high = (None, None) if self.is_float else map(_shortest, _whole_bounds(space))
-        limits = None if self.dtype.kind in "bf" else np.iinfo(self.dtype)
+        self.low: Any
+        self.high: Any
+        self.low, self.high = (-math.inf, math.inf) if self.is_float else map(_shortest, _whole_bounds(space))
         # Whether a number of the dtype can be out of the space's bounds: a byte cannot be out of 0..255.
-        self.bounded = limits is not None and not (
-            bool(np.all(self.low <= limits.min)) and bool(np.all(self.high >= limits.max))
-        )
+        self.bounded = False
+        if self.dtype.kind in "iu":
+            limits: Any = np.iinfo(self.dtype)
+            self.bounded = bool(np.any(self.low > limits.min) or np.any(self.high < limits.max))
         self._is_byte_image = self.dtype == np.uint8 and bool(np.all(self.high == 255))
 
     def of(self, observation: Any) -> Any:

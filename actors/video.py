@@ -102,7 +102,8 @@ class _Pixels:
             pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
         if pixels.dtype.kind not in "biuf" or pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or not pixels.size:
             raise BadInput(
-                f"env {self._env!r} renders {described(frame)}, not frames: render must return an array [height, width, 3]"
+                f"env {self._env!r} renders {described(frame)}, not frames of colour: let render return an array "
+                "[height, width, 3]"
             )
         if pixels.dtype == np.uint8:
             return pixels

@@ -159,13 +159,14 @@ def load_module_weights(
 
 
 def stand_ins(module: nn.Module, name: str, known: Collection[str]) -> tuple[str, ...]:
-    """Lets the children of a module called `name` that have a `stand_in`, and of whose tensors none is `known`, do as was
-    done before there was such a child. Returns the beginnings of their tensors' names."""
+    """Lets the children of a module called `name` that have a `stand_in`, and of whose tensors none is `known`, do as
+    was done before there was such a child. Returns the beginnings of their tensors' names."""
     found = []
     for child_name, child in module.named_children():
         prefix = f"{name}.{child_name}."
-        if hasattr(child, "stand_in") and not any(key.startswith(prefix) for key in known):
-            child.stand_in()
+        stand_in: Callable[[], None] | None = getattr(child, "stand_in", None)
+        if stand_in is not None and not any(key.startswith(prefix) for key in known):
+            stand_in()
             found.append(prefix)
     return tuple(found)
 
