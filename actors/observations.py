@@ -97,7 +97,7 @@ class _Leaf:
         Raises:
           ContractError: for what is no array of numbers of this shape, or does not fit the dtype.
         """
-        array = self._numbers(value)
+        array = self.numbers(value)
         shape = (*lead, *self.shape)
         if array.shape != shape:
             if lead or array.size != 1 or math.prod(shape) != 1:
@@ -128,7 +128,8 @@ class _Leaf:
                 f"{self.high}: mend one of them"
             )
 
-    def _numbers(self, value: Any) -> Array:
+    def numbers(self, value: Any) -> Array:
+        """As an array of numbers, of whatever shape."""
         try:
             array = np.asarray(value)
             if array.dtype.kind == "O" and all(isinstance(item, numbers.Real) for item in array.flat):
@@ -169,7 +170,7 @@ def _example(array: Array, where: Array) -> str:
     at = np.argwhere(where)
     index = tuple(int(i) for i in (at[0] if len(at) else np.unravel_index(int(array.argmax()), array.shape)))
     place = f" at [{', '.join(map(str, index))}]" if index else ""
-    return f"{array[index]}{place}"
+    return f"{array[index]!s}{place}"
 
 
 class ObservationReader:
@@ -215,10 +216,13 @@ class ObservationReader:
         Raises:
           ContractError: where an array is not what the space says, or one leaf is a batch and another is none.
         """
-        leaf = self._all[0]
-        shape = np.shape(leaf.of(observation))
-        single = len(shape) == len(leaf.shape)
-        named = self.read(observation) if single else self.read(observation, *shape[:1])
+        first = self._all[0]
+        given = first.numbers(first.of(observation))
+        extra = given.ndim - len(first.shape)
+        if extra not in (0, 1):
+            raise ContractError(f"observations have shapes {given.shape}: give one of {self._space}, or a batch")
+        single = extra == 0
+        named = self.read(observation) if single else self.read(observation, len(given))
         for leaf in self._bounded:
             leaf.check_bounds(named[leaf.name])
         return ({name: array[None] for name, array in named.items()} if single else named), single

@@ -76,9 +76,8 @@ class VectorEnvGroup:
         try:
             # A copy of the actions: an env may keep them, and change them.
             observations, rewards, terminated, truncated, infos = self._step(np.array(actions))
-            rewards = self._one_each("rewards", rewards, "fiub").astype(np.float32, copy=False)
-            terminated = self._one_each("terminated", terminated, "b")
-            truncated = self._one_each("truncated", truncated, "b")
+            rewards = self._one_each("rewards", rewards).astype(np.float32, copy=False)
+            terminated, truncated = self._flags("terminated", terminated), self._flags("truncated", truncated)
             ended = terminated | truncated
             some_ended = bool(ended.any())
             finals = self._final_observations(observations, infos, ended) if some_ended else None
@@ -143,12 +142,19 @@ class VectorEnvGroup:
             return self._env.reset(seed=list(seeds))  # type: ignore[arg-type]
         return self._env.reset(seed=np.array(seeds))  # type: ignore[arg-type]
 
-    def _one_each(self, field: str, value: Any, kinds: str) -> Array:
-        """[B]: one reward or flag per env."""
+    def _one_each(self, field: str, value: Any) -> Array:
+        """[B]: one number per env."""
         array = np.asarray(value)
-        if array.shape != (self.num_envs,) or array.dtype.kind not in kinds:
-            raise ContractError(f"its {field} are {described(value)}: return an array of {self.num_envs}")
+        if array.shape != (self.num_envs,) or array.dtype.kind not in "fiub":
+            raise ContractError(f"its {field} is {described(value)}: return an array of {self.num_envs} numbers")
         return array
+
+    def _flags(self, field: str, value: Any) -> Array:
+        """bool [B]"""
+        array = self._one_each(field, value)
+        if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+            raise ContractError(f"its {field} holds more than 0 and 1: return an array of bools")
+        return array.astype(bool, copy=False)
 
     def _revive(self, error: Exception) -> Shown:
         """What a new vector env shows in place of one that raised, reset with seeds of its own."""
@@ -214,7 +220,9 @@ class VectorEnvGroup:
         """Copies [N, ...] for the ended envs."""
         if self._mode is not AutoresetMode.SAME_STEP:
             return {name: array[ended] for name, array in self._reader.read(observations, self.num_envs).items()}
-        final = infos["final_obs"]
+        final = infos.get("final_obs")
+        if final is None:
+            raise ContractError("an episode ended in same-step mode and its infos hold no final_obs: put it there")
         if isinstance(final, np.ndarray) and final.dtype == object:  # gymnasium's: one observation per env, or None
             finals = [self._reader.read(final[i]) for i in np.flatnonzero(ended)]
             return {name: np.stack([item[name] for item in finals]) for name in finals[0]}

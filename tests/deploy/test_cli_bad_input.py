@@ -232,6 +232,13 @@ def test_a_loaded_policy_acts_on_one_observation_or_many_as_the_checkpoint_would
     assert all(policy.action_space.contains(action) for action in actions)
     with pytest.raises(ValueError, match="observations have shapes"):
         policy.act(np.zeros((2, 2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"act: its observation has shape \(5, 3\), and observation_space says"):
+        policy.act(np.zeros((5, 3)))
+    assert policy.act(batch[0], action_mask=np.array([0, 1])) == 1
+    assert policy.act(batch, action_mask=np.array([[1, 0]] * 5)).tolist() == [0] * 5
+    for mask in ([1], [0, -np.inf], [[0, 1]] * 4, [0, 0]):
+        with pytest.raises(ValueError, match="action_mask"):
+            policy.act(batch, action_mask=mask)
 
 
 def test_training_from_python_is_training_from_the_command_line(work: Path) -> None:
