@@ -179,18 +179,11 @@ class ObservationReader:
     def __init__(self, space: Space, action_space: Space) -> None:
         self._mask_key = mask_key(space)
         self._choices = num_choices(action_space)
+        self.has_mask = self._mask_key is not None  # in every observation
+        self.masks_actions = bool(self._choices)  # whether actions of this space can be masked
         self._space = observed_space(space)
         self._all = [_Leaf(path, leaf) for path, leaf in _leaves(self._space, ())]
         self._bounded = [leaf for leaf in self._all if leaf.bounded]
-
-    @property
-    def has_mask(self) -> bool:
-        return self._mask_key is not None
-
-    @property
-    def masks_actions(self) -> bool:
-        """Whether actions of this space can be masked."""
-        return bool(self._choices)
 
     def zeros(self, *leading: int) -> dict[str, Array]:
         """Arrays for observations: name -> [*leading, ...]."""
@@ -309,7 +302,7 @@ def is_finite(array: Array) -> bool:
     if array.dtype.kind != "f":
         return True
     flat = array.ravel("K")
-    if array.dtype != np.float64:
+    if array.dtype.itemsize < 8:
         return math.isfinite(flat.dot(flat)) or bool(np.isfinite(array).all())
     return bool(flat.dot(flat) < _FLOAT32_MAX**2) or bool((np.abs(array) <= _FLOAT32_MAX).all())
 

@@ -24,6 +24,7 @@ from rollcall.actors.vector import NO_ENVS, RemoteEnvError, Restarts, Shown, Ste
 from rollcall.cluster.messages import Array
 
 VectorEnvs = VectorEnv[Any, Any, Any]
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
 Seeding = Literal["one", "list", "array"]  # what the vector env's reset takes: one number, or one per env
 
 
@@ -60,6 +61,7 @@ class VectorEnvGroup:
         self._dead: Array | None = None  # bool [B]: envs that spend their next step on a reset; None: no env does
         self._counts_lives = counts_lives
         self._lives: Array | None = None
+        self._one_per_env = (self.num_envs,)
         self._none = no_flags(self.num_envs)
         self._all = ~self._none
 
@@ -76,8 +78,9 @@ class VectorEnvGroup:
         try:
             # A copy of the actions: an env may keep them, and change them.
             observations, rewards, terminated, truncated, infos = self._step(np.array(actions))
-            rewards = self._one_each("rewards", rewards).astype(np.float32, copy=False)
-            terminated, truncated = self._flags("terminated", terminated), self._flags("truncated", truncated)
+            rewards = self._one_each("rewards", rewards, _FLOAT32)
+            terminated = self._one_each("terminated", terminated, _BOOL)
+            truncated = self._one_each("truncated", truncated, _BOOL)
             ended = terminated | truncated
             some_ended = bool(ended.any())
             finals = self._final_observations(observations, infos, ended) if some_ended else None
@@ -142,19 +145,16 @@ class VectorEnvGroup:
             return self._env.reset(seed=list(seeds))  # type: ignore[arg-type]
         return self._env.reset(seed=np.array(seeds))  # type: ignore[arg-type]
 
-    def _one_each(self, field: str, value: Any) -> Array:
-        """[B]: one number per env."""
+    def _one_each(self, field: str, value: Any, dtype: np.dtype[Any]) -> Array:
+        """[B]: one number of a dtype per env."""
+        if type(value) is np.ndarray and value.dtype is dtype and value.shape == self._one_per_env:
+            return value
         array = np.asarray(value)
-        if array.shape != (self.num_envs,) or array.dtype.kind not in "fiub":
+        if array.shape != self._one_per_env or array.dtype.kind not in "fiub":
             raise ContractError(f"its {field} is {described(value)}: return an array of {self.num_envs} numbers")
-        return array
-
-    def _flags(self, field: str, value: Any) -> Array:
-        """bool [B]"""
-        array = self._one_each(field, value)
-        if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+        if dtype is _BOOL and not np.isin(array, (0, 1)).all():
             raise ContractError(f"its {field} holds more than 0 and 1: return an array of bools")
-        return array.astype(bool, copy=False)
+        return array.astype(dtype)
 
     def _revive(self, error: Exception) -> Shown:
         """What a new vector env shows in place of one that raised, reset with seeds of its own."""

@@ -62,7 +62,11 @@ class RunAlive(RollcallError):
 
 
 class EnvFailure(RollcallError):
-    pass
+    """Its first line says which env, what, and at which line of the env's own code; its traceback may follow."""
+
+    @property
+    def headline(self) -> str:
+        return str(self).partition("\n")[0]
 
 
 class NonFinite(RollcallError):

@@ -187,9 +187,8 @@ def _unexpected(error: Exception) -> int:
             file.write(traceback.format_exc())
         log = Path(name)
     what = str(error) if isinstance(error, RollcallError) and str(error) else f"{type(error).__name__}: {error}"
-    whole = isinstance(error, EnvFailure)  # its first line names the env's own code; the rest is its traceback
-    text = " ".join((what.partition("\n")[0] if whole else what).split())
-    _complain(f"{text if whole else text[:600]} (traceback in {log})")
+    text = error.headline if isinstance(error, EnvFailure) else " ".join(what.split())[:600]
+    _complain(f"{text} (traceback in {log})")
     return FAILED
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
+from rollcall.cluster.errors import BadInput, EnvFailure, RollcallError, RunAlive, StoreUnavailable
 from rollcall.deploy.jobs import check_runs_root, current_job, runs_root
 from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
 from rollcall.deploy.report import write_report
@@ -305,7 +305,8 @@ def _failed_summary(
         "ledger": None,
         "restarts": None,
     }
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    what = error.headline if isinstance(error, EnvFailure) else str(error)
+    text = " ".join(f"{type(error).__name__}: {what}".split())
     return {
         **found,
         **known,

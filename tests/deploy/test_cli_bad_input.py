@@ -278,6 +278,50 @@ def test_an_unexpected_failure_is_one_line_and_its_traceback_is_in_the_runs_log(
     assert "the disk is on fire" in Path("runs/small-2/report.html").read_text()
 
 
+FAILS = """
+import gymnasium as gym
+import numpy as np
+
+class Fails(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, what):
+        self.what = what
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), self.reward(), False, False, {}
+
+    def reward(self):
+        if self.what == "raises":
+            raise KeyError("price " * 150)  # the line at fault
+        return "1.0"
+"""
+
+
+def test_a_failing_env_ends_the_run_with_the_line_of_its_own_code_and_a_whole_traceback_in_the_log(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "fails.py").write_text(FAILS)
+    monkeypatch.syspath_prepend(str(work))
+    overrides = ["env=fails:Fails", "env.kwargs.what=raises", "name=raises", "actors.max_env_restarts=0"]
+    assert cli.main(["train", "small.yaml", *overrides]) == 1
+    (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
+    at_fault = next(i for i, text in enumerate(FAILS.splitlines(), 1) if "the line at fault" in text)
+    assert f"fails.py:{at_fault}, in reward" in line
+    assert "Traceback" not in line and line.endswith("logs/driver.log)")
+    log = Path("runs/raises/logs/driver.log").read_text()
+    assert "# the line at fault" in log and "\n  File " in log
+    assert "Traceback" not in json.loads(Path("runs/raises/summary.json").read_text())["error"]
+
+    assert cli.main(["train", "small.yaml", "env=fails:Fails", "env.kwargs.what=text", "name=text"]) == 1
+    (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
+    assert "step 1: its reward is '1.0' (str), and no number: return a float" in line
+
+
 def rollcall(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "rollcall.deploy.cli", *arguments]
 
