@@ -3,6 +3,7 @@ gives the same experience. Knows gymnasium; must never know what acts, nor what 
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import statistics
@@ -20,6 +21,7 @@ from gymnasium.wrappers import FrameStackObservation, TransformObservation
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.actors.atari import AtariEnv, make_atari
+from rollcall.actors.checked_env import CheckedEnv
 from rollcall.actors.env_sources import Env, EnvSource, VectorEnvs, build, find_env
 from rollcall.actors.local_group import LocalGroup
 from rollcall.actors.observations import Space, check_spaces, observed_space
@@ -89,14 +91,18 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> Env:
     source = find_env(config.id)
     if config.is_atari:
         return AtariEnv(_atari_maker(config, source)(1), render_mode)
-    kwargs = dict(config.kwargs)
+    kwargs = copy.deepcopy(config.kwargs)  # an env may change what it is given
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
     env = source.make(config.fixed_episode_steps or config.max_episode_steps, **kwargs)
+    for name in ("observation_space", "action_space"):
+        if getattr(env, name, None) is None:
+            raise BadInput(f"env {config.id!r} has no {name}: set self.{name} in its __init__, to a gymnasium space")
     if config.fixed_episode_steps is not None:
         env = _Unending(env)
     if config.frame_stack is not None and config.frame_stack > 1:
-        env = FrameStackObservation(env, config.frame_stack)
+        check_spaces(config.id, env.observation_space, env.action_space)
+        env = FrameStackObservation(CheckedEnv(env), config.frame_stack)  # it keeps what it is shown
     return env
 
 
@@ -163,7 +169,7 @@ def _atari_maker(config: EnvConfig, source: EnvSource) -> Callable[[int], Vector
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps,
         autoreset=config.autoreset_mode or AutoresetMode.NEXT_STEP,
-        kwargs=spec | config.kwargs,
+        kwargs=spec | copy.deepcopy(config.kwargs),
     )
     return lambda num_envs: build(config.id, make, {"num_envs": num_envs}, entry_point="ale_py")
 
@@ -171,7 +177,7 @@ def _atari_maker(config: EnvConfig, source: EnvSource) -> Callable[[int], Vector
 def _make_native(config: EnvConfig, source: EnvSource, num_envs: int) -> VectorEnvs:
     assert source.make_native is not None
     limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
-    return source.make_native(num_envs, **config.kwargs, **limit)
+    return source.make_native(num_envs, **copy.deepcopy(config.kwargs), **limit)
 
 
 def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vectorization:

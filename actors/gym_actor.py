@@ -3,6 +3,7 @@ Plain Python; a runtime decides where it lives. It must never know what becomes 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -13,11 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors import env_state
 from rollcall.actors.envs import EnvConfig, make_vector_env
+from rollcall.actors.plain_state import UnsupportedStateError
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.actors.unroll import Shard, Unroll, begin_shard, unroll
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages import Array, GymTrajectory, Produced, ShardPayload, Ticket, Timing, Unit
 from rollcall.cluster.seeds import derive_seed
+
+_log = logging.getLogger(__name__)
 
 
 class ActorsConfig(BaseModel):
@@ -203,6 +207,18 @@ class GymActor:
         return shard
 
     def _begin(self, payload: ShardPayload) -> Shard:
+        shard = self._new_shard(payload)
+        saved = self._restored.pop(payload.shard, None)
+        if saved is not None and saved.incarnation == payload.incarnation:
+            try:
+                env_state.restore(shard, saved)
+            except UnsupportedStateError as error:
+                _log.warning("shard %d begins new episodes: its saved state does not fit (%s)", payload.shard, error)
+                shard.group.close()
+                shard = self._new_shard(payload)
+        return shard
+
+    def _new_shard(self, payload: ShardPayload) -> Shard:
         group = make_vector_env(
             self._env_config,
             self._config.num_envs // self._config.num_shards,
@@ -210,11 +226,7 @@ class GymActor:
             max_restarts=self._config.max_env_restarts,
             step_timeout_s=self._config.ticket_deadline_s,
         )
-        shard = begin_shard(payload.shard, payload.incarnation, group)
-        saved = self._restored.pop(payload.shard, None)
-        if saved is not None and saved.incarnation == payload.incarnation:
-            env_state.restore(shard, saved)
-        return shard
+        return begin_shard(payload.shard, payload.incarnation, group)
 
     def _drop(self, index: int) -> None:
         self._before.pop(index, None)

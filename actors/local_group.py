@@ -10,6 +10,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rollcall.actors.action_masks import mask_method, tell_unread
+from rollcall.actors.env_contract import FLAGS, NUMBERS, as_flag, as_number, read_reset
 from rollcall.actors.observations import ObservationReader, check_spaces, observed_space, refuse_non_finite
 from rollcall.actors.vector import NO_ENVS, Restarts, Shown, Step, env_seed, usable_mask
 from rollcall.cluster.messages import Array
@@ -39,7 +41,8 @@ class LocalGroup:
         check_spaces(name, self._envs[0].observation_space, self._envs[0].action_space)
         self.observation_space = observed_space(self._envs[0].observation_space)
         self.action_space = self._envs[0].action_space
-        self._reader = ObservationReader(self._envs[0].observation_space)
+        self._reader = ObservationReader(self._envs[0].observation_space, self.action_space)
+        self._masks = [mask_method(env, self.action_space) for env in self._envs]
         self._seed = seed
         self._resets = 0
         self._steps = 0
@@ -59,15 +62,16 @@ class LocalGroup:
                 self._reset(i, seed)
             except Exception as error:
                 self._revive(i, error)
-        self._refuse_non_finite()
+        self._check_shown()
         return Shown(self._observations, self._live_mask(None))
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         self._steps += 1
         num_envs = self.num_envs
-        rewards = np.zeros(num_envs, np.float32)
-        terminated, truncated, starts = np.zeros((3, num_envs), bool)
-        mask = np.ones(num_envs, bool)
+        actions = np.array(actions)  # an env may keep its action, and change it
+        rewards: list[Any] = [0.0] * num_envs
+        terminated, truncated, starts = [False] * num_envs, [False] * num_envs, [False] * num_envs
+        mask = [True] * num_envs
         ended: list[int] = []
         lost: list[int] = []
         finals: list[dict[str, Array]] = []
@@ -76,41 +80,50 @@ class LocalGroup:
             self._at = i
             if stays is not None and stays[i]:
                 mask[i] = False
-            elif self._dead[i]:
+                continue
+            if self._dead[i]:
                 self._reset_or_revive(i)
                 mask[i], starts[i] = False, True
-            else:
-                try:
-                    observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
-                    self._show(i, observation, info)
-                except Exception as error:
-                    self._revive(i, error)
-                    rewards[i], terminated[i], truncated[i] = 0.0, False, False
-                    mask[i], starts[i] = False, True
-                    lost.append(i)
-                    continue
-                if terminated[i] or truncated[i]:
-                    ended.append(i)
-                    finals.append({name: array[i].copy() for name, array in self._observations.items()})
-                    if self._next_step or stays is not None:
-                        self._dead[i] = True
-                    else:
-                        self._reset_or_revive(i)
-                        starts[i] = True
+                continue
+            try:
+                observation, reward, over, cut, info = env.step(action)
+                if type(reward) not in NUMBERS:
+                    reward = as_number("reward", reward)
+                if type(over) not in FLAGS:
+                    over = as_flag("terminated", over)
+                if type(cut) not in FLAGS:
+                    cut = as_flag("truncated", cut)
+                self._show(i, observation, info, ended=over or cut)
+            except Exception as error:
+                self._revive(i, error)
+                mask[i], starts[i] = False, True
+                lost.append(i)
+                continue
+            rewards[i] = reward
+            if over or cut:
+                terminated[i], truncated[i] = over, cut
+                ended.append(i)
+                finals.append({name: array[i].copy() for name, array in self._observations.items()})
+                if self._next_step or stays is not None:
+                    self._dead[i] = True
+                else:
+                    self._reset_or_revive(i)
+                    starts[i] = True
         final_observations = {name: np.stack([final[name] for final in finals]) for name in finals[0]} if finals else {}
         final_envs = np.array(ended, np.int64) if ended else NO_ENVS
-        for name, array in final_observations.items():
-            refuse_non_finite(self.name, name, array, step=self._steps, rows=final_envs)
-        refuse_non_finite(self.name, "reward", rewards, step=self._steps)
-        self._refuse_non_finite()
+        if finals:
+            self._reader.check(self.name, final_observations, step=self._steps, rows=final_envs, written=True)
+        earned = np.array(rewards, np.float32)
+        refuse_non_finite(self.name, "reward", earned, step=self._steps)
+        self._check_shown()
         return Step(
             observations=self._observations,
             action_mask=self._live_mask(stays),
-            rewards=rewards,
-            terminated=terminated,
-            truncated=truncated,
-            mask=mask,
-            episode_starts=starts,
+            rewards=earned,
+            terminated=np.array(terminated),
+            truncated=np.array(truncated),
+            mask=np.array(mask),
+            episode_starts=np.array(starts),
             final_envs=final_envs,
             final_observations=final_observations,
             lost=tuple(lost),
@@ -124,9 +137,15 @@ class LocalGroup:
             with contextlib.suppress(Exception):
                 env.close()
 
-    def _show(self, i: int, observation: Any, info: dict[str, Any]) -> None:
+    def _show(self, i: int, observation: Any, info: Any, *, ended: bool) -> None:
+        """Takes in what env i shows. Where its episode ended nobody acts on it, and its mask may be anything."""
         self._reader.write(observation, self._observations, i)
-        mask = self._reader.mask_of(observation, info) if self._reader.has_mask or info else None
+        mask = None
+        if not ended and (info or self._reader.has_mask):
+            mask = self._reader.mask_of(observation, info)
+        method = self._masks[i]
+        if mask is None and method is not None and not ended:
+            mask = self._reader.mask(method())
         if mask is None:
             if self._action_mask is not None:
                 self._action_mask[i] = True
@@ -136,7 +155,11 @@ class LocalGroup:
         self._action_mask[i] = mask
 
     def _reset(self, i: int, seed: int | None) -> None:
-        self._show(i, *(self._envs[i].reset() if seed is None else self._envs[i].reset(seed=seed)))
+        env = self._envs[i]
+        observation, info = read_reset(env.reset() if seed is None else env.reset(seed=seed))
+        if info and i == 0 and self._masks[i] is None:
+            tell_unread(self.name, self.observation_space, info)
+        self._show(i, observation, info, ended=False)
         self._dead[i] = False
 
     def _reset_or_revive(self, i: int) -> None:
@@ -149,19 +172,19 @@ class LocalGroup:
     def _revive(self, i: int, error: Exception) -> None:
         """A new env in place of one that raised, reset with a seed of its own."""
         while True:
-            self.restarts.book(f"env {i}", error)
+            self.restarts.book(f"env {i}", error, step=self._steps)
             with contextlib.suppress(Exception):
                 self._envs[i].close()
             try:
                 self._envs[i] = self._factory()
+                self._masks[i] = mask_method(self._envs[i], self.action_space)
                 self._reset(i, env_seed(self._seed, "restart", self.restarts.total, i))
                 return
             except Exception as again:
                 error = again
 
-    def _refuse_non_finite(self) -> None:
-        for name, array in self._observations.items():
-            refuse_non_finite(self.name, name, array, step=self._steps)
+    def _check_shown(self) -> None:
+        self._reader.check(self.name, self._observations, step=self._steps, written=True)
 
     def _live_mask(self, stays: list[bool] | None) -> Array | None:
         if self._action_mask is None:

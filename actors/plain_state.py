@@ -225,6 +225,8 @@ class Restore:
             raise UnsupportedStateError(f"{path} was a {kind} and is a {_kind(fresh)} in a fresh one")
         self._built[number] = fresh
         old = _attributes(fresh)
+        if kind.startswith("rollcall.") and not isinstance(fresh, gym.Env) and old.keys() != attributes.keys():
+            raise UnsupportedStateError(f"{path} is a {kind} of another release")
         for name, item in attributes.items():
             was = old.get(name, _MISSING)
             value = self.value(item, was, f"{path}.{name}")

@@ -114,12 +114,12 @@ def unroll(shard: Shard, rollout: Rollout, *, num_steps: int, unit: Unit) -> Unr
             shard.observations, episode_starts=shard.episode_starts, action_mask=shard.action_mask
         )
         acted = clock()
-        step = group.step(actions, active)
-        env_s += clock() - acted
-        inference_s += acted - began
         if buffers.actions is None:
             buffers.actions = np.empty((num_steps, *stored.shape), stored.dtype)
         buffers.actions[t] = stored
+        step = group.step(actions, active)
+        env_s += clock() - acted
+        inference_s += acted - began
         buffers.rewards[t] = step.rewards
         buffers.terminated[t] = step.terminated
         buffers.truncated[t] = step.truncated

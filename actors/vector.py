@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rollcall.actors.env_contract import misunderstanding, own_line
 from rollcall.actors.observations import Space
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.messages import Array
@@ -76,13 +77,15 @@ class EnvGroup(Protocol):
 
 
 class RemoteEnvError(Exception):
-    """What an env did in a process of its own: which one, what, and its own traceback."""
+    """What an env did in a process of its own: which one, what, and its own traceback; `contract`: that it is written
+    for another way of being called."""
 
-    def __init__(self, who: str, what: str, remote_traceback: str) -> None:
+    def __init__(self, who: str, what: str, remote_traceback: str, *, contract: bool = False) -> None:
         super().__init__(f"{who}: {what}")
         self.who = who
         self.what = what
         self.remote_traceback = remote_traceback
+        self.contract = contract
 
 
 class Restarts:
@@ -93,21 +96,28 @@ class Restarts:
         self._name = name
         self._allowed = allowed
 
-    def book(self, who: str, error: Exception) -> None:
+    def book(self, who: str, error: Exception, *, step: int = 0) -> None:
         """Counts one, and logs it with the env's own traceback.
 
         Raises:
-          EnvFailure: carrying that traceback, when the budget is spent.
+          EnvFailure: when the budget is spent: one line that names the env's own code, and the traceback below it.
+            At once, and in one line, where the env is written for another way of being called: a new one would be too.
         """
         if isinstance(error, RemoteEnvError):
             who, what, trace = error.who, error.what, error.remote_traceback
+            contract = what if error.contract else None
         else:
             what, trace = f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+            contract = misunderstanding(error)
+        if contract is not None:
+            raise EnvFailure(f"{self._name}: {who}, step {step}: {contract}") from error
         self.total += 1
-        text = f"{self._name}: {who} raised {what}"
+        text = f"{self._name}: {who} raised {' '.join(what.split())}"
+        place = own_line(trace) or "no line of the env's own"
         if self.total > self._allowed:
-            raise EnvFailure(f"{text} (its budget of {self._allowed} restarts is spent)\n{trace}") from error
-        _log.warning("%s; restart %d of %d allowed\n%s", text, self.total, self._allowed, trace)
+            spent = f" (its budget of {self._allowed} restarts is spent)" if self._allowed else ""
+            raise EnvFailure(f"{text}, at {place}{spent}\n{trace}") from error
+        _log.warning("%s; restart %d of %d allowed, at %s\n%s", text, self.total, self._allowed, place, trace)
 
 
 def env_seed(seed: int, *names: str | int) -> int:

@@ -16,11 +16,15 @@ import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.async_vector_env import AsyncState
 
+from rollcall.actors.action_masks import MASK_KEYS, MASK_METHOD
+from rollcall.actors.checked_env import CheckedEnv
+from rollcall.actors.env_contract import ContractError, described
 from rollcall.actors.observations import ObservationReader, check_spaces, is_finite, observed_space, refuse_non_finite
 from rollcall.actors.vector import NO_ENVS, RemoteEnvError, Restarts, Shown, Step, env_seed, no_flags, usable_mask
 from rollcall.cluster.messages import Array
 
 VectorEnvs = VectorEnv[Any, Any, Any]
+_FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)
 Seeding = Literal["one", "list", "array"]  # what the vector env's reset takes: one number, or one per env
 
 
@@ -46,7 +50,9 @@ class VectorEnvGroup:
         self.num_envs = self._env.num_envs
         self.observation_space = observed_space(self._env.single_observation_space)
         self.action_space = self._env.single_action_space
-        self._reader = ObservationReader(self._env.single_observation_space)
+        self._reader = ObservationReader(self._env.single_observation_space, self.action_space)
+        method = getattr(self._env, MASK_METHOD, None)
+        self._mask_method = method if callable(method) and self._reader.masks_actions else None
         self._mode = AutoresetMode(self._env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP))
         self._seeding = seeding or ("list" if isinstance(self._env, (SyncVectorEnv, AsyncVectorEnv)) else "one")
         self._seed = seed
@@ -55,6 +61,7 @@ class VectorEnvGroup:
         self._dead: Array | None = None  # bool [B]: envs that spend their next step on a reset; None: no env does
         self._counts_lives = counts_lives
         self._lives: Array | None = None
+        self._one_per_env = (self.num_envs,)
         self._none = no_flags(self.num_envs)
         self._all = ~self._none
 
@@ -62,23 +69,27 @@ class VectorEnvGroup:
         self._resets += 1
         try:
             observations, infos = self._reset(seeds, "reset", self._resets)
+            return self._shown(observations, infos)
         except Exception as error:
-            observations, infos = self._revive(error)
-        return self._shown(observations, infos)
+            return self._revive(error)
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         self._steps += 1
         try:
-            observations, rewards, terminated, truncated, infos = self._step(actions)
+            # A copy of the actions: an env may keep them, and change them.
+            observations, rewards, terminated, truncated, infos = self._step(np.array(actions))
+            rewards = self._one_each("rewards", rewards, _FLOAT32)
+            terminated = self._one_each("terminated", terminated, _BOOL)
+            truncated = self._one_each("truncated", truncated, _BOOL)
             ended = terminated | truncated
             some_ended = bool(ended.any())
             finals = self._final_observations(observations, infos, ended) if some_ended else None
             if some_ended and self._mode is AutoresetMode.DISABLED:
-                observations, infos = self._env.reset(options={"reset_mask": ended})
+                observations, infos = self._env.reset(options={"reset_mask": ended.copy()})
+            named = self._reader.read(observations, self.num_envs)
+            action_mask = self._given_mask(observations, infos)
         except Exception as error:
             return self._start_over(error)
-        named = self._reader.read(observations)
-        rewards = np.asarray(rewards, np.float32)
         dead, starts = self._dead, self._none
         if dead is not None:
             rewards = np.where(dead, np.float32(0.0), rewards)
@@ -90,10 +101,12 @@ class VectorEnvGroup:
         if active is not None:
             mask, terminated, truncated = mask & active, terminated & active, truncated & active
             rewards = np.where(active, rewards, np.float32(0.0))
-        self._refuse_non_finite(named, rewards)
+        if not is_finite(rewards):
+            refuse_non_finite(self.name, "reward", rewards, step=self._steps)
+        self._reader.check(self.name, named, step=self._steps)
         step = Step(
             observations=named,
-            action_mask=self._mask_of(observations, infos, active),
+            action_mask=self._usable(action_mask, infos, active),
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,
@@ -132,14 +145,25 @@ class VectorEnvGroup:
             return self._env.reset(seed=list(seeds))  # type: ignore[arg-type]
         return self._env.reset(seed=np.array(seeds))  # type: ignore[arg-type]
 
-    def _revive(self, error: Exception) -> tuple[Any, dict[str, Any]]:
-        """A new vector env in place of one that raised, reset with seeds of its own."""
+    def _one_each(self, field: str, value: Any, dtype: np.dtype[Any]) -> Array:
+        """[B]: one number of a dtype per env."""
+        if type(value) is np.ndarray and value.dtype is dtype and value.shape == self._one_per_env:
+            return value
+        array = np.asarray(value)
+        if array.shape != self._one_per_env or array.dtype.kind not in "fiub":
+            raise ContractError(f"its {field} is {described(value)}: return an array of {self.num_envs} numbers")
+        if dtype is _BOOL and not np.isin(array, (0, 1)).all():
+            raise ContractError(f"its {field} holds more than 0 and 1: return an array of bools")
+        return array.astype(dtype)
+
+    def _revive(self, error: Exception) -> Shown:
+        """What a new vector env shows in place of one that raised, reset with seeds of its own."""
         while True:
-            self.restarts.book("the vector env", error)
+            self.restarts.book("the vector env", error, step=self._steps)
             self._abandon()
             try:
                 self._env = self._factory()
-                return self._reset(None, "restart", self.restarts.total)
+                return self._shown(*self._reset(None, "restart", self.restarts.total))
             except Exception as again:
                 error = again
 
@@ -154,7 +178,7 @@ class VectorEnvGroup:
     def _start_over(self, error: Exception) -> Step:
         """The step of envs that all raised, as far as anybody can tell: every episode broke off before it."""
         in_episode = self._all if self._dead is None else ~self._dead
-        shown = self._shown(*self._revive(error))
+        shown = self._revive(error)
         return Step(
             observations=shown.observations,
             action_mask=shown.action_mask,
@@ -169,35 +193,43 @@ class VectorEnvGroup:
         )
 
     def _shown(self, observations: Any, infos: dict[str, Any]) -> Shown:
-        named = self._reader.read(observations)
-        self._refuse_non_finite(named, None)
+        named = self._reader.read(observations, self.num_envs)
+        self._reader.check(self.name, named, step=self._steps)
         if self._counts_lives:
             self._lives = np.array(infos["lives"])
-        return Shown(named, self._mask_of(observations, infos, None))
+        return Shown(named, self._usable(self._given_mask(observations, infos), infos, None))
 
-    def _mask_of(self, observations: Any, infos: dict[str, Any], active: Array | None) -> Array | None:
-        mask = self._reader.mask_of(observations, infos) if self._reader.has_mask or infos else None
+    def _given_mask(self, observations: Any, infos: dict[str, Any]) -> Array | None:
+        """bool [B, num_actions], as the envs gave it."""
+        mask = self._reader.mask_of(observations, infos, self.num_envs) if self._reader.has_mask or infos else None
+        if mask is None and self._mask_method is not None:
+            mask = self._reader.mask(self._mask_method(), self.num_envs)
+        return mask
+
+    def _usable(self, mask: Array | None, infos: dict[str, Any], active: Array | None) -> Array | None:
         if mask is None:
             return None
         unused = self._none if self._dead is None else self._dead
         if active is not None:
             unused = unused | ~active
-        given = infos.get("_action_mask")  # which envs said something about their actions
+        # Which envs said something about their actions.
+        given = next((infos[f"_{key}"] for key in MASK_KEYS if f"_{key}" in infos), None)
         return usable_mask(self.name, mask, unused if given is None else unused | ~given, step=self._steps)
 
     def _final_observations(self, observations: Any, infos: dict[str, Any], ended: Array) -> dict[str, Array]:
         """Copies [N, ...] for the ended envs."""
         if self._mode is not AutoresetMode.SAME_STEP:
-            return {name: array[ended] for name, array in self._reader.read(observations).items()}
-        final = infos["final_obs"]
+            return {name: array[ended] for name, array in self._reader.read(observations, self.num_envs).items()}
+        final = infos.get("final_obs")
+        if final is None:
+            raise ContractError("an episode ended in same-step mode and its infos hold no final_obs: put it there")
         if isinstance(final, np.ndarray) and final.dtype == object:  # gymnasium's: one observation per env, or None
             finals = [self._reader.read(final[i]) for i in np.flatnonzero(ended)]
             return {name: np.stack([item[name] for item in finals]) for name in finals[0]}
-        return {name: array[ended] for name, array in self._reader.read(final).items()}
+        return {name: array[ended] for name, array in self._reader.read(final, self.num_envs).items()}
 
     def _put_finals(self, step: Step, finals: dict[str, Array], envs: Array, active: Array | None) -> None:
-        for name, array in finals.items():
-            refuse_non_finite(self.name, name, array, step=self._steps, rows=envs)
+        self._reader.check(self.name, finals, step=self._steps, rows=envs)
         if active is not None:
             kept = active[envs]
             envs, finals = envs[kept], {name: array[kept] for name, array in finals.items()}
@@ -222,12 +254,6 @@ class VectorEnvGroup:
         }
         step.final_envs = envs[order]
 
-    def _refuse_non_finite(self, observations: dict[str, Array], rewards: Array | None) -> None:
-        if rewards is not None and not is_finite(rewards):
-            refuse_non_finite(self.name, "reward", rewards, step=self._steps)
-        for name, array in observations.items():
-            refuse_non_finite(self.name, name, array, step=self._steps)
-
 
 def _in_its_own_process(factory: Callable[[], Any]) -> Any:
     """An env that ends with the process that asked for it, even in the middle of a step that never ends. (A worker that
@@ -240,7 +266,7 @@ def _in_its_own_process(factory: Callable[[], Any]) -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
 
         threading.Thread(target=end_with_parent, daemon=True).start()
-    return factory()
+    return CheckedEnv(factory())
 
 
 class AsyncEnvs(AsyncVectorEnv[Any, Any]):
@@ -283,4 +309,6 @@ class AsyncEnvs(AsyncVectorEnv[Any, Any]):
             index, kind, error, trace = self.error_queue.get(timeout=self.timeout_s)
         except Exception as problem:  # what the env raised could not be sent, or not be read
             raise RemoteEnvError(f"env {first}", f"an exception that cannot be pickled ({problem})", "") from None
+        if issubclass(kind, ContractError):
+            raise RemoteEnvError(f"env {index}", str(error), trace, contract=True)
         raise RemoteEnvError(f"env {index}", f"{kind.__name__}: {error}", trace)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rollcall.actors.env_contract import described
 from rollcall.actors.envs import EnvConfig, make_env
 from rollcall.actors.local_group import LocalGroup
 from rollcall.actors.policy import Policy
@@ -36,7 +37,10 @@ def record_video(
         raise BadInput(f"env {env_config.id!r} does not render: it takes no render_mode 'rgb_array'")
     group = LocalGroup(lambda: env, 1, seed=0, name=env_config.id)
     total = [0.0]
-    frames = (_picture(frame, Image) for frame in _frames(group, env, policy, seed, greedy, max_steps, total))
+    pixels = _Pixels(env_config.id)
+    frames = (
+        _picture(pixels.of(frame), Image) for frame in _frames(group, env, policy, seed, greedy, max_steps, total)
+    )
     try:
         first = next(frames)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,13 +77,52 @@ def _render(env: Any, name: str) -> Any:
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise BadInput(f"env {name!r} cannot render here ({text})") from error
-    if not isinstance(frame, np.ndarray) or frame.ndim != 3:
-        raise BadInput(f"env {name!r} renders {type(frame).__name__}, not frames of colour")
     return frame
 
 
-def _picture(frame: Any, image: Any) -> Any:
-    picture = image.fromarray(frame.astype(np.uint8))
+class _Pixels:
+    """Frames as bytes of colour [H, W, 3 or 4], from what envs render: bytes, other whole numbers of 0..255, or floats,
+    of 0..1 or of 0..255. Which of the two, the first frame that is not black says."""
+
+    def __init__(self, env: str) -> None:
+        self._env = env
+        self._of_one: bool | None = None  # floats are of 0..1
+
+    def of(self, frame: Any) -> Any:
+        """A copy: the env may draw its next frame into the same array.
+
+        Raises:
+          BadInput: where it is no frame.
+        """
+        try:
+            pixels = np.array(frame)
+        except Exception:
+            pixels = np.zeros(0, object)
+        if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 1):
+            pixels = np.repeat(pixels.reshape(*pixels.shape[:2], 1), 3, axis=2)
+        if pixels.dtype.kind not in "biuf" or pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or not pixels.size:
+            raise BadInput(
+                f"env {self._env!r} renders {described(frame)}, not frames of colour: let render return an array "
+                "[height, width, 3]"
+            )
+        if pixels.dtype == np.uint8:
+            return pixels
+        if pixels.dtype.kind == "b":
+            return pixels * np.uint8(255)
+        low, high = float(pixels.min()), float(pixels.max())
+        if not 0.0 <= low <= high <= 255.0:
+            raise BadInput(f"env {self._env!r} renders pixels of {low:g} to {high:g}: give 0..255, or floats of 0..1")
+        if pixels.dtype.kind != "f":
+            return pixels.astype(np.uint8)
+        if self._of_one is None and high > 0.0:
+            self._of_one = high <= 1.0
+        if self._of_one and high > 1.0:
+            raise BadInput(f"env {self._env!r} renders floats of 0..1 and then {high:g}: give one kind")
+        return np.rint(pixels * 255.0 if self._of_one else pixels).astype(np.uint8)
+
+
+def _picture(pixels: Any, image: Any) -> Any:
+    picture = image.fromarray(pixels)
     if picture.width > _MAX_WIDTH:
         picture = picture.resize((_MAX_WIDTH, round(picture.height * _MAX_WIDTH / picture.width)))
     return picture.quantize(64)  # a palette of its own, and a quarter of the memory

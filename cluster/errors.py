@@ -27,8 +27,17 @@ RollcallError
 from __future__ import annotations
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
 class RollcallError(Exception):
     """Root of the tree."""
+
+    @property
+    def headline(self) -> str:
+        """What the command line says of it."""
+        return " ".join(str(self).split())[:600]
 
 
 class BadInput(RollcallError):
@@ -64,7 +73,11 @@ class RunAlive(RollcallError):
 
 
 class EnvFailure(RollcallError):
-    pass
+    """Its first line says which env, what, and at which line of the env's own code; its traceback may follow."""
+
+    @property
+    def headline(self) -> str:
+        return _first_line(self)
 
 
 class NonFinite(RollcallError):
@@ -84,6 +97,11 @@ class BudgetSpent(RollcallError):
         """`reason`: why rollouts failed, as the books call it."""
         super().__init__(text)
         self.reason = reason
+
+    @property
+    def headline(self) -> str:
+        """The traceback of the last failure may follow it."""
+        return _first_line(self)
 
 
 class LeaseLost(RollcallError):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rollcall.cluster.errors import BadInput, BudgetSpent, CheckpointDamaged, EnvFailure, RollcallError, RunAlive
+from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.deploy.bench.arguments import add_benches
 from rollcall.deploy.cli_manifests import add_manifests
 from rollcall.deploy.cli_monitor import add_monitor
@@ -192,10 +192,10 @@ def _unexpected(error: Exception) -> int:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(traceback.format_exc())
         log = Path(name)
-    what = str(error) if isinstance(error, RollcallError) and str(error) else f"{type(error).__name__}: {error}"
-    whole = isinstance(error, EnvFailure | BudgetSpent)  # the first line names the user's code; a traceback follows it
-    text = " ".join((what.partition("\n")[0] if whole else what).split())
-    _complain(f"{text if whole else text[:600]} (traceback in {log})")
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:600]
+    if isinstance(error, RollcallError) and str(error):
+        text = error.headline
+    _complain(f"{text} (traceback in {log})")
     return FAILED
 
 

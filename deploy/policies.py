@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rollcall.actors.action_masks import MASK_KEYS
+from rollcall.actors.env_contract import ContractError
 from rollcall.actors.envs import spaces_of
 from rollcall.actors.evaluation import EvalResult, Evaluator
 from rollcall.actors.lm_evaluation import LMEvalResult
-from rollcall.actors.observations import MASK_KEY, ObservationReader, Space
+from rollcall.actors.observations import ObservationReader, Space
 from rollcall.actors.video import record_video
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
@@ -212,8 +214,7 @@ class LoadedPolicy:
         self.action_space = loaded.action_space
         self.version = loaded.weights.version
         self._policy = loaded.policy()
-        self._reader = ObservationReader(loaded.observation_space)
-        self._ndim = {name: array.ndim for name, array in self._reader.zeros().items()}
+        self._reader = ObservationReader(loaded.observation_space, loaded.action_space)
         self._seed = seed
         self._calls = 0
         self._state: Array | None = None
@@ -232,27 +233,30 @@ class LoadedPolicy:
         A recurrent policy remembers from call to call: say where an episode starts, or call `reset`.
 
         Raises:
-          ValueError: when an observation has not the shape of the env's.
+          ValueError: when an observation is not what the env's space says, or a mask is none or allows nothing.
         """
-        if action_mask is None and isinstance(observations, Mapping) and MASK_KEY in observations:
-            action_mask = np.asarray(observations[MASK_KEY])
-        named = self._reader.read(observations)
-        extra = {array.ndim - self._ndim[name] for name, array in named.items()}
-        if extra not in ({0}, {1}):
-            shapes = {name: array.shape for name, array in named.items()}
-            raise ValueError(f"observations have shapes {shapes}: give one of {self.observation_space}, or a batch")
-        single = extra == {0}
-        if single:
-            named = {name: array[None] for name, array in named.items()}
-            action_mask = None if action_mask is None else np.asarray(action_mask)[None]
-        num_envs = len(next(iter(named.values())))
+        if action_mask is None and isinstance(observations, Mapping):
+            action_mask = next((observations[key] for key in MASK_KEYS if key in observations), None)
+        try:
+            named, single = self._reader.read_one_or_batch(observations)
+            num_envs = len(next(iter(named.values())))
+            mask = None
+            if action_mask is not None:
+                mask = self._reader.mask(action_mask)[None] if single else self._reader.mask(action_mask, num_envs)
+        except ContractError as error:
+            raise ValueError(f"act: {error}") from None
         starts = np.zeros(num_envs, bool)
         if num_envs != self._num_envs:
             self._state = self._policy.initial_recurrent_state(num_envs)
             self._num_envs = num_envs
             starts[:] = True
         if episode_starts is not None:
-            starts = starts | np.asarray(episode_starts, bool)
+            given = np.asarray(episode_starts, bool)
+            if given.shape not in ((), (num_envs,)):
+                raise ValueError(
+                    f"act: episode_starts has shape {given.shape}: give one bool, or one for each of {num_envs}"
+                )
+            starts = starts | given
         rollout = self._policy.rollout(
             num_steps=1,
             num_envs=num_envs,
@@ -261,7 +265,6 @@ class LoadedPolicy:
             greedy=greedy,
         )
         self._calls += 1
-        mask = None if action_mask is None else np.asarray(action_mask, bool)
         actions = np.array(rollout.act(named, episode_starts=starts, action_mask=mask)[1])
         self._state = rollout.recurrent_state()
         return actions[0] if single else actions

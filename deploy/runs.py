@@ -305,7 +305,8 @@ def _failed_summary(
         "ledger": None,
         "restarts": None,
     }
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    what = error.headline if isinstance(error, RollcallError) else str(error)
+    text = " ".join(f"{type(error).__name__}: {what}".split())
     return {
         **found,
         **known,

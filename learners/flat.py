@@ -3,7 +3,7 @@ networks to Weights and back. Knows nothing of what the networks compute."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -124,12 +124,15 @@ def load_module_weights(
     module: nn.Module, weights: Weights, *, name: str = "actor_critic", without: Sequence[str] = ()
 ) -> None:
     """Copies the tensors of the model called `name` into a module. What weights hold of other models is left aside, and
-    so is what they hold of this model's children `without`, for a module that has none of them.
+    so is what they hold of this model's children `without`, for a module that has none of them. A child with a method
+    `stand_in` that the weights do not know, since they are older than it, does as was done before it.
 
     Raises:
       ValueError: naming the first tensor in which the index and the module differ; nothing is copied then.
     """
     placed, _ = _layout(module, name)
+    younger = stand_ins(module, name, [spec.name for spec in weights.index])
+    placed = [item for item in placed if not item.spec.name.startswith(younger)]
     left_aside = tuple(f"{name}.{child}." for child in without)
     given = [
         spec for spec in weights.index if spec.name.startswith(f"{name}.") and not spec.name.startswith(left_aside)
@@ -153,6 +156,19 @@ def load_module_weights(
     for theirs, _, tensor in pairs:
         part = weights.buffers[theirs.dtype][theirs.offset : theirs.offset + theirs.size]
         _copy_into(tensor, part.reshape(theirs.shape))
+
+
+def stand_ins(module: nn.Module, name: str, known: Collection[str]) -> tuple[str, ...]:
+    """Lets the children of a module called `name` that have a `stand_in`, and of whose tensors none is `known`, do as
+    was done before there was such a child. Returns the beginnings of their tensors' names."""
+    found = []
+    for child_name, child in module.named_children():
+        prefix = f"{name}.{child_name}."
+        stand_in: Callable[[], None] | None = getattr(child, "stand_in", None)
+        if stand_in is not None and not any(key.startswith(prefix) for key in known):
+            stand_in()
+            found.append(prefix)
+    return tuple(found)
 
 
 def _signature(spec: TensorSpec) -> tuple[str, str, tuple[int, ...]]:

@@ -24,7 +24,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.collective import Collective
 from rollcall.learners.device_copy import DeviceCopy
-from rollcall.learners.flat import Readable, ReadOut, module_weights, own_parameters
+from rollcall.learners.flat import Readable, ReadOut, module_weights, own_parameters, stand_ins
 from rollcall.learners.interruption import BeforeStep, Interrupted
 from rollcall.learners.parameters import ReplicatedParameters, TrainedParameters, Units
 
@@ -289,7 +289,12 @@ class Learner:
         if state is None:
             raise CheckpointDamaged(f"{checkpoint}: has no learner state")
         tensors, meta = state
-        buffers = self._buffers()
+        younger = tuple(
+            prefix
+            for name, model in self._models.items()
+            for prefix in stand_ins(model, f"buffers.{name}", tensors.keys())
+        )
+        buffers = {name: tensor for name, tensor in self._buffers().items() if not name.startswith(younger)}
         own = {**self._trained.state_shapes(), **{name: tuple(tensor.shape) for name, tensor in buffers.items()}}
         foreign = sorted(own.keys() ^ (tensors.keys() - {"generator"}))
         foreign += [name for name, shape in own.items() if name in tensors and shape != tensors[name].shape]

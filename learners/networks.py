@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rollcall.learners.batch import GymBatch
 from rollcall.learners.distributions import ActionDistribution, DiagonalGaussian, Squash, distribution_for
 from rollcall.learners.normaliser import ObservationNormaliser
-from rollcall.learners.torsos import Activation, RecurrentCore, Torso, flatten_space, initialise
+from rollcall.learners.torsos import Activation, ByteRanges, RecurrentCore, Torso, flatten_space, initialise
 
 CRITIC_CHILDREN = ("value_torso", "value_head")  # of an ActorCritic: what acting does without
 
@@ -109,6 +109,9 @@ class ActorCritic(nn.Module):
         self.observation_normaliser: ObservationNormaliser | None = None
         if config.normalise_observations:
             self.observation_normaliser = ObservationNormaliser(self.observation_spaces, config.observation_clip)
+        self.byte_ranges: ByteRanges | None = None
+        if any(ByteRanges.concerns(space) for space in self.observation_spaces.values()):
+            self.byte_ranges = ByteRanges(self.observation_spaces)
 
     def _new_torso(self) -> Torso:
         return Torso(
@@ -259,10 +262,10 @@ class ActorCritic(nn.Module):
         return outputs[:-1], values, self._require_values(self._values(final_outputs))
 
     def _normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if self.observation_normaliser is None:
-            return observations
-        normalised: Mapping[str, Tensor] = self.observation_normaliser(observations)
-        return normalised
+        for scaling in (self.byte_ranges, self.observation_normaliser):
+            if scaling is not None:
+                observations = scaling(observations)
+        return observations
 
     def _params(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.policy_head(features)

@@ -64,8 +64,11 @@ class RunningMoments(nn.Module):
         self.scale.copy_(torch.rsqrt(self.variance + _EPSILON))
 
     def normalise(self, samples: Tensor, clip: float) -> Tensor:
-        """float32: zero mean and unit variance, clipped to +-clip."""
-        return ((samples.float() - self.shift) * self.scale).clamp(-clip, clip)
+        """float32: zero mean and unit variance, clipped to +-clip. float64 samples are only cut to float32 when the
+        mean is off them: a clock that counts from 1970 goes on in steps of minutes in float32."""
+        wide = samples.dtype == torch.float64
+        centred = (samples - self.mean).float() if wide else samples.float() - self.shift
+        return (centred * self.scale).clamp(-clip, clip)
 
 
 class ObservationNormaliser(nn.Module):

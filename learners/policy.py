@@ -211,11 +211,13 @@ class _FusedMLP:
         inputs = torch.zeros(num_envs, *(space.shape or ()))
         self._inputs = inputs.numpy()  # what an observation is copied into, whatever its dtype
         self._flat_inputs = inputs.flatten(1)
+        self._mean: Array | None = None  # float64 [*shape]: what is taken off a float64 observation
         self._normaliser: tuple[Tensor, Tensor, float, Tensor] | None = (
             None  # shift, scale, clip, where to put the result
         )
         if module.observation_normaliser is not None:
             moments = module.observation_normaliser.moments(self._name)
+            self._mean = moments.mean.numpy()
             self._normaliser = (
                 moments.shift.view(-1),
                 moments.scale.view(-1),
@@ -244,11 +246,18 @@ class _FusedMLP:
 
     def forward(self, observations: Mapping[str, Array], outputs: Tensor) -> None:
         """Writes the policy head's outputs [B, *] into `outputs`."""
-        np.copyto(self._inputs, observations[self._name], casting="unsafe")
+        shown = observations[self._name]
         features = self._flat_inputs
-        if self._normaliser is not None:
+        if self._normaliser is None or self._mean is None:
+            np.copyto(self._inputs, shown, casting="unsafe")
+        else:
             shift, scale, clip, normalised = self._normaliser
-            features = torch.sub(features, shift, out=normalised).mul_(scale).clamp_(-clip, clip)
+            if shown.dtype == np.float64:  # cut to float32 when the mean is off it, as RunningMoments does
+                np.subtract(shown, self._mean, out=self._inputs, casting="same_kind")
+                features = torch.mul(features, scale, out=normalised).clamp_(-clip, clip)
+            else:
+                np.copyto(self._inputs, shown, casting="unsafe")
+                features = torch.sub(features, shift, out=normalised).mul_(scale).clamp_(-clip, clip)
         for weight, bias, buffer in self._layers:
             features = self._activation(torch.addmm(bias, features, weight, out=buffer))
         torch.addmm(self._head[1], features, self._head[0], out=outputs)

@@ -96,7 +96,8 @@ def vector_size(space: gym.Space[Any]) -> int:
 
 
 def vector_features(values: Tensor, space: gym.Space[Any]) -> Tensor:
-    """[..., *space.shape] -> float32 [..., vector_size]: one-hot for choices, bytes over 255, the rest as it is."""
+    """[..., *space.shape] -> float32 [..., vector_size]: one-hot for choices, bytes over 255, the rest as it is (what
+    ByteRanges has scaled among it)."""
     if isinstance(space, gym.spaces.Discrete):
         return F.one_hot(values.long() - int(space.start), int(space.n)).float()
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -106,9 +107,47 @@ def vector_features(values: Tensor, space: gym.Space[Any]) -> Tensor:
         return torch.cat(parts, -1).float()
     shape = space.shape or ()
     features = values.float()
-    if space.dtype == np.uint8 and isinstance(space, gym.spaces.Box):
+    if values.dtype == torch.uint8 and isinstance(space, gym.spaces.Box):
         features = features * (1.0 / 255.0)
     return features.flatten(values.dim() - len(shape)) if shape else features.unsqueeze(-1)
+
+
+class ByteRanges(nn.Module):
+    """Brings bytes whose space does not go from 0 to 255 from their own bounds to 0..1.
+
+    The bounds are buffers, hence part of the weights: a policy scales as it did when it learnt.
+    """
+
+    def __init__(self, spaces: Mapping[str, gym.Space[Any]]) -> None:
+        super().__init__()
+        self.names = tuple(name for name, space in spaces.items() if self.concerns(space))
+        for index, name in enumerate(self.names):
+            space = cast(gym.spaces.Box, spaces[name])
+            low = torch.from_numpy(space.low.astype(np.float32))
+            width = torch.from_numpy(space.high.astype(np.float32)) - low
+            self.register_buffer(f"low_{index}", low)
+            self.register_buffer(f"scale_{index}", 1.0 / width.clamp(min=1.0))
+
+    @staticmethod
+    def concerns(space: gym.Space[Any]) -> bool:
+        return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and not _is_full_range(space)
+
+    def stand_in(self) -> None:
+        """Scales as releases did that had no ByteRanges in their weights: all bytes by 255."""
+        for index in range(len(self.names)):
+            self.get_buffer(f"low_{index}").zero_()
+            self.get_buffer(f"scale_{index}").fill_(1.0 / 255.0)
+
+    def forward(self, observations: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        scaled = dict(observations)
+        for index, name in enumerate(self.names):
+            low, scale = self.get_buffer(f"low_{index}"), self.get_buffer(f"scale_{index}")
+            scaled[name] = (observations[name].float() - low) * scale
+        return scaled
+
+
+def _is_full_range(space: gym.spaces.Box) -> bool:
+    return bool((space.low == 0).all() and (space.high == 255).all())
 
 
 def initialise(layer: nn.Linear | nn.Conv2d, gain: float, orthogonal: bool) -> None:
@@ -211,7 +250,7 @@ class Torso(nn.Module):
         channels_first = to_channels_first(frames.reshape(-1, *space.shape), space)
         # channels_last makes the CPU's convolutions a third faster in training; on bytes the copy is cheap.
         pixels = channels_first.contiguous(memory_format=torch.channels_last).float()
-        if space.dtype == np.uint8:
+        if frames.dtype == torch.uint8:
             pixels = pixels * (1.0 / 255.0)
         features: Tensor = cnn(pixels)
         return features.reshape(*lead, _CNN_FEATURES)

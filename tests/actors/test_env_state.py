@@ -215,6 +215,23 @@ def test_a_newer_incarnation_does_not_take_the_restored_state(make_actor: Any, m
     assert restored.produce(make_ticket(1, incarnation=1))[1].digest() == expected.digest()
 
 
+def test_a_shard_saved_by_another_release_begins_new_episodes_with_a_word(
+    make_actor: Any, make_ticket: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a release keeps in its own objects is not what the next one does."""
+    actor = make_actor("CartPole-v1")
+    actor.produce(make_ticket(0))
+    tensors, meta = actor.shard_states()
+    group = meta["0"]["tree"][2]["group"][2]
+    del group["_steps"]
+    restored = make_actor("CartPole-v1")
+    restored.restore_shards(tensors, meta)
+    with caplog.at_level("WARNING", logger="rollcall.actors"):
+        _, trajectory = restored.produce(make_ticket(1))
+    assert trajectory.episode_starts[0].all()
+    assert "shard 0 begins new episodes: its saved state does not fit" in caplog.text
+
+
 def test_an_actor_whose_envs_cannot_be_captured_says_so(make_actor: Any, make_ticket: Any) -> None:
     actor = make_actor(EnvConfig(id="CartPole-v1", vectorization="async"), num_envs=2)
     assert actor.shard_states() == ({}, {}), "there is nothing yet"

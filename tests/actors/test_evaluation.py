@@ -122,6 +122,66 @@ def test_a_video_shows_one_episode(numpy_policy: Any, tmp_path: Path) -> None:
         assert video.size[0] == 480
 
 
+@pytest.mark.parametrize(
+    ("frame", "shown"),
+    [
+        ("np.full((4, 6, 3), 128, np.uint8)", 128),
+        ("np.full((4, 6, 3), 0.5, np.float32)", 128),
+        ("np.full((4, 6, 3), 128.0)", 128),
+        ("np.full((4, 6, 3), 128)", 128),
+        ("np.full((4, 6), 128, np.uint8)", 128),
+        ("np.full((4, 6, 1), 0.5)", 128),
+        ("np.ones((4, 6, 3), bool)", 255),
+        ("self.buffer", 128),
+    ],
+)
+def test_a_video_shows_what_is_rendered_in_bytes_or_in_floats(
+    numpy_policy: Any, user_module: Any, tmp_path: Path, frame: str, shown: int
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    policy = numpy_policy(gym.spaces.Discrete(2))
+    policy.load(weights())
+    env = EnvConfig(id=f"{user_module(RENDERS)}:Renders", kwargs={"frame": frame})
+    record_video(env, policy, tmp_path / "run.gif", max_steps=2)
+    with image.open(tmp_path / "run.gif") as video:
+        assert video.convert("RGB").getpixel((2, 2)) == (shown, shown, shown)
+
+
+RENDERS = """
+class Renders(gym.Env):
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space, action_space = spaces.Box(-1, 1, (1,), np.float32), spaces.Discrete(2)
+
+    def __init__(self, frame, render_mode=None):
+        self.frame, self.render_mode = frame, render_mode
+        self.buffer = np.full((4, 6, 3), 128, np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.buffer[:] = 0
+        return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return eval(self.frame)
+"""
+
+
+@pytest.mark.parametrize(
+    "frame", ["np.full((4, 6, 3), -1)", "np.full((4, 6, 3), 300.0)", "[None]", "np.zeros((3, 4, 6))"]
+)
+def test_what_is_rendered_and_is_no_frame_is_refused(
+    numpy_policy: Any, user_module: Any, tmp_path: Path, frame: str
+) -> None:
+    pytest.importorskip("PIL.Image")
+    policy = numpy_policy(gym.spaces.Discrete(2))
+    policy.load(weights())
+    env = EnvConfig(id=f"{user_module(RENDERS)}:Renders", kwargs={"frame": frame})
+    with pytest.raises(BadInput, match="Renders' renders"):
+        record_video(env, policy, tmp_path / "run.gif", max_steps=2)
+
+
 def test_what_cannot_be_filmed_is_refused(numpy_policy: Any, counter_module: str, tmp_path: Path) -> None:
     policy = numpy_policy(gym.spaces.Discrete(2))
     with pytest.raises(BadInput, match=r"only GIF can be written: name it run\.gif"):

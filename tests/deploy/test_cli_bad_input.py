@@ -237,6 +237,13 @@ def test_a_loaded_policy_acts_on_one_observation_or_many_as_the_checkpoint_would
     assert all(policy.action_space.contains(action) for action in actions)
     with pytest.raises(ValueError, match="observations have shapes"):
         policy.act(np.zeros((2, 2, 4), np.float32))
+    with pytest.raises(ValueError, match=r"act: its observation has shape \(5, 3\), and observation_space says"):
+        policy.act(np.zeros((5, 3)))
+    assert policy.act(batch[0], action_mask=np.array([0, 1])) == 1
+    assert policy.act(batch, action_mask=np.array([[1, 0]] * 5)).tolist() == [0] * 5
+    for mask in ([1], [0, -np.inf], [[0, 1]] * 4, [0, 0]):
+        with pytest.raises(ValueError, match="action_mask"):
+            policy.act(batch, action_mask=mask)
 
 
 def test_training_from_python_is_training_from_the_command_line(work: Path) -> None:
@@ -274,6 +281,50 @@ def test_an_unexpected_failure_is_one_line_and_its_traceback_is_in_the_runs_log(
     summary = json.loads(Path("runs/small-2/summary.json").read_text())
     assert (summary["status"], summary["error"]) == ("failed", "RuntimeError: the disk is on fire")
     assert "the disk is on fire" in Path("runs/small-2/report.html").read_text()
+
+
+FAILS = """
+import gymnasium as gym
+import numpy as np
+
+class Fails(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, what):
+        self.what = what
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), self.reward(), False, False, {}
+
+    def reward(self):
+        if self.what == "raises":
+            raise KeyError("price " * 150)  # the line at fault
+        return "1.0"
+"""
+
+
+def test_a_failing_env_ends_the_run_with_the_line_of_its_own_code_and_a_whole_traceback_in_the_log(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work / "fails.py").write_text(FAILS)
+    monkeypatch.syspath_prepend(str(work))
+    overrides = ["env=fails:Fails", "env.kwargs.what=raises", "name=raises", "actors.max_env_restarts=0"]
+    assert cli.main(["train", "small.yaml", *overrides]) == 1
+    (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
+    at_fault = next(i for i, text in enumerate(FAILS.splitlines(), 1) if "the line at fault" in text)
+    assert f"fails.py:{at_fault}, in reward" in line
+    assert "Traceback" not in line and line.endswith("logs/driver.log)")
+    log = Path("runs/raises/logs/driver.log").read_text()
+    assert "# the line at fault" in log and "\n  File " in log
+    assert "Traceback" not in json.loads(Path("runs/raises/summary.json").read_text())["error"]
+
+    assert cli.main(["train", "small.yaml", "env=fails:Fails", "env.kwargs.what=text", "name=text"]) == 1
+    (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
+    assert "step 1: its reward is '1.0' (str), and no number: return a float" in line
 
 
 def rollcall(*arguments: str) -> list[str]:

@@ -13,7 +13,9 @@ from gymnasium import Space, spaces
 from pydantic import ValidationError
 from torch import Tensor
 
+from rollcall.cluster.messages import pack_weights
 from rollcall.learners.batch import GymBatch
+from rollcall.learners.flat import load_module_weights, module_weights
 from rollcall.learners.networks import ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.torsos import RecurrentCore, flatten_space, image_shape, to_channels_first, vector_features
 
@@ -49,6 +51,52 @@ def test_bytes_are_scaled_to_one_and_floats_are_left_as_they_are() -> None:
     matrix = torch.randn(4, 2, 3, dtype=torch.float64)
     features = vector_features(matrix, spaces.Box(-9, 9, (2, 3), np.float64))
     assert torch.equal(features, matrix.float().reshape(4, 6))
+
+
+@pytest.mark.parametrize("recurrent", ["none", "gru"])
+def test_bytes_are_scaled_by_the_bounds_of_their_own_space(recurrent: str) -> None:
+    """A state of zeros and ones is seen alike, declared in bytes or in floats; so is one whose elements differ."""
+    config = PolicyConfig(recurrent=recurrent)  # type: ignore[arg-type]
+    low, high = np.array([0, 10, 7]), np.array([1, 30, 7])
+    in_bytes = _network(
+        config, observation_space=spaces.Box(low.astype(np.uint8), high.astype(np.uint8), dtype=np.uint8)
+    )
+    in_floats = _network(config, observation_space=spaces.Box(0, 1, (3,), np.float32))
+    given = torch.tensor([[[0, 10, 7], [1, 30, 7], [1, 15, 7]]], dtype=torch.uint8)
+    same = torch.tensor([[[0.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 0.25, 0.0]]])
+    torch.testing.assert_close(in_bytes({"observation": given}).params, in_floats({"observation": same}).params)
+
+
+def test_images_of_zeros_and_ones_are_scaled_by_their_bounds_and_those_of_255_have_nothing_new_in_their_weights() -> (
+    None
+):
+    binary = _network(PolicyConfig(), observation_space=spaces.Box(0, 1, (36, 36, 1), np.uint8))
+    usual = _network(PolicyConfig(), observation_space=spaces.Box(0, 255, (36, 36, 1), np.uint8))
+    frames = torch.randint(0, 2, (2, 36, 36, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    torch.testing.assert_close(
+        binary({"observation": frames}).params, usual({"observation": frames * 255}).params, atol=1e-6, rtol=0
+    )
+    assert usual.byte_ranges is None
+    assert [name for name, _ in usual.named_buffers()] == []
+
+
+def test_weights_from_before_the_scaling_act_as_they_did_and_are_published_so() -> None:
+    """A release that knew no bounds divided all bytes by 255, and its policies learnt with that."""
+    space = spaces.Box(0, 1, (3,), np.uint8)
+    network = _network(PolicyConfig(), observation_space=space, seed=3)
+    whole = module_weights({"actor_critic": network}, "policy", epoch=1, version=1)
+    old = pack_weights("policy", 1, 1, {k: v for k, v in whole.tensors() if ".byte_ranges." not in k})
+    observed = torch.tensor([[0, 1, 1]], dtype=torch.uint8)
+    with torch.no_grad():
+        then = network.policy_head(network.torso({"observation": observed}))  # as the torso scales bytes: by 255
+        again = _network(PolicyConfig(), observation_space=space)
+        load_module_weights(again, old)
+        torch.testing.assert_close(again({"observation": observed}).params, then)
+        load_module_weights(again, module_weights({"actor_critic": again}, "policy", epoch=1, version=2))
+        torch.testing.assert_close(again({"observation": observed}).params, then)
+        load_module_weights(again, whole)
+        torch.testing.assert_close(again({"observation": observed}).params, network({"observation": observed}).params)
+        assert not torch.allclose(again({"observation": observed}).params, then)
 
 
 def test_nested_dicts_are_flattened_to_names_joined_with_dots() -> None:

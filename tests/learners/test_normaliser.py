@@ -61,6 +61,17 @@ def test_normalising_is_clipped_standardisation_and_before_any_update_the_identi
     np.testing.assert_allclose(normalised, expected, rtol=1e-6)
 
 
+def test_a_clock_that_counts_from_1970_is_normalised_as_the_same_clock_counted_from_zero() -> None:
+    ticks = torch.arange(64, dtype=torch.float64).reshape(64, 1)
+    since_start, since_1970 = RunningMoments((1,)), RunningMoments((1,))
+    since_start.update(ticks)
+    since_1970.update(ticks + 1.7e9)
+    expected = since_start.normalise(ticks, 10.0)
+    torch.testing.assert_close(since_1970.normalise(ticks + 1.7e9, 10.0), expected, atol=1e-6, rtol=0)
+    assert len(expected.unique()) == 64
+    assert len((ticks + 1.7e9).float().unique()) < 3, "in float32 its steps are of two minutes"
+
+
 def test_a_feature_that_never_varies_is_normalised_to_zero() -> None:
     moments = RunningMoments((1,))
     moments.update(torch.full((50, 1), 0.1))

@@ -72,6 +72,10 @@ CASES = {
     "lstm": _case(spaces.Discrete(4), recurrent="lstm"),
     "lstm_masked_normalised": _case(spaces.Discrete(4), recurrent="lstm", masked=True, normalise_observations=True),
     "gru_tanh": _case(BOX, recurrent="gru", squash="tanh"),
+    "float64_normalised": _case(
+        spaces.Discrete(4), spaces.Box(1.7e9, 1.7e9 + 60, (3,), np.float64), normalise_observations=True
+    ),
+    "bytes_of_one": _case(spaces.Discrete(4), spaces.Box(0, 1, (8,), np.uint8)),
     "image": _case(spaces.Discrete(4), spaces.Box(0, 255, (2, 36, 36), np.uint8)),
 }
 
