@@ -247,13 +247,13 @@ class AsyncEnvs(AsyncVectorEnv[Any, Any]):
     """gymnasium's AsyncVectorEnv, with the env's own traceback in what it raises, and a deadline for every answer."""
 
     def __init__(
-        self, factory: Callable[[], Any], num_envs: int, *, autoreset_mode: AutoresetMode, timeout_s: float
+        self, factories: Sequence[Callable[[], Any]], *, autoreset_mode: AutoresetMode, timeout_s: float
     ) -> None:
         # Not fork: this process has threads (torch's, Ray's), and a forked child may hang on their locks.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["rollcall.actors.envs"])
         self.timeout_s = timeout_s
-        env_fns = [partial(_in_its_own_process, factory)] * num_envs
+        env_fns = [partial(_in_its_own_process, factory) for factory in factories]
         super().__init__(env_fns, context="forkserver", autoreset_mode=autoreset_mode, copy=False)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
