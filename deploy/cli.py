@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.cluster.errors import BadInput, CheckpointDamaged, EnvFailure, RollcallError, RunAlive
+from rollcall.cluster.user_line import user_line
 from rollcall.deploy.bench.arguments import add_benches
 from rollcall.deploy.cli_manifests import add_manifests
 from rollcall.deploy.cli_monitor import add_monitor
@@ -186,6 +187,11 @@ def _unexpected(error: Exception) -> int:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(traceback.format_exc())
         log = Path(name)
+    if isinstance(error, EnvFailure):  # the user's own code: where it went wrong, and all that it said
+        what, _, trace = str(error).partition("\nTraceback ")
+        place = user_line(trace)
+        _complain(f"{place}\n{what} (traceback in {log})" if place else f"{what} (traceback in {log})")
+        return FAILED
     what = str(error) if isinstance(error, RollcallError) and str(error) else f"{type(error).__name__}: {error}"
     _complain(f"{' '.join(what.split())[:600]} (traceback in {log})")
     return FAILED
