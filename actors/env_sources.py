@@ -100,8 +100,8 @@ def build(what: str, make: Callable[..., Any], kwargs: Mapping[str, Any], *, ent
 def _remedy_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
         return (
-            "a port serves one env, and a run makes several (actors.num_envs, and those of evaluation): let each take a "
-            "free one, as binding to port 0 does, and set actors.num_envs=1 eval.episodes=0 where that cannot be"
+            "a port serves one env, and a run makes several (actors.num_envs, and those of evaluation): let each take "
+            "a free one, as binding to port 0 does, or set actors.num_envs=1 and eval.episodes=0"
         )
     if isinstance(error, AssertionError) and "daemonic processes" in str(error):
         return "it starts processes, which an env in a process of its own cannot: set env.vectorization=sync"

@@ -1,6 +1,6 @@
-"""Evaluation: whole episodes from fixed seeds under frozen weights, each with the env's own rewards. An episode's return
-follows from the weights and its own seed, to the last bit: neither the number of episodes nor how many run side by side
-changes it. Knows nothing of training."""
+"""Evaluation: whole episodes from fixed seeds under frozen weights, each with the env's own rewards. An episode's
+return follows from the weights and its own seed, to the last bit: neither the number of episodes nor how many run side
+by side changes it. Knows nothing of training."""
 
 from __future__ import annotations
 

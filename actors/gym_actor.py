@@ -215,7 +215,9 @@ class GymActor:
         try:
             env_state.restore(shard, saved)
         except UnsupportedStateError as error:  # a checkpoint of another version of Rollcall, or of the env
-            _log.warning("shard %d begins anew: its saved state is not of envs as they are now (%s)", shard.index, error)
+            _log.warning(
+                "shard %d begins anew: its saved state is not of envs as they are now (%s)", shard.index, error
+            )
             shard.group.close()
             shard = begin_shard(payload.shard, payload.incarnation, self._make_group(payload))
         return shard

@@ -253,8 +253,8 @@ def _in_its_own_process(factory: Callable[[], Any], last_words: str) -> Any:
 
 _END_TIMEOUT_S = 5.0
 _NOT_BEGUN = (
-    "the processes of the envs ended before they began: each imports the script that was started, and what trains there "
-    "must stand under `if __name__ == '__main__':` (anything else they said is above)"
+    "the processes of the envs ended before they began: each imports the script that was started, and what trains "
+    "there must stand under `if __name__ == '__main__':` (anything else they said is above)"
 )
 _TOO_LONG = "too long a path for the sockets of other processes: set TMPDIR=/tmp, or env.vectorization=sync"
 

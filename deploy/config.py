@@ -110,7 +110,8 @@ def _named_object(path: KeyPath, value: Any) -> Any:
     module, name = value.__module__, value.__qualname__
     if module != "__main__" and name.isidentifier():
         raise BadInput(f"{setting} ({CALLER}): is {name} itself: give its name, {setting}='{module}:{name}'")
-    remedy = f"put it at the top of a module, my_module.py, and give its name, {setting}='my_module:{name.split('.')[-1]}'"
+    own = name.split(".")[-1] if name.split(".")[-1].isidentifier() else "name"
+    remedy = f"put it at the top of a module, my_module.py, and give its name, {setting}='my_module:{own}'"
     raise BadInput(f"{setting} ({CALLER}): is {name} of {module}, which other processes cannot import: {remedy}")
 
 

@@ -51,6 +51,10 @@ class Parts(Protocol):
     def can_be_exact(self) -> bool:
         """Whether a run at rest can be continued bit for bit from its checkpoint."""
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is allowed and seldom meant, said once where the run begins."""
+
     def check(self) -> None:
         """Raises BadInput where the parts do not fit, before anything is begun."""
 

@@ -77,7 +77,8 @@ class Members:
 
     def evaluator(self) -> Any:
         remote: Any = ray.remote(EvalProcess)
-        return remote.options(**self._placement.evaluation()).remote(self._plan.parts, self._cwd)
+        log = str(self._plan.needs.run_directory / "logs" / "evaluator.log")
+        return remote.options(**self._placement.evaluation()).remote(self._plan.parts, self._cwd, log)
 
     def scoring(self) -> Any:
         remote: Any = ray.remote(ScoringProcess)

@@ -44,6 +44,7 @@ class GymActorProcess:
 
     def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
         _use_working_directory(working_directory)
+        _write_output_to(Path(traces).with_suffix(".log"))
         self._actor: GymActor = parts.actor(actor_id, RayWeightsSource(server))
         self._traces = open(traces, "a")  # noqa: SIM115 - faulthandler writes to it for as long as the process lives
 
@@ -77,6 +78,7 @@ class LMActorProcess:
 
     def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, traces: str) -> None:
         _use_working_directory(working_directory)
+        _write_output_to(Path(traces).with_suffix(".log"))
         self._control = ControlCalls(_leave)
         source = (
             RayWeightsSource(server)
@@ -245,8 +247,9 @@ class LearnerProcess:
 class EvalProcess:
     """Evaluation in a process of its own."""
 
-    def __init__(self, parts: Parts, working_directory: str) -> None:
+    def __init__(self, parts: Parts, working_directory: str, log: str) -> None:
         _use_working_directory(working_directory)
+        _write_output_to(Path(log))
         self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 
     def evaluate(self, weights: Weights, episodes: int) -> Any:
@@ -278,6 +281,17 @@ def _free_address() -> tuple[str, int]:
 
 def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
+
+
+def _write_output_to(log: Path) -> None:
+    """What this process and those that it starts print (an env's own words among it), which Ray would keep in files of
+    its own."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
 
 
 def _use_working_directory(path: str) -> None:
