@@ -3,7 +3,6 @@ gives the same experience. Knows gymnasium; must never know what acts, nor what 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import statistics
@@ -116,8 +115,7 @@ def spaces_of(config: EnvConfig) -> tuple[Space, Space]:
         check_spaces(config.id, env.observation_space, env.action_space)
         return observed_space(env.observation_space), env.action_space
     finally:
-        with contextlib.suppress(Exception):
-            env.close()
+        env.close()
 
 
 def make_vector_env(
@@ -258,8 +256,7 @@ def _step_cost_s(config: EnvConfig) -> float:
         # A random action may be forbidden; an env that raises otherwise does so again, where it is reported.
         return statistics.median(costs) if costs else 0.0
     finally:
-        with contextlib.suppress(Exception):
-            env.close()
+        env.close()
     return statistics.median(costs)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import random
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium.vector import VectorEnv, VectorWrapper
+
+_log = logging.getLogger(__name__)
 
 Env = gym.Env[Any, Any]
 VectorEnvs = VectorEnv[Any, Any, Any]
@@ -101,6 +104,13 @@ class OwnRandomness(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         with self._randomness:
             return self.env.step(action)
+
+    def close(self) -> None:
+        """Nobody needs it any more: what it raises then is only told."""
+        try:
+            self.env.close()
+        except Exception as error:
+            _log.warning("an env did not close: %s: %s", type(error).__name__, error)
 
 
 class OwnVectorRandomness(VectorWrapper):

@@ -190,7 +190,7 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, EnvFailure):  # the user's own code: where it went wrong, and all that it said
         what, _, trace = str(error).partition("\nTraceback ")
         place = user_line(trace)
-        _complain(f"{place}\n{what} (traceback in {log})" if place else f"{what} (traceback in {log})")
+        _complain(f"{f'{place}: ' if place else ''}{' '.join(what.split())} (traceback in {log})")
         return FAILED
     what = str(error) if isinstance(error, RollcallError) and str(error) else f"{type(error).__name__}: {error}"
     _complain(f"{' '.join(what.split())[:600]} (traceback in {log})")

@@ -292,6 +292,8 @@ def _write_output_to(log: Path) -> None:
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # by lines: whoever hangs has said what it said
+    os.environ["PYTHONUNBUFFERED"] = "1"  # and so for envs in processes of their own
 
 
 def _use_working_directory(path: str) -> None:
