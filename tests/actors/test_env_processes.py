@@ -81,7 +81,9 @@ def refusal(config: EnvConfig) -> str:
 
 def test_an_env_that_starts_processes_is_told_to_be_stepped_in_this_one(module: str) -> None:
     line = refusal(EnvConfig(id=f"{module}:Parent", vectorization="async"))
-    assert f"env '{module}:Parent' cannot be made (" in line and "in __init__: self.child.start(): AssertionError" in line
+    assert (
+        f"env '{module}:Parent' cannot be made (" in line and "in __init__: self.child.start(): AssertionError" in line
+    )
     assert line.endswith("it starts processes, which an env in a process of its own cannot: set env.vectorization=sync")
     group = make_vector_env(EnvConfig(id=f"{module}:Parent", vectorization="sync"), 2)
     group.close()

@@ -118,7 +118,7 @@ def test_an_env_that_always_raises_stops_the_run_with_its_own_traceback(bench: A
     assert "faulty.py" in (run.directory / "logs" / "driver.log").read_text()
     assert run.summary["status"] == "failed"
     (line,) = run.errors.strip().splitlines()
-    place = f"{bench.folder}/faulty.py, line 22, in step: raise RuntimeError(\"the cart has lost a wheel\"): shard "
+    place = f'{bench.folder}/faulty.py, line 22, in step: raise RuntimeError("the cart has lost a wheel"): shard '
     assert line.startswith(f"rollcall: error: {place}")
 
 
