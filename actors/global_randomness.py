@@ -39,7 +39,8 @@ def _words_in_place(generator: random.Random) -> memoryview | None:
     return words if bytes(words) == _words_of(generator) else None
 
 
-_shared: random.Random = random.random.__self__  # type: ignore[attr-defined]
+_shared: Any = random.random.__self__  # type: ignore[attr-defined]
+_numpy: Any = np.random  # its stubs leave out the two functions that are used here
 _shared_words = _words_in_place(_shared)
 
 
@@ -53,7 +54,7 @@ def _write(words: bytes, gauss_next: float | None) -> None:
         _shared.setstate((3, (*rest, used), gauss_next))
     else:
         _shared_words[:] = words
-        _shared.gauss_next = gauss_next  # type: ignore[attr-defined]
+        _shared.gauss_next = gauss_next
 
 
 class GlobalRandomness:
@@ -71,9 +72,9 @@ class GlobalRandomness:
         self._numpy = np.random.Generator(np.random.MT19937(seed))
 
     def __enter__(self) -> None:
-        self._outside = _read(), _shared.gauss_next, np.random.get_bit_generator()
+        self._outside = _read(), _shared.gauss_next, _numpy.get_bit_generator()
         _write(self._words, self._gauss_next)
-        np.random.set_bit_generator(self._numpy.bit_generator)
+        _numpy.set_bit_generator(self._numpy.bit_generator)
 
     def __exit__(self, *exception: object) -> None:
         assert self._outside is not None
@@ -81,7 +82,7 @@ class GlobalRandomness:
         self._outside = None
         self._words, self._gauss_next = _read(), _shared.gauss_next
         _write(words, gauss_next)
-        np.random.set_bit_generator(bits)
+        _numpy.set_bit_generator(bits)
 
 
 class OwnRandomness(gym.Wrapper[Any, Any, Any, Any]):

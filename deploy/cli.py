@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, EnvFailure, RollcallError, RunAlive
-from rollcall.cluster.user_line import user_line
 from rollcall.deploy.bench.arguments import add_benches
 from rollcall.deploy.cli_manifests import add_manifests
 from rollcall.deploy.cli_monitor import add_monitor
@@ -188,6 +187,8 @@ def _unexpected(error: Exception) -> int:
             file.write(traceback.format_exc())
         log = Path(name)
     if isinstance(error, EnvFailure):  # the user's own code: where it went wrong, and all that it said
+        from rollcall.cluster.user_line import user_line
+
         what, _, trace = str(error).partition("\nTraceback ")
         place = user_line(trace)
         _complain(f"{f'{place}: ' if place else ''}{' '.join(what.split())} (traceback in {log})")

@@ -27,7 +27,7 @@ def test_the_innermost_line_that_is_no_librarys_is_the_users() -> None:
 
 def test_a_traceback_from_another_process_is_read_as_text_and_one_without_a_users_line_gives_none() -> None:
     ours = str(Path(__file__).resolve().parents[2] / "actors" / "local_group.py")
-    trace = f'Traceback (most recent call last):\n  File "/home/me/arm.py", line 12, in step\n    self.arm.move()\n'
+    trace = 'Traceback (most recent call last):\n  File "/home/me/arm.py", line 12, in step\n    self.arm.move()\n'
     trace += '  File "/venv/lib/python3.11/site-packages/sim/arm.py", line 3, in move\n    raise ValueError("far")\n'
     assert user_line(trace + "ValueError: far\n") == "/home/me/arm.py, line 12, in step: self.arm.move()"
     assert user_line(f'  File "{ours}", line 1, in step\n    env.step(action)\nValueError: far\n') == ""
