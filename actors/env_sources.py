@@ -3,6 +3,7 @@ packages behind it or its arguments is said here, in one line. Must never step a
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import inspect
 import logging
@@ -16,6 +17,7 @@ from gymnasium.vector import VectorEnv
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.import_path import did_you_mean, import_module, import_object
+from rollcall.cluster.user_line import user_line_of
 
 _log = logging.getLogger(__name__)
 
@@ -87,10 +89,23 @@ def build(what: str, make: Callable[..., Any], kwargs: Mapping[str, Any], *, ent
         if extra is not None:
             raise BadInput(f"env {what!r} needs a package that is not installed: {_remedy(extra)}") from None
         raise BadInput(f"env {what!r} needs a package that is not installed ({_line(error)}): install it") from None
-    except TypeError as error:
-        raise BadInput(f"env {what!r} does not take these arguments ({_line(error)}): mend env.kwargs") from error
     except Exception as error:
-        raise BadInput(f"env {what!r} cannot be made ({_line(error)}): mend it, or env.kwargs") from error
+        place = user_line_of(error)
+        if isinstance(error, TypeError) and not place:
+            raise BadInput(f"env {what!r} does not take these arguments ({_line(error)}): mend env.kwargs") from error
+        where = f"{place}: " if place else ""
+        raise BadInput(f"env {what!r} cannot be made ({where}{_line(error)}): {_remedy_of(error)}") from error
+
+
+def _remedy_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return (
+            "a port serves one env, and a run makes several (actors.num_envs, and those of evaluation): let each take "
+            "a free one, as binding to port 0 does, or set actors.num_envs=1 and eval.episodes=0"
+        )
+    if isinstance(error, AssertionError) and "daemonic processes" in str(error):
+        return "it starts processes, which an env in a process of its own cannot: set env.vectorization=sync"
+    return "mend it, or env.kwargs"
 
 
 def _remedy(extra: str) -> str:

@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rollcall.actors.atari import AtariEnv, make_atari
 from rollcall.actors.checked_env import CheckedEnv
 from rollcall.actors.env_sources import Env, EnvSource, VectorEnvs, build, find_env
+from rollcall.actors.global_randomness import OwnRandomness, OwnVectorRandomness
 from rollcall.actors.local_group import LocalGroup
 from rollcall.actors.observations import Space, check_spaces, observed_space
-from rollcall.actors.vector import EnvGroup
+from rollcall.actors.vector import EnvGroup, env_seed
 from rollcall.actors.vector_env_group import AsyncEnvs, VectorEnvGroup
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Array
@@ -82,8 +83,9 @@ class EnvConfig(BaseModel):
         return modes.get(self.autoreset)
 
 
-def make_env(config: EnvConfig, *, render_mode: str | None = None) -> Env:
-    """One env, with its wrappers.
+def make_env(config: EnvConfig, *, render_mode: str | None = None, seed: int = 0) -> Env:
+    """One env, with its wrappers. What it draws from global generators while it is made derives from `seed`, and
+    later from the seed of its resets.
 
     Raises:
       BadInput: in one line, where it cannot be made.
@@ -94,9 +96,10 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> Env:
     kwargs = copy.deepcopy(config.kwargs)  # an env may change what it is given
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    env = source.make(config.fixed_episode_steps or config.max_episode_steps, **kwargs)
+    limit = config.fixed_episode_steps or config.max_episode_steps
+    env: Env = OwnRandomness(partial(source.make, limit, **kwargs), seed)
     for name in ("observation_space", "action_space"):
-        if getattr(env, name, None) is None:
+        if getattr(env.unwrapped, name, None) is None:
             raise BadInput(f"env {config.id!r} has no {name}: set self.{name} in its __init__, to a gymnasium space")
     if config.fixed_episode_steps is not None:
         env = _Unending(env)
@@ -133,14 +136,14 @@ def make_vector_env(
     """
     source = find_env(config.id)
     chosen = _vectorization(config, source, num_envs)
-    factory = partial(make_env, config)
+    factory = _SeededEnvs(partial(make_env, config), seed)
     group: EnvGroup
     if chosen == "sync":
         next_step = config.autoreset_mode is AutoresetMode.NEXT_STEP
         group = LocalGroup(factory, num_envs, seed=seed, name=config.id, next_step=next_step, max_restarts=max_restarts)
     elif chosen == "async":
         mode = config.autoreset_mode or AutoresetMode.SAME_STEP
-        make = partial(AsyncEnvs, factory, num_envs, autoreset_mode=mode, timeout_s=step_timeout_s)
+        make = partial(_make_async, factory, num_envs, autoreset_mode=mode, timeout_s=step_timeout_s)
         group = VectorEnvGroup(make, seed=seed, name=config.id, max_restarts=max_restarts)
     elif config.is_atari:
         make_games = partial(_atari_maker(config, source), num_envs)
@@ -153,8 +156,8 @@ def make_vector_env(
             max_restarts=max_restarts,
         )
     else:
-        make_native = partial(_make_native, config, source, num_envs)
-        group = VectorEnvGroup(make_native, seed=seed, name=config.id, max_restarts=max_restarts)
+        natives = _SeededEnvs(partial(_make_native, config, source, num_envs), seed)
+        group = VectorEnvGroup(natives, seed=seed, name=config.id, max_restarts=max_restarts)
     return group
 
 
@@ -174,10 +177,32 @@ def _atari_maker(config: EnvConfig, source: EnvSource) -> Callable[[int], Vector
     return lambda num_envs: build(config.id, make, {"num_envs": num_envs}, entry_point="ale_py")
 
 
-def _make_native(config: EnvConfig, source: EnvSource, num_envs: int) -> VectorEnvs:
+class _SeededEnvs:
+    """Makes one env after another, each with a seed of its own: an env that replaces another is a new one."""
+
+    def __init__(self, make: Callable[..., Any], seed: int) -> None:
+        self._make = make
+        self._seed = seed
+        self._made = 0
+
+    def __call__(self) -> Any:
+        return self.next()()
+
+    def next(self) -> Callable[[], Any]:
+        """What makes the next env, here or in another process."""
+        self._made += 1
+        return partial(self._make, seed=env_seed(self._seed, "made", self._made))
+
+
+def _make_async(envs: _SeededEnvs, num_envs: int, *, autoreset_mode: AutoresetMode, timeout_s: float) -> AsyncEnvs:
+    return AsyncEnvs([envs.next() for _ in range(num_envs)], autoreset_mode=autoreset_mode, timeout_s=timeout_s)
+
+
+def _make_native(config: EnvConfig, source: EnvSource, num_envs: int, *, seed: int = 0) -> VectorEnvs:
     assert source.make_native is not None
     limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
-    return source.make_native(num_envs, **copy.deepcopy(config.kwargs), **limit)
+    make = partial(source.make_native, num_envs, **copy.deepcopy(config.kwargs), **limit)
+    return OwnVectorRandomness(make, seed)
 
 
 def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vectorization:

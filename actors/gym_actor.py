@@ -17,6 +17,7 @@ from rollcall.actors.envs import EnvConfig, make_vector_env
 from rollcall.actors.plain_state import UnsupportedStateError
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.actors.unroll import Shard, Unroll, begin_shard, unroll
+from rollcall.actors.vector import EnvGroup
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages import Array, GymTrajectory, Produced, ShardPayload, Ticket, Timing, Unit
 from rollcall.cluster.seeds import derive_seed
@@ -207,26 +208,28 @@ class GymActor:
         return shard
 
     def _begin(self, payload: ShardPayload) -> Shard:
-        shard = self._new_shard(payload)
+        shard = begin_shard(payload.shard, payload.incarnation, self._make_group(payload))
         saved = self._restored.pop(payload.shard, None)
-        if saved is not None and saved.incarnation == payload.incarnation:
-            try:
-                env_state.restore(shard, saved)
-            except UnsupportedStateError as error:
-                _log.warning("shard %d begins new episodes: its saved state does not fit (%s)", payload.shard, error)
-                shard.group.close()
-                shard = self._new_shard(payload)
+        if saved is None or saved.incarnation != payload.incarnation:
+            return shard
+        try:
+            env_state.restore(shard, saved)
+        except UnsupportedStateError as error:  # a checkpoint of another version of Rollcall, or of the env
+            _log.warning(
+                "shard %d begins anew: its saved state is not of envs as they are now (%s)", shard.index, error
+            )
+            shard.group.close()
+            shard = begin_shard(payload.shard, payload.incarnation, self._make_group(payload))
         return shard
 
-    def _new_shard(self, payload: ShardPayload) -> Shard:
-        group = make_vector_env(
+    def _make_group(self, payload: ShardPayload) -> EnvGroup:
+        return make_vector_env(
             self._env_config,
             self._config.num_envs // self._config.num_shards,
             seed=derive_seed(self._run_seed, "env", payload.shard, payload.incarnation),
             max_restarts=self._config.max_env_restarts,
             step_timeout_s=self._config.ticket_deadline_s,
         )
-        return begin_shard(payload.shard, payload.incarnation, group)
 
     def _drop(self, index: int) -> None:
         self._before.pop(index, None)

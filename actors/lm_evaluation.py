@@ -59,7 +59,9 @@ class LMEvaluator:
         self._config = config
 
     def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> LMEvalResult:
-        """Answers the first `episodes` held-out rows, or as many as there are.
+        """Answers the first `episodes` held-out rows, or as many as there are. The same number of rows gives the same
+        answers; with another, an answer may tip where two tokens are equally likely to the last bits, since the
+        engine's batches are others.
 
         Raises:
           ValueError: for none.

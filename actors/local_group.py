@@ -37,7 +37,13 @@ class LocalGroup:
         self.num_envs = num_envs
         self.restarts = Restarts(name, max_restarts)
         self._factory = factory
-        self._envs = [factory() for _ in range(num_envs)]
+        self._envs: list[Env] = []
+        try:
+            for _ in range(num_envs):
+                self._envs.append(factory())
+        except BaseException:
+            self.close()  # those that were made: they may hold what the others want
+            raise
         check_spaces(name, self._envs[0].observation_space, self._envs[0].action_space)
         self.observation_space = observed_space(self._envs[0].observation_space)
         self.action_space = self._envs[0].action_space

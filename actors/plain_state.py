@@ -66,6 +66,8 @@ class Capture:
     def _composite(self, value: Any, path: str) -> Node:
         if isinstance(value, np.ndarray):
             return ["array", self._put(value, path)]
+        if type(value) is bytes:
+            return ["bytes", self._put(np.frombuffer(value, np.uint8), path)]
         if type(value) in (list, tuple, deque, set, frozenset):
             items = [self.node(item, f"{path}[{i}]") for i, item in enumerate(value)]
             return [type(value).__name__, items, getattr(value, "maxlen", None)]
@@ -155,6 +157,9 @@ class Restore:
             fresh[...] = array  # in place: it may be a view, and have views
             return fresh
         return array
+
+    def _bytes(self, node: Node, fresh: Any, number: int, path: str) -> Any:
+        return self._get(node[1]).tobytes()
 
     def _sequence(self, node: Node, fresh: Any, number: int, path: str) -> Any:
         kind, items, maxlen = node

@@ -7,9 +7,11 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ from rollcall.actors.checked_env import CheckedEnv
 from rollcall.actors.env_contract import ContractError, described
 from rollcall.actors.observations import ObservationReader, check_spaces, is_finite, observed_space, refuse_non_finite
 from rollcall.actors.vector import NO_ENVS, RemoteEnvError, Restarts, Shown, Step, env_seed, no_flags, usable_mask
+from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Array
 
 VectorEnvs = VectorEnv[Any, Any, Any]
@@ -255,32 +258,57 @@ class VectorEnvGroup:
         step.final_envs = envs[order]
 
 
-def _in_its_own_process(factory: Callable[[], Any]) -> Any:
+def _in_its_own_process(factory: Callable[[], Any], last_words: str) -> Any:
     """An env that ends with the process that asked for it, even in the middle of a step that never ends. (A worker that
     waits for its next command sees the pipe close.) gymnasium also calls this once where the group is built."""
     parent = multiprocessing.parent_process()
-    if parent is not None and multiprocessing.current_process().name.startswith("Worker<AsyncEnvs>"):
+    if parent is None or not multiprocessing.current_process().name.startswith("Worker<AsyncEnvs>"):
+        return CheckedEnv(factory())
 
-        def end_with_parent() -> None:
-            parent.join()
-            os.kill(os.getpid(), signal.SIGKILL)
+    def end_with_parent() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
 
-        threading.Thread(target=end_with_parent, daemon=True).start()
-    return CheckedEnv(factory())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        return CheckedEnv(factory())
+    except BaseException as error:  # gymnasium's worker would end without a word to whoever waits for it
+        Path(last_words).write_text(str(error) if isinstance(error, BadInput) else f"{type(error).__name__}: {error}")
+        raise SystemExit(1) from None
+
+
+_END_TIMEOUT_S = 5.0
+_NOT_BEGUN = (
+    "the processes of the envs ended before they began: each imports the script that was started, and what trains "
+    "there must stand under `if __name__ == '__main__':` (anything else they said is above)"
+)
+_TOO_LONG = "too long a path for the sockets of other processes: set TMPDIR=/tmp, or env.vectorization=sync"
 
 
 class AsyncEnvs(AsyncVectorEnv[Any, Any]):
     """gymnasium's AsyncVectorEnv, with the env's own traceback in what it raises, and a deadline for every answer."""
 
     def __init__(
-        self, factory: Callable[[], Any], num_envs: int, *, autoreset_mode: AutoresetMode, timeout_s: float
+        self, factories: Sequence[Callable[[], Any]], *, autoreset_mode: AutoresetMode, timeout_s: float
     ) -> None:
         # Not fork: this process has threads (torch's, Ray's), and a forked child may hang on their locks.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["rollcall.actors.envs"])
         self.timeout_s = timeout_s
-        env_fns = [partial(_in_its_own_process, factory)] * num_envs
-        super().__init__(env_fns, context="forkserver", autoreset_mode=autoreset_mode, copy=False)
+        with tempfile.TemporaryDirectory(prefix="rollcall-envs-") as folder:
+            last_words = Path(folder) / "error"
+            env_fns = [partial(_in_its_own_process, factory, str(last_words)) for factory in factories]
+            try:
+                super().__init__(env_fns, context="forkserver", autoreset_mode=autoreset_mode, copy=False)
+            except (EOFError, ConnectionError):  # the process of an env is gone
+                for process in self.processes:
+                    process.terminate()
+                    process.join(_END_TIMEOUT_S)
+                raise BadInput(last_words.read_text() if last_words.exists() else _NOT_BEGUN) from None
+            except OSError as error:
+                if "AF_UNIX path too long" in str(error):
+                    raise BadInput(f"TMPDIR={tempfile.gettempdir()}: {_TOO_LONG}") from None
+                raise
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self.reset_async(seed=seed, options=options)

@@ -10,10 +10,10 @@ import numpy as np
 
 from rollcall.actors.env_contract import described
 from rollcall.actors.envs import EnvConfig, make_env
+from rollcall.actors.evaluation import Wave, as_judged
 from rollcall.actors.local_group import LocalGroup
 from rollcall.actors.policy import Policy
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.seeds import derive_seed
 
 _MAX_WIDTH = 480
 
@@ -32,7 +32,7 @@ def record_video(
         from PIL import Image
     except ImportError:
         raise BadInput("a video needs Pillow, which is not installed: pip install pillow") from None
-    env = make_env(env_config, render_mode="rgb_array")
+    env = make_env(as_judged(env_config), render_mode="rgb_array")
     if env.render_mode != "rgb_array":
         raise BadInput(f"env {env_config.id!r} does not render: it takes no render_mode 'rgb_array'")
     group = LocalGroup(lambda: env, 1, seed=0, name=env_config.id)
@@ -55,20 +55,11 @@ def record_video(
 def _frames(
     group: LocalGroup, env: Any, policy: Policy, seed: int, greedy: bool, max_steps: int, total: list[float]
 ) -> Iterator[Any]:
-    shown = group.reset([derive_seed(seed, "eval", 0) >> 32])
-    observations, mask, starts = shown.observations, shown.action_mask, np.ones(1, bool)
-    rollout = policy.rollout(
-        num_steps=max_steps, num_envs=1, seed=seed, recurrent_state=policy.initial_recurrent_state(1), greedy=greedy
-    )
+    wave = Wave(group, policy, range(1), seed, greedy)
     yield _render(env, group.name)
-    for _ in range(max_steps):
-        _, actions = rollout.act(observations, episode_starts=starts, action_mask=mask)
-        step = group.step(actions, np.ones(1, bool))
+    for step in wave.steps(max_steps):
         total[0] += float(step.rewards[0])
         yield _render(env, group.name)
-        if step.terminated[0] or step.truncated[0]:
-            return
-        observations, mask, starts = step.observations, step.action_mask, np.zeros(1, bool)
 
 
 def _render(env: Any, name: str) -> Any:

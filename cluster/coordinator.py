@@ -86,6 +86,7 @@ class Coordinator:
         self._last_step_at = time.perf_counter()
         self._earlier_restarts = 0  # of the drivers before this one
         self._learner_restarts = 0
+        self._told_unfinished = False
         self._degenerate_in_a_row = 0
         self._stopping = False
         self._learner_gone = False  # it died while the run was being stopped
@@ -191,6 +192,8 @@ class Coordinator:
         deadline = time.monotonic() + timeout_s
         while pending() and time.monotonic() < deadline:
             self._handle(self._workers.poll(0.5))
+        if pending():
+            self._tell("eval_failed", f"no result within {timeout_s:.0f} s: ask for fewer or shorter episodes (eval.*)")
 
     def checkpoint_now(self, undone: Collection[int] = ()) -> None:
         """A checkpoint of this step boundary, before the tickets `undone`; nothing may be in training. An exact one, or
@@ -423,6 +426,17 @@ class Coordinator:
             "n": event.result.n,
             "unit": event.result.unit,
         }
+        unfinished = getattr(event.result, "unfinished", None)  # None: what is judged always ends
+        if unfinished is not None:
+            record["unfinished"] = unfinished
+        if unfinished and not self._told_unfinished:
+            self._told_unfinished = True
+            self._tell(
+                "eval_unfinished",
+                f"{unfinished} of {event.result.n} episodes had not ended after {max(event.result.lengths)} steps, and "
+                "their returns are of so many: give episodes an end (env.max_episode_steps), or say when evaluation is "
+                "to leave them (eval.max_steps_per_episode)",
+            )
         for recorder in self._recorders:
             recorder.on_eval(record)
 

@@ -3,10 +3,12 @@ names the setting to change; config.py says where that was written."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from gymnasium import spaces
 
 from rollcall.actors.envs import make_vector_env, spaces_of
@@ -16,6 +18,13 @@ from rollcall.deploy import plugins
 if TYPE_CHECKING:
     from rollcall.deploy.run_config import CommonConfig, RunConfig
     from rollcall.deploy.settings import KeyPath
+    from rollcall.learners.networks import PolicyConfig
+
+
+# In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
+# more than the other.
+_REACH = 3.0
+_REACH_OF_RANGE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +155,25 @@ def check_env(config: RunConfig) -> list[Problem]:
         kind = type(observation_space).__name__
         return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
     return []
+
+
+def out_of_reach(env: str, action_space: Any, policy: PolicyConfig) -> list[str]:
+    """A warning where actions that are clipped begin far from what the env's bounds ask for. Their distribution is a
+    Gaussian around 0 whose width is exp(policy.log_std_init), whatever the bounds are; what lies outside is clipped."""
+    if not isinstance(action_space, spaces.Box) or policy.squash != "clip":
+        return []
+    low, high, width = np.ravel(action_space.low), np.ravel(action_space.high), math.exp(policy.log_std_init)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    nearest = np.clip(0.0, low, high)  # of the bounds' range to 0
+    far = bounded & (high > low) & ((np.abs(nearest) > _REACH * width) | (high - low > 2 * _REACH_OF_RANGE * width))
+    if not far.any():
+        return []
+    worst = int(np.argmax(np.where(far, np.maximum(np.abs(low), np.abs(high)), -1.0)))
+    bounds = f"[{low[worst]:g}, {high[worst]:g}]"
+    return [
+        f"{env} takes actions in {bounds}, and the policy's begin at 0 with a standard deviation of {width:g}: it will "
+        "hardly reach the rest. Set policy.squash=tanh, which follows the bounds, or let the env take [-1, 1]"
+    ]
 
 
 def _spaces(config: RunConfig) -> tuple[Any, Any]:

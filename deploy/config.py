@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -83,13 +84,35 @@ def read_settings(
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
-    written += [(path, value, CALLER) for path, value in flat_values(values or {})]
+    written += [(path, _named_object(path, value), CALLER) for path, value in flat_values(values or {})]
     for path, value, origin in written:
         _write(settings, path, value, origin)
     totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
     if len(totals) == 1:  # whoever says how long the run is says it instead of the recipe
         settings.tree.pop(next(name for name in _TOTALS if name not in totals), None)
     return settings
+
+
+def _named_object(path: KeyPath, value: Any) -> Any:
+    """What a recipe can hold. Processes on other machines make the object anew, from its name.
+
+    Raises:
+      BadInput: for a class, a function or an object, with the name to be given instead.
+    """
+    if value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping, Path)):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    setting = ".".join(path)
+    if not callable(value) or not hasattr(value, "__qualname__"):
+        made = f"give the name of what makes it, {setting}='module:name', not a {type(value).__name__}"
+        raise BadInput(f"{setting} ({CALLER}): a recipe holds names and numbers: {made}")
+    module, name = value.__module__, value.__qualname__
+    if module != "__main__" and name.isidentifier():
+        raise BadInput(f"{setting} ({CALLER}): is {name} itself: give its name, {setting}='{module}:{name}'")
+    own = name.split(".")[-1] if name.split(".")[-1].isidentifier() else "name"
+    remedy = f"put it at the top of a module, my_module.py, and give its name, {setting}='my_module:{own}'"
+    raise BadInput(f"{setting} ({CALLER}): is {name} of {module}, which other processes cannot import: {remedy}")
 
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:

@@ -22,6 +22,7 @@ from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectorySc
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import ShardWork
+from rollcall.deploy.checks import out_of_reach
 from rollcall.deploy.parts import POLICY_ID, scorer_of
 from rollcall.deploy.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
 from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
@@ -66,6 +67,10 @@ class ControlParts:
     @property
     def eval_episodes(self) -> int:
         return self.config.eval.episodes
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(out_of_reach(self.config.env.id, self.spaces[1], self.config.policy))
 
     def check(self) -> None:
         self.models()

@@ -62,6 +62,7 @@ class LanguageParts:
     reward: RewardEndpoint | None = None
 
     kind: ClassVar[Literal["control", "language"]] = "language"
+    warnings: ClassVar[tuple[str, ...]] = ()
     actor_prefix: ClassVar[str] = "lm"
     can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
 

@@ -227,6 +227,8 @@ class _Run:
         }
         for recorder in self.recorders:
             recorder.on_start(info)
+        for text in self.parts.warnings:
+            self._tell("warning", text)
         if start is None:
             coordinator.checkpoint_now()  # where a learner that dies early goes back to
             if self.parts.eval_episodes and getattr(self.config.eval, "at_start", False):
@@ -262,6 +264,8 @@ class _Run:
             counts = None
         lag_mean = counters.lag_sum / counters.lag_count if counters.lag_count else 0.0
         final = self.last_eval if coordinator.finished else None
+        if final is not None and final["step"] != coordinator.step:  # the final one failed
+            final = None
         return summary | {
             "train_s": counters.train_s,
             "learner_steps": coordinator.step,
@@ -293,7 +297,8 @@ class _Run:
 
 
 def _shown(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if evaluation is None else {key: evaluation[key] for key in ("mean", "std", "n", "unit")}
+    keys = ("mean", "std", "n", "unit", "unfinished")
+    return None if evaluation is None else {key: evaluation[key] for key in keys if key in evaluation}
 
 
 class _MetricsRecorder:

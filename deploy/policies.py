@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from rollcall.actors.action_masks import MASK_KEYS
 from rollcall.actors.env_contract import ContractError
@@ -142,7 +143,9 @@ def _load_language(config: LanguageConfig, run_directory: Path, checkpoint: Path
 def evaluate(
     loaded: Loaded | LoadedLanguage, *, episodes: int | None, seed: int | None, stochastic: bool
 ) -> dict[str, Any]:
-    """Runs whole episodes, or answers held-out rows; the same checkpoint, seed and number give the same result.
+    """Runs episodes, or answers held-out rows; the same checkpoint, seed and number give the same result. A control
+    run's episode i has the same return whatever their number; a language run's answer may tip, where two tokens are
+    equally likely to the last bits, with what else the engine's batch holds.
 
     Raises:
       BadInput: when a language run's task has no held-out rows, or its model is gone.
@@ -155,7 +158,7 @@ def evaluate(
         measured = {"unit": result.unit, "unparsed": result.unparsed, "rewards": list(result.rewards)}
     else:
         result = _evaluate_control(loaded, wanted, seed, greedy=greedy)
-        measured = {"unit": result.unit, "returns": list(result.returns)}
+        measured = {"unit": result.unit, "unfinished": result.unfinished, "returns": list(result.returns)}
     return {
         "checkpoint": str(loaded.checkpoint),
         "policy_version": result.policy_version,
@@ -171,6 +174,7 @@ def evaluate(
 
 def _evaluate_control(loaded: Loaded, episodes: int, seed: int | None, *, greedy: bool) -> EvalResult:
     settings = loaded.config.eval.model_copy(update={"greedy": greedy})
+    torch.set_num_threads(loaded.config.actors.torch_threads)  # as the run's own evaluation: it is part of the result
     evaluator = Evaluator(loaded.config.env, settings, loaded.policy)
     try:
         return evaluator.evaluate(loaded.weights, episodes, seed)

@@ -167,7 +167,8 @@ def eval_text(record: Record) -> str:
     """A mean over episodes, or the share of problems solved."""
     if record.get("unit") == "exact match":
         return f"{percent(record.get('mean'))} of {number(record.get('n'))}"
-    return f"{number(record.get('mean'))} ± {number(record.get('std'))} over {number(record.get('n'))}"
+    left = f" ({number(record['unfinished'])} unfinished)" if record.get("unfinished") else ""
+    return f"{number(record.get('mean'))} ± {number(record.get('std'))} over {number(record.get('n'))}{left}"
 
 
 def eval_noun(record: Record) -> str:

@@ -134,8 +134,10 @@ def _tiles(
         speed = (last.get(experience) or 0) / last["elapsed_s"]
     total = summary.get("generated_tokens" if language else "env_steps", last.get(experience))
     score = _score(final, language=language) if final else None
+    left = f", {final['unfinished']} unfinished" if final.get("unfinished") else ""
+    whose = "final" if summary.get("final_eval") else "latest"
     return [
-        (score, f"{'final' if summary.get('final_eval') else 'latest'} evaluation, {final.get('n', '?')} {trials}"),
+        (score, f"{whose} evaluation, {final.get('n', '?')} {trials}{left}"),
         (number(total), f"generated {unit}" if language else unit),
         (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
         (duration(float(wall)) if wall is not None else None, "wall time"),

@@ -27,7 +27,7 @@ from rollcall.deploy.jobs import check_runs_root, current_job, runs_root
 from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
 from rollcall.deploy.report import write_report
 from rollcall.deploy.settings import did_you_mean
-from rollcall.deploy.storage_faults import say_it_once, storage_fault
+from rollcall.deploy.storage_faults import say_it_once, socket_path_fault, storage_fault
 
 if TYPE_CHECKING:
     from rollcall.deploy.config import AnyConfig
@@ -213,13 +213,16 @@ def carry_out(
             summary = dict(launch.train(config, directory, resume=resume, recorders=recorders, stop=stop))
         except BaseException as error:
             _close(recorders, {"status": "failed"})
-            refused = isinstance(error, BadInput | RunAlive) or (
-                isinstance(error, StoreUnavailable) and config.redis.url is not None
+            too_long = socket_path_fault(error)
+            refused = (
+                bool(too_long)
+                or isinstance(error, BadInput | RunAlive)
+                or (isinstance(error, StoreUnavailable) and config.redis.url is not None)
             )
             if refused and not started.begun:
                 if not resume and not isinstance(error, RunAlive):
                     shutil.rmtree(directory, ignore_errors=True)
-                raise BadInput(str(error)) from error
+                raise BadInput(too_long or str(error)) from error
             error.rollcall_log = directory / "logs" / "driver.log"  # type: ignore[attr-defined]
             log.error("the run ended with an error\n%s", traceback.format_exc())
             failed = _failed_summary(config, directory, recipe, error, time.monotonic() - began)

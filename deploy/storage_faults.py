@@ -1,10 +1,12 @@
-"""A disk that is full, or refuses to be written: one line of it, and no pages around that line."""
+"""A disk that is full or refuses to be written, a temporary directory that cannot be used: one line of it, and no pages
+around that line."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import re
+import tempfile
 import threading
 
 _STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
@@ -29,3 +31,11 @@ def say_it_once() -> None:
             threading.__excepthook__(args)
 
     threading.excepthook = failed
+
+
+def socket_path_fault(error: BaseException) -> str:
+    """What to do where an error is of a temporary directory whose path leaves no room for the names of sockets, which
+    have 107 bytes in all; empty for other errors."""
+    if "AF_UNIX path" not in str(error):
+        return ""
+    return f"TMPDIR={tempfile.gettempdir()} is too long a path for the sockets of processes: set TMPDIR=/tmp"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from typing import Any
 
 from rollcall.deploy.config import AnyConfig, load_config
@@ -17,9 +18,13 @@ def train(config: AnyConfig | str, **overrides: Any) -> dict[str, Any]:
     `train("cartpole-ppo", seed=1, actors={"num": 2}, **{"algorithm.clip_range": 0.1})`. In the main thread Ctrl-C stops
     with a checkpoint, as on the command line.
 
+    A script that trains does so under `if __name__ == "__main__":`: envs in processes of their own import it.
+
     Raises:
       BadInput: on anything that `rollcall train` would refuse with exit code 2.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit(1)  # an env's process that imports the script; the one that began it says what is wrong
     if isinstance(config, CommonConfig):
         if overrides:
             raise ValueError(

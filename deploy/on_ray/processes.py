@@ -299,8 +299,11 @@ def _settle(working_directory: str, log: Path) -> None:
         os.chdir(working_directory)
         if working_directory not in sys.path:
             sys.path.insert(0, working_directory)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
-        stream.flush()
-        os.dup2(descriptor, number)
-    os.close(descriptor)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # by lines: whoever hangs has said what it said
+    os.environ["PYTHONUNBUFFERED"] = "1"  # and so for envs in processes of their own

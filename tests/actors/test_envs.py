@@ -131,7 +131,7 @@ def test_import_paths_that_lead_nowhere_are_refused(user_module: Callable[[str],
     )
     refused(f"env '{module}:make_env' is a int: name a function", id=f"{module}:make_env")
     refused("returned a NoneType: it must return a gymnasium.Env", id=f"{module}:make_nothing")
-    refused("cannot be made .OSError: no such robot: plug it in.: mend it", id=f"{module}:fail")
+    refused("in fail: .*OSError: no such robot: plug it in.: mend it", id=f"{module}:fail")
     refused("does not take these arguments .*argument.*: mend env.kwargs", id=f"{module}:needs")
     refused("observation space Tuple.* is not supported: wrap the env", id=f"{module}:tuples")
     refused("observation space Text.* at 'state.name' is not supported", id=f"{module}:nested_text")

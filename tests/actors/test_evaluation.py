@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from rollcall.actors.envs import EnvConfig, make_env
 from rollcall.actors.evaluation import EvalConfig, EvalResult, Evaluator
@@ -16,6 +17,8 @@ from rollcall.actors.video import record_video
 from rollcall.cluster.errors import BadInput, EnvFailure
 from rollcall.cluster.messages import Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
+from rollcall.learners.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.policy import TorchPolicy, module_weights
 
 CARTPOLE = EnvConfig(id="CartPole-v1")
 
@@ -83,7 +86,7 @@ def test_an_episode_longer_than_a_rollout_remembers_across_the_border(
     assert set(whole.lengths) == {200}
 
 
-def test_an_episode_without_an_end_is_cut(numpy_policy: Any, counter_module: str) -> None:
+def test_an_episode_without_an_end_is_left_and_counted_as_unfinished(numpy_policy: Any, counter_module: str) -> None:
     result = evaluate(
         numpy_policy,
         EnvConfig(id=f"{counter_module}:Counter", kwargs={"length": 10**9}),
@@ -92,6 +95,8 @@ def test_an_episode_without_an_end_is_cut(numpy_policy: Any, counter_module: str
     )
     assert result.lengths == (30, 30)
     assert result.returns == (465.0, 465.0)
+    assert result.unfinished == 2
+    assert evaluate(numpy_policy, EnvConfig(id=f"{counter_module}:Counter"), episodes=3).unfinished == 0
 
 
 def test_returns_are_the_envs_own(numpy_policy: Any, counter_module: str) -> None:
@@ -210,3 +215,41 @@ def test_rendering_that_fails_is_refused(numpy_policy: Any, user_module: Callabl
     )
     with pytest.raises(BadInput, match=r"Blind' cannot render here \(RuntimeError: no display\)"):
         record_video(EnvConfig(id=f"{module}:Blind"), numpy_policy(gym.spaces.Discrete(2)), tmp_path / "run.gif")
+
+
+_CHAOS = """
+class Chaos(gym.Env):
+    observation_space = spaces.Box(-1, 1, (17,), np.float64)
+    action_space = spaces.Box(-1, 1, (6,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.state = 0, self.np_random.uniform(-1, 1, 17)
+        return self.state, {}
+
+    def step(self, action):
+        self.t += 1
+        self.state = np.sin(40 * self.state + 40 * action.sum(dtype=np.float64))
+        return self.state, self.state[0], False, self.t >= 30, {}
+"""
+
+
+def test_an_episodes_return_depends_on_neither_the_number_of_episodes_nor_on_what_runs_beside_it(
+    user_module: Callable[[str], str],
+) -> None:
+    """An env that makes another return of another last bit, under a network whose matrix products have such bits."""
+    env = EnvConfig(id=f"{user_module(_CHAOS)}:Chaos")
+    spaces = make_env(env).observation_space, make_env(env).action_space
+    network = build_actor_critic(*spaces, PolicyConfig(), with_critic=False, seed=3)
+    with torch.no_grad():
+        network.policy_head.weight.mul_(50.0)
+    saved = module_weights({"actor_critic": network}, "policy", epoch=1, version=0)
+
+    def returns(episodes: int, num_envs: int) -> tuple[float, ...]:
+        evaluator = Evaluator(env, EvalConfig(num_envs=num_envs), lambda: TorchPolicy(*spaces, PolicyConfig()))
+        return evaluator.evaluate(saved, episodes).returns
+
+    whole = returns(45, 20)
+    assert len(set(whole)) == 45
+    for episodes, num_envs in ((1, 20), (2, 20), (7, 1), (23, 3), (45, 64)):
+        assert returns(episodes, num_envs) == whole[:episodes], (episodes, num_envs)

@@ -161,7 +161,7 @@ def test_truncated_episode_carries_its_true_final_observation(numpy_policy: Any)
 def test_native_envs_are_taken_where_registered_and_nothing_asks_otherwise() -> None:
     def kind(**settings: Any) -> tuple[str, str]:
         group = make_vector_env(EnvConfig(**settings), 2)
-        inner = getattr(group, "_env", None)
+        inner = getattr(getattr(group, "_env", None), "unwrapped", None)
         group.close()
         return type(group).__name__, type(inner).__name__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -395,3 +396,17 @@ def test_what_was_produced_is_not_touched_by_what_the_policy_reuses(make_actor: 
     actor._policy.choose = reusing
     _, item = actor.produce(make_ticket(0))
     assert len({row.tobytes() for row in item.actions}) > 1
+
+
+def test_a_saved_shard_of_envs_that_are_built_otherwise_now_begins_anew_and_says_so(
+    make_actor: Any, make_ticket: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor = make_actor(CARTPOLE)
+    fresh = actor.produce(make_ticket(0))[1]
+    tensors, meta = actor.shard_states()
+    as_before = json.loads(json.dumps(meta).replace("OwnRandomness", "Before"))
+    resumed = make_actor(CARTPOLE)
+    resumed.restore_shards(tensors, as_before)
+    again = resumed.produce(make_ticket(0))[1]
+    assert again.observations["observation"].tobytes() == fresh.observations["observation"].tobytes()
+    assert "shard 0 begins anew: its saved state is not of envs as they are now" in caplog.text

@@ -89,6 +89,7 @@ class Faulty(gym.Wrapper):
             if self.kind == "raise":
                 raise RuntimeError("the cart has lost a wheel")
             if self.kind == "hang":
+                print("the cart stands still")
                 time.sleep(3600)
             if self.kind == "nan":
                 observation = np.full_like(observation, np.nan)
@@ -120,7 +121,9 @@ def test_an_env_that_always_raises_stops_the_run_with_its_own_traceback(bench: A
     assert "the cart has lost a wheel" in (run.directory / "logs" / "driver.log").read_text()
     assert "faulty.py" in (run.directory / "logs" / "driver.log").read_text()
     assert run.summary["status"] == "failed"
-    assert len(run.errors.strip().splitlines()) == 1
+    (line,) = run.errors.strip().splitlines()
+    place = f'{bench.folder}/faulty.py, line 22, in step: raise RuntimeError("the cart has lost a wheel"): shard '
+    assert line.startswith(f"rollcall: error: {place}")
 
 
 def test_nan_stops_that_trajectory_and_not_the_run(bench: Any) -> None:
@@ -169,6 +172,7 @@ def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Any) -> None:
     assert books["dropped_by_reason"]["deadline"] == 1
     events = (run.directory / "events.jsonl").read_text()
     assert "gym-" in events and "has not returned within 5 s" in events
+    assert "the cart stands still" in (run.directory / "logs" / "gym-0.log").read_text()
     traces = "".join(path.read_text() for path in (run.directory / "logs").glob("gym-*.trace"))
     assert "faulty.py" in traces  # where it hangs
 
