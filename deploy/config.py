@@ -19,6 +19,7 @@ from rollcall.deploy.checks import check_env, check_settings
 from rollcall.deploy.language_checks import check_language
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.plugins import Plugin
+from rollcall.deploy.reward_config import by_name
 from rollcall.deploy.run_config import CommonConfig, RunConfig, plugin_name_of
 from rollcall.deploy.settings import (
     CALLER,
@@ -82,6 +83,8 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
+    if isinstance(settings.tree.get("reward"), str):
+        settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
     written += [(path, value, CALLER) for path, value in flat_values(values or {})]
     for path, value, origin in written:
@@ -94,8 +97,13 @@ def read_settings(
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
     """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
-    starts from that algorithm's defaults, `task=NAME` likewise."""
-    if path in (("algorithm",), ("task",)) and isinstance(value, str):
+    starts from that algorithm's defaults, `task=NAME` and `reward=NAME` likewise, and a scorer of another kind."""
+    tag = path[-1] == "kind" or path in (("algorithm", "name"), ("task", "name"))
+    if tag and _value(settings, path) not in (None, value):
+        settings.set(path[:-1], {}, origin)
+    if path == ("reward",) and isinstance(value, str):
+        settings.set(path, by_name(value), origin)
+    elif path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)
     elif path == ("env",) and isinstance(value, str):
         section = settings.tree.get("env")
@@ -106,6 +114,13 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings.set(("env", "id"), value, origin)
     else:
         settings.set(path, value, origin)
+
+
+def _value(settings: Settings, path: KeyPath) -> Any:
+    try:
+        return settings.value(path)
+    except KeyError:
+        return None
 
 
 class _Sectioned(Protocol):
@@ -180,7 +195,7 @@ def _explain(
 ) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
-        path = (*prefix, *(str(part) for part in item["loc"]))
+        path = _written_path(settings, (*prefix, *(str(part) for part in item["loc"])))
         if path and path[0] in skip:
             continue
         if item["type"] == "default_factory_not_called":
@@ -195,15 +210,32 @@ def _explain(
         elif kind == "json_invalid":
             lines.append(f"{settings.source}: {text}")
         else:
+            if kind == "union_tag_invalid":
+                path, expected = (*path, "kind"), item["ctx"]["expected_tags"]
+                text = f"must be one of {expected}" + did_you_mean(item["ctx"]["tag"], re.findall(r"'(.*?)'", expected))
+            elif kind == "union_tag_not_found":
+                text = "its kind is missing: kind says which settings it has"
             if kind == "literal_error" and isinstance(item["input"], str):
                 text += did_you_mean(item["input"], re.findall(r"'(.*?)'", item["ctx"]["expected"]))
             lines.append(_line(settings, path, text))
     return lines
 
 
+def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
+    """As the user writes it: pydantic names the kind of a section on the way, too."""
+    written: KeyPath = ()
+    for part in path:
+        section = _value(settings, written)
+        if not (isinstance(section, Mapping) and part not in section and section.get("kind") == part):
+            written = (*written, part)
+    return written
+
+
 def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:
     """A sibling that is spelt alike, else the same word in another section, else the nearest word anywhere."""
     siblings = {known[-1]: known for known in fields if known[:-1] == path[:-1]}
+    if not siblings:  # of a section whose kind decides what it has
+        return ""
     elsewhere = {known[-1]: known for known in sorted(fields, key=len, reverse=True)}
     for names in (siblings, {n: p for n, p in elsewhere.items() if n == path[-1]}, elsewhere):
         hint = did_you_mean(path[-1], names)
