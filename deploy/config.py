@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import plugins
 from rollcall.deploy.checks import check_env, check_settings
+from rollcall.deploy.earlier_runs import read_run
 from rollcall.deploy.language_checks import check_language
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.plugins import Plugin
@@ -33,7 +34,7 @@ from rollcall.deploy.settings import (
     recipe_name,
 )
 
-__all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config"]
+__all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config", "load_run"]
 
 AnyConfig = RunConfig | LanguageConfig
 
@@ -53,7 +54,7 @@ _TOTALS = ("total_env_steps", "total_learner_steps")
 
 
 def load_config(
-    recipe: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+    recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> AnyConfig:
     """The configuration of a shipped recipe's name or a YAML file, with `key=value` overrides and values from Python.
 
@@ -70,6 +71,16 @@ def load_config(
         lines = [_line(settings, p.path, p.text, config=config) for p in problems]
         raise BadInput("\n".join(dict.fromkeys(lines)))
     return config
+
+
+def load_run(run_directory: Path, overrides: Iterable[str] = ()) -> tuple[AnyConfig, str]:
+    """(the configuration of a run that was begun, the hash of its config.yaml as it was written).
+
+    Raises:
+      BadInput: one line for each thing that is wrong.
+    """
+    settings, config_hash = read_run(run_directory)
+    return load_config(settings, overrides), config_hash
 
 
 def read_settings(
@@ -202,7 +213,10 @@ def _explain(
             continue  # follows from another error
         kind, text = item["type"], item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         text = _PLAINER.get(kind, text)
-        if kind == "extra_forbidden":
+        if kind == "extra_forbidden" and settings.made_by and settings.origin(path).startswith(settings.source):
+            text = f"this version does not know this setting: use the one that made the run ({settings.made_by})"
+            lines.append(_line(settings, path, text))
+        elif kind == "extra_forbidden":
             lines.append(_line(settings, path, f"unknown key{_nearest_key(path, fields)}"))
         elif kind == "missing":
             about = fields[path].description if path in fields else None

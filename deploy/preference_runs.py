@@ -8,6 +8,7 @@ from typing import Any
 
 from rollcall.cluster.checkpoint import Manifest, latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.deploy.earlier_runs import read_run
 from rollcall.deploy.export import check_free, model_source, save_policy
 from rollcall.deploy.offline import Job
 from rollcall.deploy.preference_config import DirectRunConfig, PreferenceRunConfig
@@ -49,11 +50,12 @@ def export(target: str | Path, goal: Path | None) -> Path:
 
 def _found(target: str | Path) -> tuple[PreferenceRunConfig, Path, Path, Manifest]:
     directory, checkpoint = find_checkpoint(target)
-    config = load_config(directory / "config.yaml")
+    settings, config_hash = read_run(directory)
+    config = load_config(settings)
     if checkpoint is None:
         checkpoint, manifest, _ = latest_checkpoint(directory)
     else:
         manifest = verify(checkpoint)
-    if manifest.config_hash != config.config_hash:
+    if manifest.config_hash != config_hash:
         raise CheckpointDamaged(f"{checkpoint}: made under another config than {directory / 'config.yaml'}")
     return config, directory, checkpoint, manifest

@@ -4,7 +4,7 @@ a run that is going on, was killed, or comes from another machine; must never im
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.segments import Segment, booked_segments
 from rollcall.deploy import preference_report
 from rollcall.deploy.curves import build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.progress import duration, number, percent
@@ -43,7 +44,8 @@ def write_report(run_directory: Path, *, beside: Path | None = None) -> Path:
     summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
     preferences = "data" in config
     language = "task" in config or preferences
-    charts = build_charts(records, evals, language=language)
+    segments = _segments(run_directory)
+    charts = build_charts(records, evals, language=language, marks=[(s.step, str(s)) for s in segments[1:]])
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
@@ -64,6 +66,7 @@ def write_report(run_directory: Path, *, beside: Path | None = None) -> Path:
         "" if preferences else _ledger(summary),
         _machine(origin),
         "</div>",
+        _segment_table(segments),
         _events(events),
         f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
@@ -237,6 +240,24 @@ def _ledger(summary: Mapping[str, Any]) -> str:
     elif restarts is not None:
         rows.append(_row("Restarts", restarts))
     return f'<div class="card"><table>{"".join(rows)}</table></div>'
+
+
+def _segments(run_directory: Path) -> tuple[Segment, ...]:
+    try:
+        return booked_segments(run_directory)
+    except CheckpointDamaged:
+        return ()  # rollcall audit says so; a report is of what can be read
+
+
+def _segment_table(segments: Sequence[Segment]) -> str:
+    if len(segments) < 2:
+        return ""
+    rows = [
+        f"<tr><td class=n>step {number(s.step)}</td><td>{escape(str(s).partition(': ')[2] or 'as begun')}</td>"
+        f"<td>config {escape(s.config_hash[:12])}</td></tr>"
+        for s in segments
+    ]
+    return f'<h2>Segments</h2><div class="card"><table>{"".join(rows)}</table></div>'
 
 
 def _machine(origin: Mapping[str, Any]) -> str:

@@ -25,8 +25,8 @@ NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision")  
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:
-    """SHA-256 over the canonical JSON of the settings that determine a run's result, as they are written: a setting that
-    is not there is no part of it, so a run's config.yaml has one hash in every release."""
+    """SHA-256 over the canonical JSON of the settings that determine a run's result, as they are written: one that is
+    not there is no part of it, so a run's config.yaml has the same hash in every release."""
     hashed = {key: value for key, value in values.items() if key not in NO_PART_OF_THE_RESULT}
     text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
@@ -85,6 +85,7 @@ class Settings:
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     source: str = ""
+    made_by: str = ""  # which version of Rollcall wrote them, where they are a run's
 
     def origin(self, path: KeyPath) -> str:
         """Where the value at `path`, or its nearest ancestor that was written anywhere, came from."""
@@ -104,6 +105,13 @@ class Settings:
             else:
                 raise KeyError(key)
         return node
+
+    def has(self, path: KeyPath) -> bool:
+        try:
+            self.value(path)
+        except KeyError:
+            return False
+        return True
 
     def set(self, path: KeyPath, value: Any, origin: str) -> None:
         """Writes one value, replacing what was there.
@@ -174,8 +182,8 @@ def _value(loader: _Loader, node: yaml.Node, path: KeyPath, settings: Settings) 
 
 
 def parse_override(text: str) -> tuple[KeyPath, Any]:
-    """`actors.num=4` -> (("actors", "num"), 4). The value is YAML: `[64, 64]` is a list, `{kind: maths}` a mapping. Text
-    of several lines that is neither stays as it is.
+    """`actors.num=4` -> (("actors", "num"), 4). The value is YAML: `[64, 64]` is a list, `{kind: maths}` a mapping.
+    Text of several lines that is neither stays as it is.
 
     Raises:
       BadInput: when there is no `=`, a part of the key is empty, or the value is not YAML.

@@ -1,5 +1,5 @@
-"""What a recipe gives, its config.yaml gives again, with the same hash: every shipped recipe, every scorer, text that YAML
-could take for something else, from files, from the command line and from Python."""
+"""What a recipe gives, its config.yaml gives again, with the same hash: every shipped recipe, every scorer, and text that
+YAML could take for something else; from files, from the command line and from Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import AnyConfig, load_config
@@ -22,7 +21,10 @@ task: arithmetic
 algorithm: grpo
 """
 FORMAT = {"kind": "format", "sections": ["think", "answer"]}
-REGEX = {"kind": "regex", "patterns": [{"name": "box", "pattern": r"\\boxed\{(\d+)\}: \#"}, {"name": "n", "pattern": "1e-3"}]}
+REGEX = {
+    "kind": "regex",
+    "patterns": [{"name": "box", "pattern": r"\\boxed\{(\d+)\}: \#"}, {"name": "n", "pattern": "1e-3"}],
+}
 SCORERS: list[dict[str, Any]] = [
     {"kind": "exact_match", "answer_key": "off", "part": {"take": "after", "after": "####"}},
     {"kind": "number", "relative_tolerance": 1e-6},
@@ -35,7 +37,10 @@ SCORERS: list[dict[str, Any]] = [
     {"kind": "judge", "url": "http://localhost:8000/v1", "model": "m", "principles": ["be right: always", "~"]},
     {"kind": "function", "path": "my_module:score"},
     {"kind": "function", "path": "my_module:score", "takes": ["text"]},
-    {"kind": "weighted_sum", "parts": {"form": {"scorer": FORMAT, "weight": 0.5}, "1e3": {"scorer": REGEX, "at_most": 1.0}}},
+    {
+        "kind": "weighted_sum",
+        "parts": {"form": {"scorer": FORMAT, "weight": 0.5}, "1e3": {"scorer": REGEX, "at_most": 1.0}},
+    },
     {
         "kind": "ensemble",
         "members": {
@@ -70,7 +75,7 @@ def test_a_scorer_is_the_same_from_a_file_the_command_line_and_python_and_when_t
 ) -> None:
     typed = load_config(recipe, [f"reward.scorer={json.dumps(scorer)}"])
     given = load_config(recipe, values={"reward": {"scorer": scorer}})
-    recipe.write_text(RECIPE + yaml.safe_dump({"reward": {"scorer": scorer}}))
+    recipe.write_text(RECIPE + to_yaml({"reward": {"scorer": scorer}}))
     written = load_config(recipe)
     assert typed == given == written
     assert written.reward is not None and written.reward.scorer is not None
@@ -89,7 +94,7 @@ def test_a_function_by_its_import_path_is_a_reward_wherever_it_is_written(recipe
 
 
 def test_a_scorer_of_another_kind_starts_from_its_own_defaults(recipe: Path) -> None:
-    recipe.write_text(RECIPE + yaml.safe_dump({"reward": {"scorer": REGEX, "patience_s": 5.0}}))
+    recipe.write_text(RECIPE + to_yaml({"reward": {"scorer": REGEX, "patience_s": 5.0}}))
     for config in (
         load_config(recipe, ["reward.scorer.kind=format", "reward.scorer.sections=[think, answer]"]),
         load_config(recipe, values={"reward": {"scorer": {"sections": ["think", "answer"], "kind": "format"}}}),
@@ -140,7 +145,24 @@ def test_every_recipe_on_preferences_is_the_same_when_its_run_is_read_again(name
 
 def test_text_that_looks_like_a_number_or_a_truth_stays_text_in_the_saved_config() -> None:
     texts = ["1e-3", "1e3", ".5", "off", "true", "~", "", " led ", "1:30", "0x1f", "1_000", "=", "<<", "a: b", "# x"]
-    texts += ["line\nbreak", "tab\t", "\u2028", "é", "- a", "[a", "{", "&a", "*a", "!t", "%", "@", "`", "'", '"', "2026-01-01"]
+    texts += [
+        "line\nbreak",
+        "tab\t",
+        "\u2028",
+        "é",
+        "- a",
+        "[a",
+        "{",
+        "&a",
+        "*a",
+        "!t",
+        "%",
+        "@",
+        "`",
+        "'",
+        '"',
+        "2026-01-01",
+    ]
     values = {"texts": texts, "keys": dict.fromkeys(texts, 1.0), "numbers": [1, 1.0, 1e-5, 1e16, float("inf"), 10**20]}
     assert parse_yaml(to_yaml(values), "config.yaml").tree == values
 
