@@ -229,15 +229,16 @@ def _train(args: argparse.Namespace) -> int:
 
 def _begin(config: AnyConfig, args: argparse.Namespace) -> Path:
     """A directory for a new run, said before anything else."""
-    from rollcall.deploy import runs
+    from rollcall.deploy import init_from, runs
 
+    beginning = init_from.beginning_of(config)
     directory = runs.claim_directory(config.name, explicit=_named(args))
     config = config.model_copy(update={"name": directory.name})
     print(f"run directory: {directory}", flush=True)
     for name, value in config.derived().items() if args.command == "train" else ():
         print(f"{name:<30}{value}")
     _say_job(directory)
-    runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
+    init_from.begin_run(config, directory, beginning, recipe=recipe_name(args.recipe))
     return directory
 
 
@@ -256,14 +257,14 @@ def _say_job(directory: Path) -> None:
 
 def _go_on(config: AnyConfig, directory: Path, args: argparse.Namespace) -> int:
     """With a run that a command like this one began, as far as it came."""
-    from rollcall.deploy import resubmission, runs
+    from rollcall.deploy import init_from, resubmission
 
     begun = resubmission.take_up(directory)
     _say_job(directory)
     if begun is None:
         return DONE
     if not begun:
-        runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
+        init_from.begin_run(config, directory, init_from.beginning_of(config), recipe=recipe_name(args.recipe))
     return _carry_out(config, directory, resume=begun)
 
 

@@ -98,6 +98,7 @@ def read_settings(
         settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
     written += [(path, value, CALLER) for path, value in flat_values(values or {})]
+    written.sort(key=lambda item: item[0] != ("policy", "init_from"))  # before what is written of a warm start after it
     for path, value, origin in written:
         _write(settings, path, value, origin)
     totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
@@ -108,7 +109,8 @@ def read_settings(
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
     """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
-    starts from that algorithm's defaults, `task=NAME` and `reward=NAME` likewise, and a scorer of another kind."""
+    starts from that algorithm's defaults, `task=NAME` and `reward=NAME` likewise, and a scorer of another kind.
+    `policy.init_from=RUN` takes the place of the recipe's model and warm start."""
     tag = path[-1] == "kind" or path in (("algorithm", "name"), ("task", "name"))
     if tag and _value(settings, path) not in (None, value):
         settings.set(path[:-1], {}, origin)
@@ -125,6 +127,9 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings.set(("env", "id"), value, origin)
     else:
         settings.set(path, value, origin)
+        if path == ("policy", "init_from") and value is not None:  # in place of the recipe's own model and warm start
+            for name in ("model", "tiny", "warm_start"):
+                settings.tree["policy"].pop(name, None)
 
 
 def _value(settings: Settings, path: KeyPath) -> Any:

@@ -22,6 +22,7 @@ from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectorySc
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import ShardWork
+from rollcall.deploy import initial_weights
 from rollcall.deploy.parts import POLICY_ID, scorer_of
 from rollcall.deploy.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
 from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig
@@ -64,7 +65,9 @@ class ControlParts:
         return is_exact(partial(make_vector_env, self.config.env, self.config.envs_per_shard))
 
     def check(self) -> None:
-        self.models()
+        models = self.models()
+        if self.config.policy.init_from is not None:
+            initial_weights.take_up(models, self.run_directory)
 
     def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Only a run from preferences has something to make: the reward model that nobody has trained yet."""
@@ -167,6 +170,8 @@ class ControlParts:
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
+        if config.policy.init_from is not None:
+            initial_weights.take_up(models, self.run_directory)
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),

@@ -144,6 +144,15 @@ class DirectRunConfig(_PreferenceRun):
     def _algorithm_by_name(cls, value: Any) -> Any:
         return plugin_settings(plugins.DIRECT_METHOD, value)
 
+    @model_validator(mode="after")
+    def _begins_with_a_model(self) -> Self:
+        if self.policy.init_from is not None:
+            raise ValueError(
+                f"policy.init_from: a run on preferences begins with a model's directory: "
+                f"policy.model={self.policy.init_from}/policy (rollcall export writes it)"
+            )
+        return self
+
     @property
     def algorithm_name(self) -> str:
         return str(getattr(self.algorithm, "name", type(self.algorithm).__name__))

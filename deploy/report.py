@@ -103,6 +103,7 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
     facts = [
         f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
         *(preference_report.facts(config, summary) if "data" in config else method),
+        *([f"begun from {_name(origin['init_from'], 'checkpoint')}"] if "init_from" in origin else []),
         f"seed {summary.get('seed', config.get('seed', '?'))}",
         *([] if "data" in config else [f"{config.get('runtime', 'ray')} runtime"]),
     ]

@@ -121,8 +121,9 @@ class Written(Protocol):
     def to_yaml(self) -> str: ...
 
 
-def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
-    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where).
+def begin_run(config: Written, directory: Path, *, recipe: str, init_from: Mapping[str, Any] | None = None) -> None:
+    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where;
+    `init_from`: with whose weights).
 
     Raises:
       BadInput: when the directory cannot be written to.
@@ -142,6 +143,7 @@ def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
             "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
         "versions": versions,
+        **({} if init_from is None else {"init_from": dict(init_from)}),
     }
     try:
         (directory / "logs").mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ import yaml
 from rollcall.cluster.errors import BadInput
 
 KeyPath = tuple[str, ...]
-TAGS = ("kind", "name", "id")  # the setting that says which other ones its section has
+TAGS = ("kind", "name", "id", "init_from")  # the setting that says which other ones its section has
 COMMAND_LINE = "command line"
 CALLER = "train(...)"
 NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision")  # what the run is called, where, watched
