@@ -26,10 +26,6 @@ MAY_CHANGE = (
     r"actors\.engine\.(max_num_seqs|admit_below|kv_cache_gib|gpu_memory_utilization|enforce_eager|weight_transfer)",
     *(r"reward\.(url|patience_s)", r"preferences\.patience_s"),
 )
-IN_WORDS = (
-    "total_env_steps, total_learner_steps, algorithm.* (but its name), learner.* (but optimizer), eval.*, checkpoint.*, "
-    "actors.num, threads and engine sizes, cluster.*, metrics.*, supervision.*"
-)
 
 
 def changed(run_directory: Path, overrides: Iterable[str]) -> tuple[AnyConfig, Changes]:
@@ -66,8 +62,8 @@ def refuse_no_more(config: AnyConfig, manifest: Manifest, changes: Changes) -> N
     over = manifest.step >= steps if steps is not None else done["total_env_steps"] >= (env_steps or 0)
     if over and given is not None:
         raise BadInput(
-            f"{given} = {changes[given][1]} ({COMMAND_LINE}): the run has done {done[given]} already: give more; it is the "
-            "whole run's"
+            f"{given} = {changes[given][1]} ({COMMAND_LINE}): the run has done {done[given]} already: give more; it "
+            "is the whole run's"
         )
     if over:
         total = "total_env_steps" if env_steps is not None else "total_learner_steps"

@@ -1,5 +1,5 @@
-"""The weights of another run that a control run begins with, as they lie in its own directory. Knows the names and shapes
-of tensors; where they come from is init_from.py's."""
+"""The weights of another run that a control run begins with, as they lie in its own directory. Knows the names and
+shapes of tensors; where they come from is init_from.py's."""
 
 from __future__ import annotations
 

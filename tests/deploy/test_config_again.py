@@ -1,4 +1,4 @@
-"""What a recipe gives, its config.yaml gives again, with the same hash: every shipped recipe, every scorer, and text that
+"""What a recipe gives, its config.yaml gives again, with the same hash: every shipped recipe, every scorer, text that
 YAML could take for something else; from files, from the command line and from Python."""
 
 from __future__ import annotations
