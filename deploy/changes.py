@@ -11,7 +11,8 @@ from typing import Any
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.segments import changes_between
-from rollcall.deploy.config import AnyConfig, load_run
+from rollcall.deploy.config import AnyConfig, load_run, read_settings
+from rollcall.deploy.earlier_runs import read_run
 from rollcall.deploy.settings import COMMAND_LINE
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
@@ -38,11 +39,10 @@ def changed(run_directory: Path, overrides: Iterable[str]) -> tuple[AnyConfig, C
     before, _ = load_run(run_directory)
     if not overrides:
         return before, {}
+    _refuse_kept(_written(run_directory, overrides), run_directory)  # before anything says that they do not go together
     after, _ = load_run(run_directory, overrides)
     changes = changes_between(*(config.model_dump(mode="json") for config in (before, after)))
-    kept = [name for name in changes if not any(re.fullmatch(pattern, name) for pattern in MAY_CHANGE)]
-    if kept:
-        raise BadInput("\n".join(_refusal(name, changes[name], run_directory) for name in kept))
+    _refuse_kept(changes, run_directory)
     models = [_models(config) for config in (before, after)]
     if models[0] != models[1]:
         named = ", ".join(f"{name} = {value}" for name, (_, value) in changes.items() if name.startswith("algorithm."))
@@ -71,6 +71,20 @@ def refuse_no_more(config: AnyConfig, manifest: Manifest, changes: Changes) -> N
             f"{', '.join(changes)} ({COMMAND_LINE}): the run is completed; to go on with it give a larger {total} too "
             f"(it has done {done[total]})"
         )
+
+
+def _written(run_directory: Path, overrides: list[str]) -> Changes:
+    """What the overrides change of the settings that the run has written."""
+    before, after = read_run(run_directory)[0], read_settings(read_run(run_directory)[0], overrides)
+    both = (before, after)
+    changes = changes_between(before.tree, after.tree)
+    return {n: pair for n, pair in changes.items() if all(tree.has(tuple(n.split("."))) for tree in both)}
+
+
+def _refuse_kept(changes: Changes, run_directory: Path) -> None:
+    kept = [name for name in changes if not any(re.fullmatch(pattern, name) for pattern in MAY_CHANGE)]
+    if kept:
+        raise BadInput("\n".join(_refusal(name, changes[name], run_directory) for name in kept))
 
 
 def _refusal(name: str, change: tuple[Any, Any], run_directory: Path) -> str:

@@ -36,9 +36,14 @@ def read_run(run_directory: Path) -> tuple[Settings, str]:
             del (settings.value(old[:-1]) if old[:-1] else settings.tree)[old[-1]]
             settings.set(new, value, origin)
     for path, value in BEFORE.items():
-        if not settings.has(path) and (not path[:-1] or settings.has(path[:-1])):
+        section = path[:-1]
+        if not settings.has(path) and (not section or _is_section(settings, section)):
             settings.set(path, value, "as runs without this setting are")
     return settings, config_hash
+
+
+def _is_section(settings: Settings, path: KeyPath) -> bool:
+    return settings.has(path) and isinstance(settings.value(path), Mapping)
 
 
 def run_hash(run_directory: Path) -> str:

@@ -67,8 +67,9 @@ def beginning_of(config: AnyConfig) -> Beginning | None:
         loaded = policies.load_language(target) if language else policies.load(target)
         if isinstance(loaded, policies.LoadedLanguage):
             assert isinstance(config, LanguageConfig)
-            model: Path | None = model_source(loaded.parts.model_directory)
-            problem = _language_misfit(config, model)
+            directory = model_source(loaded.parts.model_directory)
+            model: Path | None = directory
+            problem = _language_misfit(config, directory)
         else:
             assert isinstance(config, RunConfig)
             model, problem = None, _control_misfit(config, loaded)
