@@ -17,12 +17,13 @@ from rollcall.deploy.settings import COMMAND_LINE
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
 
-# How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs. Neither the books
+# In words: rollcall resume --help and docs/going-on.md. How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs. Neither the books
 # (seed, env or task, reward, shards, prompts, lag bound) nor the models and the optimiser's state are made of these.
 MAY_CHANGE = (
     *("total_env_steps", "total_learner_steps"),
     *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer$).*"),
     *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*"),
+    r"redis\.\w+_timeout_s",
     *(r"actors\.(num|threads|torch_threads|ticket_deadline_s|max_env_restarts)",),
     r"actors\.engine\.(max_num_seqs|admit_below|kv_cache_gib|gpu_memory_utilization|enforce_eager|weight_transfer)",
     *(r"reward\.(url|patience_s)", r"preferences\.patience_s"),

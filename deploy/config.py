@@ -111,8 +111,10 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
     """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
     starts from that algorithm's defaults, `task=NAME` and `reward=NAME` likewise, and a scorer of another kind.
     `policy.init_from=RUN` takes the place of the recipe's model and warm start."""
-    tag = path[-1] == "kind" or path in (("algorithm", "name"), ("task", "name"))
-    if tag and _value(settings, path) not in (None, value):
+    of_scorer = path[:2] == ("reward", "scorer") and path[-1] == "kind"
+    if (of_scorer or path in (("algorithm", "name"), ("task", "name"), ("model", "kind"))) and _value(
+        settings, path
+    ) not in (None, value):
         settings.set(path[:-1], {}, origin)
     if path == ("reward",) and isinstance(value, str):
         settings.set(path, by_name(value), origin)

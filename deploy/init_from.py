@@ -13,7 +13,7 @@ from typing import Any
 from gymnasium import spaces
 
 from rollcall.actors.text_codec import TextCodec
-from rollcall.cluster.checkpoint import verify, write_weights
+from rollcall.cluster.checkpoint import read_manifest, write_weights
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages import Weights
 from rollcall.deploy import policies, runs
@@ -50,6 +50,7 @@ class Beginning:
         aside.mkdir()
         write_weights(aside, self.weights)
         (aside / MARKER).write_text(json.dumps(self.origin, indent=1) + "\n")
+        shutil.rmtree(goal, ignore_errors=True)  # of a run that begins again before its first checkpoint
         aside.replace(goal)
 
 
@@ -77,7 +78,7 @@ def beginning_of(config: AnyConfig) -> Beginning | None:
         raise BadInput(f"policy.init_from = {target!r}: {error}") from None
     if problem:
         raise BadInput(f"policy.init_from = {target!r}: {problem}")
-    manifest, weights = verify(loaded.checkpoint), loaded.weights
+    manifest, weights = read_manifest(loaded.checkpoint), loaded.weights
     origin = {
         "run": manifest.run_id,
         "checkpoint": str(loaded.checkpoint.resolve()),

@@ -4,8 +4,9 @@ hashes hold and nothing else; must never need Ray or Redis."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def load(target: str | Path) -> Loaded:
             f"{run_directory}: a language run: transformers loads its policy from {run_directory / 'policy'} "
             f"(rollcall export {run_directory} writes it)"
         )
-    return _load_control(config, checkpoint)
+    return _load_control(config, checkpoint())
 
 
 def load_language(target: str | Path) -> LoadedLanguage:
@@ -95,25 +96,25 @@ def load_language(target: str | Path) -> LoadedLanguage:
         raise BadInput(
             f"{run_directory}: a control run: its policy is no language model; rollcall.deploy.load_policy loads it"
         )
-    return _load_language(config, run_directory, checkpoint)
+    return _load_language(config, run_directory, checkpoint())
 
 
 def load_either(target: str | Path) -> Loaded | LoadedLanguage:
     """As `load`, of a run of either half."""
     config, run_directory, checkpoint = _find(target)
     if isinstance(config, LanguageConfig):
-        return _load_language(config, run_directory, checkpoint)
-    return _load_control(config, checkpoint)
+        return _load_language(config, run_directory, checkpoint())
+    return _load_control(config, checkpoint())
 
 
-def _find(target: str | Path) -> tuple[AnyConfig, Path, Path]:
-    """(settings, run directory, whole checkpoint) of RUN_OR_CHECKPOINT."""
+def _find(target: str | Path) -> tuple[AnyConfig, Path, Callable[[], Path]]:
+    """(settings, run directory, what finds its whole checkpoint) of RUN_OR_CHECKPOINT."""
     run_directory, checkpoint = find_checkpoint(target)
     refuse_supervised(run_directory)
     if learns_from_data(run_directory / "config.yaml"):
         raise BadInput(f"{run_directory}: a run on preferences: what it learnt is a directory in it, policy or model")
     config, config_hash = load_run(run_directory)
-    return config, run_directory, _verified(run_directory, checkpoint, config_hash)
+    return config, run_directory, partial(_verified, run_directory, checkpoint, config_hash)
 
 
 def _verified(run_directory: Path, checkpoint: Path | None, config_hash: str) -> Path:

@@ -33,7 +33,7 @@ def evaluate(target: str | Path) -> dict[str, Any]:
 
 def export(target: str | Path, goal: Path | None) -> Path:
     """As export.export_policy, of a direct method's run."""
-    config, directory, checkpoint, _ = _found(target)
+    config, directory, checkpoint, manifest = _found(target)
     if not isinstance(config, DirectRunConfig):
         raise BadInput(f"{directory}: a reward model's run has no policy: its model is {directory / 'model'}")
     goal = directory / POLICY if goal is None else goal
@@ -43,7 +43,7 @@ def export(target: str | Path, goal: Path | None) -> Path:
         raise BadInput(f"{goal}: the model that the run began with: export to another directory")
     check_free(goal)
     weights = load_weights(checkpoint)
-    marker: dict[str, object] = {"config_hash": config.config_hash, "policy_version": weights.version}
+    marker: dict[str, object] = {"config_hash": manifest.config_hash, "policy_version": weights.version}
     save_policy(weights, source, goal, marker=marker | {"policy_id": weights.policy_id, "weights": weights.checksum})
     return goal
 

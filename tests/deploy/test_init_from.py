@@ -1,5 +1,5 @@
-"""A run that begins with another run's weights: the same policy with its statistics, new books; refused where the policy
-is another one."""
+"""A run that begins with the weights of another: the same policy with its statistics, new books; refused where the
+policy is another one."""
 
 from __future__ import annotations
 
