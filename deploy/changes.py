@@ -17,8 +17,9 @@ from rollcall.deploy.settings import COMMAND_LINE
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
 
-# In words: rollcall resume --help and docs/going-on.md. How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs. Neither the books
-# (seed, env or task, reward, shards, prompts, lag bound) nor the models and the optimiser's state are made of these.
+# How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs; in words: rollcall
+# resume --help and docs/going-on.md. Neither the books (seed, env or task, reward, shards, prompts, lag bound) nor the
+# models and the optimiser's state are made of these.
 MAY_CHANGE = (
     *("total_env_steps", "total_learner_steps"),
     *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer$).*"),
