@@ -120,6 +120,8 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings.set(path, by_name(value), origin)
     elif path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)
+    elif callable(value):
+        raise BadInput(_by_import_path(path, value, origin))
     elif path == ("env",) and isinstance(value, str):
         section = settings.tree.get("env")
         if isinstance(section, dict) and section.get("id") != value:
@@ -139,6 +141,16 @@ def _value(settings: Settings, path: KeyPath) -> Any:
         return settings.value(path)
     except KeyError:
         return None
+
+
+def _by_import_path(path: KeyPath, value: Any, origin: str) -> str:
+    module, name = getattr(value, "__module__", "module"), getattr(value, "__qualname__", type(value).__qualname__)
+    where = "put it into a file" if module == "__main__" else "name it"
+    module = "my_module" if module == "__main__" else module
+    return (
+        f"{'.'.join(path)} = {name} ({origin}): its processes, and a resume, find it by its import path: {where}, "
+        f"{'.'.join(path)}='{module}:{name}'"
+    )
 
 
 class _Sectioned(Protocol):
@@ -187,7 +199,16 @@ def validated(
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What Python gives in place of JSON's own: a section as its model, numpy's numbers and arrays, a path."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def _fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> dict[KeyPath, FieldInfo]:

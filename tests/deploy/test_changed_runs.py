@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.run_lock import DirectoryLock
 from rollcall.cluster.segments import Segment, Segments, booked_segments, changes_between, read_segments, write_segments
-from rollcall.deploy import cli, policies
+from rollcall.deploy import cli, policies, runs
 from rollcall.deploy.changes import changed
 from rollcall.deploy.earlier_runs import run_hash
 from rollcall.deploy.recorders import read_jsonl
@@ -114,6 +115,38 @@ def test_a_segment_may_follow_a_segment_and_the_run_can_be_resumed_as_it_is(shor
     assert cli.main(["resume", "short"]) == 0
     assert summary(short)["learner_steps"] == 4
     assert audit_run(short) == []
+
+
+class StopAfter:
+    """A recorder that asks for a stop once so many learner steps are done."""
+
+    def __init__(self, steps: int) -> None:
+        self.stop = threading.Event()
+        self._steps = steps
+
+    def on_step(self, record: Any) -> None:
+        if record["step"] + 1 >= self._steps:
+            self.stop.set()
+
+    def on_start(self, info: Any) -> None: ...
+    def on_eval(self, record: Any) -> None: ...
+    def on_event(self, kind: str, text: str) -> None: ...
+    def close(self, summary: Any) -> None: ...
+
+
+def test_a_changed_run_that_is_stopped_and_resumed_is_bitwise_the_one_that_was_not_stopped(short: Path) -> None:
+    settings = ["total_learner_steps=5", "learner.learning_rate=5e-4", "learner.anneal_learning_rate=true"]
+    other = short.with_name("other")
+    shutil.copytree(short, other, ignore=shutil.ignore_patterns("*.sock", "lock"))
+    assert cli.main(["resume", "other", *settings]) == 0
+    config, changes = changed(short, settings)
+    stopper = StopAfter(3)
+    stopped = runs.carry_out(config, short, resume=True, stop=stopper.stop, console=[stopper], changes=changes)
+    assert stopped["status"] == "stopped" and stopped["learner_steps"] < 5
+    assert cli.main(["resume", "short"]) == 0
+    assert summary(short)["weights_hash"] == summary(other)["weights_hash"]
+    assert rates(short) == rates(other)
+    assert [segment.step for segment in booked_segments(short)] == [0, 2]
 
 
 KEPT = [

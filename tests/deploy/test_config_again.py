@@ -7,13 +7,16 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import AnyConfig, load_config
 from rollcall.deploy.preference_config import load_preference_config
+from rollcall.deploy.reward_config import RewardConfig
 from rollcall.deploy.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
 from rollcall.reward_service.config import ScorerConfig
+from rollcall.reward_service.rules import Pattern, RegexConfig
 
 RECIPE = """\
 total_learner_steps: 2
@@ -171,3 +174,17 @@ def test_an_override_of_several_lines_is_read_as_yaml_and_its_text_is_kept() -> 
     assert parse_override("a.b={kind: regex,\n patterns: [x]}") == (("a", "b"), {"kind": "regex", "patterns": ["x"]})
     assert parse_override("a=kind: maths\ndigits: 3") == (("a",), {"kind": "maths", "digits": 3})
     assert parse_override("a=two\nlines") == (("a",), "two\nlines")
+
+
+def test_python_may_give_numpy_numbers_tuples_paths_and_whole_sections(recipe: Path) -> None:
+    section = RewardConfig(scorer=RegexConfig(patterns=(Pattern(name="n", pattern="1e-3"),)))
+    values = {"seed": np.int64(3), "learner.learning_rate": np.float32(0.5), "reward": section}
+    config = load_config(recipe, values=values)
+    assert (config.seed, config.learner.learning_rate, config.reward) == (3, 0.5, section)
+    given = load_config(recipe, values={"reward.scorer": {"kind": "format", "sections": ("think", "answer")}})
+    assert given == load_config(recipe, ["reward.scorer={kind: format, sections: [think, answer]}"])
+
+
+def test_a_function_itself_is_refused_with_how_it_is_named(recipe: Path) -> None:
+    with pytest.raises(BadInput, match=r"^reward = loads \(train\(\.\.\.\)\): .*reward='json:loads'$"):
+        load_config(recipe, values={"reward": json.loads})
