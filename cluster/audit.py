@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from rollcall.cluster import audit_rules, audit_witnesses
 from rollcall.cluster.audit_evidence import Discrepancy, Evidence
 from rollcall.cluster.consumption import LOG_NAME, read_log
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.ledger_position import LedgerPosition
 from rollcall.cluster.ledger_table import Attempt, Key, LedgerTable, StepEntry, read_table
 from rollcall.cluster.run_lock import driver_alive
+from rollcall.cluster.segments import SEGMENTS, Segment, booked_segments
 from rollcall.cluster.store import RedisConfig, inspect_store
 
 RULES = (
@@ -30,6 +31,7 @@ RULES = (
     audit_witnesses.metrics,
     audit_witnesses.summary,
     audit_witnesses.checkpoints,
+    audit_witnesses.segments,
 )
 
 
@@ -70,6 +72,8 @@ def audit_run(run_directory: Path, redis: RedisConfig | None = None) -> list[Dis
         metrics=_metrics(run_directory / "metrics.jsonl", unreadable),
         summary=summary,
         checkpoints=_positions(run_directory / "checkpoints", unreadable),
+        segments=_segments(run_directory, unreadable),
+        checkpoint_hashes=_hashes(run_directory / "checkpoints"),
     )
     return [*unreadable, *(found for rule in RULES for found in rule(evidence))]
 
@@ -140,6 +144,25 @@ def _positions(folder: Path, unreadable: list[Discrepancy]) -> dict[str, LedgerP
             )
         positions[name] = position
     return positions
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The config hashes of all checkpoints whose manifest can be read."""
+    hashes: dict[str, str] = {}
+    for manifest_path in sorted(folder.glob("step-*/manifest.json")):
+        try:
+            hashes[manifest_path.parent.name] = str(json.loads(manifest_path.read_text())["config_hash"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # said by whoever reads its position
+    return hashes
+
+
+def _segments(run_directory: Path, unreadable: list[Discrepancy]) -> tuple[Segment, ...]:
+    try:
+        return booked_segments(run_directory)
+    except CheckpointDamaged as error:
+        unreadable.append(Discrepancy(SEGMENTS, str(error).partition(": ")[2]))
+        return ()
 
 
 def _summary(path: Path, unreadable: list[Discrepancy]) -> dict[str, Any] | None:

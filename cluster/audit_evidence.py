@@ -10,6 +10,7 @@ from typing import Any
 from rollcall.cluster.consumption import LogReading
 from rollcall.cluster.ledger_position import LedgerPosition
 from rollcall.cluster.ledger_table import Attempt, Key, StepEntry
+from rollcall.cluster.segments import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Evidence:
     metrics: tuple[Mapping[str, Any], ...] = ()
     summary: Mapping[str, Any] | None = None
     checkpoints: Mapping[str, LedgerPosition] = field(default_factory=dict)
+    segments: tuple[Segment, ...] = ()
+    checkpoint_hashes: Mapping[str, str] = field(default_factory=dict)  # of the settings each was made under
 
     def void(self, step: int, epoch: int) -> bool:
         """Whether a later epoch went back to before this step: what was done at it then is undone."""

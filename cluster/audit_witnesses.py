@@ -3,6 +3,8 @@ checkpoints. Each rule is a function from the evidence to what is wrong. Must ne
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
@@ -10,6 +12,7 @@ from rollcall.cluster.audit_evidence import Discrepancy, Evidence, about, gaps, 
 from rollcall.cluster.consumption import Consumed
 from rollcall.cluster.ledger_position import LedgerPosition
 from rollcall.cluster.ledger_table import RESTORED, Attempt, Key, StepEntry, recount
+from rollcall.cluster.segments import SEGMENTS
 
 # A trajectory may have been consumed although its attempt was dropped: the learner logs before the driver commits.
 CONSUMED_YET_DROPPED = frozenset({RESTORED, "learner_died", "non_finite"})
@@ -134,6 +137,30 @@ def checkpoints(evidence: Evidence) -> Iterator[Discrepancy]:
         if any(epoch > position.epoch and step < position.step for epoch, step in evidence.epochs.items()):
             continue
         yield from _position_against_ledger(evidence, where, position, ended)
+
+
+def segments(evidence: Evidence) -> Iterator[Discrepancy]:
+    """Segments follow each other from step 0; every checkpoint was made under the settings of one that covers it."""
+    known = evidence.segments
+    if not known:
+        return
+    if known[0].step != 0:
+        yield Discrepancy(SEGMENTS, f"the first segment begins at step {known[0].step}, not 0")
+    for before, after in itertools.pairwise(known):
+        if after.step < before.step:
+            yield Discrepancy(
+                SEGMENTS, f"a segment begins at step {after.step}, before the one it follows", before.step
+            )
+    if known[-1].step > evidence.num_steps and not evidence.alive:
+        yield Discrepancy(
+            SEGMENTS, f"a segment begins after the {evidence.num_steps} steps of the ledger", known[-1].step
+        )
+    ends: list[float] = [*(segment.step for segment in known[1:]), math.inf]
+    for name, config_hash in evidence.checkpoint_hashes.items():
+        step = int(name.removeprefix("step-"))
+        if not any(s.config_hash == config_hash and s.step <= step <= end for s, end in zip(known, ends, strict=True)):
+            text = f"made under settings ({config_hash[:12]}) that no segment has at step {step}"
+            yield Discrepancy(f"checkpoint {name}", text)
 
 
 def _position_itself(position: LedgerPosition, ended: Mapping[Key, Attempt]) -> Iterator[str]:

@@ -144,19 +144,28 @@ def list_checkpoints(run_directory: Path) -> list[Path]:
     return sorted(path for path in root.glob("step-????????") if (path / MANIFEST).exists())
 
 
+def read_manifest(checkpoint: Path) -> Manifest:
+    """What a checkpoint says of itself; whether its files are whole, `verify` finds.
+
+    Raises:
+      CheckpointDamaged: when there is no manifest, or it cannot be read.
+    """
+    if not (checkpoint / MANIFEST).is_file():
+        raise CheckpointDamaged(f"{checkpoint}: not a checkpoint: it has no {MANIFEST}")
+    try:
+        return Manifest.model_validate_json((checkpoint / MANIFEST).read_text())
+    except (ValidationError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointDamaged(f"{checkpoint / MANIFEST}: not a manifest of Rollcall's ({first})") from None
+
+
 def verify(checkpoint: Path) -> Manifest:
     """The manifest of a checkpoint whose every file has the hash that the manifest gives.
 
     Raises:
       CheckpointDamaged: naming the file and what is wrong.
     """
-    if not (checkpoint / MANIFEST).is_file():
-        raise CheckpointDamaged(f"{checkpoint}: not a checkpoint: it has no {MANIFEST}")
-    try:
-        manifest = Manifest.model_validate_json((checkpoint / MANIFEST).read_text())
-    except (ValidationError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise CheckpointDamaged(f"{checkpoint / MANIFEST}: not a manifest of Rollcall's ({first})") from None
+    manifest = read_manifest(checkpoint)
     if manifest.schema_version != CHECKPOINT_SCHEMA:
         raise CheckpointDamaged(
             f"{checkpoint}: schema {manifest.schema_version}; this version of Rollcall reads {CHECKPOINT_SCHEMA}"

@@ -10,7 +10,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,6 +24,7 @@ from rollcall.deploy.settings import (
     did_you_mean,
     learns_from_data,
     preference_recipes,
+    read_recipe,
     recipe_name,
     recipe_title,
     shipped_recipes,
@@ -68,8 +69,15 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--resume", action="store_true", help="go on with the run of that name=... if there is one; in a Ray job always"
     )
-    resume = add("resume", _resume, "go on with a run from its last checkpoint")
+    resume = add("resume", _resume, "go on with a run from its last checkpoint, as it was or with other settings")
     resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
+    change = "what is to change from here on: total_env_steps=..., learner.learning_rate=...; booked in segments.json"
+    resume.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=change)
+    resume.epilog = (
+        "may change: total_env_steps, total_learner_steps, algorithm.* but its name, learner.* but optimizer, eval.*, "
+        "checkpoint.*, actors.num, threads, deadlines and sizes of the engine, reward.url, reward.patience_s, "
+        "cluster.*, metrics.*, supervision.*; what the books and the models are made with stays (docs/going-on.md)"
+    )
     sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
     sft.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file, with policy.warm_start")
     sft.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=settings)
@@ -219,7 +227,13 @@ def _train(args: argparse.Namespace) -> int:
 
         return cli_preferences.train_policy(args)
     config = config_file.load_config(args.recipe, args.overrides)
-    before = resubmission.find_to_go_on_with(config, config.name, explicit=_named(args), wanted=args.resume)
+    before = resubmission.find_to_go_on_with(
+        config,
+        config.name,
+        explicit=_named(args),
+        wanted=args.resume,
+        read=lambda directory: config_file.load_run(directory)[0],
+    )
     if before is not None:
         return _go_on(config, before, args)
     directory = _begin(config, args)
@@ -228,15 +242,16 @@ def _train(args: argparse.Namespace) -> int:
 
 def _begin(config: AnyConfig, args: argparse.Namespace) -> Path:
     """A directory for a new run, said before anything else."""
-    from rollcall.deploy import runs
+    from rollcall.deploy import init_from, runs
 
+    beginning = init_from.beginning_of(config)
     directory = runs.claim_directory(config.name, explicit=_named(args))
     config = config.model_copy(update={"name": directory.name})
     print(f"run directory: {directory}", flush=True)
     for name, value in config.derived().items() if args.command == "train" else ():
         print(f"{name:<30}{value}")
     _say_job(directory)
-    runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
+    init_from.begin_run(config, directory, beginning, recipe=recipe_name(args.recipe))
     return directory
 
 
@@ -255,40 +270,65 @@ def _say_job(directory: Path) -> None:
 
 def _go_on(config: AnyConfig, directory: Path, args: argparse.Namespace) -> int:
     """With a run that a command like this one began, as far as it came."""
-    from rollcall.deploy import resubmission, runs
+    from rollcall.deploy import init_from, resubmission
 
     begun = resubmission.take_up(directory)
     _say_job(directory)
     if begun is None:
         return DONE
     if not begun:
-        runs.begin_run(config, directory, recipe=recipe_name(args.recipe))
+        init_from.begin_run(config, directory, init_from.beginning_of(config), recipe=recipe_name(args.recipe))
     return _carry_out(config, directory, resume=begun)
 
 
 def _resume(args: argparse.Namespace) -> int:
-    from rollcall.deploy import config as config_file
+    from rollcall.deploy import changes as changes_file
     from rollcall.deploy import runs
 
     directory = runs.find_run(args.directory)
     runs.refuse_supervised(directory)
+    offline = learns_from_data(directory / "config.yaml")
+    if offline and args.overrides:
+        raise BadInput(
+            f"{args.overrides[0]} ({COMMAND_LINE}): {directory} is a run on preferences, which goes on with the "
+            "settings it began with"
+        )
     print(f"run directory: {directory}", flush=True)
-    if runs.read_json(directory / "summary.json").get("status") == "completed":
-        print("the run is completed: nothing to go on with")
+    completed = runs.read_json(directory / "summary.json").get("status") == "completed"
+    if completed and not args.overrides:
+        more = "" if offline else f" (to make it longer: rollcall resume {args.directory} {_total(directory)}=...)"
+        print(f"the run is completed: nothing to go on with{more}")
         return DONE
-    if learns_from_data(directory / "config.yaml"):
+    if offline:
         from rollcall.deploy import cli_preferences
 
         return cli_preferences.resume(directory)
-    config = config_file.load_config(directory / "config.yaml", [])
-    return _carry_out(config, directory, resume=True)
+    config, changes = changes_file.changed(directory, args.overrides)
+    if completed and not changes:
+        print("the run is completed, and nothing is changed: nothing to go on with")
+        return DONE
+    if changes:
+        from rollcall.cluster.checkpoint import latest_checkpoint
+
+        changes_file.refuse_no_more(config, latest_checkpoint(directory)[1], changes)
+        for name, (before, after) in changes.items():
+            print(f"{name}: {before} -> {after}", flush=True)
+    return _carry_out(config, directory, resume=True, changes=changes)
 
 
-def _carry_out(config: AnyConfig, directory: Path, *, resume: bool) -> int:
+def _total(directory: Path) -> str:
+    """The setting by which a run ends."""
+    tree = read_recipe(directory / "config.yaml").tree
+    return "total_learner_steps" if tree.get("total_env_steps") is None else "total_env_steps"
+
+
+def _carry_out(
+    config: AnyConfig, directory: Path, *, resume: bool, changes: Mapping[str, tuple[Any, Any]] | None = None
+) -> int:
     from rollcall.deploy import progress, runs
 
     with runs.stop_on_signals(directory) as stop:
-        summary = runs.carry_out(config, directory, resume=resume, stop=stop, console=_consoles())
+        summary = runs.carry_out(config, directory, resume=resume, stop=stop, console=_consoles(), changes=changes)
     number = progress.number
     wall = progress.duration(float(summary.get("wall_s") or 0))
     language = "generated_tokens" in summary
@@ -386,6 +426,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _audit(args: argparse.Namespace) -> int:
     from rollcall.cluster.audit import audit_run
+    from rollcall.cluster.segments import booked_segments
     from rollcall.deploy import runs
 
     directory = runs.find_run(args.directory)
@@ -396,6 +437,8 @@ def _audit(args: argparse.Namespace) -> int:
         print(discrepancy)
     if not discrepancies:
         print(f"{directory}: the books balance")
+        for segment in booked_segments(directory)[1:]:
+            print(f"segment {segment}")
     return FAILED if discrepancies else DONE
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import preference_run, resubmission, reward_train, runs
+from rollcall.deploy.earlier_runs import read_run
 from rollcall.deploy.offline import ProgressLines
 from rollcall.deploy.preference_config import (
     DirectRunConfig,
@@ -48,7 +49,9 @@ def train_policy(args: argparse.Namespace) -> int:
     if not isinstance(config, DirectRunConfig):
         raise BadInput(f"{args.recipe}: a recipe of a reward model: rollcall reward train {args.recipe}")
     explicit = any(override.partition("=")[0].strip() == "name" for override in args.overrides)
-    before = resubmission.find_to_go_on_with(config, config.name, explicit=explicit, wanted=args.resume)
+    before = resubmission.find_to_go_on_with(
+        config, config.name, explicit=explicit, wanted=args.resume, read=_begun_with
+    )
     if before is None:
         return _carry_out(config, _begin(config, recipe_name(args.recipe), args.overrides), resume=False)
     begun = resubmission.take_up(before)
@@ -56,7 +59,11 @@ def train_policy(args: argparse.Namespace) -> int:
 
 
 def resume(directory: Path) -> int:
-    return _carry_out(load_preference_config(directory / "config.yaml"), directory, resume=True)
+    return _carry_out(_begun_with(directory), directory, resume=True)
+
+
+def _begun_with(directory: Path) -> PreferenceRunConfig:
+    return load_preference_config(read_run(directory)[0])
 
 
 def show_config(args: argparse.Namespace) -> int:

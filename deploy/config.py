@@ -17,9 +17,11 @@ from pydantic.fields import FieldInfo
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import plugins
 from rollcall.deploy.checks import check_env, check_settings
+from rollcall.deploy.earlier_runs import read_run
 from rollcall.deploy.language_checks import check_language
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.plugins import Plugin
+from rollcall.deploy.reward_config import by_name
 from rollcall.deploy.run_config import CommonConfig, RunConfig, plugin_name_of
 from rollcall.deploy.settings import (
     CALLER,
@@ -33,7 +35,7 @@ from rollcall.deploy.settings import (
     recipe_name,
 )
 
-__all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config"]
+__all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config", "load_run"]
 
 AnyConfig = RunConfig | LanguageConfig
 
@@ -53,7 +55,7 @@ _TOTALS = ("total_env_steps", "total_learner_steps")
 
 
 def load_config(
-    recipe: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+    recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> AnyConfig:
     """The configuration of a shipped recipe's name or a YAML file, with `key=value` overrides and values from Python.
 
@@ -72,6 +74,16 @@ def load_config(
     return config
 
 
+def load_run(run_directory: Path, overrides: Iterable[str] = ()) -> tuple[AnyConfig, str]:
+    """(the configuration of a run that was begun, the hash of its config.yaml as it was written).
+
+    Raises:
+      BadInput: one line for each thing that is wrong.
+    """
+    settings, config_hash = read_run(run_directory)
+    return load_config(settings, overrides), config_hash
+
+
 def read_settings(
     recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> Settings:
@@ -83,8 +95,11 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
+    if isinstance(settings.tree.get("reward"), str):
+        settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
     written += [(path, _named_object(path, value), CALLER) for path, value in flat_values(values or {})]
+    written.sort(key=lambda item: item[0] != ("policy", "init_from"))  # before what is written of a warm start after it
     for path, value, origin in written:
         _write(settings, path, value, origin)
     totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
@@ -117,8 +132,16 @@ def _named_object(path: KeyPath, value: Any) -> Any:
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
     """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
-    starts from that algorithm's defaults, `task=NAME` likewise."""
-    if path in (("algorithm",), ("task",)) and isinstance(value, str):
+    starts from that algorithm's defaults, `task=NAME` and `reward=NAME` likewise, and a scorer of another kind.
+    `policy.init_from=RUN` takes the place of the recipe's model and warm start."""
+    of_scorer = path[:2] == ("reward", "scorer") and path[-1] == "kind"
+    if (of_scorer or path in (("algorithm", "name"), ("task", "name"), ("model", "kind"))) and _value(
+        settings, path
+    ) not in (None, value):
+        settings.set(path[:-1], {}, origin)
+    if path == ("reward",) and isinstance(value, str):
+        settings.set(path, by_name(value), origin)
+    elif path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)
     elif path == ("env",) and isinstance(value, str):
         section = settings.tree.get("env")
@@ -129,6 +152,16 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings.set(("env", "id"), value, origin)
     else:
         settings.set(path, value, origin)
+        if path == ("policy", "init_from") and value is not None:  # in place of the recipe's own model and warm start
+            for name in ("model", "tiny", "warm_start"):
+                settings.tree["policy"].pop(name, None)
+
+
+def _value(settings: Settings, path: KeyPath) -> Any:
+    try:
+        return settings.value(path)
+    except KeyError:
+        return None
 
 
 class _Sectioned(Protocol):
@@ -177,7 +210,16 @@ def validated(
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, default=str)
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """What Python gives in place of JSON's own: a section as its model, numpy's numbers and arrays, a path."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def _fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> dict[KeyPath, FieldInfo]:
@@ -203,14 +245,17 @@ def _explain(
 ) -> list[str]:
     lines = []
     for item in error.errors(include_url=False):
-        path = (*prefix, *(str(part) for part in item["loc"]))
+        path = _written_path(settings, (*prefix, *(str(part) for part in item["loc"])))
         if path and path[0] in skip:
             continue
         if item["type"] == "default_factory_not_called":
             continue  # follows from another error
         kind, text = item["type"], item["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         text = _PLAINER.get(kind, text)
-        if kind == "extra_forbidden":
+        if kind == "extra_forbidden" and settings.made_by and settings.origin(path).startswith(settings.source):
+            text = f"this version does not know this setting: use the one that made the run ({settings.made_by})"
+            lines.append(_line(settings, path, text))
+        elif kind == "extra_forbidden":
             lines.append(_line(settings, path, f"unknown key{_nearest_key(path, fields)}"))
         elif kind == "missing":
             about = fields[path].description if path in fields else None
@@ -218,15 +263,32 @@ def _explain(
         elif kind == "json_invalid":
             lines.append(f"{settings.source}: {text}")
         else:
+            if kind == "union_tag_invalid":
+                path, expected = (*path, "kind"), item["ctx"]["expected_tags"]
+                text = f"must be one of {expected}" + did_you_mean(item["ctx"]["tag"], re.findall(r"'(.*?)'", expected))
+            elif kind == "union_tag_not_found":
+                text = "its kind is missing: kind says which settings it has"
             if kind == "literal_error" and isinstance(item["input"], str):
                 text += did_you_mean(item["input"], re.findall(r"'(.*?)'", item["ctx"]["expected"]))
             lines.append(_line(settings, path, text))
     return lines
 
 
+def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
+    """As the user writes it: pydantic names the kind of a section on the way, too."""
+    written: KeyPath = ()
+    for part in path:
+        section = _value(settings, written)
+        if not (isinstance(section, Mapping) and part not in section and section.get("kind") == part):
+            written = (*written, part)
+    return written
+
+
 def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:
     """A sibling that is spelt alike, else the same word in another section, else the nearest word anywhere."""
     siblings = {known[-1]: known for known in fields if known[:-1] == path[:-1]}
+    if not siblings:  # of a section whose kind decides what it has
+        return ""
     elsewhere = {known[-1]: known for known in sorted(fields, key=len, reverse=True)}
     for names in (siblings, {n: p for n, p in elsewhere.items() if n == path[-1]}, elsewhere):
         hint = did_you_mean(path[-1], names)

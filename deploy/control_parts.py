@@ -22,6 +22,7 @@ from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectorySc
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import ShardWork
+from rollcall.deploy import initial_weights
 from rollcall.deploy.checks import out_of_reach
 from rollcall.deploy.parts import POLICY_ID, scorer_of
 from rollcall.deploy.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
@@ -73,7 +74,9 @@ class ControlParts:
         return tuple(out_of_reach(self.config.env.id, self.spaces[1], self.config.policy))
 
     def check(self) -> None:
-        self.models()
+        models = self.models()
+        if self.config.policy.init_from is not None:
+            initial_weights.take_up(models, self.run_directory)
 
     def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Only a run from preferences has something to make: the reward model that nobody has trained yet."""
@@ -180,6 +183,8 @@ class ControlParts:
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
+        if config.policy.init_from is not None:
+            initial_weights.take_up(models, self.run_directory)
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),

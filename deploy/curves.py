@@ -264,8 +264,11 @@ def comparison_charts(runs: Mapping[str, Records]) -> list[dict[str, Any]]:
     return charts
 
 
-def build_charts(records: Records, evals: Records, *, language: bool = False) -> list[dict[str, Any]]:
-    """Every chart that has something to show, the most important first; at most MAX_POINTS points each."""
+def build_charts(
+    records: Records, evals: Records, *, language: bool = False, marks: Sequence[tuple[int, str]] = ()
+) -> list[dict[str, Any]]:
+    """Every chart that has something to show, the most important first; at most MAX_POINTS points each. `marks`:
+    learner steps at which something changed, and what."""
     experience = "tokens" if language else "env_steps"
     unit = experience.replace("_", " ")
     x = _pooled(_column(records, experience), max)
@@ -290,4 +293,11 @@ def build_charts(records: Records, evals: Records, *, language: bool = False) ->
     speed = _speed(records, experience)
     if any(value is not None for value in speed):
         charts.append(_chart(f"{unit.capitalize()} per second", x, [_line(f"{unit}/s", speed, 3)], zero=True))
-    return [{**chart, "x_label": unit} for chart in charts]
+    marked = [{"x": _at_step(records, experience, step), "text": text} for step, text in marks]
+    return [{**chart, "x_label": unit, "marks": marked} for chart in charts]
+
+
+def _at_step(records: Records, experience: str, step: int) -> float:
+    """The experience learnt from before learner step `step`."""
+    before = [record.get(experience) or 0 for record in records if record.get("step", step) < step]
+    return float(before[-1]) if before else 0.0

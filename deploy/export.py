@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from rollcall.actors.checkpoint_names import CheckpointNames
 from rollcall.actors.vllm_engine import published_model
+from rollcall.cluster.checkpoint import read_manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Weights
 from rollcall.deploy.settings import learns_from_data
@@ -40,10 +41,10 @@ def export_policy(target: str | Path, directory: str | Path | None = None) -> Pa
     if goal.resolve() in (source.resolve(), loaded.parts.given_model.resolve()):
         raise BadInput(f"{goal}: the model that the run began with, and begins with again: export to another directory")
     check_free(goal)
-    weights = loaded.weights
+    weights, config_hash = loaded.weights, read_manifest(loaded.checkpoint).config_hash
     origin = {"policy_id": weights.policy_id, "policy_version": weights.version, "weights": weights.checksum}
     try:
-        save_policy(weights, source, goal, marker={"config_hash": loaded.config.config_hash, **origin})
+        save_policy(weights, source, goal, marker={"config_hash": config_hash, **origin})
     except OSError as error:
         raise BadInput(f"cannot write {goal}: {error.strerror or error}") from None
     return goal

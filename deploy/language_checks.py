@@ -26,7 +26,14 @@ def check_language(config: LanguageConfig) -> list[Problem]:
         able = ", ".join(name for name, found in known.items() if plugins.is_language(found))
         return [Problem(("algorithm", "name"), f"learns control, not language: use one of {able}")]
     check_installed()
-    problems = [*_length(config), *check_lag(config), *_context(config), *_algorithm(config), *_learner(config)]
+    problems = [
+        *_length(config),
+        *_model(config),
+        *check_lag(config),
+        *_context(config),
+        *_algorithm(config),
+        *_learner(config),
+    ]
     return [*problems, *_weight_transfer(config)] or check_device(config)
 
 
@@ -34,6 +41,12 @@ def _length(config: LanguageConfig) -> list[Problem]:
     if config.total_learner_steps is None:
         return [Problem(("total_learner_steps",), "the run has no end: say after how many batches it ends")]
     return []
+
+
+def _model(config: LanguageConfig) -> list[Problem]:
+    if config.policy.init_from is None or config.policy.model == "tiny":
+        return []
+    return [Problem(("policy", "model"), "policy.init_from gives the model: leave one of the two out")]
 
 
 def _context(config: LanguageConfig) -> list[Problem]:

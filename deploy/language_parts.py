@@ -25,6 +25,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages import Canary
 from rollcall.cluster.seeds import derive_seed
 from rollcall.cluster.work import PromptWork
+from rollcall.deploy.initial_weights import DIRECTORY
 from rollcall.deploy.language_config import LanguageConfig
 from rollcall.deploy.parts import POLICY_ID, scorer_of
 from rollcall.deploy.reward_config import REWARD_MODELS, RewardConfig, check_answers
@@ -84,7 +85,13 @@ class LanguageParts:
     @property
     def given_model(self) -> Path:
         name = self.config.policy.model
+        if self.config.policy.init_from is not None:
+            return self.run_directory / DIRECTORY
         return self.run_directory / "model" if name == "tiny" else Path(name)
+
+    @property
+    def _makes_model(self) -> bool:
+        return self.config.policy.model == "tiny" and self.config.policy.init_from is None
 
     @property
     def eval_episodes(self) -> int:
@@ -105,12 +112,12 @@ class LanguageParts:
                 "jsonl task), or set eval.episodes=0",
                 self.label,
             )
-        if self.config.policy.model == "tiny" and not hasattr(self.task, "alphabet"):
+        if self._makes_model and not hasattr(self.task, "alphabet"):
             raise BadInput(
                 f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be "
                 "made for it: name a Hugging Face directory"
             )
-        if self.config.policy.model != "tiny":
+        if not self._makes_model:
             self.codec  # noqa: B018 - raises BadInput for a directory without tokenizer, or without chat template
             self._check_length()
 
@@ -125,7 +132,7 @@ class LanguageParts:
     def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Makes the tiny model and the warm start, unless an earlier process of this run has."""
         policy = self.config.policy
-        if policy.model == "tiny" and not self.given_model.exists():
+        if self._makes_model and not self.given_model.exists():
             self._make_tiny_model()
             self._check_length()
         if policy.warm_start is not None and not self.model_directory.exists():

@@ -18,6 +18,7 @@ from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.ledger import Ledger
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.plan import Plan
+from rollcall.cluster.segments import Segments
 from rollcall.cluster.store import Store, open_store
 from rollcall.cluster.supervision import FailureBudget, Watchdog
 from rollcall.deploy.config import AnyConfig
@@ -39,14 +40,17 @@ def train(
     resume: bool,
     recorders: Sequence[Recorder],
     stop: threading.Event,
+    segments: Segments | None = None,
 ) -> dict[str, Any]:
     """Runs to the end, or to a checkpoint once `stop` is set. Returns the summary, which is also summary.json.
+    `segments`: of a run whose settings were changed, or written by another release.
 
     Raises:
       BadInput: before anything is begun, where the parts do not fit or cannot be had.
       RollcallError: when the run cannot go on; the summary says "failed" then.
     """
-    run = _Run(config, run_directory, recorders=recorders, stop=stop)
+    segments = segments or Segments.single(config.config_hash)
+    run = _Run(config, run_directory, recorders=recorders, stop=stop, segments=segments)
     return run.execute(resume=resume)
 
 
@@ -54,9 +58,16 @@ class _Run:
     """One driver's part of a run: from opening the books to writing the summary."""
 
     def __init__(
-        self, config: AnyConfig, run_directory: Path, *, recorders: Sequence[Recorder], stop: threading.Event
+        self,
+        config: AnyConfig,
+        run_directory: Path,
+        *,
+        recorders: Sequence[Recorder],
+        stop: threading.Event,
+        segments: Segments,
     ) -> None:
         self.config = config
+        self.segments = segments
         self.directory = run_directory
         self.stop = stop
         self.began = time.perf_counter()
@@ -118,10 +129,11 @@ class _Run:
         checkpoint, manifest, warnings = latest_checkpoint(self.directory)
         for warning in warnings:
             self._tell("checkpoint_damaged", warning)
-        if manifest.config_hash != self.config.config_hash:
+        if not self.segments.made(manifest.config_hash):
             raise BadInput(
                 f"{checkpoint}: made under another config ({manifest.config_hash[:12]}, this one is "
-                f"{self.config.config_hash[:12]}): a run is resumed with the settings it began with"
+                f"{self.segments.config_hash[:12]}): put back the config.yaml that the run wrote; settings are changed "
+                "with rollcall resume RUN key=value"
             )
         return checkpoint, manifest
 
@@ -172,7 +184,7 @@ class _Run:
             run_id=store.run_id,
             run_seed=config.seed,
             policy_id=POLICY_ID,
-            config_hash=config.config_hash,
+            config_hash=self.segments.config_hash,
             tickets_per_step=config.tickets_per_step,
             max_policy_lag=config.max_policy_lag if config.runtime == "ray" else 0,
             on_stale=config.actors.on_stale,

@@ -19,6 +19,7 @@ import torch
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.run_lock import DirectoryLock
+from rollcall.deploy.earlier_runs import run_hash
 from rollcall.deploy.preference_config import PreferenceRunConfig
 from rollcall.deploy.progress import duration, number, percent
 from rollcall.deploy.recorders import JsonLines, Record, Recorder, TensorBoard, read_jsonl
@@ -137,7 +138,7 @@ def carry_out(
     summary: dict[str, Any] = {
         "status": "failed",
         "recipe": str(read_json(directory / "run.json").get("recipe", config.name)),
-        "config_hash": config.config_hash,
+        "config_hash": run_hash(directory),
         "algorithm": config.algorithm_name,
         "seed": config.seed,
     }
@@ -175,7 +176,7 @@ def _train(
     stop: threading.Event,
 ) -> dict[str, Any]:
     writer = CheckpointWriter(directory, keep=config.checkpoint.keep)
-    state = _restored(config, directory, job) if resume else _State()
+    state = _restored(directory, job) if resume else _State()
     info = {"kind": "language", "start_step": state.step, "epoch": 0, "total_learner_steps": job.steps}
     for recorder in recorders:
         recorder.on_start({**info, "total_env_steps": None})
@@ -203,10 +204,10 @@ def _train(
         if state.step % eval_every == 0 or state.step == job.steps:
             _evaluate(job, state, recorders)
         if state.step % checkpoint_every == 0 or state.step == job.steps:
-            _save(config, writer, job, state)
+            _save(config, directory, writer, job, state)
             saved = state.step
     if saved != state.step:  # stopped between two, or over
-        _save(config, writer, job, state)
+        _save(config, directory, writer, job, state)
     speed = state.size / state.train_s if state.train_s else 0.0
     completed = state.step == job.steps or job.is_over
     return {
@@ -227,14 +228,14 @@ def _evaluate(job: Job, state: _State, recorders: Sequence[Recorder]) -> None:
         recorder.on_eval(record)
 
 
-def _save(config: PreferenceRunConfig, writer: CheckpointWriter, job: Job, state: _State) -> None:
+def _save(config: PreferenceRunConfig, directory: Path, writer: CheckpointWriter, job: Job, state: _State) -> None:
     aside = writer.begin(state.step)
     job.learner.save(aside, job.learner.weights(epoch=0, version=state.step))
     job.save(aside)
     manifest = Manifest(
         run_id=config.name,
         policy_id=job.policy_id,
-        config_hash=config.config_hash,
+        config_hash=run_hash(directory),
         step=state.step,
         epoch=0,
         tier="exact",
@@ -245,12 +246,12 @@ def _save(config: PreferenceRunConfig, writer: CheckpointWriter, job: Job, state
     writer.finish(aside, manifest)
 
 
-def _restored(config: PreferenceRunConfig, directory: Path, job: Job) -> _State:
+def _restored(directory: Path, job: Job) -> _State:
     """Raises CheckpointDamaged: when there is no checkpoint of this config."""
     checkpoint, manifest, damaged = latest_checkpoint(directory)
     for line in damaged:
         _log.warning("%s", line)
-    if manifest.config_hash != config.config_hash:
+    if manifest.config_hash != run_hash(directory):
         raise CheckpointDamaged(f"{checkpoint}: made under another config than {directory / 'config.yaml'}")
     job.learner.restore(checkpoint)
     job.restore(checkpoint)

@@ -4,8 +4,9 @@ hashes hold and nothing else; must never need Ray or Redis."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ from rollcall.cluster.checkpoint import latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages import Array, Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config import AnyConfig, LanguageConfig, RunConfig, load_config
+from rollcall.cluster.segments import read_segments
+from rollcall.deploy.config import AnyConfig, LanguageConfig, RunConfig, load_run
 from rollcall.deploy.export import model_source
 from rollcall.deploy.parts import parts_of
 from rollcall.deploy.runs import find_checkpoint, refuse_supervised
@@ -87,7 +89,7 @@ def load(target: str | Path) -> Loaded:
             f"{run_directory}: a language run: transformers loads its policy from {run_directory / 'policy'} "
             f"(rollcall export {run_directory} writes it)"
         )
-    return _load_control(config, _verified(config, run_directory, checkpoint))
+    return _load_control(config, checkpoint())
 
 
 def load_language(target: str | Path) -> LoadedLanguage:
@@ -97,36 +99,37 @@ def load_language(target: str | Path) -> LoadedLanguage:
         raise BadInput(
             f"{run_directory}: a control run: its policy is no language model; rollcall.deploy.load_policy loads it"
         )
-    return _load_language(config, run_directory, _verified(config, run_directory, checkpoint))
+    return _load_language(config, run_directory, checkpoint())
 
 
 def load_either(target: str | Path) -> Loaded | LoadedLanguage:
     """As `load`, of a run of either half."""
     config, run_directory, checkpoint = _find(target)
-    checkpoint = _verified(config, run_directory, checkpoint)
     if isinstance(config, LanguageConfig):
-        return _load_language(config, run_directory, checkpoint)
-    return _load_control(config, checkpoint)
+        return _load_language(config, run_directory, checkpoint())
+    return _load_control(config, checkpoint())
 
 
-def _find(target: str | Path) -> tuple[AnyConfig, Path, Path | None]:
+def _find(target: str | Path) -> tuple[AnyConfig, Path, Callable[[], Path]]:
+    """(settings, run directory, what finds its whole checkpoint) of RUN_OR_CHECKPOINT."""
     run_directory, checkpoint = find_checkpoint(target)
     refuse_supervised(run_directory)
     if learns_from_data(run_directory / "config.yaml"):
         raise BadInput(f"{run_directory}: a run on preferences: what it learnt is a directory in it, policy or model")
-    return load_config(run_directory / "config.yaml"), run_directory, checkpoint
+    config, config_hash = load_run(run_directory)
+    return config, run_directory, partial(_verified, run_directory, checkpoint, config_hash)
 
 
-def _verified(config: AnyConfig, run_directory: Path, checkpoint: Path | None) -> Path:
-    """The checkpoint, or the run's latest whole one, if it was made under this config."""
+def _verified(run_directory: Path, checkpoint: Path | None, config_hash: str) -> Path:
+    """The checkpoint, or the run's latest whole one, if it was made under the run's settings, of now or before."""
     if checkpoint is None:
         checkpoint, manifest, _ = latest_checkpoint(run_directory)
     else:
         manifest = verify(checkpoint)
-    if manifest.config_hash != config.config_hash:
+    if not read_segments(run_directory, config_hash=config_hash).made(manifest.config_hash):
         raise CheckpointDamaged(
             f"{checkpoint}: made under another config ({manifest.config_hash[:12]}) than its run's "
-            f"config.yaml ({config.config_hash[:12]}): put back the file that the run wrote"
+            f"config.yaml ({config_hash[:12]}): put back the file that the run wrote"
         )
     return checkpoint
 

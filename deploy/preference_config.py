@@ -3,14 +3,11 @@ the direct methods (`rollcall train` of a recipe with data). Must never know how
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
 from rollcall.cluster.checkpoint import CheckpointConfig
@@ -19,7 +16,7 @@ from rollcall.deploy.config import read_settings, validated
 from rollcall.deploy.plugins import Plugin
 from rollcall.deploy.preference_data import PreferenceDataConfig
 from rollcall.deploy.run_config import DEFAULT_NUM_CHECKPOINTS, plugin_settings
-from rollcall.deploy.settings import Settings
+from rollcall.deploy.settings import Settings, settings_hash, to_yaml
 from rollcall.learners.bradley_terry import BradleyTerryConfig
 from rollcall.learners.learner import LearnerConfig
 from rollcall.learners.token_policy import LMPolicyConfig
@@ -70,12 +67,11 @@ class _PreferenceRun(BaseModel):
     @property
     def config_hash(self) -> str:
         """SHA-256 over the canonical JSON of what determines the result."""
-        values = self.model_dump(mode="json", exclude={"name"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return settings_hash(self.model_dump(mode="json"))
 
     def to_yaml(self) -> str:
         """A recipe that gives this configuration again, every setting written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return to_yaml(self.model_dump(mode="json"))
 
     def derived(self) -> dict[str, str]:
         source = self.data.train or "made by the run"
@@ -177,6 +173,15 @@ class DirectRunConfig(_PreferenceRun):
     @classmethod
     def _algorithm_by_name(cls, value: Any) -> Any:
         return plugin_settings(plugins.DIRECT_METHOD, value)
+
+    @model_validator(mode="after")
+    def _begins_with_a_model(self) -> Self:
+        if self.policy.init_from is not None:
+            raise ValueError(
+                f"policy.init_from: a run on preferences begins with a model's directory: "
+                f"policy.model={self.policy.init_from}/policy (rollcall export writes it)"
+            )
+        return self
 
     @property
     def algorithm_name(self) -> str:

@@ -18,6 +18,7 @@ from rollcall.cluster.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy import offline, plugins
 from rollcall.deploy.accuracy import accuracy_of
+from rollcall.deploy.earlier_runs import run_hash
 from rollcall.deploy.export import save_policy
 from rollcall.deploy.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
 from rollcall.deploy.parts import POLICY_ID
@@ -107,7 +108,7 @@ class DirectJob:
         judged, train = self._judge(self._held_out), self._judge(self._train)
         weights = self.learner.weights(epoch=0, version=self.steps)
         goal = self._directory / POLICY
-        marker: dict[str, object] = {"config_hash": self._config.config_hash, "policy_id": self.policy_id}
+        marker: dict[str, object] = {"config_hash": run_hash(self._directory), "policy_id": self.policy_id}
         save_policy(weights, self._begin, goal, marker=marker)
         return {
             "held_out": _record(judged, self.groups),

@@ -8,6 +8,7 @@ from typing import Any
 
 from rollcall.cluster.checkpoint import Manifest, latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.deploy.earlier_runs import read_run
 from rollcall.deploy.export import check_free, model_source, save_policy
 from rollcall.deploy.offline import Job
 from rollcall.deploy.preference_config import DirectRunConfig, PreferenceRunConfig
@@ -35,7 +36,7 @@ def evaluate(target: str | Path) -> dict[str, Any]:
 
 def export(target: str | Path, goal: Path | None) -> Path:
     """As export.export_policy, of a direct method's run."""
-    config, directory, checkpoint, _ = _found(target)
+    config, directory, checkpoint, manifest = _found(target)
     if not isinstance(config, DirectRunConfig):
         raise BadInput(f"{directory}: a reward model's run has no policy: its model is {directory / 'model'}")
     goal = directory / POLICY if goal is None else goal
@@ -45,18 +46,19 @@ def export(target: str | Path, goal: Path | None) -> Path:
         raise BadInput(f"{goal}: the model that the run began with: export to another directory")
     check_free(goal)
     weights = load_weights(checkpoint)
-    marker: dict[str, object] = {"config_hash": config.config_hash, "policy_version": weights.version}
+    marker: dict[str, object] = {"config_hash": manifest.config_hash, "policy_version": weights.version}
     save_policy(weights, source, goal, marker=marker | {"policy_id": weights.policy_id, "weights": weights.checksum})
     return goal
 
 
 def _found(target: str | Path) -> tuple[PreferenceRunConfig, Path, Path, Manifest]:
     directory, checkpoint = find_checkpoint(target)
-    config = load_config(directory / "config.yaml")
+    settings, config_hash = read_run(directory)
+    config = load_config(settings)
     if checkpoint is None:
         checkpoint, manifest, _ = latest_checkpoint(directory)
     else:
         manifest = verify(checkpoint)
-    if manifest.config_hash != config.config_hash:
+    if manifest.config_hash != config_hash:
         raise CheckpointDamaged(f"{checkpoint}: made under another config than {directory / 'config.yaml'}")
     return config, directory, checkpoint, manifest

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.segments import Segment, booked_segments
 from rollcall.deploy import preference_report
 from rollcall.deploy.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.progress import duration, number, percent
@@ -44,7 +45,8 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
     preferences = "data" in config
     language = "task" in config or preferences
-    charts = build_charts(records, evals, language=language)
+    segments = _segments(run_directory)
+    charts = build_charts(records, evals, language=language, marks=[(s.step, str(s)) for s in segments[1:]])
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
@@ -62,6 +64,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         "" if preferences else _ledger(summary),
         _machine(origin),
         "</div>",
+        _segment_table(segments),
         _events(events),
         f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
@@ -109,6 +112,7 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
     facts = [
         f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
         *(preference_report.facts(config, summary) if "data" in config else method),
+        *([f"begun from {_name(origin['init_from'], 'checkpoint')}"] if "init_from" in origin else []),
         f"seed {summary.get('seed', config.get('seed', '?'))}",
         *([] if "data" in config else [f"{config.get('runtime', 'ray')} runtime"]),
     ]
@@ -248,6 +252,24 @@ def _ledger(summary: Mapping[str, Any]) -> str:
     elif restarts is not None:
         rows.append(_row("Restarts", restarts))
     return f'<div class="card"><table>{"".join(rows)}</table></div>'
+
+
+def _segments(run_directory: Path) -> tuple[Segment, ...]:
+    try:
+        return booked_segments(run_directory)
+    except CheckpointDamaged:
+        return ()  # rollcall audit says so; a report is of what can be read
+
+
+def _segment_table(segments: Sequence[Segment]) -> str:
+    if len(segments) < 2:
+        return ""
+    rows = [
+        f"<tr><td class=n>step {number(s.step)}</td><td>{escape(str(s).partition(': ')[2] or 'as begun')}</td>"
+        f"<td>config {escape(s.config_hash[:12])}</td></tr>"
+        for s in segments
+    ]
+    return f'<h2>Segments</h2><div class="card"><table>{"".join(rows)}</table></div>'
 
 
 def _machine(origin: Mapping[str, Any]) -> str:

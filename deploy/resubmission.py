@@ -4,14 +4,16 @@ know how training works."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.run_lock import DirectoryLock
+from rollcall.cluster.segments import changes_between
 from rollcall.deploy.jobs import current_job, runs_root
 from rollcall.deploy.runs import Written, read_json
-from rollcall.deploy.settings import COMMAND_LINE
+from rollcall.deploy.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, parse_yaml
 
 # What a run that has no checkpoint yet leaves, and must not find when it begins again. Models made for it are kept.
 _BOOKS = ("redis", "checkpoints", "logs", "tensorboard")
@@ -19,9 +21,13 @@ _RECORDS = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "summary.json", "rep
 _UNWRITTEN = {"logs", "run.json", "run.json.new", "config.yaml.new"}
 
 
-def find_to_go_on_with(config: Written, name: str, *, explicit: bool, wanted: bool) -> Path | None:
+def find_to_go_on_with(
+    config: Written, name: str, *, explicit: bool, wanted: bool, read: Callable[[Path], Written]
+) -> Path | None:
     """The run directory that this command goes on with: where the run has a name of its own (`explicit`), that run has
     begun before, and this is a job or going on is `wanted`. None: the run is a new one.
+
+    `read` gives the settings of a run directory as this release knows them.
 
     Raises:
       BadInput: when the run of that name was begun with other settings.
@@ -35,11 +41,17 @@ def find_to_go_on_with(config: Written, name: str, *, explicit: bool, wanted: bo
         if directory.is_dir() and {path.name for path in directory.iterdir()} <= _UNWRITTEN:
             shutil.rmtree(directory)  # of a driver that was killed before it had written what the run is
         return None
-    before = str(read_json(directory / "run.json").get("config_hash", ""))
-    if before != config.config_hash:
+    before, now = (parse_yaml(settings.to_yaml(), name).tree for settings in (read(directory), config))
+    changes = {
+        key: pair
+        for key, pair in changes_between(before, now).items()
+        if key.partition(".")[0] not in NO_PART_OF_THE_RESULT
+    }
+    if changes:
+        texts = ", ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in list(changes.items())[:4])
         raise BadInput(
-            f"name = {name!r}: {directory} was begun with other settings (config hash {before[:12] or 'unknown'}, now "
-            f"{config.config_hash[:12]}): go on with the same ones, or choose another name"
+            f"name = {name!r}: {directory} was begun with other settings ({texts}): go on with the same ones, choose "
+            f"another name, or change them with rollcall resume {directory} key=value"
         )
     return directory
 

@@ -3,7 +3,6 @@ settings and none of their defaults; how it is read from a recipe is config.py's
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -11,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 
 from rollcall.actors.envs import EnvConfig
@@ -27,6 +25,7 @@ from rollcall.deploy.placement import ClusterConfig
 from rollcall.deploy.plugins import Plugin
 from rollcall.deploy.preference_settings import PreferencesConfig
 from rollcall.deploy.reward_config import RewardConfig
+from rollcall.deploy.settings import settings_hash, to_yaml
 from rollcall.learners.learner import LearnerConfig
 from rollcall.learners.networks import PolicyConfig
 
@@ -76,7 +75,7 @@ class CommonConfig(BaseModel):
     @field_validator("reward", mode="before")
     @classmethod
     def _reward_by_name(cls, value: Any) -> Any:
-        return reward_config.by_name(value)
+        return section_settings(RewardConfig, reward_config.by_name(value))
 
     # What follows from the settings.
 
@@ -119,8 +118,7 @@ class CommonConfig(BaseModel):
     @property
     def config_hash(self) -> str:
         """SHA-256 over the canonical JSON of what determines the result: not the name, nor who watches."""
-        values = self.resolved().model_dump(mode="json", exclude={"name", "cluster", "metrics", "redis", "supervision"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return settings_hash(self.resolved().model_dump(mode="json"))
 
     def to_yaml(self) -> str:
         """A recipe that gives this configuration again, every setting written out. A password is left out."""
@@ -131,8 +129,8 @@ class CommonConfig(BaseModel):
                 values["redis"]["url"] = url
             else:
                 note = f"# redis.url holds a password and is not saved: set {URL_VARIABLE}\n"
-                return note + yaml.safe_dump(values, sort_keys=False)
-        return yaml.safe_dump(values, sort_keys=False)
+                return note + to_yaml(values)
+        return to_yaml(values)
 
 
 class RunConfig(CommonConfig):
@@ -150,7 +148,7 @@ class RunConfig(CommonConfig):
     @field_validator("env", mode="before")
     @classmethod
     def _env_by_name(cls, value: Any) -> Any:
-        return {"id": value} if isinstance(value, str) else value
+        return section_settings(EnvConfig, {"id": value} if isinstance(value, str) else value)
 
     @property
     def tickets_per_step(self) -> int:
@@ -213,6 +211,14 @@ class RunConfig(CommonConfig):
     @property
     def envs_per_shard(self) -> int:
         return self.actors.num_envs // self.actors.num_shards
+
+
+def section_settings(model: type[BaseModel], value: Any) -> Any:
+    """A section that may be written shorter, as its model. A validator that runs before pydantic's own hands on Python
+    values, and of those a strict model takes no list for a tuple: so the section is read as JSON, as all others are."""
+    if value is None or isinstance(value, BaseModel):
+        return value
+    return model.model_validate_json(json.dumps(value, default=str), strict=True)
 
 
 def plugin_settings(plugin: Plugin, value: Any) -> Any:

@@ -16,13 +16,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
+from rollcall.cluster.segments import Segment, Segments, read_segments, write_segments
+from rollcall.deploy.earlier_runs import run_hash
 from rollcall.deploy.jobs import check_runs_root, current_job, runs_root
 from rollcall.deploy.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
 from rollcall.deploy.report import write_report
@@ -119,8 +121,9 @@ class Written(Protocol):
     def to_yaml(self) -> str: ...
 
 
-def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
-    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where).
+def begin_run(config: Written, directory: Path, *, recipe: str, init_from: Mapping[str, Any] | None = None) -> None:
+    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where;
+    `init_from`: with whose weights).
 
     Raises:
       BadInput: when the directory cannot be written to.
@@ -140,13 +143,18 @@ def begin_run(config: Written, directory: Path, *, recipe: str) -> None:
             "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         },
         "versions": versions,
+        **({} if init_from is None else {"init_from": dict(init_from)}),
     }
     try:
         (directory / "logs").mkdir(exist_ok=True)
         _replace(directory / "run.json", json.dumps(origin, indent=1) + "\n")
-        _replace(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
+        _write_config(config, directory)
     except OSError as error:
         raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
+
+
+def _write_config(config: Written, directory: Path) -> None:
+    _replace(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
 
 
 def _command() -> str:
@@ -192,10 +200,48 @@ class _Started:
     def close(self, summary: object) -> None: ...
 
 
+class _Books:
+    """A recorder that books the segment which a run goes on in, once training has begun: of one that is refused before
+    nothing is changed. The settings before are kept beside config.yaml, as config.0.yaml and so on."""
+
+    def __init__(self, config: AnyConfig, directory: Path, segments: Segments, recorders: Sequence[Recorder]) -> None:
+        self._config = config
+        self._directory = directory
+        self._segments = segments
+        self._recorders = recorders
+
+    def on_start(self, info: Mapping[str, Any]) -> None:
+        segments = self._segments.beginning_at(int(info["start_step"]))
+        known = read_segments(self._directory, config_hash=run_hash(self._directory))
+        if segments != known:
+            write_segments(self._directory, segments)
+        if len(segments.all) > len(known.all):
+            present = self._directory / "config.yaml"
+            shutil.copyfile(present, self._directory / f"config.{len(known.all) - 1}.yaml")
+            _write_config(self._config, self._directory)
+            for recorder in self._recorders:
+                recorder.on_event("segment", str(segments.all[-1]))
+
+    def on_step(self, record: object) -> None: ...
+
+    def on_eval(self, record: object) -> None: ...
+
+    def on_event(self, kind: str, text: str) -> None: ...
+
+    def close(self, summary: object) -> None: ...
+
+
 def carry_out(
-    config: AnyConfig, directory: Path, *, resume: bool, stop: threading.Event, console: Sequence[Recorder] = ()
+    config: AnyConfig,
+    directory: Path,
+    *,
+    resume: bool,
+    stop: threading.Event,
+    console: Sequence[Recorder] = (),
+    changes: Mapping[str, tuple[Any, Any]] | None = None,
 ) -> dict[str, Any]:
     """Trains in `directory` and leaves summary.json and report.html behind, whatever happens; returns the summary.
+    `changes`: settings in which a resumed run's `config` is not what it was: a new segment of the run.
 
     Raises:
       BadInput: before training began; a directory claimed for this run is removed again.
@@ -206,11 +252,17 @@ def carry_out(
     say_it_once()
     started = _Started(directory)
     recorders: list[Recorder] = [started, JsonLines(directory), TensorBoard(directory), *console]
+    segments = read_segments(directory, config_hash=run_hash(directory))
+    if changes:
+        segments = segments.followed_by(_new_segment(config, changes))
+    recorders.append(_Books(config, directory, segments, list(recorders)))
     recipe = str(read_json(directory / "run.json").get("recipe", config.name))
     began = time.monotonic()
     with driver_log(directory) as log, warnings_told(recorders):
         try:
-            summary = dict(launch.train(config, directory, resume=resume, recorders=recorders, stop=stop))
+            summary = dict(
+                launch.train(config, directory, resume=resume, recorders=recorders, stop=stop, segments=segments)
+            )
         except BaseException as error:
             _close(recorders, {"status": "failed"})
             too_long = socket_path_fault(error)
@@ -226,6 +278,7 @@ def carry_out(
             error.rollcall_log = directory / "logs" / "driver.log"  # type: ignore[attr-defined]
             log.error("the run ended with an error\n%s", traceback.format_exc())
             failed = _failed_summary(config, directory, recipe, error, time.monotonic() - began)
+            failed["config_hash"] = segments.config_hash
             refusal = storage_fault(error)
             try:
                 _finish(directory, failed)
@@ -235,13 +288,24 @@ def carry_out(
                 text = f"{refusal}: make room, and go on with: rollcall resume {directory}"
                 raise RollcallError(text) from error
             raise
-    summary = {**summary, "recipe": recipe, "config_hash": config.config_hash}
+    summary = {**summary, "recipe": recipe, "config_hash": segments.config_hash}
     _close(recorders, summary)
     _finish(directory, summary)
     if _is_language(config):
         summary["policy"] = _export(directory)
         write_summary(directory, summary)
     return summary
+
+
+def _new_segment(config: AnyConfig, changes: Mapping[str, tuple[Any, Any]]) -> Segment:
+    """It begins where the run goes on, which is known when it does."""
+    return Segment(
+        step=sys.maxsize,
+        config_hash=config.config_hash,
+        changes=dict(changes),
+        began_unix_s=round(time.time(), 3),
+        command=_command(),
+    )
 
 
 def _export(directory: Path) -> str | None:
@@ -315,7 +379,6 @@ def _failed_summary(
         **known,
         "status": "failed",
         "recipe": recipe,
-        "config_hash": config.config_hash,
         "error": text[:2000],
     }
 

@@ -4,7 +4,10 @@ Knows nothing of what the keys mean: that is config.py."""
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +18,28 @@ import yaml
 from rollcall.cluster.errors import BadInput
 
 KeyPath = tuple[str, ...]
+TAGS = ("kind", "name", "id", "init_from")  # the setting that says which other ones its section has
 COMMAND_LINE = "command line"
 CALLER = "train(...)"
+NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision")  # what the run is called, where, watched
+
+
+def settings_hash(values: Mapping[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of the settings that determine a run's result, as they are written: one that is
+    not there is no part of it, so a run's config.yaml has the same hash in every release."""
+    hashed = {key: value for key, value in values.items() if key not in NO_PART_OF_THE_RESULT}
+    text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain scalars. Stock PyYAML reads `off` as False, `1e-3` as text and `1:30` as a number in base 60."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own way
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes whatever text either this file's loader or stock PyYAML would read as anything else."""
 
 
 for _tag, _pattern, _first in (
@@ -37,6 +54,13 @@ for _tag, _pattern, _first in (
     ),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+    _Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as the YAML that `parse_yaml` reads them from again, every one the same."""
+    text: str = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int:
@@ -61,6 +85,7 @@ class Settings:
     tree: dict[str, Any] = field(default_factory=dict)
     origins: dict[KeyPath, str] = field(default_factory=dict)
     source: str = ""
+    made_by: str = ""  # which version of Rollcall wrote them, where they are a run's
 
     def origin(self, path: KeyPath) -> str:
         """Where the value at `path` came from: it, its nearest section that was written, or the first thing in it."""
@@ -74,10 +99,20 @@ class Settings:
         """The value at `path`. Raises KeyError when nothing was written there."""
         node: Any = self.tree
         for key in path:
-            if not isinstance(node, Mapping):
+            if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, Mapping):
+                node = node[key]
+            else:
                 raise KeyError(key)
-            node = node[key]
         return node
+
+    def has(self, path: KeyPath) -> bool:
+        try:
+            self.value(path)
+        except KeyError:
+            return False
+        return True
 
     def set(self, path: KeyPath, value: Any, origin: str) -> None:
         """Writes one value, replacing what was there.
@@ -148,10 +183,11 @@ def _value(loader: _Loader, node: yaml.Node, path: KeyPath, settings: Settings) 
 
 
 def parse_override(text: str) -> tuple[KeyPath, Any]:
-    """`actors.num=4` -> (("actors", "num"), 4). The value is YAML; what YAML cannot read is taken as text.
+    """`actors.num=4` -> (("actors", "num"), 4). The value is YAML: `[64, 64]` is a list, `{kind: maths}` a mapping.
+    Text of several lines that is neither stays as it is.
 
     Raises:
-      BadInput: when there is no `=` or a part of the key is empty.
+      BadInput: when there is no `=`, a part of the key is empty, or the value is not YAML.
     """
     key, equals, value = text.partition("=")
     path = tuple(part.strip() for part in key.split("."))
@@ -159,14 +195,22 @@ def parse_override(text: str) -> tuple[KeyPath, Any]:
         raise BadInput(f"{text!r}: an override is key=value, such as actors.num=2 ({COMMAND_LINE})")
     if not value.strip():
         raise BadInput(f"{key}: no value after '='; write {key}=null for none ({COMMAND_LINE})")
-    parsed = parse_yaml(f"v: {value}" if "\n" not in value else f"v: {value!r}", COMMAND_LINE)
-    return path, parsed.tree["v"]
+    several = "\n" in value
+    try:
+        parsed = parse_yaml(f"v:\n{textwrap.indent(value, '  ')}" if several else f"v: {value}", COMMAND_LINE).tree["v"]
+    except BadInput as error:
+        problem = str(error).rpartition("not valid YAML: ")[2]
+        raise BadInput(
+            f"{key} = {value!r} ({COMMAND_LINE}): not valid YAML: {problem}; text with such signs goes in quotes: "
+            f"'{key}=\"...\"'"
+        ) from None
+    return path, value if several and not isinstance(parsed, list | dict) else parsed
 
 
 def flat_values(values: Mapping[str, Any], prefix: KeyPath = ()) -> list[tuple[KeyPath, Any]]:
     """Dotted or nested keys from Python as single settings: {"actors": {"num": 2}} -> [(("actors", "num"), 2)]."""
     flat: list[tuple[KeyPath, Any]] = []
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: item[0] not in TAGS):  # what a section is of, first
         path = (*prefix, *str(key).split("."))
         flat += flat_values(value, path) if isinstance(value, Mapping) and value else [(path, value)]
     return flat

@@ -6,8 +6,9 @@ import multiprocessing
 from typing import Any
 
 from rollcall.deploy.config import AnyConfig, load_config
+from rollcall.deploy.init_from import begin_run, beginning_of
 from rollcall.deploy.run_config import CommonConfig
-from rollcall.deploy.runs import begin_run, carry_out, claim_directory, stop_on_signals
+from rollcall.deploy.runs import carry_out, claim_directory, stop_on_signals
 from rollcall.deploy.settings import recipe_name
 
 
@@ -34,9 +35,10 @@ def train(config: AnyConfig | str, **overrides: Any) -> dict[str, Any]:
         recipe = config.name
     else:
         resolved, recipe = load_config(config, values=overrides), recipe_name(config)
+    beginning = beginning_of(resolved)
     directory = claim_directory(resolved.name, explicit="name" in overrides)
     resolved = resolved.model_copy(update={"name": directory.name})
-    begin_run(resolved, directory, recipe=recipe)
+    begin_run(resolved, directory, beginning, recipe=recipe)
     with stop_on_signals(directory) as stop:
         summary = carry_out(resolved, directory, resume=False, stop=stop)
     return {**summary, "run_directory": str(directory)}

@@ -46,6 +46,12 @@ class PolicyConfig(BaseModel):
         default=False, description="Divide rewards by the std of the running discounted return."
     )
     reward_clip: float = Field(default=10.0, gt=0, description="Normalised rewards stay within +- this.")
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="Begin with the weights and statistics of another run (its directory, its name under runs/, or one "
+        "of its checkpoints); optimiser, schedules and books begin anew. None: random weights.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

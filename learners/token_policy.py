@@ -59,6 +59,12 @@ class LMPolicyConfig(BaseModel):
     warm_start: WarmStartConfig | None = Field(
         default=None, description="imitate the task's demonstrations first; none: begin with the model as it is"
     )
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="begin with the policy of another run (its directory, its name under runs/, or one of its "
+        "checkpoints) in place of `model`; optimiser, schedules and books begin anew",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
     )

@@ -1,0 +1,135 @@
+"""Runs of an earlier release load in this one. tests/runs_of_earlier_releases/ holds what release 0.1.0 wrote (stopped
+after two of its steps), kept as it is: a later release must read it, too."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rollcall.cluster.audit import audit_run
+from rollcall.cluster.checkpoint import latest_checkpoint
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.deploy import cli, earlier_runs, policies
+from rollcall.deploy.config import load_run
+from rollcall.deploy.earlier_runs import run_hash
+from rollcall.deploy.resubmission import find_to_go_on_with
+
+EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
+
+
+@pytest.fixture
+def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies of the runs, at runs/control and runs/language of the working directory."""
+    shutil.copytree(EARLIER, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("half", ["control", "language"])
+def test_the_hash_is_of_what_was_written_whatever_settings_there_are_now(half: str) -> None:
+    run = EARLIER / half
+    config, config_hash = load_run(run)
+    assert config.config_hash != config_hash  # this release has settings that the run's had not
+    assert config_hash == latest_checkpoint(run)[1].config_hash
+    assert config_hash == json.loads((run / "run.json").read_text())["config_hash"]
+
+
+def test_an_earlier_control_run_is_evaluated_loaded_and_audited(earlier: Path) -> None:
+    result = policies.evaluate(policies.load("control"), episodes=None, seed=None, stochastic=False)
+    assert result["returns"] == [9.0, 10.0]  # as that release gave
+    policy = policies.load_policy("control")
+    assert policy.version == 2
+    assert policy.act(np.zeros(4, np.float32)) in (0, 1)
+    assert audit_run(earlier / "control") == []
+
+
+def test_an_earlier_run_goes_on_to_its_end_under_the_settings_it_was_written_with(
+    earlier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (earlier / "control" / "config.yaml").read_text()
+    assert cli.main(["resume", "control"]) == 0
+    assert (earlier / "control" / "config.yaml").read_text() == before
+    assert not (earlier / "control" / "segments.json").exists()
+    summary = json.loads((earlier / "control" / "summary.json").read_text())
+    assert (summary["status"], summary["learner_steps"]) == ("completed", 4)
+    assert summary["config_hash"] == run_hash(earlier / "control")
+    assert cli.main(["audit", "control"]) == 0
+    assert cli.main(["eval", "control"]) == 0
+    assert "step-00000004" in capsys.readouterr().out
+
+
+def test_a_command_that_is_submitted_again_under_a_new_release_goes_on_with_its_run(earlier: Path) -> None:
+    config, _ = load_run(earlier / "control")
+
+    def found(overrides: list[str]) -> Path | None:
+        again, _ = load_run(earlier / "control", overrides)
+        return find_to_go_on_with(again, "control", explicit=True, wanted=True, read=lambda path: load_run(path)[0])
+
+    assert config.name == "control"
+    assert found([]) == Path("runs/control")
+    assert found(["metrics.port=9999"]) == Path("runs/control")
+    with pytest.raises(BadInput, match=r"other settings \(seed was 0, is 3\).*rollcall resume"):
+        found(["seed=3"])
+
+
+def with_settings(run: Path, *lines: tuple[str, str]) -> None:
+    """As a release would have written them that had these settings."""
+    path = run / "config.yaml"
+    text = path.read_text()
+    for old, new in lines:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    manifest_path = latest_checkpoint(run)[0] / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest_path.write_text(json.dumps(manifest | {"config_hash": run_hash(run)}))
+
+
+def test_a_setting_of_a_later_release_is_named_with_the_version_that_has_it(earlier: Path) -> None:
+    with_settings(earlier / "control", ("  squash: clip\n", "  squash: clip\n  shine: 3\n"))
+    with pytest.raises(BadInput) as caught:
+        policies.load("control")
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "policy.shine = 3 (runs/control/config.yaml:" in line
+    assert "this version does not know this setting" in line and "rollcall-rl 0.1.0" in line
+
+
+def test_settings_that_were_renamed_removed_or_added_are_read_as_the_run_had_them(
+    earlier: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = earlier / "control"
+    with_settings(run, ("  squash: clip\n", "  crush: tanh\n"), ("  log_std_init: 0.0\n", ""))
+    monkeypatch.setattr(earlier_runs, "RENAMED", {("policy", "crush"): ("policy", "squash")})
+    monkeypatch.setattr(earlier_runs, "BEFORE", {("policy", "log_std_init"): -1.0, ("preferences", "none"): 3})
+    loaded = policies.load("control")
+    assert (loaded.config.policy.squash, loaded.config.policy.log_std_init) == ("tanh", -1.0)
+    monkeypatch.setattr(earlier_runs, "REMOVED", {("policy", "crush"): "train it anew"})
+    with pytest.raises(
+        BadInput, match=r"policy\.crush \(.*config\.yaml:\d+\): this version has no such setting: train"
+    ):
+        policies.load("control")
+
+
+def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
+    path = earlier / "control" / "config.yaml"
+    path.write_text(path.read_text().replace("squash: clip", "squash: tanh"))
+    with pytest.raises(CheckpointDamaged, match="put back the file that the run wrote"):
+        policies.load("control")
+
+
+def test_an_earlier_language_run_loads_with_all_its_settings(earlier: Path) -> None:
+    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    from rollcall.deploy.export import export_policy
+
+    loaded = policies.load_language("language")
+    assert loaded.config.learner.optimizer_eps == 1e-5  # whatever the default is now
+    assert loaded.weights.version == 2
+    assert audit_run(earlier / "language") == []
+    exported: Any = export_policy("language", earlier / "exported")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in exported.iterdir()}
