@@ -6,7 +6,6 @@ from __future__ import annotations
 import numbers
 import os
 import re
-import sysconfig
 import traceback
 from collections.abc import Mapping
 from decimal import Decimal
@@ -20,7 +19,6 @@ _FIVE = "return observation, reward, terminated, truncated, info"
 FLAGS = frozenset({bool, np.bool_})
 NUMBERS = FLAGS | {int, float, np.float64, np.float32, np.int64, np.int32}
 _OUR_CALLS = (os.path.dirname(__file__) + os.sep, os.path.dirname(gym.__file__) + os.sep)
-_STANDARD_LIBRARY = (sysconfig.get_path("stdlib") + os.sep, "<")
 
 
 class ContractError(Exception):
@@ -101,15 +99,3 @@ def misunderstanding(error: Exception) -> str | None:
             "super().reset(seed=seed)"
         )
     return None
-
-
-def own_line(trace: str) -> str:
-    """Of a formatted traceback, the innermost line of the user's own code, or else of a library's: "file:line, in
-    function"; empty where there are only ours."""
-    places = re.findall(r'^ +File "([^"]+)", line (\d+), in (\S+)', trace, re.MULTILINE)
-    not_ours = [place for place in places if not place[0].startswith(_OUR_CALLS)]
-    own = [at for at in not_ours if not at[0].startswith(_STANDARD_LIBRARY) and "site-packages" not in at[0]]
-    if not (own or not_ours):
-        return ""
-    file, line, function = (own or not_ours)[-1]
-    return f"{file}:{line}, in {function}"

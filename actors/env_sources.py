@@ -17,7 +17,7 @@ from gymnasium.vector import VectorEnv
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.import_path import did_you_mean, import_module, import_object
-from rollcall.cluster.user_line import user_line_of
+from rollcall.cluster.user_code import user_line_of
 
 _log = logging.getLogger(__name__)
 

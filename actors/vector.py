@@ -11,11 +11,12 @@ from typing import Protocol
 
 import numpy as np
 
-from rollcall.actors.env_contract import misunderstanding, own_line
+from rollcall.actors.env_contract import misunderstanding
 from rollcall.actors.observations import Space
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.messages import Array
 from rollcall.cluster.seeds import derive_seed
+from rollcall.cluster.user_code import user_line
 
 _log = logging.getLogger(__name__)
 
@@ -113,10 +114,10 @@ class Restarts:
             raise EnvFailure(f"{self._name}: {who}, step {step}: {contract}") from error
         self.total += 1
         text = f"{self._name}: {who} raised {' '.join(what.split())}"
-        place = own_line(trace) or "no line of the env's own"
         if self.total > self._allowed:
             spent = f" (its budget of {self._allowed} restarts is spent)" if self._allowed else ""
-            raise EnvFailure(f"{text}, at {place}{spent}\n{trace}") from error
+            raise EnvFailure(f"{text}{spent}\n{trace}") from error
+        place = user_line(trace) or "no line of the env's own"
         _log.warning("%s; restart %d of %d allowed, at %s\n%s", text, self.total, self._allowed, place, trace)
 
 

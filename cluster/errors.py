@@ -26,6 +26,8 @@ RollcallError
 
 from __future__ import annotations
 
+from rollcall.cluster.user_code import user_line
+
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
@@ -73,11 +75,13 @@ class RunAlive(RollcallError):
 
 
 class EnvFailure(RollcallError):
-    """Its first line says which env, what, and at which line of the env's own code; its traceback may follow."""
+    """Its first line says which env, and what; its traceback may follow."""
 
     @property
     def headline(self) -> str:
-        return _first_line(self)
+        """The line of the env's own code comes first."""
+        first, _, trace = str(self).partition("\n")
+        return ": ".join(filter(None, (user_line(trace), first)))
 
 
 class NonFinite(RollcallError):

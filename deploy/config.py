@@ -114,7 +114,7 @@ def _named_object(path: KeyPath, value: Any) -> Any:
     Raises:
       BadInput: for a class, a function or an object, with the name to be given instead.
     """
-    if value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping, Path)):
+    if value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping, Path, BaseModel)):
         return value
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()

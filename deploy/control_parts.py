@@ -3,6 +3,7 @@ knows what the members need of each other, and never starts anything."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -37,6 +38,8 @@ from rollcall.learners.policy import TorchPolicy
 from rollcall.reward_service.reward_model_config import RewardModelConfig
 from rollcall.reward_service.reward_models import SegmentArchitecture
 
+_log = logging.getLogger("rollcall")
+
 
 @dataclass(frozen=True)
 class ControlParts:
@@ -69,12 +72,10 @@ class ControlParts:
     def eval_episodes(self) -> int:
         return self.config.eval.episodes
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return tuple(out_of_reach(self.config.env.id, self.spaces[1], self.config.policy))
-
     def check(self) -> None:
         models = self.models()
+        for text in out_of_reach(self.config.env.id, self.spaces[1], self.config.policy):
+            _log.warning(text)
         if self.config.policy.init_from is not None:
             initial_weights.take_up(models, self.run_directory)
 

@@ -239,8 +239,6 @@ class _Run:
         }
         for recorder in self.recorders:
             recorder.on_start(info)
-        for text in self.parts.warnings:
-            self._tell("warning", text)
         if start is None:
             coordinator.checkpoint_now()  # where a learner that dies early goes back to
             if self.parts.eval_episodes and getattr(self.config.eval, "at_start", False):

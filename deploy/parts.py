@@ -55,10 +55,6 @@ class Parts(Protocol):
     def eval_episodes(self) -> int:
         """Of each evaluation: episodes, or held-out rows. 0: there is none."""
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is allowed and seldom meant, said once where the run begins."""
-
     def check(self) -> None:
         """Raises BadInput where the parts do not fit, before anything is begun."""
 

@@ -563,6 +563,6 @@ def test_the_first_line_of_a_failure_names_the_envs_own_line_and_the_traceback_f
         group.step(np.zeros(1, np.int64))
     group.close()
     first, _, trace = str(caught.value).partition("\n")
-    assert "env 0 raised AttributeError: 'Typo' object has no attribute 'rewrad', at " in first
-    assert f"{module}.py:" in first and first.endswith("in helper")
+    assert "env 0 raised AttributeError: 'Typo' object has no attribute 'rewrad'" in first
+    assert f"{module}.py, line " in caught.value.headline.partition(", in helper: ")[0]
     assert trace.startswith("Traceback") and "# the line at fault" in trace

@@ -186,5 +186,5 @@ def test_python_may_give_numpy_numbers_tuples_paths_and_whole_sections(recipe: P
 
 
 def test_a_function_itself_is_refused_with_how_it_is_named(recipe: Path) -> None:
-    with pytest.raises(BadInput, match=r"^reward = loads \(train\(\.\.\.\)\): .*reward='json:loads'$"):
+    with pytest.raises(BadInput, match=r"^reward \(train\(\.\.\.\)\): is loads itself: .*reward='json:loads'$"):
         load_config(recipe, values={"reward": json.loads})
