@@ -35,7 +35,7 @@ def one_line(error: BaseException) -> str:
 
 
 def user_line(trace: str) -> str:
-    """`/home/me/my_env.py, line 12, in step: self.arm.move()` of a traceback as text: the innermost line that belongs to
+    """`/home/me/env.py, line 12, in step: self.arm.move()` of a traceback as text: the innermost line that belongs to
     neither Rollcall nor an installed package. Empty where there is none."""
     place = _place_in(trace)
     return ": ".join(filter(None, place)) if place else ""
