@@ -47,7 +47,8 @@ class Judgement:
 
 @dataclass(frozen=True, slots=True)
 class TextStep:
-    """An env's reply to one turn of the model. The reward is that turn's.
+    """An env's reply to one turn of the model. The reward is that turn's: lm_ppo and reinforce_pp credit it there, to
+    algorithms for which a sample is one action the sum of the turns counts.
 
     `text` is appended to the conversation and tokenised alone: tokens that stand are never tokenised again, or they
     might not be those that the model sampled. It is empty where the episode ends. `correct` and `parsed` speak of the

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,8 +60,8 @@ class TokenBatch:
         return len(self.sampled)
 
     def to(self, device: torch.device) -> TokenBatch:
-        tensors = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return TokenBatch(**{n: t if t is None else t.to(device, non_blocking=True) for n, t in tensors.items()})
+        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
     def with_rewards(self, rewards: Tensor) -> TokenBatch:
         return replace(self, rewards=rewards)

@@ -23,6 +23,7 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _LISTED = re.compile(r"[\s$]*(?:,|;|&|and|or|,\s*and|,\s*or|\\text\{\s*(?:and|or)\s*\})[\s$]*", re.IGNORECASE)
+READING = "reading-2"  # to be raised when answers are read otherwise: scores in a cache are of one reading
 _NUM_MARKS = 20  # so many marks are looked at, from the last
 
 

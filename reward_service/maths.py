@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.answers import (
+    READING,
     AnswerPart,
     accepted_answers,
     final_reading,
@@ -60,7 +61,7 @@ def build_maths_scorer(config: MathsConfig) -> WorkerTextScorer:
     except PackageNotFoundError as error:
         raise BadInput(f"kind=maths needs the package {error.name}, which is not installed: install it") from None
     pool = WorkerPool("rollcall.reward_service.maths:make_worker", config.model_dump(mode="json"), config.workers)
-    return WorkerTextScorer(version_of(config, *algebra), pool)
+    return WorkerTextScorer(version_of(config, READING, *algebra), pool)
 
 
 def make_worker(settings: JsonValue) -> Any:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, field
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.answers import (
+    READING,
     AnswerPart,
     accepted_answers,
     boxed_number,
@@ -143,7 +144,7 @@ def build_rule(config: RuleConfig) -> Scorer:
     Raises:
       BadInput: the tokenizer is not there.
     """
-    version = version_of(config)
+    version = version_of(config, *([READING] if isinstance(config, (ExactMatchConfig, NumberConfig)) else []))
     matches = isinstance(config, RegexConfig) or (
         isinstance(config, (ExactMatchConfig, NumberConfig)) and config.part.pattern is not None
     )

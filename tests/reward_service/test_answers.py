@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollcall.actors.gsm8k import judge_number
-from rollcall.reward_service.answers import final_number, gold_number, last_box
+from rollcall.reward_service.answers import AnswerPart, final_number, gold_number, last_box
 from rollcall.reward_service.exact_numbers import MAX_DIGITS
+from rollcall.reward_service.maths import MathsConfig, found_in, make_worker
 from rollcall.reward_service.rules import NumberConfig, same_number
 from rollcall.reward_service.scorer import Failure, Score
 
@@ -122,6 +123,14 @@ def test_a_hostile_text_is_read_in_a_moment(text: str) -> None:
     assert number is None or number.is_finite()
 
 
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_formula_is_found_in_a_moment(text: str) -> None:
+    begin = time.perf_counter()
+    for part in (AnswerPart(), AnswerPart(take="boxed")):
+        found_in(text, part)
+    assert time.perf_counter() - begin < 5
+
+
 PIECES = [
     *"0123456789.,+-*/^!%$(){}[]|=:;_~'\n x",
     "\u2212",
@@ -205,6 +214,4 @@ def maths() -> Any:
 
 def _maths_worker(**config: Any) -> Any:
     pytest.importorskip("math_verify", reason="symbolic equality needs the package math-verify")
-    from rollcall.reward_service.maths import MathsConfig, make_worker
-
     return make_worker(MathsConfig.model_validate(config).model_dump(mode="json"))
