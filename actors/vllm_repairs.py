@@ -4,22 +4,18 @@ vllm_weight_sender.py all that depends on vLLM's version; must never know where 
 
 from __future__ import annotations
 
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
-
-_installed = False
 
 
 def install() -> None:
-    """Once per process."""
-    global _installed
-    if not _installed:
-        _installed = True
-        _keep_matrices_as_they_are()
-        _pack_experts_again()
-        _leave_transformers_alone()
+    """Each once per process, however often this is called."""
+    _keep_matrices_as_they_are()
+    _pack_experts_again()
+    _leave_transformers_alone()
 
 
+@cache
 def _keep_matrices_as_they_are() -> None:
     """On CPU, vLLM packs each matrix for oneDNN when a model is loaded, and again for each version, with a kernel to be
     made for every number of rows. A policy changes every second: torch's own product, which takes the same time
@@ -39,6 +35,7 @@ def _keep_matrices_as_they_are() -> None:
     utils.dispatch_cpu_unquantized_gemm = keep
 
 
+@cache
 def _pack_experts_again() -> None:
     """On CPU, vLLM pads and packs a layer's experts when a model is loaded, and not when it is loaded again: its kernel
     would then read plain weights as if they were packed."""
@@ -57,6 +54,7 @@ def _pack_experts_again() -> None:
     UnquantizedFusedMoEMethod._setup_kernel = setup_and_pack  # type: ignore[method-assign]
 
 
+@cache
 def _leave_transformers_alone() -> None:
     """Of a model that vLLM has no code of its own for, it takes transformers' class and makes it one that can only be
     built and called within vLLM, for the whole process: the learner's model would be of that class too."""

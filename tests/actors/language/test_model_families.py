@@ -22,6 +22,10 @@ from rollcall.learners.flat import module_weights
 from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+pytestmark = [  # vLLM's own, while parts of it are imported
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"),
+]
 
 TOLERANCE = 1e-5  # of a log-probability in float32
 TOKENS = [(37 * index + 5) % 90 for index in range(40)]
