@@ -87,9 +87,7 @@ class A2C:
         total = policy_loss + self._config.value_coef * value_loss - self._config.entropy_coef * entropy
         with torch.no_grad():
             log_ratio = now.logprobs - rows["behaviour_logprobs"]  # zero, unless the policy lags
-            approx_kl = losses.approximate_kl(
-                log_ratio=log_ratio, ratio=log_ratio.exp(), mask=mask, num_valid=num_valid
-            )
+            approx_kl = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
         return total, {
             "policy_loss": policy_loss.detach(),
             "value_loss": value_loss.detach(),

@@ -113,7 +113,7 @@ class IMPALA:
         entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
         total = policy_loss + self._config.value_coef * value_loss - self._config.entropy_coef * entropy
         with torch.no_grad():
-            approx_kl = losses.approximate_kl(log_ratio=log_ratio, ratio=ratio, mask=mask, num_valid=num_valid)
+            approx_kl = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
             clip_fraction = losses.clip_fraction(  # ratios above rho_bar; V-trace has no lower bound
                 ratio=ratio, clip_low=1.0, clip_high=self._config.rho_bar - 1.0, mask=mask, num_valid=num_valid
             )

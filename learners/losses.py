@@ -79,12 +79,12 @@ def normalise_advantages(
     return centred / (variance.sqrt() + epsilon)
 
 
-def approximate_kl(*, log_ratio: Tensor, ratio: Tensor, mask: Tensor, num_valid: Tensor) -> Tensor:
+def approximate_kl(*, log_ratio: Tensor, mask: Tensor, num_valid: Tensor) -> Tensor:
     """Estimates KL(behaviour || pi) from actions of the behaviour policy: mean((ratio - 1) - log ratio).
 
     The estimator k3 (Schulman, 2020, "Approximating KL divergence"): unbiased, and never negative.
     """
-    return masked_mean(ratio - 1.0 - log_ratio, mask=mask, num_valid=num_valid)
+    return masked_mean(log_ratio.expm1() - log_ratio, mask=mask, num_valid=num_valid)
 
 
 def clip_fraction(*, ratio: Tensor, clip_low: float, clip_high: float, mask: Tensor, num_valid: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ class PPO:
         if self._config.entropy_coef:
             total = total - self._config.entropy_coef * entropy
         with torch.no_grad():
-            approx_kl = losses.approximate_kl(log_ratio=log_ratio, ratio=ratio, mask=mask, num_valid=num_valid)
+            approx_kl = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
             clip_fraction = losses.clip_fraction(
                 ratio=ratio, clip_low=self._clip_low, clip_high=self._clip_high, mask=mask, num_valid=num_valid
             )

@@ -123,9 +123,7 @@ class REINFORCE:
             metrics["value_loss"] = value_loss.detach()
         with torch.no_grad():
             log_ratio = now.logprobs - rows["behaviour_logprobs"]  # zero, unless the policy lags
-            metrics["approx_kl"] = losses.approximate_kl(
-                log_ratio=log_ratio, ratio=log_ratio.exp(), mask=mask, num_valid=num_valid
-            )
+            metrics["approx_kl"] = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
         return total, metrics
 
     def stops_early(self, metrics: Metrics) -> bool:
