@@ -15,6 +15,10 @@ RENAMED: Mapping[KeyPath, KeyPath] = {}  # old path -> new path: read as the new
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
 # What runs did before a setting was there, where its default does something else: such runs go on doing it.
 BEFORE: Mapping[KeyPath, Any] = {}
+# The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
+BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
+    "loss": {("keep",): "last", ("patience",): None, ("learner", "weight_decay"): 0.0},
+}
 
 
 def read_run(run_directory: Path) -> tuple[Settings, str]:
@@ -35,7 +39,10 @@ def read_run(run_directory: Path) -> tuple[Settings, str]:
             origin, value = settings.origin(old), settings.value(old)
             del (settings.value(old[:-1]) if old[:-1] else settings.tree)[old[-1]]
             settings.set(new, value, origin)
-    for path, value in BEFORE.items():
+    before = dict(BEFORE)
+    for name, more in BEFORE_WITH.items():
+        before |= more if settings.has((name,)) else {}
+    for path, value in before.items():
         section = path[:-1]
         if not settings.has(path) and (not section or _is_section(settings, section)):
             settings.set(path, value, "as runs without this setting are")

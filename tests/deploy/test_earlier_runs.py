@@ -16,7 +16,8 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.deploy import cli, earlier_runs, policies
 from rollcall.deploy.config import load_run
-from rollcall.deploy.earlier_runs import run_hash
+from rollcall.deploy.earlier_runs import read_run, run_hash
+from rollcall.deploy.preference_config import RewardTrainConfig, load_preference_config
 from rollcall.deploy.resubmission import find_to_go_on_with
 
 EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
@@ -114,6 +115,18 @@ def test_settings_that_were_renamed_removed_or_added_are_read_as_the_run_had_the
         BadInput, match=r"policy\.crush \(.*config\.yaml:\d+\): this version has no such setting: train"
     ):
         policies.load("control")
+
+
+def test_a_reward_model_of_an_earlier_release_goes_on_as_it_began(tmp_path: Path) -> None:
+    text = load_preference_config("hh-reward", ["data.train=hh.jsonl"]).to_yaml()
+    lines = [
+        line for line in text.splitlines() if not line.strip().startswith(("keep: auto", "patience:", "weight_decay:"))
+    ]
+    assert len(lines) == len(text.splitlines()) - 3
+    (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
+    config = load_preference_config(read_run(tmp_path)[0])
+    assert isinstance(config, RewardTrainConfig)
+    assert (config.keep, config.patience, config.learner.weight_decay) == ("last", None, 0.0)
 
 
 def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
