@@ -52,6 +52,7 @@ def test_line_ends_marks_and_gzip_are_no_part_of_a_line(tmp_path: Path, content:
         ('{"a": "caf\xe9"}'.encode("latin-1"), ":1: not UTF-8: save the file as UTF-8"),
         (gzip.compress(LINES.encode())[:-9], "the gzip is damaged"),
     ],
+    ids=["parquet", "arrow", "zip", "zstd", "pickle", "utf-16", "latin-1", "damaged gzip"],
 )
 def test_files_of_other_formats_are_called_what_they_are(tmp_path: Path, content: bytes, message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
