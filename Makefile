@@ -64,6 +64,7 @@ prove: $(STAMP)
 	$(BIN)/python benchmarks/prove_monitoring.py
 	$(BIN)/python benchmarks/prove_jobs.py
 	$(BIN)/python benchmarks/prove_image.py
+	$(BIN)/python benchmarks/prove_models.py --runtime serial ray
 
 lock:
 	$(PYTHON) -m venv .venv-lock
