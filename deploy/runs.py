@@ -409,7 +409,7 @@ def warnings_told(recorders: Sequence[Recorder]) -> Iterator[None]:
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == driver:
+            if record.thread == driver and record.levelno == logging.WARNING:  # what is worse, the command says itself
                 for recorder in recorders:
                     recorder.on_event("warning", record.getMessage().partition("\n")[0])
 

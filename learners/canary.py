@@ -15,7 +15,7 @@ NUM_TOKENS = 64
 
 @torch.no_grad()
 def canary(policy: TokenPolicy, *, room: int, dtype: str) -> Canary:
-    """Of a policy as it is now, without dropout. Where it lies in pieces, every process calls.
+    """Of a policy as it is now. Where it lies in pieces, every process calls.
 
     Args:
       room: tokens that an engine has room for; one of them it generates when it is asked for log-probabilities.
@@ -24,12 +24,5 @@ def canary(policy: TokenPolicy, *, room: int, dtype: str) -> Canary:
     token_ids = canary_tokens(policy.model, min(NUM_TOKENS, room - 1))
     tokens = torch.tensor(token_ids, device=next(policy.parameters()).device)
     rows = TokenRows(tokens[None], torch.arange(len(tokens) - 1, device=tokens.device), tokens[1:])
-    training = [module for module in policy.modules() if module.training]
-    try:
-        for module in training:
-            module.training = False
-        logprobs = policy(rows, as_sampled=False).logprobs
-    finally:
-        for module in training:
-            module.training = True
+    logprobs = policy(rows, as_sampled=False).logprobs
     return Canary(np.array(token_ids, np.int32), logprobs.float().cpu().numpy(), dtype)
