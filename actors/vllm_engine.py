@@ -358,8 +358,9 @@ class VllmEngine:
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Array:
         """float32 [n - 1]: log-probabilities of all tokens but the first, each given those before it, under the model
-        itself, without temperature and nucleus. Whatever runs goes on meanwhile. It leaves no trace: nobody finds its
-        keys and values in the prefix cache, and it draws no random number.
+        itself, without temperature and nucleus. Whatever runs goes on meanwhile, in one batch with it (which can change
+        the last bit of what it says). It leaves no trace: nobody finds its keys and values in the prefix cache, and it
+        draws no random number.
 
         Raises:
           ValueError: when they do not fit into `max_model_len`.

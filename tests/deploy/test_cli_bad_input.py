@@ -316,7 +316,7 @@ def test_a_failing_env_ends_the_run_with_the_line_of_its_own_code_and_a_whole_tr
     assert cli.main(["train", "small.yaml", *overrides]) == 1
     (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
     at_fault = next(i for i, text in enumerate(FAILS.splitlines(), 1) if "the line at fault" in text)
-    assert f"fails.py:{at_fault}, in reward" in line
+    assert f"fails.py, line {at_fault}, in reward: " in line
     assert "Traceback" not in line and line.endswith("logs/driver.log)")
     log = Path("runs/raises/logs/driver.log").read_text()
     assert "# the line at fault" in log and "\n  File " in log

@@ -411,22 +411,25 @@ def test_a_tensor_of_another_shape_or_an_unknown_name_is_one_line(new: VllmEngin
     new.load(with_canary(trainer, 0))
 
 
-def test_a_check_leaves_no_trace_in_what_runs_after_it(new: VllmEngine, trainer_of: Any, run_all: RunAll) -> None:
-    """Neither in the caches nor in anybody's random numbers. (Beside it, what runs shares its batch, and with that its
-    rounding.)"""
+def test_a_check_leaves_no_trace_in_what_runs_beside_it(new: VllmEngine, trainer_of: Any, run_all: RunAll) -> None:
     trainer = trainer_of("untied")
     weights = with_canary(trainer, 0)
     new.load(weights)
     found = []
     for checked in (False, True):
         new.take_load()
+        add_all(new, random_prompts(1, seed=1))
+        early = {item.request_id: item for item in new.step()}
         if checked:
             assert new.check(weights.canary) < TOLERANCE
-        add_all(new, random_prompts(1, seed=1))
-        (completion,) = run_all(new).values()
-        found.append((completion.token_ids.tolist(), completion.logprobs.tobytes(), completion.version_spans))
-    assert found[0] == found[1]
+        (completion,) = (early | run_all(new)).values()
+        found.append(completion)
+    alone, beside = found
+    assert alone.token_ids.tolist() == beside.token_ids.tolist() and alone.version_spans == beside.version_spans
+    np.testing.assert_allclose(alone.logprobs, beside.logprobs, atol=TOLERANCE)  # in one batch: not to the last bit
     new.take_load()
     new.check(weights.canary)
     assert new.take_load() == EngineLoad(0, 0.0, 0.0, 0.0, 0, 0)
     assert new.num_unfinished == 0
+    add_all(new, random_prompts(1, seed=1))  # after a check of an engine at rest, to the last bit
+    assert run_all(new)["0"].logprobs.tobytes() == alone.logprobs.tobytes()
