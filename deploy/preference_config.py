@@ -130,10 +130,10 @@ class RewardTrainConfig(_PreferenceRun):
         "auto: the best, where enough pairs are held out to tell",
     )
     patience: int | None = Field(
-        default=3,
+        default=5,
         ge=1,
         description="evaluations without a lower held-out loss after which training stops, where the best model is "
-        "kept; none: never",
+        "kept (where the rate anneals, the loss may rest for four and then fall again); none: never",
     )
 
     model: Annotated[TextModelConfig | SegmentModelConfig, Field(discriminator="kind")] = Field(
