@@ -92,8 +92,7 @@ def sampled_pairs(
         mask[row, width - len(prompt) :] = 1
     own = model.generation_config.eos_token_id
     eos = [] if sampling.ignore_eos else sorted({*ends, *([own] if isinstance(own, int) else own or [])})
-    was, configured = model.training, model.generation_config
-    model.eval()
+    configured = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         temperature=sampling.temperature,
@@ -108,7 +107,6 @@ def sampled_pairs(
         generated = model.generate(token_ids.to(device), attention_mask=mask.to(device))
     finally:
         model.generation_config = configured
-        model.train(was)
     ended = [_ended(row, eos) for row in generated[:, width:].cpu().numpy()]
     return list(zip(ended[::2], ended[1::2], strict=True))
 
