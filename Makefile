@@ -51,7 +51,7 @@ format: $(STAMP)
 
 # What is generated and committed: dashboards, alert rules for Kubernetes, the table of metrics.
 generate: $(STAMP)
-	$(BIN)/python -m rollcall.deploy.monitoring.files
+	$(BIN)/python -m rollcall.deploy.tools.monitoring.files
 
 bench: $(STAMP)
 	$(BIN)/rollcall bench gym --peer sb3

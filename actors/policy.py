@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from rollcall.cluster.messages import Array, Weights
+from rollcall.cluster.messages.records import Array, Weights
 
 
 class Rollout(Protocol):

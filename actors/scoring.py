@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rollcall.actors.segments import SegmentsOf, ToEnv, episode_stretches
-from rollcall.actors.text_codec import TextCodec
-from rollcall.actors.text_task import Row, Task
+from rollcall.actors.control.segments import SegmentsOf, ToEnv, episode_stretches
+from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.tasks.text_task import Row, Task
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages import GymTrajectory, LMTrajectory, Produced, Scoring
+from rollcall.cluster.messages.records import GymTrajectory, LMTrajectory, Produced, Scoring
 from rollcall.reward_service.protocol import ItemResult, Message, ScoreItem, ScoreResponse
 
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from two_nodes import ROLLCALL, TwoNodes, eventually  # noqa: E402
 
-from rollcall.cluster.audit import audit_run  # noqa: E402
+from rollcall.cluster.books.audit import audit_run  # noqa: E402
 
 ENV = "import gymnasium\n\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n"
 CONTROL = (

@@ -26,7 +26,7 @@ RollcallError
 
 from __future__ import annotations
 
-from rollcall.cluster.user_code import user_line
+from rollcall.cluster.inputs.user_code import user_line
 
 
 def _first_line(error: Exception) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rollcall.deploy.export import export_policy
-    from rollcall.deploy.policies import load_policy
-    from rollcall.deploy.training import train
+    from rollcall.deploy.drive.training import train
+    from rollcall.deploy.kinds.export import export_policy
+    from rollcall.deploy.kinds.policies import load_policy
 
 __all__ = ["export_policy", "load_policy", "train"]
 
@@ -19,15 +19,15 @@ __all__ = ["export_policy", "load_policy", "train"]
 def __getattr__(name: str) -> Any:
     # On first use: importing the package must not cost the command line an import of torch.
     if name == "train":
-        from rollcall.deploy.training import train
+        from rollcall.deploy.drive.training import train
 
         return train
     if name == "export_policy":
-        from rollcall.deploy.export import export_policy
+        from rollcall.deploy.kinds.export import export_policy
 
         return export_policy
     if name == "load_policy":
-        from rollcall.deploy.policies import load_policy
+        from rollcall.deploy.kinds.policies import load_policy
 
         return load_policy
     raise AttributeError(f"module 'rollcall.deploy' has no attribute {name!r}")

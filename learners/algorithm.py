@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from rollcall.cluster.messages import Unit
+from rollcall.cluster.messages.records import Unit
 
 Models = Mapping[str, nn.Module]  # control: {"actor_critic": ActorCritic}; language: {"policy": TokenPolicy, ...}
 Metrics = dict[str, Tensor]  # 0-dim tensors
@@ -57,7 +57,7 @@ class Algorithm(Protocol):
 
     def prepare(self, models: Models, batch: Any) -> Any:
         """Once per batch, before the first epoch, without gradients: advantages, targets, flat views. A language
-        algorithm is given a third argument, `each_token` (learners/token_algorithm.py), for its forward passes."""
+        algorithm is given a third argument, `each_token` (token_algorithm.py), for its forward passes."""
 
     def minibatches(self, prepared: Any, generator: torch.Generator) -> Iterator[Minibatch]:
         """All minibatches of all epochs, in order. All shuffling draws from `generator`."""

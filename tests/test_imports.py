@@ -46,12 +46,12 @@ def test_imports_follow_the_one_direction(path: Path) -> None:
 
 
 def test_messages_import_neither_ray_nor_torch() -> None:
-    code = "import sys, rollcall.cluster.messages; sys.exit(bool({'ray', 'torch'} & sys.modules.keys()))"
+    code = "import sys, rollcall.cluster.messages.records; sys.exit(bool({'ray', 'torch'} & sys.modules.keys()))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_the_parameter_servers_process_imports_no_torch() -> None:
-    code = "import sys, rollcall.deploy.on_ray.weights; sys.exit('torch' in sys.modules)"
+    code = "import sys, rollcall.deploy.runtimes.on_ray.weights; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 

@@ -13,9 +13,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rollcall.actors.envs import EnvConfig
-from rollcall.actors.gym_actor import ActorsConfig, GymActor
-from rollcall.cluster.messages import Array, ShardPayload, Ticket, Unit, Weights, pack_weights
+from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
+from rollcall.actors.envs.environment import EnvConfig
+from rollcall.cluster.messages.records import Array, ShardPayload, Ticket, Unit, Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
 
 HIDDEN = 3

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rollcall.actors.calculator import Calculator, CalculatorConfig, CalculatorEnv
-from rollcall.actors.text_task import Row, TextStep
+from rollcall.actors.tasks.calculator import Calculator, CalculatorConfig, CalculatorEnv
+from rollcall.actors.tasks.text_task import Row, TextStep
 
 ROW = Row("12+34+56+78=", "180", "calculator 0")
 

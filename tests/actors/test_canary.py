@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rollcall.actors.canary import check_canary
+from rollcall.actors.engine.canary import check_canary
 from rollcall.cluster.errors import EngineMismatch
-from rollcall.cluster.messages import Array, Canary
+from rollcall.cluster.messages.records import Array, Canary
 
 SAID = np.linspace(-8, -0.1, 20, dtype=np.float32)
 

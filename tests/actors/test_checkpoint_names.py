@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from rollcall.actors.checkpoint_names import CheckpointNames
+from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.cluster.errors import BadInput
 
 transformers: Any = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.actors.env_contract import ContractError, as_flag, as_number
-from rollcall.actors.envs import EnvConfig, make_env, make_vector_env
-from rollcall.actors.unroll import begin_shard, unroll
-from rollcall.actors.vector import EnvGroup, Step
+from rollcall.actors.control.unroll import begin_shard, unroll
+from rollcall.actors.envs.contract import ContractError, as_flag, as_number
+from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.vector import EnvGroup, Step
 from rollcall.cluster.errors import BadInput, EnvFailure
 
 # An env that shows, gives and returns whatever its arguments say; each test names only what is odd about it.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rollcall.actors import env_state
-from rollcall.actors.envs import EnvConfig, make_vector_env, spaces_of
+from rollcall.actors.envs import state
+from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 
 _ENVS = """
@@ -100,7 +100,7 @@ def test_envs_that_want_one_port_are_told_that_each_needs_its_own(
 
 def test_one_env_of_a_port_can_be_learnt_from_and_is_not_restored_exactly(module: str, free_port: int) -> None:
     config = EnvConfig(id=f"{module}:Port", kwargs={"port": free_port})
-    assert not env_state.is_exact(lambda *, seed: make_vector_env(config, 1, seed=seed))
+    assert not state.is_exact(lambda *, seed: make_vector_env(config, 1, seed=seed))
     make_vector_env(config, 1).close()
 
 

@@ -11,8 +11,8 @@ import gymnasium as gym
 import pytest
 from safetensors.numpy import load, save
 
-from rollcall.actors.env_state import is_exact
-from rollcall.actors.envs import EnvConfig, make_vector_env
+from rollcall.actors.envs.environment import EnvConfig, make_vector_env
+from rollcall.actors.envs.state import is_exact
 
 
 def exact(num_envs: int = 3, **settings: Any) -> bool:
@@ -28,7 +28,7 @@ def exact(num_envs: int = 3, **settings: Any) -> bool:
         {"id": "FrozenLake-v1"},
         {"id": "Pendulum-v1"},
         {"id": "Acrobot-v1", "frame_stack": 3},
-        {"id": "rollcall.actors.envs:cartpole_masked"},
+        {"id": "rollcall.actors.envs.environment:cartpole_masked"},
     ],
     ids=str,
 )

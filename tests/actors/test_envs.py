@@ -12,7 +12,7 @@ import gymnasium as gym
 import pytest
 from pydantic import ValidationError
 
-from rollcall.actors.envs import EnvConfig, make_env, make_vector_env, spaces_of
+from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 
 
@@ -45,7 +45,7 @@ def test_arguments_that_the_env_does_not_take_are_refused() -> None:
 MISSING = """
 import sys
 sys.modules[{package!r}] = None
-from rollcall.actors.envs import EnvConfig, make_env
+from rollcall.actors.envs.environment import EnvConfig, make_env
 make_env(EnvConfig(id={env!r}))
 """
 

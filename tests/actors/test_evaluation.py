@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.actors.envs import EnvConfig, make_env
-from rollcall.actors.evaluation import EvalConfig, EvalResult, Evaluator
-from rollcall.actors.video import record_video
+from rollcall.actors.control.evaluation import EvalConfig, EvalResult, Evaluator
+from rollcall.actors.control.video import record_video
+from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import BadInput, EnvFailure
-from rollcall.cluster.messages import Weights, pack_weights
+from rollcall.cluster.messages.records import Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.learners.networks import PolicyConfig, build_actor_critic
-from rollcall.learners.policy import TorchPolicy, module_weights
+from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.policy import TorchPolicy, module_weights
 
 CARTPOLE = EnvConfig(id="CartPole-v1")
 
@@ -81,7 +81,7 @@ def test_an_episode_longer_than_a_rollout_remembers_across_the_border(
 ) -> None:
     pendulum = EnvConfig(id="Pendulum-v1")
     whole = evaluate(numpy_policy, pendulum, recurrent=True)
-    monkeypatch.setattr("rollcall.actors.evaluation._CHUNK_STEPS", 7)
+    monkeypatch.setattr("rollcall.actors.control.evaluation._CHUNK_STEPS", 7)
     assert evaluate(numpy_policy, pendulum, recurrent=True) == whole
     assert set(whole.lengths) == {200}
 

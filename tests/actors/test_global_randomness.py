@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors import env_state, global_randomness
-from rollcall.actors.envs import EnvConfig, make_env, make_vector_env
-from rollcall.actors.global_randomness import GlobalRandomness
+from rollcall.actors.envs import global_randomness, state
+from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.global_randomness import GlobalRandomness
 
 _ENV = '''
 import random
@@ -135,7 +135,7 @@ def test_an_env_that_is_made_again_draws_anew(module: str) -> None:
 
 
 def test_global_draws_are_part_of_an_exact_checkpoint(module: str) -> None:
-    assert env_state.is_exact(
+    assert state.is_exact(
         lambda *, seed: make_vector_env(EnvConfig(id=f"{module}:Reach", vectorization="sync"), 2, seed=seed)
     )
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rollcall.actors.envs import EnvConfig, make_env, make_vector_env
-from rollcall.actors.local_group import LocalGroup
-from rollcall.actors.unroll import Unroll, begin_shard, unroll
-from rollcall.actors.vector import EnvGroup, Restarts
-from rollcall.actors.vector_env_group import VectorEnvGroup
+from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
+from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.local_group import LocalGroup
+from rollcall.actors.envs.vector import EnvGroup, Restarts
+from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import EnvFailure
-from rollcall.cluster.messages import Array
+from rollcall.cluster.messages.records import Array
 
 Transition = tuple[bytes, bytes, float, bool, bool, bytes]
 SEED = 11
@@ -194,7 +194,7 @@ def test_slow_envs_get_processes_of_their_own(
 ORPHANS = """
 import sys
 import numpy as np
-from rollcall.actors.envs import EnvConfig, make_vector_env
+from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 
 if __name__ == "__main__":
     config = EnvConfig(id=sys.argv[1] + ":Counter", vectorization="async", kwargs={"hang_at": 1, "only_some": False})
@@ -235,7 +235,7 @@ def test_the_step_limit_given_replaces_the_envs_own_in_every_vectorization() -> 
 
 def test_a_hidden_velocity_stays_hidden_in_both_forms() -> None:
     for vectorization in ("native", "sync"):
-        config = EnvConfig(id="rollcall.actors.envs:cartpole_masked", vectorization=vectorization)
+        config = EnvConfig(id="rollcall.actors.envs.environment:cartpole_masked", vectorization=vectorization)
         group = make_vector_env(config, 3, seed=1)
         assert group.observation_space.shape == (2,)
         shown = group.reset()

@@ -12,9 +12,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rollcall.actors.envs import EnvConfig, make_env
+from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
-from rollcall.cluster.messages import Array, GymTrajectory
+from rollcall.cluster.messages.records import Array, GymTrajectory
 from rollcall.cluster.seeds import derive_seed
 
 CARTPOLE = EnvConfig(id="CartPole-v1", vectorization="sync")

@@ -10,7 +10,7 @@ import pytest
 
 from rollcall.actors.scoring import SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages import GymTrajectory, Produced, Timing
+from rollcall.cluster.messages.records import GymTrajectory, Produced, Timing
 from rollcall.reward_service.protocol import ItemError, ItemResult, ScoreItem, ScoreResponse
 
 STEPS, ENVS = 5, 3

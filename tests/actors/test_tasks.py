@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rollcall.actors import arithmetic, calculator, gsm8k, jsonl
-from rollcall.actors.arithmetic import Arithmetic, ArithmeticConfig, draw_problems, evaluate
-from rollcall.actors.jsonl import Jsonl, JsonlConfig
-from rollcall.actors.text_task import Row
+from rollcall.actors.tasks import arithmetic, calculator, gsm8k, jsonl
+from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig, draw_problems, evaluate
+from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
+from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
 
 

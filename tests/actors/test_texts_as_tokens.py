@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.conversations import Conversations, opening
-from rollcall.actors.jsonl import Jsonl, JsonlConfig
-from rollcall.actors.text_codec import TextCodec
-from rollcall.actors.text_task import Row, Segment, TextStep
-from rollcall.actors.vllm_engine import Completion
-from rollcall.deploy.warm_start import demonstration
+from rollcall.actors.engine.vllm_engine import Completion
+from rollcall.actors.language.conversations import Conversations, opening
+from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
+from rollcall.actors.tasks.text_task import Row, Segment, TextStep
+from rollcall.deploy.kinds.warm_start import demonstration
+from rollcall.reward_service.models.text_encoder import TextEncoder
+from rollcall.reward_service.models.text_tokens import TextTokens
 from rollcall.reward_service.protocol import Message
-from rollcall.reward_service.text_encoder import TextEncoder
-from rollcall.reward_service.text_tokens import TextTokens
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

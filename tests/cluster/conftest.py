@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog, newest_epoch
-from rollcall.cluster.ledger import Ledger, LedgerPosition
-from rollcall.cluster.ledger_table import ledger_keys
-from rollcall.cluster.store import RedisConfig, Store, open_store
+from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, newest_epoch
+from rollcall.cluster.books.ledger import Ledger, LedgerPosition
+from rollcall.cluster.books.ledger_table import ledger_keys
+from rollcall.cluster.store.store import RedisConfig, Store, open_store
 
 _numbers = itertools.count()
 

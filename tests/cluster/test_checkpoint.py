@@ -20,7 +20,7 @@ from rollcall.cluster.checkpoint import (
     write_weights,
 )
 from rollcall.cluster.errors import CheckpointDamaged
-from rollcall.cluster.messages import pack_weights
+from rollcall.cluster.messages.records import pack_weights
 
 
 def manifest(step: int) -> Manifest:

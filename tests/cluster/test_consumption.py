@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rollcall.cluster.consumption import Consumed, ConsumptionLog, newest_epoch, read_log
+from rollcall.cluster.books.consumption import Consumed, ConsumptionLog, newest_epoch, read_log
 
 
 @dataclass(frozen=True)

@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.cluster.audit import audit_run
+from rollcall.cluster.books.audit import audit_run
+from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, read_log
+from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
-from rollcall.cluster.consumption import LOG_NAME, ConsumptionLog, read_log
-from rollcall.cluster.coordinator import Coordinator
 from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled
-from rollcall.cluster.ledger import Ledger
-from rollcall.cluster.messages import EpisodeStats, Produced, Scoring, ShardPayload, Ticket, Timing, pack_weights
-from rollcall.cluster.plan import Plan
-from rollcall.cluster.store import Store
-from rollcall.cluster.supervision import FailureBudget, Watchdog
-from rollcall.cluster.work import ShardWork
-from rollcall.cluster.workers import (
+from rollcall.cluster.loop.coordinator import Coordinator
+from rollcall.cluster.loop.plan import Plan
+from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
     StepDone,
@@ -34,6 +32,16 @@ from rollcall.cluster.workers import (
     TicketProduced,
     TicketScored,
 )
+from rollcall.cluster.messages.records import (
+    EpisodeStats,
+    Produced,
+    Scoring,
+    ShardPayload,
+    Ticket,
+    Timing,
+    pack_weights,
+)
+from rollcall.cluster.store.store import Store
 
 BATCH = 3
 

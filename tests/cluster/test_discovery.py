@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.discovery import FOLDER, announce, answers, endpoints
+from rollcall.cluster.metrics.discovery import FOLDER, announce, answers, endpoints
 
 
 @pytest.fixture

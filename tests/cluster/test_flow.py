@@ -7,7 +7,7 @@ import heapq
 import numpy as np
 import pytest
 
-from rollcall.cluster.flow import FlowControl
+from rollcall.cluster.loop.flow import FlowControl
 
 
 def simulate(

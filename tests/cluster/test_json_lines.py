@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.json_lines import number_as_written, parse_object, read_json_lines
+from rollcall.cluster.inputs.json_lines import number_as_written, parse_object, read_json_lines
 
 ROWS = [{"prompt": f"{i}\u2028\x0b\x85?", "answer": i} for i in range(3)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)

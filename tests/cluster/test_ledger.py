@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from rollcall.cluster.books.ledger import Key, Ledger, LedgerCounts
+from rollcall.cluster.books.ledger_table import IN_FLIGHT, Attempt, read_table, recount
 from rollcall.cluster.errors import LedgerConflict, StoreUnavailable
-from rollcall.cluster.ledger import Key, Ledger, LedgerCounts
-from rollcall.cluster.ledger_table import IN_FLIGHT, Attempt, read_table, recount
-from rollcall.cluster.store import RedisConfig, Store, open_store
+from rollcall.cluster.store.store import RedisConfig, Store, open_store
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from rollcall.cluster.books.ledger_table import LedgerCounts
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.ledger_table import LedgerCounts
-from rollcall.cluster.metric_table import DRIVER
-from rollcall.cluster.metrics import MetricsConfig, RunMetrics
-from rollcall.cluster.run_state import RunState
+from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
+from rollcall.cluster.metrics.table import DRIVER
 
 LABELS = {"run": "first", "policy": "policy", "env": "gsm8k"}
 SHARED: dict[str, Any] = {

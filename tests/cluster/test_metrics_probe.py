@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rollcall.cluster.ledger import Ledger
-from rollcall.cluster.metrics import RunMetrics
-from rollcall.cluster.metrics_probe import MetricsProbe
-from rollcall.cluster.store import RedisConfig, Store, open_store
+from rollcall.cluster.books.ledger import Ledger
+from rollcall.cluster.metrics.probe import MetricsProbe
+from rollcall.cluster.metrics.run_metrics import RunMetrics
+from rollcall.cluster.store.store import RedisConfig, Store, open_store
 
 LABELS = {"run": "r", "policy": "p", "env": "e"}
 

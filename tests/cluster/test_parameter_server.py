@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import ChecksumMismatch, StaleEpoch
-from rollcall.cluster.messages import Weights, pack_weights
+from rollcall.cluster.messages.records import Weights, pack_weights
 from rollcall.cluster.parameter_server import ParameterServer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.store import PASSWORD_VARIABLE, URL_VARIABLE, RedisConfig, Store, inspect_store, open_store
+from rollcall.cluster.store.store import PASSWORD_VARIABLE, URL_VARIABLE, RedisConfig, Store, inspect_store, open_store
 
 
 @pytest.fixture

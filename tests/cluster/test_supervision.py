@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rollcall.cluster.errors import BudgetSpent, Stalled
-from rollcall.cluster.supervision import FailureBudget, RestartBudget, Watchdog
+from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
 
 
 class Clock:

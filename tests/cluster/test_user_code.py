@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 
-from rollcall.cluster.import_path import import_object
-from rollcall.cluster.user_code import described
+from rollcall.cluster.inputs.import_path import import_object
+from rollcall.cluster.inputs.user_code import described
 
 
 def raised(call: object) -> Exception:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from rollcall.cluster.user_code import user_line, user_line_of
+from rollcall.cluster.inputs.user_code import user_line, user_line_of
 
 
 def _raised(call: Callable[[], object]) -> BaseException:

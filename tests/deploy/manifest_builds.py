@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rollcall.deploy.manifests import check as manifests
-from rollcall.deploy.manifests.schema import Kinds, read_kinds
+from rollcall.deploy.tools.manifests import check as manifests
+from rollcall.deploy.tools.manifests.schema import Kinds, read_kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy" / "k8s"

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rollcall.deploy.accuracy import accuracy_of, calibration
+from rollcall.deploy.preferences.accuracy import accuracy_of, calibration
 
 
 def test_right_is_above_zero_and_exactly_zero_is_a_guess() -> None:

@@ -11,11 +11,11 @@ import torch
 from safetensors.numpy import load_file
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import language_checks
-from rollcall.deploy.config import LanguageConfig, load_config
-from rollcall.deploy.language_parts import LanguageParts
-from rollcall.deploy.parts import parts_of
-from rollcall.learners.collective import Collective
+from rollcall.deploy.config import language_checks
+from rollcall.deploy.config.load import LanguageConfig, load_config
+from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.kinds.parts import parts_of
+from rollcall.learners.loop.collective import Collective
 
 pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rollcall.cluster.metric_table import DRIVER, DRIVER_LABELS
-from rollcall.deploy.monitoring import metric_names
-from rollcall.deploy.monitoring.files import ROOT
-from rollcall.reward_service.service_metrics import SERVICE
+from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS
+from rollcall.deploy.tools.monitoring import metric_names
+from rollcall.deploy.tools.monitoring.files import ROOT
+from rollcall.reward_service.service.metrics import SERVICE
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 CASES = Path(__file__).parent / "promtool"
@@ -93,7 +93,7 @@ def test_each_alert_has_a_section_of_the_runbook_and_each_section_an_alert() -> 
 
 
 def test_the_runbook_sends_nobody_to_a_panel_that_does_not_exist() -> None:
-    from rollcall.deploy.monitoring.files import DASHBOARDS
+    from rollcall.deploy.tools.monitoring.files import DASHBOARDS
 
     titles = {panel["title"] for board in DASHBOARDS.values() for panel in board.json()["panels"]}
     titles |= {mark.name for board in DASHBOARDS.values() for mark in board.annotations}

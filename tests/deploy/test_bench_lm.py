@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.cluster.messages import LMTrajectory
-from rollcall.deploy.bench import lm as bench_lm
-from rollcall.deploy.bench import peers as bench_peers
-from rollcall.deploy.bench.aside import Aside
-from rollcall.learners.tiny_model import write_tiny_model
+from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.deploy.tools.bench import lm as bench_lm
+from rollcall.deploy.tools.bench import peers as bench_peers
+from rollcall.deploy.tools.bench.aside import Aside
+from rollcall.learners.models.tiny_model import write_tiny_model
 
 
 def step(number: int, *, tokens: int, elapsed_s: float, update_s: float = 1.0) -> dict[str, float]:
@@ -119,7 +119,7 @@ def test_a_peer_is_compared_at_our_versions_of_what_is_shared() -> None:
 def test_the_benchmark_measures_parts_and_whole_and_prints_one_object(tmp_path: Path) -> None:
     program = """
 from rollcall.deploy import cli
-from rollcall.deploy.bench import lm as bench_lm
+from rollcall.deploy.tools.bench import lm as bench_lm
 if __name__ == "__main__":
     bench_lm.PART_S = bench_lm.WHOLE_S = 0.1
     cli.main()

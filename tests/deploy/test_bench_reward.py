@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli
-from rollcall.deploy.bench import reward as bench_reward
-from rollcall.deploy.bench import reward_model as bench_reward_model
-from rollcall.deploy.bench.reward import Load, _ratios
-from rollcall.deploy.bench.reward_load import LONGEST, SHORTEST, Asked, length_of, texts_of
-from rollcall.deploy.bench.reward_model import Forward, write_classifier
-from rollcall.reward_service.batch_queue import BatchingConfig
-from rollcall.reward_service.config import build_scorer
+from rollcall.deploy.cli import main
+from rollcall.deploy.tools.bench import reward as bench_reward
+from rollcall.deploy.tools.bench import reward_model as bench_reward_model
+from rollcall.deploy.tools.bench.reward import Load, _ratios
+from rollcall.deploy.tools.bench.reward_load import LONGEST, SHORTEST, Asked, length_of, texts_of
+from rollcall.deploy.tools.bench.reward_model import Forward, write_classifier
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.reward_model_config import RewardModelConfig
+from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scorer import Score
+from rollcall.reward_service.service.scorer_config import build_scorer
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_the_ratio_is_of_medians_and_what_had_no_score_does_not_count() -> None:
 
 def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in (["--clients", "0"], ["--seconds", "0"], ["--threads", "0"], ["--repeats", "0"]):
-        assert cli.main(["bench", "reward", *wrong]) == 2
+        assert main.main(["bench", "reward", *wrong]) == 2
         assert "must be" in capsys.readouterr().err
     with pytest.raises(BadInput):
-        bench_reward.main(cli.build_parser().parse_args(["bench", "reward", "--clients", "-1"]))
+        bench_reward.main(main.build_parser().parse_args(["bench", "reward", "--clients", "-1"]))
 
 
 @pytest.mark.prove
@@ -89,7 +89,7 @@ def test_the_whole_of_it_in_small(
     for name, value in (short | {"BATCHING": {"max_batch_tokens": 1024}}).items():
         monkeypatch.setattr(bench_reward, name, value)
     arguments = ["--seconds", "2", "--clients", "6", "--repeats", "1", "--threads", "1", "--json"]
-    assert cli.main(["bench", "reward", *arguments]) == 0
+    assert main.main(["bench", "reward", *arguments]) == 0
     result = json.loads(capsys.readouterr().out)
     fields = {"bound", "achieved", "ratio_to_bound", "peer", "ratio_to_peer", "unit", "limiter", "settings"}
     assert fields <= result.keys() and result["unit"] == "tokens/s"

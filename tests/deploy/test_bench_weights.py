@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.bench import weights as bench_weights
+from rollcall.deploy.tools.bench import weights as bench_weights
 
 
 def publication(copy_s: float = 0.010) -> dict[str, float]:

@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from rollcall.deploy import preference_runs, reward_train, runs
-from rollcall.deploy.best_model import BestModel
-from rollcall.deploy.preference_config import RewardTrainConfig, load_preference_config
-from rollcall.deploy.reward_train import ENOUGH_HELD_OUT, RewardJob
-from rollcall.deploy.settings import Settings
-from rollcall.reward_service.preference_files import SegmentPair, write_preferences
+from rollcall.deploy.config.preference_config import RewardTrainConfig, load_preference_config
+from rollcall.deploy.config.settings import Settings
+from rollcall.deploy.drive import runs
+from rollcall.deploy.kinds import preference_runs, reward_train
+from rollcall.deploy.kinds.reward_train import ENOUGH_HELD_OUT, RewardJob
+from rollcall.deploy.preferences.best_model import BestModel
+from rollcall.reward_service.preferences.files import SegmentPair, write_preferences
 from rollcall.reward_service.protocol import ArrayField, Segment
 
 NOISY = 0.35  # of the labels are wrong: what is learnt of them by heart is wrong on others

@@ -12,15 +12,24 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.audit import audit_run
+from rollcall.cluster.books.audit import audit_run
+from rollcall.cluster.books.segments import (
+    Segment,
+    Segments,
+    booked_segments,
+    changes_between,
+    read_segments,
+    write_segments,
+)
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
-from rollcall.cluster.run_lock import DirectoryLock
-from rollcall.cluster.segments import Segment, Segments, booked_segments, changes_between, read_segments, write_segments
-from rollcall.deploy import cli, policies, runs
-from rollcall.deploy.changes import changed
-from rollcall.deploy.earlier_runs import run_hash
-from rollcall.deploy.recorders import read_jsonl
+from rollcall.cluster.store.run_lock import DirectoryLock
+from rollcall.deploy.cli import main
+from rollcall.deploy.drive import runs
+from rollcall.deploy.kinds import policies
+from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.rundir.changes import changed
+from rollcall.deploy.rundir.earlier_runs import run_hash
 
 RECIPE = """\
 total_learner_steps: 2
@@ -44,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.main(["train", "small.yaml", "name=short"]) == 0
+        assert main.main(["train", "small.yaml", "name=short"]) == 0
         yield folder
     finally:
         os.chdir(before)
@@ -68,8 +77,8 @@ def rates(run: Path) -> list[float]:
 
 
 def test_a_completed_run_that_is_made_longer_is_the_run_that_was_as_long_from_the_beginning(short: Path) -> None:
-    assert cli.main(["resume", "short", "total_learner_steps=4"]) == 0
-    assert cli.main(["train", "small.yaml", "name=long", "total_learner_steps=4"]) == 0
+    assert main.main(["resume", "short", "total_learner_steps=4"]) == 0
+    assert main.main(["train", "small.yaml", "name=long", "total_learner_steps=4"]) == 0
     long = short.with_name("long")
     assert summary(short)["status"] == "completed" and summary(short)["learner_steps"] == 4
     assert summary(short)["weights_hash"] == summary(long)["weights_hash"]
@@ -81,7 +90,7 @@ def test_a_completed_run_that_is_made_longer_is_the_run_that_was_as_long_from_th
 
 def test_a_schedule_goes_by_the_whole_run_as_long_as_it_is_now(short: Path) -> None:
     settings = ["total_learner_steps=4", "learner.anneal_learning_rate=true", "learner.learning_rate=2e-3"]
-    assert cli.main(["resume", "short", *settings]) == 0
+    assert main.main(["resume", "short", *settings]) == 0
     assert rates(short) == pytest.approx([1e-3, 1e-3, 2e-3 * (1 - 2 / 4), 2e-3 * (1 - 3 / 4)])
 
 
@@ -89,7 +98,7 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
     short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, old_hash = (short / "config.yaml").read_text(), run_hash(short)
-    assert cli.main(["resume", "short", "total_learner_steps=3", "learner.learning_rate=5e-4"]) == 0
+    assert main.main(["resume", "short", "total_learner_steps=3", "learner.learning_rate=5e-4"]) == 0
     first, second = booked_segments(short)
     assert (first.step, first.config_hash) == (0, old_hash)
     assert (second.step, second.config_hash) == (2, run_hash(short))
@@ -99,7 +108,7 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
     text = "from step 2: total_learner_steps 2 -> 3, learner.learning_rate 0.001 -> 0.0005"
     assert [e["text"] for e in read_jsonl(short / "events.jsonl") if e["kind"] == "segment"] == [text]
     capsys.readouterr()
-    assert cli.main(["audit", "short"]) == 0
+    assert main.main(["audit", "short"]) == 0
     assert f"segment {text}" in capsys.readouterr().out
     page = (short / "report.html").read_text()
     at = read_jsonl(short / "metrics.jsonl")[1]["env_steps"]
@@ -110,9 +119,9 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
 
 def test_a_segment_may_follow_a_segment_and_the_run_can_be_resumed_as_it_is(short: Path) -> None:
     for total, rate in ((3, "5e-4"), (4, "1e-3")):  # back to the first rate: its segment is another one all the same
-        assert cli.main(["resume", "short", f"total_learner_steps={total}", f"learner.learning_rate={rate}"]) == 0
+        assert main.main(["resume", "short", f"total_learner_steps={total}", f"learner.learning_rate={rate}"]) == 0
     assert [segment.step for segment in booked_segments(short)] == [0, 2, 3]
-    assert cli.main(["resume", "short"]) == 0
+    assert main.main(["resume", "short"]) == 0
     assert summary(short)["learner_steps"] == 4
     assert audit_run(short) == []
 
@@ -138,12 +147,12 @@ def test_a_changed_run_that_is_stopped_and_resumed_is_bitwise_the_one_that_was_n
     settings = ["total_learner_steps=5", "learner.learning_rate=5e-4", "learner.anneal_learning_rate=true"]
     other = short.with_name("other")
     shutil.copytree(short, other, ignore=shutil.ignore_patterns("*.sock", "lock"))
-    assert cli.main(["resume", "other", *settings]) == 0
+    assert main.main(["resume", "other", *settings]) == 0
     config, changes = changed(short, settings)
     stopper = StopAfter(3)
     stopped = runs.carry_out(config, short, resume=True, stop=stopper.stop, console=[stopper], changes=changes)
     assert stopped["status"] == "stopped" and stopped["learner_steps"] < 5
-    assert cli.main(["resume", "short"]) == 0
+    assert main.main(["resume", "short"]) == 0
     assert summary(short)["weights_hash"] == summary(other)["weights_hash"]
     assert rates(short) == rates(other)
     assert [segment.step for segment in booked_segments(short)] == [0, 2]
@@ -200,7 +209,7 @@ def test_a_change_that_cannot_be_is_refused_in_one_line_and_leaves_the_run_as_it
     short: Path, overrides: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in short.rglob("*") if path.is_file()}
-    assert cli.main(["resume", "short", *overrides]) == 2
+    assert main.main(["resume", "short", *overrides]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert {path: path.read_bytes() for path in short.rglob("*") if path.is_file()} == before
@@ -210,7 +219,7 @@ def test_a_run_that_another_driver_holds_is_not_changed(short: Path) -> None:
     before = (short / "config.yaml").read_text()
     lock = DirectoryLock(short)
     try:
-        assert cli.main(["resume", "short", "total_learner_steps=3"]) == 2
+        assert main.main(["resume", "short", "total_learner_steps=3"]) == 2
     finally:
         lock.release()
     assert (short / "config.yaml").read_text() == before
@@ -237,7 +246,7 @@ def test_changes_are_named_by_their_dotted_path_and_lists_are_compared_whole() -
 
 
 def test_the_audit_finds_a_checkpoint_that_no_segment_has_and_segments_out_of_order(short: Path) -> None:
-    assert cli.main(["resume", "short", "total_learner_steps=3"]) == 0
+    assert main.main(["resume", "short", "total_learner_steps=3"]) == 0
     first, second = booked_segments(short)
     write_segments(short, Segments((first, second.model_copy(update={"step": 1}))))
     assert ["step-00000002" in str(found) for found in audit_run(short)] == [True]

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.checkpoint import list_checkpoints
-from rollcall.deploy import cli, launch
-from rollcall.deploy.recorders import read_jsonl
+from rollcall.deploy.cli import main
+from rollcall.deploy.drive import launch
+from rollcall.deploy.report.recorders import read_jsonl
 
 RECIPE = """\
 # CartPole for a moment
@@ -47,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.main(["train", "small.yaml"]) == 0
+        assert main.main(["train", "small.yaml"]) == 0
         yield folder
     finally:
         os.chdir(before)
@@ -66,7 +67,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """Runs a command that must be refused; returns its one line, and checks that no run was left behind."""
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if path.is_file()}
     capsys.readouterr()
-    assert cli.main(list(arguments)) == 2
+    assert main.main(list(arguments)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("rollcall: error: ")
@@ -172,7 +173,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(work: Path, caps
     newest = list_checkpoints(work / "runs/small")[-1]
     (newest / "weights.safetensors").write_bytes(b"nothing")
     assert "damaged" in refused(capsys, "eval", str(newest))
-    assert cli.main(["eval", "small", "--json"]) == 0
+    assert main.main(["eval", "small", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["policy_version"] == 2
 
 
@@ -204,7 +205,7 @@ def test_a_run_leaves_the_files_and_the_summary_that_scripts_rely_on(trained: Pa
 def test_training_prints_the_run_directory_first_and_a_taken_name_gets_a_number(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["train", "small.yaml"]) == 0
+    assert main.main(["train", "small.yaml"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run directory: runs/small-2"
     assert any(line.startswith("completed in") for line in lines)
@@ -212,14 +213,14 @@ def test_training_prints_the_run_directory_first_and_a_taken_name_gets_a_number(
 
 
 def test_a_completed_run_has_nothing_to_go_on_with(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["resume", "runs/small"]) == 0
+    assert main.main(["resume", "runs/small"]) == 0
     assert "completed" in capsys.readouterr().out
 
 
 def test_the_same_evaluation_gives_the_same_result(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = []
     for target in ("small", "runs/small", str(list_checkpoints(work / "runs/small")[-1])):
-        assert cli.main(["eval", target, "--episodes", "3", "--seed", "7", "--json"]) == 0
+        assert main.main(["eval", target, "--episodes", "3", "--seed", "7", "--json"]) == 0
         results.append(json.loads(capsys.readouterr().out))
     assert results[0]["returns"] == results[1]["returns"] == results[2]["returns"]
     assert results[0]["n"] == 3
@@ -257,11 +258,11 @@ def test_training_from_python_is_training_from_the_command_line(work: Path) -> N
 def test_an_audit_that_finds_something_exits_1_with_a_line_for_each(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["audit", "small"]) == 0
+    assert main.main(["audit", "small"]) == 0
     assert "the books balance" in capsys.readouterr().out
     log = work / "runs/small/logs/consumption.jsonl"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
-    assert cli.main(["audit", "small"]) == 1
+    assert main.main(["audit", "small"]) == 1
     assert capsys.readouterr().out.splitlines()
 
 
@@ -274,7 +275,7 @@ def test_an_unexpected_failure_is_one_line_and_its_traceback_is_in_the_runs_log(
         raise RuntimeError("the disk\nis on fire")
 
     monkeypatch.setattr(launch, "train", broken)
-    assert cli.main(["train", "small.yaml"]) == 1
+    assert main.main(["train", "small.yaml"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["rollcall: error: RuntimeError: the disk is on fire (traceback in runs/small-2/logs/driver.log)"]
     assert "raise RuntimeError" in Path("runs/small-2/logs/driver.log").read_text()
@@ -313,7 +314,7 @@ def test_a_failing_env_ends_the_run_with_the_line_of_its_own_code_and_a_whole_tr
     (work / "fails.py").write_text(FAILS)
     monkeypatch.syspath_prepend(str(work))
     overrides = ["env=fails:Fails", "env.kwargs.what=raises", "name=raises", "actors.max_env_restarts=0"]
-    assert cli.main(["train", "small.yaml", *overrides]) == 1
+    assert main.main(["train", "small.yaml", *overrides]) == 1
     (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
     at_fault = next(i for i, text in enumerate(FAILS.splitlines(), 1) if "the line at fault" in text)
     assert f"fails.py, line {at_fault}, in reward: " in line
@@ -322,7 +323,7 @@ def test_a_failing_env_ends_the_run_with_the_line_of_its_own_code_and_a_whole_tr
     assert "# the line at fault" in log and "\n  File " in log
     assert "Traceback" not in json.loads(Path("runs/raises/summary.json").read_text())["error"]
 
-    assert cli.main(["train", "small.yaml", "env=fails:Fails", "env.kwargs.what=text", "name=text"]) == 1
+    assert main.main(["train", "small.yaml", "env=fails:Fails", "env.kwargs.what=text", "name=text"]) == 1
     (line,) = (found for found in capsys.readouterr().err.splitlines() if "rollcall: error" in found)
     assert "step 1: its reward is '1.0' (str), and no number: return a float" in line
 
@@ -334,7 +335,7 @@ def rollcall(*arguments: str) -> list[str]:
 def test_help_and_recipes_answer_at_once_without_importing_torch_or_ray() -> None:
     code = (
         "import sys, time; began = time.perf_counter(); from rollcall.deploy import cli; "
-        "code = cli.main(['recipes']); took = time.perf_counter() - began; "
+        "code = main.main(['recipes']); took = time.perf_counter() - began; "
         "heavy = {'torch', 'ray', 'gymnasium', 'pydantic', 'numpy'} & set(sys.modules); "
         "assert code == 0 and not heavy, heavy; assert took < 0.5, took"
     )
@@ -390,7 +391,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path, checkpoint: bool, 
         (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
         (tmp_path / "checkpoints/step-00000001/manifest.json").write_text("{}")
     program = (
-        "import time; from pathlib import Path; from rollcall.deploy.runs import stop_on_signals\n"
+        "import time; from pathlib import Path; from rollcall.deploy.drive.runs import stop_on_signals\n"
         "with stop_on_signals(Path('.')) as stop:\n"
         "    print('ready', flush=True)\n"
         "    stop.wait()\n"

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.deploy import cli, runs
-from rollcall.deploy.config import load_config
-from rollcall.deploy.parts import parts_of
-from rollcall.deploy.recorders import read_jsonl
+from rollcall.deploy.cli import main
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.drive import runs
+from rollcall.deploy.kinds.parts import parts_of
+from rollcall.deploy.report.recorders import read_jsonl
 
 RECIPE = """\
 # One-digit addition for a moment
@@ -73,7 +74,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_sft_makes_the_very_model_that_a_run_would_begin_with(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["sft", "sums.yaml"]) == 0
+    assert main.main(["sft", "sums.yaml"]) == 0
     directory = Path("runs/sums")
     printed = capsys.readouterr().out
     assert printed.startswith("run directory: runs/sums\n") and "model: runs/sums/warm_start\n" in printed
@@ -95,10 +96,10 @@ def test_sft_makes_the_very_model_that_a_run_would_begin_with(work: Path, capsys
 def test_a_run_of_sft_is_neither_resumed_nor_evaluated_and_the_message_names_its_model(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["sft", "sums.yaml", "policy.warm_start.steps=1"]) == 0
+    assert main.main(["sft", "sums.yaml", "policy.warm_start.steps=1"]) == 0
     for command in ("resume", "eval", "export"):
         capsys.readouterr()
-        assert cli.main([command, "sums"]) == 2
+        assert main.main([command, "sums"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "a run of rollcall sft" in line and line.endswith("its model is runs/sums/warm_start")
 
@@ -117,7 +118,7 @@ def test_a_run_of_sft_is_neither_resumed_nor_evaluated_and_the_message_names_its
 def test_a_wrong_command_line_gets_one_clear_line_and_leaves_no_run(
     work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], parts: list[str]
 ) -> None:
-    assert cli.main(arguments) == 2
+    assert main.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
     assert not list(work.glob("runs/*"))

@@ -11,8 +11,9 @@ import pytest
 
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli, jobs
-from rollcall.deploy.runs import claim_directory
+from rollcall.deploy.cli import main
+from rollcall.deploy.drive.runs import claim_directory
+from rollcall.deploy.rundir import jobs
 
 RECIPE = """\
 name: small
@@ -41,30 +42,30 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_same_command_goes_on_and_other_settings_are_refused(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "small.yaml"]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"run directory: {job / 'mine'}\n") and "Ray job: raysubmit_1, run mine" in said
     origin = json.loads((job / "mine" / "run.json").read_text())
     assert origin["ray_job"] == "raysubmit_1"
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert "nothing to go on with" in capsys.readouterr().out
 
     # As a driver leaves it that was killed after its first checkpoint, then before it.
     (job / "mine" / "summary.json").unlink()
     for later in list_checkpoints(job / "mine")[1:]:
         shutil.rmtree(later)
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     assert "going on with the run from step-00000001" in capsys.readouterr().out
     (job / "mine" / "summary.json").unlink()
     shutil.rmtree(job / "mine" / "checkpoints")
-    assert cli.main([*command, "redis.start_timeout_s=9", "cluster.placement=SPREAD"]) == 0
+    assert main.main([*command, "redis.start_timeout_s=9", "cluster.placement=SPREAD"]) == 0
     assert "no checkpoint yet: it begins again" in capsys.readouterr().out
-    assert cli.main(["audit", "mine"]) == 0
+    assert main.main(["audit", "mine"]) == 0
     assert len((job / "mine" / "metrics.jsonl").read_text().splitlines()) == 3
 
-    assert cli.main([*command, "seed=5"]) == 2
+    assert main.main([*command, "seed=5"]) == 2
     assert "begun with other settings" in capsys.readouterr().err
-    assert cli.main([*command, "name=other"]) == 2
+    assert main.main([*command, "name=other"]) == 2
     assert "rollcall_run=mine" in capsys.readouterr().err
     assert [path.name for path in job.iterdir()] == ["mine"]
 
@@ -74,12 +75,12 @@ def test_outside_a_job_going_on_has_to_be_asked_for(
 ) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
     (job / "mine").mkdir(parents=True)  # of a driver that was killed at once
-    assert cli.main(["train", "small.yaml", "name=mine", "--resume"]) == 0
-    assert cli.main(["train", "small.yaml", "name=mine"]) == 2
+    assert main.main(["train", "small.yaml", "name=mine", "--resume"]) == 0
+    assert main.main(["train", "small.yaml", "name=mine"]) == 2
     assert "exists" in capsys.readouterr().err
-    assert cli.main(["train", "small.yaml", "--resume"]) == 2
+    assert main.main(["train", "small.yaml", "--resume"]) == 2
     assert "name=..." in capsys.readouterr().err
-    assert cli.main(["train", "small.yaml", "name=mine", "--resume"]) == 0
+    assert main.main(["train", "small.yaml", "name=mine", "--resume"]) == 0
     assert "nothing to go on with" in capsys.readouterr().out
 
 
@@ -111,6 +112,6 @@ def test_a_stop_in_a_job_waits_no_longer_than_ray_does(job: Path, monkeypatch: p
 
 def test_what_was_typed_is_kept_without_the_password_in_it(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["/bin/rollcall", "train", "x", "redis.url=redis://me:s3cret@10.0.0.1:6379/0"])
-    assert cli.main(["train", "small.yaml"]) == 0
+    assert main.main(["train", "small.yaml"]) == 0
     text = (job / "mine" / "run.json").read_text()
     assert "redis://me:***@10.0.0.1:6379/0" in text and "s3cret" not in text

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config import load_config
-from rollcall.deploy.lanes import Lanes
-from rollcall.deploy.placement import Bundle, Node, RoleConfig, bundle, matches, shortage, total
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.config.placement import Bundle, Node, RoleConfig, bundle, matches, shortage, total
+from rollcall.deploy.runtimes.lanes import Lanes
 
 LEARNER = Bundle("learner processes", {"CPU": 1, "GPU": 1}, {})
 ACTOR = Bundle("actors", {"CPU": 2}, {"zone": "b"})

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.audit import audit_run
+from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import latest_checkpoint
-from rollcall.deploy.config import load_config
-from rollcall.deploy.launch import train
-from rollcall.deploy.recorders import JsonLines
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.drive.launch import train
+from rollcall.deploy.report.recorders import JsonLines
 
 SETTINGS = {
     **{"runtime": "serial", "max_policy_lag": 0, "total_learner_steps": 5, "metrics.enabled": False},

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import run_config
-from rollcall.deploy.config import RunConfig, json_schema, load_config
-from rollcall.deploy.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipped
-from rollcall.deploy.settings import recipe_title, shipped_recipes
+from rollcall.deploy.config import run_config
+from rollcall.deploy.config.load import RunConfig, json_schema, load_config
+from rollcall.deploy.config.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipped
+from rollcall.deploy.config.settings import recipe_title, shipped_recipes
 
 RECIPE = """\
 # A small run
@@ -169,7 +169,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
 ) -> None:
     (tmp_path / "own_algorithm.py").write_text(
         "from pydantic import BaseModel, ConfigDict\n"
-        "from rollcall.learners.ppo import PPO\n"
+        "from rollcall.learners.algorithms.control.ppo import PPO\n"
         "class OwnConfig(BaseModel):\n"
         "    model_config = ConfigDict(extra='forbid', frozen=True)\n"
         "    name: str\n"

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config import AnyConfig, load_config
-from rollcall.deploy.preference_config import load_preference_config
-from rollcall.deploy.reward_config import RewardConfig
-from rollcall.deploy.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
-from rollcall.reward_service.config import ScorerConfig
-from rollcall.reward_service.rules import Pattern, RegexConfig
+from rollcall.deploy.config.load import AnyConfig, load_config
+from rollcall.deploy.config.preference_config import load_preference_config
+from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
+from rollcall.reward_service.scorers.rules import Pattern, RegexConfig
+from rollcall.reward_service.service.scorer_config import ScorerConfig
 
 RECIPE = """\
 total_learner_steps: 2

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.metric_table import DRIVER
-from rollcall.deploy.monitoring import check as monitor_check
-from rollcall.deploy.monitoring import files as monitoring_files
-from rollcall.deploy.monitoring.metric_names import names_in, samples
-from rollcall.reward_service.service_metrics import SERVICE
+from rollcall.cluster.metrics.table import DRIVER
+from rollcall.deploy.tools.monitoring import check as monitor_check
+from rollcall.deploy.tools.monitoring import files as monitoring_files
+from rollcall.deploy.tools.monitoring.metric_names import names_in, samples
+from rollcall.reward_service.service.metrics import SERVICE
 
 BOARDS = monitor_check.dashboards()
 PANELS = [
@@ -25,7 +25,7 @@ PANELS = [
 
 def test_what_is_committed_is_what_the_code_makes() -> None:
     stale = [str(path) for path in monitoring_files.drifted()]
-    assert not stale, f"run python -m rollcall.deploy.monitoring.files: {stale}"
+    assert not stale, f"run python -m rollcall.deploy.tools.monitoring.files: {stale}"
 
 
 def test_there_is_a_board_for_each_question() -> None:

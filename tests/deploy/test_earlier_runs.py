@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.cluster.audit import audit_run
+from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
-from rollcall.deploy import cli, earlier_runs, policies
-from rollcall.deploy.config import load_run
-from rollcall.deploy.earlier_runs import read_run, run_hash
-from rollcall.deploy.preference_config import RewardTrainConfig, load_preference_config
-from rollcall.deploy.resubmission import find_to_go_on_with
+from rollcall.deploy.cli import main
+from rollcall.deploy.config.load import load_run
+from rollcall.deploy.config.preference_config import RewardTrainConfig, load_preference_config
+from rollcall.deploy.kinds import policies
+from rollcall.deploy.rundir import earlier_runs
+from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
+from rollcall.deploy.rundir.resubmission import find_to_go_on_with
 
 EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
 
@@ -53,14 +55,14 @@ def test_an_earlier_run_goes_on_to_its_end_under_the_settings_it_was_written_wit
     earlier: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (earlier / "control" / "config.yaml").read_text()
-    assert cli.main(["resume", "control"]) == 0
+    assert main.main(["resume", "control"]) == 0
     assert (earlier / "control" / "config.yaml").read_text() == before
     assert not (earlier / "control" / "segments.json").exists()
     summary = json.loads((earlier / "control" / "summary.json").read_text())
     assert (summary["status"], summary["learner_steps"]) == ("completed", 4)
     assert summary["config_hash"] == run_hash(earlier / "control")
-    assert cli.main(["audit", "control"]) == 0
-    assert cli.main(["eval", "control"]) == 0
+    assert main.main(["audit", "control"]) == 0
+    assert main.main(["eval", "control"]) == 0
     assert "step-00000004" in capsys.readouterr().out
 
 
@@ -138,7 +140,7 @@ def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
 
 def test_an_earlier_language_run_loads_with_all_its_settings(earlier: Path) -> None:
     pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
-    from rollcall.deploy.export import export_policy
+    from rollcall.deploy.kinds.export import export_policy
 
     loaded = policies.load_language("language")
     assert loaded.config.learner.optimizer_eps == 1e-5  # whatever the default is now

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file
 
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli, export_policy, load_policy, runs
-from rollcall.deploy.config import LanguageConfig, load_config
-from rollcall.deploy.export import MARKER, save_policy
-from rollcall.deploy.language_parts import LanguageParts
-from rollcall.deploy.parts import parts_of
-from rollcall.learners.collective import Collective
+from rollcall.deploy import export_policy, load_policy
+from rollcall.deploy.cli import main
+from rollcall.deploy.config.load import LanguageConfig, load_config
+from rollcall.deploy.drive import runs
+from rollcall.deploy.kinds.export import MARKER, save_policy
+from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.kinds.parts import parts_of
+from rollcall.learners.loop.collective import Collective
 
 RECIPE = """\
 # One-digit addition for a moment
@@ -109,10 +111,10 @@ def test_a_newer_export_replaces_an_older_one_and_a_named_checkpoint_is_taken(wo
     directory, last = trained(steps=(1, 2))
     goal = work / "elsewhere" / "model"
     name = "model.norm.weight"
-    assert cli.main(["export", str(directory / "checkpoints" / "step-00000001"), str(goal)]) == 0
+    assert main.main(["export", str(directory / "checkpoints" / "step-00000001"), str(goal)]) == 0
     assert json.loads((goal / MARKER).read_text())["policy_version"] == 1
     assert not np.array_equal(load_file(goal / "model.safetensors")[name], last[name])
-    assert cli.main(["export", str(directory), str(goal)]) == 0
+    assert main.main(["export", str(directory), str(goal)]) == 0
     assert json.loads((goal / MARKER).read_text())["policy_version"] == 2
     assert np.array_equal(load_file(goal / "model.safetensors")[name], last[name])
     assert [path.name for path in goal.parent.iterdir()] == ["model"]
@@ -185,7 +187,7 @@ def test_what_cannot_be_evaluated_or_exported_gets_one_line(
     runs.begin_run(control, runs.claim_directory("poles", explicit=True), recipe="cartpole-ppo")
     before = sorted(work.rglob("*"))
     capsys.readouterr()
-    assert cli.main(arguments) == 2
+    assert main.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and all(part in lines[0] for part in parts), lines
     assert sorted(work.rglob("*")) == before

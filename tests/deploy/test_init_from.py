@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.cluster.audit import audit_run
+from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli
-from rollcall.deploy.config import load_config
-from rollcall.deploy.init_from import beginning_of
-from rollcall.deploy.language_config import LanguageConfig
-from rollcall.deploy.training import train
+from rollcall.deploy.cli import main
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.drive.training import train
+from rollcall.deploy.kinds.init_from import beginning_of
 
 EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
 RECIPE = """\
@@ -57,7 +57,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.main(["train", "small.yaml", "name=source"]) == 0
+        assert main.main(["train", "small.yaml", "name=source"]) == 0
         yield folder
     finally:
         os.chdir(before)
@@ -70,7 +70,7 @@ def tensors(checkpoint: Path) -> dict[str, Any]:
 def test_a_run_begins_with_the_weights_and_the_statistics_of_another_and_with_books_of_its_own(
     work: Path, tmp_path: Path
 ) -> None:
-    assert cli.main(["train", "small.yaml", "name=second", "policy.init_from=source", "seed=5"]) == 0
+    assert main.main(["train", "small.yaml", "name=second", "policy.init_from=source", "seed=5"]) == 0
     source, second = Path("runs/source"), Path("runs/second")
     ended = tensors(list_checkpoints(source)[-1])
     begun = tensors(list_checkpoints(second)[0])
@@ -86,7 +86,7 @@ def test_a_run_begins_with_the_weights_and_the_statistics_of_another_and_with_bo
     # From then on the other run is not needed.
     shutil.move(source, tmp_path / "away")
     try:
-        assert cli.main(["resume", "second", "total_learner_steps=3"]) == 0
+        assert main.main(["resume", "second", "total_learner_steps=3"]) == 0
     finally:
         shutil.move(tmp_path / "away", source)
 
@@ -103,7 +103,7 @@ def test_a_policy_without_a_critic_begins_one_that_learns_with_a_fresh_critic(wo
         ("actor", ["algorithm=reinforce", "algorithm.baseline=none", "total_env_steps=60"]),
         ("critic", ["policy.init_from=actor"]),
     ):
-        assert cli.main(["train", "small.yaml", f"name={name}", *settings]) == 0
+        assert main.main(["train", "small.yaml", f"name={name}", *settings]) == 0
     ended, begun = (tensors(list_checkpoints(Path("runs") / name)[at]) for name, at in (("actor", -1), ("critic", 0)))
     shared = ended.keys() & begun.keys()
     assert not any("value" in name for name in ended) and any("value" in name for name in begun)
@@ -129,7 +129,7 @@ def test_a_policy_that_is_another_one_is_refused_in_one_line_and_no_run_is_left(
 ) -> None:
     monkeypatch.syspath_prepend(str(work))
     before = sorted(Path("runs").iterdir())
-    assert cli.main(["train", "small.yaml", "name=refused", "policy.init_from=source", *overrides]) == 2
+    assert main.main(["train", "small.yaml", "name=refused", "policy.init_from=source", *overrides]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert sorted(Path("runs").iterdir()) == before

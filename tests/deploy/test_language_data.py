@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from rollcall.actors.text_codec import TextCodec
+from rollcall.actors.language.text_codec import TextCodec
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config import load_config
-from rollcall.deploy.language_parts import LanguageParts
-from rollcall.deploy.parts import parts_of
-from rollcall.deploy.warm_start import warm_start
-from rollcall.learners.demonstrations import DemonstrationSource
-from rollcall.learners.learner import LearnerConfig
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_policy import LMPolicyConfig, model_length
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.kinds.parts import parts_of
+from rollcall.deploy.kinds.warm_start import warm_start
+from rollcall.learners.data.demonstrations import DemonstrationSource
+from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, model_length
 
 pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 
@@ -112,7 +112,7 @@ def test_demonstrations_longer_than_the_model_are_left_out_and_said(
 ) -> None:
     seen = []
     monkeypatch.setattr(
-        "rollcall.deploy.warm_start.DemonstrationSource",
+        "rollcall.deploy.kinds.warm_start.DemonstrationSource",
         lambda demonstrations, **settings: (
             seen.append(demonstrations) or DemonstrationSource(demonstrations, **settings)
         ),

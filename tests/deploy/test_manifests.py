@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rollcall.deploy.manifests import check as manifests
+from rollcall.deploy.tools.manifests import check as manifests
 
 sys.path.insert(0, str(Path(__file__).parent))
 from manifest_builds import K8S, OVERLAYS, base, built, crds, needs_kubectl, of

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli
-from rollcall.deploy.manifests import check as manifests
-from rollcall.deploy.manifests.schema import read_kinds
+from rollcall.deploy.cli import main
+from rollcall.deploy.tools.manifests import check as manifests
+from rollcall.deploy.tools.manifests.schema import read_kinds
 
 sys.path.insert(0, str(Path(__file__).parent))
 from manifest_builds import Documents, base, built, crds, needs_kubectl, of
@@ -290,12 +290,12 @@ def test_a_user_checks_an_overlay_of_their_own(tmp_path: Path, capsys: pytest.Ca
     job(documents)["spec"]["backoffLimit"] = 0
     bad.write_text(yaml.safe_dump_all(documents))
     none.write_text("kind: [")
-    assert cli.main(["manifests", str(good)]) == 0
+    assert main.main(["manifests", str(good)]) == 0
     assert capsys.readouterr().out == ""
-    assert cli.main(["manifests", str(bad)]) == 1
+    assert main.main(["manifests", str(bad)]) == 1
     assert capsys.readouterr().out.startswith("RayJob/cartpole-ppo: spec.backoffLimit: must be more than 0")
     for wrong in (none, tmp_path / "nowhere.yaml", tmp_path):
-        assert cli.main(["manifests", str(wrong)]) == 2
+        assert main.main(["manifests", str(wrong)]) == 2
         assert str(wrong) in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match=r"no custom resource definition in .*empty \(from --crds\)"):

@@ -19,13 +19,13 @@ import redis
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.redis_server import find_redis_server, redis_client
-from rollcall.deploy.config import load_config
-from rollcall.deploy.manifests import check as manifests
-from rollcall.deploy.manifests.objects import Objects
-from rollcall.deploy.manifests.references import USER_SECRETS
-from rollcall.reward_service.auth import client_token
-from rollcall.reward_service.service_config import ServiceConfig
+from rollcall.cluster.store.redis_server import find_redis_server, redis_client
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.tools.manifests import check as manifests
+from rollcall.deploy.tools.manifests.objects import Objects
+from rollcall.deploy.tools.manifests.references import USER_SECRETS
+from rollcall.reward_service.service.auth import client_token
+from rollcall.reward_service.service.config import ServiceConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from manifest_builds import K8S, OVERLAYS, base, built, needs_kubectl

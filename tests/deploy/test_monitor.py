@@ -20,12 +20,12 @@ from typing import Any
 import psutil
 import pytest
 
-from rollcall.cluster.discovery import FOLDER, announce
-from rollcall.cluster.ledger_table import LedgerCounts
-from rollcall.cluster.metrics import MetricsConfig, RunMetrics
-from rollcall.cluster.run_state import RunState
-from rollcall.deploy import cli
-from rollcall.deploy.monitoring import monitor
+from rollcall.cluster.books.ledger_table import LedgerCounts
+from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.metrics.discovery import FOLDER, announce
+from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
+from rollcall.deploy.cli import main
+from rollcall.deploy.tools.monitoring import monitor
 
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="needs prometheus (Debian: apt-get install prometheus)"
@@ -111,23 +111,23 @@ def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
     process, url = start(runs, "--port", "0")
     server = psutil.Process(json.loads((runs / ".monitor" / "monitor.json").read_text())["pid"])
     try:
-        assert cli.main(["monitor", str(runs), "--check", "--wait", "0"]) == 0
+        assert main.main(["monitor", str(runs), "--check", "--wait", "0"]) == 0
         assert "Targets: neither a run nor a reward service is scraped" in capsys.readouterr().out
         with ExitStack() as stack:
             stack.enter_context(driver(runs, "odd", CONTROL, whole=False))
             eventually(lambda: len(asked(url, 'up{run="odd"} == 1')) == 1, 15)
-            assert cli.main(["monitor", str(runs), "--check", "--wait", "0"]) == 1
+            assert main.main(["monitor", str(runs), "--check", "--wait", "0"]) == 1
             failing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("fails")]
             assert any("Where the tickets are: rollcall_tickets_acting has no sample" in line for line in failing)
             stack.enter_context(driver(runs, "walker", CONTROL))
             stack.enter_context(driver(runs, "talker", LANGUAGE))
-            assert cli.main(["monitor", str(runs), "--check", "--wait", "90"]) == 0, capsys.readouterr().out
+            assert main.main(["monitor", str(runs), "--check", "--wait", "90"]) == 0, capsys.readouterr().out
             said = capsys.readouterr().out
             assert "empty Rollcall / Reward service / Up: no reward service is scraped" in said
             assert "no Ray cluster with metrics is joined" in said
             assert said.splitlines()[-1].endswith(" 0 fail")
             # Whoever is there already is not started twice.
-            assert cli.main(["monitor", str(runs)]) == 0
+            assert main.main(["monitor", str(runs)]) == 0
             assert url in capsys.readouterr().out
         assert [address.laddr.ip for address in server.net_connections() if address.status == "LISTEN"] == ["127.0.0.1"]
     finally:
@@ -159,13 +159,13 @@ def test_without_prometheus_one_line_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", os.fspath(tmp_path))
-    assert cli.main(["monitor", str(tmp_path)]) == 2
+    assert main.main(["monitor", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "no prometheus on PATH" in error and "apt-get install prometheus" in error and error.count("\n") == 1
 
 
 def test_a_directory_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["monitor", str(tmp_path / "rnus")]) == 2
+    assert main.main(["monitor", str(tmp_path / "rnus")]) == 2
     assert "rnus" in capsys.readouterr().err
 
 
@@ -173,7 +173,7 @@ def test_a_directory_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pyte
 def test_a_port_that_is_taken_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli.main(["monitor", str(tmp_path), "--port", str(port)]) == 2
+        assert main.main(["monitor", str(tmp_path), "--port", str(port)]) == 2
     assert f"--port = {port} (command line): in use" in capsys.readouterr().err
 
 

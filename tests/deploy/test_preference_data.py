@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.reviews import kindness
+from rollcall.actors.tasks.reviews import kindness
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.preference_data import PreferenceDataConfig, encode_texts, load_preferences
-from rollcall.deploy.synthetic_preferences import MAJORITY, MINORITY, SyntheticConfig, taste, write_synthetic
-from rollcall.reward_service.preference_files import PreferencePair, Ranking, SegmentPair, read_preferences
+from rollcall.deploy.preferences.data import PreferenceDataConfig, encode_texts, load_preferences
+from rollcall.deploy.preferences.synthetic import MAJORITY, MINORITY, SyntheticConfig, taste, write_synthetic
+from rollcall.reward_service.preferences.files import PreferencePair, Ranking, SegmentPair, read_preferences
 from rollcall.reward_service.protocol import ArrayField, Segment
 
 

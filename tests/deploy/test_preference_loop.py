@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages import GymTrajectory
-from rollcall.deploy.config import RunConfig, load_config
-from rollcall.deploy.preference_loop import _segments, with_taken_actions
-from rollcall.deploy.preference_settings import PreferencesConfig
-from rollcall.learners.distributions import distribution_for
-from rollcall.reward_service.preference_files import SegmentPair
-from rollcall.reward_service.preferences import shows_taken_actions
+from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.deploy.config.load import RunConfig, load_config
+from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.kinds.preference_loop import _segments, with_taken_actions
+from rollcall.learners.maths.distributions import distribution_for
+from rollcall.reward_service.preferences.files import SegmentPair
+from rollcall.reward_service.preferences.records import shows_taken_actions
 from rollcall.reward_service.protocol import ArrayField, Segment
 
-TASTE = "rollcall.reward_service.tastes:upright_and_centred"
+TASTE = "rollcall.reward_service.raters.tastes:upright_and_centred"
 
 
 def test_labels_are_due_in_rounds_most_of_them_early_and_all_of_them_before_the_end() -> None:

@@ -14,14 +14,15 @@ import torch
 
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import preference_run, preference_runs, reward_train, runs
-from rollcall.deploy.cli import main
-from rollcall.deploy.preference_config import DirectRunConfig, RewardTrainConfig, load_preference_config
-from rollcall.deploy.settings import preference_recipes, recipe_title
-from rollcall.reward_service.preference_files import SegmentPair, read_preferences, write_preferences
+from rollcall.deploy.cli.main import main
+from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrainConfig, load_preference_config
+from rollcall.deploy.config.settings import preference_recipes, recipe_title
+from rollcall.deploy.drive import runs
+from rollcall.deploy.kinds import preference_run, preference_runs, reward_train
+from rollcall.reward_service.preferences.files import SegmentPair, read_preferences, write_preferences
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
-from rollcall.reward_service.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
 from rollcall.reward_service.scorer import Score
+from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

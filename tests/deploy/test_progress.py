@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rollcall.deploy.progress import LiveView, PlainLines, Tally, duration, eval_text, number, one_line, percent
+from rollcall.deploy.report.progress import LiveView, PlainLines, Tally, duration, eval_text, number, one_line, percent
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
 LANGUAGE: dict[str, Any] = {"kind": "language", "start_step": 0, "epoch": 1, "total_learner_steps": 100}
@@ -58,7 +58,7 @@ def screen(view: LiveView, console: Console) -> str:
 
 def test_plain_lines_say_how_far_how_fast_and_how_long_still(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rollcall.deploy.report.progress.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     lines = PlainLines(stream, every_s=5.0)
     lines.on_start(START)
@@ -120,7 +120,7 @@ def test_the_live_view_shows_the_same_facts_in_place() -> None:
 
 def test_rates_are_over_the_last_seconds_not_over_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rollcall.deploy.report.progress.time.monotonic", lambda: clock[0])
     tally = Tally()
     tally.on_start(START)
     for step in range(60):
@@ -160,7 +160,7 @@ def test_durations_are_in_words() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in seconds, to be moved by hand."""
     now = [100.0]
-    monkeypatch.setattr("rollcall.deploy.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rollcall.deploy.report.progress.time.monotonic", lambda: now[0])
     return now
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ray.exceptions import OutOfMemoryError
 
-from rollcall.deploy.on_ray.faults import in_a_line
+from rollcall.deploy.runtimes.on_ray.faults import in_a_line
 
 # As Ray 2 writes it, its table of processes shortened.
 KILLED = (

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.deploy.progress import PlainLines
-from rollcall.deploy.recorders import STEP_KEYS, JsonLines, TensorBoard, plain, read_jsonl, truncate_after
+from rollcall.deploy.report.progress import PlainLines
+from rollcall.deploy.report.recorders import STEP_KEYS, JsonLines, TensorBoard, plain, read_jsonl, truncate_after
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
 

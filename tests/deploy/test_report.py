@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.curves import MAX_POINTS, build_charts
-from rollcall.deploy.report import write_report
+from rollcall.deploy.report.curves import MAX_POINTS, build_charts
+from rollcall.deploy.report.page import write_report
 
 SUMMARY: dict[str, Any] = {
     "status": "completed",

@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rollcall.deploy.cli import main
-from rollcall.reward_service.preference_files import PreferencePair, read_preferences
+from rollcall.deploy.cli.main import main
+from rollcall.reward_service.preferences.files import PreferencePair, read_preferences
 
 TASTE = "def short(prompt, response):\n    return -len(response)\n\n\ndef broken(prompt, response):\n    return None\n"
 

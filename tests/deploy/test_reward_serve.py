@@ -13,12 +13,12 @@ import httpx
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli
-from rollcall.deploy.cli import build_parser
-from rollcall.deploy.reward_serve import load_service_config
+from rollcall.deploy.cli import main
+from rollcall.deploy.cli.main import build_parser
+from rollcall.deploy.tools.reward_serve import load_service_config
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.service_config import ServiceConfig
+from rollcall.reward_service.service.config import ServiceConfig
 
 YAML = """\
 port: 0
@@ -85,7 +85,7 @@ def test_a_wrong_setting_is_told_with_where_it_was_written(tmp_path: Path, text:
 def test_wrong_input_is_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    assert cli.main(["reward", "serve", *arguments]) == 2
+    assert main.main(["reward", "serve", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("rollcall: error: ") and said in captured.err and captured.err.count("\n") == 1
     assert not captured.out
@@ -95,14 +95,14 @@ def test_an_address_that_is_not_this_machines_cannot_be_served_on(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROLLCALL_REWARD_TOKEN", "t")
-    assert cli.main(["reward", "serve", "--host", "192.0.2.1", "--port", "0"]) == 2
+    assert main.main(["reward", "serve", "--host", "192.0.2.1", "--port", "0"]) == 2
     assert "host = '192.0.2.1', port = 0: cannot be served on" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert cli.main(["reward", "serve", "--port", str(port), "--model", "m=number"]) == 2
+        assert main.main(["reward", "serve", "--port", str(port), "--model", "m=number"]) == 2
     assert f"port = {port}: in use on 127.0.0.1; choose another, or 0" in capsys.readouterr().err
 
 

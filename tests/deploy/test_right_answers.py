@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from rollcall.actors.text_task import Row
+from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.reward_config import RewardConfig, check_answers
+from rollcall.deploy.config.reward_config import RewardConfig, check_answers
 
 ROWS = [Row("p", "5", "a.jsonl:1"), Row("p", "5 or 6", "a.jsonl:2")]
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from rollcall.cluster.discovery import FOLDER
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import launch
-from rollcall.deploy.config import load_config
+from rollcall.cluster.metrics.discovery import FOLDER
+from rollcall.deploy.config.load import load_config
+from rollcall.deploy.drive import launch
 
 SMALL = (
     "runtime=serial",

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from rollcall.actors.scoring import RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.messages import GymTrajectory, ShardPayload, Ticket, Weights
-from rollcall.deploy import control_parts
-from rollcall.deploy.config import RunConfig, load_config
-from rollcall.deploy.control_parts import ControlParts
-from rollcall.deploy.preference_loop import _segments
-from rollcall.learners.collective import Collective
-from rollcall.learners.distributions import distribution_for
+from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket, Weights
+from rollcall.deploy.config.load import RunConfig, load_config
+from rollcall.deploy.kinds import control_parts
+from rollcall.deploy.kinds.control_parts import ControlParts
+from rollcall.deploy.kinds.preference_loop import _segments
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
 
 START = 99.0  # what is seen at an episode's first step
@@ -155,6 +155,6 @@ def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: 
 
 
 def _produced() -> Any:
-    from rollcall.cluster.messages import Produced, Timing
+    from rollcall.cluster.messages.records import Produced, Timing
 
     return Produced(0, 1, 1, "gym-0", 0, 0, 0, Timing())

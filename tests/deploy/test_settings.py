@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.settings import flat_values, parse_override, parse_yaml, read_recipe
+from rollcall.deploy.config.settings import flat_values, parse_override, parse_yaml, read_recipe
 
 
 @pytest.mark.parametrize(

@@ -14,22 +14,22 @@ import pytest
 import torch
 import yaml
 
+from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.scoring import asked_of
-from rollcall.actors.text_codec import TextCodec
-from rollcall.actors.text_task import Judgement, Row
+from rollcall.actors.tasks.text_task import Judgement, Row
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.deploy.implicit_rewards import sampled_pairs
-from rollcall.deploy.preference_settings import TextPreferencesConfig
-from rollcall.deploy.text_preferences import train_reward_model
-from rollcall.learners.preference_losses import bradley_terry_nll
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
-from rollcall.reward_service.preference_files import PreferencePair, read_preferences
-from rollcall.reward_service.preferences import TextCandidate
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.kinds.text_preferences import train_reward_model
+from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
+from rollcall.learners.maths.preference_losses import bradley_terry_nll
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.reward_service.models.text_encoder import TextEncoder
+from rollcall.reward_service.preferences.files import PreferencePair, read_preferences
+from rollcall.reward_service.preferences.records import TextCandidate
 from rollcall.reward_service.protocol import Message
-from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank
-from rollcall.reward_service.text_encoder import TextEncoder
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

@@ -12,10 +12,11 @@ import pytest
 from gymnasium import spaces
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy import cli, train
-from rollcall.deploy.checks import out_of_reach
-from rollcall.deploy.config import load_config
-from rollcall.learners.networks import PolicyConfig
+from rollcall.deploy import train
+from rollcall.deploy.cli import main
+from rollcall.deploy.config.checks import out_of_reach
+from rollcall.deploy.config.load import load_config
+from rollcall.learners.models.networks import PolicyConfig
 
 _RECIPE = """\
 runtime: serial
@@ -131,7 +132,7 @@ def test_numbers_of_numpy_are_numbers_of_a_recipe() -> None:
 
 
 def test_an_error_of_an_env_begins_with_the_users_line_and_is_not_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "plant.yaml", "env=plants:Long", "actors.max_env_restarts=0"]) == 1
+    assert main.main(["train", "plant.yaml", "env=plants:Long", "actors.max_env_restarts=0"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     number = len(_ENVS.splitlines())
     place = f'{Path.cwd() / "plants.py"}, line {number}, in step: raise RuntimeError("far " * 500): '

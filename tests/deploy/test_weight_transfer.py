@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from rollcall.actors.vllm_weight_sender import Transport, WeightSender
+from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.cluster.errors import RollcallError
-from rollcall.deploy.on_ray import weights
-from rollcall.deploy.on_ray.weights import ControlCalls
+from rollcall.deploy.runtimes.on_ray import weights
+from rollcall.deploy.runtimes.on_ray.weights import ControlCalls
 
 pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
 pytestmark = [  # vLLM's own, while parts of it are imported

@@ -8,7 +8,7 @@ from typing import Any
 
 from own_task import LongAnswers, LongAnswersConfig  # type: ignore[import-not-found]
 
-from rollcall.actors.checkpoint_names import CheckpointNames
+from rollcall.actors.engine.checkpoint_names import CheckpointNames
 
 _right = CheckpointNames.tensors
 

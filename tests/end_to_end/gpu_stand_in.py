@@ -10,7 +10,7 @@ import torch
 from own_task import LongAnswers, LongAnswersConfig  # type: ignore[import-not-found]
 from vllm.distributed.weight_transfer import ipc_engine
 
-from rollcall.actors import vllm_weight_transfer
+from rollcall.actors.engine import vllm_weight_transfer
 
 
 class OnStandInsConfig(LongAnswersConfig):

@@ -3,8 +3,8 @@ of, so that every batch changes the weights."""
 
 from __future__ import annotations
 
-from rollcall.actors.arithmetic import Arithmetic, ArithmeticConfig
-from rollcall.actors.text_task import Judgement, Row
+from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
+from rollcall.actors.tasks.text_task import Judgement, Row
 
 
 class LongAnswersConfig(ArithmeticConfig):

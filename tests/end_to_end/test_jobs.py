@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.audit import audit_run
+from rollcall.cluster.books.audit import audit_run
 
 _spec = importlib.util.spec_from_file_location("two_nodes", Path(__file__).parents[1] / "two_nodes.py")
 assert _spec is not None and _spec.loader is not None

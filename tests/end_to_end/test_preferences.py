@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.consumption import LOG_NAME, read_log
-from rollcall.reward_service.label_client import LabelClient
-from rollcall.reward_service.preference_files import read_preferences
-from rollcall.reward_service.raters import label_all
-from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig
-from rollcall.reward_service.tastes import upright_and_centred
+from rollcall.cluster.books.consumption import LOG_NAME, read_log
+from rollcall.reward_service.labelling.client import LabelClient
+from rollcall.reward_service.preferences.files import read_preferences
+from rollcall.reward_service.raters.rater import label_all
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.tastes import upright_and_centred
 
 SETTINGS = (
     "env.fixed_episode_steps=50",
@@ -73,7 +73,8 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(
 
 @pytest.mark.prove
 def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Any) -> None:
-    taste = ("preferences.rater=synthetic", "preferences.taste=rollcall.reward_service.tastes:upright_and_centred")
+    like = "rollcall.reward_service.raters.tastes:upright_and_centred"
+    taste = ("preferences.rater=synthetic", f"preferences.taste={like}")
     settings = [item for item in SETTINGS if "fixed_episode" not in item and "segment_steps" not in item]
     run = bench.train(*settings, *taste, "preferences.segment_steps=32", "env.max_episode_steps=9", "runtime=serial")
     run.wait()

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rollcall.cluster.consumption import LOG_NAME, read_log
+from rollcall.cluster.books.consumption import LOG_NAME, read_log
 
 SCORER = '''
 import numpy as np
@@ -58,7 +58,7 @@ def finished(bench: Any, run: Any, steps: int) -> dict[str, Any]:
 def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(scored: Any) -> None:
     run = scored.train(*LONG)
     run.wait_for_step(10)
-    run.kill("rollcall.reward_service.private")
+    run.kill("rollcall.reward_service.service.private")
     run.wait_for_step(30)
     run.kill("ScoringProcess")
     books = finished(scored, run, 60)
@@ -105,7 +105,7 @@ def test_a_reward_that_does_not_fit_is_refused_before_the_first_rollout(scored: 
 def test_the_service_of_a_killed_driver_ends_with_it(scored: Any) -> None:
     run = scored.train(*LONG, "runtime=serial", "actors.num=1")
     run.wait_for_step(2)
-    service = run.find("rollcall.reward_service.private")
+    service = run.find("rollcall.reward_service.service.private")
     run.process.kill()
     psutil.wait_procs([service], timeout=30)
     assert not service.is_running() or service.status() == psutil.STATUS_ZOMBIE

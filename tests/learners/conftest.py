@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.learners.batch import GymBatch
-from rollcall.learners.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 
 OBSERVATION_SPACE = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 

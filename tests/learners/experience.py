@@ -8,13 +8,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rollcall.cluster.messages import GymTrajectory, Weights
-from rollcall.learners.collective import Collective
-from rollcall.learners.control import ControlExperience
-from rollcall.learners.learner import Learner, LearnerConfig
-from rollcall.learners.networks import PolicyConfig, build_actor_critic
-from rollcall.learners.normaliser import RewardNormaliser
-from rollcall.learners.policy import TorchPolicy
+from rollcall.cluster.messages.records import GymTrajectory, Weights
+from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.normaliser import RewardNormaliser
+from rollcall.learners.models.policy import TorchPolicy
 
 SPACES = (gym.spaces.Box(-5, 5, (4,), np.float32), gym.spaces.Discrete(2))
 

@@ -11,10 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from experience import cartpole, make_learner
 
-from rollcall.learners.collective import Collective
-from rollcall.learners.learner import LearnerConfig, StepOrder
-from rollcall.learners.networks import PolicyConfig
-from rollcall.learners.ppo import PPO, PPOConfig
+from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import LearnerConfig, StepOrder
+from rollcall.learners.models.networks import PolicyConfig
 
 
 def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool) -> None:

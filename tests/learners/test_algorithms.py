@@ -13,13 +13,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rollcall.learners.a2c import A2C
 from rollcall.learners.algorithm import Algorithm, StepMinibatch
-from rollcall.learners.batch import GymBatch
-from rollcall.learners.impala import IMPALA
-from rollcall.learners.networks import ActorCritic
-from rollcall.learners.ppo import PPO
-from rollcall.learners.reinforce import REINFORCE
+from rollcall.learners.algorithms.control.a2c import A2C
+from rollcall.learners.algorithms.control.impala import IMPALA
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.reinforce import REINFORCE
+from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]
 MakeBatch = Callable[..., GymBatch]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollcall.learners.byte_tokenizer import byte_tokenizer
-from rollcall.learners.tiny_model import write_tiny_model
+from rollcall.learners.models.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.tiny_model import write_tiny_model
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 TEXTS = ["the quick brown fox", "the lazy dog", "the fox and the dog"] * 20

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.canary import NUM_TOKENS, canary
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.loop.canary import NUM_TOKENS, canary
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

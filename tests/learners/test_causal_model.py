@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages import LMTrajectory
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.collective import Collective
-from rollcall.learners.comparisons import Comparison, TokenSequence
-from rollcall.learners.dpo import DPO, DPOConfig
-from rollcall.learners.grpo import GRPO
-from rollcall.learners.language import LanguageExperience
-from rollcall.learners.lora import LoraConfig, WithoutAdapters, add_adapters
-from rollcall.learners.preference_batch import collate_comparisons
-from rollcall.learners.preference_experience import PreferenceExperience
-from rollcall.learners.prompt_sharing import PROMPT, SharedPrompts, attends
-from rollcall.learners.token_batch import TokenRows
-from rollcall.learners.token_policy import (
+from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
+from rollcall.learners.batches.language import LanguageExperience
+from rollcall.learners.batches.preference_batch import collate_comparisons
+from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.data.comparisons import Comparison, TokenSequence
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters
+from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, attends
+from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
     TokenCritic,
     TokenPolicy,

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.collective import Collective
-from rollcall.learners.comparisons import Comparison, TokenSequence
-from rollcall.learners.dpo import DPO, DPOConfig
-from rollcall.learners.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
-from rollcall.learners.ipo import IPO, IPOConfig
-from rollcall.learners.learner import Learner, LearnerConfig, StepOrder
-from rollcall.learners.preference_batch import collate_comparisons
-from rollcall.learners.preference_experience import PreferenceExperience
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
+from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
+from rollcall.learners.algorithms.preferences.ipo import IPO, IPOConfig
+from rollcall.learners.batches.preference_batch import collate_comparisons
+from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.data.comparisons import Comparison, TokenSequence
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

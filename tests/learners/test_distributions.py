@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal
 
-from rollcall.learners.distributions import Categorical, DiagonalGaussian, MultiCategorical, distribution_for
+from rollcall.learners.maths.distributions import Categorical, DiagonalGaussian, MultiCategorical, distribution_for
 
 
 def _randn(*shape: int, seed: int = 0) -> Tensor:

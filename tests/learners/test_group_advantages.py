@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners import group_advantages
+from rollcall.learners.maths import group_advantages
 
 unhurried = settings(deadline=None)
 seeds = st.integers(0, 2**32 - 1)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from rollcall.learners.learner import StepOrder
-from rollcall.learners.networks import PolicyConfig
-from rollcall.learners.ppo import PPO, PPOConfig
+from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
+from rollcall.learners.loop.learner import StepOrder
+from rollcall.learners.models.networks import PolicyConfig
 
 _spec = importlib.util.spec_from_file_location("experience", Path(__file__).parent / "experience.py")
 assert _spec is not None and _spec.loader is not None

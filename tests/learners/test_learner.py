@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
-from rollcall.learners.a2c import A2C, A2CConfig
-from rollcall.learners.impala import IMPALA, IMPALAConfig
-from rollcall.learners.learner import LearnerConfig, StepOrder, _build_optimizer
-from rollcall.learners.networks import PolicyConfig
-from rollcall.learners.ppo import PPO, PPOConfig
+from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
+from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
+from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
+from rollcall.learners.loop.learner import LearnerConfig, StepOrder, _build_optimizer
+from rollcall.learners.models.networks import PolicyConfig
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("experience", HERE / "experience.py")

@@ -13,11 +13,17 @@ from gymnasium import Space, spaces
 from pydantic import ValidationError
 from torch import Tensor
 
-from rollcall.cluster.messages import pack_weights
-from rollcall.learners.batch import GymBatch
-from rollcall.learners.flat import load_module_weights, module_weights
-from rollcall.learners.networks import ActorCritic, PolicyConfig, build_actor_critic
-from rollcall.learners.torsos import RecurrentCore, flatten_space, image_shape, to_channels_first, vector_features
+from rollcall.cluster.messages.records import pack_weights
+from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.loop.flat import load_module_weights, module_weights
+from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.torsos import (
+    RecurrentCore,
+    flatten_space,
+    image_shape,
+    to_channels_first,
+    vector_features,
+)
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.cluster.messages import Array, GymTrajectory
-from rollcall.learners.batch import stack_trajectories
-from rollcall.learners.normaliser import ObservationNormaliser, RewardNormaliser, RunningMoments
+from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.learners.batches.gym_batch import stack_trajectories
+from rollcall.learners.models.normaliser import ObservationNormaliser, RewardNormaliser, RunningMoments
 
 
 @settings(deadline=None, max_examples=40)

@@ -12,9 +12,9 @@ import torch
 from gymnasium import Space, spaces
 
 from rollcall.actors.policy import Policy, Rollout
-from rollcall.cluster.messages import Array, Weights, pack_weights
-from rollcall.learners.networks import ActorCritic, PolicyConfig, build_actor_critic
-from rollcall.learners.policy import TorchPolicy, flatten_module, load_module_weights, module_weights
+from rollcall.cluster.messages.records import Array, Weights, pack_weights
+from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.policy import TorchPolicy, flatten_module, load_module_weights, module_weights
 
 NUM_STEPS, NUM_ENVS = 11, 5
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)

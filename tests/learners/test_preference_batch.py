@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
-from rollcall.learners.preference_batch import PreferenceMinibatch, collate_comparisons
+from rollcall.learners.batches.preference_batch import PreferenceMinibatch, collate_comparisons
+from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
 
 
 def sequence(*tokens: int, num_prompt: int = 1) -> TokenSequence:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners import preference_losses as losses
+from rollcall.learners.maths import preference_losses as losses
 
 finite = st.floats(-8, 8)
 

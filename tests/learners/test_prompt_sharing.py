@@ -14,18 +14,18 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rollcall.cluster.messages import LMTrajectory
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners import token_batch
-from rollcall.learners.cispo import CISPO
-from rollcall.learners.grpo import GRPO
-from rollcall.learners.gspo import GSPO
-from rollcall.learners.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
-from rollcall.learners.reinforce_pp import ReinforcePP
-from rollcall.learners.rloo import RLOO
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_batch import MAX_PADDING, TokenBatch, collate_samples
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model, sharing_size
+from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.algorithms.language.cispo import CISPO
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.gspo import GSPO
+from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
+from rollcall.learners.algorithms.language.rloo import RLOO
+from rollcall.learners.batches import token_batch
+from rollcall.learners.batches.token_batch import MAX_PADDING, TokenBatch, collate_samples
+from rollcall.learners.models.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model, sharing_size
 
 SHARING = Sharing(hidden_size=64, max_row=200)
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)

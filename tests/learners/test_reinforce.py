@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollcall.learners.batch import GymBatch
-from rollcall.learners.networks import ActorCritic
-from rollcall.learners.reinforce import REINFORCE, MovingAverage
+from rollcall.learners.algorithms.control.reinforce import REINFORCE, MovingAverage
+from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners.returns import (
+from rollcall.learners.maths.returns import (
     discounted_returns,
     gae,
     linear_recurrence,

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollcall.learners.batch import GymBatch
-from rollcall.learners.networks import ActorCritic
-from rollcall.learners.samples import assess, batch_rows, evaluate, grid_minibatches, shuffled_grid
+from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import assess, batch_rows, evaluate, grid_minibatches, shuffled_grid
+from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]
 MakeBatch = Callable[..., GymBatch]

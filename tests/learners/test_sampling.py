@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners.sampling import process_logits
+from rollcall.learners.maths.sampling import process_logits
 
 unhurried = settings(deadline=None)  # torch's first calls are slow, and so is a busy machine
 seeds = st.integers(0, 2**32 - 1)

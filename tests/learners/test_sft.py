@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.learner import Learner, LearnerConfig, StepOrder
-from rollcall.learners.sft import SFT, SFTConfig
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_batch import TokenBatch
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
+from rollcall.learners.batches.token_batch import TokenBatch
+from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
+from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rollcall.learners.grpo import GRPO, GRPOConfig
-from rollcall.learners.learner import LearnerConfig
-from rollcall.learners.parameters import ReplicatedParameters
-from rollcall.learners.token_batch import collate_samples
+from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
+from rollcall.learners.batches.token_batch import collate_samples
+from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.parameters import ReplicatedParameters
 
 pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
 

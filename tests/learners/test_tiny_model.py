@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollcall.cluster.errors import BadInput
-from rollcall.learners.tiny_model import character_tokenizer, write_tiny_model
+from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 safetensors = pytest.importorskip("safetensors.torch")

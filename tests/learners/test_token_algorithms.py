@@ -14,16 +14,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from rollcall.learners import token_batch
-from rollcall.learners.cispo import CISPO
-from rollcall.learners.grpo import GRPO
-from rollcall.learners.gspo import GSPO
-from rollcall.learners.lm_ppo import LMPPO
-from rollcall.learners.reinforce_pp import ReinforcePP
-from rollcall.learners.rloo import RLOO
-from rollcall.learners.sampling import Processed
-from rollcall.learners.token_algorithm import EachToken, LagCorrection
-from rollcall.learners.token_batch import TokenBatch, TokenMinibatch, TokenRows
+from rollcall.learners.algorithms.language.cispo import CISPO
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.gspo import GSPO
+from rollcall.learners.algorithms.language.lm_ppo import LMPPO
+from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
+from rollcall.learners.algorithms.language.rloo import RLOO
+from rollcall.learners.algorithms.language.token_algorithm import EachToken, LagCorrection
+from rollcall.learners.batches import token_batch
+from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenRows
+from rollcall.learners.maths.sampling import Processed
 
 VOCABULARY, WIDTH = 5, 8
 PROMPTS = [2, 1, 3, 1, 2, 2]  # tokens of each sample's prompt

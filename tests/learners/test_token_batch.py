@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.cluster.messages import LMTrajectory
-from rollcall.learners.token_batch import (
+from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.learners.batches.token_batch import (
     MAX_PADDING,
     TokenBatch,
     TokenMinibatch,

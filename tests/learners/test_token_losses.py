@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners import token_losses
+from rollcall.learners.maths import token_losses
 
 unhurried = settings(deadline=None)  # torch's first calls are slow, and so is a busy machine
 sizes, seeds = st.integers(1, 20), st.integers(0, 2**32 - 1)

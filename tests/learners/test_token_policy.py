@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.sampling import process_logits
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_batch import TokenRows
-from rollcall.learners.token_policy import (
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.maths.sampling import process_logits
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
     TokenCritic,
     TokenPolicy,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners.returns import discounted_returns, gae
-from rollcall.learners.vtrace import vtrace
+from rollcall.learners.maths.returns import discounted_returns, gae
+from rollcall.learners.maths.vtrace import vtrace
 
 DISCOUNT = 0.9
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from rollcall.cluster.messages import Array, LMTrajectory
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.canary import canary
-from rollcall.learners.collective import Collective
-from rollcall.learners.language import LanguageExperience
-from rollcall.learners.learner import Learner, LearnerConfig
-from rollcall.learners.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_batch import collate_samples, each_token
-from rollcall.learners.token_policy import (
+from rollcall.cluster.messages.records import Array, LMTrajectory
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.batches.language import LanguageExperience
+from rollcall.learners.batches.token_batch import collate_samples, each_token
+from rollcall.learners.loop.canary import canary
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
     TokenCritic,
     TokenPolicy,
@@ -49,7 +49,7 @@ def write_model(directory: Path, *, tied: bool = True) -> None:
 
 
 def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict[str, nn.Module]:
-    """As deploy/language_parts.py makes them."""
+    """As deploy/kinds/language_parts.py makes them."""
 
     def load() -> nn.Module:
         model = load_policy_model(directory, config)

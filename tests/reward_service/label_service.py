@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 from pydantic import SecretStr
 
-from rollcall.cluster.redis_server import PrivateRedis
-from rollcall.reward_service.labelling import OPEN_PATHS, router
-from rollcall.reward_service.preference_queue import LabellingConfig, PlainRedis
-from rollcall.reward_service.preference_store import PreferenceStore
-from rollcall.reward_service.preferences import Comparison, SegmentCandidate, TextCandidate
+from rollcall.cluster.store.redis_server import PrivateRedis
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig, PlainRedis
+from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
+from rollcall.reward_service.labelling.store import PreferenceStore
+from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate, TextCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.server import Server
-from rollcall.reward_service.service_config import ServiceConfig
+from rollcall.reward_service.service.config import ServiceConfig
+from rollcall.reward_service.service.server import Server
 
 TOKEN = "the-raters-token"
 _numbers = itertools.count()

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollcall.actors.gsm8k import judge_number
-from rollcall.reward_service.answers import AnswerPart, final_number, gold_number, last_box
-from rollcall.reward_service.exact_numbers import MAX_DIGITS
-from rollcall.reward_service.maths import MathsConfig, found_in, make_worker
-from rollcall.reward_service.rules import NumberConfig, same_number
+from rollcall.actors.tasks.gsm8k import judge_number
+from rollcall.reward_service.answers.answers import AnswerPart, final_number, gold_number, last_box
+from rollcall.reward_service.answers.exact_numbers import MAX_DIGITS
 from rollcall.reward_service.scorer import Failure, Score
+from rollcall.reward_service.scorers.maths import MathsConfig, found_in, make_worker
+from rollcall.reward_service.scorers.rules import NumberConfig, same_number
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "answers.md").read_text()
 # A cell in backticks; a bar cannot stand in one.

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollcall.reward_service.batch_queue import BatchingConfig, BatchQueue, Job
 from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.scheduling.batch_queue import BatchingConfig, BatchQueue, Job
 
 ITEM = ScoreItem(id="i", prompt="p", response="r")
 
@@ -160,7 +160,7 @@ def test_at_twice_the_capacity_what_is_taken_in_is_done_in_time_and_little_capac
     """Simulated with the batcher's own rule (seed 0): deadlines of four full batches, speeds that vary by 15%."""
     from types import SimpleNamespace
 
-    from rollcall.reward_service.batcher import Batcher
+    from rollcall.reward_service.scheduling.batcher import Batcher
 
     rng, settings, speed = random.Random(0), BatchingConfig(), 5000.0
     queue, now, free, due = BatchQueue(settings), 0.0, 0.0, 0.0

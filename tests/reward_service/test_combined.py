@@ -10,10 +10,10 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.combined import EnsembleConfig, build_ensemble
-from rollcall.reward_service.config import ScorerConfig, build_scorer
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken
+from rollcall.reward_service.scorers.combined import EnsembleConfig, build_ensemble
+from rollcall.reward_service.service.scorer_config import ScorerConfig, build_scorer
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)
 LENGTH = {"kind": "length", "at_least": 4, "slack": 4}

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
-from rollcall.reward_service import judge_prompts
-from rollcall.reward_service.judge import KEY_VARIABLE, Judge, JudgeConfig
-from rollcall.reward_service.preferences import TextCandidate
+from rollcall.reward_service.preferences.records import TextCandidate
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.raters import JudgeRater
+from rollcall.reward_service.raters.rater import JudgeRater
 from rollcall.reward_service.scorer import Failure, Outcome, Score
+from rollcall.reward_service.scorers import judge_prompts
+from rollcall.reward_service.scorers.judge import KEY_VARIABLE, Judge, JudgeConfig
 
 Reply = Callable[[dict[str, Any]], Any]
 

@@ -18,15 +18,15 @@ from PIL import Image
 from pydantic import ValidationError
 
 from rollcall.cluster.errors import RewardRefused, RewardUnavailable
-from rollcall.cluster.redis_server import PrivateRedis
-from rollcall.reward_service.clips import MAX_FRAMES, MAX_WIDTH, Clip, RecordedFrames, clip_of, draw
-from rollcall.reward_service.label_client import LabelClient
-from rollcall.reward_service.label_queue import StoreQueue
-from rollcall.reward_service.preference_files import PreferencePair, SegmentPair, read_preferences
-from rollcall.reward_service.preferences import Comparison, SegmentCandidate
+from rollcall.cluster.store.redis_server import PrivateRedis
+from rollcall.reward_service.labelling.client import LabelClient
+from rollcall.reward_service.labelling.queue import StoreQueue
+from rollcall.reward_service.preferences.clips import MAX_FRAMES, MAX_WIDTH, Clip, RecordedFrames, clip_of, draw
+from rollcall.reward_service.preferences.files import PreferencePair, SegmentPair, read_preferences
+from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.raters import label_all
-from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.rater import label_all
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 
 ERRORS_OF_A_LABEL = (
     ({"choice": "up"}, "choice"),

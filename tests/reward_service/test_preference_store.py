@@ -15,12 +15,12 @@ import pytest
 from label_service import private_redis, text
 
 from rollcall.cluster.errors import BadInput, LeaseLost, StoreUnavailable
-from rollcall.cluster.redis_server import PrivateRedis
-from rollcall.reward_service.leases import Lease
-from rollcall.reward_service.preference_log import PreferenceLog
-from rollcall.reward_service.preference_queue import LabellingConfig, PlainRedis
-from rollcall.reward_service.preference_store import PreferenceStore
-from rollcall.reward_service.preferences import Comparison, SegmentCandidate
+from rollcall.cluster.store.redis_server import PrivateRedis
+from rollcall.reward_service.labelling.leases import Lease
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig, PlainRedis
+from rollcall.reward_service.labelling.store import PreferenceStore
+from rollcall.reward_service.preferences.log import PreferenceLog
+from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
 
 _numbers = itertools.count()

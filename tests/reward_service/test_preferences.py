@@ -17,8 +17,14 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.agreement import agreement, cohen_kappa, kappas, krippendorff_alpha, raw_agreement
-from rollcall.reward_service.preference_files import (
+from rollcall.reward_service.preferences.agreement import (
+    agreement,
+    cohen_kappa,
+    kappas,
+    krippendorff_alpha,
+    raw_agreement,
+)
+from rollcall.reward_service.preferences.files import (
     PreferencePair,
     Ranking,
     SegmentPair,
@@ -28,7 +34,7 @@ from rollcall.reward_service.preference_files import (
     read_text_preferences,
     write_preferences,
 )
-from rollcall.reward_service.preferences import (
+from rollcall.reward_service.preferences.records import (
     Comparison,
     Label,
     SegmentCandidate,
@@ -37,7 +43,7 @@ from rollcall.reward_service.preferences import (
     preference_of,
 )
 from rollcall.reward_service.protocol import ArrayField, Message, Segment
-from rollcall.reward_service.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank, reward_of
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank, reward_of
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

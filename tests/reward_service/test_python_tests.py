@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from rollcall.reward_service.config import build_scorer
-from rollcall.reward_service.jail_client import Limits
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
-from rollcall.reward_service.sandbox import Sandbox
+from rollcall.reward_service.sandbox.jail_client import Limits
+from rollcall.reward_service.sandbox.sandbox import Sandbox
 from rollcall.reward_service.scorer import Failure, Outcome, Score
+from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
+from rollcall.reward_service.service.scorer_config import build_scorer
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, output_bytes=10_000)
 CONFIG = PythonTestsConfig(limits=LIMITS, score="fraction")

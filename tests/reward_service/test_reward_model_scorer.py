@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.protocol import ArrayField, Message, ScoreItem, Segment
-from rollcall.reward_service.reward_model_files import (
+from rollcall.reward_service.models.reward_model_files import (
     RewardModelCard,
     load_reward_model,
     new_text_model,
     save_segment_model,
     save_text_model,
 )
-from rollcall.reward_service.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
-from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
+from rollcall.reward_service.models.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
+from rollcall.reward_service.protocol import ArrayField, Message, ScoreItem, Segment
 from rollcall.reward_service.scorer import Failure, Score
+from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "

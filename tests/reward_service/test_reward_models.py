@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.protocol import ArrayField, Message, Segment
-from rollcall.reward_service.reward_model_files import (
+from rollcall.reward_service.models.reward_model_files import (
     CARD,
     HeldOut,
     RewardModelCard,
@@ -23,8 +22,14 @@ from rollcall.reward_service.reward_model_files import (
     save_segment_model,
     save_text_model,
 )
-from rollcall.reward_service.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics, TextRewardModel
-from rollcall.reward_service.text_encoder import TextEncoder
+from rollcall.reward_service.models.reward_models import (
+    SegmentArchitecture,
+    SegmentRewardModel,
+    Statistics,
+    TextRewardModel,
+)
+from rollcall.reward_service.models.text_encoder import TextEncoder
+from rollcall.reward_service.protocol import ArrayField, Message, Segment
 
 transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers import final_number, last_box
-from rollcall.reward_service.config import ScorerConfig, build_scorer
+from rollcall.reward_service.answers.answers import final_number, last_box
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
+from rollcall.reward_service.service.scorer_config import ScorerConfig, build_scorer
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rollcall.reward_service import cgroups, kernel, seccomp
-from rollcall.reward_service.jail_client import Finished, Limits, SandboxBroken
-from rollcall.reward_service.sandbox import Sandbox
+from rollcall.reward_service.sandbox import cgroups, kernel, seccomp
+from rollcall.reward_service.sandbox.jail_client import Finished, Limits, SandboxBroken
+from rollcall.reward_service.sandbox.sandbox import Sandbox
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, processes=12, output_bytes=100_000, disk_bytes=8 << 20)
 HASTE = LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 1})  # for what never ends by itself
@@ -329,8 +329,8 @@ def test_the_services_token_is_out_of_reach(mode: str, sandbox: Sandbox, token_f
     """
     service = """
     import json, os, sys
-    from rollcall.reward_service.jail_client import Limits
-    from rollcall.reward_service.sandbox import Sandbox
+    from rollcall.reward_service.sandbox.jail_client import Limits
+    from rollcall.reward_service.sandbox.sandbox import Sandbox
     layers, python, hostile, path = json.load(sys.stdin)
     assert open(f"/proc/{os.getpid()}/environ").read().count("open-sesame") == 1
     sandbox = Sandbox(Limits(), layers=layers, python=python)
@@ -478,8 +478,8 @@ def test_a_program_cannot_change_or_keep_its_input(sandbox: Sandbox) -> None:
 
 def test_a_killed_service_takes_its_sandboxes_along(eventually: Callable[[Callable[[], bool], float], None]) -> None:
     service = """
-    from rollcall.reward_service.jail_client import Limits
-    from rollcall.reward_service.sandbox import Sandbox
+    from rollcall.reward_service.sandbox.jail_client import Limits
+    from rollcall.reward_service.sandbox.sandbox import Sandbox
     sandbox = Sandbox(Limits(wall_s=100, cpu_s=100))
     print("ready", flush=True)
     sandbox.run_program("import time; time.sleep(99)", [""])
@@ -525,8 +525,8 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     """The whole path of a service that is not root: user namespaces in place of privileges."""
     service = f"""
     import os
-    from rollcall.reward_service.jail_client import Limits
-    from rollcall.reward_service.sandbox import Sandbox
+    from rollcall.reward_service.sandbox.jail_client import Limits
+    from rollcall.reward_service.sandbox.sandbox import Sandbox
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)

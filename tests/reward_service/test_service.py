@@ -16,8 +16,8 @@ from live_service import TOKEN, Scorers, ScriptedScorer, body, client_of, eventu
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ErrorBody, ScoreResponse
-from rollcall.reward_service.server import Server
-from rollcall.reward_service.service_config import ServiceConfig
+from rollcall.reward_service.service.config import ServiceConfig
+from rollcall.reward_service.service.server import Server
 
 Live = tuple[Server, httpx.Client]
 SEGMENT = {
@@ -377,7 +377,7 @@ def test_a_head_without_end_and_a_body_that_never_comes_are_not_waited_for() -> 
 
 
 def test_a_token_file_that_others_may_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rollcall.reward_service.auth import find_token
+    from rollcall.reward_service.service.auth import find_token
 
     path = tmp_path / "token"
     path.write_text("abc\n")

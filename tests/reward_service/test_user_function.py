@@ -13,7 +13,7 @@ import pytest
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ArrayField, Message, ScoreItem, Segment
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.user_function import Misfit, UserFunction, user_function
+from rollcall.reward_service.scorers.user_function import Misfit, UserFunction, user_function
 
 Load = Callable[[str], UserFunction]
 

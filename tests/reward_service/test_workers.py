@@ -16,12 +16,12 @@ import psutil
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.config import build_scorer
-from rollcall.reward_service.function_scorer import FunctionConfig, FunctionScorer
-from rollcall.reward_service.printed_output import PrintedOutput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Score
-from rollcall.reward_service.workers import Done, WorkerPool, WorkersConfig
+from rollcall.reward_service.scorers.function_scorer import FunctionConfig, FunctionScorer
+from rollcall.reward_service.service.scorer_config import build_scorer
+from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
+from rollcall.reward_service.workers.printed_output import PrintedOutput
 
 SCORERS = """
 import os, subprocess, sys, time
@@ -228,7 +228,7 @@ def test_a_worker_that_died_while_idle_is_replaced_unnoticed(build: Callable[...
 
 
 def test_after_close_nothing_is_scored(folder: Path) -> None:
-    pool = WorkerPool("rollcall.reward_service.function_scorer:make_worker", "my_scorers:good", WorkersConfig())
+    pool = WorkerPool("rollcall.reward_service.scorers.function_scorer:make_worker", "my_scorers:good", WorkersConfig())
     pool.close()
     (result,) = pool.map([[]])
     assert isinstance(result, Failure) and result.kind == "unavailable"
@@ -248,7 +248,7 @@ def test_workers_end_with_a_killed_service(
 ) -> None:
     service = """
     import time
-    from rollcall.reward_service.function_scorer import FunctionConfig, build_function_scorer
+    from rollcall.reward_service.scorers.function_scorer import FunctionConfig, build_function_scorer
     scorer = build_function_scorer(FunctionConfig(path="my_scorers:good"))
     print("ready", flush=True)
     time.sleep(100)
@@ -271,7 +271,7 @@ def test_the_version_of_a_function_is_the_same_in_every_process(tmp_path: Path) 
     """Python orders sets anew in each process, and a service that was started again must know its old scores."""
     (tmp_path / "mine.py").write_text("def score(item):\n    return 1.0\n")
     code = (
-        "from rollcall.reward_service.function_scorer import FunctionConfig, build_function_scorer as build\n"
+        "from rollcall.reward_service.scorers.function_scorer import FunctionConfig, build_function_scorer as build\n"
         "scorer = build(FunctionConfig(path='mine:score')); print(scorer.version); scorer.close()"
     )
     versions = set()

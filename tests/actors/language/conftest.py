@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-from rollcall.actors.arithmetic import Arithmetic, ArithmeticConfig
-from rollcall.actors.calculator import Calculator, CalculatorConfig
-from rollcall.actors.text_codec import TextCodec
-from rollcall.actors.vllm_engine import Completion, EngineConfig, VllmEngine
+from rollcall.actors.engine.vllm_engine import Completion, EngineConfig, VllmEngine
+from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
+from rollcall.actors.tasks.calculator import Calculator, CalculatorConfig
 from rollcall.cluster.errors import StaleEpoch
-from rollcall.cluster.messages import PromptPayload, Ticket, Weights
-from rollcall.cluster.sampling import SamplingConfig
+from rollcall.cluster.messages.records import PromptPayload, Ticket, Weights
+from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
-from rollcall.learners.flat import module_weights
-from rollcall.learners.tiny_model import write_tiny_model
-from rollcall.learners.token_batch import TokenRows
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.loop.flat import module_weights
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=40)
 # 256, not less: vLLM's prefix cache on CPUs keeps blocks of 128 tokens, and a shorter prompt would never meet it.

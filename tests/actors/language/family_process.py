@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from rollcall.actors.vllm_engine import EngineConfig, VllmEngine
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.deploy.export import save_policy
-from rollcall.learners.flat import module_weights
-from rollcall.learners.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.deploy.kinds.export import save_policy
+from rollcall.learners.loop.flat import module_weights
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 TOKENS = [(37 * index + 5) % 90 for index in range(40)]
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.arithmetic import Arithmetic
-from rollcall.actors.calculator import Calculator
-from rollcall.actors.conversations import Conversations, Sample, opening
-from rollcall.actors.lm_actor import Failure, LMActor
-from rollcall.actors.lm_evaluation import LMEvalConfig, LMEvaluator
-from rollcall.actors.text_codec import TextCodec
-from rollcall.actors.text_task import Judgement, Row, Segment, Split, TextStep
-from rollcall.actors.vllm_engine import Completion, VllmEngine
-from rollcall.cluster.messages import Weights
+from rollcall.actors.engine.vllm_engine import Completion, VllmEngine
+from rollcall.actors.language.conversations import Conversations, Sample, opening
+from rollcall.actors.language.lm_actor import Failure, LMActor
+from rollcall.actors.language.lm_evaluation import LMEvalConfig, LMEvaluator
+from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.tasks.arithmetic import Arithmetic
+from rollcall.actors.tasks.calculator import Calculator
+from rollcall.actors.tasks.text_task import Judgement, Row, Segment, Split, TextStep
+from rollcall.cluster.messages.records import Weights
 
 EOS = 1
 MAX_TOKENS = 12

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.arithmetic import Arithmetic
-from rollcall.actors.conversations import Conversations
-from rollcall.actors.lm_actor import Failure, LMActor, Outcome
-from rollcall.actors.text_codec import TextCodec
-from rollcall.actors.text_task import Row
-from rollcall.actors.vllm_engine import VllmEngine
-from rollcall.cluster.messages import LMTrajectory, Produced, Ticket
+from rollcall.actors.engine.vllm_engine import VllmEngine
+from rollcall.actors.language.conversations import Conversations
+from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
+from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.tasks.arithmetic import Arithmetic
+from rollcall.actors.tasks.text_task import Row
+from rollcall.cluster.messages.records import LMTrajectory, Produced, Ticket
 
 EOS = 1
 MAX_TOKENS = 40

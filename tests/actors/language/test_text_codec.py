@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollcall.actors.text_codec import TextCodec
+from rollcall.actors.language.text_codec import TextCodec
 from rollcall.cluster.errors import BadInput
 
 ALPHABET = "+0123456789;=ac"

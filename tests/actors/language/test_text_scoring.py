@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from rollcall.actors.arithmetic import Arithmetic, ArithmeticConfig
+from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.scoring import TextScoring, TrajectoryScorer
-from rollcall.actors.text_codec import TextCodec
-from rollcall.cluster.messages import LMTrajectory, Produced, SampleStats, Timing
-from rollcall.learners.tiny_model import write_tiny_model
+from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
+from rollcall.cluster.messages.records import LMTrajectory, Produced, SampleStats, Timing
+from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
 
 ANSWERS = ("46", "7", "")
@@ -97,7 +97,7 @@ def test_the_scores_are_what_is_learnt_from_and_the_tasks_own_judgement_stays_to
 
 
 def test_a_kind_review_is_worth_more_than_an_unkind_one_and_what_is_no_review_nothing() -> None:
-    from rollcall.actors.reviews import Reviews, ReviewsConfig
+    from rollcall.actors.tasks.reviews import Reviews, ReviewsConfig
 
     reviews = Reviews(ReviewsConfig())
     row = reviews.rows("train")[0]

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors import vllm_engine, vllm_weight_transfer
-from rollcall.actors.vllm_engine import Completion, EngineConfig, VllmEngine, check_installed
+from rollcall.actors.engine import vllm_engine, vllm_weight_transfer
+from rollcall.actors.engine.vllm_engine import Completion, EngineConfig, VllmEngine, check_installed
 from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
-from rollcall.cluster.messages import EngineLoad, pack_weights
-from rollcall.cluster.sampling import SamplingConfig
-from rollcall.learners.canary import canary
+from rollcall.cluster.messages.records import EngineLoad, pack_weights
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.loop.canary import canary
 
 TOLERANCE = 1e-4  # of a log-probability in float32
 ENGINE_ROOM = 256  # tokens, as in conftest.py

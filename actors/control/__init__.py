@@ -1,0 +1,1 @@
+"""Who acts in environments: units of experience, evaluation, videos."""

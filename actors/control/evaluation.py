@@ -1,0 +1,184 @@
+"""Evaluation: whole episodes from fixed seeds under frozen weights, each with the env's own rewards. An episode's
+return follows from the weights and its own seed, to the last bit: neither the number of episodes nor how many run side
+by side changes it. Knows nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.local_group import LocalGroup
+from rollcall.actors.envs.vector import Shown, Step
+from rollcall.actors.policy import Policy, PolicyFactory
+from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.seeds import derive_seed
+
+# A rollout is begun for so many steps at a time: policies prepare their arrays for as many as they are told.
+_CHUNK_STEPS = 256
+
+# The policy always acts on so many rows, episode i in row i modulo that: a matrix product of another shape, or of
+# another row, may differ in its last bit, and an env that amplifies it ends elsewhere.
+ROWS = 20
+
+
+class EvalConfig(BaseModel):
+    """How a policy is judged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    episodes: int = Field(
+        default=20, ge=0, le=100_000, description="episodes of one evaluation; 0: nothing is evaluated"
+    )
+    every_steps: int | None = Field(
+        default=None, ge=1, description="learner steps between evaluations during the run; default: only at the end"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="episode i begins the same way in every evaluation")
+    greedy: bool = Field(default=True, description="the most likely action; false: sampled as in training")
+    num_envs: int = Field(
+        default=20, ge=1, le=4096, description=f"episodes that run side by side; {ROWS} at the most do"
+    )
+    max_steps_per_episode: int = Field(
+        default=30_000,
+        ge=1,
+        description="an episode that has not ended by then is left: its return is of so many steps, and the result "
+        "says that it is unfinished",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EvalResult:
+    """Undiscounted returns of episodes, in the order of their seeds. `std` is the population's."""
+
+    mean: float
+    std: float
+    n: int
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    policy_version: int
+    unfinished: int = 0  # of the n episodes, those without an end: their returns are of max_steps_per_episode steps
+    unit: str = "return"  # what `mean` is of
+
+
+class Evaluator:
+    """Runs episodes with weights that it is given. Builds its envs once."""
+
+    def __init__(self, env_config: EnvConfig, config: EvalConfig, policy_factory: PolicyFactory) -> None:
+        self._env_config = as_judged(env_config)
+        self._config = config
+        self._policy = policy_factory()
+        self._groups: dict[int, LocalGroup] = {}
+
+    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> EvalResult:
+        """Runs episodes 0 .. `episodes` - 1; episode i always begins from the seed derived from `seed` and i.
+
+        Raises:
+          EnvFailure, NonFinite: from the env; an evaluation with holes would be no result.
+          ValueError: for no episodes.
+        """
+        episodes = self._config.episodes if episodes is None else episodes
+        if episodes < 1:
+            raise ValueError(f"episodes={episodes}: an evaluation needs at least one")
+        seed = self._config.seed if seed is None else seed
+        self._policy.load(weights)
+        returns: list[float] = []
+        lengths: list[int] = []
+        unfinished = 0
+        for numbers in _waves(episodes, self._config):
+            wave = Wave(self._group(len(numbers)), self._policy, numbers, seed, self._config.greedy)
+            totals, steps = np.zeros(len(numbers), np.float64), np.zeros(len(numbers), np.int64)
+            for step in wave.steps(self._config.max_steps_per_episode):
+                totals += step.rewards
+                steps += step.mask
+            returns += totals.tolist()
+            lengths += steps.tolist()
+            unfinished += int(wave.active.sum())
+        return EvalResult(
+            mean=float(np.mean(returns)),
+            std=float(np.std(returns)),
+            n=episodes,
+            returns=tuple(returns),
+            lengths=tuple(lengths),
+            policy_version=weights.version,
+            unfinished=unfinished,
+        )
+
+    def close(self) -> None:
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
+
+    def _group(self, num_envs: int) -> LocalGroup:
+        if num_envs not in self._groups:
+            self._groups[num_envs] = LocalGroup(
+                partial(make_env, self._env_config), num_envs, seed=0, name=self._env_config.id
+            )
+        return self._groups[num_envs]
+
+
+def as_judged(env_config: EnvConfig) -> EnvConfig:
+    """A lost life ends nothing here, and a fall does: what counts is the game."""
+    return env_config.model_copy(update={"episodic_life": False, "fixed_episode_steps": None})
+
+
+def _waves(episodes: int, config: EvalConfig) -> Iterator[range]:
+    """The numbers of the episodes that run side by side. A sampled action depends on the noise of its place in the
+    batch: one episode at a time leaves no choice of it."""
+    side_by_side = min(config.num_envs, ROWS) if config.greedy else 1
+    for block in range(0, episodes, ROWS):
+        end = min(block + ROWS, episodes)
+        for first in range(block, end, side_by_side):
+            yield range(first, min(first + side_by_side, end))
+
+
+class Wave:
+    """Episodes that run side by side, one per env of the group; reset when made."""
+
+    def __init__(self, group: LocalGroup, policy: Policy, numbers: Sequence[int], seed: int, greedy: bool) -> None:
+        self._group = group
+        self._policy = policy
+        self._first = numbers[0]
+        self._seed = seed
+        self._greedy = greedy
+        self._num_rows = ROWS if greedy else 1
+        at = self._first % self._num_rows
+        self._rows = slice(at, at + len(numbers))
+        self._padded: dict[str, Array] = {}
+        self._mask: Array | None = None
+        self._show(group.reset([derive_seed(seed, "eval", i) >> 32 for i in numbers]))
+        self.active = np.ones(len(numbers), bool)  # the episodes that go on
+
+    def steps(self, limit: int) -> Iterator[Step]:
+        """The steps of all, until each episode has ended or taken `limit` steps."""
+        policy, num_rows = self._policy, self._num_rows
+        starts, state = np.ones(num_rows, bool), policy.initial_recurrent_state(num_rows)
+        for begin in range(0, limit, _CHUNK_STEPS):
+            num_steps = min(_CHUNK_STEPS, limit - begin)
+            noise = derive_seed(self._seed, "eval-noise", self._first, begin)
+            rollout = policy.rollout(
+                num_steps=num_steps, num_envs=num_rows, seed=noise, recurrent_state=state, greedy=self._greedy
+            )
+            for _ in range(num_steps):
+                _, actions = rollout.act(self._padded, episode_starts=starts, action_mask=self._mask)
+                step = self._group.step(actions[self._rows], self.active)
+                self._show(step)
+                starts = np.zeros(num_rows, bool)
+                self.active = self.active & ~(step.terminated | step.truncated)
+                yield step
+                if not self.active.any():
+                    return
+            state = rollout.recurrent_state()
+
+    def _show(self, shown: Shown | Step) -> None:
+        """To the rows of these episodes; nobody is in the others."""
+        for name, array in shown.observations.items():
+            if name not in self._padded:
+                self._padded[name] = np.zeros((self._num_rows, *array.shape[1:]), array.dtype)
+            self._padded[name][self._rows] = array
+        if shown.action_mask is not None:
+            self._mask = np.ones((self._num_rows, shown.action_mask.shape[1]), bool)
+            self._mask[self._rows] = shown.action_mask

@@ -1,0 +1,1 @@
+"""vLLM as our generation engine: the only room that knows it."""

@@ -1,0 +1,97 @@
+"""Evaluation of a language policy: one answer to each held-out row, under frozen weights, on an engine of its own.
+Knows nothing of training."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.actors.engine.vllm_engine import VllmEngine
+from rollcall.actors.language.conversations import Conversations, Sample
+from rollcall.actors.tasks.text_task import Row
+from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.seeds import derive_seed
+
+
+class LMEvalConfig(BaseModel):
+    """How a language policy is judged."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    episodes: int = Field(default=500, ge=0, le=1_000_000, description="held-out rows that are answered; 0: none")
+    every_steps: int | None = Field(
+        default=None, ge=1, description="learner steps between evaluations during the run; default: only at its ends"
+    )
+    at_start: bool = Field(default=True, description="also before the first learner step, to compare with")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="for sampled answers")
+    measure: Literal["correct", "reward"] = Field(
+        default="correct", description="what the mean is of: answers that are correct, or the task's own reward"
+    )
+    greedy: bool = Field(default=True, description="the most likely token; false: sampled as in training")
+
+
+@dataclass(frozen=True, slots=True)
+class LMEvalResult:
+    """`mean` is the share of rows that were answered correctly, or the mean of the task's own rewards, whoever scores
+    what is learnt from; `std` the population's."""
+
+    mean: float
+    std: float
+    n: int
+    rewards: tuple[float, ...]
+    lengths: tuple[int, ...]
+    unparsed: int
+    policy_version: int
+    unit: str = "exact match"
+
+
+class LMEvaluator:
+    """Answers held-out rows with weights that it is given."""
+
+    def __init__(self, engine: VllmEngine, conversations: Conversations, rows: Sequence[Row], config: LMEvalConfig):
+        self._engine = engine
+        self._conversations = conversations
+        self._rows = rows
+        self._config = config
+
+    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> LMEvalResult:
+        """Answers the first `episodes` held-out rows, or as many as there are. The same number of rows gives the same
+        answers; with another, an answer may tip where two tokens are equally likely to the last bits, since the
+        engine's batches are others.
+
+        Raises:
+          ValueError: for none.
+        """
+        wanted = self._config.episodes if episodes is None else episodes
+        rows = self._rows[:wanted]
+        if not rows:
+            raise ValueError(f"episodes={wanted} of {len(self._rows)} held-out rows: an evaluation needs at least one")
+        seed = self._config.seed if seed is None else seed
+        self._engine.load(weights)
+        for index, row in enumerate(rows):
+            self._conversations.begin(index, row, seed=derive_seed(seed, "eval", index))
+        finished: dict[Hashable, Sample] = {}
+        while self._conversations.num_running:
+            finished |= {sample.key: sample for sample in self._conversations.advance()}
+        samples = [finished[index] for index in range(len(rows))]
+        judged = [sample.judgement for sample in samples if sample.judgement is not None]
+        measured = [float(judgement.correct) for judgement in judged]
+        if self._config.measure == "reward":
+            measured = [sample.reward for sample in samples]
+        return LMEvalResult(
+            mean=float(np.mean(measured)),
+            std=float(np.std(measured)),
+            n=len(rows),
+            rewards=tuple(sample.reward for sample in samples),
+            lengths=tuple(sample.num_sampled for sample in samples),
+            unparsed=sum(not judgement.parsed for judgement in judged),
+            policy_version=weights.version,
+            unit="exact match" if self._config.measure == "correct" else "reward",
+        )
+
+    def close(self) -> None:
+        self._engine.close()

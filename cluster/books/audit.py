@@ -1,0 +1,189 @@
+"""`rollcall audit RUN`: gathers what a run has left in Redis and in its directory, and holds one against the other.
+Reads only: it must never change a run, alive or dead."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from rollcall.cluster.books import audit_rules, audit_witnesses
+from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence
+from rollcall.cluster.books.consumption import LOG_NAME, read_log
+from rollcall.cluster.books.ledger_position import LedgerPosition
+from rollcall.cluster.books.ledger_table import Attempt, Key, LedgerTable, StepEntry, read_table
+from rollcall.cluster.books.segments import SEGMENTS, Segment, booked_segments
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.store.run_lock import driver_alive
+from rollcall.cluster.store.store import RedisConfig, inspect_store
+
+RULES = (
+    audit_rules.tickets,
+    audit_rules.attempts,
+    audit_rules.counters,
+    audit_rules.steps,
+    audit_rules.lag,
+    audit_witnesses.consumption,
+    audit_witnesses.metrics,
+    audit_witnesses.summary,
+    audit_witnesses.checkpoints,
+    audit_witnesses.segments,
+)
+
+
+def audit_run(run_directory: Path, redis: RedisConfig | None = None) -> list[Discrepancy]:
+    """Everything that does not balance; empty when the books do. `str` of each is one line.
+
+    `redis`: where the books are, if the run had a Redis of its own with a password; else it is found in the run
+    directory, or in $ROLLCALL_REDIS_URL.
+
+    Raises:
+      BadInput: this is no run directory, or its Redis does not answer.
+    """
+    run_directory = Path(run_directory)
+    config = _config(run_directory / "config.yaml")
+    if config is None or not isinstance(config.get("max_policy_lag"), int):
+        raise BadInput(f"{run_directory / 'config.yaml'}: missing, or without max_policy_lag: not a run directory")
+    # The ledger first: of a run that goes on, everything else is then as new or newer.
+    alive = driver_alive(run_directory)
+    with inspect_store(redis or RedisConfig(), run_directory) as store:
+        try:
+            table = read_table(store)
+        except ValueError as error:
+            return [Discrepancy("ledger", f"its head cannot be read: {error}")]
+    unreadable: list[Discrepancy] = []
+    attempts, steps = _ledger_entries(table, unreadable)
+    summary = _summary(run_directory / "summary.json", unreadable)
+    evidence = Evidence(
+        attempts=attempts,
+        steps=steps,
+        counters=table.counters,
+        epochs=table.epochs,
+        num_steps=table.step,
+        tickets_per_step=table.tickets_per_step,
+        log=read_log(run_directory / "logs" / LOG_NAME),
+        max_policy_lag=config["max_policy_lag"],
+        completed=not alive and summary is not None and summary.get("status") == "completed",
+        alive=alive,
+        metrics=_metrics(run_directory / "metrics.jsonl", unreadable),
+        summary=summary,
+        checkpoints=_positions(run_directory / "checkpoints", unreadable),
+        segments=_segments(run_directory, unreadable),
+        checkpoint_hashes=_hashes(run_directory / "checkpoints"),
+    )
+    return [*unreadable, *(found for rule in RULES for found in rule(evidence))]
+
+
+def _ledger_entries(
+    table: LedgerTable, unreadable: list[Discrepancy]
+) -> tuple[dict[Key, Attempt], dict[int, StepEntry]]:
+    attempts: dict[Key, Attempt] = {}
+    for name, value in table.attempts.items():
+        try:
+            attempt = Attempt.parse(name, value)
+            attempts[attempt.key] = attempt
+        except ValueError:
+            unreadable.append(Discrepancy("ledger", f"attempt {name} cannot be read: {value!r}"))
+    steps: dict[int, StepEntry] = {}
+    for name, value in table.steps.items():
+        try:
+            entry = StepEntry.parse(name, value)
+            steps[entry.step] = entry
+        except ValueError:
+            unreadable.append(Discrepancy("ledger", f"step {name} cannot be read: {value!r}"))
+    return attempts, steps
+
+
+def _metrics(path: Path, unreadable: list[Discrepancy]) -> tuple[Mapping[str, Any], ...]:
+    """The lines of metrics.jsonl. A last line without an end is that of a killed driver."""
+    *whole, _ = (path.read_text(errors="replace") if path.exists() else "").split("\n")
+    records: list[Mapping[str, Any]] = []
+    for number, line in enumerate(whole, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            unreadable.append(Discrepancy("metrics.jsonl", f"line {number} cannot be read"))
+    return tuple(records)
+
+
+def _positions(folder: Path, unreadable: list[Discrepancy]) -> dict[str, LedgerPosition]:
+    """The ledger positions of all checkpoints whose manifest stands."""
+    positions: dict[str, LedgerPosition] = {}
+    for manifest_path in sorted(folder.glob("step-*/manifest.json")):
+        name = manifest_path.parent.name
+        where = f"checkpoint {name}"
+        try:
+            manifest = json.loads(manifest_path.read_text())
+            position = LedgerPosition.model_validate(manifest["ledger"])
+            said = (manifest["step"], manifest["epoch"], name)
+        except FileNotFoundError:
+            continue  # a run that goes on has pruned it just now
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            unreadable.append(Discrepancy(where, f"its ledger position cannot be read: {place}: {first['msg']}"))
+            continue
+        except (ValueError, KeyError, TypeError):
+            unreadable.append(Discrepancy(where, "its manifest cannot be read, or has no ledger, step and epoch"))
+            continue
+        if said != (position.step, position.epoch, f"step-{position.step:08d}"):
+            unreadable.append(
+                Discrepancy(
+                    where,
+                    f"the manifest is of step {said[0]}, epoch {said[1]}; its ledger position of step {position.step}, "
+                    f"epoch {position.epoch}",
+                )
+            )
+        positions[name] = position
+    return positions
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The config hashes of all checkpoints whose manifest can be read."""
+    hashes: dict[str, str] = {}
+    for manifest_path in sorted(folder.glob("step-*/manifest.json")):
+        try:
+            hashes[manifest_path.parent.name] = str(json.loads(manifest_path.read_text())["config_hash"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # said by whoever reads its position
+    return hashes
+
+
+def _segments(run_directory: Path, unreadable: list[Discrepancy]) -> tuple[Segment, ...]:
+    try:
+        return booked_segments(run_directory)
+    except CheckpointDamaged as error:
+        unreadable.append(Discrepancy(SEGMENTS, str(error).partition(": ")[2]))
+        return ()
+
+
+def _summary(path: Path, unreadable: list[Discrepancy]) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    unreadable.append(Discrepancy("summary.json", "cannot be read"))
+    return None
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+__all__ = ["Discrepancy", "audit_run"]

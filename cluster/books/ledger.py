@@ -1,0 +1,282 @@
+"""The books of a run: what became of every attempt of every ticket. Only the driver writes them, through this class.
+It must never know what a ticket is for, nor decide what to do about a drop."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, cast
+
+import redis
+from redis.commands.core import Script
+
+from rollcall.cluster.books.ledger_position import History, LedgerPosition
+from rollcall.cluster.books.ledger_restore import Restoration, RestorePlan, reconcile
+from rollcall.cluster.books.ledger_table import IN_FLIGHT, Attempt, Key, LedgerCounts, field_of, ledger_keys, read_table
+from rollcall.cluster.errors import LedgerConflict, StaleEpoch, StoreUnavailable
+from rollcall.cluster.store.store import Store
+
+REMEMBERED_S = 30.0  # Redis loses at most what it has not yet synced: about two seconds
+WINDOW_TICKETS = 5000  # read per call, so that none takes long
+WRITE_ENTRIES = 10_000
+_REASON = re.compile(r"[a-z][a-z0-9_]*")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Remembered:
+    """A write that Redis has acknowledged but may yet lose."""
+
+    seq: int
+    at_s: float
+    again: Callable[[redis.Redis], Any]
+
+
+class Ledger:
+    """Every method is one round trip and atomic; repeated, it changes nothing. `open_epoch` or `restore` comes first.
+
+    A Redis that comes back without its last second is brought up to date from memory: writes are numbered, the script
+    sees a gap, and the writes since are applied again.
+
+    All writing methods raise
+      StaleEpoch: another driver has opened a newer epoch; nothing was written.
+      StoreUnavailable: Redis is away for too long, or has lost more than is remembered here.
+    """
+
+    def __init__(self, store: Store, *, tickets_per_step: int) -> None:
+        self.epoch = 0
+        self._store = store
+        self._tickets_per_step = tickets_per_step
+        *self._keys, self._epochs_key = ledger_keys(store)
+        self._script = Script(store.client, files(__package__).joinpath("ledger.lua").read_text())
+        self._seq = 0
+        self._remembered: deque[_Remembered] = deque()
+        self._sealed = History()
+        self._low_water = 0
+        self._writing = threading.RLock()
+
+    # Beginning.
+
+    def open_epoch(self) -> int:
+        """Opens the books of a new run. Returns its epoch.
+
+        Raises:
+          LedgerConflict: there are attempts in them already; `restore` opens those.
+        """
+        if read_table(self._store).attempts:
+            raise LedgerConflict(f"the ledger of {self._store.run_id} is not empty: restore a checkpoint, or from None")
+        return self.restore(None).epoch
+
+    def restore(self, position: LedgerPosition | None, *, above_epoch: int = 0) -> RestorePlan:
+        """Brings the books back to a checkpoint (None: to the beginning) in a new epoch; a driver of an older one is
+        refused from then on. See `reconcile` for what becomes of what. May be killed and repeated at any point.
+        `above_epoch`: an epoch seen elsewhere (in the consumption log), should Redis have lost the latest.
+
+        Raises:
+          LedgerConflict: the checkpoint is of a timeline that a later restore has ended, or of another run.
+        """
+        position = position or LedgerPosition.start(self._tickets_per_step)
+        if position.tickets_per_step != self._tickets_per_step:
+            raise LedgerConflict(
+                f"the checkpoint has {position.tickets_per_step} tickets per step, this run {self._tickets_per_step}"
+            )
+        with self._writing:
+            fence: list[str | int] = [max(position.epoch, self.epoch, above_epoch), 0, "fence"]
+            epoch = int(self._store.call(lambda client: self._run(client, fence))[1])
+            table = read_table(self._store)
+            restoration = reconcile(table, position, epoch=epoch)
+            seq = max(self._seq, table.seq) + 1
+            write = self._writer(restoration, seq)
+            self._store.call(write)
+            self._remember(seq, write)
+            self.epoch, self._seq = epoch, seq
+            self._sealed, self._low_water = position.sealed, position.low_water
+        return restoration.plan
+
+    # Transitions.
+
+    def issue(self, keys: Sequence[Key]) -> None:
+        """leased. Attempt 1 of a ticket, or the one after an attempt that was dropped to be issued again.
+
+        Raises:
+          LedgerConflict: naming the attempt that may not be issued; none was.
+        """
+        self._write("issue", [field_of(key) for key in keys])
+
+    def produced(self, entries: Iterable[tuple[Key, int]]) -> tuple[Key, ...]:
+        """leased -> produced, with the oldest policy version in it. Returns the attempts refused: late, or unknown."""
+        return self._write("produced", [item for key, version in entries for item in (field_of(key), version)])
+
+    def scored(self, keys: Iterable[Key]) -> tuple[Key, ...]:
+        """produced -> scored. Returns the attempts refused."""
+        return self._write("scored", [field_of(key) for key in keys])
+
+    def commit(self, step: int, keys: Sequence[Key], *, skipped: bool = False) -> None:
+        """produced or scored -> committed at `step`, the whole batch or nothing. `skipped`: its loss was not finite.
+
+        Raises:
+          LedgerConflict: naming the attempt that cannot be committed, or the step that is not the next.
+        """
+        self._write("commit", [step, "skipped" if skipped else "learned", *(field_of(key) for key in sorted(keys))])
+
+    def drop(self, entries: Iterable[tuple[Key, str, bool]]) -> tuple[Key, ...]:
+        """In flight -> dropped: (key, reason, whether its unit is done with). Returns the attempts refused: ended."""
+        arguments: list[str | int] = []
+        for key, reason, final in entries:
+            if not _REASON.fullmatch(reason):
+                raise ValueError(f"reason is {reason!r}; it must be a lower_case_name")
+            arguments += [field_of(key), reason, int(final)]
+        return self._write("drop", arguments)
+
+    def refuse_duplicate(self, key: Key) -> None:
+        """Counts a result that the driver refused by itself: late, or of an old epoch."""
+        self._write("refuse", [field_of(key)])
+
+    # Reading.
+
+    def counts(self) -> LedgerCounts:
+        if not self.epoch:  # nothing opened yet: as Redis has it
+            return LedgerCounts.from_counters(read_table(self._store).counters)
+        with self._writing:
+            reply = self._checked("counts", [], self._seq)
+        return LedgerCounts.from_counters(dict(zip(reply[::2], reply[1::2], strict=True)))
+
+    def snapshot(self, *, step: int, next_ticket_id: int) -> LedgerPosition:
+        """The books as a checkpoint carries them, at a step boundary. Reads only what is new since the last one.
+
+        Raises:
+          LedgerConflict: `step` is not the number of steps committed.
+        """
+        with self._writing:
+            committed = int(self._store.call(lambda client: client.hget(self._keys[0], "step")) or 0)
+            if committed != step:
+                raise LedgerConflict(f"a checkpoint of step {step}, but the ledger has committed {committed}")
+            attempts = self._window(self._low_water, next_ticket_id)
+            return self._position(step, next_ticket_id, attempts)
+
+    # How.
+
+    def _position(self, step: int, next_ticket_id: int, attempts: list[Attempt]) -> LedgerPosition:
+        last: dict[int, Attempt] = {}
+        for attempt in attempts:
+            if attempt.ticket_id not in last or last[attempt.ticket_id].attempt < attempt.attempt:
+                last[attempt.ticket_id] = attempt
+        unfinished: list[tuple[int, int, str]] = []
+        for ticket_id in range(self._low_water, next_ticket_id):
+            latest = last.get(ticket_id)
+            if latest is None:
+                unfinished.append((ticket_id, 0, "unissued"))
+            elif not latest.final:
+                unfinished.append((ticket_id, latest.attempt, latest.state))
+        self._low_water = unfinished[0][0] if unfinished else next_ticket_id
+        ended = [attempt for attempt in attempts if attempt.state not in IN_FLIGHT]
+        self._sealed = self._sealed.extended(attempt for attempt in ended if attempt.ticket_id < self._low_water)
+        epochs = self._store.call(lambda client: client.hgetall(self._epochs_key))
+        steps = self._store.call(lambda client: client.hgetall(self._keys[3])) if self.counts().skipped_steps else {}
+        return LedgerPosition(
+            epoch=self.epoch,
+            step=step,
+            tickets_per_step=self._tickets_per_step,
+            next_ticket_id=next_ticket_id,
+            low_water=self._low_water,
+            open=unfinished,
+            epochs={int(epoch): int(opened) for epoch, opened in epochs.items()},
+            skipped_steps=sorted(int(name) for name, value in steps.items() if "|skipped|" in str(value)),
+            counts=self.counts(),
+            sealed=self._sealed,
+            recent=History().extended(attempt for attempt in ended if attempt.ticket_id >= self._low_water),
+        )
+
+    def _window(self, first: int, end: int) -> list[Attempt]:
+        attempts: list[Attempt] = []
+        for start in range(first, end, WINDOW_TICKETS):
+            reply = self._checked("window", [start, min(start + WINDOW_TICKETS, end)], self._seq)
+            attempts += [Attempt.parse(name, value) for name, value in zip(reply[::2], reply[1::2], strict=True)]
+        return attempts
+
+    def _write(self, operation: str, arguments: Sequence[str | int]) -> tuple[Key, ...]:
+        if not arguments:
+            return ()
+        with self._writing:
+            seq = self._seq + 1
+            refused = self._checked(operation, arguments, seq)
+            self._seq = seq
+            call = [self.epoch, seq, operation, *arguments]
+            self._remember(seq, lambda client: self._run(client, call))
+        keys = [name.partition(":") for name in refused]
+        return tuple((int(ticket), int(attempt)) for ticket, _, attempt in keys)
+
+    def _checked(self, operation: str, arguments: Sequence[str | int], seq: int) -> list[str]:
+        """One call of the script, and a second one when Redis had lost something in between."""
+        assert self.epoch, "open_epoch or restore comes first"
+        call = [self.epoch, seq, operation, *arguments]
+        for _ in range(3):
+            status, *reply = self._store.call(lambda client: self._run(client, call))
+            if status == "ok":
+                return reply
+            if status == "conflict":
+                raise LedgerConflict(reply[0])
+            if status == "stale" and int(reply[0]) > self.epoch:
+                raise StaleEpoch(f"epoch {self.epoch} was ended: another driver has opened epoch {reply[0]}")
+            self._catch_up(int(reply[-1]))
+        raise StoreUnavailable("Redis keeps losing what was written to it")
+
+    def _run(self, client: redis.Redis, call: Sequence[str | int]) -> list[Any]:
+        return cast(list[Any], self._script(keys=self._keys, args=call, client=client))
+
+    def _remember(self, seq: int, again: Callable[[redis.Redis], Any]) -> None:
+        now = time.monotonic()
+        while self._remembered and self._remembered[0].at_s < now - REMEMBERED_S:
+            self._remembered.popleft()
+        self._remembered.append(_Remembered(seq, now, again))
+
+    def _catch_up(self, kept: int) -> None:
+        """Applies again what Redis has lost after the write number `kept`."""
+        lost = [write for write in self._remembered if write.seq > kept]
+        if not lost or lost[0].seq != kept + 1:
+            raise StoreUnavailable(
+                f"Redis came back without the ledger's writes {kept + 1} to {self._seq}, more than the last "
+                f"{REMEMBERED_S:g} s: resume the run from its last checkpoint"
+            )
+        _log.warning("Redis came back without the ledger's last %d writes; writing them again", len(lost))
+        for write in lost:
+            self._store.call(write.again)
+            write.at_s = time.monotonic()
+
+    def _writer(self, restoration: Restoration, seq: int) -> Callable[[redis.Redis], Any]:
+        head: dict[Any, Any] = {
+            "epoch": restoration.plan.epoch,
+            "seq": seq,
+            "refused": "",
+            "step": restoration.plan.step,
+            "tickets_per_step": self._tickets_per_step,
+        }
+        epochs: dict[Any, Any] = {str(epoch): step for epoch, step in restoration.epochs.items()}
+        counters: dict[Any, Any] = dict(restoration.counts.as_counters())
+        steps: dict[Any, Any] = dict(restoration.steps)
+        head_key, attempts_key, counters_key, steps_key = self._keys
+
+        def write(client: redis.Redis) -> None:
+            with client.pipeline(transaction=True) as pipeline:
+                fields = list(restoration.attempts.items())
+                for start in range(0, len(fields), WRITE_ENTRIES):
+                    pipeline.hset(attempts_key, mapping=dict(fields[start : start + WRITE_ENTRIES]))
+                pipeline.delete(counters_key, steps_key)
+                pipeline.hset(counters_key, mapping=counters)
+                if steps:
+                    pipeline.hset(steps_key, mapping=steps)
+                pipeline.hset(self._epochs_key, mapping=epochs)
+                pipeline.hset(head_key, mapping=head)
+                pipeline.execute()
+
+        return write
+
+
+__all__ = ["Key", "Ledger", "LedgerCounts", "LedgerPosition", "RestorePlan"]

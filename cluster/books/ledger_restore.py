@@ -1,0 +1,101 @@
+"""How the books are brought back to a checkpoint, whatever Redis kept: behind it, beyond it, or empty.
+Pure: from what is written in both to what must be written now. Must never touch Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from rollcall.cluster.books.ledger_position import LedgerPosition
+from rollcall.cluster.books.ledger_table import IN_FLIGHT, RESTORED, Attempt, Key, LedgerCounts, LedgerTable, recount
+from rollcall.cluster.errors import LedgerConflict
+
+
+@dataclass(frozen=True)
+class RestorePlan:
+    """What a driver does after a restore: issue these tickets again, in this order, then go on with new ids."""
+
+    epoch: int
+    step: int
+    reissue: tuple[Key, ...]  # (ticket_id, attempt), in ticket order
+    next_ticket_id: int
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """What to write: entries that differ from what Redis has, and the small tables whole."""
+
+    attempts: Mapping[str, str]
+    steps: Mapping[str, str]
+    counts: LedgerCounts
+    epochs: Mapping[int, int]
+    plan: RestorePlan
+
+
+def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int) -> Restoration:
+    """The checkpoint is the authority. What it saw end stays as it saw it. Everything else that Redis knows is undone:
+    in flight becomes dropped `restored`, committed becomes rolled back, and a drop for good that was decided after the
+    checkpoint is one no more; so each of those tickets is issued again. No attempt number is used twice.
+
+    Raises:
+      LedgerConflict: the checkpoint is of a timeline that a later restore has ended, or does not fit the run.
+    """
+    _refuse_abandoned(table, position)
+    ended = position.ended()
+    done = {attempt.ticket_id for attempt in ended.values() if attempt.final}
+    target = ended | {key: _undone(attempt) for key, attempt in position.in_flight().items()}
+    for name, value in table.attempts.items():
+        attempt = Attempt.parse(name, value)
+        if attempt.key in ended:
+            continue
+        if attempt.ticket_id in done:
+            raise LedgerConflict(
+                f"{attempt} is in the ledger, but the checkpoint of step {position.step} says that its ticket was "
+                "done with before"
+            )
+        target[attempt.key] = _undone(attempt)
+
+    last: dict[int, int] = {}
+    for ticket_id, number in target:
+        last[ticket_id] = max(last.get(ticket_id, 0), number)
+    next_ticket_id = max([position.next_ticket_id, *(ticket_id + 1 for ticket_id in last)])
+    reissue = tuple((t, last.get(t, 0) + 1) for t in range(next_ticket_id) if t not in done)
+    duplicates = LedgerCounts.from_counters(table.counters).duplicates_refused
+    return Restoration(
+        attempts={
+            name: attempt.value
+            for name, attempt in ((f"{key[0]}:{key[1]}", attempt) for key, attempt in target.items())
+            if table.attempts.get(name) != attempt.value
+        },
+        steps={str(step): entry.value for step, entry in position.step_entries(ended).items()},
+        counts=recount(
+            target.values(),
+            skipped_steps=len(position.skipped_steps),
+            duplicates_refused=max(duplicates, position.counts.duplicates_refused),
+        ),
+        epochs={**table.epochs, **position.epochs, epoch: position.step},
+        plan=RestorePlan(epoch, position.step, reissue, next_ticket_id),
+    )
+
+
+def _undone(attempt: Attempt) -> Attempt:
+    """An attempt that the checkpoint has not seen end, as it stands after the restore. Twice is as once."""
+    if attempt.state in IN_FLIGHT:
+        return replace(attempt, state="dropped", reason=RESTORED, final=False)
+    if attempt.state == "committed":
+        return replace(attempt, state="rolled_back", final=False)
+    return replace(attempt, final=False)
+
+
+def _refuse_abandoned(table: LedgerTable, position: LedgerPosition) -> None:
+    if table.tickets_per_step not in (0, position.tickets_per_step):
+        raise LedgerConflict(
+            f"the checkpoint has {position.tickets_per_step} tickets per step, the run {table.tickets_per_step}: "
+            "it is not one of this run"
+        )
+    for epoch, step in sorted(table.epochs.items()):
+        if epoch > position.epoch and step < position.step:
+            raise LedgerConflict(
+                f"the checkpoint of step {position.step} (epoch {position.epoch}) was given up when epoch {epoch} went "
+                f"back to step {step}: restore that one or a later one"
+            )

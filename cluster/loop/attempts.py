@@ -1,0 +1,102 @@
+"""The attempts at tickets that are under way, with their entries in the ledger: which may still come back, which failed
+and are to be made again, which are done with. Must never know what was produced, nor who works on it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from rollcall.cluster.books.ledger import Ledger
+from rollcall.cluster.loop.accounts import Counters
+
+MAX_ATTEMPTS = 3
+
+Key = tuple[int, int]  # (ticket id, attempt)
+
+
+class Attempts:
+    """Of one epoch: at most one attempt at a ticket is current."""
+
+    def __init__(self, ledger: Ledger, counters: Counters, again: Iterable[Key] = ()) -> None:
+        """`counters` number new tickets; `again`: attempts that a restore wants issued first."""
+        self._ledger = ledger
+        self._counters = counters
+        self._again = deque(again)
+        self._current: dict[int, int] = {}  # ticket id -> attempt, in flight, queued or in training
+        self._being_scored: set[Key] = set()
+        self._faults: dict[int, int] = {}  # ticket id -> attempts that failed; restores do not count
+
+    @property
+    def num_being_scored(self) -> int:
+        return len(self._being_scored)
+
+    def is_current(self, key: Key) -> bool:
+        return self._current.get(key[0]) == key[1]
+
+    def is_being_scored(self, key: Key) -> bool:
+        return key in self._being_scored
+
+    def next(self) -> Key:
+        """The attempt to be made next: at a ticket that needs another one, or at a new ticket."""
+        if self._again:
+            key = self._again.popleft()
+        else:
+            key = (self._counters.next_ticket_id, 1)
+            self._counters.next_ticket_id += 1
+        self._current[key[0]] = key[1]
+        return key
+
+    def issue(self, keys: Sequence[Key]) -> None:
+        """Books attempts that `next` gave, before anybody works on them."""
+        self._ledger.issue(keys)
+
+    def produced(self, key: Key, min_policy_version: int, *, to_score: bool) -> None:
+        self._ledger.produced([(key, min_policy_version)])
+        if to_score:
+            self._being_scored.add(key)
+
+    def scored(self, key: Key) -> None:
+        self._being_scored.remove(key)
+        self._ledger.scored([key])
+
+    def refuse(self, key: Key) -> None:
+        """Something came that nobody waits for: an attempt that was given up, or the same one twice."""
+        self._ledger.refuse_duplicate(key)
+
+    def failed(self, key: Key, reason: str) -> bool:
+        """Books a drop. The ticket is tried again, unless it was tried often enough: returns whether that is so."""
+        ticket_id, attempt = key
+        self._faults[ticket_id] = self._faults.get(ticket_id, 0) + 1
+        final = self._faults[ticket_id] >= MAX_ATTEMPTS
+        self._ledger.drop([(key, "attempts_exhausted" if final else reason, final)])
+        self._done(key)
+        if final:
+            del self._faults[ticket_id]
+        else:
+            self._again.append((ticket_id, attempt + 1))
+        return final
+
+    def give_up(self, key: Key, reason: str) -> None:
+        """Books a drop of a ticket that is not tried again."""
+        self._ledger.drop([(key, reason, True)])
+        self._done(key)
+        self._faults.pop(key[0], None)
+
+    def commit(self, step: int, keys: Sequence[Key], *, skipped: bool) -> None:
+        """Books the batch of a learner step."""
+        self._ledger.commit(step, keys, skipped=skipped)
+        for key in keys:
+            self._done(key)
+            self._faults.pop(key[0], None)
+
+    def stop(self) -> frozenset[int]:
+        """Books what a stop leaves undone, to be issued again by a resume. Returns its tickets."""
+        self._ledger.drop([(key, "stopped", False) for key in self._current.items()])
+        undone = frozenset(self._current)
+        self._current.clear()
+        self._being_scored.clear()
+        return undone
+
+    def _done(self, key: Key) -> None:
+        del self._current[key[0]]
+        self._being_scored.discard(key)

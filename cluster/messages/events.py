@@ -1,0 +1,108 @@
+"""What a runtime is to the coordinator: somebody who is given work, and is asked what became of it.
+Records and protocols only; an implementation is a runtime (deploy/runtimes/)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rollcall.cluster.messages.records import Array, Produced, Ticket
+
+Handle = Any  # a trajectory or weights as the runtime passes them: the record itself, or a reference to it
+
+
+@dataclass(frozen=True, slots=True)
+class TicketProduced:
+    produced: Produced
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class TicketScored:
+    """A trajectory with a reward service's scores in place of its own: a new record, `handle` is its."""
+
+    produced: Produced
+    handle: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class TicketFailed:
+    """An attempt that will not be produced, or not be scored."""
+
+    ticket_id: int
+    attempt: int
+    epoch: int
+    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored
+    detail: str
+    state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
+    fruitless: bool = False  # unscored, and not because of some of its items: none has a score
+
+
+@dataclass(frozen=True, slots=True)
+class StateLost:
+    """What an actor kept is gone, of work that nobody waits for just now: what these tickets were for starts anew."""
+
+    ticket_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """A learner step's result. `report` has the attributes of learners.learner.StepResult; one that was interrupted
+    has no weights."""
+
+    report: Any
+    weights: Handle
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerLost:
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvalDone:
+    step: int
+    env_steps: int
+    result: Any  # actors.evaluation.EvalResult
+    error: str = ""
+
+
+Event = TicketProduced | TicketScored | TicketFailed | StateLost | StepDone | LearnerLost | EvalDone
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """A learner step, as the coordinator asks for it. Becomes the learner's StepOrder."""
+
+    step: int
+    epoch: int
+    progress: float
+    checkpoint_directory: Path | None
+
+
+class Workers(Protocol):
+    """What the coordinator asks of a runtime. Nothing here waits, unless it has a timeout."""
+
+    def submit_tickets(self, tickets: Sequence[Ticket]) -> None: ...
+    def submit_scoring(self, produced: Produced, handle: Handle) -> None: ...
+    def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None: ...
+    def submit_eval(self, *, step: int, env_steps: int) -> None: ...
+    def poll(self, timeout_s: float) -> list[Event]: ...
+    def publish(self, weights: Handle) -> None: ...
+    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None: ...
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None: ...
+    def interrupt_learner(self) -> None:
+        """The learner takes back the step it is at, and begins no other: each comes back as interrupted, unless it was
+        finished before. It can still be asked for a checkpoint."""
+
+    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """What actors keep, as it was before the tickets `undone`; None where that cannot be had."""
+
+    def waiting_for(self) -> str: ...
+    def release(self, handle: Handle) -> None: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def restarts_by_role(self) -> Mapping[str, int]: ...

@@ -1,0 +1,1 @@
+"""The command line. Imports what it needs when a command is called."""

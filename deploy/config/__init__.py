@@ -1,0 +1,1 @@
+"""Recipes, overrides and what follows from them."""

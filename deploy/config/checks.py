@@ -1,0 +1,192 @@
+"""What no component can check alone: settings that contradict each other, the environment, or the machine. Each problem
+names the setting to change; config.py says where that was written."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+
+from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config import plugins
+
+if TYPE_CHECKING:
+    from rollcall.deploy.config.run_config import CommonConfig, RunConfig
+    from rollcall.deploy.config.settings import KeyPath
+    from rollcall.learners.models.networks import PolicyConfig
+
+
+# In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
+# more than the other.
+_REACH = 3.0
+_REACH_OF_RANGE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    path: KeyPath
+    text: str
+
+
+def check_settings(config: RunConfig) -> list[Problem]:
+    """Contradictions that show without making an environment."""
+    if plugins.is_language(config.algorithm_class):
+        return [Problem(("algorithm", "name"), "learns from text: give the recipe a task instead of an env")]
+    return [
+        *_length(config),
+        *_shards(config),
+        *check_lag(config),
+        *_portions(config),
+        *_sharding(config),
+        *_preferences(config),
+        *check_device(config),
+    ]
+
+
+def _preferences(config: RunConfig) -> list[Problem]:
+    """What a run that learns its reward from raters lacks."""
+    preferences, problems = config.preferences, []
+    if preferences is None:
+        return []
+    if config.reward is not None:
+        problems.append(Problem(("reward",), "preferences make the reward of this run: leave one of the two out"))
+    if config.algorithm_class.unit != "fragment" or config.learner_steps is None:
+        text = f"{config.algorithm_name} learns from whole episodes: use an algorithm that learns from fragments (ppo)"
+        problems.append(Problem(("algorithm", "name"), text))
+    elif preferences.segment_steps > config.actors.unroll_length:
+        text = f"longer than actors.unroll_length={config.actors.unroll_length}, in which stretches are found: lower it"
+        problems.append(Problem(("preferences", "segment_steps"), text))
+    return problems
+
+
+def _length(config: RunConfig) -> list[Problem]:
+    if config.total_env_steps is not None and config.total_learner_steps is not None:
+        return [Problem(("total_learner_steps",), "total_env_steps is given too: keep one of the two")]
+    if config.total_env_steps is None and config.total_learner_steps is None:
+        return [Problem(("total_env_steps",), "the run has no end: give total_env_steps or total_learner_steps")]
+    return []
+
+
+def _shards(config: RunConfig) -> list[Problem]:
+    actors, problems = config.actors, []
+    if actors.num_envs % actors.num_shards:
+        near = [n for n in range(1, actors.num_envs + 1) if actors.num_envs % n == 0]
+        text = f"{actors.num_envs} envs do not divide into {actors.num_shards} env shards of one size"
+        problems.append(
+            Problem(("actors", "num_envs"), f"{text}: choose actors.num_shards among {', '.join(map(str, near))}")
+        )
+    if actors.num > actors.num_shards:
+        text = f"more actors than env shards ({actors.num_shards}): {actors.num - actors.num_shards} would have no work"
+        problems.append(
+            Problem(("actors", "num"), f"{text}; set actors.num={actors.num_shards} or raise actors.num_shards")
+        )
+    return problems
+
+
+def check_lag(config: CommonConfig) -> list[Problem]:
+    if config.max_policy_lag == 0 or config.algorithm_class.corrects_policy_lag:
+        return []
+    half = plugins.is_language(config.algorithm_class)
+    known = {name: plugins.find(plugins.ALGORITHM, name) for name in plugins.shipped(plugins.ALGORITHM)}
+    able = [n for n, found in known.items() if found.corrects_policy_lag and plugins.is_language(found) == half]
+    text = f"{config.algorithm_name} has no correction for a policy that lags behind: set max_policy_lag=0"
+    return [Problem(("max_policy_lag",), f"{text}, or use an algorithm that has one ({', '.join(able)})")]
+
+
+def _portions(config: RunConfig) -> list[Problem]:
+    """A minibatch and a learner process need something to work on. A recurrent policy's rows are whole env columns."""
+    batch = config.steps_per_batch
+    recurrent = config.policy.recurrent != "none"
+    rows = config.actors.num_envs if recurrent or batch is None else batch
+    what = "envs" if recurrent or batch is None else "env steps"
+    minibatches = int(getattr(config.algorithm, "num_minibatches", 1))
+    problems = []
+    if minibatches > rows:
+        text = f"more minibatches than the {rows} {what} of a batch{' (a recurrent policy)' if recurrent else ''}"
+        problems.append(Problem(("algorithm", "num_minibatches"), f"{text}: {rows} at the most"))
+    elif config.learner.num_processes > rows // minibatches:
+        text = f"more learner processes than the {rows // minibatches} {what} of a minibatch to share"
+        problems.append(Problem(("learner", "num_processes"), f"{text}: {rows // minibatches} at the most"))
+    return problems
+
+
+def _sharding(config: RunConfig) -> list[Problem]:
+    if config.learner.sharding != "fsdp":
+        return []
+    return [Problem(("learner", "sharding"), "a control network is small: cutting it gains nothing; use auto or none")]
+
+
+def check_device(config: CommonConfig) -> list[Problem]:
+    import torch
+
+    name, path = config.learner.device, ("learner", "device")
+    if name == "auto":
+        return []
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        return [Problem(path, "no such device: use auto, cpu, cuda or cuda:N")]
+    if device.type not in ("cpu", "cuda"):
+        return [Problem(path, "not supported: use auto, cpu, cuda or cuda:N")]
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return [Problem(path, f"this machine has {torch.cuda.device_count()} GPUs for torch: use cpu or auto")]
+    return []
+
+
+def check_env(config: RunConfig) -> list[Problem]:
+    """Whether the environment can be made as the settings say, and whether the network fits its spaces."""
+    from rollcall.learners.models.networks import build_actor_critic
+
+    try:
+        observation_space, action_space = _spaces(config)
+    except BadInput as error:
+        return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
+    try:
+        build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
+    except ValueError as error:
+        return [_named(str(error), "policy", default=("env", "id"))]
+    scored = config.preferences is not None or config.reward is not None
+    if scored and not isinstance(observation_space, spaces.Box):
+        kind = type(observation_space).__name__
+        return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
+    return []
+
+
+def out_of_reach(env: str, action_space: Any, policy: PolicyConfig) -> list[str]:
+    """A warning where actions that are clipped begin far from what the env's bounds ask for. Their distribution is a
+    Gaussian around 0 whose width is exp(policy.log_std_init), whatever the bounds are; what lies outside is clipped."""
+    if not isinstance(action_space, spaces.Box) or policy.squash != "clip":
+        return []
+    low, high, width = np.ravel(action_space.low), np.ravel(action_space.high), math.exp(policy.log_std_init)
+    bounded = np.isfinite(low) & np.isfinite(high)
+    nearest = np.clip(0.0, low, high)  # of the bounds' range to 0
+    far = bounded & (high > low) & ((np.abs(nearest) > _REACH * width) | (high - low > 2 * _REACH_OF_RANGE * width))
+    if not far.any():
+        return []
+    worst = int(np.argmax(np.where(far, np.maximum(np.abs(low), np.abs(high)), -1.0)))
+    bounds = f"[{low[worst]:g}, {high[worst]:g}]"
+    return [
+        f"{env} takes actions in {bounds}, and the policy's begin at 0 with a standard deviation of {width:g}: it will "
+        "hardly reach the rest. Set policy.squash=tanh, which follows the bounds, or let the env take [-1, 1]"
+    ]
+
+
+def _spaces(config: RunConfig) -> tuple[Any, Any]:
+    env = config.env
+    if env.vectorization == "async" and not env.is_atari:
+        return spaces_of(env)  # a group would start processes only to ask
+    make_vector_env(env, 1).close()
+    return spaces_of(env)
+
+
+def _named(text: str, section: str, *, default: KeyPath, own: str = "") -> Problem:
+    """A component's own words: `setting=value: what is wrong`, or about the env as a whole."""
+    match = re.match(rf"(?:{section}\.)?(\w+)=[^:,]*[:,] (?:but )?", text)
+    if match:
+        return Problem((section, match.group(1)), text[match.end() :])
+    return Problem(default, text.removeprefix(own).removeprefix(own.replace("'", "")))

@@ -1,0 +1,99 @@
+"""Finds what a recipe names: an algorithm among the files of rollcall.learners, a task among those of rollcall.actors,
+or module:Class from the user's working directory. There is no list of either to keep."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.import_path import import_object
+from rollcall.deploy.config.settings import did_you_mean
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A kind of class that recipes name."""
+
+    kind: str
+    package: str  # where the shipped ones are, one a file
+    variable: str  # the module variable that names the class
+    needs: tuple[str, ...]  # attributes without which it is none
+    protocol: str  # the file that says what they are
+
+
+ALGORITHM = Plugin(
+    "algorithm",
+    "rollcall.learners.algorithms",
+    "ALGORITHM",
+    needs=("unit", "corrects_policy_lag", "prepare", "minibatches", "loss"),
+    protocol="rollcall/learners/algorithm.py",
+)
+DIRECT_METHOD = Plugin(
+    "direct method",
+    "rollcall.learners.algorithms",
+    "DIRECT_METHOD",
+    needs=("prepare", "minibatches", "loss", "pair_losses"),
+    protocol="rollcall/learners/algorithm.py",
+)
+TASK = Plugin(
+    "task",
+    "rollcall.actors.tasks",
+    "TASK",
+    needs=("rows", "judge", "environment", "demonstration"),
+    protocol="rollcall/actors/tasks/text_task.py",
+)
+
+
+@lru_cache
+def shipped(plugin: Plugin) -> Mapping[str, str]:
+    """The modules of the package that name one, by their files' names; found by reading, not by importing."""
+    found = {}
+    for folder in map(Path, importlib.import_module(plugin.package).__path__):
+        for path in sorted(folder.rglob("*.py")):
+            if re.search(rf"^{plugin.variable}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
+                parts = path.relative_to(folder).with_suffix("").parts
+                found[path.stem] = ".".join((plugin.package, *parts))
+    return found
+
+
+def find(plugin: Plugin, name: object) -> type[Any]:
+    """The class of that name, with its Config.
+
+    Raises:
+      BadInput: when there is none; the text does not say where the name came from.
+    """
+    kind, known = plugin.kind, shipped(plugin)
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"{_a(kind)} is named by its file ({', '.join(known)}) or as module:Class")
+    if ":" in name:
+        found = import_object(name)
+    elif name in known:
+        found = getattr(importlib.import_module(known[name]), plugin.variable)
+    else:
+        raise BadInput(f"unknown {kind}{did_you_mean(name, known) or '; shipped are ' + ', '.join(known)}")
+    config = getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, BaseModel)):
+        raise BadInput(f"{name} is no {kind}: it has no attribute Config that is a pydantic model")
+    if "name" not in config.model_fields:
+        raise BadInput(f"{name} is no {kind}: its Config needs a field `name: str`")
+    missing = [attribute for attribute in plugin.needs if not hasattr(found, attribute)]
+    if missing:
+        raise BadInput(f"{name} is no {kind}: it lacks {', '.join(missing)} (see {plugin.protocol})")
+    return found  # type: ignore[no-any-return]
+
+
+def is_language(algorithm: type[Any]) -> bool:
+    """Whether an algorithm learns from tokens; the others learn from env steps."""
+    return bool(algorithm.unit == "prompt")
+
+
+def _a(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

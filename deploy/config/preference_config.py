@@ -1,0 +1,208 @@
+"""The configurations of runs on a file of preferences, in place of actors: reward models (`rollcall reward train`) and
+the direct methods (`rollcall train` of a recipe with data). Must never know how anything is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from rollcall.cluster.checkpoint import CheckpointConfig
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.load import read_settings, validated
+from rollcall.deploy.config.plugins import Plugin
+from rollcall.deploy.config.run_config import DEFAULT_NUM_CHECKPOINTS, plugin_settings
+from rollcall.deploy.config.settings import Settings, settings_hash, to_yaml
+from rollcall.deploy.preferences.data import PreferenceDataConfig
+from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
+from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.models.token_policy import LMPolicyConfig
+
+
+class _PreferenceRun(BaseModel):
+    """What both kinds have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {}
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run directory is runs/<name>"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
+    data: PreferenceDataConfig = Field(description="the comparisons to learn from")
+    batch_size: int = Field(default=64, ge=1, description="comparisons of one gradient step")
+    epochs: int = Field(default=1, ge=1, description="passes over the comparisons")
+    total_learner_steps: int | None = Field(
+        default=None, ge=1, description="the run ends after so many; none: by epochs"
+    )
+    eval_every: int | None = Field(
+        default=None,
+        ge=1,
+        description="learner steps between evaluations; default: five over the run, and the last; ten where the best "
+        "reward model is kept",
+    )
+    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
+
+    @model_validator(mode="after")
+    def _one_process(self) -> Self:
+        if self.learner.num_processes != 1:
+            raise ValueError(
+                "learner.num_processes: a run on preferences has one learner process: give it more threads"
+            )
+        return self
+
+    def steps(self, num_comparisons: int) -> int:
+        """Learner steps of the whole run."""
+        if self.total_learner_steps is not None:
+            return self.total_learner_steps
+        return max(1, math.ceil(self.epochs * num_comparisons / self.batch_size))
+
+    def checkpoint_every(self, steps: int) -> int:
+        return self.checkpoint.every_steps or max(1, steps // DEFAULT_NUM_CHECKPOINTS)
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 over the canonical JSON of what determines the result."""
+        return settings_hash(self.model_dump(mode="json"))
+
+    def to_yaml(self) -> str:
+        """A recipe that gives this configuration again, every setting written out."""
+        return to_yaml(self.model_dump(mode="json"))
+
+    def derived(self) -> dict[str, str]:
+        source = self.data.train or "made by the run"
+        length = f"{self.epochs} epochs" if self.total_learner_steps is None else f"{self.total_learner_steps:,} steps"
+        return {"comparisons": source, "length": f"{length} of {self.batch_size} comparisons a step"}
+
+
+class TextModelConfig(BaseModel):
+    """A reward model of texts: a language model whose last token's state is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["text"] = "text"
+    start: str = Field(default="tiny", description="a Hugging Face directory or name; tiny: made by the run itself")
+    tiny: dict[str, Any] = Field(
+        default_factory=dict,
+        description="for start=tiny: hidden_size and so on, see learners/tiny_model; vocab_size: pieces of bytes, as "
+        "many; without it a token is a character",
+    )
+    max_tokens: int = Field(
+        default=1024, ge=2, description="of prompt and response; comparisons with longer ones are left out, and counted"
+    )
+
+
+class SegmentModelConfig(BaseModel):
+    """A reward model of segments: an ensemble of networks over observation and action."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["segment"]
+    hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="units of each member's hidden layers")
+    activation: Literal["tanh", "relu", "leaky_relu"] = Field(default="leaky_relu", description="between the layers")
+    members: int = Field(default=3, ge=1, le=64, description="networks of the ensemble")
+    bootstrap: bool = Field(default=True, description="each member learns from a sample with replacement of its own")
+    num_actions: int | None = Field(
+        default=None, ge=2, description="of a discrete action space; default: as many as the segments show"
+    )
+    first_action: int | None = Field(
+        default=None, description="the smallest of them; default: 0, or the smallest in the segments where that is less"
+    )
+
+
+REWARD_WEIGHT_DECAY = 0.1
+
+
+class RewardTrainConfig(_PreferenceRun):
+    """`rollcall reward train`."""
+
+    learner: LearnerConfig = Field(
+        default=LearnerConfig(weight_decay=REWARD_WEIGHT_DECAY),
+        description=f"how the parameters are optimised; weight_decay is {REWARD_WEIGHT_DECAY} where it is not given",
+    )
+    keep: Literal["auto", "best", "last"] = Field(
+        default="auto",
+        description="the model that is kept: of the evaluation with the lowest held-out loss, or of the last step; "
+        "auto: the best, where enough pairs are held out to tell",
+    )
+    patience: int | None = Field(
+        default=5,
+        ge=1,
+        description="evaluations without a lower held-out loss after which training stops, where the best model is "
+        "kept (where the rate anneals, the loss may rest for four and then fall again); none: never",
+    )
+
+    model: Annotated[TextModelConfig | SegmentModelConfig, Field(discriminator="kind")] = Field(
+        default=TextModelConfig(), description="what the reward model is"
+    )
+    loss: BradleyTerryConfig = Field(default=BradleyTerryConfig(), description="how it learns from comparisons")
+
+    @field_validator("learner", mode="before")
+    @classmethod
+    def _decayed(cls, value: Any) -> Any:
+        return {"weight_decay": REWARD_WEIGHT_DECAY, **value} if isinstance(value, dict) else value
+
+    @property
+    def algorithm_name(self) -> str:
+        return self.loss.name
+
+
+class DirectRunConfig(_PreferenceRun):
+    """`rollcall train` of a recipe with data: a policy from comparisons."""
+
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.DIRECT_METHOD}
+
+    algorithm: SerializeAsAny[BaseModel] = Field(description="the method's own settings; a plain string is its name")
+    policy: LMPolicyConfig = Field(default_factory=LMPolicyConfig, description="the language model")
+    imitate: Literal["chosen", "all"] = Field(
+        default="chosen", description="what policy.warm_start learns: the best responses, or all that are compared"
+    )
+    max_tokens: int = Field(
+        default=512, ge=2, description="of prompt and response; comparisons with longer ones are left out, and counted"
+    )
+    kl_prompts: int = Field(
+        default=64, ge=0, description="held-out prompts answered at evaluations, to estimate the KL to the reference"
+    )
+    kl_max_tokens: int = Field(default=64, ge=1, description="tokens of such an answer at the most")
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _algorithm_by_name(cls, value: Any) -> Any:
+        return plugin_settings(plugins.DIRECT_METHOD, value)
+
+    @model_validator(mode="after")
+    def _begins_with_a_model(self) -> Self:
+        if self.policy.init_from is not None:
+            raise ValueError(
+                f"policy.init_from: a run on preferences begins with a model's directory: "
+                f"policy.model={self.policy.init_from}/policy (rollcall export writes it)"
+            )
+        return self
+
+    @property
+    def algorithm_name(self) -> str:
+        return str(getattr(self.algorithm, "name", type(self.algorithm).__name__))
+
+
+PreferenceRunConfig = RewardTrainConfig | DirectRunConfig
+
+
+def load_preference_config(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> PreferenceRunConfig:
+    """The configuration of a recipe with data: with an algorithm it is a direct method's, else a reward model's.
+
+    Raises:
+      BadInput: one line for each thing that is wrong.
+    """
+    settings = read_settings(recipe, overrides)
+    if "algorithm" in settings.tree:
+        return validated(settings, DirectRunConfig)
+    model = settings.tree.get("model")
+    if isinstance(model, dict) and "kind" not in model:  # a union's tag has no default of its own
+        model["kind"] = "text"
+    is_segment = isinstance(model, dict) and model.get("kind") == "segment"
+    sections = {"model": SegmentModelConfig if is_segment else TextModelConfig}
+    return validated(settings, RewardTrainConfig, sections if isinstance(model, dict) else None)

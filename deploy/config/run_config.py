@@ -1,0 +1,257 @@
+"""The configuration of a run: every component's own model, composed, and what follows from it. Knows all components'
+settings and none of their defaults; how it is read from a recipe is config.py's."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+
+from rollcall.actors.control.evaluation import EvalConfig
+from rollcall.actors.control.gym_actor import ActorsConfig
+from rollcall.actors.envs.environment import EnvConfig
+from rollcall.cluster.checkpoint import CheckpointConfig
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.loop.supervision import SupervisionConfig
+from rollcall.cluster.metrics.run_metrics import MetricsConfig
+from rollcall.cluster.store.store import URL_VARIABLE, RedisConfig
+from rollcall.deploy.config import plugins, reward_config
+from rollcall.deploy.config.placement import ClusterConfig
+from rollcall.deploy.config.plugins import Plugin
+from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.settings import settings_hash, to_yaml
+from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.models.networks import PolicyConfig
+
+# torch.compile of a small net's loss takes about 20 s when nothing is cached, and saves about 0.25 ms per minibatch
+# (measured on one core, minibatches of 256, two 64x64 MLPs): it pays from this many minibatches on.
+COMPILE_PAYS_FROM_MINIBATCHES = 80_000
+DEFAULT_NUM_CHECKPOINTS = 10
+
+
+class CommonConfig(BaseModel):
+    """What runs of both halves have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}  # sections of a plug-in's own model
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run directory is runs/<name>"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
+    runtime: Literal["ray", "serial"] = Field(default="ray", description="serial: one process, for debugging")
+    total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
+    algorithm: SerializeAsAny[BaseModel] = Field(description="the algorithm's own settings; a plain string is its name")
+    max_policy_lag: int = Field(
+        default_factory=lambda known: _default_lag(known.get("algorithm")),
+        ge=0,
+        le=64,
+        description="versions the acting policy may lag; 0: synchronous. Default 1, or 0 without lag correction",
+    )
+    reward: RewardConfig | None = Field(
+        default=None,
+        description="who scores what was produced; none: the env or task. my_module:score, or the name of a scorer",
+    )
+    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="what the run needs of a Ray cluster")
+    redis: RedisConfig = Field(default_factory=RedisConfig, description="where the books are kept")
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="the Prometheus endpoint")
+    supervision: SupervisionConfig = Field(
+        default_factory=SupervisionConfig, description="how patient the run is, and how often it mends itself"
+    )
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _algorithm_by_name(cls, value: Any) -> Any:
+        return plugin_settings(plugins.ALGORITHM, value)
+
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _reward_by_name(cls, value: Any) -> Any:
+        return section_settings(RewardConfig, reward_config.by_name(value))
+
+    # What follows from the settings.
+
+    @property
+    def algorithm_name(self) -> str:
+        return str(getattr(self.algorithm, "name", type(self.algorithm).__name__))
+
+    @property
+    def algorithm_class(self) -> type[Any]:
+        return plugins.find(plugins.ALGORITHM, self.algorithm_name)
+
+    def build_algorithm(self) -> Any:
+        """A new learners.algorithm.Algorithm with this run's settings."""
+        return self.algorithm_class(self.algorithm)
+
+    @property
+    def learner_steps(self) -> int | None:
+        """Learner steps of the whole run; None when it does not end by them."""
+        return self.total_learner_steps
+
+    @property
+    def tickets_per_step(self) -> int:
+        """B of the flow control."""
+        raise NotImplementedError
+
+    @property
+    def checkpoint_every_steps(self) -> int:
+        if self.checkpoint.every_steps is not None:
+            return self.checkpoint.every_steps
+        return max(1, (self.learner_steps or 100 * DEFAULT_NUM_CHECKPOINTS) // DEFAULT_NUM_CHECKPOINTS)
+
+    def resolved(self) -> Self:
+        """With what is `auto` decided for this machine, so that the hash says which it was."""
+        return self
+
+    def derived(self) -> dict[str, str]:
+        """What is not written in the recipe but follows from it, by name, for people."""
+        raise NotImplementedError
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 over the canonical JSON of what determines the result: not the name, nor who watches."""
+        return settings_hash(self.resolved().model_dump(mode="json"))
+
+    def to_yaml(self) -> str:
+        """A recipe that gives this configuration again, every setting written out. A password is left out."""
+        values = self.resolved().model_dump(mode="json", exclude={"redis": {"url"}})
+        if self.redis.url is not None:
+            url = self.redis.url.get_secret_value()
+            if urlsplit(url).password is None:
+                values["redis"]["url"] = url
+            else:
+                note = f"# redis.url holds a password and is not saved: set {URL_VARIABLE}\n"
+                return note + to_yaml(values)
+        return to_yaml(values)
+
+
+class RunConfig(CommonConfig):
+    """One run of the control half. Immutable; built by `load_config`, which also checks it against the environment."""
+
+    total_env_steps: int | None = Field(default=None, ge=1, description="the run ends once it learned from so many")
+    env: EnvConfig = Field(description="the environment; a plain string is its id or module:function")
+    policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the network")
+    actors: ActorsConfig = Field(default_factory=ActorsConfig, description="who acts, and in what portions")
+    eval: EvalConfig = Field(default_factory=EvalConfig, description="evaluation with frozen weights")
+    preferences: PreferencesConfig | None = Field(
+        default=None, description="learn what is better from raters; the env's own rewards are not looked at"
+    )
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _env_by_name(cls, value: Any) -> Any:
+        return section_settings(EnvConfig, {"id": value} if isinstance(value, str) else value)
+
+    @property
+    def tickets_per_step(self) -> int:
+        """Every shard gives one unit to each learner step."""
+        return self.actors.num_shards
+
+    @property
+    def steps_per_batch(self) -> int | None:
+        """Env steps in one learner step; None when a unit is an episode, whose length is not known before."""
+        if self.algorithm_class.unit == "episode":
+            return None
+        return self.actors.num_envs * self.actors.unroll_length
+
+    @property
+    def learner_steps(self) -> int | None:
+        """Learner steps of the whole run; None when only env steps bound it and units are episodes."""
+        if self.total_learner_steps is not None:
+            return self.total_learner_steps
+        if self.steps_per_batch is None or self.total_env_steps is None:
+            return None
+        return math.ceil(self.total_env_steps / self.steps_per_batch)
+
+    @property
+    def minibatches_per_step(self) -> int:
+        """Gradient steps per learner step, as far as the algorithm's settings say."""
+        return int(getattr(self.algorithm, "epochs", 1)) * int(getattr(self.algorithm, "num_minibatches", 1))
+
+    @property
+    def compile_pays(self) -> bool:
+        """Measured for MLPs alone: convolutions and recurrences spend their time inside kernels, not between them."""
+        if self.policy.recurrent != "none" or self.policy.torso == "cnn" or self.env.is_atari:
+            return False
+        return (self.learner_steps or 0) * self.minibatches_per_step >= COMPILE_PAYS_FROM_MINIBATCHES
+
+    def resolved(self) -> Self:
+        """With `learner.compile: auto` decided for this machine, so that the hash says which it was."""
+        if self.learner.compile != "auto":
+            return self
+        choice = "on" if self.compile_pays and cpp_compiler() is not None else "off"
+        return self.model_copy(update={"learner": self.learner.model_copy(update={"compile": choice})})
+
+    def derived(self) -> dict[str, str]:
+        """What is not written in the recipe but follows from it, by name, for people."""
+        batch, steps = self.steps_per_batch, self.learner_steps
+        facts = {
+            "env steps per learner step": f"{batch:,}" if batch else "as the episodes are long",
+            "learner steps": f"{steps:,}" if steps else f"until {self.total_env_steps:,} env steps",
+            "tickets per learner step": f"{self.tickets_per_step} (env shards of {self.envs_per_shard} envs)",
+            "minibatches per learner step": f"{self.minibatches_per_step}",
+            "max policy lag": f"{self.max_policy_lag}{' (synchronous)' if self.max_policy_lag == 0 else ''}",
+            "compiled loss": self.resolved().learner.compile,
+        }
+        if batch:
+            size = f"{batch / int(getattr(self.algorithm, 'num_minibatches', 1)):,.0f} env steps each"
+            facts["minibatches per learner step"] += f" of {size}"
+        if self.compile_pays and cpp_compiler() is None:
+            facts["compiled loss"] += " (no C++ compiler found: updates run eagerly)"
+        return facts
+
+    @property
+    def envs_per_shard(self) -> int:
+        return self.actors.num_envs // self.actors.num_shards
+
+
+def section_settings(model: type[BaseModel], value: Any) -> Any:
+    """A section that may be written shorter, as its model. A validator that runs before pydantic's own hands on Python
+    values, and of those a strict model takes no list for a tuple: so the section is read as JSON, as all others are."""
+    if value is None or isinstance(value, BaseModel):
+        return value
+    return model.model_validate_json(json.dumps(value, default=str), strict=True)
+
+
+def plugin_settings(plugin: Plugin, value: Any) -> Any:
+    """A section as the settings of the plug-in that it names.
+
+    Raises:
+      ValueError: in pydantic's manner.
+    """
+    if isinstance(value, BaseModel):
+        return value
+    try:
+        model = plugins.find(plugin, plugin_name_of(value)).Config
+        settings = dict(value) if isinstance(value, Mapping) else {"name": value}
+        return model.model_validate_json(json.dumps(settings), strict=True)
+    except BadInput as error:
+        raise ValueError(f"{error}") from None
+    except ValidationError as error:
+        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+
+
+def _default_lag(algorithm: Any) -> int:
+    """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
+    name = plugin_name_of(algorithm)
+    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).corrects_policy_lag)
+
+
+def cpp_compiler() -> str | None:
+    """The compiler that torch.compile would call; None when the machine has none."""
+    return next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
+
+
+def plugin_name_of(value: Any) -> Any:
+    """What a plug-in's section calls itself; anything at all if the user wrote anything at all."""
+    if isinstance(value, BaseModel):
+        return getattr(value, "name", None)
+    return value.get("name") if isinstance(value, Mapping) else value

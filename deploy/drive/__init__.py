@@ -1,0 +1,1 @@
+"""Sees a run through, from claiming its directory to its report."""

@@ -1,0 +1,98 @@
+"""What others see of a run while it lasts: its metrics, the endpoint that serves them, the file by which Prometheus
+finds it, and the probe that looks after what the run stands on. Must never change how a run goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.metrics.discovery import Announcement, announce
+from rollcall.cluster.metrics.probe import MetricsProbe
+from rollcall.cluster.metrics.run_metrics import RunMetrics
+from rollcall.cluster.store.store import Store
+from rollcall.deploy.config.load import AnyConfig
+from rollcall.deploy.kinds.parts import POLICY_ID, Parts
+
+
+class RunWatch:
+    """One driver's. `open`, then `probe`, then `training`; `close` whatever happened."""
+
+    def __init__(self, config: AnyConfig, run_directory: Path, parts: Parts) -> None:
+        self._config = config.metrics
+        self._directory = run_directory.resolve()
+        self._probe: MetricsProbe | None = None
+        self._announcement: Announcement | None = None
+        self._service_restarts = 0
+        self.port: int | None = None
+        self.failed = False  # then its file stays: a target that is down is what an alert is for
+        self.metrics = RunMetrics(run=self._directory.name, policy=POLICY_ID, env=parts.label, kind=parts.kind)
+        self.metrics.describe(
+            version=_own_version(),
+            recipe=_recipe(run_directory) or config.name,
+            algorithm=config.algorithm_name,
+            runtime=config.runtime,
+        )
+
+    def open(self) -> int | None:
+        """Serves, and says where; returns the port, if there is one.
+
+        Raises:
+          BadInput: when it cannot be served where the settings say.
+        """
+        if self._config.enabled:
+            self.port = self.metrics.serve(self._config)
+            labels = {"run": self._directory.name, "role": "driver"}
+            address = f"{self._config.host}:{self.port}"
+            self._announcement = announce(self._directory.parent, self._directory.name, address, labels)
+        return self.port
+
+    def probe(self, store: Store) -> None:
+        if self._config.enabled:
+            self._probe = MetricsProbe(self.metrics, store, self._directory)
+
+    def training(self, state: Callable[[], RunState], store: Store) -> None:
+        """The run begins its first step, or goes on with another."""
+
+        def seen() -> RunState:
+            now = state()
+            ours = {"reward_service": self._service_restarts, "redis": store.restarts}
+            return replace(now, restarts={**now.restarts, **ours})
+
+        self.metrics.watch(seen)
+        self.metrics.enter("training")
+
+    def on_event(self, kind: str, text: str) -> None:
+        self._service_restarts += kind == "reward_service"
+        self.metrics.on_event(kind, text)
+
+    def rest(self) -> None:
+        """The run is about to let go of what it stands on."""
+        self.metrics.enter("ending")
+        if self._probe is not None:
+            self._probe.stop()
+
+    def close(self) -> None:
+        self.rest()
+        self.metrics.close()
+        if self._announcement is not None and not self.failed:
+            self._announcement.withdraw()
+
+
+def _recipe(run_directory: Path) -> str:
+    try:
+        origin: Any = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
+        return str(origin["recipe"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _own_version() -> str:
+    try:
+        return version("rollcall-rl")
+    except PackageNotFoundError:
+        return "unknown"

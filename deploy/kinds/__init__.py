@@ -1,0 +1,1 @@
+"""The kinds of run there are, and what each is made of."""

@@ -1,0 +1,1 @@
+"""Comparisons as the data of a run: read, divided, judged by."""

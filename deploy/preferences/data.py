@@ -1,0 +1,264 @@
+"""The comparisons of a run: read from preference files or made up, divided into what is learnt from and what is held
+out, and turned into what a learner takes. Must never know what learns from them."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.preferences import held_out
+from rollcall.deploy.preferences.synthetic import SyntheticConfig, write_synthetic
+from rollcall.learners.data.comparisons import Comparison, Steps, TokenSequence
+from rollcall.reward_service.models.reward_models import SegmentArchitecture
+from rollcall.reward_service.preferences.files import (
+    Preference,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    SegmentPair,
+    read_preferences,
+)
+from rollcall.reward_service.preferences.records import shows_taken_actions
+
+_log = logging.getLogger("rollcall")
+_RANKS = {"left": (0, 1), "right": (1, 0), "tie": (0, 0)}
+
+
+class PreferenceDataConfig(BaseModel):
+    """Where comparisons come from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    train: str | None = Field(default=None, description="a preference file, .jsonl or .jsonl.gz")
+    eval: str | None = Field(default=None, description="one of held-out comparisons; none: a share of train")
+    eval_fraction: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="share of the prompts (of segments: of the pairs) that is held out, where no file is",
+    )
+    limit: int | None = Field(
+        default=None, ge=2, description="comparisons taken of train, in a seeded order; none: all"
+    )
+    generate: SyntheticConfig | None = Field(
+        default=None, description="in place of a file: comparisons made by the run"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.train is None) == (self.generate is None):
+            raise ValueError("one of train=FILE.jsonl and generate is needed")
+        if self.generate is not None and self.eval is not None:
+            raise ValueError("eval goes with train: what is generated has its own held-out comparisons")
+        return self
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """As they were read."""
+
+    train: list[Preference]
+    held_out: list[Preference]
+    sources: tuple[str, ...]
+    unused: int = 0  # on neither side: they share a segment with one that is held out
+
+    @property
+    def is_text(self) -> bool:
+        return not isinstance(self.train[0], SegmentPair)
+
+    def groups(self) -> tuple[str, ...]:
+        """The names of those who judged, by number."""
+        return tuple(sorted({item.group for item in self.train if item.group is not None}))
+
+
+def load_preferences(config: PreferenceDataConfig, run_directory: Path, *, seed: int) -> Preferences:
+    """All of it, or an error; nothing is loaded from a file with a bad line.
+
+    Raises:
+      BadInput: naming file and line; or nothing is left to learn from, or to hold out.
+    """
+    if config.generate is not None:
+        paths = write_synthetic(run_directory / "data", config.generate, seed=seed)
+        found = Preferences(read_preferences(paths[0]), read_preferences(paths[1]), tuple(map(str, paths)))
+    else:
+        assert config.train is not None, "one of the two is given"
+        train = read_preferences(Path(config.train))
+        order = np.random.default_rng(derive_seed(seed, "limit")).permutation(len(train))
+        train = [train[i] for i in sorted(order[: config.limit])]
+        if config.eval is not None:
+            found = Preferences(train, read_preferences(Path(config.eval)), (config.train, config.eval))
+            _warn_of_shared(found)
+        else:
+            kept, held = _divided(train, config.eval_fraction, seed)
+            if not kept and len(train) > 1:
+                raise BadInput(
+                    f"{config.train}: all {len(train)} comparisons are of one prompt, and those stay together: "
+                    "give data.eval=FILE.jsonl with what is to be held out"
+                )
+            found = Preferences(kept, held, (config.train,), unused=len(train) - len(kept) - len(held))
+    if not found.train or not found.held_out:
+        raise BadInput(f"{found.sources[0]}: too few comparisons: some are needed to learn from, and some to hold out")
+    mixed = next((p for p in [*found.train, *found.held_out] if isinstance(p, SegmentPair) == found.is_text), None)
+    if mixed is not None:
+        raise BadInput(f"{mixed.source}: texts and segments are mixed: give one kind")
+    _check_actions(found)
+    return found
+
+
+def _divided(preferences: list[Preference], fraction: float, seed: int) -> tuple[list[Preference], list[Preference]]:
+    generator = np.random.default_rng(derive_seed(seed, "held_out"))
+    pairs = [_segments_of(p) for p in preferences if isinstance(p, SegmentPair)]
+    if len(pairs) == len(preferences):
+        sides = held_out.by_segment(pairs, fraction=fraction, generator=generator)
+    else:  # of texts; where segments are among them, that is told later
+        prompts = [p.source if isinstance(p, SegmentPair) else p.prompt for p in preferences]
+        sides = held_out.by_prompt(prompts, fraction=fraction, generator=generator)
+    train, held = (
+        [p for p, side in zip(preferences, sides, strict=True) if side is wanted] for wanted in (False, True)
+    )
+    if pairs and not train and len(preferences) > 1:
+        raise BadInput(
+            f"{preferences[0].source.rpartition(':')[0]}: every comparison shares a segment with one that would be "
+            "held out, and is not learnt from then: give data.eval=FILE.jsonl with what is to be held out"
+        )
+    return train, held
+
+
+def _segments_of(pair: SegmentPair) -> tuple[str, str]:
+    """Names of what happened, the same for the same."""
+    left, right = (hashlib.sha256(segment.model_dump_json().encode()).hexdigest() for segment in pair.segments)
+    return left, right
+
+
+def _warn_of_shared(found: Preferences) -> None:
+    """Of a file of held-out comparisons that somebody gave: what it has in common with the other one."""
+
+    def names(preference: Preference) -> Sequence[object]:
+        return _segments_of(preference) if isinstance(preference, SegmentPair) else (preference.prompt,)
+
+    learnt = {name for preference in found.train for name in names(preference)}
+    shared = sum(any(name in learnt for name in names(preference)) for preference in found.held_out)
+    if shared:
+        text = "%s: %d of %d held-out comparisons share a prompt or a segment with those learnt from: what is said of "
+        text += "them is too good"
+        _log.warning(text, found.sources[-1], shared, len(found.held_out))
+
+
+def _check_actions(found: Preferences) -> None:
+    """Raises BadInput where some segments hold actions as the env took them, and others as a policy sampled them: a
+    run's labels say which since they are the former."""
+    of: dict[bool, list[SegmentPair]] = {True: [], False: []}
+    for pair in (p for p in [*found.train, *found.held_out] if isinstance(p, SegmentPair)):
+        of[shows_taken_actions(pair)].append(pair)
+    if not (of[True] and of[False]):
+        return
+    taken, other = (_first_action(of[side]) for side in (True, False))
+    if taken is None or taken != other:  # else both count their actions from the same one: they are the same numbers
+        raise BadInput(
+            f"{of[False][0].source}: does not say that its actions are those that the env took, as "
+            f"{of[True][0].source} does: labels of earlier releases hold them as they were sampled, before clip, tanh "
+            'or start. Train on one kind; or, where they are what was done, add "metadata": {"actions": "taken"}'
+        )
+
+
+def _first_action(pairs: Sequence[SegmentPair]) -> int | None:
+    """The smallest of discrete ones; None of others."""
+    arrays = [segment.actions.array() for pair in pairs for segment in pair.segments]
+    if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in arrays):
+        return None
+    return min(int(array.min()) for array in arrays)
+
+
+class Encoder(Protocol):
+    """reward_service.text_encoder.TextEncoder, say."""
+
+    def prompt(self, prompt: Prompt) -> list[int]: ...
+
+    def response(self, text: str) -> list[int]: ...
+
+
+def encode_texts(
+    preferences: Sequence[Preference],
+    encoder: Encoder,
+    *,
+    max_tokens: int,
+    groups: Sequence[str] = (),
+    for_policy: bool = False,
+) -> list[Comparison[TokenSequence]]:
+    """Prompt tokens followed by response tokens, nothing tokenised across the seam. Comparisons with a candidate of
+    more than `max_tokens` are left out, and counted in the log. A policy cannot begin with nothing: it needs prompts.
+
+    Raises:
+      BadInput: when none is left, or one cannot be encoded or has no group where groups are asked for.
+    """
+    what = preferences[0].source.rpartition(":")[0]
+    encoded, longest = [], 0
+    numbers = {name: number for number, name in enumerate(groups)}
+    for item in preferences:
+        assert not isinstance(item, SegmentPair), "load_preferences keeps them apart"
+        if groups and item.group not in numbers:
+            raise BadInput(f"{item.source}: group {item.group!r}: learning by groups needs one of {', '.join(groups)}")
+        try:
+            prompt = encoder.prompt(item.prompt)
+        except ValueError as error:
+            raise BadInput(f"{item.source}: {error}") from None
+        if for_policy and not prompt:
+            raise BadInput(f"{item.source}: an empty prompt: a policy's response needs something to follow")
+        responses, ranks = _responses(item)
+        candidates = tuple(
+            TokenSequence(np.array([*prompt, *tokens], np.int32), len(prompt))
+            for tokens in (encoder.response(text) for text in responses)
+        )
+        length = max(len(candidate.token_ids) for candidate in candidates)
+        longest = max(longest, length)
+        if length > max_tokens or any(len(c.token_ids) == c.num_prompt for c in candidates):
+            continue
+        margin = (item.margin or 0.0) if isinstance(item, PreferencePair) else 0.0
+        encoded.append(Comparison(candidates, ranks, margin=margin, group=numbers.get(item.group or "", 0)))
+    left_out = len(preferences) - len(encoded)
+    if not encoded:
+        raise BadInput(
+            f"{what}: none of {len(preferences)} comparisons fits into max_tokens={max_tokens} (the longest has "
+            f"{longest}): raise it"
+        )
+    if left_out:
+        text = "%s: %d of %d comparisons have more than %d tokens, and are left out (the longest has %d)"
+        _log.warning(text, what, left_out, len(preferences), max_tokens, longest)
+    return encoded
+
+
+def _responses(item: PreferencePair | Ranking) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    if isinstance(item, Ranking):
+        return item.responses, item.ranks
+    return (item.chosen, item.rejected), (0, 0) if item.tie else (0, 1)
+
+
+def encode_segments(preferences: Sequence[Preference], architecture: SegmentArchitecture) -> list[Comparison[Steps]]:
+    """Raises BadInput: naming the line whose segments the model does not take."""
+    encoded = []
+    for item in preferences:
+        assert isinstance(item, SegmentPair), "load_preferences keeps them apart"
+        try:
+            steps = tuple(Steps(*architecture.arrays(segment)) for segment in item.segments)
+        except ValueError as error:
+            raise BadInput(f"{item.source}: {error}; nothing of the file was loaded") from None
+        encoded.append(Comparison(steps, _RANKS[item.choice]))
+    return encoded
+
+
+def counted(train: Sequence[object], held: Sequence[object], found: Preferences) -> Mapping[str, int]:
+    """What became of the comparisons that were read, for the summary."""
+    return {
+        "train": len(train),
+        "held_out": len(held),
+        "left_out": found.unused + len(found.train) + len(found.held_out) - len(train) - len(held),
+    }

@@ -1,0 +1,291 @@
+"""Writes report.html: one page of a run that asks nothing of the network. Reads the run directory alone, so it works on
+a run that is going on, was killed, or comes from another machine; must never import torch or ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rollcall.cluster.books.segments import Segment, booked_segments
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.deploy.report import preference_report
+from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
+from rollcall.deploy.report.progress import duration, number, percent
+from rollcall.deploy.report.recorders import read_jsonl
+
+_STATUS = {
+    "completed": ("good", "completed"),
+    "stopped": ("warn", "stopped"),
+    "failed": ("bad", "failed"),
+    "running": ("warn", "not finished"),
+}
+_MAX_EVENTS = 200
+_LONGEST_PROMPT, _LONGEST_COMPLETION = 400, 1200  # characters shown
+
+
+def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
+    """Writes <run>/report.html and returns its path. `beside`: other runs whose curves stand in the same
+    charts.
+
+    Raises:
+      BadInput: when the directory holds no run.
+    """
+    if not (run_directory / "config.yaml").exists():
+        raise BadInput(f"{run_directory}: no run here (config.yaml is missing); give a directory under runs/")
+    config_text = (run_directory / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(config_text) or {}
+    records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
+    events = read_jsonl(run_directory / "events.jsonl")
+    summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
+    preferences = "data" in config
+    language = "task" in config or preferences
+    segments = _segments(run_directory)
+    charts = build_charts(records, evals, language=language, marks=[(s.step, str(s)) for s in segments[1:]])
+    bins = (summary.get("calibration") or {}).get("bins")
+    if bins:
+        charts.insert(min(2, len(charts)), calibration_chart(bins))
+    compared, others = _compared((run_directory, *beside), records)
+    sections = [
+        _header(run_directory.resolve().name, config, summary, origin),
+        _tile_row(
+            preference_report.tiles(summary) if preferences else _tiles(summary, records, evals, language=language)
+        ),
+        _figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
+        _figures(charts, first=len(compared)),
+        _samples(run_directory / "samples.jsonl"),
+        preference_report.tables(summary),
+        '<h2>Accounts</h2><div class="columns">',
+        "" if preferences else _ledger(summary),
+        _machine(origin),
+        "</div>",
+        _segment_table(segments),
+        _events(events),
+        f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
+        f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
+    ]
+    # "<" inside the data would let a value close the script element.
+    data = json.dumps([*compared, *charts], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = files(__package__).joinpath("report_page.html").read_text(encoding="utf-8")
+    page = page.replace("<!--title-->", escape(f"{run_directory.resolve().name} · Rollcall"))
+    page = page.replace("<!--body-->", "\n".join(sections)).replace("<!--charts-->", data)
+    path = run_directory / "report.html"
+    aside = path.with_name("report.html.new")
+    aside.write_text(page, encoding="utf-8", errors="replace")  # a completion may hold half a surrogate pair
+    aside.replace(path)
+    return path
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _name(section: Any, key: str) -> str:
+    return str(section.get(key, "?") if isinstance(section, Mapping) else section)
+
+
+def _compared(runs: Sequence[Path], own: Records) -> tuple[list[dict[str, Any]], list[str]]:
+    """The charts of several runs, of which `own` are the first one's records; and what the others are called: by their
+    directory's name, or its whole path where two have the same."""
+    if len(runs) == 1:
+        return [], []
+    names = [run.resolve().name for run in runs]
+    names = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
+    records = [own, *(read_jsonl(run / "metrics.jsonl") for run in runs[1:])]
+    return comparison_charts(dict(zip(names, records, strict=True))), names[1:]
+
+
+def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    status = str(summary.get("status", "running"))
+    tone, word = _STATUS.get(status, ("warn", status))
+    where = _name(config["task"], "name") if "task" in config else _name(config.get("env"), "id")
+    method = [f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {where}"]
+    facts = [
+        f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
+        *(preference_report.facts(config, summary) if "data" in config else method),
+        *([f"begun from {_name(origin['init_from'], 'checkpoint')}"] if "init_from" in origin else []),
+        f"seed {summary.get('seed', config.get('seed', '?'))}",
+        *([] if "data" in config else [f"{config.get('runtime', 'ray')} runtime"]),
+    ]
+    text = (
+        f'<header><div class="row"><h1>{escape(name)}</h1><span class="badge {tone}">{escape(word)}</span></div>'
+        f"<p>{escape(' · '.join(facts))}</p>"
+    )
+    if summary.get("error"):
+        text += f'<p class="error">{escape(str(summary["error"]))}</p>'
+    return text + "</header>"
+
+
+def _tiles(
+    summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]], *, language: bool
+) -> list[tuple[str | None, str]]:
+    last = records[-1] if records else {}
+    final = summary.get("final_eval") or (evals[-1] if evals else {})
+    wall = summary.get("wall_s", last.get("elapsed_s"))
+    lag = summary.get("policy_lag") or {}
+    experience, unit, trials = ("tokens", "tokens", "problems") if language else ("env_steps", "env steps", "episodes")
+    speed = summary.get("tokens_per_s" if language else "steps_per_s")
+    if speed is None and last.get("elapsed_s"):
+        speed = (last.get(experience) or 0) / last["elapsed_s"]
+    total = summary.get("generated_tokens" if language else "env_steps", last.get(experience))
+    score = _score(final, language=language) if final else None
+    left = f", {final['unfinished']} unfinished" if final.get("unfinished") else ""
+    whose = "final" if summary.get("final_eval") else "latest"
+    return [
+        (score, f"{whose} evaluation, {final.get('n', '?')} {trials}{left}"),
+        (number(total), f"generated {unit}" if language else unit),
+        (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
+        (duration(float(wall)) if wall is not None else None, "wall time"),
+        (number(speed), f"{unit} per second"),
+        (f"{summary['bound_fraction']:.0%}" if summary.get("bound_fraction") else None, "of this machine's bound"),
+        (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),
+    ]
+
+
+def _tile_row(tiles: list[tuple[str | None, str]]) -> str:
+    cells = [f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in tiles if v and v != "-"]
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def _score(evaluation: Mapping[str, Any], *, language: bool) -> str:
+    if language:
+        return percent(evaluation.get("mean"))
+    return f"{number(evaluation.get('mean'))} ± {number(evaluation.get('std'))}"
+
+
+def _figures(charts: list[dict[str, Any]], *, first: int = 0, heading: str = "") -> str:
+    """`first`: the place of the first chart among all of the page."""
+    if not charts:
+        return "<h2>Curves</h2><p>No learner step was recorded yet.</p>"
+    figures = []
+    for index, chart in enumerate(charts, start=first):
+        named = [s for s in chart["series"] if not s["faint"]]
+        legend = ""
+        if len(named) > 1 or chart["points"]:
+            items = [f'<span><i style="background:var(--c{s["colour"]})"></i>{escape(s["name"])}</span>' for s in named]
+            if chart["points"]:
+                items.append(f'<span><i style="background:var(--c2)"></i>{_points_name(chart)}</span>')
+            legend = f'<span class="legend">{"".join(items)}</span>'
+        over = f"over {chart['x_label']}"
+        title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
+        wide = ' class="wide"' if chart["wide"] else ""
+        figures.append(
+            f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
+            f'<svg role="img" aria-label="{escape(title)} {over}"></svg><div class="tip"></div></figure>'
+        )
+    heading = heading or f"Curves over {charts[0]['x_label']}"
+    return f'<h2>{escape(heading)}</h2><div class="charts">{"".join(figures)}</div>'
+
+
+def _points_name(chart: Mapping[str, Any]) -> str:
+    return str(chart.get("points_name") or f"evaluation, mean ± {chart['spread']}")
+
+
+def _samples(path: Path) -> str:
+    """What the language model wrote at the first, the middle and the last recorded step."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    lines = [line for line in lines if line.endswith(b"\n")]  # the last one may be cut short by a kill
+    rows = []
+    for index in sorted({0, (len(lines) - 1) // 2, len(lines) - 1} if lines else ()):
+        step, samples = _sampled(lines[index])
+        for position, sample in enumerate(samples):
+            at = f"<th rowspan={len(samples)}>step {number(step)}</th>" if position == 0 else ""
+            prompt = escape(_cut(str(sample.get("prompt", "")), _LONGEST_PROMPT))
+            text = escape(_cut(str(sample.get("text", "")), _LONGEST_COMPLETION))
+            reward = number(sample.get("reward"), 2)
+            rows.append(f'<tr>{at}<td class="t">{prompt}</td><td class="t">{text}</td><td class=n>{reward}</td></tr>')
+    if not rows:
+        return ""
+    head = "<tr><th></th><th>Prompt</th><th>Completion</th><th class=n>Reward</th></tr>"
+    return f'<h2>Sample completions</h2><div class="card samples"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _sampled(line: bytes) -> tuple[Any, list[Mapping[str, Any]]]:
+    """(step, samples); none of a line that is damaged."""
+    try:
+        record = json.loads(line)
+        return record["step"], [sample for sample in record["samples"] if isinstance(sample, Mapping)]
+    except (ValueError, KeyError, TypeError):
+        return None, []
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[:length] + "..."
+
+
+def _row(name: str, value: Any, *, sub: bool = False, count: bool = True) -> str:
+    text = number(value) if isinstance(value, (int, float)) else str(value)
+    tone = ' class="sub"' if sub else ""
+    return f"<tr{tone}><th>{escape(name)}</th><td{' class=n' if count else ''}>{escape(text)}</td></tr>"
+
+
+def _ledger(summary: Mapping[str, Any]) -> str:
+    ledger = summary.get("ledger")
+    if not isinstance(ledger, Mapping):
+        return '<div class="card"><p>The ledger is summed up when the run ends.</p></div>'
+    rows = []
+    for key, name in (
+        ("issued", "Rollouts issued"),
+        ("committed", "committed to a learner step"),
+        ("dropped", "dropped"),
+        ("rolled_back", "rolled back by a restore"),
+        ("in_flight", "still in flight"),
+        ("duplicates_refused", "Late or duplicate attempts refused"),
+    ):
+        if key in ledger:
+            rows.append(_row(name, ledger[key]))
+        if key == "dropped":
+            reasons = next((value for value in ledger.values() if isinstance(value, Mapping)), {})
+            rows += [_row(str(reason).replace("_", " "), n, sub=True) for reason, n in sorted(reasons.items())]
+    restarts = summary.get("restarts")
+    if isinstance(restarts, Mapping):
+        rows += [_row(f"Restarts: {what}", n) for what, n in sorted(restarts.items())]
+    elif restarts is not None:
+        rows.append(_row("Restarts", restarts))
+    return f'<div class="card"><table>{"".join(rows)}</table></div>'
+
+
+def _segments(run_directory: Path) -> tuple[Segment, ...]:
+    try:
+        return booked_segments(run_directory)
+    except CheckpointDamaged:
+        return ()  # rollcall audit says so; a report is of what can be read
+
+
+def _segment_table(segments: Sequence[Segment]) -> str:
+    if len(segments) < 2:
+        return ""
+    rows = [
+        f"<tr><td class=n>step {number(s.step)}</td><td>{escape(str(s).partition(': ')[2] or 'as begun')}</td>"
+        f"<td>config {escape(s.config_hash[:12])}</td></tr>"
+        for s in segments
+    ]
+    return f'<h2>Segments</h2><div class="card"><table>{"".join(rows)}</table></div>'
+
+
+def _machine(origin: Mapping[str, Any]) -> str:
+    rows = [_row(str(k).replace("_", " "), v, count=False) for k, v in (origin.get("machine") or {}).items()]
+    rows += [_row(str(package), version, count=False) for package, version in (origin.get("versions") or {}).items()]
+    return f'<div class="card"><table>{"".join(rows)}</table></div>' if rows else ""
+
+
+def _events(events: list[dict[str, Any]]) -> str:
+    if not events:
+        return ""
+    shown = events[-_MAX_EVENTS:]
+    rows = [
+        f"<tr><td class=n>step {number(e.get('step'))}</td><td>{escape(str(e.get('kind', '')))}</td>"
+        f"<td>{escape(str(e.get('text', '')))}</td></tr>"
+        for e in shown
+    ]
+    more = f", the last {_MAX_EVENTS} of {len(events)}" if len(events) > len(shown) else ""
+    return f"<details><summary>Events{more}</summary><div><table>{''.join(rows)}</table></div></details>"

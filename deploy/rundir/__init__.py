@@ -1,0 +1,1 @@
+"""Run directories: found, claimed, read, gone on with."""

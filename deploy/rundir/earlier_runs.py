@@ -1,0 +1,66 @@
+"""Runs that were made before, perhaps by another release: how their config.yaml is read in this one. A setting that was
+renamed, removed, or added with another default than what runs did without it stands here, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, settings_hash
+
+RENAMED: Mapping[KeyPath, KeyPath] = {}  # old path -> new path: read as the new one
+REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
+# What runs did before a setting was there, where its default does something else: such runs go on doing it.
+BEFORE: Mapping[KeyPath, Any] = {}
+# The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
+BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
+    "loss": {("keep",): "last", ("patience",): None, ("learner", "weight_decay"): 0.0},
+}
+
+
+def read_run(run_directory: Path) -> tuple[Settings, str]:
+    """(a run's settings as this release knows them, the hash of its config.yaml as it was written). A setting that the
+    run's release did not have is not among them, and has its default.
+
+    Raises:
+      BadInput: when there is no config.yaml to read, or it has a setting that was removed.
+    """
+    settings = read_recipe(run_directory / "config.yaml")
+    config_hash = settings_hash(settings.tree)
+    settings.made_by = _made_by(run_directory)
+    for path, remedy in REMOVED.items():
+        if settings.has(path):
+            raise BadInput(f"{'.'.join(path)} ({settings.origin(path)}): this version has no such setting: {remedy}")
+    for old, new in RENAMED.items():
+        if settings.has(old):
+            origin, value = settings.origin(old), settings.value(old)
+            del (settings.value(old[:-1]) if old[:-1] else settings.tree)[old[-1]]
+            settings.set(new, value, origin)
+    before = dict(BEFORE)
+    for name, more in BEFORE_WITH.items():
+        before |= more if settings.has((name,)) else {}
+    for path, value in before.items():
+        section = path[:-1]
+        if not settings.has(path) and (not section or _is_section(settings, section)):
+            settings.set(path, value, "as runs without this setting are")
+    return settings, config_hash
+
+
+def _is_section(settings: Settings, path: KeyPath) -> bool:
+    return settings.has(path) and isinstance(settings.value(path), Mapping)
+
+
+def run_hash(run_directory: Path) -> str:
+    """The hash of a run's config.yaml as it was written. Raises BadInput: as `read_run`."""
+    return settings_hash(read_recipe(run_directory / "config.yaml").tree)
+
+
+def _made_by(run_directory: Path) -> str:
+    try:
+        version = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))["versions"]["rollcall-rl"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another version of Rollcall"
+    return f"rollcall-rl {version}"

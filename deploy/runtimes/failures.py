@@ -1,0 +1,55 @@
+"""How an exception of an actor becomes a drop with a reason. Shared by the runtimes."""
+
+from __future__ import annotations
+
+from rollcall.actors.language.lm_actor import Failure
+from rollcall.cluster.errors import (
+    ChecksumMismatch,
+    EnvFailure,
+    NonFinite,
+    StaleEpoch,
+    Unscored,
+    VersionsMixed,
+    WeightsTimeout,
+)
+from rollcall.cluster.messages.events import TicketFailed
+from rollcall.cluster.messages.records import Produced, Ticket
+
+_REASONS: dict[type[Exception], str] = {
+    NonFinite: "non_finite",
+    EnvFailure: "env_failed",
+    WeightsTimeout: "weights_timeout",
+    StaleEpoch: "stale_epoch",
+    ChecksumMismatch: "checksum_mismatch",
+    Unscored: "unscored",
+    VersionsMixed: "versions_mixed",
+}
+
+CONTAINED = tuple(_REASONS)  # what ends an attempt and not the actor
+
+
+def ticket_failure(ticket: Ticket | Produced, error: Exception) -> TicketFailed:
+    """The drop that `error` means, to a ticket or to what it produced. After NaNs or a raising env, the shard starts
+    anew."""
+    return TicketFailed(
+        ticket_id=ticket.ticket_id,
+        attempt=ticket.attempt,
+        epoch=ticket.epoch,
+        reason=_REASONS[type(error)],
+        detail=str(error),
+        state_lost=isinstance(error, (NonFinite, EnvFailure)),
+        fruitless=isinstance(error, Unscored) and error.fruitless,
+    )
+
+
+def given_up(failure: Failure) -> TicketFailed:
+    """The drop of a ticket that a language actor gave up."""
+    ticket = failure.ticket
+    return TicketFailed(
+        ticket_id=ticket.ticket_id,
+        attempt=ticket.attempt,
+        epoch=ticket.epoch,
+        reason=failure.reason,
+        detail=failure.detail,
+        state_lost=False,
+    )

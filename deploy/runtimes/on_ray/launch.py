@@ -1,0 +1,69 @@
+"""From a run's config to its workers on Ray: connects, says what is needed, and hands the rest to runtime.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rollcall.deploy.config.load import AnyConfig
+from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.rundir.jobs import current_job, stop_patience_s
+from rollcall.deploy.runtimes.on_ray.cluster import connect
+
+if TYPE_CHECKING:
+    from rollcall.deploy.runtimes.on_ray.nodes import Needs
+    from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
+
+
+def ray_workers(
+    config: AnyConfig, parts: Parts, directory: Path, tell: Callable[[str, str], None], *, keep_versions: int
+) -> RayWorkers:
+    """Connected, with room on the cluster, and nothing begun.
+
+    Raises:
+      BadInput: when there is no such cluster, no room on it, or its nodes lack what the run needs.
+    """
+    roles = config.cluster
+    demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
+    cluster = connect(num_cpus=demand)
+    from rollcall.deploy.runtimes.on_ray.members import (
+        Composition,  # these import ray, which had to be told of tokens first
+    )
+    from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
+
+    try:
+        composition = Composition(
+            parts=parts,
+            num_actors=config.actors.num,
+            eval_episodes=parts.eval_episodes,
+            scored=parts.reward is not None,
+            num_learner_processes=config.learner.num_processes,
+            learner_device=config.learner.device,
+            keep_versions=keep_versions,
+            supervision=config.supervision,
+            cluster=roles,
+            needs=_needs(config, parts, directory),
+            stop_patience_s=stop_patience_s(),
+        )
+        return RayWorkers(composition, cluster, tell)
+    except BaseException:
+        cluster.close()
+        raise
+
+
+def _needs(config: AnyConfig, parts: Parts, directory: Path) -> Needs:
+    """What every node must have that works for this run."""
+    from rollcall.deploy.runtimes.on_ray.nodes import Needs, own_version
+
+    job = current_job()
+    sections = (getattr(config, "env", None), getattr(config, "task", None), config.algorithm)
+    names = [str(getattr(item, "id", None) or getattr(item, "name", "")) for item in sections if item is not None]
+    return Needs(
+        rollcall=own_version(),
+        generates=parts.kind == "language",
+        modules=tuple(name.partition(":")[0] for name in names if ":" in name),
+        working_directory="" if job is not None and job.has_working_dir else os.getcwd(),
+        run_directory=directory.resolve(),
+    )

@@ -1,0 +1,87 @@
+"""The members of a run on Ray: which process each is, where it goes, and what it is given. Starts them, and forgets
+them: who is alive is runtime.py's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rollcall.cluster.loop.supervision import SupervisionConfig
+from rollcall.deploy.config.placement import ClusterConfig
+from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.runtimes.on_ray.nodes import Needs
+from rollcall.deploy.runtimes.on_ray.placement import Placement
+from rollcall.deploy.runtimes.on_ray.processes import (
+    ASIDE,
+    TRANSFER,
+    EvalProcess,
+    GymActorProcess,
+    LearnerProcess,
+    LMActorProcess,
+    ScoringProcess,
+)
+from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess
+
+SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring process may have under way
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """What to run; `parts` travels to the processes."""
+
+    parts: Parts
+    num_actors: int
+    eval_episodes: int
+    scored: bool
+    num_learner_processes: int
+    learner_device: str
+    keep_versions: int
+    supervision: SupervisionConfig
+    cluster: ClusterConfig
+    needs: Needs
+    stop_patience_s: float  # how long a stop may wait for anybody
+
+
+class Members:
+    """Starts the processes of one run. Each comes back as a Ray actor handle."""
+
+    def __init__(self, composition: Composition, placement: Placement) -> None:
+        self._plan = composition
+        self._placement = placement
+        self._where = (composition.needs.working_directory, composition.needs.run_directory / "logs")
+
+    def server(self) -> Any:
+        readers = self._plan.num_actors + 8  # each may wait in a call of its own
+        remote: Any = ray.remote(ParameterServerProcess)
+        options = self._placement.parameter_server()
+        return remote.options(**options, max_concurrency=readers).remote(self._plan.keep_versions)
+
+    def actor(self, actor_id: str, index: int, server: Any) -> Any:
+        remote: Any = ray.remote(LMActorProcess if self._plan.parts.kind == "language" else GymActorProcess)
+        options = self._placement.actor(index)
+        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.parts, server, *self._where)
+
+    def learners(self) -> list[Any]:
+        count = self._plan.num_learner_processes
+        untyped: Any = ray.remote
+        remote = untyped(concurrency_groups={ASIDE: 1, TRANSFER: 1})(LearnerProcess)
+        return [
+            remote.options(**self._placement.learner(rank), max_restarts=0).remote(
+                self._plan.parts, rank, count, *self._where
+            )
+            for rank in range(count)
+        ]
+
+    def evaluator(self) -> Any:
+        remote: Any = ray.remote(EvalProcess)
+        return remote.options(**self._placement.evaluation()).remote(self._plan.parts, *self._where)
+
+    def scoring(self) -> Any:
+        remote: Any = ray.remote(ScoringProcess)
+        wanted = self._plan.parts.reward_config
+        options = self._placement.scoring(beside_driver=wanted is None or wanted.url is None)
+        return remote.options(**options, max_restarts=0, max_concurrency=SCORING_CONCURRENCY).remote(
+            self._plan.parts, *self._where
+        )

@@ -1,0 +1,1 @@
+"""Commands beside training: benchmarks, manifests, monitoring, services of their own."""

@@ -1,0 +1,247 @@
+"""A page for each half: what of learning is to be seen in control, and in language. Must never know Grafana's JSON."""
+
+from __future__ import annotations
+
+from rollcall.deploy.tools.monitoring.dashboard_overview import ANNOTATIONS, OF, RUN, VARIABLES, gauge, mean, per_second
+from rollcall.deploy.tools.monitoring.dashboards import Dashboard, Panel, Query, Row, alarm
+
+_CLIPPED = Panel(
+    "Clipped",
+    "Where the ratio of learning to acting policy was cut. Above a third the steps are too large, or the lag is.",
+    "percentunit",
+    [gauge("clip_fraction_ratio")],
+    least=0,
+    thresholds=alarm(warn=0.3, bad=0.6),
+)
+_GRADIENT = Panel(
+    "Gradient norm",
+    "Before clipping. Spikes are outliers in a batch; a steady climb is a learning rate too high.",
+    "short",
+    [gauge("grad_norm")],
+)
+_RATE = Panel("Learning rate", "Of the newest step.", "sci", [gauge("learning_rate")])
+_KL = Panel(
+    "From acting to learning policy",
+    "Estimate of the KL divergence that one batch's updates make. Jumps come before collapses.",
+    "short",
+    [gauge("approx_kl_nats")],
+)
+
+
+def _prompts(more: str) -> str:
+    return f"sum by (run) (rate(rollcall_engine_prompt_tokens_total{{{more}{RUN}}}[$__rate_interval]))"
+
+
+CONTROL = Dashboard(
+    "rollcall-control",
+    "Rollcall / Control",
+    "Learning from environments: returns, losses, the speed of acting and learning.",
+    VARIABLES,
+    ANNOTATIONS,
+    (
+        Row(
+            "Returns",
+            (
+                Panel(
+                    "Return",
+                    "Undiscounted: mean of the last 100 training episodes, and of the newest evaluation.",
+                    "short",
+                    [gauge("return_mean", "{{run}} training"), gauge("eval_return_mean", "{{run}} evaluation")],
+                    width=12,
+                ),
+                Panel(
+                    "Reward of the reward service",
+                    "Mean per step of the newest batch, where a service scores. It may rise while the return does not: "
+                    "then the policy has found out what the reward model does not know.",
+                    "short",
+                    [gauge("reward_mean")],
+                    width=6,
+                ),
+                Panel(
+                    "Episodes",
+                    "Ended, per second.",
+                    "ops",
+                    [per_second("episodes_total")],
+                    width=6,
+                ),
+            ),
+        ),
+        Row(
+            "Updates",
+            (
+                Panel(
+                    "Entropy",
+                    "Of the policy, per step. Near zero too soon: it no longer explores.",
+                    "short",
+                    [gauge("entropy_nats")],
+                ),
+                Panel(
+                    "Losses",
+                    "The whole loss and the critic's part.",
+                    "short",
+                    [gauge("loss", "{{run}} loss"), gauge("value_loss", "{{run}} critic")],
+                ),
+                _GRADIENT,
+                _KL,
+                _CLIPPED,
+                _RATE,
+            ),
+        ),
+        Row(
+            "Speed",
+            (
+                Panel("Environment steps", "Learnt from, per second.", "ops", [per_second("env_steps_total")]),
+                Panel(
+                    "Seconds of a step",
+                    "Whole learner steps; of these updating, publishing and scoring; and the busiest actor's work.",
+                    "s",
+                    [
+                        mean("step_seconds", "{{run}} step"),
+                        mean("update_seconds", "{{run}} update"),
+                        mean("act_seconds", "{{run}} acting"),
+                        mean("score_seconds", "{{run}} scoring"),
+                        mean("publish_seconds", "{{run}} publishing"),
+                    ],
+                ),
+                Panel(
+                    "Environments started anew",
+                    "After they raised, in five minutes. The driver's log has the tracebacks.",
+                    "short",
+                    [Query(f"increase(rollcall_env_restarts_total{OF}[5m])", "{{run}}")],
+                    thresholds=alarm(warn=1, bad=10),
+                ),
+            ),
+        ),
+    ),
+)
+
+LANGUAGE = Dashboard(
+    "rollcall-language",
+    "Rollcall / Language",
+    "Learning from completions: rewards, the two log-probabilities, the engines.",
+    VARIABLES,
+    ANNOTATIONS,
+    (
+        Row(
+            "Rewards",
+            (
+                Panel("Reward", "Mean of the newest batch's completions.", "short", [gauge("reward_mean")]),
+                Panel(
+                    "Solved",
+                    "Completions of the newest batch that are right, and held-out problems in evaluation.",
+                    "percentunit",
+                    [
+                        gauge("exact_match_ratio", "{{run}} training"),
+                        gauge("eval_exact_match_ratio", "{{run}} evaluation"),
+                    ],
+                    least=0,
+                    most=1,
+                ),
+                Panel(
+                    "Groups that teach nothing",
+                    "Prompts whose samples all have one reward: too easy, or too hard. Near 1 nothing is learnt.",
+                    "percentunit",
+                    [gauge("degenerate_ratio")],
+                    least=0,
+                    most=1,
+                    thresholds=alarm(warn=0.7, bad=0.95),
+                ),
+            ),
+        ),
+        Row(
+            "Policy",
+            (
+                Panel(
+                    "Engine against learner",
+                    "Mean distance of the log-probabilities that the engine sampled with from the learner's. At lag 0 "
+                    "with one update a batch below 0.0001; else what lag and updates explain. Above 0.25 is an alert.",
+                    "short",
+                    [gauge("logprob_mismatch_nats")],
+                    thresholds=alarm(warn=0.15, bad=0.25),
+                ),
+                Panel(
+                    "From the reference",
+                    "KL estimate to the reference policy, per token: the price of the reward. A run without a penalty "
+                    "has none.",
+                    "short",
+                    [gauge("kl_reference_nats")],
+                ),
+                Panel(
+                    "Entropy",
+                    "Of the policy, per token. A collapse ends exploration.",
+                    "short",
+                    [gauge("entropy_nats")],
+                ),
+                _CLIPPED,
+                _GRADIENT,
+                _RATE,
+            ),
+        ),
+        Row(
+            "Completions",
+            (
+                Panel("Length", "Mean of the newest batch.", "short", [gauge("completion_length_tokens")]),
+                Panel(
+                    "Cut, or without an answer",
+                    "Cut for length, and without an answer that can be read. Rising lengths that end here are a policy "
+                    "that talks on.",
+                    "percentunit",
+                    [gauge("truncated_ratio", "{{run}} cut"), gauge("unparsed_ratio", "{{run}} no answer")],
+                    least=0,
+                    most=1,
+                ),
+                Panel(
+                    "Prompts given up",
+                    "Per minute, by what their samples came to.",
+                    "short",
+                    [Query(f"60 * rate(rollcall_prompts_dropped_total{OF}[$__rate_interval])", "{{run}} {{outcome}}")],
+                ),
+            ),
+        ),
+        Row(
+            "Engines",
+            (
+                Panel(
+                    "Tokens",
+                    "Per second: sampled and learnt from, and trained in updates.",
+                    "ops",
+                    [per_second("tokens_total", "{{run}} {{stage}}")],
+                ),
+                Panel(
+                    "Requests in the engines",
+                    "At an engine step, mean of a batch. Waiting ones have no room: raise "
+                    "actors.engine.max_num_seqs, or give the engine more memory.",
+                    "short",
+                    [
+                        gauge("engine_running_requests", "{{run}} running"),
+                        gauge("engine_waiting_requests", "{{run}} waiting"),
+                    ],
+                ),
+                Panel(
+                    "KV cache",
+                    "Largest share of an engine's blocks in use. At 1 it takes requests back and begins them anew.",
+                    "percentunit",
+                    [gauge("engine_kv_cache_usage_ratio")],
+                    least=0,
+                    most=1,
+                    thresholds=alarm(warn=0.9, bad=0.99),
+                ),
+                Panel(
+                    "Prefix cache",
+                    "Share of the prompts' tokens found there. A prompt's samples share it; new weights empty it.",
+                    "percentunit",
+                    [Query(_prompts('outcome="hit",') + " / " + _prompts(""), "{{run}}")],
+                    least=0,
+                    most=1,
+                ),
+                Panel(
+                    "New weights",
+                    "Seconds per learner step: publishing them, and loading them into the engines.",
+                    "s",
+                    [mean("publish_seconds", "{{run}} publishing"), mean("weights_apply_seconds", "{{run}} loading")],
+                ),
+                Panel("Engine steps", "Per second, of all engines.", "ops", [per_second("engine_steps_total")]),
+            ),
+        ),
+    ),
+)

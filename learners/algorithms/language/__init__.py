@@ -1,0 +1,1 @@
+"""Algorithms that learn from sampled tokens. A file that names its class in ALGORITHM is one."""

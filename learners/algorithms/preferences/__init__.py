@@ -1,0 +1,1 @@
+"""Algorithms that learn from comparisons, without samples of their own."""

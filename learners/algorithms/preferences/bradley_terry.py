@@ -1,0 +1,111 @@
+"""Reward models from comparisons, by maximum likelihood of who was preferred (Bradley and Terry, 1952): of responses
+(Ouyang et al., 2022, arXiv:2203.02155) and of segments (Christiano et al., 2017, arXiv:1706.03741), with the same loss.
+This file must never know what a reward model is made of, nor what steps the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from rollcall.cluster.messages.records import Unit
+from rollcall.learners.algorithm import Metrics, Models
+from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferenceMinibatch, PreferencePart
+from rollcall.learners.maths import preference_losses
+
+
+class BradleyTerryConfig(BaseModel):
+    """How a reward model's loss is made of comparisons."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["bradley_terry"] = Field(default="bradley_terry", description="the algorithm")
+    noise: float = Field(
+        default=0.0, ge=0, lt=1, description="share of answers that are random, whatever is compared; 0.1 for people"
+    )
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5, description="share of labels that are wrong")
+    use_margins: bool = Field(
+        default=True, description="a comparison's margin is what the rewards must differ by (where it has one)"
+    )
+    ties: Literal["half", "rao_kupper"] = Field(
+        default="half", description="half: a tie is half a vote for either; rao_kupper: an outcome of its own"
+    )
+    tie_threshold: float = Field(default=0.5, gt=0, description="of rao_kupper: the difference that raters do not see")
+    budget: int = Field(default=16384, ge=1, description="padded tokens (or steps) of one forward pass")
+
+    @model_validator(mode="after")
+    def _one_model_of_errors(self) -> BradleyTerryConfig:
+        if self.ties == "rao_kupper" and (self.noise or self.label_smoothing):
+            raise ValueError("ties=rao_kupper is its own model of a rater's errors: set noise and label_smoothing to 0")
+        return self
+
+
+class BradleyTerry:
+    """`models["reward"]` gives rewards [M, R] of M ensemble members for R rows: one a response, or one a step, whose
+    sum over a segment is the segment's. Members are trained side by side, each on its own bootstrap sample."""
+
+    Config = BradleyTerryConfig
+    name = "bradley_terry"
+    unit: Unit = "prompt"
+    corrects_policy_lag = False
+    needs_critic = False
+
+    def __init__(self, config: BradleyTerryConfig) -> None:
+        self.config = config
+
+    def prepare(self, models: Models, batch: PreferenceBatch, each_candidate: object = None) -> PreferenceBatch:
+        return batch
+
+    def minibatches(self, prepared: PreferenceBatch, generator: torch.Generator) -> Iterator[PreferenceMinibatch]:
+        yield PreferenceMinibatch(prepared, prepared.parts(self.config.budget))
+
+    def loss(self, models: Models, part: PreferencePart) -> tuple[Tensor, Metrics]:
+        """The sum over members; the metrics are means over them."""
+        pairs, rewards = part.pairs, candidate_rewards(models, part)
+        differences = pairs.differences(rewards)
+        loss = (pairs.weights * self.nll(differences, part)).sum()
+        share = pairs.weights[0] if len(pairs.weights) == 1 else pairs.weights.mean(0)
+        with torch.no_grad():
+            members = len(rewards)
+            return loss, {
+                "negative_log_likelihood": loss.detach() / members,
+                "accuracy": _share_right(differences, pairs.weights, pairs.tied) / members,
+                "margin": (share * differences.mean(0)).sum(),
+                "reward_mean": rewards.mean(0).sum() / part.batch.num_candidates,
+            }
+
+    def nll(self, differences: Tensor, part: PreferencePart) -> Tensor:
+        """[M, P]"""
+        config, pairs = self.config, part.pairs
+        margins = pairs.margins if config.use_margins else None
+        if config.ties == "rao_kupper":
+            return preference_losses.rao_kupper_nll(
+                differences=differences, tied=pairs.tied, threshold=config.tie_threshold, margins=margins
+            )
+        preferred = preference_losses.bradley_terry_nll(
+            differences=differences, margins=margins, label_smoothing=config.label_smoothing, noise=config.noise
+        )
+        tie = preference_losses.half_tie_nll(differences=differences, noise=config.noise)
+        return torch.where(pairs.tied, tie, preferred)
+
+    def stops_early(self, metrics: Metrics) -> bool:
+        return False
+
+    def extra_models(self) -> Mapping[str, nn.Module]:
+        return {}
+
+
+def candidate_rewards(models: Models, part: PreferencePart) -> Tensor:
+    """[M, n]: each member's reward of each of a part's n candidates, raw."""
+    inputs, owner = part.reward_inputs()
+    rows: Tensor = models["reward"](**inputs)
+    return preference_losses.sums_by_owner(values=rows.float(), owner=owner, num_owners=part.num_candidates)
+
+
+def _share_right(differences: Tensor, weights: Tensor, tied: Tensor) -> Tensor:
+    """A tie has no right answer: its weight counts half, as a guess would, and so does a difference of exactly 0."""
+    right = torch.where(tied, torch.zeros_like(differences), differences.sign()) / 2 + 0.5
+    return (weights * right).sum()

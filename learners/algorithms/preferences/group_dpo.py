@@ -1,0 +1,152 @@
+"""Group-robust direct preference optimisation (Ramesh et al., 2024, "Group Robust Preference Optimization in
+Reward-free RLHF", arXiv:2405.20304): the policy whose worst group's loss is least, with DPO's loss (GR-DPO) or IPO's
+(GR-IPO). This file must never know where comparisons or groups come from.
+
+Algorithm 1, mirror descent: min over policies, max over alpha in the simplex, of sum_g alpha_g * mean loss of group g.
+For every step, with the losses of the policy as it is,
+  1. alpha_g <- alpha_g * exp(group_step * (N / N_g) * loss), then alpha <- alpha / sum(alpha)      (lines 6, 7)
+  2. theta <- theta - learning_rate * (N / N_g) * alpha_g * gradient of the loss                    (line 8)
+where the paper draws one comparison at a time from all N; here both are means over a batch. N_g / N is how often a
+group is drawn, and need not be its share of the data: `draw: evenly` takes the groups in turn (as the authors'
+published code does), so that N / N_g is the number of groups. Both have the same expectation; drawn evenly, a small
+group is not learnt from few comparisons at a time with large weights. With alpha held at N_g / N this is DPO itself.
+The optimiser is the learner's (Adam, say) in place of the paper's projected gradient step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rollcall.cluster.messages.records import Unit
+from rollcall.learners.algorithm import Metrics, Models
+from rollcall.learners.algorithms.preferences import direct_preference
+from rollcall.learners.algorithms.preferences.direct_preference import (
+    DirectMethodConfig,
+    Referenced,
+    ReferencedMinibatch,
+    ReferencedPart,
+)
+from rollcall.learners.batches.preference_batch import PreferenceBatch
+from rollcall.learners.batches.preference_experience import EachCandidate
+from rollcall.learners.maths import preference_losses
+
+GROUPS = "groups"
+
+
+class GroupDPOConfig(DirectMethodConfig):
+    """Settings of group-robust DPO and IPO."""
+
+    name: Literal["group_dpo"] = Field(default="group_dpo", description="the algorithm")
+    base: Literal["dpo", "ipo"] = Field(default="dpo", description="the loss whose worst group's mean is minimised")
+    beta: float = Field(default=0.1, gt=0, description="of DPO's loss, or tau of IPO's")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="of DPO's loss: share of labels that are wrong"
+    )
+    draw: Literal["evenly", "by_size"] = Field(
+        default="evenly",
+        description="evenly: groups in turn, so that a small group's comparisons come again sooner; by_size: each once "
+        "a pass; the loss corrects for either",
+    )
+    group_step: float = Field(
+        default=0.05, ge=0, description="step size of the group weights; 0: every group weighs the same for good"
+    )
+
+
+class GroupWeights(nn.Module):
+    """alpha, and how often each group is drawn, in any unit: buffers, so that a checkpoint has them."""
+
+    def __init__(self, sizes: list[int]) -> None:
+        super().__init__()
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise ValueError(f"group sizes {sizes}: needs two groups or more, and a comparison of each")
+        self.register_buffer("sizes", torch.tensor(sizes, dtype=torch.float32))
+        self.register_buffer("alpha", torch.full((len(sizes),), 1.0 / len(sizes)))
+        self.sizes: Tensor
+        self.alpha: Tensor
+
+
+class GroupDPO:
+    """Group weights by exponentiated gradient, the policy by the learner's optimiser."""
+
+    Config = GroupDPOConfig
+    name = "group_dpo"
+    unit: Unit = "prompt"
+    corrects_policy_lag = False
+    needs_critic = False
+    needs_reference = True
+
+    def __init__(self, config: GroupDPOConfig, *, group_sizes: list[int]) -> None:
+        """`group_sizes`: comparisons of each group in the whole training set; their batches must be drawn as
+        `config.draw` says."""
+        self.config = config
+        self._group_sizes = group_sizes if config.draw == "by_size" else [1] * len(group_sizes)
+
+    @property
+    def beta(self) -> float:
+        """What makes a reward of a log-ratio."""
+        return self.config.beta
+
+    def extra_models(self) -> Mapping[str, nn.Module]:
+        return {GROUPS: GroupWeights(self._group_sizes)}
+
+    @torch.no_grad()
+    def prepare(self, models: Models, batch: PreferenceBatch, each_candidate: EachCandidate) -> Referenced:
+        """The step of the group weights, by the losses before the policy's own step."""
+        referenced = direct_preference.with_reference(models, batch, each_candidate)
+        now = each_candidate(lambda part: direct_preference.response_logprobs(models, part))
+        pairs, groups = batch.pairs, _groups(models)
+        differences = pairs.differences(now - referenced.reference_logprobs)
+        losses = direct_preference.judged(self.pair_losses, differences, pairs.tied)
+        alpha = preference_losses.exponentiated_gradient(
+            group_weights=groups.alpha,
+            losses=losses,
+            group=pairs.group,
+            group_sizes=groups.sizes,
+            sample_weights=pairs.weights[0],
+            step=self.config.group_step,
+        )
+        if bool(alpha.isfinite().all()):  # a step that is not finite is skipped, and leaves the weights as they were
+            groups.alpha.copy_(alpha)
+        importance = preference_losses.importance_weights(group=pairs.group, group_sizes=groups.sizes)
+        return replace(referenced, pair_scale=importance * groups.alpha[pairs.group])
+
+    def minibatches(self, prepared: Referenced, generator: torch.Generator) -> Iterator[ReferencedMinibatch]:
+        return direct_preference.minibatches(prepared, self.config.budget)
+
+    def loss(self, models: Models, part: ReferencedPart) -> tuple[Tensor, Metrics]:
+        ratios = direct_preference.log_ratios(models, part)
+        pairs, groups = part.part.pairs, _groups(models)
+        differences = pairs.differences(ratios)
+        losses = direct_preference.judged(self.pair_losses, differences, pairs.tied)
+        loss, metrics = direct_preference.weighed_loss(losses, differences, ratios, part, beta=self.beta)
+        with torch.no_grad():
+            share = pairs.weights[0].sum()  # of the batch, so that the parts' metrics add up
+            metrics |= {f"group_weight_{g}": groups.alpha[g] * share for g in range(len(groups.alpha))}
+        return loss, metrics
+
+    def pair_losses(self, differences: Tensor) -> Tensor:
+        """[P]"""
+        config = self.config
+        if config.base == "ipo":
+            return preference_losses.ipo_loss(differences=differences, tau=config.beta)
+        return preference_losses.dpo_loss(
+            differences=differences, beta=config.beta, label_smoothing=config.label_smoothing
+        )
+
+    def stops_early(self, metrics: Metrics) -> bool:
+        return False
+
+
+def _groups(models: Models) -> GroupWeights:
+    groups = models[GROUPS]
+    assert isinstance(groups, GroupWeights)
+    return groups
+
+
+DIRECT_METHOD = GroupDPO

@@ -1,0 +1,1 @@
+"""From what was produced to tensors, and from a batch to minibatches."""

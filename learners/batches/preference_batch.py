@@ -1,0 +1,264 @@
+"""One batch of comparisons as tensors: the candidates, the judged pairs among them, and parts that fit into memory and
+keep a comparison together. Must never know which loss learns from it.
+
+A comparison of K candidates gives K choose 2 pairs, each with 1 / (K choose 2) of the comparison's weight: all pairs of
+a ranking stand in one batch, and a long ranking counts no more than a pair (InstructGPT, Ouyang et al., 2022,
+arXiv:2203.02155, eq. 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rollcall.cluster.messages.records import Array
+from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.data.comparisons import Comparison, Steps, TokenSequence
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """N token sequences of different lengths."""
+
+    token_ids: Tensor  # int64 [S], one after the other
+    offsets: tuple[int, ...]  # [N + 1]
+    num_prompt: tuple[int, ...]  # [N]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [end - begin for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+    def to(self, device: torch.device) -> Sequences:
+        return replace(self, token_ids=self.token_ids.to(device))
+
+    def padded(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Some of them, [b, L] padded on the right with 0, and their lengths [b]."""
+        parts = [self.token_ids[self.offsets[i] : self.offsets[i + 1]] for i in chosen]
+        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        return padded, torch.tensor([len(part) for part in parts], device=padded.device)
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The steps of N stretches, one after the other."""
+
+    observations: Tensor  # float32 [S, D]
+    actions: Tensor  # float32 [S, A]
+    offsets: tuple[int, ...]  # [N + 1]
+
+    @property
+    def sizes(self) -> list[int]:
+        return [end - begin for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+    def to(self, device: torch.device) -> StepRows:
+        return replace(self, observations=self.observations.to(device), actions=self.actions.to(device))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """P judged pairs among the candidates of a batch or of a part of it."""
+
+    better: Tensor  # int64 [P]: candidate
+    worse: Tensor  # int64 [P]; of a tie either may stand first
+    tied: Tensor  # bool [P]
+    margins: Tensor  # float32 [P]
+    group: Tensor  # int64 [P]
+    comparison: Tensor  # int64 [P]: of the batch, ascending
+    weights: Tensor  # float32 [M, P]: in the loss of each ensemble member; M = 1 without an ensemble
+
+    def to(self, device: torch.device) -> Pairs:
+        return Pairs(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+
+    def differences(self, values: Tensor) -> Tensor:
+        """[..., P]: the better one's value less the worse one's, of values [..., N]."""
+        return values[..., self.better] - values[..., self.worse]
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """C comparisons of N candidates in all."""
+
+    candidates: Sequences | StepRows
+    first: tuple[int, ...]  # [C + 1]: each comparison's first candidate
+    pairs: Pairs
+
+    @property
+    def num_comparisons(self) -> int:
+        return len(self.first) - 1
+
+    @property
+    def num_candidates(self) -> int:
+        return self.first[-1]
+
+    def to(self, device: torch.device) -> PreferenceBatch:
+        return replace(self, candidates=self.candidates.to(device), pairs=self.pairs.to(device))
+
+    def part(self, comparisons: Sequence[int]) -> PreferencePart:
+        """Some comparisons with all their candidates and pairs."""
+        chosen = [i for c in comparisons for i in range(self.first[c], self.first[c + 1])]
+        place = torch.full((self.num_candidates,), -1, dtype=torch.int64)
+        place[chosen] = torch.arange(len(chosen))
+        pairs = self.pairs
+        place = place.to(pairs.better.device)
+        kept = (place[pairs.better] >= 0).nonzero().squeeze(-1)
+        own = Pairs(
+            better=place[pairs.better[kept]],
+            worse=place[pairs.worse[kept]],
+            weights=pairs.weights[:, kept],
+            **{name: getattr(pairs, name)[kept] for name in ("tied", "margins", "group", "comparison")},
+        )
+        return PreferencePart(batch=self, chosen=tuple(chosen), pairs=own, pair_indices=kept)
+
+    def parts(self, budget: int) -> list[list[int]]:
+        """Divides the comparisons so that a part's candidates, padded, have at most `budget` tokens (or steps): those
+        of like length together. A comparison that is larger is a part of its own."""
+        sizes = self.candidates.sizes
+        longest = [max(sizes[self.first[c] : self.first[c + 1]]) for c in range(self.num_comparisons)]
+        parts: list[list[int]] = []
+        width = rows = 0
+        for c in sorted(range(self.num_comparisons), key=lambda c: (-longest[c], c)):
+            more = self.first[c + 1] - self.first[c]
+            if not parts or (rows + more) * width > budget:
+                parts.append([])
+                width, rows = longest[c], 0
+            parts[-1].append(c)
+            rows += more
+        return parts
+
+
+@dataclass(frozen=True)
+class PreferencePart:
+    """What one forward pass is over: whole comparisons."""
+
+    batch: PreferenceBatch
+    chosen: tuple[int, ...]  # candidates of the batch
+    pairs: Pairs  # among the chosen ones, numbered 0, 1, ...
+    pair_indices: Tensor  # int64 [P]: which of the batch's pairs they are
+
+    @property
+    def num_candidates(self) -> int:
+        return len(self.chosen)
+
+    def reward_inputs(self) -> tuple[Mapping[str, Tensor], Tensor]:
+        """What a reward model is called with, and the candidate [R] that each of its R rewards belongs to: one a
+        sequence, or one a step."""
+        candidates = self.batch.candidates
+        if isinstance(candidates, Sequences):
+            token_ids, lengths = candidates.padded(self.chosen)
+            return {"token_ids": token_ids, "lengths": lengths}, torch.arange(len(lengths), device=lengths.device)
+        rows = [range(candidates.offsets[i], candidates.offsets[i + 1]) for i in self.chosen]
+        device = candidates.observations.device
+        index = torch.tensor([row for span in rows for row in span], device=device)
+        owner = torch.tensor([k for k, span in enumerate(rows) for _ in span], device=device)
+        return {"observations": candidates.observations[index], "actions": candidates.actions[index]}, owner
+
+    def response_rows(self) -> tuple[TokenRows, Tensor]:
+        """The rows of one forward pass of a policy, whose sampled tokens are the responses', and the candidate [K] that
+        each of those belongs to.
+
+        Raises:
+          ValueError: on a candidate without prompt.
+        """
+        candidates = self.batch.candidates
+        assert isinstance(candidates, Sequences), "a policy reads tokens"
+        token_ids, lengths = candidates.padded(self.chosen)
+        width = token_ids.shape[1]
+        first = [candidates.num_prompt[i] for i in self.chosen]
+        if min(first) < 1:
+            raise ValueError("a candidate has no prompt: nothing predicts its first token")
+        starts = torch.tensor(first, device=token_ids.device)
+        place = torch.arange(width, device=token_ids.device)
+        responses = (place >= starts[:, None]) & (place < lengths[:, None])
+        targets = responses.flatten().nonzero().squeeze(-1)
+        rows = TokenRows(token_ids, predictors=targets - 1, targets=token_ids.flatten()[targets])
+        return rows, targets // width
+
+
+@dataclass(frozen=True)
+class PreferenceMinibatch:
+    """What one gradient is computed from: a batch, in parts whose losses add up."""
+
+    batch: PreferenceBatch
+    parts: Sequence[Sequence[int]]  # comparisons
+    ends_epoch: bool = True
+
+    def shards(self, rank: int, num_processes: int) -> Iterator[PreferencePart]:
+        parts = list(self.parts)
+        while len(parts) < num_processes:
+            largest = max(range(len(parts)), key=lambda i: len(parts[i]))
+            whole = parts[largest]
+            assert len(whole) > 1, "more learner processes than comparisons in a batch"
+            parts[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
+        for part in parts[rank::num_processes]:
+            yield self.batch.part(part)
+
+
+def collate_comparisons(items: Sequence[Comparison[Any]]) -> PreferenceBatch:
+    """One batch of comparisons of one kind, in the given order.
+
+    Raises:
+      ValueError: on no comparisons, on ranks that are not one per candidate, or on a candidate without response.
+    """
+    if not items:
+        raise ValueError("items is empty: a batch needs at least one comparison")
+    for number, item in enumerate(items):
+        if len(item.ranks) != len(item.candidates) or len(item.ranks) < 2:
+            raise ValueError(
+                f"comparison {number} has ranks {item.ranks} of {len(item.candidates)} candidates: give two or more"
+            )
+    first = np.concatenate([[0], np.cumsum([len(item.candidates) for item in items])])
+    candidates = [candidate for item in items for candidate in item.candidates]
+    joined = _sequences(candidates) if isinstance(candidates[0], TokenSequence) else _step_rows(candidates)
+    return PreferenceBatch(joined, tuple(int(i) for i in first), _pairs(items, first))
+
+
+def _pairs(items: Sequence[Comparison[Any]], first: Array) -> Pairs:
+    better, worse, tied, owner, share = [], [], [], [], []
+    for c, item in enumerate(items):
+        pairs = list(combinations(range(len(item.ranks)), 2))
+        for i, j in pairs:
+            above, below = (i, j) if item.ranks[i] <= item.ranks[j] else (j, i)
+            better.append(int(first[c]) + above)
+            worse.append(int(first[c]) + below)
+            tied.append(item.ranks[i] == item.ranks[j])
+            owner.append(c)
+            share.append(1.0 / (len(pairs) * len(items)))
+    draws = torch.tensor([items[c].draws for c in owner], dtype=torch.float32).T
+    return Pairs(
+        better=torch.tensor(better),
+        worse=torch.tensor(worse),
+        tied=torch.tensor(tied),
+        margins=torch.tensor([items[c].margin for c in owner], dtype=torch.float32),
+        group=torch.tensor([items[c].group for c in owner]),
+        comparison=torch.tensor(owner),
+        weights=draws * torch.tensor(share),
+    )
+
+
+def _sequences(candidates: Sequence[TokenSequence]) -> Sequences:
+    for item in candidates:
+        if not 0 <= item.num_prompt < len(item.token_ids):
+            raise ValueError(f"num_prompt={item.num_prompt} of {len(item.token_ids)} tokens: the response needs one")
+    return Sequences(
+        token_ids=torch.from_numpy(np.concatenate([item.token_ids for item in candidates]).astype(np.int64)),
+        offsets=_offsets([len(item.token_ids) for item in candidates]),
+        num_prompt=tuple(item.num_prompt for item in candidates),
+    )
+
+
+def _step_rows(candidates: Sequence[Steps]) -> StepRows:
+    return StepRows(
+        observations=torch.from_numpy(np.concatenate([item.observations for item in candidates]).astype(np.float32)),
+        actions=torch.from_numpy(np.concatenate([item.actions for item in candidates]).astype(np.float32)),
+        offsets=_offsets([len(item.observations) for item in candidates]),
+    )
+
+
+def _offsets(sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple(int(offset) for offset in np.concatenate([[0], np.cumsum(sizes)]))

@@ -1,0 +1,98 @@
+"""Comparisons as a data set: candidates, who was preferred to whom, and the seeded order in which a learner meets them.
+Knows arrays; must never know texts, envs or files, nor which loss learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from rollcall.cluster.loop.work import ShuffledRows
+from rollcall.cluster.messages.records import Array
+from rollcall.cluster.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A response after its prompt, as it is given to a model."""
+
+    token_ids: Array  # int32 [n]: prompt and response
+    num_prompt: int  # how many of them are the prompt's: fewer than n; for a policy at least 1
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A stretch of one episode."""
+
+    observations: Array  # float32 [T, D], flattened
+    actions: Array  # float32 [T, A]: as they are, or [T, 1] numbers of discrete actions
+
+
+Candidate = TypeVar("Candidate", TokenSequence, Steps)
+
+
+@dataclass(frozen=True)
+class Comparison(Generic[Candidate]):
+    """K candidates and what was said of them."""
+
+    candidates: tuple[Candidate, ...]
+    ranks: tuple[int, ...]  # of each: 0 is best, equal ranks are a tie
+    margin: float = 0.0  # by how much the better one is better, in units of the reward
+    group: int = 0  # who judged: 0, 1, ...
+    draws: tuple[int, ...] = (1,)  # of each ensemble member: how often its bootstrap sample holds this comparison
+
+
+class PreferenceSource(Generic[Candidate]):
+    """A BatchSource: batches of comparisons, each once per pass, every pass in an order of its own."""
+
+    def __init__(
+        self,
+        comparisons: Sequence[Comparison[Candidate]],
+        *,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        groups_in_turn: bool = False,
+    ) -> None:
+        """`groups_in_turn`: one comparison of each group after the other, so that those of a small group come again
+        sooner."""
+        self._comparisons: Sequence[Comparison[Candidate]] = comparisons
+        rows = {0: list(range(len(comparisons)))}
+        if groups_in_turn:
+            numbers = sorted({item.group for item in comparisons})
+            rows = {g: [i for i, item in enumerate(comparisons) if item.group == g] for g in numbers}
+        self._orders = [
+            ShuffledRows(own, seed=derive_seed(seed, "group", number) if groups_in_turn else seed)
+            for number, own in rows.items()
+        ]
+        self._batch_size = batch_size
+        self._steps = steps
+
+    def take(self, step: int) -> list[Comparison[Candidate]] | None:
+        if step >= self._steps:
+            return None
+        positions = range(step * self._batch_size, (step + 1) * self._batch_size)
+        return [self._comparisons[self._row(position)] for position in positions]
+
+    def _row(self, position: int) -> int:
+        place, turn = divmod(position, len(self._orders))
+        return self._orders[turn].row(place)[0]
+
+
+def bootstrapped(
+    comparisons: Sequence[Comparison[Candidate]], *, members: int, seed: int
+) -> list[Comparison[Candidate]]:
+    """The comparisons with their `draws`: each member's sample is as many of them as there are, drawn with replacement
+    (Christiano et al., 2017, arXiv:1706.03741, section 2.2.3)."""
+    size = len(comparisons)
+    draws = np.stack(
+        [
+            np.bincount(
+                np.random.default_rng(derive_seed(seed, "bootstrap", m)).integers(size, size=size), minlength=size
+            )
+            for m in range(members)
+        ]
+    )
+    return [replace(item, draws=tuple(draws[:, i].tolist())) for i, item in enumerate(comparisons)]

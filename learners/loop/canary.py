@@ -1,0 +1,28 @@
+"""What a learner says of fixed tokens, beside each version of its weights: for engines to see that they have them
+rightly. Knows a token policy; must never know who compares."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from rollcall.cluster.messages.records import Canary
+from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.models.token_policy import TokenPolicy, canary_tokens
+
+NUM_TOKENS = 64
+
+
+@torch.no_grad()
+def canary(policy: TokenPolicy, *, room: int, dtype: str) -> Canary:
+    """Of a policy as it is now. Where it lies in pieces, every process calls.
+
+    Args:
+      room: tokens that an engine has room for; one of them it generates when it is asked for log-probabilities.
+      dtype: of the policy's forward pass.
+    """
+    token_ids = canary_tokens(policy.model, min(NUM_TOKENS, room - 1))
+    tokens = torch.tensor(token_ids, device=next(policy.parameters()).device)
+    rows = TokenRows(tokens[None], torch.arange(len(tokens) - 1, device=tokens.device), tokens[1:])
+    logprobs = policy(rows, as_sampled=False).logprobs
+    return Canary(np.array(token_ids, np.int32), logprobs.float().cpu().numpy(), dtype)

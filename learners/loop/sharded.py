@@ -1,0 +1,183 @@
+"""A learner's models in pieces: each process holds its share of every parameter, gradient and optimiser state, and a
+layer is gathered for the moment in which it is computed (FSDP: Zhao et al., 2023, arXiv:2304.11277; torch's
+fully_shard). Must never know losses; imported only where it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from rollcall.cluster.messages.records import Array
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.flat import Whole, place
+from rollcall.learners.loop.parameters import BuildOptimizer, Units, allocate_state, decays, set_learning_rate, shrink
+
+
+class ShardedParameters:
+    """Steps this process's shards of the trained parameters. Of a parameter [n, ...], process r of N holds the rows
+    from r * ceil(n / N) on, ceil(n / N) of them as far as there are.
+
+    The optimiser knows nothing of it: it is given the shards as plain parameters, their gradients views of one buffer,
+    into which backward adds the sums over all processes.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        units: Units,
+        device: torch.device,
+        collective: Collective,
+        build_optimizer: BuildOptimizer,
+    ) -> None:
+        self._collective = collective
+        if device.type == "cuda":
+            torch.cuda.set_device(device.index or 0)
+        self._mesh = init_device_mesh(device.type, (collective.num_processes,))
+        self._roots = [_shard(model, units, self._mesh) for model in models.values() if _has_parameters(model)]
+        for model in models.values():
+            if not _has_parameters(model):
+                model.to(device)
+        named = nn.ModuleDict(dict(models)).named_parameters()
+        trained = [(name, cast(DTensor, parameter)) for name, parameter in named if parameter.requires_grad]
+        self._specs, self._size = place(trained)  # as flatten_module places them: of that form is the checkpoint
+        self._trained = [parameter for _, parameter in trained]
+        self._shards, self._gradient = _as_plain(self._trained, self._mesh)
+        pairs = zip(trained, self._shards, strict=True)
+        self._decayed = [shard for (name, parameter), shard in pairs if decays(name, parameter)]
+        self._optimizer = build_optimizer(self._shards)
+        allocate_state(self._optimizer)
+
+    def zero_gradients(self) -> None:
+        self._gradient.zero_()
+
+    def sum_gradients(self) -> Tensor:
+        norm: Tensor = torch.linalg.vector_norm(self._gradient)
+        square = norm.double().square()  # double: a float32 square overflows early
+        self._collective.sum_(square)
+        return square.sqrt().float()
+
+    def scale_gradients(self, factor: Tensor) -> None:
+        self._gradient.mul_(factor)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        set_learning_rate(self._optimizer, learning_rate)
+
+    def decay(self, weight_decay: float) -> None:
+        self._let_go()
+        shrink(self._decayed, weight_decay, self._optimizer)
+
+    def step(self) -> None:
+        self._let_go()
+        self._optimizer.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{index}": tensor
+            for name, tensors in self._columns().items()
+            for index, tensor in enumerate(tensors)
+        }
+
+    def state(self) -> dict[str, Array]:
+        state = {}
+        for name, tensors in self._columns().items():
+            if tensors[0].dim() == 0:  # a count of steps, the same for all
+                state[name] = tensors[0].cpu().numpy()
+                continue
+            flat = np.zeros(self._size if self._collective.rank == 0 else 0, np.float32)
+            for spec, parameter, tensor in zip(self._specs, self._trained, tensors, strict=True):
+                value = self._like(parameter, tensor).full_tensor()
+                if self._collective.rank == 0:
+                    flat[spec.offset : spec.offset + spec.size] = value.reshape(-1).cpu().numpy()
+            state[name] = flat
+        return state
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: () if tensors[0].dim() == 0 else (self._size,) for name, tensors in self._columns().items()}
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        with torch.no_grad():
+            for name, tensors in self._columns().items():
+                for spec, tensor in zip(self._specs, tensors, strict=True):
+                    value = state[name]
+                    if tensor.dim() > 0:
+                        value = self._rows(value[spec.offset : spec.offset + spec.size].reshape(spec.shape))
+                    tensor.copy_(torch.from_numpy(np.array(value)))
+
+    def whole(self) -> Whole | None:
+        self._let_go()  # a gathered model would show its parameters as they were when it was gathered
+        return _gathered
+
+    def _let_go(self) -> None:
+        """The parts of a model outside its units stay gathered after a forward pass, until backward: also after one
+        that has none."""
+        for root in self._roots:
+            root.reshard()
+
+    def _columns(self) -> dict[str, Sequence[Tensor]]:
+        """What there is of every shard, by name."""
+        states = [self._optimizer.state[shard] for shard in self._shards]
+        return {
+            "parameters": self._shards,
+            **{f"optimizer.{name}": [state[name] for state in states] for name in states[0]},
+        }
+
+    def _rows(self, value: Array) -> Array:
+        """This process's."""
+        share = -(-len(value) // self._collective.num_processes)
+        begin = self._collective.rank * share
+        return value[begin : begin + share]
+
+    def _like(self, parameter: DTensor, shard: Tensor) -> DTensor:
+        return _from_shard(parameter, shard.detach(), self._mesh)
+
+
+def _shard(model: nn.Module, units: Units, mesh: DeviceMesh) -> FSDPModule:
+    """In place: units first, then what they leave. On a GPU, each unit is moved there and cut before the next."""
+    for part in [*units(model), model]:
+        shard = fully_shard(part, mesh=mesh)
+        # Losses are weighted sums over the whole minibatch: gradients add up, and are not averaged. Of the two ways to
+        # say so, gloo knows this one.
+        shard.set_gradient_divide_factor(1.0)
+        shard.set_force_sum_reduction_for_comms(True)
+    return shard
+
+
+def _as_plain(parameters: Sequence[DTensor], mesh: DeviceMesh) -> tuple[list[nn.Parameter], Tensor]:
+    """The shards as parameters of their own, in the same memory; their gradients side by side. Backward adds to a
+    gradient that is there already: to these."""
+    with torch.no_grad():
+        locals_ = [parameter.to_local() for parameter in parameters]
+        specs, size = place((str(index), tensor) for index, tensor in enumerate(locals_))
+        gradient = torch.zeros(size, device=locals_[0].device)
+        shards = []
+        for spec, parameter, tensor in zip(specs, parameters, locals_, strict=True):
+            view = gradient[spec.offset : spec.offset + spec.size].view(spec.shape)
+            parameter.grad = _from_shard(parameter, view, mesh)
+            shard = nn.Parameter(tensor)
+            shard.grad = view
+            shards.append(shard)
+    return shards, gradient
+
+
+def _from_shard(parameter: DTensor, shard: Tensor, mesh: DeviceMesh) -> DTensor:
+    """A shard as the whole that it is a part of, of the shape of a parameter."""
+    return DTensor.from_local(
+        shard, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
+
+
+def _has_parameters(model: nn.Module) -> bool:
+    return next(model.parameters(), None) is not None
+
+
+def _gathered(tensor: Tensor) -> Tensor:
+    own = tensor.detach()
+    return own.full_tensor() if isinstance(own, DTensor) else own

@@ -1,0 +1,1 @@
+"""Networks and language models, and the policies made of them."""

@@ -1,0 +1,227 @@
+"""Language models as the learner uses them: padded rows in, one number per sampled token out. With causal_model.py the
+only file of the learners that knows Hugging Face models; it must never know a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.maths.sampling import Processed, process_logits
+from rollcall.learners.models.causal_model import CausalModel, body_states
+from rollcall.learners.models.lora import LoraConfig
+
+LANGUAGE_EXTRA = "pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
+
+
+class WarmStartConfig(BaseModel):
+    """Supervised fine-tuning on a task's demonstrations, before reinforcement learning or on its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(default=400, ge=1, description="gradient steps")
+    batch_size: int = Field(default=128, ge=1, description="demonstrations of one step")
+    learning_rate: float = Field(default=1e-3, gt=0, description="step size")
+    anneal_learning_rate: bool = Field(
+        default=True,
+        description="linearly to zero: the best model for its steps, but in so sharp a minimum that reinforcement "
+        "learning at a useful rate first throws it out again; false before that",
+    )
+    num_rows: int | None = Field(
+        default=None, ge=1, description="demonstrations there are: the first of the task's shuffled rows; None: all"
+    )
+    token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass")
+    threads: int = Field(default=2, ge=1, le=256, description="CPU threads: the actors have not begun yet")
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train adapters alone, and merge them into the model at the end; none: train all of it",
+    )
+
+
+class LMPolicyConfig(BaseModel):
+    """The language model, and in what precision it is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(default="tiny", description="a Hugging Face directory or name; tiny: made by the run itself")
+    tiny: dict[str, Any] = Field(
+        default_factory=dict, description="for model=tiny: hidden_size, num_layers and so on; see learners/tiny_model"
+    )
+    warm_start: WarmStartConfig | None = Field(
+        default=None, description="imitate the task's demonstrations first; none: begin with the model as it is"
+    )
+    init_from: str | None = Field(
+        default=None,
+        min_length=1,
+        description="begin with the policy of another run (its directory, its name under runs/, or one of its "
+        "checkpoints) in place of `model`; optimiser, schedules and books begin anew",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
+    )
+    gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    share_prompts: bool = Field(
+        default=True,
+        description="compute a prompt once for several of its samples where that is cheaper: the same result; models "
+        "with attention over a window, and others that cannot, do without by themselves",
+    )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train adapters alone: a fraction of the memory; actors get them merged; none: train all",
+    )
+
+
+def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
+    """The model of a directory, float32, for learning: in evaluation mode, so without dropout. What a policy says of a
+    token would otherwise be another thing in each pass, and its ratio to itself not 1.
+
+    Raises:
+      BadInput: when it holds no model that can be loaded, or one that cannot be learnt here, naming its architecture.
+    """
+    try:
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
+    except ImportError:
+        raise BadInput(f"language models need transformers: {LANGUAGE_EXTRA}") from None
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32, return_dict=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise BadInput(f"{directory}: no causal language model can be loaded from it: {first}") from None
+    model.eval()
+    CausalModel(model).check()
+    if config.gradient_checkpointing:
+        _checkpoint_layers(model)
+    return cast(nn.Module, model)
+
+
+def model_length(directory: Path) -> int | None:
+    """Positions that a model was made for; None where its config does not say, or stretches them (scaled RoPE).
+
+    Raises:
+      BadInput: when the directory has no config that can be read.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: Any = AutoConfig.from_pretrained(str(directory)).get_text_config()
+    except Exception as error:  # whatever a config of somebody's makes its class raise
+        first = " ".join(str(error).split())[:300]
+        raise BadInput(f"{directory}: no model's config can be read from it: {first}") from None
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    length = getattr(config, "max_position_embeddings", None)
+    return int(length) if length and kinds <= {"default"} else None
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    """As transformers would, which does it in training mode alone."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    layers = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    if not layers:
+        raise BadInput(
+            f"policy.gradient_checkpointing = true: {type(model).__name__} has no layers for it: set it to false"
+        )
+    for layer in layers:
+        setattr(layer, "forward", partial(_checkpointed, layer.forward))  # noqa: B010 - mypy: a method
+
+
+def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def autocast_dtype(config: LMPolicyConfig) -> torch.dtype | None:
+    return torch.bfloat16 if config.dtype == "bfloat16" else None
+
+
+class TokenPolicy(nn.Module):
+    """A causal language model and the distribution that its tokens are sampled from. Always without dropout."""
+
+    def __init__(self, model: nn.Module, sampling: SamplingConfig, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._halves = CausalModel(model)
+        self._sampling = sampling
+        self._autocast = autocast
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+    def forward(self, rows: TokenRows, *, as_sampled: bool = True) -> Processed:
+        """Log-probabilities and entropies of the rows' sampled tokens, each [K]; `as_sampled=False`: under the model
+        itself, without temperature and nucleus."""
+        device = rows.token_ids.device
+        with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            logits = self._halves.logits(self._halves.states(rows))
+        sampling = self._sampling if as_sampled else SamplingConfig()
+        processed = process_logits(
+            logits=logits,
+            targets=rows.targets,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+        )
+        # No view: sharding hangs its hooks on what a module returns, and those of a view can be lost.
+        return processed._replace(logprobs=processed.logprobs.clone())
+
+
+class TokenCritic(nn.Module):
+    """A language model's body with a scalar head: the value of the state before each sampled token. Always without
+    dropout."""
+
+    def __init__(self, model: nn.Module, *, autocast: torch.dtype | None = None) -> None:
+        super().__init__()
+        halves = CausalModel(model)
+        self.body = halves.body
+        self.head = nn.Linear(halves.width, 1)
+        nn.init.zeros_(self.head.weight)  # a critic that knows nothing says 0: the advantages begin as the returns
+        nn.init.zeros_(self.head.bias)
+        self._autocast = autocast
+        self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+    def forward(self, rows: TokenRows) -> Tensor:
+        """[K]: values."""
+        with torch.autocast(rows.token_ids.device.type, dtype=self._autocast, enabled=self._autocast is not None):
+            states = body_states(self.body, rows)
+        return cast(Tensor, self.head(states.float()).squeeze(-1).clone())  # as TokenPolicy's: no view
+
+
+def decoder_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of the language model within, which are computed one after the other: the units of sharding."""
+    kinds = {kind for part in module.modules() for kind in getattr(part, "_no_split_modules", None) or ()}
+    return [part for part in module.modules() if type(part).__name__ in kinds]
+
+
+def sharing_size(model: nn.Module) -> int | None:
+    """The hidden size of a model that can compute a prompt once for several of its samples; None: it cannot."""
+    halves = CausalModel(model)
+    return halves.width if halves.shares_prompts() else None
+
+
+def canary_tokens(model: nn.Module, length: int) -> list[int]:
+    """What every text begins with, if anything, and then tokens from all over a model's vocabulary: many embeddings and
+    experts see one. The same for the same model, whatever its weights."""
+    config = cast(Any, model).config.get_text_config()
+    first = [config.bos_token_id] if isinstance(config.bos_token_id, int) else []
+    # The stride is a prime: a small vocabulary is gone through in an order that repeats late.
+    return [*first, *((7919 * index) % config.vocab_size for index in range(1, length + 1))][:length]

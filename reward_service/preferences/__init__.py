@@ -1,0 +1,1 @@
+"""Preferences as records, lines, files and a log; clips for raters; how far raters agree."""

@@ -1,0 +1,1 @@
+"""Raters that are programs."""

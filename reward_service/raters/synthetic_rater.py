@@ -1,0 +1,114 @@
+"""Raters of a known reward, with the noise of people. Must never know where the comparisons come from or are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.reward_service.preferences.records import Candidate, TextCandidate
+
+Taste = Callable[..., Any]
+_MOST_BELIEVED = 0.99
+
+
+class SyntheticRaterConfig(BaseModel):
+    """How a known reward is turned into what a person might say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    temperature: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="P(left) = sigmoid((r_left - r_right) / temperature); 0: always the better one",
+    )
+    error_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="how often what would be said is turned round; 0.5: it says nothing (a tie is never turned round)",
+    )
+    tie_threshold: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="rewards that differ by no more are a tie"
+    )
+    seed: int = Field(default=0, ge=0, description="of the noise")
+
+    @property
+    def random_share(self) -> float:
+        """How often its answers say nothing: to turn one round with probability e is to answer at random with
+        probability 2 e, for half of what is answered at random is right."""
+        return 2 * self.error_rate
+
+    @property
+    def believed_random_share(self) -> float:
+        """The same, for a loss to be told: with 1 there would be nothing to learn, and no loss takes it."""
+        return min(self.random_share, _MOST_BELIEVED)
+
+
+def rank(rewards: Sequence[float], config: SyntheticRaterConfig, rng: np.random.Generator) -> tuple[int, ...]:
+    """The place of each candidate, 0 the best, drawn as Plackett and Luce do (a pair: Bradley and Terry, 1952).
+
+    Rewards with Gumbel noise of the given temperature are sorted, and with probability error_rate two of them change
+    places. Neighbours whose rewards differ by at most tie_threshold share a place; where all do, there is no noise.
+
+    Raises:
+      ValueError: rewards that are not finite.
+    """
+    if not all(map(math.isfinite, rewards)):
+        raise ValueError(f"rewards are {list(rewards)}: a taste must say a finite number")
+    count = len(rewards)
+    if max(rewards) - min(rewards) <= config.tie_threshold:
+        return (0,) * count
+    utilities = np.asarray(rewards, np.float64)
+    if config.temperature > 0:
+        utilities = utilities + config.temperature * rng.gumbel(size=count)
+    order = [int(index) for index in np.argsort(-utilities, kind="stable")]
+    if rng.random() < config.error_rate:
+        i, j = rng.choice(count, size=2, replace=False)
+        order[i], order[j] = order[j], order[i]
+    places, place = [0] * count, 0
+    for before, after in pairwise(order):
+        if abs(rewards[before] - rewards[after]) > config.tie_threshold:
+            place += 1
+        places[after] = place
+    return tuple(places)
+
+
+def reward_of(candidate: Candidate, taste: Taste) -> float:
+    """What the taste says: taste(prompt, response) of a text, taste(observations, actions) of a segment. An array, one
+    reward a step, is summed.
+
+    Raises:
+      ValueError: where it says no number.
+    """
+    if isinstance(candidate, TextCandidate):
+        asked = candidate.asked
+        prompt: Any = asked if isinstance(asked, str) else [message.model_dump() for message in asked]
+        said = taste(prompt, candidate.response)
+    else:
+        said = taste(candidate.segment.observations.array(), candidate.segment.actions.array())
+    array = np.asarray(said)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"the taste said {said!r:.100}, and a number or one a step is needed")
+    return float(array.sum(dtype=np.float64))
+
+
+class SyntheticRater:
+    """Says what its taste and its noise make it say. Raters of different names have different noise."""
+
+    def __init__(self, name: str, taste: Taste, config: SyntheticRaterConfig) -> None:
+        self.name = name
+        self._taste, self._config = taste, config
+        self._rng = np.random.default_rng([config.seed, *name.encode()])
+
+    def answer(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+        """`choice` of a pair, `ranks` of more."""
+        places = rank([reward_of(candidate, self._taste) for candidate in candidates], self._config, self._rng)
+        if len(places) > 2:
+            return {"choice": None, "ranks": places}
+        return {"choice": "tie" if places[0] == places[1] else "left" if places[0] == 0 else "right", "ranks": None}

@@ -1,0 +1,1 @@
+"""From a request to scores: which model, what is known already, what makes one batch."""

@@ -1,0 +1,154 @@
+"""Scorers made of scorers: a weighted sum of clipped parts, and an ensemble that says how far its members disagree.
+Must never know what the parts are."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken, finite
+
+if TYPE_CHECKING:
+    from rollcall.reward_service.service.scorer_config import ScorerConfig
+
+
+class Part(BaseModel):
+    """One term of a sum."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scorer: ScorerConfig
+    weight: float = Field(default=1.0, allow_inf_nan=False, description="the clipped score is multiplied by it")
+    at_least: float | None = Field(default=None, allow_inf_nan=False, description="a lower score counts as this")
+    at_most: float | None = Field(default=None, allow_inf_nan=False, description="a higher score counts as this")
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Self:
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"at_least={self.at_least} is above at_most={self.at_most}: give a range")
+        return self
+
+    def clipped(self, score: float) -> float:
+        if math.isnan(score):
+            return score  # min and max would make a number of it
+        score = score if self.at_least is None else max(score, self.at_least)
+        return score if self.at_most is None else min(score, self.at_most)
+
+
+class WeightedSumConfig(BaseModel):
+    """The sum over parts of weight times clipped score. An item that a part cannot score has no score."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["weighted_sum"] = "weighted_sum"
+    parts: dict[str, Part] = Field(min_length=1, description="by the names that their components go by")
+
+
+class EnsembleConfig(BaseModel):
+    """Several opinions of one thing. An item that a member cannot score has no score."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: dict[str, ScorerConfig] = Field(min_length=2, description="by the names that their components go by")
+    take: Literal["mean", "min", "lower_bound"] = Field(
+        default="mean", description="lower_bound: the mean less `deviations` standard deviations of the members"
+    )
+    deviations: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="for lower_bound")
+
+
+class CombinedScorer:
+    """Asks every scorer about every item, and combines the scores of each."""
+
+    def __init__(
+        self,
+        version: str,
+        scorers: dict[str, Scorer],
+        combine: Callable[[dict[str, float]], tuple[float, dict[str, float]]],
+    ) -> None:
+        """
+        Args:
+          combine: scores by name -> the score, and components beyond the parts' own.
+        """
+        taken = frozenset[Taken]({"text", "segment"}).intersection(*(scorer.takes for scorer in scorers.values()))
+        self.takes: frozenset[Taken] = taken
+        self._version = version
+        self._scorers = scorers
+        self._combine = combine
+
+    @property
+    def version(self) -> str:
+        versions = "\n".join(f"{name} {scorer.version}" for name, scorer in self._scorers.items())
+        return f"{self._version}-{hashlib.sha256(versions.encode()).hexdigest()[:16]}"
+
+    @property
+    def cacheable(self) -> bool:
+        return all(scorer.cacheable for scorer in self._scorers.values())
+
+    def cost(self, item: ScoreItem) -> int:
+        return sum(scorer.cost(item) for scorer in self._scorers.values())
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        by_name = {name: scorer.score(items) for name, scorer in self._scorers.items()}
+        return [self._combined({name: outcomes[n] for name, outcomes in by_name.items()}) for n in range(len(items))]
+
+    def close(self) -> None:
+        for scorer in self._scorers.values():
+            scorer.close()
+
+    def _combined(self, outcomes: dict[str, Outcome]) -> Outcome:
+        values: dict[str, float] = {}
+        components: dict[str, float] = {}
+        for name, outcome in outcomes.items():
+            outcome = finite(outcome)  # clipping would make a number of an infinity
+            if isinstance(outcome, Failure):
+                return Failure(outcome.kind, f"{name}: {outcome.message}")
+            values[name] = components[name] = outcome.value
+            components |= {f"{name}.{inner}": value for inner, value in outcome.components.items()}
+        value, more = self._combine(values)
+        return Score(value, components | more)
+
+
+def build_weighted_sum(config: WeightedSumConfig, build: Callable[[ScorerConfig, str], Scorer], name: str) -> Scorer:
+    def combine(values: dict[str, float]) -> tuple[float, dict[str, float]]:
+        return sum(part.weight * part.clipped(values[name]) for name, part in config.parts.items()), {}
+
+    scorers = _build_all({part_name: part.scorer for part_name, part in config.parts.items()}, build, name)
+    settings = [(n, part.weight, part.at_least, part.at_most) for n, part in config.parts.items()]
+    return CombinedScorer(_version("weighted_sum", settings), scorers, combine)
+
+
+def build_ensemble(config: EnsembleConfig, build: Callable[[ScorerConfig, str], Scorer], name: str) -> Scorer:
+    def combine(values: dict[str, float]) -> tuple[float, dict[str, float]]:
+        scores = list(values.values())
+        mean, disagreement = statistics.fmean(scores), statistics.stdev(scores)
+        taken = {"mean": mean, "min": min(scores), "lower_bound": mean - config.deviations * disagreement}
+        return taken[config.take], {"disagreement": disagreement}
+
+    scorers = _build_all(config.members, build, name)
+    return CombinedScorer(_version("ensemble", (config.take, config.deviations)), scorers, combine)
+
+
+def _version(kind: str, settings: object) -> str:
+    return f"{kind}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"
+
+
+def _build_all(
+    configs: dict[str, ScorerConfig], build: Callable[[ScorerConfig, str], Scorer], name: str
+) -> dict[str, Scorer]:
+    """All of them, or none: what was built before one fails is closed."""
+    built: dict[str, Scorer] = {}
+    try:
+        for inner, config in configs.items():
+            built[inner] = build(config, f"{name}.{inner}")
+    except BaseException:
+        for scorer in built.values():
+            scorer.close()
+        raise
+    return built

@@ -1,0 +1,116 @@
+"""A user's own scorer: a function by import path, called in killable workers with a deadline. It is the operator's code
+and is not sandboxed; how it is called is user_function.py's. Must never know what it computes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from rollcall.cluster.errors import BadInput
+from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.scorer import Failure, Outcome, Taken
+from rollcall.reward_service.scorers.text_scorers import outcome_of, text_cost, version_of
+from rollcall.reward_service.scorers.user_function import Misfit, UserFunction, user_function
+from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
+
+
+class FunctionConfig(BaseModel):
+    """A scorer by import path, found from the working directory as from anywhere else."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["function"] = "function"
+    path: str = Field(pattern=r"^[\w.]+:\w+$", description="my_module:score")
+    # No set: its order would differ from process to process, and with it the digest that is the version.
+    takes: tuple[Taken, ...] = Field(default=("text", "segment"), min_length=1, description="what it scores")
+    cacheable: bool = Field(default=True, description="an item has the same score tomorrow")
+    batch_size: int = Field(default=32, ge=1, description="items of one call, where the function is batched")
+    workers: WorkersConfig = WorkersConfig()
+
+
+class FunctionScorer:
+    def __init__(self, config: FunctionConfig, pool: WorkerPool, function: UserFunction) -> None:
+        self.takes = function.takes.intersection(config.takes)
+        self.version = version_of(config, _source_of(function))
+        self.cacheable = config.cacheable
+        self._config = config
+        self._pool = pool
+        self._batch_size = config.batch_size if function.batched else 1
+
+    def cost(self, item: ScoreItem) -> int:
+        return item.segment.num_steps if item.segment is not None else text_cost(item)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        """Items whose batch failed are tried again one by one: one bad item does not fail its neighbours."""
+        outcomes: list[Outcome | None] = [None] * len(items)
+        taken = [n for n, item in enumerate(items) if ("segment" if item.segment else "text") in self.takes]
+        size = self._batch_size
+        for places, result in self._run(items, [taken[at : at + size] for at in range(0, len(taken), size)]):
+            if isinstance(result, Done):
+                for place, value in zip(places, result.value, strict=True):
+                    outcomes[place] = outcome_of(Done(value))
+            elif len(places) == 1:
+                outcomes[places[0]] = result
+        again = [[place] for place in taken if outcomes[place] is None]
+        for (place,), result in self._run(items, again):
+            outcomes[place] = outcome_of(Done(result.value[0])) if isinstance(result, Done) else result
+        untaken = Failure("unsupported", f"this scorer takes {' and '.join(sorted(self.takes))} only")
+        return [outcome if outcome is not None else untaken for outcome in outcomes]
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _run(self, items: Sequence[ScoreItem], groups: list[list[int]]) -> list[tuple[list[int], Done | Failure]]:
+        jobs: list[JsonValue] = [[items[place].model_dump(mode="json") for place in group] for group in groups]
+        timeouts_s = [self._config.workers.timeout_s * len(group) for group in groups]
+        return list(zip(groups, self._pool.map(jobs, timeouts_s=timeouts_s), strict=True))
+
+
+def build_function_scorer(config: FunctionConfig) -> FunctionScorer:
+    """Imports the function here for its source, and in a worker, where it will be called.
+
+    Raises:
+      BadInput: when there is no such function, or it takes what no reward function is given.
+    """
+    function = user_function(config.path)
+    pool = WorkerPool(f"{__name__}:make_worker", config.path, config.workers, trusted=True)
+    try:
+        pool.check()
+    except BadInput:
+        pool.close()
+        raise
+    return FunctionScorer(config, pool, function)
+
+
+def _source_of(function: UserFunction) -> bytes:
+    try:
+        return Path(inspect.getsourcefile(function.function) or "").read_bytes()
+    except (TypeError, OSError):
+        return function.path.encode()
+
+
+def make_worker(path: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    function = user_function(path)
+
+    def work(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        items = [ScoreItem.model_validate(values) for values in raw]
+        try:
+            outcomes = function.scores(items)
+        except Misfit as misfit:
+            if len(items) > 1:  # each is tried alone
+                raise
+            outcomes = [Failure("scorer_failed", str(misfit))] * len(items)
+        return [_plain(outcome) for outcome in outcomes]
+
+    return work
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    """As `outcome_of` reads it."""
+    if isinstance(outcome, Failure):
+        return {"kind": outcome.kind, "message": outcome.message}
+    return {"value": outcome.value, "components": dict(outcome.components), "step_values": outcome.step_values}

@@ -1,0 +1,262 @@
+"""Scores and preferences by a language model that serves the OpenAI protocol (vLLM does), by principles in the manner
+of constitutional AI (Bai et al., 2022, arXiv:2212.08073). A reply that cannot be read is an error, never a score of 0.
+Must never know what its verdicts are used for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
+from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem
+from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
+from rollcall.reward_service.scorers import judge_prompts
+from rollcall.reward_service.scorers.text_scorers import text_cost, version_of
+
+KEY_VARIABLE = "ROLLCALL_JUDGE_KEY"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
+_TOP_LOGPROBS = 20
+_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+class JudgeConfig(BaseModel):
+    """A judge behind HTTP. Its key, if it wants one, is in the environment."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["judge"] = "judge"
+    url: str = Field(pattern=r"^https?://[^@\s]+$", description="up to /v1; with no password in it")
+    model: str = Field(min_length=1, description="by the name the server gives it")
+    mode: Literal["graded", "pairwise"] = Field(
+        default="graded", description='a grade; or against metadata["other_response"], both orders asked: 1, 0.5 or 0'
+    )
+    low: float = Field(default=1.0, allow_inf_nan=False, description="the worst grade")
+    high: float = Field(default=10.0, allow_inf_nan=False, description="the best grade")
+    principles: tuple[str, ...] = Field(default=(), description="what to judge by; none: the judge's own idea")
+    ask: Literal["one", "all"] = Field(
+        default="one", description="one principle, drawn for each item; or all, averaged"
+    )
+    seed: int = Field(default=0, description="of that draw")
+    chain_of_thought: bool = Field(default=False, description="the judge thinks before its verdict")
+    soft: bool = Field(default=False, description="pairwise: probabilities of A and B, where the server gives them")
+    temperature: float = Field(default=0.0, ge=0, description="above 0 an item has another score each time")
+    max_tokens: int = Field(default=512, ge=1, description="of a reply with a chain of thought; else 16 are enough")
+    timeout_s: float = Field(default=60.0, gt=0, description="of one request")
+    deadline_s: float = Field(default=120.0, gt=0, description="of all that one item needs")
+    tries: int = Field(default=4, ge=1, le=20, description="of one request, where trying again may help")
+    concurrency: int = Field(default=16, ge=1, le=1024, description="items judged at once")
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low={self.low:g} is not below high={self.high:g}: give a range")
+        if self.soft and self.mode != "pairwise":
+            raise ValueError("soft is for mode=pairwise")
+        if any(not principle.strip() for principle in self.principles):
+            raise ValueError("a principle is empty")
+        return self
+
+
+class _NoVerdict(Exception):
+    """Why there is none."""
+
+    def __init__(self, kind: ItemErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.failure = Failure(kind, message)
+
+
+class Judge:
+    takes: frozenset[Taken] = frozenset({"text"})
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self._config = config
+        self.version = version_of(config)
+        self.cacheable = config.temperature == 0
+        key = os.environ.get(KEY_VARIABLE)
+        self._client = httpx.Client(
+            base_url=config.url.rstrip("/") + "/",
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            limits=httpx.Limits(max_connections=config.concurrency),
+            verify=config.url.startswith("https"),  # else the certificates are read for nothing
+        )
+        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
+
+    def cost(self, item: ScoreItem) -> int:
+        return text_cost(item)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return list(self._threads.map(self._score, items))
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        self._client.close()
+
+    def preference(self, prompt: str, a: str, b: str) -> float:
+        """How likely `a` is better than `b` to the judge, in [0, 1]; both orders are asked, so that a liking for the
+        first or the second one cancels.
+
+        Raises:
+          RewardUnavailable, RewardTimeout: the judge does not answer.
+          RewardError: its reply cannot be read.
+        """
+        try:
+            return self._compare(prompt, a, b, time.monotonic() + self._config.deadline_s)[0]
+        except _NoVerdict as error:
+            kinds: dict[str, type[RewardError]] = {"unavailable": RewardUnavailable, "timeout": RewardTimeout}
+            raise kinds.get(error.failure.kind, RewardError)(error.failure.message) from None
+
+    def _score(self, item: ScoreItem) -> Outcome:
+        prompt = _conversation(item)
+        if item.response is None or prompt is None:
+            return Failure("unsupported", "a judge takes texts: a prompt or messages, and a response")
+        deadline = time.monotonic() + self._config.deadline_s
+        try:
+            if self._config.mode == "graded":
+                return Score(*self._grade(prompt, item.response, deadline))
+            other = item.metadata.get("other_response")
+            if not isinstance(other, str):
+                return Failure("unsupported", 'metadata["other_response"] must be the text to compare with')
+            return Score(*self._compare(prompt, item.response, other, deadline))
+        except _NoVerdict as error:
+            return error.failure
+
+    def _grade(self, prompt: str, response: str, deadline: float) -> tuple[float, dict[str, float]]:
+        config = self._config
+        grades = []
+        for number in self._principles(prompt, response):
+            messages = judge_prompts.graded(
+                prompt=prompt,
+                response=response,
+                principle=config.principles[number] if config.principles else None,
+                low=config.low,
+                high=config.high,
+                chain_of_thought=config.chain_of_thought,
+            )
+            reply = _text(self._ask(messages, deadline))
+            grade = judge_prompts.read_grade(reply, low=config.low, high=config.high)
+            if grade is None:
+                raise _NoVerdict("scorer_failed", f"no grade in the judge's reply: {reply[-200:]!r}")
+            grades.append((number, grade))
+        return statistics.fmean(g for _, g in grades), {f"principle_{n}": g for n, g in grades if config.principles}
+
+    def _compare(self, prompt: str, ours: str, other: str, deadline: float) -> tuple[float, dict[str, float]]:
+        """Averaged over both orders and the principles asked."""
+        firsts, seconds = [], []
+        for number in self._principles(prompt, *sorted((ours, other))):
+            firsts.append(self._prefers_first(prompt, ours, other, number, deadline))
+            seconds.append(1 - self._prefers_first(prompt, other, ours, number, deadline))
+        first, second = statistics.fmean(firsts), statistics.fmean(seconds)
+        return (first + second) / 2, {"shown_first": first, "shown_second": second}
+
+    def _prefers_first(self, prompt: str, first: str, second: str, number: int, deadline: float) -> float:
+        config = self._config
+        letter_only = config.soft and not config.chain_of_thought
+        messages = judge_prompts.pairwise(
+            prompt=prompt,
+            first=first,
+            second=second,
+            principle=config.principles[number] if config.principles else None,
+            chain_of_thought=config.chain_of_thought,
+            letter_only=letter_only,
+        )
+        choice = self._ask(messages, deadline)
+        reply = _text(choice)
+        verdict = judge_prompts.read_better(reply, letter_only=letter_only)
+        if config.soft and (tokens := (choice.get("logprobs") or {}).get("content")):
+            soft = judge_prompts.soft_label(tokens)
+            verdict = soft if soft is not None and (letter_only or verdict in (0.0, 1.0)) else verdict
+        if verdict is None:
+            raise _NoVerdict("scorer_failed", f"no verdict in the judge's reply: {reply[-200:]!r}")
+        return verdict
+
+    def _principles(self, *texts: str) -> list[int]:
+        """Those to ask by: the same ones whenever the same thing is judged."""
+        config = self._config
+        if not config.principles:
+            return [0]
+        if config.ask == "all":
+            return list(range(len(config.principles)))
+        digest = hashlib.sha256("\0".join((str(config.seed), *texts)).encode(errors="replace")).digest()
+        return [int.from_bytes(digest[:8], "big") % len(config.principles)]
+
+    def _ask(self, messages: list[dict[str, str]], deadline: float) -> dict[str, Any]:
+        """The first choice of the reply; tried again while that may help and there is time."""
+        config = self._config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": messages,
+            "temperature": config.temperature,
+            "max_tokens": config.max_tokens if config.chain_of_thought else min(16, config.max_tokens),
+        }
+        if config.soft:
+            body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+        pause_s = _FIRST_PAUSE_S
+        problem = _NoVerdict("timeout", f"no time was left to ask the judge at {config.url}")
+        for _ in range(config.tries):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            wait_s = pause_s * random.uniform(0.5, 1.5)
+            try:
+                answer = self._client.post("chat/completions", json=body, timeout=min(left_s, config.timeout_s))
+                if answer.status_code == 200:
+                    return _first_choice(answer)
+                problem = _refusal(answer, config.url)
+                if answer.status_code not in _PASSING:
+                    raise problem
+                wait_s = max(wait_s, _retry_after(answer))
+            except httpx.TimeoutException:
+                problem = _NoVerdict("timeout", f"the judge at {config.url} did not answer in time (judge.timeout_s)")
+            except httpx.HTTPError as error:
+                problem = _NoVerdict("unavailable", f"the judge at {config.url} is away: {error}")
+            if time.monotonic() + wait_s >= deadline:
+                break
+            time.sleep(wait_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise problem
+
+
+def _conversation(item: ScoreItem) -> str | None:
+    if item.messages is not None:
+        return "\n\n".join(f"{message.role}: {message.content}" for message in item.messages)
+    return item.prompt
+
+
+def _first_choice(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        choice = answer.json()["choices"][0]
+        if isinstance(choice["message"], dict):
+            return dict(choice)
+    except (ValueError, LookupError, TypeError):
+        pass
+    raise _NoVerdict("scorer_failed", f"the judge's answer is not of the OpenAI protocol: {answer.text[:200]!r}")
+
+
+def _text(choice: dict[str, Any]) -> str:
+    return str(choice["message"].get("content") or "")
+
+
+def _refusal(answer: httpx.Response, url: str) -> _NoVerdict:
+    said = " ".join(answer.text.split())[:200]
+    if answer.status_code in (401, 403):
+        return _NoVerdict(
+            "unavailable", f"the judge at {url} refuses the key in ${KEY_VARIABLE} ({answer.status_code})"
+        )
+    kind: ItemErrorKind = "unavailable" if answer.status_code in (404, *_PASSING) else "scorer_failed"
+    return _NoVerdict(kind, f"the judge at {url} said {answer.status_code}: {said}")
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    try:
+        return max(0.0, float(answer.headers.get("Retry-After", "0")))
+    except ValueError:
+        return 0.0

@@ -1,0 +1,168 @@
+"""Scores code by its tests, all of it run in the sandbox. The verdict rests on processes that the code cannot reach: a
+test's own process, which sees plain values alone, or the comparison of what the program printed, made here. Must never
+run a line of a response itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.sandbox.jail_client import Finished, Limits, SandboxBroken
+from rollcall.reward_service.sandbox.jail_tests import PASSED, UNSUPPORTED
+from rollcall.reward_service.sandbox.sandbox import Containment, Sandbox
+from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
+from rollcall.reward_service.scorers.text_scorers import text_cost, version_of
+
+_FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+_PYTHON = ("", "python", "py", "python3")
+MAX_TESTS = 100
+
+
+class PythonTestsConfig(BaseModel):
+    """How many of the metadata's tests the response's code passes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["python_tests"] = "python_tests"
+    tests_key: str = Field(
+        default="tests",
+        description="where the metadata have the tests: Python (a text, or a list of them), or a list of "
+        '{"stdin": ..., "stdout": ...}',
+    )
+    preamble_key: str = Field(default="preamble", description="where the metadata may have code that runs before it")
+    entry_point_key: str = Field(
+        default="entry_point", description="where the metadata may name the function, if it is called like a builtin"
+    )
+    code: Literal["fenced", "whole"] = Field(
+        default="fenced", description="the last fenced block of Python, else the whole response; or always the whole"
+    )
+    prompt_is_code: bool = Field(default=False, description="the code goes on where the prompt ends (HumanEval)")
+    score: Literal["all", "fraction"] = Field(default="all", description="1 where all tests pass; or the share that do")
+    output: Literal["lines", "words", "exact"] = Field(
+        default="lines", description="printed lines are equal but for white space at their ends; words are; all is"
+    )
+    sandbox: Literal["required", "unsafe"] = Field(
+        default="required", description="unsafe: run code even where this machine cannot contain it"
+    )
+    limits: Limits = Limits()
+    concurrency: int = Field(default=2, ge=1, le=256, description="items run at once")
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """A program's input, and what it is to print."""
+
+    stdin: str
+    stdout: str
+
+
+class PythonTestsScorer:
+    takes: frozenset[Taken] = frozenset({"text"})
+    cacheable = True
+
+    def __init__(self, config: PythonTestsConfig, sandbox: Sandbox) -> None:
+        self.version = version_of(config)
+        self._config = config
+        self._sandbox = sandbox
+        self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="python-tests")
+
+    @property
+    def containment(self) -> Containment:
+        """What the probe found at start."""
+        return self._sandbox.containment
+
+    def cost(self, item: ScoreItem) -> int:
+        return text_cost(item)
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        return list(self._threads.map(self._score, items))
+
+    def close(self) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def _score(self, item: ScoreItem) -> Outcome:
+        if item.response is None:
+            return Failure("unsupported", "this scorer takes responses, not segments")
+        if not self._sandbox.usable:
+            return Failure("unavailable", f"no code is run here: {self._sandbox.containment.problem}"[:500])
+        config = self._config
+        try:
+            tests = tests_in(item.metadata.get(config.tests_key))
+        except ValueError as error:
+            return Failure("unsupported", f"metadata[{config.tests_key!r}]: {error}")
+        code = code_in(item.response) if config.code == "fenced" else item.response
+        if config.prompt_is_code and item.prompt is not None:
+            code = item.prompt + code
+        preamble, entry_point = item.metadata.get(config.preamble_key), item.metadata.get(config.entry_point_key)
+        try:
+            if isinstance(tests[0], _Exchange):
+                exchanges = [test for test in tests if isinstance(test, _Exchange)]
+                program = f"{preamble}\n{code}" if isinstance(preamble, str) else code
+                finished = self._sandbox.run_program(program, [exchange.stdin for exchange in exchanges])
+                passed = [self._printed(f, e) for f, e in zip(finished, exchanges, strict=True)]
+            else:
+                finished = self._sandbox.run_tests(
+                    code,
+                    [test for test in tests if isinstance(test, str)],
+                    preamble=preamble if isinstance(preamble, str) else "",
+                    entry_point=entry_point if isinstance(entry_point, str) else None,
+                )
+                for run in finished:
+                    if run.exit == UNSUPPORTED:
+                        return Failure("unsupported", f"a test cannot be run: {run.output.decode(errors='replace')}")
+                passed = [run.exit == PASSED for run in finished]
+        except SandboxBroken as error:
+            return Failure("scorer_failed", str(error)[:500])
+        share = sum(passed) / len(passed)
+        timed_out = sum(run.ended_for == "time" for run in finished)
+        components = {"passed": float(sum(passed)), "tests": float(len(passed)), "timed_out": float(timed_out)}
+        return Score(share if config.score == "fraction" else float(share == 1), components)
+
+    def _printed(self, finished: Finished, exchange: _Exchange) -> bool:
+        if finished.exit != 0:
+            return False
+        printed = finished.output.decode(errors="replace")
+        if self._config.output == "exact":
+            return printed == exchange.stdout
+        if self._config.output == "words":
+            return printed.split() == exchange.stdout.split()
+        return _lines(printed) == _lines(exchange.stdout)
+
+
+def build_python_tests_scorer(config: PythonTestsConfig) -> PythonTestsScorer:
+    """Probes this machine."""
+    return PythonTestsScorer(config, Sandbox(config.limits, unsafe=config.sandbox == "unsafe"))
+
+
+def code_in(response: str) -> str:
+    """The last fenced block that is Python or says nothing; without one, the whole response."""
+    blocks = [block[2] for block in _FENCED.finditer(response) if block[1].lower() in _PYTHON]
+    return blocks[-1] if blocks else response
+
+
+def tests_in(given: JsonValue) -> list[str] | list[_Exchange]:
+    """Raises ValueError for what is neither kind of tests."""
+    several = given if isinstance(given, list) else [given]
+    if not several or len(several) > MAX_TESTS:
+        raise ValueError(f"{len(several)} tests: 1 to {MAX_TESTS} are run")
+    if all(isinstance(test, str) for test in several):
+        return [str(test) for test in several]
+    exchanges = []
+    for test in several:
+        if not isinstance(test, dict) or set(test) != {"stdin", "stdout"}:
+            raise ValueError("tests must be Python as text, or objects with stdin and stdout")
+        stdin, stdout = test["stdin"], test["stdout"]
+        if not isinstance(stdin, str) or not isinstance(stdout, str):
+            raise ValueError("stdin and stdout must be text")
+        exchanges.append(_Exchange(stdin, stdout))
+    return exchanges
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().splitlines()]

@@ -1,0 +1,205 @@
+"""The scorer over learned reward models, of texts and of segments: items in, normalised scores out, whatever else is in
+the batch. Must never know HTTP, nor how the models were trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rollcall.cluster.errors import BadInput
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
+from rollcall.reward_service.models.reward_model_files import RewardModel, load_reward_model
+from rollcall.reward_service.models.reward_models import SegmentRewardModel, TextRewardModel
+from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken, finite
+
+_MAX_PADDING = 0.15  # of a forward pass, unless it holds one item
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def build_reward_model_scorer(config: RewardModelConfig) -> Scorer:
+    """Loads the model.
+
+    Raises:
+      BadInput: when there is none at the path, it is damaged, or the device is not there.
+    """
+    torch.set_num_threads(config.threads)
+    model = load_reward_model(Path(config.path))
+    device = _device(config.device)
+    if isinstance(model.module, SegmentRewardModel):
+        return SegmentRewardScorer(model, model.module.to(device), config, device)
+    return TextRewardScorer(model, model.module.to(device), config, device)
+
+
+class TextRewardScorer:
+    """score = (raw - mean) / std, the raw reward as a component."""
+
+    takes: frozenset[Taken] = frozenset({"text"})
+    cacheable = True
+
+    def __init__(self, model: RewardModel, module: TextRewardModel, config: RewardModelConfig, device: torch.device):
+        assert model.encoder is not None, "models of texts have one"
+        self.version = f"{model.version}.bf16" if config.dtype == "bfloat16" else model.version
+        self._module = module.to(_DTYPES[config.dtype])
+        self._encoder = model.encoder
+        self._statistics = model.card.statistics
+        self._config = config
+        self._device = device
+        self._max_tokens = min(config.max_tokens, model.max_tokens or config.max_tokens)
+
+    def cost(self, item: ScoreItem) -> int:
+        """By the number of characters: to tokenise twice, the first time on the event loop, would be dear."""
+        per_token = self._encoder.characters_per_token
+        prompt = item.prompt or "".join(message.content for message in item.messages or ())
+        characters = len(prompt) + len(item.response or "")
+        return max(1, len(item.token_ids or ()) + round(characters / per_token))
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        torch.set_num_threads(self._config.threads)
+        outcomes: list[Outcome | None] = [None] * len(items)
+        encoded: dict[int, list[int]] = {}
+        for index, item in enumerate(items):
+            tokens = self._encode(item)
+            if isinstance(tokens, Failure):
+                outcomes[index] = tokens
+            else:
+                encoded[index] = tokens
+        lengths = {index: len(tokens) for index, tokens in encoded.items()}
+        with torch.inference_mode():
+            for part in _parts(lengths, self._config.batch_tokens):
+                raw = self._rewards([encoded[index] for index in part])
+                values = self._statistics.normalise(raw)[0].tolist()
+                for index, value, before in zip(part, values, raw[0].tolist(), strict=True):
+                    outcomes[index] = finite(Score(value, {"raw": before}))
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _rewards(self, sequences: Sequence[list[int]]) -> Tensor:
+        """[1, b]"""
+        lengths = torch.tensor([len(tokens) for tokens in sequences])
+        padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+        for row, tokens in enumerate(sequences):
+            padded[row, : len(tokens)] = torch.tensor(tokens)
+        return self._module(padded.to(self._device), lengths.to(self._device)).float().cpu()  # type: ignore[no-any-return]
+
+    def _encode(self, item: ScoreItem) -> list[int] | Failure:
+        if item.response is None:
+            return Failure("unsupported", "this model scores texts, not segments")
+        if item.token_ids is not None:
+            prompt = list(item.token_ids)
+            vocabulary = self._module.model.config.get_text_config().vocab_size  # type: ignore[union-attr, operator]
+            if prompt and not 0 <= min(prompt) <= max(prompt) < vocabulary:
+                return Failure("unsupported", f"token_ids beyond the model's {vocabulary} tokens")
+        else:
+            try:
+                prompt = self._encoder.prompt(item.prompt if item.messages is None else item.messages)  # type: ignore[arg-type]
+            except ValueError as error:
+                return Failure("unsupported", str(error))
+        tokens = [*prompt, *self._encoder.response(item.response)]
+        if not tokens:
+            return Failure("unsupported", "neither prompt nor response has a token")
+        if len(tokens) > self._max_tokens:
+            return Failure("too_long", f"{len(tokens)} tokens, and this model takes {self._max_tokens}")
+        return tokens
+
+    def close(self) -> None:
+        self._module.to("meta")  # frees the weights, whoever still holds the scorer
+
+
+class SegmentRewardScorer:
+    """score = the sum of the steps' rewards: each member's normalised by its own statistics, then their mean."""
+
+    takes: frozenset[Taken] = frozenset({"segment"})
+    cacheable = True
+
+    def __init__(self, model: RewardModel, module: SegmentRewardModel, config: RewardModelConfig, device: torch.device):
+        self.version = model.version
+        self._module = module
+        self._statistics = model.card.statistics
+        self._config = config
+        self._device = device
+
+    def cost(self, item: ScoreItem) -> int:
+        return 1 if item.segment is None else item.segment.num_steps
+
+    def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
+        torch.set_num_threads(self._config.threads)
+        outcomes: list[Outcome | None] = [None] * len(items)
+        arrays: dict[int, tuple[Tensor, Tensor]] = {}
+        for index, item in enumerate(items):
+            found = self._arrays(item)
+            if isinstance(found, Failure):
+                outcomes[index] = found
+            else:
+                arrays[index] = found
+        lengths = {index: len(observations) for index, (observations, _) in arrays.items()}
+        with torch.inference_mode():
+            for part in _parts(lengths, self._config.batch_tokens):
+                rewards = self._rewards([arrays[index] for index in part])
+                begin = 0
+                for index in part:
+                    outcomes[index] = finite(_segment_score(rewards[:, begin : begin + lengths[index]]))
+                    begin += lengths[index]
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _rewards(self, arrays: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """[M, S]: normalised, of all steps side by side."""
+        observations = torch.cat([pair[0] for pair in arrays]).to(self._device)
+        actions = torch.cat([pair[1] for pair in arrays]).to(self._device)
+        return self._statistics.normalise(self._module(observations, actions).cpu())
+
+    def _arrays(self, item: ScoreItem) -> tuple[Tensor, Tensor] | Failure:
+        if item.segment is None:
+            return Failure("unsupported", "this model scores segments, not texts")
+        if item.segment.num_steps > self._config.max_tokens:
+            return Failure(
+                "too_long", f"{item.segment.num_steps} steps, and at most {self._config.max_tokens} are taken"
+            )
+        try:
+            observations, actions = self._module.architecture.arrays(item.segment)
+        except ValueError as error:
+            return Failure("unsupported", str(error))
+        return torch.from_numpy(observations), torch.from_numpy(actions)
+
+    def close(self) -> None:
+        self._module.to("meta")
+
+
+def _segment_score(rewards: Tensor) -> Score:
+    """Of one segment's normalised rewards [M, T]. Disagreement: the deviation of the members' sums."""
+    steps = rewards.mean(0)
+    sums = rewards.sum(1)
+    values = tuple(steps.tolist())
+    return Score(sum(values), {"disagreement": float(sums.std(correction=0))}, step_values=values)
+
+
+def _parts(lengths: dict[int, int], budget: int) -> Iterator[list[int]]:
+    """Items of like length together, each part padded within the budget; a longer item is a part of its own."""
+    part: list[int] = []
+    width = used = 0
+    for index in sorted(lengths, key=lambda i: (-lengths[i], i)):
+        rows = len(part) + 1
+        tight = used + lengths[index] >= (1 - _MAX_PADDING) * rows * width
+        if part and (rows * width > budget or not tight):
+            yield part
+            part = []
+        if not part:
+            width, used = lengths[index], 0
+        part.append(index)
+        used += lengths[index]
+    if part:
+        yield part
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise BadInput(f"device = {name!r}: cannot be used: {first}") from None
+    return device

@@ -1,0 +1,1 @@
+"""The service as a process: HTTP, tokens, limits, draining."""

@@ -1,0 +1,1 @@
+"""Processes for functions that may hang, explode or die."""
