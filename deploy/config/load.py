@@ -34,6 +34,7 @@ from rollcall.deploy.config.settings import (
     recipe_name,
 )
 from rollcall.deploy.rundir.earlier_runs import read_run
+from rollcall.learners.loop import config as learner_config
 
 __all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config", "load_run"]
 
@@ -95,6 +96,10 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
+    learner = settings.tree.get("learner")
+    for section in ("optimizer", "schedule") if isinstance(learner, dict) else ():
+        if isinstance(learner.get(section), str):
+            settings.set(("learner", section), {"kind": learner[section]}, settings.origin(("learner", section)))
     if isinstance(settings.tree.get("reward"), str):
         settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
@@ -139,7 +144,11 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings, path
     ) not in (None, value):
         settings.set(path[:-1], {}, origin)
-    if path == ("reward",) and isinstance(value, str):
+    of_learner = path[:1] == ("learner",) and path[1:] in (("optimizer",), ("schedule",))
+    if of_learner and isinstance(value, str):  # of another kind: from its defaults
+        if learner_config.section(_value(settings, path)).get("kind") != value:
+            settings.set(path, {"kind": value}, origin)
+    elif path == ("reward",) and isinstance(value, str):
         settings.set(path, by_name(value), origin)
     elif path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)
@@ -281,7 +290,10 @@ def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
         section = _value(settings, written)
         if not (isinstance(section, Mapping) and part not in section and section.get("kind") == part):
             written = (*written, part)
-    return written
+    short = next(
+        (s for s, place in learner_config.SHORT.items() if ("learner", *place) == (*path[:2], *path[-1:])), None
+    )
+    return ("learner", short) if short is not None and settings.has(("learner", short)) else written
 
 
 def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:

@@ -18,7 +18,8 @@ from rollcall.deploy.config.run_config import DEFAULT_NUM_CHECKPOINTS, plugin_se
 from rollcall.deploy.config.settings import Settings, settings_hash, to_yaml
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig, in_sections, section
+from rollcall.learners.loop.optimizers import AdamConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 
@@ -121,7 +122,7 @@ class RewardTrainConfig(_PreferenceRun):
     """`rollcall reward train`."""
 
     learner: LearnerConfig = Field(
-        default=LearnerConfig(weight_decay=REWARD_WEIGHT_DECAY),
+        default=LearnerConfig(optimizer=AdamConfig(weight_decay=REWARD_WEIGHT_DECAY)),
         description=f"how the parameters are optimised; weight_decay is {REWARD_WEIGHT_DECAY} where it is not given",
     )
     keep: Literal["auto", "best", "last"] = Field(
@@ -144,7 +145,10 @@ class RewardTrainConfig(_PreferenceRun):
     @field_validator("learner", mode="before")
     @classmethod
     def _decayed(cls, value: Any) -> Any:
-        return {"weight_decay": REWARD_WEIGHT_DECAY, **value} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        learner = in_sections(value)
+        return {**learner, "optimizer": {"weight_decay": REWARD_WEIGHT_DECAY, **section(learner.get("optimizer"))}}
 
     @property
     def algorithm_name(self) -> str:

@@ -26,7 +26,7 @@ from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.settings import settings_hash, to_yaml
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
 
 # torch.compile of a small net's loss takes about 20 s when nothing is cached, and saves about 0.25 ms per minibatch
@@ -242,7 +242,7 @@ def plugin_settings(plugin: Plugin, value: Any) -> Any:
 def _default_lag(algorithm: Any) -> int:
     """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
     name = plugin_name_of(algorithm)
-    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).corrects_policy_lag)
+    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).needs.corrects_policy_lag)
 
 
 def cpp_compiler() -> str | None:

@@ -25,7 +25,8 @@ from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, read_jsonl
 from rollcall.deploy.rundir.earlier_runs import run_hash
-from rollcall.learners.loop.learner import BatchSource, Learner, StepOrder
+from rollcall.learners.loop.collator import BatchSource
+from rollcall.learners.loop.learner import Learner, StepOrder
 
 _log = logging.getLogger("rollcall")
 

@@ -29,7 +29,8 @@ from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds import initial_weights
 from rollcall.deploy.kinds.parts import POLICY_ID, scorer_of
 from rollcall.deploy.kinds.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
-from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
@@ -171,12 +172,12 @@ class ControlParts:
             network = build_actor_critic(
                 *self.spaces,
                 config.policy,
-                with_critic=algorithm.needs_critic,
+                with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
         except ValueError as error:
             raise BadInput(str(error)) from None
-        models: dict[str, nn.Module] = {"actor_critic": network, **algorithm.extra_models()}
+        models = with_own_models(algorithm, {"actor_critic": network})
         if config.policy.normalise_rewards:
             discount = getattr(config.algorithm, "discount", 1.0)
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
@@ -192,7 +193,8 @@ class ControlParts:
             config=config.learner,
             policy_id=POLICY_ID,
             run_seed=config.seed,
-            experience=ControlExperience(
+            spaces=self.spaces,
+            collator=ControlCollator(
                 cast(ActorCritic, models["actor_critic"]),
                 cast("RewardNormaliser | None", models.get("reward_normaliser")),
             ),

@@ -30,7 +30,7 @@ from rollcall.deploy.drive.runs import begin_run
 from rollcall.deploy.kinds import reward_train
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, load_reward_model, save_segment_model

@@ -27,7 +27,7 @@ from rollcall.deploy.preferences.data import counted, encode_texts, load_prefere
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
 from rollcall.deploy.preferences.text_models import given_model
 from rollcall.deploy.rundir.earlier_runs import run_hash
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.loop.learner import Learner
@@ -73,12 +73,12 @@ class DirectJob:
             groups_in_turn=getattr(config.algorithm, "draw", "by_size") == "evenly",
         )
         self.learner = Learner(
-            models={**self._models, **self.algorithm.extra_models()},
+            models=self._models,
             algorithm=self.algorithm,
             config=config.learner.for_language(),
             policy_id=self.policy_id,
             run_seed=config.seed,
-            experience=PreferenceExperience(budget=self.budget),
+            collator=PreferenceCollator(),
             published=("policy",),
             read_out=None if config.policy.lora is None else merged_parameters,
         )

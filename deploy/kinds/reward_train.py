@@ -21,7 +21,7 @@ from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.deploy.preferences.data import counted, encode_segments, encode_texts, load_preferences
 from rollcall.deploy.preferences.text_models import given_model
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, bootstrapped
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.models.reward_model_files import (
@@ -85,7 +85,7 @@ class RewardJob:
             config=config.learner.for_language() if isinstance(config.model, TextModelConfig) else config.learner,
             policy_id=self.policy_id,
             run_seed=config.seed,
-            experience=PreferenceExperience(budget=config.loss.budget),
+            collator=PreferenceCollator(),
         )
 
     @property

@@ -20,8 +20,10 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.export import model_source, save_policy
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
-from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner, StepOrder
+from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
 from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
@@ -96,20 +98,21 @@ def imitate(
     if settings.lora is not None:
         add_adapters(model, settings.lora, seed=derive_seed(seed, "lora"))
     beside = model_source(model_directory)
+    shape = LinearSchedule if settings.anneal_learning_rate else ConstantSchedule
     trainer = Learner(
         models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
         algorithm=SFT(SFTConfig(token_budget=settings.token_budget)),
         config=learner.for_language().model_copy(
             update={
                 "learning_rate": settings.learning_rate,
-                "anneal_learning_rate": settings.anneal_learning_rate,
+                "schedule": shape(warmup_steps=learner.schedule.warmup_steps),
                 "threads": settings.threads,
                 "num_processes": 1,
             }
         ),
         policy_id="warm_start",
         run_seed=seed,
-        experience=DemonstrationExperience(),
+        collator=DemonstrationCollator(),
         read_out=None if settings.lora is None else merged_parameters,
     )
     source = DemonstrationSource(demonstrations, batch_size=settings.batch_size, steps=settings.steps, seed=seed)

@@ -14,6 +14,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.load import AnyConfig, load_run, read_settings
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.rundir.earlier_runs import read_run
+from rollcall.learners.algorithm import HasModels
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
 
@@ -22,7 +23,7 @@ Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
 # models and the optimiser's state are made of these.
 MAY_CHANGE = (
     *("total_env_steps", "total_learner_steps"),
-    *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer$).*"),
+    *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer(\.(kind|form|momentum))?$).*"),
     *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*"),
     r"redis\.\w+_timeout_s",
     *(r"actors\.(num|threads|torch_threads|ticket_deadline_s|max_env_restarts)",),
@@ -108,6 +109,7 @@ def _begin_anew(run_directory: Path) -> str:
 def _models(config: AnyConfig) -> str:
     """Which ones the algorithm trains or holds."""
     algorithm = config.build_algorithm()
-    wanted = {"critic": algorithm.needs_critic, "reference": getattr(algorithm, "needs_reference", False)}
-    names = ["policy", *(name for name, wants in wanted.items() if wants), *sorted(algorithm.extra_models())]
+    wanted = {"critic": algorithm.needs.critic, "reference": algorithm.needs.reference}
+    own = algorithm.extra_models() if isinstance(algorithm, HasModels) else {}
+    names = ["policy", *(name for name, wants in wanted.items() if wants), *sorted(own)]
     return ", ".join(names)

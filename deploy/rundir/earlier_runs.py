@@ -10,6 +10,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, settings_hash
+from rollcall.learners.loop.config import in_sections
 
 RENAMED: Mapping[KeyPath, KeyPath] = {}  # old path -> new path: read as the new one
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
@@ -17,7 +18,7 @@ REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has i
 BEFORE: Mapping[KeyPath, Any] = {}
 # The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
 BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
-    "loss": {("keep",): "last", ("patience",): None, ("learner", "weight_decay"): 0.0},
+    "loss": {("keep",): "last", ("patience",): None, ("learner", "optimizer", "weight_decay"): 0.0},
 }
 
 
@@ -39,6 +40,8 @@ def read_run(run_directory: Path) -> tuple[Settings, str]:
             origin, value = settings.origin(old), settings.value(old)
             del (settings.value(old[:-1]) if old[:-1] else settings.tree)[old[-1]]
             settings.set(new, value, origin)
+    if _is_section(settings, ("learner",)):  # its optimiser and schedule had no sections
+        settings.tree["learner"] = in_sections(settings.tree["learner"])
     before = dict(BEFORE)
     for name, more in BEFORE_WITH.items():
         before |= more if settings.has((name,)) else {}

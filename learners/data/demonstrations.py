@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from rollcall.cluster.loop.work import ShuffledRows
 from rollcall.cluster.messages.records import Array, LMTrajectory
-from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.collator import Stateless
 
 
 @dataclass(frozen=True)
@@ -41,24 +39,14 @@ class DemonstrationSource:
         return [self._demonstrations[self._order.row(position)[0]] for position in positions]
 
 
-class DemonstrationExperience:
-    """What the learner asks of its experience, for demonstrations."""
+class DemonstrationCollator(Stateless):
+    """A Collator of demonstrations."""
 
     def collate(self, items: Sequence[Demonstration], device: torch.device, *, step: int) -> TokenBatch:
         return collate_samples([_as_trajectory(items)], step=step).to(device)
 
-    def prepare(self, algorithm: Algorithm, models: Models, batch: TokenBatch, collective: Collective) -> Any:
-        return algorithm.prepare(models, batch)
-
-    def learned(self, batch: TokenBatch) -> None: ...
-
     def metrics(self, batch: TokenBatch) -> dict[str, float]:
         return {"trained_tokens": float(batch.num_sampled)}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None: ...
 
 
 def _as_trajectory(items: Sequence[Demonstration]) -> LMTrajectory:

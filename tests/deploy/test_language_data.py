@@ -15,7 +15,7 @@ from rollcall.deploy.kinds.language_parts import LanguageParts
 from rollcall.deploy.kinds.parts import parts_of
 from rollcall.deploy.kinds.warm_start import warm_start
 from rollcall.learners.data.demonstrations import DemonstrationSource
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, model_length
 

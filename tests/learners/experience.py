@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 
 from rollcall.cluster.messages.records import GymTrajectory, Weights
-from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
@@ -28,7 +29,7 @@ def make_learner(
     log: Path | None = None,
 ) -> Learner:
     policy = policy or PolicyConfig()
-    network = build_actor_critic(*SPACES, policy, with_critic=algorithm.needs_critic, seed=3)
+    network = build_actor_critic(*SPACES, policy, with_critic=algorithm.needs.critic, seed=3)
     models = {"actor_critic": network, **algorithm.extra_models()}
     normaliser = RewardNormaliser(0.99, policy.reward_clip) if policy.normalise_rewards else None
     if normaliser is not None:
@@ -39,7 +40,7 @@ def make_learner(
         config=config or LearnerConfig(learning_rate=1e-3),
         policy_id="policy",
         run_seed=0,
-        experience=ControlExperience(network, normaliser),
+        collator=ControlCollator(network, normaliser),
         consumption_log=log,
         collective=collective,
     )

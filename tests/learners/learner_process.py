@@ -13,7 +13,8 @@ from experience import cartpole, make_learner
 
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import StepOrder
 from rollcall.learners.models.networks import PolicyConfig
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner, StepOrder
 
 
 class LinearSteps(nn.Module):
@@ -139,7 +140,7 @@ def test_the_learner_finds_a_linear_reward_from_comparisons(ties: Any) -> None:
         config=LearnerConfig(learning_rate=0.05, device="cpu"),
         policy_id="reward",
         run_seed=0,
-        experience=PreferenceExperience(budget=10_000),
+        collator=PreferenceCollator(),
     )
     source = PreferenceSource(bootstrapped(items, members=2, seed=2), batch_size=100, steps=120, seed=3)
     for step in range(120):

@@ -17,9 +17,9 @@ from rollcall.cluster.messages.records import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
-from rollcall.learners.batches.language import LanguageExperience
+from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.data.comparisons import Comparison, TokenSequence
 from rollcall.learners.loop.collective import Collective
@@ -229,7 +229,7 @@ def test_the_first_loss_of_dpo_is_the_logarithm_of_2(directories: dict[str, Path
 
     batch = collate_comparisons([Comparison((sequence(5, 16, 1), sequence(27, 1)), (0, 1))])
     algorithm = DPO(DPOConfig(beta=1.0))
-    prepared = PreferenceExperience(budget=1000).prepare(algorithm, models, batch, Collective())
+    prepared = PreferenceCollator(budget=1000).prepare(algorithm, models, batch, Collective())
     (minibatch,) = algorithm.minibatches(prepared, torch.Generator())
     (part,) = minibatch.shards(0, 1)
     loss, _ = algorithm.loss(models, part)
@@ -264,7 +264,7 @@ def test_at_lag_0_the_ratio_is_1_and_the_kl_to_the_reference_0(directories: dict
         finish_reasons=("stop",) * len(SEQUENCES),
     )
     algorithm = GRPO(GRPO.Config(kl_coef=0.1))
-    experience = LanguageExperience(token_budget=1000)
+    experience = LanguageCollator(token_budget=1000)
     batch = experience.collate([trajectory], torch.device("cpu"), step=0)
     prepared = experience.prepare(algorithm, models, batch, Collective())  # type: ignore[arg-type]
     (minibatch,) = algorithm.minibatches(prepared, torch.Generator())

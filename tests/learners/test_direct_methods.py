@@ -16,10 +16,11 @@ from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
 from rollcall.learners.algorithms.preferences.ipo import IPO, IPOConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, TokenSequence
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner, StepOrder
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
@@ -95,8 +96,8 @@ def literal_losses(models: dict[str, nn.Module], term: Any) -> list[Tensor]:
     return found
 
 
-def experience(budget: int) -> PreferenceExperience:
-    return PreferenceExperience(budget=budget)
+def experience(budget: int) -> PreferenceCollator:
+    return PreferenceCollator(budget=budget)
 
 
 def total_loss(algorithm: Any, models: dict[str, nn.Module], budget: int) -> tuple[Tensor, dict[str, float], int]:

@@ -19,7 +19,8 @@ from rollcall.cluster.errors import CheckpointDamaged, NonFinite
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder, _build_optimizer
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import StepOrder, _build_optimizer
 from rollcall.learners.models.networks import PolicyConfig
 
 HERE = Path(__file__).parent

@@ -14,8 +14,9 @@ from torch import nn
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch
-from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner, StepOrder
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
@@ -57,7 +58,7 @@ def make_policy(directory: Path) -> TokenPolicy:
 
 
 def collate(items: list[Demonstration]) -> TokenBatch:
-    return DemonstrationExperience().collate(items, torch.device("cpu"), step=0)
+    return DemonstrationCollator().collate(items, torch.device("cpu"), step=0)
 
 
 def losses_of_parts(policy: TokenPolicy, items: list[Demonstration], token_budget: int) -> list[torch.Tensor]:
@@ -168,7 +169,7 @@ def train(directory: Path, steps: range, learner: Learner | None = None) -> tupl
         config=LearnerConfig(learning_rate=5e-3),
         policy_id="warm_start",
         run_seed=0,
-        experience=DemonstrationExperience(),
+        collator=DemonstrationCollator(),
     )
     source = DemonstrationSource(DEMONSTRATIONS, batch_size=3, steps=100, seed=0)
     found = []

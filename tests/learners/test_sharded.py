@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.batches.token_batch import collate_samples
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
 
 pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")

@@ -1,5 +1,4 @@
-"""REINFORCE (Williams, 1992) over whole episodes, with a moving-average, a learned or no baseline.
-This file must never know where batches come from, nor what steps the optimiser."""
+"""REINFORCE (Williams, 1992) over whole episodes, with a moving-average, a learned or no baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
+from rollcall.learners.algorithm import Context, Loss, Models, Needs, StepMinibatch
+from rollcall.learners.algorithms.control import actor_critic
+from rollcall.learners.algorithms.control.actor_critic import Discount, EntropyCoef, NormaliseAdvantages, credit
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
@@ -22,7 +23,7 @@ class REINFORCEConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["reinforce"] = Field(default="reinforce", description="the algorithm")
-    discount: float = Field(default=0.99, ge=0, le=1, description="weight of a reward one step later: the horizon")
+    discount: Discount = 0.99
     reward_to_go: bool = Field(
         default=True, description="an action is credited with what follows it only; false: with its whole episode"
     )
@@ -33,10 +34,8 @@ class REINFORCEConfig(BaseModel):
         default=0.9, ge=0, lt=1, description="beta of the moving average: b <- beta * b + (1 - beta) * mean return"
     )
     value_coef: float = Field(default=0.5, ge=0, description="weight of the value loss, with baseline=value")
-    entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus: keeps exploration alive")
-    normalise_advantages: bool = Field(
-        default=False, description="to mean 0, deviation 1 over the batch: frees the step from the reward's scale"
-    )
+    entropy_coef: EntropyCoef = 0.0
+    normalise_advantages: NormaliseAdvantages = False
 
 
 class MovingAverage(nn.Module):
@@ -59,17 +58,17 @@ class REINFORCE:
     Config = REINFORCEConfig
     name = "reinforce"
     unit: Unit = "episode"
-    corrects_policy_lag = False
+    needs = Needs()
 
     def __init__(self, config: REINFORCEConfig) -> None:
         self._config = config
-        self.needs_critic = config.baseline == "value"
+        self.needs = Needs(critic=config.baseline == "value")
 
-    def extra_models(self) -> Mapping[str, nn.Module]:
+    def extra_models(self) -> Models:
         return {"baseline": MovingAverage()} if self._config.baseline == "moving_average" else {}
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, context: Context, batch: GymBatch) -> Mapping[str, Tensor]:
         """Returns less the baseline; then the moving average takes in the batch's mean return.
 
         In that order: a baseline that knew the batch's own actions would bias the gradient.
@@ -77,58 +76,44 @@ class REINFORCE:
         Raises:
           ValueError: with baseline=value and a policy that has no critic.
         """
-        network = samples.actor_critic(models)
-        if self._config.baseline == "value":
+        config, network = self._config, samples.actor_critic(context.models)
+        if config.baseline == "value":
             values, next_values = samples.state_values(network, batch, algorithm="reinforce with baseline=value")
         else:
             values = next_values = torch.zeros_like(batch.rewards)
-        to_go = discounted_returns(
-            rewards=batch.rewards,
-            next_values=next_values,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            mask=batch.mask,
-            discount=self._config.discount,
-        )
+        to_go = discounted_returns(next_values=next_values, discount=config.discount, **credit(batch))
         ends = {"terminated": batch.terminated, "truncated": batch.truncated, "mask": batch.mask}
-        credit = to_go if self._config.reward_to_go else whole_episode_returns(returns=to_go, **ends)
+        returns = to_go if config.reward_to_go else whole_episode_returns(returns=to_go, **ends)
         baseline = values
-        if self._config.baseline == "moving_average":
+        if config.baseline == "moving_average":
             # The mean over what the baseline is subtracted from: over steps, or over episodes (by their first steps).
-            counted = batch.mask if self._config.reward_to_go else episode_starts_within(**ends)
-            baseline = self._renew(models["baseline"], (credit * counted).sum() / counted.sum())
-        advantages = (credit - baseline).masked_fill(~batch.mask, 0.0)
-        if self._config.normalise_advantages:
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
+            counted = batch.mask if config.reward_to_go else episode_starts_within(**ends)
+            baseline = self._renew(context.models["baseline"], (returns * counted).sum() / counted.sum())
+        advantages = (returns - baseline).masked_fill(~batch.mask, 0.0)
+        advantages = actor_critic.over_batch(advantages, batch, normalise=config.normalise_advantages)
         return samples.batch_rows(network, batch, advantages=advantages, returns=to_go)
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
-        """The batch itself: a second step on it would be off-policy."""
-        yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, generator))
+    def minibatches(self, context: Context, prepared: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
+        return actor_critic.minibatches(context, prepared)
 
-    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
-        now = samples.evaluate(samples.actor_critic(models), rows)
-        policy_loss = losses.policy_gradient_loss(
-            target_logprobs=now.logprobs, advantages=rows["advantages"], mask=mask, num_valid=num_valid
-        )
-        entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
-        total = policy_loss - self._config.entropy_coef * entropy
-        metrics = {"policy_loss": policy_loss.detach(), "entropy": entropy.detach()}
+    def loss(self, context: Context, minibatch: StepMinibatch) -> Loss:
+        rows, over = minibatch.tensors, {"mask": minibatch.tensors["mask"], "num_valid": minibatch.num_valid}
+        now = samples.evaluate(samples.actor_critic(context.models), rows)
+        value_loss = None
         if self._config.baseline == "value":
             assert now.values is not None, "prepare refuses a policy without a critic"
-            value_loss = losses.squared_value_loss(
-                values=now.values, returns=rows["returns"], mask=mask, num_valid=num_valid
-            )
-            total = total + self._config.value_coef * value_loss
-            metrics["value_loss"] = value_loss.detach()
-        with torch.no_grad():
-            log_ratio = now.logprobs - rows["behaviour_logprobs"]  # zero, unless the policy lags
-            metrics["approx_kl"] = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
-        return total, metrics
-
-    def stops_early(self, metrics: Metrics) -> bool:
-        return False
+            value_loss = losses.squared_value_loss(values=now.values, returns=rows["returns"], **over)
+        return actor_critic.joined(
+            now,
+            minibatch,
+            policy_loss=losses.policy_gradient_loss(
+                target_logprobs=now.logprobs, advantages=rows["advantages"], **over
+            ),
+            log_ratio=now.logprobs - rows["behaviour_logprobs"],
+            value_loss=value_loss,
+            value_coef=self._config.value_coef,
+            entropy_coef=self._config.entropy_coef,
+        )
 
     def _renew(self, average: nn.Module, mean_return: Tensor) -> Tensor:
         """The moving average from before this batch; a mean that is not finite leaves no trace in it."""
