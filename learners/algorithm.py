@@ -120,19 +120,3 @@ def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models) -> dict
     for name in algorithm.needs.target_networks:
         own[TARGET + name] = deepcopy(models[name]).requires_grad_(False)
     return {**models, **{name: model for name, model in own.items() if name not in models}}
-
-
-@dataclass(frozen=True)
-class StepMinibatch:
-    """Every tensor's axis 0 is the sample axis, along which learner processes share the work: row i goes to process
-    i mod N. What must be known of the whole minibatch is computed before."""
-
-    tensors: Mapping[str, Tensor]  # [M, ...]
-    num_valid: Tensor  # 0-dim float: valid steps in the whole minibatch, all processes together
-    ends_epoch: bool = False
-
-    def shards(self, rank: int, num_processes: int) -> Iterable[StepMinibatch]:
-        if num_processes == 1:
-            return (self,)
-        mine = {name: tensor[rank::num_processes] for name, tensor in self.tensors.items()}
-        return (StepMinibatch(mine, self.num_valid, self.ends_epoch),)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.actors.control.unroll import Shard, Unroll, begin_shard, unroll
+from rollcall.actors.control.unroll import Shard, UnitOfExperience, begin_shard, unroll
 from rollcall.actors.envs import state
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 from rollcall.actors.envs.plain_state import UnsupportedStateError
@@ -237,7 +237,7 @@ class GymActor:
         if shard is not None:
             shard.group.close()
 
-    def _run(self, shard: Shard, seed: int, unit: Unit) -> Unroll:
+    def _run(self, shard: Shard, seed: int, unit: Unit) -> UnitOfExperience:
         num_steps, num_envs = self._config.unroll_length, shard.group.num_envs
         try:
             if unit == "episode" and not shard.untouched:
@@ -253,9 +253,9 @@ class GymActor:
             raise
 
     def _trajectory(
-        self, ticket: Ticket, payload: ShardPayload, result: Unroll, env_restarts: int, timing: Timing
+        self, ticket: Ticket, payload: ShardPayload, result: UnitOfExperience, env_restarts: int, timing: Timing
     ) -> GymTrajectory:
-        clip = self._env_config.reward_clip
+        clip, found = self._env_config.reward_clip, result.unroll
         return GymTrajectory(
             policy_id=self._policy_id,
             epoch=ticket.epoch,
@@ -265,19 +265,7 @@ class GymActor:
             shard=payload.shard,
             incarnation=payload.incarnation,
             policy_version=self._policy.version,
-            observations=result.observations,
-            last_observations=result.last_observations,
-            final_index=result.final_index,
-            final_observations=result.final_observations,
-            actions=result.actions,
-            behaviour_logprobs=result.behaviour_logprobs,
-            rewards=result.rewards if clip is None else np.clip(result.rewards, -clip, clip),
-            terminated=result.terminated,
-            truncated=result.truncated,
-            mask=result.mask,
-            episode_starts=result.episode_starts,
-            action_mask=result.action_mask,
-            initial_recurrent_state=result.initial_recurrent_state,
+            unroll=found if clip is None else found.with_rewards(np.clip(found.steps.rewards, -clip, clip)),
             episodes=result.episodes,
             env_restarts=env_restarts,
             timing=timing,
@@ -292,7 +280,7 @@ def _summary(trajectory: GymTrajectory) -> Produced:
         actor_id=trajectory.actor_id,
         min_policy_version=trajectory.policy_version,
         num_steps=trajectory.num_steps,
-        size_bytes=sum(array.nbytes for _, array in trajectory.arrays()),
+        size_bytes=trajectory.size_bytes,
         episodes=trajectory.episodes,
         env_restarts=trajectory.env_restarts,
         timing=trajectory.timing,

@@ -25,6 +25,7 @@ from rollcall.cluster.messages.records import (
     Weights,
 )
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.cluster.seeds import derive_seed
 
 SampleKey = tuple[tuple[int, int], int]  # (ticket, which of its samples)
@@ -285,15 +286,17 @@ class LMActor:
             sample_offsets=offsets,
             token_ids=np.concatenate([np.array(sample.token_ids, np.int32) for sample in samples]),
             loss_mask=np.concatenate([sample.loss_mask() for sample in samples]),
-            behaviour_logprobs=np.concatenate([sample.behaviour_logprobs() for sample in samples]),
+            tokens=SampledTokens(
+                behaviour_logprobs=np.concatenate([sample.behaviour_logprobs() for sample in samples]),
+                turn_rewards=(
+                    np.concatenate([sample.token_rewards() for sample in samples])
+                    if any(sample.turn_rewards for sample in samples)
+                    else None
+                ),
+            ),
             version_spans=np.array(spans, np.int64).reshape(-1, 3),
             rewards=np.array([sample.reward for sample in samples], np.float32),
             finish_reasons=tuple(sample.finish_reason for sample in samples),
-            turn_rewards=(
-                np.concatenate([sample.token_rewards() for sample in samples])
-                if any(sample.turn_rewards for sample in samples)
-                else None
-            ),
         )
         timing = Timing(act_s=self._busy_s, apply_weights_s=self._apply_s)
         self._busy_s = self._apply_s = 0.0
@@ -310,7 +313,7 @@ class LMActor:
             actor_id=trajectory.actor_id,
             min_policy_version=trajectory.min_policy_version,
             num_steps=int(trajectory.loss_mask.sum()),
-            size_bytes=sum(array.nbytes for _, array in trajectory.arrays()),
+            size_bytes=trajectory.size_bytes,
             timing=timing,
             samples=tuple(self._stats(sample, shown=index == 0) for index, sample in enumerate(samples)),
             version_tokens=tuple(sorted(tokens.items())),

@@ -71,25 +71,25 @@ def scorer(service: ScriptedService) -> TrajectoryScorer:
 def test_each_steps_reward_is_the_services_and_the_version_is_recorded() -> None:
     produced, trajectory = produced_and_trajectory()
     scored, rewarded = scorer(service := ScriptedService()).score(produced, trajectory)
-    expected = trajectory.observations["observation"][:, :, 0] * 10
-    np.testing.assert_allclose(rewarded.rewards, expected, rtol=1e-6)
+    expected = trajectory.steps.observations["observation"][:, :, 0] * 10
+    np.testing.assert_allclose(rewarded.steps.rewards, expected, rtol=1e-6)
     assert rewarded.reward_model_version == scored.scoring.model_version == "v7"
     assert scored.scoring.reward_mean == pytest.approx(expected.mean(), rel=1e-5)
     assert len(service.asked) == ENVS
     segment = service.asked[1].segment
     assert segment is not None
-    np.testing.assert_array_equal(segment.actions.array(), trajectory.actions[:, 1])
-    assert trajectory.rewards.sum() == STEPS * ENVS  # the old record stays what it was
+    np.testing.assert_array_equal(segment.actions.array(), trajectory.steps.actions[:, 1])
+    assert trajectory.steps.rewards.sum() == STEPS * ENVS  # the old record stays what it was
     assert rewarded.digest() != trajectory.digest()
 
 
 def test_a_step_that_is_no_experience_has_no_reward() -> None:
     produced, trajectory = produced_and_trajectory()
-    mask = trajectory.mask.copy()
+    mask = trajectory.steps.mask.copy()
     mask[2, 1] = False
     _, rewarded = scorer(ScriptedService()).score(produced, replace(trajectory, mask=mask))
-    assert rewarded.rewards[2, 1] == 0
-    assert (rewarded.rewards != 0).sum() == STEPS * ENVS - 1
+    assert rewarded.steps.rewards[2, 1] == 0
+    assert (rewarded.steps.rewards != 0).sum() == STEPS * ENVS - 1
 
 
 def test_one_item_without_a_score_leaves_the_whole_trajectory_unscored() -> None:

@@ -74,7 +74,7 @@ def trajectory(steps: int, envs: int) -> GymTrajectory:
 
 def test_stretches_do_not_cross_an_episodes_end_nor_hold_a_step_that_is_no_experience() -> None:
     whole = trajectory(12, 3)
-    truncated, mask = whole.truncated.copy(), whole.mask.copy()
+    truncated, mask = whole.steps.truncated.copy(), whole.steps.mask.copy()
     truncated[3, 0] = True  # the last step of a stretch may be an episode's last
     truncated[5, 1] = True  # within the second stretch of env 1
     mask[8, 2] = False

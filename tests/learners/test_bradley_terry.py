@@ -11,12 +11,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.learner import Learner, StepOrder
+from rollcall.learners.loop.learner import Learner
 
 
 class LinearSteps(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
@@ -20,7 +21,7 @@ from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, TokenSequence
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.learner import Learner, StepOrder
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 

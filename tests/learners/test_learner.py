@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.learner import StepOrder, _build_optimizer
+from rollcall.learners.loop.learner import _build_optimizer
 from rollcall.learners.models.networks import PolicyConfig
 
 HERE = Path(__file__).parent
@@ -78,7 +79,7 @@ def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
     before = tensors(learner)
     state = {name: tensor.clone() for name, tensor in learner._state_tensors().items()}
     if where == "observations":
-        poisoned = good.observations["observation"].copy()
+        poisoned = good.steps.observations["observation"].copy()
         poisoned[3, 1, 0] = np.nan
         bad = replace(good, observations={"observation": poisoned})
     else:
@@ -97,7 +98,7 @@ def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
 def test_skipped_steps_in_a_row_stop_the_run_and_say_what_to_do() -> None:
     learner = make_learner(PPO(PPOConfig()), config=LearnerConfig(max_skipped_steps=2))
     good = cartpole(learner.weights(epoch=1, version=0))
-    bad = replace(good, rewards=np.full_like(good.rewards, np.inf))
+    bad = replace(good, rewards=np.full_like(good.steps.rewards, np.inf))
     learner.update([bad], StepOrder(0, 1, 0.0))
     learner.update([good], StepOrder(1, 1, 0.0))  # not in a row
     learner.update([bad], StepOrder(2, 1, 0.0))

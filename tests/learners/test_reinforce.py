@@ -99,7 +99,7 @@ def test_a_return_that_is_not_finite_leaves_no_trace_in_the_baseline(make_policy
     baseline = MovingAverage()
     algorithm = REINFORCE(REINFORCE.Config())
     batch = two_episodes()
-    batch.rewards[0, 0] = torch.nan
+    batch.steps.rewards[0, 0] = torch.nan
     algorithm.prepare({"actor_critic": make_policy(with_critic=False), "baseline": baseline}, batch)
     assert float(baseline.value) == 0.0
 

@@ -41,10 +41,10 @@ def test_every_row_is_in_exactly_one_minibatch(num_rows: int, num_minibatches: i
 def test_num_valid_excludes_masked_steps(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     policy = make_policy()
     batch = make_batch(policy, dead_rate=0.4)
-    assert 0 < int(batch.mask.sum()) < batch.mask.numel()
+    assert 0 < int(batch.steps.mask.sum()) < batch.steps.mask.numel()
     minibatches = list(grid_minibatches(shuffled_grid(batch_rows(policy, batch), 3, generator())))
     assert [float(m.num_valid) for m in minibatches] == [float(m.tensors["mask"].sum()) for m in minibatches]
-    assert sum(float(m.num_valid) for m in minibatches) == int(batch.mask.sum())
+    assert sum(float(m.num_valid) for m in minibatches) == int(batch.steps.mask.sum())
 
 
 def test_a_minibatch_of_dead_steps_divides_by_one_and_not_by_zero() -> None:
@@ -73,13 +73,13 @@ def test_recurrent_minibatches_keep_sequences_whole(make_policy: MakePolicy, mak
             (env,) = (
                 b
                 for b in range(5)
-                if torch.equal(row["observation.observation"], batch.observations["observation"][:, b])
+                if torch.equal(row["observation.observation"], batch.steps.observations["observation"][:, b])
             )
             assert torch.equal(row["initial_state"], batch.initial_recurrent_state[:, env])
-            assert torch.equal(row["actions"], batch.actions[:, env])
-            assert torch.equal(row["episode_starts"], batch.episode_starts[:, env])
+            assert torch.equal(row["actions"], batch.steps.actions[:, env])
+            assert torch.equal(row["episode_starts"], batch.steps.episode_starts[:, env])
             if env not in seen:
-                assert torch.equal(row["mask"].bool(), batch.mask[:, env])
+                assert torch.equal(row["mask"].bool(), batch.steps.mask[:, env])
             seen.append(env)
     assert set(seen) == set(range(5))
 
@@ -92,7 +92,9 @@ def test_the_recomputed_ratio_is_one_before_the_first_update(
     batch = make_batch(policy, forbid=True)
     before = assess(policy, batch, algorithm="a test")
     assert not before.logprobs.requires_grad
-    torch.testing.assert_close(before.logprobs[batch.mask], batch.behaviour_logprobs[batch.mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        before.logprobs[batch.steps.mask], batch.steps.behaviour_logprobs[batch.steps.mask], atol=1e-5, rtol=0
+    )
     torch.testing.assert_close((before.values, before.next_values), policy.bootstrap(batch))
     for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch), 2, generator())):
         valid = minibatch.tensors["mask"].bool()

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.learner import Learner, StepOrder
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 

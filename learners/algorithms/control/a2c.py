@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Context, Loss, Needs, StepMinibatch
+from rollcall.learners.algorithm import Context, Loss, Needs
 from rollcall.learners.algorithms.control import actor_critic
 from rollcall.learners.algorithms.control.actor_critic import (
     Discount,
@@ -21,6 +21,7 @@ from rollcall.learners.algorithms.control.actor_critic import (
 )
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae, n_step_returns
 
@@ -56,7 +57,7 @@ class A2C:
         self._config = config
 
     @torch.no_grad()
-    def prepare(self, context: Context, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns with the present critic.
 
         Raises:
@@ -66,23 +67,23 @@ class A2C:
         values, next_values = samples.state_values(network, batch, algorithm=self.name)
         advantages, returns = self._advantages(batch, values, next_values)
         advantages = actor_critic.over_batch(advantages, batch, normalise=self._config.normalise_advantages)
-        return samples.batch_rows(network, batch, advantages=advantages, returns=returns)
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns))
 
-    def minibatches(self, context: Context, prepared: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
         return actor_critic.minibatches(context, prepared)
 
-    def loss(self, context: Context, minibatch: StepMinibatch) -> Loss:
-        rows, over = minibatch.tensors, {"mask": minibatch.tensors["mask"], "num_valid": minibatch.num_valid}
+    def loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
+        rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
         now = samples.evaluate(samples.actor_critic(context.models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"
         return actor_critic.joined(
             now,
             minibatch,
             policy_loss=losses.policy_gradient_loss(
-                target_logprobs=now.logprobs, advantages=rows["advantages"], **over
+                target_logprobs=now.logprobs, advantages=rows.targets.advantages, **over
             ),
-            log_ratio=now.logprobs - rows["behaviour_logprobs"],
-            value_loss=losses.squared_value_loss(values=now.values, returns=rows["returns"], **over),
+            log_ratio=now.logprobs - rows.steps.behaviour_logprobs,
+            value_loss=losses.squared_value_loss(values=now.values, returns=rows.targets.returns, **over),
             value_coef=self._config.value_coef,
             entropy_coef=self._config.entropy_coef,
         )
@@ -92,7 +93,7 @@ class A2C:
         if n is None:
             return gae(values=values, next_values=next_values, discount=discount, lam=lam, **credit(batch))
         returns = n_step_returns(next_values=next_values, discount=discount, n=n, **credit(batch))
-        return (returns - values).masked_fill(~batch.mask, 0.0), returns
+        return (returns - values).masked_fill(~batch.steps.mask, 0.0), returns
 
 
 ALGORITHM = A2C

@@ -3,16 +3,17 @@ terms of a loss come together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from rollcall.learners.algorithm import Context, Loss, StepMinibatch
+from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows
 from rollcall.learners.maths import losses
 
 Discount = Annotated[float, Field(ge=0, le=1, description="weight of a reward one step later: the horizon")]
@@ -31,10 +32,10 @@ NormaliseAdvantages = Annotated[
 def credit(batch: GymBatch) -> dict[str, Tensor]:
     """What every estimate of returns takes from a batch, by name."""
     return {
-        "rewards": batch.rewards,
-        "terminated": batch.terminated,
-        "truncated": batch.truncated,
-        "mask": batch.mask,
+        "rewards": batch.steps.rewards,
+        "terminated": batch.steps.terminated,
+        "truncated": batch.steps.truncated,
+        "mask": batch.steps.mask,
     }
 
 
@@ -42,12 +43,12 @@ def over_batch(advantages: Tensor, batch: GymBatch, *, normalise: bool) -> Tenso
     """The advantages, with mean 0 and deviation 1 over the batch if they are to be normalised."""
     if not normalise:
         return advantages
-    return losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
+    return losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
 
 
 def minibatches(
-    context: Context, rows: Mapping[str, Tensor], *, epochs: int = 1, num_minibatches: int = 1
-) -> Iterator[StepMinibatch]:
+    context: Context, rows: ActorCriticRows, *, epochs: int = 1, num_minibatches: int = 1
+) -> Iterator[ActorCriticMinibatch]:
     """By default the batch itself, once: a second step on it would be off-policy."""
     for _ in range(epochs):
         yield from samples.grid_minibatches(samples.shuffled_grid(rows, num_minibatches, context.generator))
@@ -55,7 +56,7 @@ def minibatches(
 
 def joined(
     now: samples.Evaluation,
-    minibatch: StepMinibatch,
+    minibatch: ActorCriticMinibatch,
     *,
     policy_loss: Tensor,
     log_ratio: Tensor,
@@ -65,7 +66,7 @@ def joined(
     **metrics: Tensor,
 ) -> Loss:
     """The loss of its terms, and what is reported of any of them."""
-    over = {"mask": minibatch.tensors["mask"], "num_valid": minibatch.num_valid}
+    over = {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
     entropy = losses.masked_mean(now.entropy, **over)
     total = policy_loss if value_loss is None else policy_loss + value_coef * value_loss
     if entropy_coef:

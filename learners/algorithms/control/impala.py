@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
 
 from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Context, Loss, Needs, StepMinibatch
+from rollcall.learners.algorithm import Context, Loss, Needs
 from rollcall.learners.algorithms.control import actor_critic
 from rollcall.learners.algorithms.control.actor_critic import (
     Discount,
@@ -22,6 +21,7 @@ from rollcall.learners.algorithms.control.actor_critic import (
 )
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.vtrace import vtrace
 
@@ -65,7 +65,7 @@ class IMPALA:
         self._pg_rho_bar = config.rho_bar if config.pg_rho_bar is None else config.pg_rho_bar
 
     @torch.no_grad()
-    def prepare(self, context: Context, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """V-trace targets and advantages, with the policy and the critic from before the batch's first update.
 
         Raises:
@@ -74,7 +74,7 @@ class IMPALA:
         network = samples.actor_critic(context.models)
         before = samples.assess(network, batch, algorithm=self.name)
         vs, advantages = vtrace(
-            behaviour_logprobs=batch.behaviour_logprobs,
+            behaviour_logprobs=batch.steps.behaviour_logprobs,
             target_logprobs=before.logprobs,
             values=before.values,
             next_values=before.next_values,
@@ -85,26 +85,26 @@ class IMPALA:
             **credit(batch),
         )
         advantages = actor_critic.over_batch(advantages, batch, normalise=self._config.normalise_advantages)
-        return samples.batch_rows(network, batch, advantages=advantages, vs=vs)
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns=vs))
 
-    def minibatches(self, context: Context, prepared: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
         return actor_critic.minibatches(
             context, prepared, epochs=self._config.epochs, num_minibatches=self._config.num_minibatches
         )
 
-    def loss(self, context: Context, minibatch: StepMinibatch) -> Loss:
-        rows, over = minibatch.tensors, {"mask": minibatch.tensors["mask"], "num_valid": minibatch.num_valid}
+    def loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
+        rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
         now = samples.evaluate(samples.actor_critic(context.models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"
-        log_ratio = (now.logprobs - rows["behaviour_logprobs"]).detach()
+        log_ratio = (now.logprobs - rows.steps.behaviour_logprobs).detach()
         ratio = log_ratio.exp()
-        advantages = ratio.clamp(max=self._pg_rho_bar) * rows["advantages"]
+        advantages = ratio.clamp(max=self._pg_rho_bar) * rows.targets.advantages
         return actor_critic.joined(
             now,
             minibatch,
             policy_loss=losses.policy_gradient_loss(target_logprobs=now.logprobs, advantages=advantages, **over),
             log_ratio=log_ratio,
-            value_loss=losses.squared_value_loss(values=now.values, returns=rows["vs"], **over),
+            value_loss=losses.squared_value_loss(values=now.values, returns=rows.targets.returns, **over),
             value_coef=self._config.value_coef,
             entropy_coef=self._config.entropy_coef,
             clip_fraction=losses.clip_fraction(  # ratios above rho_bar; V-trace has no lower bound

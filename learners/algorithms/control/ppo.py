@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Context, Loss, Metrics, Needs, StepMinibatch
+from rollcall.learners.algorithm import Context, Loss, Metrics, Needs
 from rollcall.learners.algorithms.control import actor_critic
 from rollcall.learners.algorithms.control.actor_critic import (
     Discount,
@@ -21,6 +22,7 @@ from rollcall.learners.algorithms.control.actor_critic import (
 )
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae
 
@@ -78,7 +80,7 @@ class PPO:
         self._clip_low, self._clip_high = config.clip_range, high
 
     @torch.no_grad()
-    def prepare(self, context: Context, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns, with the critic from before the batch's first update.
 
         Raises:
@@ -90,30 +92,28 @@ class PPO:
             values=values, next_values=next_values, discount=config.discount, lam=config.gae_lambda, **credit(batch)
         )
         advantages = actor_critic.over_batch(advantages, batch, normalise=config.normalise_advantages == "batch")
-        per_step = {"advantages": advantages, "returns": returns}
-        if config.value_loss == "clipped":
-            per_step["behaviour_values"] = values
-        return samples.batch_rows(network, batch, **per_step)
+        before = values if config.value_loss == "clipped" else None
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns, before))
 
-    def minibatches(self, context: Context, prepared: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, context.generator)
             if self._config.normalise_advantages == "minibatch":
                 # Here and not in the loss: the moments are the whole minibatch's, and processes share it later.
-                advantages = grid["advantages"]
-                grid["advantages"] = losses.normalise_advantages(
-                    advantages=advantages, mask=grid["mask"], dims=range(1, advantages.dim())
+                advantages = losses.normalise_advantages(
+                    advantages=grid.targets.advantages, mask=grid.mask, dims=range(1, grid.mask.dim())
                 )
+                grid = replace(grid, targets=replace(grid.targets, advantages=advantages))
             yield from samples.grid_minibatches(grid)
 
-    def loss(self, context: Context, minibatch: StepMinibatch) -> Loss:
-        rows, over = minibatch.tensors, {"mask": minibatch.tensors["mask"], "num_valid": minibatch.num_valid}
+    def loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
+        rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
         now = samples.evaluate(samples.actor_critic(context.models), rows)
-        log_ratio = now.logprobs - rows["behaviour_logprobs"]
+        log_ratio = now.logprobs - rows.steps.behaviour_logprobs
         ratio = log_ratio.exp()
         low, high = self._clip_low, self._clip_high
         surrogate, _ = losses.clipped_surrogate(
-            ratio=ratio, advantages=rows["advantages"], clip_low=low, clip_high=high
+            ratio=ratio, advantages=rows.targets.advantages, clip_low=low, clip_high=high
         )
         return actor_critic.joined(
             now,
@@ -129,16 +129,17 @@ class PPO:
     def stops_early(self, metrics: Metrics) -> bool:
         return self._config.target_kl is not None and float(metrics["approx_kl"]) > self._config.target_kl
 
-    def _value_loss(self, now: samples.Evaluation, minibatch: StepMinibatch) -> Tensor:
-        config, rows = self._config, minibatch.tensors
-        over = {"mask": rows["mask"], "num_valid": minibatch.num_valid}
+    def _value_loss(self, now: samples.Evaluation, minibatch: ActorCriticMinibatch) -> Tensor:
+        config, rows = self._config, minibatch.rows
+        over = {"mask": rows.mask, "num_valid": minibatch.num_valid}
         assert now.values is not None, "prepare refuses a policy without a critic"
-        values, returns = now.values, rows["returns"]
+        values, returns = now.values, rows.targets.returns
         if config.value_loss == "mse":
             return losses.squared_value_loss(values=values, returns=returns, **over)
         if config.value_loss == "huber":
             return losses.huber_value_loss(values=values, returns=returns, delta=config.value_huber_delta, **over)
-        before, clip_range = rows["behaviour_values"], config.value_clip_range
+        before, clip_range = rows.targets.behaviour_values, config.value_clip_range
+        assert before is not None
         return losses.clipped_value_loss(
             values=values, behaviour_values=before, returns=returns, clip_range=clip_range, **over
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Context, Loss, Models, Needs, StepMinibatch
+from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.algorithms.control import actor_critic
 from rollcall.learners.algorithms.control.actor_critic import Discount, EntropyCoef, NormaliseAdvantages, credit
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import discounted_returns, episode_starts_within, whole_episode_returns
 
@@ -68,7 +69,7 @@ class REINFORCE:
         return {"baseline": MovingAverage()} if self._config.baseline == "moving_average" else {}
 
     @torch.no_grad()
-    def prepare(self, context: Context, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """Returns less the baseline; then the moving average takes in the batch's mean return.
 
         In that order: a baseline that knew the batch's own actions would bias the gradient.
@@ -80,36 +81,36 @@ class REINFORCE:
         if config.baseline == "value":
             values, next_values = samples.state_values(network, batch, algorithm="reinforce with baseline=value")
         else:
-            values = next_values = torch.zeros_like(batch.rewards)
+            values = next_values = torch.zeros_like(batch.steps.rewards)
         to_go = discounted_returns(next_values=next_values, discount=config.discount, **credit(batch))
-        ends = {"terminated": batch.terminated, "truncated": batch.truncated, "mask": batch.mask}
+        ends = {"terminated": batch.steps.terminated, "truncated": batch.steps.truncated, "mask": batch.steps.mask}
         returns = to_go if config.reward_to_go else whole_episode_returns(returns=to_go, **ends)
         baseline = values
         if config.baseline == "moving_average":
             # The mean over what the baseline is subtracted from: over steps, or over episodes (by their first steps).
-            counted = batch.mask if config.reward_to_go else episode_starts_within(**ends)
+            counted = batch.steps.mask if config.reward_to_go else episode_starts_within(**ends)
             baseline = self._renew(context.models["baseline"], (returns * counted).sum() / counted.sum())
-        advantages = (returns - baseline).masked_fill(~batch.mask, 0.0)
+        advantages = (returns - baseline).masked_fill(~batch.steps.mask, 0.0)
         advantages = actor_critic.over_batch(advantages, batch, normalise=config.normalise_advantages)
-        return samples.batch_rows(network, batch, advantages=advantages, returns=to_go)
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns=to_go))
 
-    def minibatches(self, context: Context, prepared: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
         return actor_critic.minibatches(context, prepared)
 
-    def loss(self, context: Context, minibatch: StepMinibatch) -> Loss:
-        rows, over = minibatch.tensors, {"mask": minibatch.tensors["mask"], "num_valid": minibatch.num_valid}
+    def loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
+        rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
         now = samples.evaluate(samples.actor_critic(context.models), rows)
         value_loss = None
         if self._config.baseline == "value":
             assert now.values is not None, "prepare refuses a policy without a critic"
-            value_loss = losses.squared_value_loss(values=now.values, returns=rows["returns"], **over)
+            value_loss = losses.squared_value_loss(values=now.values, returns=rows.targets.returns, **over)
         return actor_critic.joined(
             now,
             minibatch,
             policy_loss=losses.policy_gradient_loss(
-                target_logprobs=now.logprobs, advantages=rows["advantages"], **over
+                target_logprobs=now.logprobs, advantages=rows.targets.advantages, **over
             ),
-            log_ratio=now.logprobs - rows["behaviour_logprobs"],
+            log_ratio=now.logprobs - rows.steps.behaviour_logprobs,
             value_loss=value_loss,
             value_coef=self._config.value_coef,
             entropy_coef=self._config.entropy_coef,

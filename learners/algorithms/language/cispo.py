@@ -8,9 +8,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from rollcall.learners.algorithms.language.token_algorithm import PolicyTerms, TokenMethod, group_advantages
+from rollcall.learners.algorithms.language.token_algorithm import LMPart, PolicyTerms, TokenMethod, group_advantages
 from rollcall.learners.algorithms.language.token_settings import LossKL, NormaliseStd, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenPart
 from rollcall.learners.maths import token_losses
 
 
@@ -28,11 +27,11 @@ class CISPOConfig(TokenAlgorithmConfig):
     kl_estimator: LossKL = "k3"
 
 
-def token_loss(config: CISPOConfig, part: TokenPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
+def token_loss(config: CISPOConfig, part: LMPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
     return token_losses.cispo_loss(
         logprobs=terms.logprobs,
         anchor_logprobs=terms.anchor_logprobs,
-        advantages=part.tensors["advantages"],
+        advantages=part.targets.advantages,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
     )

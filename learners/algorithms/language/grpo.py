@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rollcall.learners.algorithms.language.token_algorithm import (
+    LMPart,
     PolicyTerms,
     TokenMethod,
     clipped_surrogate,
@@ -21,7 +22,6 @@ from rollcall.learners.algorithms.language.token_settings import (
     NormaliseStd,
     TokenAlgorithmConfig,
 )
-from rollcall.learners.batches.token_batch import TokenPart
 
 
 class GRPOConfig(TokenAlgorithmConfig):
@@ -44,7 +44,7 @@ class GRPOConfig(TokenAlgorithmConfig):
     kl_estimator: LossKL = "k3"
 
 
-def token_loss(config: GRPOConfig, part: TokenPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
+def token_loss(config: GRPOConfig, part: LMPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
     return clipped_surrogate(config, part, terms, config.dual_clip)
 
 

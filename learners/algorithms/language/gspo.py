@@ -7,9 +7,8 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from rollcall.learners.algorithms.language.token_algorithm import PolicyTerms, TokenMethod, group_advantages
+from rollcall.learners.algorithms.language.token_algorithm import LMPart, PolicyTerms, TokenMethod, group_advantages
 from rollcall.learners.algorithms.language.token_settings import LossKL, NormaliseStd, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenPart
 from rollcall.learners.maths import losses, token_losses
 from rollcall.learners.maths.token_losses import Aggregation
 
@@ -31,7 +30,7 @@ class GSPOConfig(TokenAlgorithmConfig):
     kl_estimator: LossKL = "k3"
 
 
-def token_loss(config: GSPOConfig, part: TokenPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
+def token_loss(config: GSPOConfig, part: LMPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
     log_ratio = token_losses.sequence_log_ratios(
         logprobs=terms.logprobs,
         anchor_logprobs=terms.anchor_logprobs,
@@ -41,7 +40,7 @@ def token_loss(config: GSPOConfig, part: TokenPart, terms: PolicyTerms) -> tuple
     )
     return losses.clipped_surrogate(
         ratio=log_ratio.exp(),
-        advantages=part.tensors["advantages"],
+        advantages=part.targets.advantages,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
     )

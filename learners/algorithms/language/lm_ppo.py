@@ -11,12 +11,13 @@ from torch import Tensor
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.algorithms.language.token_algorithm import (
     BeforeUpdate,
+    LMPart,
     TokenMethod,
     clipped_surrogate,
     rewards_of_tokens,
 )
 from rollcall.learners.algorithms.language.token_settings import ClipHigh, ClipLow, RewardKL, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenPart, TokenRows
+from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.group_advantages import token_gae, whiten
 
@@ -62,14 +63,16 @@ def advantages(config: LMPPOConfig, before: BeforeUpdate) -> dict[str, Tensor]:
     return {"advantages": whiten(values=found), "returns": returns, "proximal_values": values}
 
 
-def value_loss(config: LMPPOConfig, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+def value_loss(config: LMPPOConfig, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
     """Over all tokens, also those that the policy's loss leaves out: their states have values all the same."""
-    values, returns = _values(models, part.rows), part.tensors["returns"]
+    values, returns = _values(models, part.rows), part.targets.returns
+    assert returns is not None
     over = {"mask": part.weights, "num_valid": part.weights.new_ones(())}
     if config.value_clip_range is None:
         loss = losses.squared_value_loss(values=values, returns=returns, **over)
     else:
-        before, clip_range = part.tensors["proximal_values"], config.value_clip_range
+        before, clip_range = part.targets.proximal_values, config.value_clip_range
+        assert before is not None
         loss = losses.clipped_value_loss(
             values=values, behaviour_values=before, returns=returns, clip_range=clip_range, **over
         )

@@ -37,12 +37,14 @@ class SFT:
     def prepare(self, context: Context, batch: TokenBatch) -> TokenBatch:
         return batch
 
-    def minibatches(self, context: Context, prepared: TokenBatch) -> Iterator[TokenMinibatch]:
-        weights = torch.full_like(prepared.behaviour_logprobs, 1.0 / prepared.num_sampled)
+    def minibatches(self, context: Context, prepared: TokenBatch) -> Iterator[TokenMinibatch[None]]:
+        weights = torch.full_like(prepared.tokens.behaviour_logprobs, 1.0 / prepared.num_sampled)
         parts = prepared.micro_batches(range(prepared.num_samples), self.config.token_budget)
-        yield TokenMinibatch(batch=prepared, tensors={"weights": weights}, parts=parts, ends_epoch=True)
+        yield TokenMinibatch(
+            batch=prepared, weights=weights, metric_weights=weights, targets=None, parts=parts, ends_epoch=True
+        )
 
-    def loss(self, context: Context, part: TokenPart) -> Loss:
+    def loss(self, context: Context, part: TokenPart[None]) -> Loss:
         now = cast(Processed, context.models["policy"](part.rows))
         loss = -(part.weights * now.logprobs).sum()
         entropy = (part.weights * now.entropy).sum()

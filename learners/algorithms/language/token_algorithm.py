@@ -28,11 +28,24 @@ ConfigT = TypeVar("ConfigT", bound=TokenAlgorithmConfig)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A batch with all that its updates need and that does not change between them."""
+class TokenTargets:
+    """[S] of a batch, [K] of a part: what its updates need of every token, and does not change between them."""
 
+    advantages: Tensor
+    proximal_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    returns: Tensor | None = None  # with a critic
+    proximal_values: Tensor | None = None  # with a critic
+
+
+LMMinibatch = TokenMinibatch[TokenTargets]
+LMPart = TokenPart[TokenTargets]
+
+
+@dataclass(frozen=True)
+class Prepared:
     batch: TokenBatch
-    tensors: Mapping[str, Tensor]  # [S]: advantages; proximal_logprobs, reference_logprobs, returns where needed
+    targets: TokenTargets
 
 
 class BeforeUpdate(NamedTuple):
@@ -63,9 +76,9 @@ class TokenMethod(Generic[ConfigT]):
     # [S], or by name with what else the loss needs of every token.
     advantages: Callable[[ConfigT, BeforeUpdate], Tensor | dict[str, Tensor]]
     # (loss [K], bool [K]: where a bound took the gradient away)
-    token_loss: Callable[[ConfigT, TokenPart, PolicyTerms], tuple[Tensor, Tensor]]
+    token_loss: Callable[[ConfigT, LMPart, PolicyTerms], tuple[Tensor, Tensor]]
     # What is added to the loss over all tokens of a part, with its metrics.
-    extra_loss: Callable[[ConfigT, Models, TokenPart], tuple[Tensor, Metrics]] | None = None
+    extra_loss: Callable[[ConfigT, Models, LMPart], tuple[Tensor, Metrics]] | None = None
     critic: bool = False
     per_sequence: bool = False  # the ratio is of a whole sequence, and so is the lag correction's weight
 
@@ -120,14 +133,15 @@ class TokenAlgorithm(Generic[ConfigT]):
             context.collective.sum_(values)
             return values
 
-        tensors = self._policies(context.models, evaluate)
+        logprobs = self._policies(context.models, evaluate)
         found = self._method.advantages(
             self.config,
-            BeforeUpdate(batch, self._rewards(batch), self._reward_kl(batch, tensors), evaluate, context.models),
+            BeforeUpdate(batch, self._rewards(batch), self._reward_kl(batch, logprobs), evaluate, context.models),
         )
-        return Prepared(batch, tensors | (found if isinstance(found, dict) else {"advantages": found}))
+        own = found if isinstance(found, dict) else {"advantages": found}
+        return Prepared(batch, TokenTargets(**own, **logprobs))
 
-    def minibatches(self, context: Context, prepared: Prepared) -> Iterator[TokenMinibatch]:
+    def minibatches(self, context: Context, prepared: Prepared) -> Iterator[LMMinibatch]:
         """Samples of a group need not stay together: advantages are known already."""
         batch, config = prepared.batch, self.config
         num_minibatches = min(config.num_minibatches, batch.num_samples)
@@ -145,15 +159,16 @@ class TokenAlgorithm(Generic[ConfigT]):
                 per_sample = weights.new_zeros(2, batch.num_samples)
                 per_sample[:, chosen] = torch.stack([weights, shares])
                 of_weights, of_shares = per_sample[:, batch.sequence]
-                yield TokenMinibatch(
+                yield LMMinibatch(
                     batch=batch,
-                    # Metrics are token means whatever the loss's aggregation is: hence weights of their own.
-                    tensors={**prepared.tensors, "weights": of_weights, "metric_weights": of_shares},
+                    weights=of_weights,
+                    metric_weights=of_shares,
+                    targets=prepared.targets,
                     parts=batch.micro_batches(samples.tolist(), config.token_budget),
                     ends_epoch=index == num_minibatches - 1,
                 )
 
-    def loss(self, context: Context, part: TokenPart) -> Loss:
+    def loss(self, context: Context, part: LMPart) -> Loss:
         """An algorithm's token losses summed up, corrected for lag, with the KL to the reference if it belongs into
         the loss. The KL is not weighed by the correction: it pulls at every kept token alike."""
         config = self.config
@@ -163,9 +178,10 @@ class TokenAlgorithm(Generic[ConfigT]):
         loss = (weights * self._lag_weights(part, terms) * per_token).sum()
         metrics = {**terms.metrics, "policy_loss": loss.detach(), "clip_fraction": _mean(part, clipped * terms.kept)}
         if config.kl_in_loss and config.kl_coef > 0:
+            assert part.targets.reference_logprobs is not None
             kl = losses.kl_estimate(
                 logprobs=terms.logprobs,
-                reference_logprobs=part.tensors["reference_logprobs"],
+                reference_logprobs=part.targets.reference_logprobs,
                 estimator=config.kl_of_loss,
             )
             loss = loss + config.kl_coef * (weights * kl).sum()
@@ -201,20 +217,20 @@ class TokenAlgorithm(Generic[ConfigT]):
         """[S]: kl_coef * KL of each token. Of the proximal policy and not of the one that sampled: it is the policy
         being improved whose KL is to be small."""
         if self.config.kl_in_loss or self.config.kl_coef == 0:
-            return torch.zeros_like(batch.behaviour_logprobs)
+            return torch.zeros_like(batch.tokens.behaviour_logprobs)
         return self.config.kl_coef * losses.kl_estimate(
             logprobs=tensors["proximal_logprobs"],
             reference_logprobs=tensors["reference_logprobs"],
             estimator=self.config.kl_estimator,
         )
 
-    def _lag_weights(self, part: TokenPart, terms: PolicyTerms) -> Tensor:
+    def _lag_weights(self, part: LMPart, terms: PolicyTerms) -> Tensor:
         """[K]: proximal / behaviour, capped, when decoupled; else 1. Per sequence, the length-normalised ratio of the
         token's sample, for a loss that has such a ratio itself."""
         correction = self.config.correction
         if not correction.decoupled:
             return torch.ones_like(terms.kept)
-        proximal, behaviour = terms.anchor_logprobs, part.behaviour_logprobs
+        proximal, behaviour = terms.anchor_logprobs, part.tokens.behaviour_logprobs
         if self._method.per_sequence:
             log_ratios = token_losses.sequence_log_ratios(
                 logprobs=proximal,
@@ -230,16 +246,16 @@ class TokenAlgorithm(Generic[ConfigT]):
         )
 
 
-def policy_terms(models: Models, part: TokenPart, config: TokenAlgorithmConfig) -> PolicyTerms:
+def policy_terms(models: Models, part: LMPart, config: TokenAlgorithmConfig) -> PolicyTerms:
     """Evaluates the policy at a part's tokens, and says which of them are in the loss.
 
     Left out are tokens outside the nucleus, whose log-probability is of another distribution than the one sampled
     from, and those outside the correction's band.
     """
     now = _processed(models, "policy", part.rows)
-    behaviour, correction = part.behaviour_logprobs, config.correction
+    behaviour, correction = part.tokens.behaviour_logprobs, config.correction
     # Not prepared where the batch has one gradient step: then pi is still the proximal policy.
-    proximal = part.tensors.get("proximal_logprobs", now.logprobs.detach())
+    proximal = now.logprobs.detach() if part.targets.proximal_logprobs is None else part.targets.proximal_logprobs
     kept = 1.0 - now.outside.to(behaviour.dtype)
     metrics = {
         "entropy": now.entropy,
@@ -252,8 +268,8 @@ def policy_terms(models: Models, part: TokenPart, config: TokenAlgorithmConfig) 
         in_band = token_losses.band_mask(log_ratio=proximal - behaviour, low=low, high=high).to(kept.dtype)
         metrics["masked_fraction"] = 1.0 - in_band
         kept = kept * in_band
-    if "reference_logprobs" in part.tensors:
-        metrics["kl_reference"] = losses.k3(part.tensors["reference_logprobs"] - now.logprobs.detach())
+    if part.targets.reference_logprobs is not None:
+        metrics["kl_reference"] = losses.k3(part.targets.reference_logprobs - now.logprobs.detach())
     anchor = proximal if correction.decoupled else behaviour
     return PolicyTerms(
         logprobs=torch.where(kept.bool(), now.logprobs, anchor.to(now.logprobs.dtype)),
@@ -279,12 +295,12 @@ class _Normalises(Protocol):
 
 
 def clipped_surrogate(
-    config: _Clips, part: TokenPart, terms: PolicyTerms, dual_clip: float | None = None
+    config: _Clips, part: LMPart, terms: PolicyTerms, dual_clip: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """A token loss: PPO's, of each token's own ratio."""
     return losses.clipped_surrogate(
         ratio=(terms.logprobs - terms.anchor_logprobs).exp(),
-        advantages=part.tensors["advantages"],
+        advantages=part.targets.advantages,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         dual_clip=dual_clip,
@@ -301,7 +317,7 @@ def group_advantages(config: _Normalises, before: BeforeUpdate) -> Tensor:
 def rewards_of_tokens(before: BeforeUpdate) -> Tensor:
     """[S]: the rewards where they were earned, less the KL: of a turn before the last at that turn's last token, the
     rest (the last turn's, and what was added since) at the sample's last."""
-    batch, rewards, earlier = before.batch, before.rewards, before.batch.turn_rewards
+    batch, rewards, earlier = before.batch, before.rewards, before.batch.tokens.turn_rewards
     if earlier is None:
         return rewards_to_tokens(rewards=rewards, lengths=batch.lengths) - before.reward_kl
     of_turns = torch.zeros_like(rewards).index_add(0, batch.sequence, earlier)
@@ -312,5 +328,5 @@ def _processed(models: Models, name: str, rows: TokenRows) -> Processed:
     return cast(Processed, models[name](rows))
 
 
-def _mean(part: TokenPart, x: Tensor) -> Tensor:
-    return (part.tensors["metric_weights"] * x.detach()).sum()
+def _mean(part: LMPart, x: Tensor) -> Tensor:
+    return (part.metric_weights * x.detach()).sum()
