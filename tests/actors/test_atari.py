@@ -24,12 +24,18 @@ def play(config: EnvConfig, num_steps: int, numpy_policy: Any) -> Unroll:
     policy = numpy_policy(group.action_space, gain=0.01)
     shard = begin_shard(0, 0, group)
     rollout = policy.rollout(num_steps=num_steps, num_envs=2, seed=0, recurrent_state=None, greedy=True)
-    return unroll(shard, rollout, num_steps=num_steps, unit="fragment")
+    return unroll(shard, rollout, num_steps=num_steps, unit="fragment").unroll
 
 
 def lived(result: Unroll, b: int) -> list[bytes]:
     """Env b's transitions without the dead steps."""
-    arrays = [result.steps.actions, result.steps.rewards, result.steps.terminated, result.steps.truncated, *result.steps.observations.values()]
+    arrays = [
+        result.steps.actions,
+        result.steps.rewards,
+        result.steps.terminated,
+        result.steps.truncated,
+        *result.steps.observations.values(),
+    ]
     return [b"".join(array[t, b].tobytes() for array in arrays) for t in np.flatnonzero(result.steps.mask[:, b])]
 
 
