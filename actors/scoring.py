@@ -112,7 +112,7 @@ class TextScoring:
         question: dict[str, Any] = {"prompt" if isinstance(asked, str) else "messages": asked}
         metadata = answer_metadata(row)
         return [
-            ScoreItem(id=f"{trajectory.ticket_id}.{index}", response=text, metadata=metadata, **question)
+            ScoreItem(id=f"{trajectory.header.ticket_id}.{index}", response=text, metadata=metadata, **question)
             for index, text in enumerate(self._responses(trajectory))
         ]
 
@@ -158,7 +158,7 @@ class SegmentScoring:
     def items(self, trajectory: GymTrajectory) -> list[ScoreItem]:
         segment_of = SegmentsOf(trajectory, self._to_env)
         return [
-            ScoreItem(id=f"{trajectory.ticket_id}.{stretch.env}.{stretch.begin}", segment=segment_of(stretch))
+            ScoreItem(id=f"{trajectory.header.ticket_id}.{stretch.env}.{stretch.begin}", segment=segment_of(stretch))
             for stretch in episode_stretches(trajectory)
         ]
 

@@ -34,7 +34,7 @@ from rollcall.cluster.messages.events import (
     TicketScored,
     Workers,
 )
-from rollcall.cluster.messages.records import Produced, Ticket
+from rollcall.cluster.messages.records import Header, Produced, Ticket
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.seeds import derive_seed
 
@@ -219,9 +219,7 @@ class Coordinator:
             lane, payload = self._work.assign(ticket_id)
             tickets.append(
                 Ticket(
-                    ticket_id=ticket_id,
-                    attempt=attempt,
-                    epoch=self._epoch,
+                    header=Header(ticket_id, attempt, self._epoch, self.plan.policy_id),
                     seed=derive_seed(self.plan.run_seed, "ticket", ticket_id),
                     min_policy_version=self._flow.issued(ticket_id),
                     lane=lane,
@@ -230,7 +228,7 @@ class Coordinator:
                 )
             )
         if tickets:
-            self._attempts.issue([ticket.key for ticket in tickets])
+            self._attempts.issue([ticket.header.key for ticket in tickets])
             self._workers.submit_tickets(tickets)
 
     def _begin_steps(self) -> None:
@@ -277,10 +275,10 @@ class Coordinator:
 
     def _on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key) or self._attempts.is_being_scored(produced.key):
+        if not self._is_awaited(produced.header) or self._attempts.is_being_scored(produced.header.key):
             self._refuse(event)
             return
-        self._attempts.produced(produced.key, produced.min_policy_version, to_score=self.plan.scored)
+        self._attempts.produced(produced.header.key, produced.min_policy_version, to_score=self.plan.scored)
         if self.plan.scored:
             self._workers.submit_scoring(produced, event.handle)
         else:
@@ -288,28 +286,28 @@ class Coordinator:
 
     def _on_scored(self, event: TicketScored) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key) or not self._attempts.is_being_scored(produced.key):
+        if not self._is_awaited(produced.header) or not self._attempts.is_being_scored(produced.header.key):
             self._refuse(event)
             return
-        self._attempts.scored(produced.key)
+        self._attempts.scored(produced.header.key)
         self._queue(produced, event.handle)
 
     def _refuse(self, event: TicketProduced | TicketScored) -> None:
         self._workers.release(event.handle)
-        self._attempts.refuse(event.produced.key)
+        self._attempts.refuse(event.produced.header.key)
 
     def _queue(self, produced: Produced, handle: Handle) -> None:
         """What may be learnt from."""
         self._failures.came_through()
-        self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, handle))
+        self._flow.produced(*produced.header.key, produced.min_policy_version, (produced, handle))
         if self.plan.drop_degenerate and produced.is_degenerate:
             self._drop_degenerate(produced, handle)
 
     def _drop_degenerate(self, produced: Produced, handle: Handle) -> None:
         """Books a group that teaches nothing as done with; the next prompt takes its place."""
-        self._flow.dropped(produced.ticket_id)
+        self._flow.dropped(produced.header.ticket_id)
         self._workers.release(handle)
-        self._attempts.give_up(produced.key, "degenerate")
+        self._attempts.give_up(produced.header.key, "degenerate")
         self.counters.degenerate += 1
         self._degenerate_in_a_row += 1
         limit = MAX_DEGENERATE_BATCHES * self.plan.tickets_per_step
@@ -319,18 +317,19 @@ class Coordinator:
                 "the task is too easy or too hard for the policy (or set algorithm.dynamic_sampling=false)"
             )
 
-    def _is_awaited(self, epoch: int, key: tuple[int, int]) -> bool:
+    def _is_awaited(self, header: Header) -> bool:
         """Whether an attempt is in flight: not late, not given up, not of an epoch that has ended."""
-        return epoch == self._epoch and self._attempts.is_current(key) and self._flow.is_in_flight(key[0])
+        known = header.epoch == self._epoch and self._attempts.is_current(header.key)
+        return known and self._flow.is_in_flight(header.ticket_id)
 
     def _on_failed(self, event: TicketFailed) -> None:
-        key = (event.ticket_id, event.attempt)
-        if not self._is_awaited(event.epoch, key):
+        key = event.header.key
+        if not self._is_awaited(event.header):
             return
         if event.state_lost:
-            self._work.lost(event.ticket_id)
+            self._work.lost(event.header.ticket_id)
         if event.reason == "env_failed":
-            self._flow.dropped(event.ticket_id)
+            self._flow.dropped(event.header.ticket_id)
             self._attempts.give_up(key, "env_failed")
             raise EnvFailure(event.detail)
         self._drop(key, event.reason)
@@ -339,10 +338,10 @@ class Coordinator:
         """One line for all tickets that one cause took. Returns the first of each cause."""
         causes: dict[tuple[str, str], list[TicketFailed]] = {}
         for event in events:
-            if self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
+            if self._is_awaited(event.header):
                 causes.setdefault((event.reason, event.detail), []).append(event)
         for (reason, detail), lost in causes.items():
-            first = f"ticket {lost[0].ticket_id} attempt {lost[0].attempt}"
+            first = f"ticket {lost[0].header.ticket_id} attempt {lost[0].header.attempt}"
             others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             self._tell(reason, f"{first}{others}: {detail}")
         return [lost[0] for lost in causes.values()]

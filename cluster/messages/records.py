@@ -38,22 +38,31 @@ class PromptPayload:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """Permission to produce one unit of experience. `attempt` counts from 1; the seed does not depend on it."""
+class Header:
+    """Which attempt at which ticket a record is of, and whose."""
 
     ticket_id: int
-    attempt: int
-    epoch: int
-    seed: int
-    min_policy_version: int  # the producer must act with this version or a newer one
-    lane: int  # which worker: the runtime gives all tickets of one lane to one actor
-    payload: ShardPayload | PromptPayload
-    deadline_s: float  # seconds from the moment work on it begins
+    attempt: int  # counts from 1
+    epoch: int  # a restore ends one, and whatever was under way in it
+    policy_id: str = ""
+    actor_id: str = ""  # empty while nobody works on it
 
     @property
     def key(self) -> tuple[int, int]:
         """(ticket_id, attempt): names an attempt within a run."""
         return (self.ticket_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Permission to produce one unit of experience."""
+
+    header: Header
+    seed: int  # does not depend on the attempt
+    min_policy_version: int  # the producer must act with this version or a newer one
+    lane: int  # which worker: the runtime gives all tickets of one lane to one actor
+    payload: ShardPayload | PromptPayload
+    deadline_s: float  # seconds from the moment work on it begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +89,7 @@ class Timing:
 class GymTrajectory:
     """One unit of one shard."""
 
-    policy_id: str
-    epoch: int
-    ticket_id: int
-    attempt: int
-    actor_id: str
+    header: Header
     shard: int
     incarnation: int
     policy_version: int  # of every step: a gym unit is produced under one version
@@ -94,10 +99,6 @@ class GymTrajectory:
     timing: Timing = Timing()
     reward_model_version: str = ""  # of a reward service's model, whose rewards took the place of the env's own
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.ticket_id, self.attempt)
 
     @property
     def steps(self) -> EnvSteps[Array]:
@@ -151,11 +152,7 @@ class LMTrajectory:
     In a conversation, what the environment answered stands between the policy's own tokens, with loss_mask False.
     """
 
-    policy_id: str
-    epoch: int
-    ticket_id: int
-    attempt: int
-    actor_id: str
+    header: Header
     row: int
     sample_offsets: Array  # int64 [G + 1]
     token_ids: Array  # int32
@@ -166,10 +163,6 @@ class LMTrajectory:
     finish_reasons: tuple[str, ...]  # [G]: "stop" (the policy or its environment ended it) or "length"
     reward_model_version: str = ""  # as in GymTrajectory
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.ticket_id, self.attempt)
 
     @property
     def min_policy_version(self) -> int:
@@ -219,24 +212,18 @@ class EngineLoad:
 class Produced:
     """The small record an actor sends beside a trajectory: all that the driver needs to know of it."""
 
-    ticket_id: int
-    attempt: int
-    epoch: int
-    actor_id: str
+    header: Header
     min_policy_version: int
-    num_steps: int  # env steps, or tokens that the policy sampled
     size_bytes: int
     timing: Timing
+    num_steps: int = 0  # of envs
+    num_tokens: int = 0  # that the policy sampled
     episodes: tuple[EpisodeStats, ...] = ()
     env_restarts: int = 0
     samples: tuple[SampleStats, ...] = ()
     version_tokens: tuple[tuple[int, int], ...] = ()  # (policy version, tokens sampled under it)
     engine: EngineLoad | None = None  # of a generation engine
     scoring: Scoring | None = None  # set when a reward service has scored it
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.ticket_id, self.attempt)
 
     @property
     def is_degenerate(self) -> bool:

@@ -261,7 +261,7 @@ def _samples(item: LMTrajectory, group: int) -> Iterator[TokenSample]:
         own = itemgetter(slice(begin, end))
         mask = own(item.loss_mask)
         if mask[0]:
-            raise ValueError(f"sample {index} of {item.key} begins with a sampled token: nothing predicts it")
+            raise ValueError(f"sample {index} of {item.header.key} begins with a sampled token: nothing predicts it")
         if mask.any():
             yield TokenSample(
                 token_ids=own(item.token_ids),

@@ -24,7 +24,7 @@ def play(config: EnvConfig, num_steps: int, numpy_policy: Any) -> Unroll:
     policy = numpy_policy(group.action_space, gain=0.01)
     shard = begin_shard(0, 0, group)
     rollout = policy.rollout(num_steps=num_steps, num_envs=2, seed=0, recurrent_state=None, greedy=True)
-    return unroll(shard, rollout, num_steps=num_steps, unit="fragment")
+    return unroll(shard, rollout, num_steps=num_steps, unit="fragment").unroll
 
 
 def lived(result: Unroll, b: int) -> list[bytes]:

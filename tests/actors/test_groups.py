@@ -40,7 +40,7 @@ def experience(group: EnvGroup, policy: Any, num_steps: int) -> Unroll:
     rollout = policy(group.action_space, gain=50.0).rollout(
         num_steps=num_steps, num_envs=group.num_envs, seed=0, recurrent_state=None, greedy=True
     )
-    result = unroll(shard, rollout, num_steps=num_steps, unit="fragment")
+    result = unroll(shard, rollout, num_steps=num_steps, unit="fragment").unroll
     group.close()
     return result
 

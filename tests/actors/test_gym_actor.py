@@ -14,6 +14,7 @@ import pytest
 
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
+from rollcall.cluster.messages.arrays import named_arrays
 from rollcall.cluster.messages.records import Array, GymTrajectory
 from rollcall.cluster.seeds import derive_seed
 
@@ -40,8 +41,8 @@ def test_fragments_go_on_where_the_last_one_ended(make_actor: Any, make_ticket: 
     first, second = (actor.produce(make_ticket(i))[1] for i in range(2))
     _, whole = long.produce(make_ticket(0))
     for name in ("actions", "rewards", "mask", "episode_starts", "terminated", "truncated"):
-        joined = np.concatenate([getattr(first, name), getattr(second, name)])
-        assert joined.tobytes() == getattr(whole, name).tobytes(), name
+        joined = np.concatenate([getattr(first.steps, name), getattr(second.steps, name)])
+        assert joined.tobytes() == getattr(whole.steps, name).tobytes(), name
     assert (
         first.unroll.last_observations["observation"].tobytes() == second.steps.observations["observation"][0].tobytes()
     )
@@ -116,11 +117,11 @@ def test_arrays_of_a_trajectory_are_its_own(make_actor: Any, make_ticket: Any) -
     for config in (CARTPOLE, EnvConfig(id="CartPole-v1")):
         actor = make_actor(config)
         _, first = actor.produce(make_ticket(0))
-        before = {name: array.copy() for name, array in first.arrays()}
+        before = {name: array.copy() for name, array in named_arrays(first)}
         _, second = actor.produce(make_ticket(1))
-        for name, array in first.arrays():
+        for name, array in named_arrays(first):
             assert array.tobytes() == before[name].tobytes(), name
-            assert not any(np.shares_memory(array, other) for _, other in second.arrays()), name
+            assert not any(np.shares_memory(array, other) for _, other in named_arrays(second)), name
 
 
 def test_rewards_are_clipped_for_learning_and_returns_are_not(
@@ -171,9 +172,9 @@ def test_actions_of_every_kind_of_space_are_stored_as_sampled_and_taken_as_the_e
 
 def test_the_summary_says_what_the_driver_needs(make_actor: Any, make_ticket: Any) -> None:
     summary, item = make_actor(CARTPOLE).produce(make_ticket(3))
-    assert summary.key == item.key == (3, 1)
-    assert (summary.num_steps, summary.min_policy_version, summary.actor_id) == (128, 0, "gym-0")
-    assert summary.size_bytes == sum(array.nbytes for _, array in item.arrays())
+    assert summary.header.key == item.header.key == (3, 1)
+    assert (summary.num_steps, summary.min_policy_version, summary.header.actor_id) == (128, 0, "gym-0")
+    assert summary.size_bytes == sum(array.nbytes for _, array in named_arrays(item)) > 0
     timing = summary.timing
     assert 0 < timing.env_s < timing.act_s
     assert 0 < timing.inference_s < timing.act_s - timing.env_s
@@ -238,7 +239,7 @@ def test_versions_begin_again_in_a_new_epoch(make_actor: Any, make_ticket: Any, 
     assert actor.produce(make_ticket(0, version=5))[1].policy_version == 5
     source.publish(3, epoch=2)
     item = actor.produce(make_ticket(1, version=3, epoch=2))[1]
-    assert (item.epoch, item.policy_version) == (2, 3)
+    assert (item.header.epoch, item.policy_version) == (2, 3)
     assert source.asked[-1] == (2, -1)
 
 

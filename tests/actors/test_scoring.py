@@ -10,7 +10,8 @@ import pytest
 
 from rollcall.actors.scoring import SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages.records import GymTrajectory, Produced, Timing
+from rollcall.cluster.messages.records import GymTrajectory, Header, Produced, Timing
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.reward_service.protocol import ItemError, ItemResult, ScoreItem, ScoreResponse
 
 STEPS, ENVS = 5, 3
@@ -41,27 +42,27 @@ def produced_and_trajectory() -> tuple[Produced, GymTrajectory]:
     rng = np.random.default_rng(0)
     flags = np.zeros((STEPS, ENVS), bool)
     trajectory = GymTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=4,
-        attempt=1,
-        actor_id="gym-0",
+        header=Header(ticket_id=4, attempt=1, epoch=1, policy_id="policy", actor_id="gym-0"),
         shard=0,
         incarnation=0,
         policy_version=2,
-        observations={"observation": rng.normal(size=(STEPS, ENVS, 4)).astype(np.float32)},
-        last_observations={"observation": np.zeros((ENVS, 4), np.float32)},
-        final_index=np.zeros((0, 2), np.int64),
-        final_observations={"observation": np.zeros((0, 4), np.float32)},
-        actions=rng.integers(0, 2, (STEPS, ENVS)),
-        behaviour_logprobs=np.zeros((STEPS, ENVS), np.float32),
-        rewards=np.ones((STEPS, ENVS), np.float32),
-        terminated=flags,
-        truncated=flags,
-        mask=~flags,
-        episode_starts=flags,
+        unroll=Unroll(
+            steps=EnvSteps(
+                observations={"observation": rng.normal(size=(STEPS, ENVS, 4)).astype(np.float32)},
+                actions=rng.integers(0, 2, (STEPS, ENVS)),
+                behaviour_logprobs=np.zeros((STEPS, ENVS), np.float32),
+                rewards=np.ones((STEPS, ENVS), np.float32),
+                terminated=flags,
+                truncated=flags,
+                mask=~flags,
+                episode_starts=flags,
+            ),
+            last_observations={"observation": np.zeros((ENVS, 4), np.float32)},
+            final_index=np.zeros((0, 2), np.int64),
+            final_observations={"observation": np.zeros((0, 4), np.float32)},
+        ),
     )
-    return Produced(4, 1, 1, "gym-0", 2, STEPS * ENVS, 0, Timing()), trajectory
+    return Produced(trajectory.header, 2, 0, Timing(), num_steps=STEPS * ENVS), trajectory
 
 
 def scorer(service: ScriptedService) -> TrajectoryScorer:
@@ -87,7 +88,9 @@ def test_a_step_that_is_no_experience_has_no_reward() -> None:
     produced, trajectory = produced_and_trajectory()
     mask = trajectory.steps.mask.copy()
     mask[2, 1] = False
-    _, rewarded = scorer(ScriptedService()).score(produced, replace(trajectory, mask=mask))
+    _, rewarded = scorer(ScriptedService()).score(
+        produced, replace(trajectory, unroll=replace(trajectory.unroll, steps=replace(trajectory.steps, mask=mask)))
+    )
     assert rewarded.steps.rewards[2, 1] == 0
     assert (rewarded.steps.rewards != 0).sum() == STEPS * ENVS - 1
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rollcall.actors.scoring import RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.records import GymTrajectory, Header, ShardPayload, Ticket, Weights
 from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.kinds import control_parts
 from rollcall.deploy.kinds.control_parts import ControlParts
@@ -98,7 +98,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         parts = ControlParts(config, tmp_path, tmp_path / "log").with_reward(RewardEndpoint("http://x", "", "r", 5))
         weights = parts.learner(Collective()).weights(epoch=1, version=0)
         actor = parts.actor("gym-0", OneVersion(weights))  # type: ignore[arg-type]
-        ticket = Ticket(0, 1, 1, 7, 0, 0, ShardPayload(0, 0, "fragment"), 60.0)
+        ticket = Ticket(Header(0, 1, 1), 7, 0, 0, ShardPayload(0, 0, "fragment"), 60.0)
         produced, trajectory = actor.produce(ticket)
         _, scored = parts.scorer().score(produced, trajectory)
         return trajectory, scored, service.asked, parts
@@ -148,7 +148,8 @@ def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: 
 
     trajectory, _, asked, parts = echo("from 3")
     before = len(asked)
-    nothing = replace(trajectory, mask=np.zeros_like(trajectory.steps.mask))
+    steps = replace(trajectory.steps, mask=np.zeros_like(trajectory.steps.mask))
+    nothing = replace(trajectory, unroll=replace(trajectory.unroll, steps=steps))
     produced, scored = parts.scorer().score(_produced(), nothing)
     assert len(asked) == before
     assert produced.scoring is None and not scored.steps.rewards.any() and scored.reward_model_version == ""
@@ -157,4 +158,4 @@ def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: 
 def _produced() -> Any:
     from rollcall.cluster.messages.records import Produced, Timing
 
-    return Produced(0, 1, 1, "gym-0", 0, 0, 0, Timing())
+    return Produced(Header(0, 1, 1, "policy", "gym-0"), 0, 0, Timing())

@@ -13,12 +13,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rollcall.learners.algorithm import Algorithm, StepMinibatch
+from rollcall.learners.algorithm import Algorithm
 from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.impala import IMPALA
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.algorithms.control.reinforce import REINFORCE
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch
 from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]
@@ -45,13 +46,13 @@ def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.
     return {"actor_critic": policy, **algorithm.extra_models()}
 
 
-def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[StepMinibatch]:
+def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[ActorCriticMinibatch]:
     prepared = algorithm.prepare(models_for(algorithm, policy), batch)
     return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
 
 
 def gradient_of(
-    algorithm: Algorithm, policy: ActorCritic, minibatch: StepMinibatch
+    algorithm: Algorithm, policy: ActorCritic, minibatch: ActorCriticMinibatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All parameters' gradients as one vector, and the metrics with the loss among them."""
     policy.zero_grad()
@@ -108,9 +109,7 @@ def test_dead_steps_at_the_end_change_no_gradient(
     short.steps.truncated[-1] = True  # as whole episodes end; a fragment that ends there bootstraps from the same value
     index = torch.tensor([[len(short.steps.mask) - 1, b] for b in range(short.steps.mask.shape[1])])
     short = replace(short, final_index=index, final_observations=short.last_observations)
-    per_step = ("actions", "behaviour_logprobs", "rewards", "terminated", "truncated", "mask", "episode_starts")
-    padded = {name: pad(getattr(short, name)) for name in per_step}
-    long = replace(short, **padded, observations={n: pad(x) for n, x in short.steps.observations.items()})
+    long = replace(short, steps=short.steps.map(pad))
     of_short, of_long = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0]) for b in (short, long))
     torch.testing.assert_close(of_long, of_short)
 
@@ -122,7 +121,7 @@ def test_what_stands_at_a_dead_step_changes_no_gradient(
     policy = make_policy()
     batch = make_batch(policy, lag=0.3, dead_rate=0.3)
     assert not bool(batch.steps.mask.all())
-    spoilt = replace(batch, rewards=torch.where(batch.steps.mask, batch.steps.rewards, 1e3))
+    spoilt = batch.with_rewards(torch.where(batch.steps.mask, batch.steps.rewards, 1e3))
     algorithm = build(kind, **settings)
     plain, other = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0])[0] for b in (batch, spoilt))
     assert torch.equal(plain, other)
@@ -187,7 +186,7 @@ def test_ppo_normalises_the_advantages_of_each_minibatch_by_its_own_moments(
 ) -> None:
     policy = make_policy()
     for minibatch in minibatches_of(build(PPO, num_minibatches=3), policy, make_batch(policy)):
-        valid = minibatch.tensors["advantages"][minibatch.tensors["mask"].bool()]
+        valid = minibatch.rows.targets.advantages[minibatch.rows.mask.bool()]
         assert float(valid.mean()) == pytest.approx(0.0, abs=1e-6)
         assert float(valid.std(correction=0)) == pytest.approx(1.0, abs=1e-5)
 
@@ -203,8 +202,8 @@ def test_the_value_clip_holds_the_critic_near_its_values_from_before_the_update(
     assert policy.value_head is not None
     with torch.no_grad():
         policy.value_head.bias += 0.5  # beyond the clip: what pulls back counts in full, what leaps further does not
-    errors = (before.flatten() + 0.5 - first.tensors["returns"], before.flatten() + 0.1 - first.tensors["returns"])
-    worse = torch.maximum(errors[0].square(), errors[1].square())[first.tensors["mask"].bool()]
+    errors = (before.flatten() + 0.5 - first.rows.targets.returns, before.flatten() + 0.1 - first.rows.targets.returns)
+    worse = torch.maximum(errors[0].square(), errors[1].square())[first.rows.mask.bool()]
     _, metrics = gradient_of(algorithm, policy, first)
     torch.testing.assert_close(metrics["value_loss"], 0.5 * worse.mean())
 
@@ -247,7 +246,7 @@ def test_truncation_bootstraps_from_the_true_final_observation(make_policy: Make
     prepared = build(PPO, gae_lambda=0.0, discount=0.9, normalise_advantages="none").prepare(
         {"actor_critic": policy}, batch
     )
-    returns = prepared["returns"].view(batch.shape)
+    returns = prepared.targets.returns.view(batch.shape)
     with torch.no_grad():
         final_values = policy(batch.final_observations).values
     assert final_values is not None
@@ -270,9 +269,9 @@ def test_impala_clips_the_ratio_of_a_lagging_policy_as_vtrace_does(
     values, next_values = policy.bootstrap(batch)
     ratio = ratio_of(policy, batch)
     error = batch.steps.rewards + 0.9 * next_values * ~batch.steps.terminated - values
-    rows = minibatch.tensors
-    torch.testing.assert_close(rows["vs"].view(batch.shape), values + ratio.clamp(max=1.5) * error)
-    torch.testing.assert_close(rows["advantages"].view(batch.shape), error)
+    targets = minibatch.rows.targets
+    torch.testing.assert_close(targets.returns.view(batch.shape), values + ratio.clamp(max=1.5) * error)
+    torch.testing.assert_close(targets.advantages.view(batch.shape), error)
     _, metrics = gradient_of(algorithm, policy, minibatch)
     assert 0 < float(metrics["clip_fraction"]) == pytest.approx(float((ratio > 1.5).float().mean()))
     with torch.no_grad():  # an update between: the targets stay, the ratio in the policy gradient does not
@@ -338,12 +337,13 @@ def test_every_algorithm_learns_which_action_is_right(
         batch = make_batch(policy, num_steps=4, num_envs=32, seed=step, dead_rate=0.0, end_rate=2.0)
         right = (batch.steps.observations["observation"][..., 0] > 0).long()
         rates.append(float((batch.steps.actions == right).float().mean()))
-        batch = replace(
-            batch,
+        steps = replace(
+            batch.steps,
             rewards=(batch.steps.actions == right).float(),
             terminated=batch.steps.mask,
             truncated=~batch.steps.mask,
         )
+        batch = replace(batch, steps=steps)
         for minibatch in algorithm.minibatches(algorithm.prepare(models, batch), generator):
             optimizer.zero_grad()
             torch.autograd.backward(algorithm.loss(models, minibatch)[0])

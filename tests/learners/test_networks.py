@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rollcall.cluster.messages.records import pack_weights
+from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.loop.flat import load_module_weights, module_weights
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
@@ -331,18 +332,19 @@ def _batch(network: ActorCritic, *, ends: bool = True) -> GymBatch:
     if network.is_recurrent:
         state = torch.randn(network.num_states, num_envs, network.recurrent_size, generator=generator)
     return GymBatch(
-        observations={"observation": torch.randn(*shape, 3, generator=generator)},
+        steps=EnvSteps(
+            observations={"observation": torch.randn(*shape, 3, generator=generator)},
+            actions=torch.zeros(shape, dtype=torch.int64),
+            behaviour_logprobs=torch.zeros(shape),
+            rewards=torch.zeros(shape),
+            terminated=terminated,
+            truncated=truncated,
+            mask=mask,
+            episode_starts=starts,
+        ),
         last_observations={"observation": torch.randn(num_envs, 3, generator=generator)},
         final_index=index,
         final_observations={"observation": torch.randn(len(index), 3, generator=generator)},
-        actions=torch.zeros(shape, dtype=torch.int64),
-        behaviour_logprobs=torch.zeros(shape),
-        rewards=torch.zeros(shape),
-        terminated=terminated,
-        truncated=truncated,
-        mask=mask,
-        episode_starts=starts,
-        action_mask=None,
         initial_recurrent_state=state,
     )
 
