@@ -44,7 +44,7 @@ class Case:
 
     def __init__(self, name: str, collective: Collective, model: Path, out: Path) -> None:
         self.algorithm, self.policy, optimizer, rate = SCENARIOS[name]
-        settings: dict[str, Any] = {"learning_rate": rate, "optimizer": optimizer, "weight_decay": 0.1}
+        settings: dict[str, Any] = {"learning_rate": rate, "optimizer": {"kind": optimizer, "weight_decay": 0.1}}
         self.config = LearnerConfig(**settings, sharding="fsdp", max_grad_norm=0.5)
         self.name, self.collective, self.model = name, collective, model
         self.label = str(out / f"{name}-{collective.num_processes}")

@@ -18,6 +18,7 @@ from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
+from tests.learners.experience import context_of
 
 
 class LinearSteps(nn.Module):
@@ -58,8 +59,8 @@ def segments(count: int, *, seed: int = 0) -> list[Comparison[Steps]]:
 
 def summed(algorithm: BradleyTerry, module: nn.Module, items: list[Any]) -> tuple[Tensor, dict[str, float]]:
     batch = collate_comparisons(items)
-    (minibatch,) = algorithm.minibatches(algorithm.prepare({}, batch), torch.Generator())
-    found = [algorithm.loss({"reward": module}, part) for part in minibatch.shards(0, 1)]
+    (minibatch,) = algorithm.minibatches(context_of({}), algorithm.prepare(context_of({}), batch))
+    found = [algorithm.loss(context_of({"reward": module}), part)[:2] for part in minibatch.shards(0, 1)]
     return torch.stack([loss for loss, _ in found]).sum(), {
         name: sum(float(m[name]) for _, m in found) for name in found[0][1]
     }

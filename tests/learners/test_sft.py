@@ -20,6 +20,7 @@ from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.learners.experience import context_of
 
 pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
 
@@ -65,9 +66,9 @@ def collate(items: list[Demonstration]) -> TokenBatch:
 def losses_of_parts(policy: TokenPolicy, items: list[Demonstration], token_budget: int) -> list[torch.Tensor]:
     algorithm = SFT(SFTConfig(token_budget=token_budget))
     models = {"policy": policy}
-    prepared = algorithm.prepare(models, collate(items))
-    (minibatch,) = algorithm.minibatches(prepared, torch.Generator())
-    return [algorithm.loss(models, part)[0] for part in minibatch.shards(0, 1)]
+    context = context_of(models)
+    (minibatch,) = algorithm.minibatches(context, algorithm.prepare(context, collate(items)))
+    return [algorithm.loss(context, part).loss for part in minibatch.shards(0, 1)]
 
 
 def literal_loss(policy: TokenPolicy, items: list[Demonstration]) -> torch.Tensor:
