@@ -96,10 +96,9 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
-    learner = settings.tree.get("learner")
-    for section in ("optimizer", "schedule") if isinstance(learner, dict) else ():
-        if isinstance(learner.get(section), str):
-            settings.set(("learner", section), {"kind": learner[section]}, settings.origin(("learner", section)))
+    for path in (("learner", "optimizer"), ("learner", "schedule")):
+        if isinstance(_value(settings, path), str):
+            settings.set(path, {"kind": _value(settings, path)}, settings.origin(path))
     if isinstance(settings.tree.get("reward"), str):
         settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]

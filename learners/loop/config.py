@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 from rollcall.learners.loop.optimizers import LANGUAGE_EPS, AdamConfig, OptimizerSection, SGDConfig
 from rollcall.learners.loop.schedules import ConstantSchedule, ScheduleSection
@@ -19,10 +20,16 @@ SHORT = {
 }
 
 
+def _with_short_spellings(schema: JsonDict) -> None:
+    known = cast(JsonDict, schema["properties"])
+    for name, kind in zip(SHORT, ("number", "number", "integer", "boolean"), strict=True):
+        known[name] = {"type": kind, "description": f"short for {'.'.join(SHORT[name])}"}
+
+
 class LearnerConfig(BaseModel):
     """How the parameters are optimised, and by how many processes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_with_short_spellings)
 
     learning_rate: float = Field(default=3e-4, gt=0, description="step size of the optimiser")
     optimizer: OptimizerSection = Field(default=AdamConfig(), description="the update rule; a plain string is its kind")
