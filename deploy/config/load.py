@@ -143,6 +143,11 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings, path
     ) not in (None, value):
         settings.set(path[:-1], {}, origin)
+    for short, place in learner_config.SHORT.items():  # of the same setting, what was written last counts
+        if path[1:] == place or (place[-1] == "kind" and path[1:] == place[:1]):
+            learner = _value(settings, ("learner",))
+            if path[:1] == ("learner",) and isinstance(learner, dict):
+                learner.pop(short, None)
     of_learner = path[:1] == ("learner",) and path[1:] in (("optimizer",), ("schedule",))
     if of_learner and isinstance(value, str):  # of another kind: from its defaults
         if learner_config.section(_value(settings, path)).get("kind") != value:
@@ -285,9 +290,10 @@ def _explain(
 def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
     """As the user writes it: pydantic names the kind of a section on the way, too."""
     written: KeyPath = ()
-    for part in path:
+    for depth, part in enumerate(path, start=1):
         section = _value(settings, written)
-        if not (isinstance(section, Mapping) and part not in section and section.get("kind") == part):
+        kind = section.get("kind", part if depth < len(path) else None) if isinstance(section, Mapping) else None
+        if kind != part or part in cast(Mapping[str, Any], section):
             written = (*written, part)
     short = next(
         (s for s, place in learner_config.SHORT.items() if ("learner", *place) == (*path[:2], *path[-1:])), None
