@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests.needs import refuse_unlisted_skip
 
 # Small, and every part of it real: 4 shards of 2 envs, batches of 4 x 2 x 32 steps.
 SMALL = (
@@ -34,6 +36,16 @@ ENGINE_TESTS = "tests/actors/language/"
 # A shell starts what it puts in the background with SIGINT ignored, and children inherit that: the runs that tests
 # interrupt would never hear of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return refuse_unlisted_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return refuse_unlisted_skip((yield))
 
 
 @pytest.hookimpl(optionalhook=True)  # for pytest -p no:xdist

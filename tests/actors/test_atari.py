@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("ale_py")
-
 from rollcall.actors.control.evaluation import EvalConfig, Evaluator
 from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
 from rollcall.actors.envs.state import is_exact
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import pack_weights
+from tests.needs import needs
+
+pytestmark = needs("ale_py")
 
 BREAKOUT = EnvConfig(id="ALE/Breakout-v5")
 

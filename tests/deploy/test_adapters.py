@@ -16,8 +16,9 @@ from rollcall.deploy.config.load import LanguageConfig, load_config
 from rollcall.deploy.kinds.language_parts import LanguageParts
 from rollcall.deploy.kinds.parts import parts_of
 from rollcall.learners.loop.collective import Collective
+from tests.needs import require
 
-pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
+require("peft")
 
 RECIPE = """\
 # One-digit addition for a moment

@@ -22,6 +22,7 @@ from rollcall.deploy.config.load import load_config
 from rollcall.deploy.drive.training import train
 from rollcall.deploy.kinds.init_from import beginning_of
 from tests import EARLIER
+from tests.needs import require
 
 RECIPE = """\
 total_learner_steps: 2
@@ -141,7 +142,7 @@ def test_weights_of_the_other_half_are_refused(work: Path) -> None:
 
 
 def language(*overrides: str) -> LanguageConfig:
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     settings = ["runtime=serial", "task.digits=1", "task.num_eval_rows=4", f"policy.init_from={EARLIER / 'language'}"]
     config = load_config("arithmetic-grpo", [*settings, *overrides])
     assert isinstance(config, LanguageConfig)

@@ -25,10 +25,11 @@ from rollcall.deploy.tools.manifests.objects import Objects
 from rollcall.deploy.tools.manifests.references import USER_SECRETS
 from rollcall.reward_service.service.auth import client_token
 from rollcall.reward_service.service.config import ServiceConfig
-from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built, needs_kubectl
+from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built
+from tests.needs import needs
 
 
-@needs_kubectl
+@needs("kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_entrypoints_are_commands_that_this_version_knows(overlay: str) -> None:
     jobs = [document for document in built(overlay) if document["kind"] == "RayJob"]
@@ -63,7 +64,7 @@ def test_secrets_are_made_once_for_nobody_else_to_read(secrets: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in files}, "what is there stays"
 
 
-@needs_kubectl
+@needs("kubectl")
 def test_the_secrets_are_those_that_the_manifests_name(secrets: Path) -> None:
     documents, warnings = manifests.read(str(secrets))
     assert not warnings

@@ -19,8 +19,9 @@ from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.cluster.errors import RollcallError
 from rollcall.deploy.runtimes.on_ray import weights
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls
+from tests.needs import require
 
-pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+require("vllm")
 pytestmark = [  # vLLM's own, while parts of it are imported
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"),

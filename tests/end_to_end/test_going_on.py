@@ -15,6 +15,7 @@ import pytest
 
 from rollcall.cluster.checkpoint import latest_checkpoint, list_checkpoints, load_weights
 from tests import EARLIER
+from tests.needs import require
 
 
 def done(run: Any) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def test_on_ray_a_completed_run_is_made_longer_and_another_begins_with_its_weigh
 @pytest.mark.timeout(900)
 def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_and_exported(bench: Any) -> None:
     """It begins with the weights of an earlier release's run."""
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     shutil.copytree(EARLIER / "language", bench.folder / "runs" / "earlier")
     (bench.folder / "my_module.py").write_text("def score(item):\n    return float(len(item.response))\n")
     settings = ("runtime=serial", "reward=my_module:score", "policy.init_from=earlier", "total_learner_steps=500")
@@ -73,7 +74,7 @@ def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_
 
 @pytest.mark.timeout(600)
 def test_a_language_run_of_an_earlier_release_goes_on_to_its_end_and_is_evaluated(bench: Any) -> None:
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     shutil.copytree(EARLIER / "language", bench.folder / "runs" / "run")
     resumed = bench.start("resume", "run")
     assert done(resumed)["status"] == "completed"

@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights
+from tests.needs import require
 
-pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+require("vllm")
 
 # Small, and every part of it real: 4 prompts x 2 samples of at most 6 tokens, 0.03M parameters, untrained.
 TINY = (
@@ -110,7 +111,7 @@ def test_weights_sent_to_vllms_own_engine_for_ipc_lead_where_the_object_stores_d
 def test_two_learner_processes_in_pieces_train_adapters_and_the_engine_samples_from_the_merged_weights(
     bench: Any,
 ) -> None:
-    pytest.importorskip("peft", reason="needs rollcall-rl[lm-cpu]")
+    require("peft")
     run = train(
         bench,
         "learner={num_processes: 2, sharding: fsdp, learning_rate: 1e-2}",

@@ -27,8 +27,9 @@ from tests.learners.token_experience import (
     with_lora,
     write_model,
 )
+from tests.needs import require
 
-pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
+require("peft")
 
 GRPO_WITH_KL = GRPOConfig(kl_coef=0.1, epochs=2, num_minibatches=2, token_budget=TOKEN_BUDGET)
 

@@ -20,8 +20,9 @@ from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
 from tests import ROOT
 from tests.learners.token_experience import make_learner, published, samples, write_model
+from tests.needs import require
 
-pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
+require("peft")
 
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(900)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,9 +11,10 @@ import pytest
 
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.preferences.records import Comparison, Label, TextCandidate
+from tests.needs import CHROMIUM, require, require_module
 from tests.reward_service.label_service import TOKEN, Service, clips, labelling_service, private_redis, text
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+playwright_api = require_module("playwright.sync_api")
 Page = playwright_api.Page
 OpenPage = Callable[..., Page]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
@@ -35,11 +35,9 @@ def service(redis: PrivateRedis, tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[playwright_api.Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
+    require("chromium")
     with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 

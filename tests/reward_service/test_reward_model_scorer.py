@@ -22,8 +22,9 @@ from rollcall.reward_service.models.reward_models import SegmentArchitecture, Se
 from rollcall.reward_service.protocol import ArrayField, Message, ScoreItem, Segment
 from rollcall.reward_service.scorer import Failure, Score
 from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 
 

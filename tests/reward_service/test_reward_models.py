@@ -30,8 +30,9 @@ from rollcall.reward_service.models.reward_models import (
 )
 from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.protocol import ArrayField, Message, Segment
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 
 def segment(observations: Any, actions: Any) -> Segment:
