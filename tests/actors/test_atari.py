@@ -79,7 +79,7 @@ def test_a_lost_life_ends_an_episode_for_the_learner_and_not_the_game(numpy_poli
 def test_one_game_is_one_of_many_with_the_same_seed() -> None:
     group = make_vector_env(BREAKOUT, 3)
     env = make_env(BREAKOUT)
-    shown = group.reset([5, 6, 7])
+    shown: Any = group.reset([5, 6, 7])
     observation, _ = env.reset(seed=6)
     for t in range(60):
         assert observation.tobytes() == shown.observations["observation"][1].tobytes()

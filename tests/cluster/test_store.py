@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,10 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def ended(pid: int | None) -> bool:
+    return pid is not None and not runs(pid)
 
 
 def test_keys_carry_the_run_id_as_a_cluster_hash_tag(store: Store) -> None:
@@ -145,7 +150,7 @@ def test_a_private_server_that_was_killed_is_started_again_on_its_data(store: St
     for signal_number in (signal.SIGKILL, signal.SIGTERM):
         pid = store.server_pid
         os.kill(pid, signal_number)
-        assert wait_until(lambda pid=pid: not runs(pid))
+        assert wait_until(partial(ended, pid))
         assert get(store) == "before"
         assert store.server_pid != pid
 
