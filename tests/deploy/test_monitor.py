@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
 from rollcall.deploy.cli import main
 from rollcall.deploy.tools.monitoring import monitor
 from tests.needs import needs
+from tests.waiting import eventually
 
 STATE = RunState(0.5, 4, 1, acting=2, scoring=0, queued=1, training=4, checkpoint_step=1, checkpoint_unix_s=time.time())
 STEP = {
@@ -101,7 +102,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 @needs("prometheus")
 def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], eventually: Callable[..., None]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -135,9 +136,7 @@ def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
 
 
 @needs("prometheus")
-def test_prometheus_never_outlives_a_monitor_that_is_killed_and_an_alert_is_a_line(
-    tmp_path: Path, eventually: Callable[..., None]
-) -> None:
+def test_prometheus_never_outlives_a_monitor_that_is_killed_and_an_alert_is_a_line(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
     with driver(runs, "lagging", CONTROL | {"lag_max": 7}):

@@ -146,10 +146,3 @@ def metric(http: httpx.Client, line: str) -> float:
         if text.startswith(f"{line} "):
             return float(text.rpartition(" ")[2])
     return 0.0
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)

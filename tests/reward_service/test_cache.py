@@ -19,7 +19,8 @@ from rollcall.reward_service.protocol import ScoreItem, cache_key
 from rollcall.reward_service.scheduling.cache import CacheConfig, LocalCache, RedisCache, _decoded, _encoded, open_cache
 from rollcall.reward_service.scorer import Score
 from rollcall.reward_service.service.metrics import ServiceMetrics
-from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
+from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, item, metric, ready
+from tests.waiting import eventually
 
 
 @pytest.fixture

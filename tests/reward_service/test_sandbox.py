@@ -23,6 +23,7 @@ from rollcall.reward_service.sandbox import cgroups, kernel, seccomp
 from rollcall.reward_service.sandbox.jail_client import Finished, Limits, SandboxBroken
 from rollcall.reward_service.sandbox.sandbox import Sandbox
 from tests.needs import SYSTEM_PYTHON, lack, needs, require
+from tests.waiting import eventually
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, processes=12, output_bytes=100_000, disk_bytes=8 << 20)
 HASTE = LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 1})  # for what never ends by itself
@@ -108,7 +109,7 @@ def watched() -> Iterator[Callable[[], tuple[int, int]]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(eventually: Callable[[Callable[[], bool], float], None]) -> Iterator[None]:
+def nothing_is_left() -> Iterator[None]:
     scratch = set(Path(tempfile.gettempdir()).glob("rollcall-sandbox-*"))
     yield
     eventually(lambda: not inhabitants(), 5)
@@ -411,9 +412,7 @@ def test_endless_output_is_cut(hasty: Sandbox) -> None:
     assert run(hasty, "import sys\nwhile True: print('x' * 1000, file=sys.stderr)").ended_for == "time"
 
 
-def test_a_daemon_does_not_outlive_its_run(
-    sandbox: Sandbox, eventually: Callable[[Callable[[], bool], float], None]
-) -> None:
+def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox) -> None:
     code = """
     import os, time
     try:
@@ -476,7 +475,7 @@ def test_a_program_cannot_change_or_keep_its_input(sandbox: Sandbox) -> None:
     assert [finished.output for finished in both] == [b"one\n", b"two\n"]
 
 
-def test_a_killed_service_takes_its_sandboxes_along(eventually: Callable[[Callable[[], bool], float], None]) -> None:
+def test_a_killed_service_takes_its_sandboxes_along() -> None:
     service = """
     from rollcall.reward_service.sandbox.jail_client import Limits
     from rollcall.reward_service.sandbox.sandbox import Sandbox
