@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.scorer import Score
 from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
 from tests.needs import require_module
+from tests.runs import StopsAt
 
 transformers = require_module("transformers")
 
@@ -205,24 +205,11 @@ def test_a_stopped_run_goes_on_to_the_same_weights() -> None:
         runs.begin_run(config, directory, recipe="synthetic-dpo")
         return config, directory
 
-    class StopsAt:
-        """A recorder that asks for the end after a step."""
-
-        def __init__(self, step: int, stop: threading.Event) -> None:
-            self._step, self._stop = step, stop
-
-        def on_step(self, record: Any) -> None:
-            if record["step"] == self._step:
-                self._stop.set()
-
-        def __getattr__(self, name: str) -> Any:
-            return lambda *_: None
-
     config, whole = begun("whole")
     preference_run.carry_out(config, whole)
     config, parted = begun("parted")
-    stop = threading.Event()
-    summary = preference_run.carry_out(config, parted, stop=stop, console=[StopsAt(4, stop)])  # type: ignore[list-item]
+    stopper = StopsAt(4)
+    summary = preference_run.carry_out(config, parted, stop=stopper.stop, console=[stopper])
     assert (summary["status"], summary["learner_steps"]) == ("stopped", 5)
     summary = preference_run.carry_out(config, parted, resume=True)
     assert (summary["status"], summary["learner_steps"]) == ("completed", 8)

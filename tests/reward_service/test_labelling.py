@@ -51,18 +51,6 @@ ERRORS_OF_A_LABEL = (
 )
 
 
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def service(redis: PrivateRedis, tmp_path: Path) -> Iterator[Service]:
-    with labelling_service(redis, tmp_path) as service:
-        yield service
-
-
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
     headers = {"authorization": f"Bearer {TOKEN}"}

@@ -22,18 +22,6 @@ WAIT_MS = 30_000
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def service(redis: PrivateRedis, tmp_path: Path) -> Iterator[Service]:
-    with labelling_service(redis, tmp_path) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
 def chromium() -> Iterator[playwright_api.Browser]:
     require("chromium")
     with playwright_api.sync_playwright() as playwright:

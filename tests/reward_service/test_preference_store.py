@@ -27,16 +27,10 @@ _numbers = itertools.count()
 Make = Callable[..., PreferenceStore]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
 @pytest.fixture
-def make(server: PrivateRedis, tmp_path: Path) -> Iterator[Make]:
+def make(redis: PrivateRedis, tmp_path: Path) -> Iterator[Make]:
     """A store of this test; made again, as after a restart."""
-    client, namespace = server.client(5.0), f"test:{{{next(_numbers)}}}"
+    client, namespace = redis.client(5.0), f"test:{{{next(_numbers)}}}"
 
     def make(**config: object) -> PreferenceStore:
         return PreferenceStore(
