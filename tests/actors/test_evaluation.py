@@ -119,7 +119,7 @@ def test_a_video_shows_one_episode(numpy_policy: Any, tmp_path: Path) -> None:
     assert total == evaluate(numpy_policy).returns[0], "the evaluation's first episode"
     with Image.open(path) as video:
         shown_ms = 0  # frames that look the same are one that is shown longer
-        for i in range(video.n_frames):
+        for i in range(getattr(video, "n_frames", 1)):
             video.seek(i)
             shown_ms += video.info["duration"]
         assert shown_ms == 20 * (total + 1)

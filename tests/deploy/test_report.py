@@ -399,7 +399,7 @@ def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int,
         "document.documentElement.scrollWidth <= innerWidth].join(' ')</script></body>",
     )
     path.write_text(probe, encoding="utf-8")
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--window-size={width},900", "--dump-dom", path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     title = re.search(r"<title>(.*?)</title>", dom)

@@ -69,7 +69,7 @@ class Case:
         return learner.update(batch, StepOrder(number, 1, 0.0, directory))[0]
 
     def keep(self, learner: Any, when: str) -> None:
-        arrays = published(learner)
+        arrays: dict[str, Any] = published(learner)
         if self.collective.rank == 0:
             np.savez(f"{self.label}.{when}.npz", **arrays)
         canary = learner.weights(epoch=1, version=0).canary

@@ -38,7 +38,7 @@ def policy(directory: Path, *, shift: float = 0.0) -> TokenPolicy:
     model = load_policy_model(directory, LMPolicyConfig())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += shift * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter)
+            parameter.add_(shift * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter))
     return TokenPolicy(model, SamplingConfig())
 
 

@@ -6,6 +6,7 @@ import json
 import string
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,12 @@ from tests.needs import require_module
 transformers = require_module("transformers")
 
 ALPHABET = "0123456789+="
-SMALL = {"alphabet": ALPHABET, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+SMALL: dict[str, Any] = {"alphabet": ALPHABET, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
 AWKWARD = string.printable + " \u00a0\u2581Ġäß🙂\u0301"  # blanks, markers of other tokenizers, and a combining accent
 TOKENIZER = character_tokenizer(AWKWARD)
 
 
-def load(directory: Path) -> torch.nn.Module:
+def load(directory: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
 
 
