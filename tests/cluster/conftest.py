@@ -60,6 +60,7 @@ class SimulatedRun:
         self.leased: list[tuple[int, int]] = []
         self.ready: list[tuple[int, tuple[int, int]]] = []
         self.reissue: deque[tuple[int, int]] = deque()
+        self.next_ticket_id = 0
         self._reset(LedgerPosition.start(batch))
         (directory / "redis").mkdir(parents=True)
         (directory / "redis" / "run_id").write_text(store.run_id)
@@ -156,7 +157,7 @@ class SimulatedRun:
 
     def _reset(self, position: LedgerPosition) -> None:
         self.step: int = position.step
-        self.next_ticket_id: int = position.next_ticket_id
+        self.next_ticket_id = position.next_ticket_id
         self.leased, self.ready, self.reissue = [], [], deque()
 
     def write_summary(self, status: str) -> None:

@@ -242,6 +242,7 @@ def test_a_loaded_policy_acts_on_one_observation_or_many_as_the_checkpoint_would
         policy.act(np.zeros((5, 3)))
     assert policy.act(batch[0], action_mask=np.array([0, 1])) == 1
     assert policy.act(batch, action_mask=np.array([[1, 0]] * 5)).tolist() == [0] * 5
+    mask: Any  # as a caller may give it
     for mask in ([1], [0, -np.inf], [[0, 1]] * 4, [0, 0]):
         with pytest.raises(ValueError, match="action_mask"):
             policy.act(batch, action_mask=mask)

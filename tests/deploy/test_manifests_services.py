@@ -86,13 +86,16 @@ def test_redis_keeps_to_its_users_file(secrets: Path, tmp_path: Path, monkeypatc
     try:
         anybody = redis_client(port=port)
         _until(lambda: bool(anybody.ping()))
+        command: tuple[str, ...]
         for command in (("GET", "rollcall:x"), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("ACL", "LIST")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 anybody.execute_command(*command)
         run = redis_client(port=port, username="rollcall", password=(secrets / "redis-password").read_text())
         assert run.set("rollcall:{run}:x", "1") and run.eval("return redis.call('GET', KEYS[1])", 1, "rollcall:{run}:x")
         with run.pipeline(transaction=True) as pipe:
-            assert pipe.hset("rollcall:{run}:h", "a", "1").zadd("rollcall:{run}:z", {"a": 1}).execute() == [1, 1]
+            pipe.hset("rollcall:{run}:h", "a", "1")
+            pipe.zadd("rollcall:{run}:z", {"a": 1})
+            assert pipe.execute() == [1, 1]
         for command in (("GET", "RAYx@KV"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("ACL", "LIST")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 run.execute_command(*command)

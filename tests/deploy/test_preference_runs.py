@@ -18,10 +18,11 @@ from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrai
 from rollcall.deploy.config.settings import preference_recipes, recipe_title
 from rollcall.deploy.drive import runs
 from rollcall.deploy.kinds import preference_run, preference_runs, reward_train
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.files import SegmentPair, read_preferences, write_preferences
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
 from tests.needs import require_module
 from tests.runs import StopsAt
 

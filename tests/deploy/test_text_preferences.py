@@ -35,7 +35,7 @@ from tests.needs import require_module
 transformers = require_module("transformers")
 
 TEMPLATE = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
-SMALL = {"hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
 
 
 class Letters:

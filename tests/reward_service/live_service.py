@@ -78,7 +78,7 @@ class Scorers:
         self.gate.set()
         self.building = threading.Event()
 
-    def build(self, config: Any, name: str) -> ScriptedScorer:
+    def build(self, config: Any, name: str) -> Any:
         self.building.set()
         assert self.gate.wait(60)
         path = Path(getattr(config, "path", "/nowhere"))

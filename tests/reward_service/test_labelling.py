@@ -36,7 +36,7 @@ from tests.reward_service.label_service import (
     text,
 )
 
-ERRORS_OF_A_LABEL = (
+ERRORS_OF_A_LABEL: tuple[tuple[dict[str, Any], str], ...] = (
     ({"choice": "up"}, "choice"),
     ({}, "one of choice and ranks"),
     ({"choice": "left", "ranks": [0, 1]}, "one of choice and ranks"),
