@@ -15,6 +15,7 @@ from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from tests.runs import Bench, Run
 
 LAG_0 = ("max_policy_lag=0", "total_learner_steps=24")
+EACH_STEP = ("checkpoint.every_steps=1", "checkpoint.keep=30")
 
 
 def final(run: Run) -> str:
@@ -31,12 +32,12 @@ def audited(bench: Bench, name: str = "run") -> None:
 
 
 @pytest.fixture(scope="module")
-def serial(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The weights of a run in one process that nobody interrupts."""
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """In one process, and nobody interrupts it."""
     with closing(Bench(tmp_path_factory.mktemp("serial"))) as bench:
-        weights = final(bench.train(*LAG_0, "runtime=serial"))
-    assert len(weights) == 32
-    return weights
+        run = bench.train(*LAG_0, *EACH_STEP, "runtime=serial")
+        assert len(final(run)) == 32
+    return run
 
 
 @pytest.fixture
@@ -52,27 +53,27 @@ def another_cluster_was_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("another_cluster_was_here")
 @pytest.mark.parametrize("num_actors", [1, 2, 4])
 def test_a_run_on_ray_ends_with_the_weights_of_a_serial_one_whatever_the_number_of_actors(
-    bench: Bench, serial: str, num_actors: int
+    bench: Bench, serial: Run, num_actors: int
 ) -> None:
-    assert final(bench.train(*LAG_0, f"actors.num={num_actors}", "eval.episodes=2")) == serial
+    assert final(bench.train(*LAG_0, f"actors.num={num_actors}", "eval.episodes=2")) == serial.summary["weights_hash"]
     audited(bench)
 
 
-def test_another_seed_ends_with_other_weights_and_no_evaluation_is_made_unasked(bench: Bench, serial: str) -> None:
+def test_another_seed_ends_with_other_weights_and_no_evaluation_is_made_unasked(bench: Bench, serial: Run) -> None:
     run = bench.train(*LAG_0, "runtime=serial", "seed=1", "eval.every_steps=2")
-    assert final(run) != serial
+    assert final(run) != serial.summary["weights_hash"]
     assert run.summary["final_eval"] is None  # and none was scheduled on the way
 
 
 def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_uninterrupted_one(
-    bench: Bench, serial: str
+    bench: Bench, serial: Run
 ) -> None:
     run = bench.train(*LAG_0, "runtime=serial", "checkpoint.every_steps=2")
     run.wait_for_step(3)
     run.process.kill()
     run.wait()
     assert not (run.directory / "summary.json").exists(), "it was over before it was killed"
-    assert final(bench.start("resume", "run")) == serial
+    assert final(bench.start("resume", "run")) == serial.summary["weights_hash"]
     audited(bench)
 
 
@@ -103,14 +104,12 @@ def test_a_stopped_ray_run_resumes_to_the_weights_of_an_uninterrupted_one(bench:
     audited(bench)
 
 
-@pytest.mark.prove
-def test_two_learner_processes_give_the_update_of_one(bench: Bench) -> None:
-    settings = ("max_policy_lag=0", "total_learner_steps=1")
-    final(bench.train(*settings, "runtime=serial", name="one"))
-    final(bench.train(*settings, "learner.num_processes=2", name="two"))
+def test_two_learner_processes_give_the_update_of_one(bench: Bench, serial: Run) -> None:
+    run = bench.train(*LAG_0, *EACH_STEP, "learner.num_processes=2")
+    final(run)
     one, two = (
-        load_file(bench.folder / "runs" / name / "checkpoints" / "step-00000001" / "weights.safetensors")
-        for name in ("one", "two")
+        load_file(directory / "checkpoints" / "step-00000001" / "weights.safetensors")
+        for directory in (serial.directory, run.directory)
     )
     assert one.keys() == two.keys()
     for name in one:

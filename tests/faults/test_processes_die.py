@@ -25,28 +25,28 @@ def assert_books_balance(bench: Bench, run: Run) -> dict[str, Any]:
 def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Bench) -> None:
     """One after the other in one run: an actor, the parameter server, Redis, and the learner, which alone takes the run
     back to its newest checkpoint, in a new epoch."""
-    run = bench.train("total_learner_steps=200", "actors.num=2", "checkpoint.every_steps=20")
-    for step, title in ((10, "GymActorProcess"), (50, "ParameterServerProcess"), (90, "redis-server")):
+    run = bench.train("total_learner_steps=100", "actors.num=2", "checkpoint.every_steps=10")
+    for step, title in ((5, "GymActorProcess"), (25, "ParameterServerProcess"), (45, "redis-server")):
         run.wait_for_step(step)
         run.kill(title)
-    run.wait_for_step(130)
+    run.wait_for_step(65)
     assert max(record["epoch"] for record in run.steps()) == 1, "so far nothing was taken back"
     run.kill("LearnerProcess")
     run.wait()
     assert run.process.returncode == 0, run.errors
     assert run.summary["restarts"] >= 3
     books = assert_books_balance(bench, run)
-    assert books["committed"] == 200 * 4
+    assert books["committed"] == 100 * 4
     assert books["dropped_by_reason"].get("actor_died", 0) >= 1
     assert books["dropped_by_reason"].get("restored", 0) >= 1
     assert max(record["epoch"] for record in run.steps()) == 2
 
 
 def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninterrupted_run(bench: Bench) -> None:
-    settings = ("total_learner_steps=60", "max_policy_lag=0", "checkpoint.every_steps=20")
+    settings = ("total_learner_steps=30", "max_policy_lag=0", "checkpoint.every_steps=10")
     whole = bench.train(*settings, "runtime=serial", name="whole").wait().summary["weights_hash"]
     run = bench.train(*settings)
-    run.wait_for_step(30)
+    run.wait_for_step(15)
     children = psutil.Process(run.process.pid).children(recursive=True)
     assert len(children) >= 5
     run.process.kill()
@@ -59,8 +59,8 @@ def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninte
     assert resumed.process.returncode == 0, resumed.errors
     assert resumed.summary["weights_hash"] == whole
     books = assert_books_balance(bench, run)
-    assert books["committed"] == 60 * 4
-    assert [record["step"] for record in run.steps()] == list(range(60))
+    assert books["committed"] == 30 * 4
+    assert [record["step"] for record in run.steps()] == list(range(30))
 
 
 ENVS = """
