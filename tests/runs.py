@@ -8,9 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,23 +129,6 @@ class Bench:
     def audit(self, name: str = "run") -> tuple[int, str]:
         run = self.start("audit", name, name=name).wait()
         return run.process.returncode, run.output + run.errors
-
-
-class StopsAt:
-    """A recorder that asks for the end of its run after a step."""
-
-    def __init__(self, step: int) -> None:
-        self.stop = threading.Event()
-        self._step = step
-
-    def on_step(self, record: Mapping[str, Any]) -> None:
-        if record["step"] >= self._step:
-            self.stop.set()
-
-    def on_start(self, info: Any) -> None: ...
-    def on_eval(self, record: Any) -> None: ...
-    def on_event(self, kind: str, text: str) -> None: ...
-    def close(self, summary: Any) -> None: ...
 
 
 @contextmanager

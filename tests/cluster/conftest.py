@@ -115,9 +115,7 @@ class SimulatedRun:
             return
         self.ready.sort()
         batch, self.ready = self.ready[: self.batch], self.ready[self.batch :]
-        self.log.append(
-            self.step, self.ledger.epoch, [Consumable(ticket, attempt, version) for version, (ticket, attempt) in batch]
-        )
+        self.log.append(self.step, self.ledger.epoch, [Consumable(*key, version) for version, key in batch])
         if self.faults and self.random.random() < 0.05:
             self.resume()  # the learner died with a batch in its hands
             return

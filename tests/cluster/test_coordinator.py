@@ -310,8 +310,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
     assert counts.dropped_by_reason == {"deadline": 2, "attempts_exhausted": 1}
     assert counts.committed == 25 * BATCH
     assert "attempts_exhausted" in recorder.events
-    work: Any = coordinator._work
-    assert work.incarnations[5 % BATCH] == 3
+    assert coordinator._work.incarnations[5 % BATCH] == 3
 
 
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:

@@ -56,12 +56,7 @@ def test_completions_are_counted_by_the_tokens_that_the_policy_sampled() -> None
     sampled = np.array([0, 0, 1, 1, 1, 0, 0, 1, 0, 1], bool)  # prompts of 2; the second is a conversation
     nothing = np.zeros(0)
     item = LMTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=0,
-        attempt=1,
-        actor_id="bench",
-        row=0,
+        **{"policy_id": "policy", "epoch": 1, "ticket_id": 0, "attempt": 1, "actor_id": "bench", "row": 0},
         sample_offsets=np.array([0, 5, 10]),
         token_ids=nothing,
         loss_mask=sampled,

@@ -4,6 +4,7 @@ or not the run was interrupted."""
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from rollcall.deploy.kinds.reward_train import ENOUGH_HELD_OUT, RewardJob
 from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.reward_service.preferences.files import SegmentPair, write_preferences
 from rollcall.reward_service.protocol import ArrayField, Segment
-from tests.runs import StopsAt
 
 NOISY = 0.35  # of the labels are wrong: what is learnt of them by heart is wrong on others
 
@@ -98,16 +98,29 @@ def test_with_few_held_out_pairs_the_best_would_be_the_luckiest_and_the_last_is_
     assert reward_train.carry_out(config, begun(config))["kept"]["which"] == "best"
 
 
+class StopsAt:
+    """A recorder that asks for the end after a step."""
+
+    def __init__(self, step: int, stop: threading.Event) -> None:
+        self._step, self._stop = step, stop
+
+    def on_step(self, record: Any) -> None:
+        if record["step"] == self._step:
+            self._stop.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
 @pytest.mark.parametrize("when", ["before its best", "after it"])
 def test_an_interrupted_run_keeps_the_same_model_to_the_bit(when: str) -> None:
     config = config_of("whole", patience=3)
     whole = begun(config)
     summary = reward_train.carry_out(config, whole)
     config = config.model_copy(update={"name": "parted"})
-    parted = begun(config)
+    parted, stop = begun(config), threading.Event()
     step = summary["kept"]["step"] // 2 if when == "before its best" else summary["learner_steps"] - 3
-    stopper = StopsAt(step)
-    stopped = reward_train.carry_out(config, parted, stop=stopper.stop, console=[stopper])
+    stopped = reward_train.carry_out(config, parted, stop=stop, console=[StopsAt(step, stop)])
     assert stopped["status"] == "stopped"
     again = reward_train.carry_out(config, parted, resume=True)
     assert (again["kept"], again["learner_steps"]) == (summary["kept"], summary["learner_steps"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from rollcall.deploy.kinds import policies
 from rollcall.deploy.report.recorders import read_jsonl
 from rollcall.deploy.rundir.changes import changed
 from rollcall.deploy.rundir.earlier_runs import run_hash
-from tests.runs import StopsAt
 from tests.runs import trained as two_steps
 
 
@@ -106,13 +106,30 @@ def test_a_segment_may_follow_a_segment_and_the_run_can_be_resumed_as_it_is(shor
     assert audit_run(short) == []
 
 
+class StopAfter:
+    """A recorder that asks for a stop once so many learner steps are done."""
+
+    def __init__(self, steps: int) -> None:
+        self.stop = threading.Event()
+        self._steps = steps
+
+    def on_step(self, record: Any) -> None:
+        if record["step"] + 1 >= self._steps:
+            self.stop.set()
+
+    def on_start(self, info: Any) -> None: ...
+    def on_eval(self, record: Any) -> None: ...
+    def on_event(self, kind: str, text: str) -> None: ...
+    def close(self, summary: Any) -> None: ...
+
+
 def test_a_changed_run_that_is_stopped_and_resumed_is_bitwise_the_one_that_was_not_stopped(short: Path) -> None:
     settings = ["total_learner_steps=5", "learner.learning_rate=5e-4", "learner.anneal_learning_rate=true"]
     other = short.with_name("other")
     shutil.copytree(short, other, ignore=shutil.ignore_patterns("*.sock", "lock"))
     assert main.main(["resume", "other", *settings]) == 0
     config, changes = changed(short, settings)
-    stopper = StopsAt(2)
+    stopper = StopAfter(3)
     stopped = runs.carry_out(config, short, resume=True, stop=stopper.stop, console=[stopper], changes=changes)
     assert stopped["status"] == "stopped" and stopped["learner_steps"] < 5
     assert main.main(["resume", "short"]) == 0

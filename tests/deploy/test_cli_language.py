@@ -4,7 +4,10 @@ starts a real vLLM engine is marked slow."""
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,6 @@ from rollcall.deploy.config.load import load_config
 from rollcall.deploy.drive import runs
 from rollcall.deploy.kinds.parts import parts_of
 from rollcall.deploy.report.recorders import read_jsonl
-from tests.runs import Bench, Run
-from tests.waiting import eventually
 
 RECIPE = """\
 # One-digit addition for a moment
@@ -46,6 +47,25 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "sums.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "rollcall.deploy.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_s: float) -> tuple[int, str, str]:
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -105,27 +125,36 @@ def test_a_wrong_command_line_gets_one_clear_line_and_leaves_no_run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sft_leaves_no_model(work: Path, bench: Bench, number: signal.Signals) -> None:
-    run = bench.start("sft", "sums.yaml", "policy.warm_start.steps=1000000")
+def test_an_interrupted_sft_leaves_no_model(work: Path, number: signal.Signals) -> None:
+    process = start(work, "sft", "sums.yaml", "policy.warm_start.steps=1000000")
     directory = work / "runs" / "sums"
-    eventually((directory / "warm_start.jsonl").exists, 90, "the warm start's first step")
+    deadline = time.monotonic() + 90
+    while not (directory / "warm_start.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.1)
     time.sleep(1.0)  # a few steps
-    run.process.send_signal(number)
-    assert run.wait(60).process.returncode == 1, run.errors
-    assert "model: none was written" in run.output and "Traceback" not in run.errors
+    process.send_signal(number)
+    code, output, errors = finish(process, 60)
+    assert code == 1, errors
+    assert "model: none was written" in output and "Traceback" not in errors
     summary = read(directory / "summary.json")
     assert summary["status"] == "stopped" and summary["model_directory"] is None and summary["learner_steps"] > 0
     kept = {path.name for path in directory.iterdir()}
     assert kept == {"config.yaml", "logs", "model", "run.json", "summary.json", "warm_start.jsonl"}
 
 
-def test_a_signal_ends_a_run_that_is_still_in_its_warm_start(work: Path, bench: Bench) -> None:
-    run = bench.start("train", "sums.yaml", "policy.warm_start.steps=1000000")
+def test_a_signal_ends_a_run_that_is_still_in_its_warm_start(work: Path) -> None:
+    process = start(work, "train", "sums.yaml", "policy.warm_start.steps=1000000")
     directory = work / "runs" / "sums"
-    eventually((directory / "warm_start.jsonl").exists, 90, "the warm start's first step")
-    run.process.send_signal(signal.SIGINT)
-    assert run.wait(60).process.returncode == 1
-    assert "of the warm start, before there was a checkpoint" in run.errors.splitlines()[-1], run.errors
+    deadline = time.monotonic() + 90
+    while not (directory / "warm_start.jsonl").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "training did not begin"
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    code, _, errors = finish(process, 60)
+    assert code == 1 and "of the warm start, before there was a checkpoint" in errors.splitlines()[-1], errors
     assert not (directory / "warm_start").exists()
 
 
@@ -139,24 +168,30 @@ def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
     assert "env_steps" not in summary and "steps_per_s" not in summary
 
 
-def done(run: Run) -> str:
-    assert run.wait(280).process.returncode == 0, run.errors
-    return run.output
+def trained(work: Path) -> None:
+    """Two learner steps after a warm start, by the name of sums."""
+    code, output, errors = finish(
+        start(work, "train", "sums.yaml", "policy.warm_start.steps=200", "runtime=serial"), 280
+    )
+    assert code == 0, errors
+    assert "policy: runs/sums/policy\n" in output
 
 
 @pytest.mark.prove
 @pytest.mark.timeout(900)
-def test_an_exported_policy_is_judged_and_fine_tuned_further(work: Path, bench: Bench) -> None:
+def test_an_exported_policy_is_judged_and_fine_tuned_further(work: Path) -> None:
     """Three engines: of the run's actor, of `rollcall eval`, and of `rollcall sft`, whose engine loads the export."""
-    trained = bench.start("train", "sums.yaml", "policy.warm_start.steps=200", "runtime=serial")
-    assert "policy: runs/sums/policy\n" in done(trained)
-    result = json.loads(done(bench.start("eval", "sums", "--episodes", "20", "--json")))  # nothing else is printed
+    trained(work)
+    code, output, errors = finish(start(work, "eval", "sums", "--episodes", "20", "--json"), 280)
+    assert code == 0, errors
+    result = json.loads(output)  # nothing else is printed
     assert (result["unit"], result["n"], result["mode"], result["policy_version"]) == ("exact match", 20, "greedy", 2)
     assert result["mean"] == np.mean(result["rewards"]) and 0 <= result["unparsed"] <= 20
     assert len(result["lengths"]) == 20 and max(result["lengths"]) <= 4
 
     further = ("policy.model=runs/sums/policy", "policy.warm_start.steps=300", "eval.episodes=20", "name=more")
-    output = done(bench.start("sft", "sums.yaml", *further))
+    code, output, errors = finish(start(work, "sft", "sums.yaml", *further), 280)
+    assert code == 0, errors
     summary = read(work / "runs" / "more" / "summary.json")
     before, after = summary["first_eval"], summary["final_eval"]
     assert before["mean"] == result["mean"] > 0  # the same weights, by way of the exported directory

@@ -41,13 +41,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sums.yaml").write_text(RECIPE)
     write_rows("1+1=", "1+2=")
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_layers": 1,
-        "num_heads": 1,
-        "num_kv_heads": 1,
-        "intermediate_size": 32,
-    }
+    sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
     write_tiny_model(Path("model"), alphabet="0123456789+=", max_position_embeddings=32, seed=0, **sizes)
     return tmp_path
 
@@ -117,13 +111,13 @@ def test_a_config_that_its_class_refuses_is_one_line(work: Path) -> None:
 def test_demonstrations_longer_than_the_model_are_left_out_and_said(
     work: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Any] = []
-
-    def source(demonstrations: Any, **settings: Any) -> DemonstrationSource:
-        seen.append(demonstrations)
-        return DemonstrationSource(demonstrations, **settings)
-
-    monkeypatch.setattr("rollcall.deploy.kinds.warm_start.DemonstrationSource", source)
+    seen = []
+    monkeypatch.setattr(
+        "rollcall.deploy.kinds.warm_start.DemonstrationSource",
+        lambda demonstrations, **settings: (
+            seen.append(demonstrations) or DemonstrationSource(demonstrations, **settings)
+        ),
+    )
     policy = LMPolicyConfig.model_validate({"model": "model", "warm_start": {"steps": 1, "batch_size": 2}})
 
     def imitate() -> None:

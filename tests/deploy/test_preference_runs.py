@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,11 @@ from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrai
 from rollcall.deploy.config.settings import preference_recipes, recipe_title
 from rollcall.deploy.drive import runs
 from rollcall.deploy.kinds import preference_run, preference_runs, reward_train
-from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.files import SegmentPair, read_preferences, write_preferences
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
+from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
 from tests.needs import require_module
-from tests.runs import StopsAt
 
 transformers = require_module("transformers")
 
@@ -206,11 +205,24 @@ def test_a_stopped_run_goes_on_to_the_same_weights() -> None:
         runs.begin_run(config, directory, recipe="synthetic-dpo")
         return config, directory
 
+    class StopsAt:
+        """A recorder that asks for the end after a step."""
+
+        def __init__(self, step: int, stop: threading.Event) -> None:
+            self._step, self._stop = step, stop
+
+        def on_step(self, record: Any) -> None:
+            if record["step"] == self._step:
+                self._stop.set()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
     config, whole = begun("whole")
     preference_run.carry_out(config, whole)
     config, parted = begun("parted")
-    stopper = StopsAt(4)
-    summary = preference_run.carry_out(config, parted, stop=stopper.stop, console=[stopper])
+    stop = threading.Event()
+    summary = preference_run.carry_out(config, parted, stop=stop, console=[StopsAt(4, stop)])  # type: ignore[list-item]
     assert (summary["status"], summary["learner_steps"]) == ("stopped", 5)
     summary = preference_run.carry_out(config, parted, resume=True)
     assert (summary["status"], summary["learner_steps"]) == ("completed", 8)

@@ -110,7 +110,7 @@ def test_dead_steps_at_the_end_change_no_gradient(
     index = torch.tensor([[len(short.mask) - 1, b] for b in range(short.mask.shape[1])])
     short = replace(short, final_index=index, final_observations=short.last_observations)
     per_step = ("actions", "behaviour_logprobs", "rewards", "terminated", "truncated", "mask", "episode_starts")
-    padded: dict[str, Any] = {name: pad(getattr(short, name)) for name in per_step}
+    padded = {name: pad(getattr(short, name)) for name in per_step}
     long = replace(short, **padded, observations={n: pad(x) for n, x in short.observations.items()})
     of_short, of_long = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0]) for b in (short, long))
     torch.testing.assert_close(of_long, of_short)
@@ -198,7 +198,7 @@ def test_the_value_clip_holds_the_critic_near_its_values_from_before_the_update(
     before, _ = policy.bootstrap(batch)
     assert policy.value_head is not None
     with torch.no_grad():
-        policy.value_head.bias.add_(0.5)  # beyond the clip: what pulls back counts in full, what leaps further does not
+        policy.value_head.bias += 0.5  # beyond the clip: what pulls back counts in full, what leaps further does not
     errors = (before.flatten() + 0.5 - first.tensors["returns"], before.flatten() + 0.1 - first.tensors["returns"])
     worse = torch.maximum(errors[0].square(), errors[1].square())[first.tensors["mask"].bool()]
     _, metrics = gradient_of(algorithm, policy, first)
