@@ -1,5 +1,5 @@
 """New weights for the model of a vLLM engine, from arrays of this process: a transfer engine of ours, and the one call
-that uses it. Must never know where the arrays come from."""
+that uses it."""
 
 from __future__ import annotations
 

@@ -92,14 +92,7 @@ class LocalGroup:
                 mask[i], starts[i] = False, True
                 continue
             try:
-                observation, reward, over, cut, info = env.step(action)
-                if type(reward) not in NUMBERS:
-                    reward = as_number("reward", reward)
-                if type(over) not in FLAGS:
-                    over = as_flag("terminated", over)
-                if type(cut) not in FLAGS:
-                    cut = as_flag("truncated", cut)
-                self._show(i, observation, info, ended=over or cut)
+                reward, over, cut = self._step_one(i, env, action)
             except Exception as error:
                 self._revive(i, error)
                 mask[i], starts[i] = False, True
@@ -142,6 +135,18 @@ class LocalGroup:
         for env in self._envs:
             with contextlib.suppress(Exception):
                 env.close()
+
+    def _step_one(self, i: int, env: Env, action: Any) -> tuple[Any, Any, Any]:
+        """(reward, terminated, truncated) of one env, whose observation and mask are taken in."""
+        observation, reward, terminated, truncated, info = env.step(action)
+        if type(reward) not in NUMBERS:
+            reward = as_number("reward", reward)
+        if type(terminated) not in FLAGS:
+            terminated = as_flag("terminated", terminated)
+        if type(truncated) not in FLAGS:
+            truncated = as_flag("truncated", truncated)
+        self._show(i, observation, info, ended=terminated or truncated)
+        return reward, terminated, truncated
 
     def _show(self, i: int, observation: Any, info: Any, *, ended: bool) -> None:
         """Takes in what env i shows. Where its episode ended nobody acts on it, and its mask may be anything."""

@@ -10,9 +10,9 @@ import pytest
 pytest.importorskip("ale_py")
 
 from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.state import is_exact
 from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
-from rollcall.actors.envs.state import is_exact
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import pack_weights
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rollcall.actors.envs import state
+from rollcall.actors.control import state
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.sampling import SamplingConfig
