@@ -49,6 +49,11 @@ class Panel:
     decimals: int | None = None
 
 
+def stat(title: str, about: str, unit: str, queries: Sequence[Query], *, width: int = 3, **more: Any) -> Panel:
+    """A number on the first line of a page."""
+    return Panel(title, about, unit, queries, kind="stat", width=width, height=4, **more)
+
+
 @dataclass(frozen=True)
 class Row:
     title: str
