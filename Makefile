@@ -59,12 +59,12 @@ bench: $(STAMP)
 # The long proofs: every recipe to its result. Hours on two cores; see docs/results.md.
 prove: $(STAMP)
 	$(BIN)/python -m pytest -m prove
-	$(BIN)/python benchmarks/prove.py
-	$(BIN)/python benchmarks/prove_preferences.py
-	$(BIN)/python benchmarks/prove_monitoring.py
-	$(BIN)/python benchmarks/prove_jobs.py
-	$(BIN)/python benchmarks/prove_image.py
-	$(BIN)/python benchmarks/prove_models.py --runtime serial ray
+	$(BIN)/python -m benchmarks.prove
+	$(BIN)/python -m benchmarks.prove_preferences
+	$(BIN)/python -m benchmarks.prove_monitoring
+	$(BIN)/python -m benchmarks.prove_jobs
+	$(BIN)/python -m benchmarks.prove_image
+	$(BIN)/python -m benchmarks.prove_models --runtime serial ray
 
 lock:
 	$(PYTHON) -m venv .venv-lock

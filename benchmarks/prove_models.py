@@ -2,7 +2,7 @@
 steps of GRPO at lag 0; its metric `mismatch` must stay below what the dtype allows; and what is exported must be loaded
 by transformers and by vLLM to the same log-probabilities. A model that is refused in one line has kept the promise too.
 
-python benchmarks/prove_models.py [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
+python -m benchmarks.prove_models [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
 
 from __future__ import annotations
 
