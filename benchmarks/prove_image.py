@@ -1,6 +1,6 @@
 """Proves the Dockerfiles where there is no Docker: reads them, and runs the build stage's steps in a clean directory.
 `python -m benchmarks.prove_image [--dockerfile deploy/docker/Dockerfile.cpu]` installs the whole lock: minutes, and
-gigabytes. What needs root in an image (apt-get, users) is only read. Must never know what the image is for.
+gigabytes. What needs root in an image (apt-get, users) is only read.
 
 tests/deploy/test_images.py runs the same steps, with this environment's packages in place of the lock's own."""
 

@@ -1,5 +1,5 @@
 """The environment of a run: its settings, one env of it, or a group of them stepped together in the fastest way that
-gives the same experience. Knows gymnasium; must never know what acts, nor what is learned."""
+gives the same experience."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from rollcall.actors.envs.vector_env_group import AsyncEnvs, VectorEnvGroup
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Array
 
-# From this cost of one env's step on, processes of their own are worth their two messages per step (DESIGN.md, 6).
+# From this cost of one env's step on, processes of their own are worth their two messages per step.
 ASYNC_PAYS_FROM_S = 0.5e-3
 _MEASURED_STEPS = 8
 

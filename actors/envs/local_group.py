@@ -13,7 +13,7 @@ import numpy as np
 from rollcall.actors.envs.action_masks import mask_method, tell_unread
 from rollcall.actors.envs.contract import FLAGS, NUMBERS, as_flag, as_number, read_reset
 from rollcall.actors.envs.observations import ObservationReader, check_spaces, observed_space, refuse_non_finite
-from rollcall.actors.envs.vector import NO_ENVS, Restarts, Shown, Step, env_seed, usable_mask
+from rollcall.actors.envs.vector import NO_ENVS, Reset, Restarts, Step, env_seed, usable_mask
 from rollcall.cluster.messages.records import Array
 
 Env = gym.Env[Any, Any]
@@ -58,7 +58,7 @@ class LocalGroup:
         self._dead = [False] * num_envs  # ended, and not reset yet
         self._at = 0  # the env that is being called
 
-    def reset(self, seeds: Sequence[int | None] | None = None) -> Shown:
+    def reset(self, seeds: Sequence[int | None] | None = None) -> Reset:
         self._resets += 1
         self._dead = [False] * self.num_envs
         for i in range(self.num_envs):
@@ -69,7 +69,7 @@ class LocalGroup:
             except Exception as error:
                 self._revive(i, error)
         self._check_shown()
-        return Shown(self._observations, self._live_mask(None))
+        return Reset(self._observations, self._live_mask(None))
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         self._steps += 1

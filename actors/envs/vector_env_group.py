@@ -28,7 +28,7 @@ from rollcall.actors.envs.observations import (
     observed_space,
     refuse_non_finite,
 )
-from rollcall.actors.envs.vector import NO_ENVS, RemoteEnvError, Restarts, Shown, Step, env_seed, no_flags, usable_mask
+from rollcall.actors.envs.vector import NO_ENVS, RemoteEnvError, Reset, Restarts, Step, env_seed, no_flags, usable_mask
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Array
 
@@ -74,7 +74,7 @@ class VectorEnvGroup:
         self._none = no_flags(self.num_envs)
         self._all = ~self._none
 
-    def reset(self, seeds: Sequence[int | None] | None = None) -> Shown:
+    def reset(self, seeds: Sequence[int | None] | None = None) -> Reset:
         self._resets += 1
         try:
             observations, infos = self._reset(seeds, "reset", self._resets)
@@ -165,7 +165,7 @@ class VectorEnvGroup:
             raise ContractError(f"its {field} holds more than 0 and 1: return an array of bools")
         return array.astype(dtype)
 
-    def _revive(self, error: Exception) -> Shown:
+    def _revive(self, error: Exception) -> Reset:
         """What a new vector env shows in place of one that raised, reset with seeds of its own."""
         while True:
             self.restarts.book("the vector env", error, step=self._steps)
@@ -201,12 +201,12 @@ class VectorEnvGroup:
             lost=tuple(int(i) for i in np.flatnonzero(in_episode)),
         )
 
-    def _shown(self, observations: Any, infos: dict[str, Any]) -> Shown:
+    def _shown(self, observations: Any, infos: dict[str, Any]) -> Reset:
         named = self._reader.read(observations, self.num_envs)
         self._reader.check(self.name, named, step=self._steps)
         if self._counts_lives:
             self._lives = np.array(infos["lives"])
-        return Shown(named, self._usable(self._given_mask(observations, infos), infos, None))
+        return Reset(named, self._usable(self._given_mask(observations, infos), infos, None))
 
     def _given_mask(self, observations: Any, infos: dict[str, Any]) -> Array | None:
         """bool [B, num_actions], as the envs gave it."""

@@ -1,5 +1,5 @@
 """The overview of runs, whose first screen says whether a run is healthy, whether it learns and what limits it; and the
-queries' building blocks for the pages beside it. Must never know Grafana's JSON: that is dashboards.py's."""
+queries' building blocks for the pages beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages of what runs stand on: the reward service, and the machines. Must never know Grafana's JSON."""
+"""Pages of what runs stand on: the reward service, and the machines."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Grafana's JSON from a few plain records: queries, panels, rows, dashboards. Lays panels out, left to right. Must
-never know a metric's name: what is shown is the other dashboard_*.py's."""
+"""Grafana's JSON from a few plain records: queries, panels, rows, dashboards. Lays panels out, left to right."""
 
 from __future__ import annotations
 
