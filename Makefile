@@ -43,7 +43,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.reward_service -p rollcall.deploy
-	$(BIN)/python -m pytest -q tests/test_house.py
+	$(BIN)/python -m pytest -q tests/test_house.py tests/test_documents.py
 
 format: $(STAMP)
 	$(BIN)/ruff format .
