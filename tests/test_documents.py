@@ -29,7 +29,9 @@ def unknown(text: str, page: Path, root: Path = ROOT) -> Iterator[str]:
     """What a page names and the tree below `root` does not have."""
     for found in _PATH.findall(_LINK.sub("]", text)):
         name = found.rstrip("./")
-        if not name.startswith(_MADE_BY_USERS) and not (any(root.glob(name)) if "*" in name else (root / name).exists()):
+        if not name.startswith(_MADE_BY_USERS) and not (
+            any(root.glob(name)) if "*" in name else (root / name).exists()
+        ):
             yield f"path {name}"
     for name in _MODULE.findall(text):
         if not _is_module(name.split(".")[1:], root):
