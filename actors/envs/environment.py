@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FrameStackObservation, TransformObservation
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rollcall.actors.envs.async_envs import AsyncEnvs
 from rollcall.actors.envs.atari import AtariEnv, make_atari
 from rollcall.actors.envs.checked_env import CheckedEnv
 from rollcall.actors.envs.global_randomness import OwnRandomness, OwnVectorRandomness
@@ -27,7 +28,7 @@ from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.observations import Space, check_spaces, observed_space
 from rollcall.actors.envs.sources import Env, EnvSource, VectorEnvs, build, find_env
 from rollcall.actors.envs.vector import EnvGroup, env_seed
-from rollcall.actors.envs.vector_env_group import AsyncEnvs, VectorEnvGroup
+from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Array
 
