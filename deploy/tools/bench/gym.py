@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket
+from rollcall.cluster.messages.records import GymTrajectory, ShardPayload
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.kinds.control_parts import ControlParts
 from rollcall.deploy.tools.bench import peers
-from rollcall.deploy.tools.bench.parts import Learning
+from rollcall.deploy.tools.bench.parts import Learning, make_ticket
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, compared, last_lines, say, tell, whole_run
 
 PART_S = 1.0  # how long each part is measured per repeat
@@ -86,16 +85,8 @@ class PartsBench:
 
     def _produce(self) -> GymTrajectory:
         shard = self._next % self._config.actors.num_shards
-        ticket = Ticket(
-            ticket_id=self._next,
-            attempt=1,
-            epoch=1,
-            seed=derive_seed(self._config.seed, "ticket", self._next),
-            min_policy_version=0,
-            lane=shard,
-            payload=ShardPayload(shard, 0, self._config.algorithm_class.unit),
-            deadline_s=600.0,
-        )
+        payload = ShardPayload(shard, 0, self._config.algorithm_class.unit)
+        ticket = make_ticket(self._next, self._config.seed, self._learning.initial.epoch, shard, payload)
         self._next += 1
         return self._actor.produce(ticket)[1]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rollcall.cluster.messages.records import LMTrajectory, Ticket, Weights
+from rollcall.cluster.messages.records import LMTrajectory, PromptPayload, ShardPayload, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.control_parts import ControlParts
@@ -15,6 +15,12 @@ from rollcall.deploy.kinds.language_parts import LanguageParts
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner, StepOrder
+
+
+def make_ticket(number: int, run_seed: int, epoch: int, lane: int, payload: ShardPayload | PromptPayload) -> Ticket:
+    """As the driver issues it the first time."""
+    seed = derive_seed(run_seed, "ticket", number)
+    return Ticket(number, 1, epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S)
 
 
 class Generation:
@@ -43,8 +49,7 @@ class Generation:
         tickets = []
         for ticket_id in range(self._next, self._next + self._config.tickets_per_step):
             lane, payload = self._work.assign(ticket_id)
-            seed = derive_seed(self._config.seed, "ticket", ticket_id)
-            tickets.append(Ticket(ticket_id, 1, self._epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S))
+            tickets.append(make_ticket(ticket_id, self._config.seed, self._epoch, lane, payload))
         self._next += len(tickets)
         outcomes = self._actor.produce_all(tickets)
         assert len(outcomes) == len(tickets) and all(isinstance(outcome, tuple) for outcome in outcomes)
