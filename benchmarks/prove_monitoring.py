@@ -19,6 +19,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,11 @@ def begin(proof: Proof) -> None:
     scored = (f"reward={{url: '{service}', model: main}}",)
     proof.start(LANGUAGE, *ROLLCALL, "train", *LANGUAGE_RUN, *scored, **joined)
     for run in (CONTROL, LANGUAGE):
-        proof.until(lambda run=run: alive(proof, run) and proof.steps(run) >= 10, 400, f"ten steps of {run}")
+        proof.until(partial(has_begun, proof, run), 400, f"ten steps of {run}")
+
+
+def has_begun(proof: Proof, run: str) -> bool:
+    return alive(proof, run) and proof.steps(run) >= 10
 
 
 def alive(proof: Proof, name: str) -> bool:
