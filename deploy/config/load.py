@@ -19,6 +19,7 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import check_env, check_settings
 from rollcall.deploy.config.language_checks import check_language
 from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.learner_settings import as_written, write_out_kinds, written_over
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.reward_config import by_name
 from rollcall.deploy.config.run_config import CommonConfig, RunConfig, plugin_name_of
@@ -34,7 +35,6 @@ from rollcall.deploy.config.settings import (
     recipe_name,
 )
 from rollcall.deploy.rundir.earlier_runs import read_run
-from rollcall.learners.loop import config as learner_config
 
 __all__ = ["AnyConfig", "LanguageConfig", "RunConfig", "json_schema", "load_config", "load_run"]
 
@@ -96,9 +96,7 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
-    for path in (("learner", "optimizer"), ("learner", "schedule")):
-        if isinstance(_value(settings, path), str):
-            settings.set(path, {"kind": _value(settings, path)}, settings.origin(path))
+    write_out_kinds(settings)
     if isinstance(settings.tree.get("reward"), str):
         settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
@@ -143,16 +141,9 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
         settings, path
     ) not in (None, value):
         settings.set(path[:-1], {}, origin)
-    for short, place in learner_config.SHORT.items():  # of the same setting, what was written last counts
-        if path[1:] == place or (place[-1] == "kind" and path[1:] == place[:1]):
-            learner = _value(settings, ("learner",))
-            if path[:1] == ("learner",) and isinstance(learner, dict):
-                learner.pop(short, None)
-    of_learner = path[:1] == ("learner",) and path[1:] in (("optimizer",), ("schedule",))
-    if of_learner and isinstance(value, str):  # of another kind: from its defaults
-        if learner_config.section(_value(settings, path)).get("kind") != value:
-            settings.set(path, {"kind": value}, origin)
-    elif path == ("reward",) and isinstance(value, str):
+    if written_over(settings, path, value, origin):
+        return
+    if path == ("reward",) and isinstance(value, str):
         settings.set(path, by_name(value), origin)
     elif path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)
@@ -295,10 +286,7 @@ def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
         kind = section.get("kind", part if depth < len(path) else None) if isinstance(section, Mapping) else None
         if kind != part or part in cast(Mapping[str, Any], section):
             written = (*written, part)
-    short = next(
-        (s for s, place in learner_config.SHORT.items() if ("learner", *place) == (*path[:2], *path[-1:])), None
-    )
-    return ("learner", short) if short is not None and settings.has(("learner", short)) else written
+    return as_written(settings, written)
 
 
 def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:

@@ -159,7 +159,7 @@ def test_what_the_books_and_the_models_are_made_with_stays(trained: Path, overri
 
 
 MAY = [
-    *("total_learner_steps=9", "total_env_steps=900", "learner.warmup_steps=3", "learner.max_grad_norm=1.0"),
+    *("total_learner_steps=9", "total_env_steps=900", "learner.schedule.warmup_steps=3", "learner.max_grad_norm=1.0"),
     *("algorithm.clip_range=0.1", "algorithm.entropy_coef=0.01", "eval.episodes=3", "eval.every_steps=1"),
     *("checkpoint.keep=2", "actors.ticket_deadline_s=60.0", "supervision.max_restarts=1", "metrics.port=9999"),
 ]
