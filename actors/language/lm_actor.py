@@ -6,13 +6,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine, WeightsOffer
 from rollcall.actors.language.conversations import Conversations, Sample
+from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch
 from rollcall.cluster.messages.records import (
@@ -49,14 +50,6 @@ class LMActorsConfig(BaseModel):
     )
 
 
-class WeightsSource(Protocol):
-    """As actors.policy.WeightsSource; what it has may still lie with whoever sends it."""
-
-    def latest(
-        self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = ""
-    ) -> Weights | WeightsOffer | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A ticket that this actor gave up."""
@@ -89,7 +82,7 @@ class LMActor:
         engine: VllmEngine,
         conversations: Conversations,
         rows: Sequence[Row],
-        weights_source: WeightsSource,
+        weights_source: WeightsSource[Weights | WeightsOffer],
     ) -> None:
         self.actor_id = actor_id
         self._engine = engine

@@ -292,7 +292,7 @@ class TokenMinibatch(Generic[Targets]):
 
     def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart[Targets]]:
         """The micro-batches that one learner process works on, one after the other: memory holds one."""
-        for part in _share(_at_least(self.parts, num_processes), rank, num_processes):
+        for part in _share(at_least(self.parts, num_processes), rank, num_processes):
             rows, indices = self.batch.rows(part)
             own = itemgetter(indices)
             samples, sequence = torch.unique_consecutive(own(self.batch.sequence), return_inverse=True)
@@ -308,13 +308,13 @@ class TokenMinibatch(Generic[Targets]):
             )
 
 
-def _at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
+def at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
     """The parts, the largest halved until there are `number` of them: every process needs something to do."""
     divided = list(parts)
     while len(divided) < number:
         largest = max(range(len(divided)), key=lambda i: len(divided[i]))
         part = divided[largest]
-        assert len(part) > 1, "more learner processes than samples in a minibatch"
+        assert len(part) > 1, "more learner processes than samples, or comparisons, in a minibatch"
         divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return divided
 
