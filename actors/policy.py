@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
-from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Weights
 
 
 class Rollout(Protocol):

@@ -20,16 +20,10 @@ from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
-from rollcall.cluster.messages.records import (
-    Array,
-    GymTrajectory,
-    Produced,
-    ShardPayload,
-    Ticket,
-    Timing,
-    Unit,
-    Weights,
-)
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
+from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 _log = logging.getLogger(__name__)

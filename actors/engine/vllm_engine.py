@@ -21,8 +21,10 @@ from rollcall.actors.engine import vllm_repairs, vllm_weight_transfer
 from rollcall.actors.engine.canary import check_canary
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
-from rollcall.cluster.messages.records import Array, Canary, EngineLoad, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.weights import Canary, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,17 +16,11 @@ from rollcall.actors.language.conversations import Conversations, Sample
 from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch
-from rollcall.cluster.messages.records import (
-    LMTrajectory,
-    Produced,
-    PromptPayload,
-    SampleStats,
-    Ticket,
-    Timing,
-    Weights,
-)
+from rollcall.cluster.messages.attempt import Produced, PromptPayload, SampleStats, Ticket, Timing
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 SampleKey = tuple[tuple[int, int], int]  # (ticket, which of its samples)

@@ -27,6 +27,8 @@ WIRE_VERSION = 1
 MAX_HEADER_BYTES = 64 << 20  # names and shapes of the tensors, and all that is not an array
 MAX_BYTES = 16 << 30
 
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
+
 Record = TypeVar("Record")
 
 
@@ -143,7 +145,7 @@ def _built(tree: object, hint: Any, path: str, arrays: dict[str, Array]) -> obje
         return tree
     elif origin is Path and isinstance(tree, str):
         return Path(tree)
-    elif origin in (int, float, str, bool) and type(tree) is origin:
+    elif type(tree) in _JSON_TYPES.get(origin, ()):
         return tree
     raise WireError(f"{path}: a JSON {type(tree).__name__}, where {getattr(hint, '__name__', hint)} was expected")
 

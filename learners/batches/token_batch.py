@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
 

@@ -19,14 +19,10 @@ from safetensors.numpy import load, save
 from rollcall.cluster.errors import WireError
 from rollcall.cluster.messages import wire
 from rollcall.cluster.messages.arrays import named_arrays
-from rollcall.cluster.messages.events import TicketFailed
-from rollcall.cluster.messages.records import (
-    Canary,
+from rollcall.cluster.messages.attempt import (
     EngineLoad,
     EpisodeStats,
-    GymTrajectory,
     Header,
-    LMTrajectory,
     Produced,
     PromptPayload,
     SampleStats,
@@ -34,11 +30,12 @@ from rollcall.cluster.messages.records import (
     ShardPayload,
     Ticket,
     Timing,
-    Weights,
-    pack_weights,
 )
+from rollcall.cluster.messages.events import TicketFailed
+from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.cluster.messages.steps import EnvSteps, SampledTokens, Unroll
+from rollcall.cluster.messages.weights import Canary, Weights, pack_weights
 
 unhurried = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 

@@ -16,9 +16,11 @@ from rollcall.actors.control import unroll as unroll_module
 from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
 from rollcall.actors.envs.environment import EnvConfig
 from rollcall.actors.envs.vector import Step
-from rollcall.cluster.messages.records import Header, LMTrajectory, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import A, EnvSteps, SampledTokens
+from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.batches.control import ControlExperience
 from rollcall.learners.batches.token_batch import TokenMinibatch, collate_samples
