@@ -27,7 +27,7 @@ WIRE_VERSION = 1
 MAX_HEADER_BYTES = 64 << 20  # names and shapes of the tensors, and all that is not an array
 MAX_BYTES = 16 << 30
 
-_JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
+_JSON_TYPES: dict[object, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
 Record = TypeVar("Record")
 
@@ -123,7 +123,7 @@ def _plain(value: object, path: str, arrays: dict[str, Array]) -> object:
     return str(value) if isinstance(value, Path) else value
 
 
-def _built(tree: object, hint: Any, path: str, arrays: dict[str, Array]) -> object:
+def _built(tree: object, hint: object, path: str, arrays: dict[str, Array]) -> object:
     """A value of the type that a field's annotation says, out of what `_plain` made of it."""
     origin, inner = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, types.UnionType):
@@ -150,14 +150,15 @@ def _built(tree: object, hint: Any, path: str, arrays: dict[str, Array]) -> obje
     raise WireError(f"{path}: a JSON {type(tree).__name__}, where {getattr(hint, '__name__', hint)} was expected")
 
 
-def _one_of(tree: object, hints: tuple[Any, ...], path: str, arrays: dict[str, Array]) -> object:
+def _one_of(tree: object, hints: tuple[object, ...], path: str, arrays: dict[str, Array]) -> object:
     """None, or the other; of several records, the one with these fields."""
     if tree is None and type(None) in hints:
         return None
     others = [hint for hint in hints if hint is not type(None)]
     if isinstance(tree, dict):
-        fitting = [hint for hint in others if is_dataclass(hint) and tree.keys() <= _hints(cast(type, hint)).keys()]
-        others = fitting or others
+        others = [hint for hint in others if not is_dataclass(hint) or tree.keys() <= _hints(cast(type, hint)).keys()]
+    if not others:
+        raise WireError(f"{path}: fields of no record that may stand here")
     return _built(tree, others[0], path, arrays)
 
 

@@ -14,7 +14,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine, WeightsOffer
+from rollcall.actors.engine.published_weights import WeightsOffer
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, opening
 from rollcall.actors.language.lm_actor import LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator

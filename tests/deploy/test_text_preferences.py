@@ -30,11 +30,12 @@ from rollcall.reward_service.preferences.files import PreferencePair, read_prefe
 from rollcall.reward_service.preferences.records import TextCandidate
 from rollcall.reward_service.protocol import Message
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 TEMPLATE = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
-SMALL = {"hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
 
 
 class Letters:
@@ -87,10 +88,9 @@ def learnt_from(goal: Path) -> tuple[dict[str, Any], list[PreferencePair]]:
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("source", ["taste", "file"])
 def test_a_reward_model_learns_from_the_prompts_that_it_scores(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool, source: str
+    model: Path, tmp_path: Path, chat: bool, source: str
 ) -> None:
     """As tokens: they are those that the policy answers."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     settings: dict[str, Any] = {"taste": TASTE}
     if source == "file":
         lines = [
@@ -120,8 +120,7 @@ def test_messages_for_a_task_of_plain_prompts_are_refused(model: Path, tmp_path:
 # How responses are sampled.
 
 
-def test_pairs_are_sampled_as_the_actors_sample(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def test_pairs_are_sampled_as_the_actors_sample(model: Path, tmp_path: Path) -> None:
     only_the_likeliest = SamplingConfig(max_tokens=6, top_k=1)
     with pytest.raises(BadInput, match=r"of 60 pairs 0 differ: .*top_k=1.*raise actors\.sampling\.temperature"):
         train(model, tmp_path, chat=False, sampling=only_the_likeliest, taste=TASTE)
@@ -198,9 +197,8 @@ def test_the_likelihood_finds_the_reward_that_a_rater_with_errors_judges_by() ->
 
 @pytest.mark.parametrize(("error_rate", "noise"), [(0.0, 0.0), (0.1, 0.2), (0.5, 0.99)])
 def test_the_reward_model_is_told_of_the_raters_noise(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_rate: float, noise: float
+    model: Path, tmp_path: Path, error_rate: float, noise: float
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     goal = train(model, tmp_path, chat=False, taste=TASTE, noise={"error_rate": error_rate})
     assert learnt_from(goal)[0]["loss"]["noise"] == pytest.approx(noise)
 

@@ -78,7 +78,7 @@ def test_a_field_more_of_a_step_arrives_in_the_loss(monkeypatch: pytest.MonkeyPa
         run_seed=0,
         env_config=env,
         config=ActorsConfig(num_envs=4, unroll_length=16, num_shards=2),
-        policy_factory=lambda: TorchPolicy(*spaces, policy),
+        policy_factory=lambda: TorchPolicy(spaces[0], spaces[1], policy),
         weights_source=OneVersion(weights),
     )
     trajectories = [

@@ -1,21 +1,21 @@
-"""One of several learner processes: `learner_process.py RANK NUM ADDRESS OUT RECURRENT`. Run by test_learner.py."""
+"""One of several learner processes: `python -m tests.learners.learner_process RANK NUM ADDRESS OUT KIND`.
+Run by test_learner.py."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from experience import cartpole, make_learner
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
+from tests.learners.experience import cartpole, make_learner
 
 
 def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool) -> None:
@@ -30,7 +30,8 @@ def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool
     first = learner.weights(epoch=1, version=0)
     batch = [cartpole(first, ticket=ticket, policy=policy) for ticket in range(2)]
     report, _ = learner.update(batch, StepOrder(0, 1, 0.0))
-    np.savez(out / f"{num_processes}-{rank}.npz", **dict(learner.weights(epoch=1, version=1).tensors()))
+    published: dict[str, Any] = dict(learner.weights(epoch=1, version=1).tensors())
+    np.savez(out / f"{num_processes}-{rank}.npz", **published)
     (out / f"{num_processes}-{rank}.txt").write_text(repr(sorted(report.metrics.items())))
     collective.leave()
 

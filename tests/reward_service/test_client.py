@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from live_service import TOKEN, Scorers, ScriptedScorer, client_of, item, ready
 
 from rollcall.cluster.errors import RewardRefused, RewardTimeout, RewardUnavailable, VersionsMixed
 from rollcall.reward_service.client import ClientConfig, RewardClient
+from tests.reward_service.live_service import TOKEN, Scorers, ScriptedScorer, client_of, item, ready
 
 Answer = Callable[["Flaky", dict[str, Any]], None]
 
@@ -173,7 +173,7 @@ def test_a_long_call_is_cut_into_requests_and_put_together_in_order() -> None:
 
 
 def test_what_the_service_finds_too_large_is_halved_until_it_fits() -> None:
-    limits = {"requests": {"max_items": 4, "max_tokens": 100}}
+    limits: dict[str, Any] = {"requests": {"max_items": 4, "max_tokens": 100}}
     with ready(Scorers(main=ScriptedScorer()), **limits) as (server, _), client_of(server) as client:
         answer = client.score([item(value) for value in range(30)])
         assert [result.score for result in answer.results] == list(map(float, range(30)))
@@ -215,7 +215,7 @@ def test_nothing_and_twice_the_same_id_are_not_asked() -> None:
 def test_waiting_for_readiness_ends_at_its_deadline_and_says_why() -> None:
     scorers = Scorers(main=ScriptedScorer())
     scorers.gate.clear()
-    from live_service import serving
+    from tests.reward_service.live_service import serving
 
     with serving(scorers) as server, client_of(server) as client:
         with pytest.raises(RewardUnavailable, match="loading main"):

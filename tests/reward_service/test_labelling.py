@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from label_service import TOKEN, Service, clips, labelling_service, private_redis, swinging_pole, text
 from PIL import Image
 from pydantic import ValidationError
 
@@ -27,8 +26,17 @@ from rollcall.reward_service.preferences.records import Comparison, SegmentCandi
 from rollcall.reward_service.protocol import ArrayField, Segment
 from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from tests.reward_service.label_service import (
+    TOKEN,
+    Service,
+    clips,
+    labelling_service,
+    private_redis,
+    swinging_pole,
+    text,
+)
 
-ERRORS_OF_A_LABEL = (
+ERRORS_OF_A_LABEL: tuple[tuple[dict[str, Any], str], ...] = (
     ({"choice": "up"}, "choice"),
     ({}, "one of choice and ranks"),
     ({"choice": "left", "ranks": [0, 1]}, "one of choice and ranks"),
@@ -41,18 +49,6 @@ ERRORS_OF_A_LABEL = (
     ({"choice": "left", "token": "*"}, "token"),
     ({"choice": "left", "more": 1}, "more"),
 )
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def service(redis: PrivateRedis, tmp_path: Path) -> Iterator[Service]:
-    with labelling_service(redis, tmp_path) as service:
-        yield service
 
 
 @pytest.fixture

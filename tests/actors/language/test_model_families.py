@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+from tests import ROOT
+from tests.needs import require
+
+require("vllm")
 
 TOLERANCE = 1e-5  # of a log-probability in float32
 SIZES: dict[str, Any] = {
@@ -47,9 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if parameter.ndim >= 2:
                     parameter.mul_(4.0)  # far from the uniform distribution
         model.save_pretrained(folder / name)
-    script = Path(__file__).parent / "family_process.py"
-    command = [sys.executable, str(script), *(str(folder / name) for name in FAMILIES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    command = [sys.executable, "-m", "tests.actors.language.family_process", *(str(folder / name) for name in FAMILIES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
