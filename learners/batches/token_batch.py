@@ -206,7 +206,8 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing:
     """
     if not trajectories:
         raise ValueError("trajectories is empty: a learner batch needs at least one")
-    samples = [sample for group, item in enumerate(_alike(trajectories)) for sample in _samples(item, group)]
+    turns = any(item.tokens.turn_rewards is not None for item in trajectories)
+    samples = [sample for group, item in enumerate(trajectories) for sample in _samples(item, group, turns)]
     if not samples:
         raise ValueError(f"none of {len(trajectories)} trajectories holds a token that the policy sampled")
     return collate_tokens(samples, step=step, sharing=sharing)
@@ -243,20 +244,10 @@ def collate_tokens(samples: Sequence[TokenSample], *, step: int, sharing: Sharin
     )
 
 
-def _alike(trajectories: Sequence[LMTrajectory]) -> Sequence[LMTrajectory]:
-    """Where some have rewards of turns, the others have zeros."""
-    if all(item.tokens.turn_rewards is None for item in trajectories):
-        return trajectories
-    return [
-        item
-        if item.tokens.turn_rewards is not None
-        else replace(item, tokens=replace(item.tokens, turn_rewards=np.zeros(len(item.token_ids), np.float32)))
-        for item in trajectories
-    ]
-
-
-def _samples(item: LMTrajectory, group: int) -> Iterator[TokenSample]:
-    versions = item.token_versions()
+def _samples(item: LMTrajectory, group: int, turns: bool) -> Iterator[TokenSample]:
+    tokens, versions = item.tokens, item.token_versions()
+    if turns and tokens.turn_rewards is None:  # others have some
+        tokens = replace(tokens, turn_rewards=np.zeros_like(tokens.behaviour_logprobs))
     for index, (begin, end) in enumerate(itertools.pairwise(item.sample_offsets)):
         own = itemgetter(slice(begin, end))
         mask = own(item.loss_mask)
@@ -266,7 +257,7 @@ def _samples(item: LMTrajectory, group: int) -> Iterator[TokenSample]:
             yield TokenSample(
                 token_ids=own(item.token_ids),
                 loss_mask=mask,
-                tokens=item.tokens.map(own),
+                tokens=tokens.map(own),
                 versions=own(versions),
                 group=group,
                 reward=float(item.rewards[index]),
