@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -100,8 +101,6 @@ def plain_steps(steps: EnvSteps[Any]) -> EnvSteps[Any]:
 
 
 def learner_of(algorithm: A2C, policy: PolicyConfig) -> tuple[Learner, Any]:
-    import gymnasium as gym
-
     env = gym.make("CartPole-v1")
     spaces = (env.observation_space, env.action_space)
     network = build_actor_critic(*spaces, policy, with_critic=True, seed=3)
