@@ -22,6 +22,7 @@ from rollcall.cluster.loop.plan import Plan
 from rollcall.cluster.loop.run_state import RunState
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.work import Work
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import (
     EvalDone,
     Event,
@@ -34,7 +35,6 @@ from rollcall.cluster.messages.events import (
     TicketScored,
     Workers,
 )
-from rollcall.cluster.messages.records import Header, Produced, Ticket
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.seeds import derive_seed
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rollcall.cluster.messages.records import Array, Header, Produced, Ticket
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 
 # A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it

@@ -22,6 +22,7 @@ from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
@@ -143,7 +144,7 @@ class ControlParts:
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)
 
-    def actor(self, actor_id: str, source: WeightsSource) -> GymActor:
+    def actor(self, actor_id: str, source: WeightsSource[Weights]) -> GymActor:
         torch.set_num_threads(self.config.actors.torch_threads)
         return GymActor(
             actor_id=actor_id,

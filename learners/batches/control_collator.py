@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.learners.batches.gym_batch import GymBatch, stack_trajectories
 from rollcall.learners.loop.collator import CollatorState
 from rollcall.learners.models.networks import ActorCritic

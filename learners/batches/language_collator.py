@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
 from rollcall.learners.loop.collator import Stateless
 from rollcall.learners.models.prompt_sharing import Sharing

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 Item = TypeVar("Item", contravariant=True)
 ItemOut = TypeVar("ItemOut", covariant=True)

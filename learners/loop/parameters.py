@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from rollcall.cluster.messages.records import Array, TensorSpec
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.flat import Whole, flatten_module
 from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.envs import global_randomness, state
+from rollcall.actors.control import state
+from rollcall.actors.envs import global_randomness
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
 from rollcall.actors.envs.global_randomness import GlobalRandomness
 

@@ -21,9 +21,10 @@ from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
+from rollcall.learners.algorithms.language.token_algorithm import LMMinibatch
 from rollcall.learners.algorithms.language.token_settings import LagCorrection
 from rollcall.learners.batches import token_batch
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenRows
+from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths.sampling import Processed
 from tests.learners.experience import context_of
 
@@ -104,13 +105,13 @@ def make_models(outside: int | None = None) -> tuple[dict[str, nn.Module], Table
     return {"policy": policy, "reference": policy.moved(0.3, seed=3), "critic": TableCritic()}, policy
 
 
-def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[TokenMinibatch]:
+def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[LMMinibatch]:
     context = context_of(models)
     return list(algorithm.minibatches(context, algorithm.prepare(context, batch)))
 
 
 def summed_gradient(
-    algorithm: Any, models: dict[str, nn.Module], *minibatches: TokenMinibatch, num_processes: int = 1
+    algorithm: Any, models: dict[str, nn.Module], *minibatches: LMMinibatch, num_processes: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of policy and critic as one vector, and the metrics with the loss, summed over parts and processes."""
     (minibatch,) = minibatches
@@ -527,6 +528,7 @@ def test_a_clipped_value_does_not_leap() -> None:
         critic.table.add_(0.3)
     rows, _ = batch.rows(range(batch.num_samples))
     before, returns = prepared.targets.proximal_values, prepared.targets.returns
+    assert before is not None and returns is not None
     terms = [
         0.5 * max((v - r) ** 2, (o + min(max(v - o, -0.1), 0.1) - r) ** 2)
         for v, o, r in zip(critic(rows).tolist(), before.tolist(), returns.tolist(), strict=True)

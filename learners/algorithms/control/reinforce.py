@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.algorithms.control import actor_critic
 from rollcall.learners.algorithms.control.actor_critic import Discount, EntropyCoef, NormaliseAdvantages, credit

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Needs
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
 from rollcall.learners.maths.sampling import Processed

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Metrics, Models, Needs
 from rollcall.learners.algorithms.language.token_settings import TokenAlgorithmConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows, each_token

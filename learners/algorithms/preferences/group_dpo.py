@@ -23,7 +23,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.algorithms.preferences.direct_preference import (
     DirectAlgorithm,
