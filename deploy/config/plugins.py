@@ -90,6 +90,11 @@ def find(plugin: Plugin, name: object) -> type[Any]:
     return found  # type: ignore[no-any-return]
 
 
+def modules_of(*names: str) -> tuple[str, ...]:
+    """The modules of the user's own among names such as module:Class."""
+    return tuple(name.partition(":")[0] for name in names if ":" in name)
+
+
 def is_language(algorithm: type[Any]) -> bool:
     """Whether an algorithm learns from tokens; the others learn from env steps."""
     return bool(algorithm.unit == "prompt")

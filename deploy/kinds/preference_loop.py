@@ -25,9 +25,8 @@ from rollcall.cluster.messages.records import GymTrajectory, Produced
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig
-from rollcall.deploy.drive import offline
-from rollcall.deploy.drive.runs import begin_run
-from rollcall.deploy.kinds import reward_train
+from rollcall.deploy.kinds.kind import NestedRun
+from rollcall.deploy.kinds.preferences.reward_model import MODEL, REWARD_MODEL
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
 from rollcall.learners.loop.learner import LearnerConfig
@@ -238,21 +237,15 @@ class PreferenceLoop:
         # A model that an earlier release made of the labels as they were is not one of the labels as they are now.
         name = f"labels-{len(self._preferences):05d}{'-taken' if self._converted else ''}"
         directory = self._directory / name
-        if not (directory / reward_train.MODEL).exists():
+        if not (directory / MODEL).exists():
             write_preferences(self._directory / f"{name}.jsonl", self._preferences)
             config = self._training(self._directory / f"{name}.jsonl", name)
-            directory.mkdir(exist_ok=True)
-            begin_run(config, directory, recipe=name)
-            offline.carry_out(
-                config,
-                directory,
-                lambda: reward_train.RewardJob(config, directory),
-                resume=False,
-                stop=threading.Event(),
-            )
-        _point(self._directory / CURRENT, f"{name}/{reward_train.MODEL}")
+            from rollcall.deploy.drive.lifecycle import run_nested  # goes when the trainer is a process of its own
+
+            run_nested(NestedRun(REWARD_MODEL, config, directory))
+        _point(self._directory / CURRENT, f"{name}/{MODEL}")
         with RewardClient(self._endpoint.url, self._endpoint.token or None) as client:
-            info = client.load(self._endpoint.model, str(directory / reward_train.MODEL))
+            info = client.load(self._endpoint.model, str(directory / MODEL))
         _log.info("reward model %s, from %d labels, is in service", info.version, len(self._preferences))
         with self._changed:
             self._learnt = due

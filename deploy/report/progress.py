@@ -293,6 +293,15 @@ class LiveView:
         return Group(top, facts, *([_sample_table(self._tally.samples)] if self._tally.samples else []))
 
 
+def online_console(stream: TextIO, *, live: bool) -> PlainLines | LiveView:
+    """What a run with actors shows: on a terminal the live view."""
+    if live:
+        from rich.console import Console
+
+        return LiveView(Console())
+    return PlainLines(stream)
+
+
 def _sample_row(sample: Any) -> tuple[str, str, str]:
     """(prompt, completion, reward) as text of one line each."""
     if not isinstance(sample, Mapping):

@@ -19,7 +19,7 @@ from rollcall.cluster.errors import EngineMismatch, NonFinite, RollcallError
 from rollcall.cluster.messages.events import EvalDone, Event, StepDone, StepRequest, TicketProduced, TicketScored
 from rollcall.cluster.messages.records import Array, Produced, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.deploy.kinds.parts import Scorer
+from rollcall.deploy.kinds.kind import Scorer
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.learners.loop.learner import Learner, StepOrder
 

@@ -10,9 +10,10 @@ import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import GymTrajectory
-from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.preference_loop import _segments, with_taken_actions
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.preferences.files import SegmentPair
 from rollcall.reward_service.preferences.records import shows_taken_actions

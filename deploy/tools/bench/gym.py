@@ -9,7 +9,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,9 +20,10 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.load import RunConfig, load_config
-from rollcall.deploy.drive import launch
-from rollcall.deploy.kinds.control_parts import ControlParts
+from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.drive.lifecycle import drive_alone
+from rollcall.deploy.kinds.control.factory import ControlFactory
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.report.recorders import read_jsonl
 from rollcall.deploy.tools.bench import peers
 from rollcall.learners.loop.collective import Collective
@@ -66,7 +66,7 @@ class PartsBench:
     """Actor and learner of one config, in this process, each alone."""
 
     def __init__(self, config: RunConfig, scratch: Path) -> None:
-        parts = ControlParts(config, scratch, scratch / "consumption.jsonl")
+        parts = ControlFactory(config, scratch)
         self._server = ParameterServer()
         self._actor = parts.actor("bench", self._server)
         self._learner = parts.learner(Collective())
@@ -127,7 +127,7 @@ def measure_whole(config: RunConfig, directory: Path) -> float:
     from rollcall.deploy.report.recorders import JsonLines
 
     recorder = JsonLines(directory)
-    launch.train(config, directory, resume=False, recorders=[recorder], stop=threading.Event())
+    drive_alone(config, directory, recorder)
     records = read_jsonl(directory / "metrics.jsonl")
     first = int(len(records) * WARM_UP)
     steps = records[-1]["env_steps"] - records[first]["env_steps"]

@@ -12,7 +12,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +20,10 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import LMTrajectory
-from rollcall.deploy.config.load import LanguageConfig, load_config
-from rollcall.deploy.drive import launch
-from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.drive.lifecycle import drive_alone, prepare
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.report.recorders import JsonLines, read_jsonl
 from rollcall.deploy.tools.bench import peers
 from rollcall.deploy.tools.bench.aside import Aside
@@ -87,7 +87,7 @@ def _whole_run(config: LanguageConfig, directory: Path) -> Callable[[], Whole]:
         """With its books, its parameter server and its metrics."""
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        launch.train(config, directory, resume=False, recorders=[JsonLines(directory)], stop=threading.Event())
+        drive_alone(config, directory, JsonLines(directory))
         return counted(read_jsonl(directory / "metrics.jsonl"))
 
     return run
@@ -110,7 +110,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _config(recipe: str, overrides: Sequence[str]) -> LanguageConfig:
     # Two checkpoints only: at the beginning, and with the last step, which is not counted.
-    more = ("runtime=ray", "max_policy_lag=1", "eval.episodes=0", "name=bench", "checkpoint.every_steps=1000000")
+    more = ("runtime=ray", "max_policy_lag=1", "eval.num_rows=0", "name=bench", "checkpoint.every_steps=1000000")
     config = load_config(recipe, [*overrides, *more])
     if not isinstance(config, LanguageConfig):
         raise BadInput(f"{recipe}: bench lm measures language recipes; for control: rollcall bench gym {recipe}")
@@ -124,13 +124,13 @@ class _Measurement:
         self, config: LanguageConfig, args: argparse.Namespace, scratch: Path, peer: peers.Peer | None, say: Any
     ) -> None:
         self._repeats, self._scratch, self._peer, self._say = args.repeats, scratch, peer, say
-        self._parts = LanguageParts(config, scratch, scratch / "consumption.jsonl")
+        self._parts = LanguageFactory(config, scratch)
         self._parts.check()
         if peer is not None and self._parts.task.chat:
             raise BadInput(f"--peer {peer.name}: compared on plain prompts only: set task.chat=false")
         self._say("making the model ...")
         with contextlib.redirect_stdout(sys.stderr):
-            self._parts.prepare()
+            prepare(self._parts)
         self._config = config
         self._generated: list[float] = []
         self._learnt: list[float] = []

@@ -8,7 +8,7 @@ import time
 from rollcall.cluster.messages.records import LMTrajectory, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import StepOrder
@@ -17,7 +17,7 @@ from rollcall.learners.loop.learner import StepOrder
 class Generation:
     """The production actor alone: batches of tickets, one after the other, under one version of the weights."""
 
-    def __init__(self, parts: LanguageParts, weights: Weights) -> None:
+    def __init__(self, parts: LanguageFactory, weights: Weights) -> None:
         self._server = ParameterServer()
         self._server.publish(weights)
         self._epoch = weights.epoch
@@ -51,7 +51,7 @@ class Generation:
 class Learning:
     """The production learner alone, on one batch again and again."""
 
-    def __init__(self, parts: LanguageParts) -> None:
+    def __init__(self, parts: LanguageFactory) -> None:
         self._learner = parts.learner(Collective())
         self._steps = 0
         self.batch: list[LMTrajectory] = []

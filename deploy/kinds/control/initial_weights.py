@@ -1,5 +1,5 @@
 """The weights of another run that a control run begins with, as they lie in its own directory. Knows the names and
-shapes of tensors; where they come from is init_from.py's."""
+shapes of tensors; where they come from is beginning.py's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Array
+from rollcall.deploy.kinds.kind import INIT_FROM
 from rollcall.learners.models.networks import CRITIC_CHILDREN
 
-DIRECTORY = "init_from"  # of the run directory
 _CRITIC = tuple(f"actor_critic.{child}." for child in CRITIC_CHILDREN)
 
 
@@ -26,7 +26,7 @@ def take_up(models: Mapping[str, nn.Module], run_directory: Path) -> None:
     Raises:
       BadInput: when it is not there, or does not fit.
     """
-    directory = run_directory / DIRECTORY
+    directory = run_directory / INIT_FROM
     state = read_state(directory, "weights")
     if state is None:
         raise BadInput(f"{directory}: the weights that the run begins with are not there: begin it again")

@@ -1,25 +1,33 @@
-"""`rollcall reward train`: a reward model from a file of preferences, judged on held-out ones, written so that the
-service can load it. Knows the order of events; training is the learner's, and the loss bradley_terry.py's."""
+"""Reward models: from a file of preferences, judged on held-out ones, written so that the service can load them. The
+loss is bradley_terry.py's."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import torch
 from torch import nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
-from rollcall.deploy.drive import offline
+from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.deploy.config.validation import validated
+from rollcall.deploy.kinds.kind import Preparation, StoredRun
+from rollcall.deploy.kinds.language.starting_model import START, given_model
+from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
 from rollcall.deploy.preferences import reward_evaluation
 from rollcall.deploy.preferences.best_model import BestModel
-from rollcall.deploy.preferences.data import counted, encode_segments, encode_texts, load_preferences
-from rollcall.deploy.preferences.text_models import given_model
+from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
+from rollcall.deploy.report.closing import pairs_lines, pairs_right
+from rollcall.deploy.report.counted import LEARNT
+from rollcall.deploy.report.offline_progress import ProgressLines
+from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
 from rollcall.learners.batches.preference_experience import PreferenceExperience
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, bootstrapped
@@ -47,39 +55,63 @@ _REFERENCE = 2000  # training comparisons that rewards are normalised over, and 
 MODEL = "model"  # of the run directory: what the service loads
 
 
-class RewardJob:
+class RewardModelRun:
     """One run of reward-model training, from its data to its model directory."""
 
+    drive: Literal["offline"] = "offline"
     policy_id = "reward"
 
     def __init__(self, config: RewardTrainConfig, directory: Path) -> None:
-        """Raises BadInput: when the data cannot be learnt from, or there is no model to begin with."""
         self._config = config
         self._directory = directory
-        self._found = load_preferences(config.data, directory, seed=config.seed)
         self._start: Path | None = None
         self._train: Sequence[Comparison[Any]]
         self._held_out: Sequence[Comparison[Any]]
         self._module: TextRewardModel | SegmentRewardModel
-        members = 1
-        if isinstance(config.model, TextModelConfig):
-            self._of_texts(config.model)
-        else:
-            self._of_segments(config.model)
-            members = config.model.members
-        learnt = self._train
-        if isinstance(config.model, SegmentModelConfig) and config.model.bootstrap:
-            learnt = bootstrapped(learnt, members=members, seed=config.seed)
-        self.steps = config.steps(len(learnt))
-        told_apart = sum(len(set(item.ranks)) > 1 for item in self._held_out)
         self._best: BestModel | None = None
+
+    def preparations(self) -> Iterator[Preparation]:
+        _ = self.learner
+        yield from ()
+
+    @cached_property
+    def _found(self) -> Preferences:
+        return load_preferences(self._config.data, self._directory, seed=self._config.seed)
+
+    @cached_property
+    def _learnt(self) -> Sequence[Comparison[Any]]:
+        """What is learnt from, once the model is made."""
+        model = self._config.model
+        if isinstance(model, TextModelConfig):
+            self._of_texts(model)
+            return self._train
+        self._of_segments(model)
+        if not model.bootstrap:
+            return self._train
+        return bootstrapped(self._train, members=model.members, seed=self._config.seed)
+
+    @cached_property
+    def steps(self) -> int:
+        return self._config.steps(len(self._learnt))
+
+    @cached_property
+    def algorithm(self) -> BradleyTerry:
+        return BradleyTerry(self._config.loss)
+
+    @cached_property
+    def source(self) -> PreferenceSource[Any]:
+        config = self._config
+        return PreferenceSource(
+            self._learnt, batch_size=config.batch_size, steps=self.steps, seed=derive_seed(config.seed, "batches")
+        )
+
+    @cached_property
+    def learner(self) -> Learner:
+        config, _ = self._config, self._learnt
+        told_apart = sum(len(set(item.ranks)) > 1 for item in self._held_out)
         if config.keep == "best" or (config.keep == "auto" and told_apart >= ENOUGH_HELD_OUT):
             self._best = BestModel(self._module, patience=config.patience)
-        self.algorithm = BradleyTerry(config.loss)
-        self.source = PreferenceSource(
-            learnt, batch_size=config.batch_size, steps=self.steps, seed=derive_seed(config.seed, "batches")
-        )
-        self.learner = Learner(
+        return Learner(
             models={"reward": self._module},
             algorithm=self.algorithm,
             config=config.learner.for_language() if isinstance(config.model, TextModelConfig) else config.learner,
@@ -89,8 +121,8 @@ class RewardJob:
         )
 
     @property
-    def num_evaluations(self) -> int:
-        return 5 if self._best is None else 10
+    def eval_every(self) -> int:
+        return self._config.eval_every or max(1, self.steps // (5 if self._best is None else 10))
 
     @property
     def is_over(self) -> bool:
@@ -119,7 +151,7 @@ class RewardJob:
         self._best.put_back()
         return {"kept": {"which": "best", "step": self._best.step}, "held_out_last": last}
 
-    def finish(self) -> Mapping[str, Any]:
+    def finish(self, steps_done: int) -> Mapping[str, Any]:
         """Writes the model that is kept; the checkpoints hold the one of the last step."""
         kept = self.keep()
         noise = self._config.loss.noise
@@ -172,7 +204,7 @@ class RewardJob:
             raise BadInput(f"{self._found.train[0].source}: segments, and model.kind = 'text': set model.kind=segment")
         config, found = self._config, self._found
         seed = derive_seed(config.seed, "network")
-        made = self._directory / "start"
+        made = self._directory / START
         self._start = given_model(model.start, model.tiny, found.train, made, max_tokens=model.max_tokens, seed=seed)
         encoder = TextEncoder(self._start)
         self._train = encode_texts(found.train, encoder, max_tokens=model.max_tokens)
@@ -217,17 +249,56 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was)
 
 
-def carry_out(
-    config: RewardTrainConfig,
-    directory: Path,
-    *,
-    resume: bool = False,
-    stop: threading.Event | None = None,
-    **more: Any,
-) -> dict[str, Any]:
-    """As offline.carry_out. The run directory must be there, and `begin_run` done."""
+class RewardModelKind:
+    """A recipe with data and no algorithm."""
 
-    def build() -> RewardJob:
-        return RewardJob(config, directory)
+    name = "reward_model"
+    config = RewardTrainConfig
+    counts = LEARNT
+    data = "preferences"
+    policy: Literal["none"] = "none"
+    exports = False  # its model is written before it is summed up
+    renamed: Mapping[KeyPath, KeyPath] = {}
 
-    return offline.carry_out(config, directory, build, resume=resume, stop=stop or threading.Event(), **more)
+    def claims(self, tree: Mapping[str, Any]) -> bool:
+        return "data" in tree and "algorithm" not in tree
+
+    def read(self, settings: Settings) -> RewardTrainConfig:
+        model = settings.tree.get("model")
+        if isinstance(model, dict) and "kind" not in model:  # a union's tag has no default of its own
+            model["kind"] = "text"
+        is_segment = isinstance(model, dict) and model.get("kind") == "segment"
+        sections = {"model": SegmentModelConfig if is_segment else TextModelConfig}
+        return validated(settings, RewardTrainConfig, sections if isinstance(model, dict) else None)
+
+    def problems(self, config: RewardTrainConfig) -> list[Problem]:
+        return []
+
+    def fits(self, algorithm: type[Any]) -> bool:
+        return False
+
+    def elsewhere(self, run_directory: Path) -> str:
+        return elsewhere(run_directory)
+
+    def misfit(self, config: RewardTrainConfig, loaded: object) -> str:
+        return "a run on preferences begins with a model's directory"
+
+    def load(self, run: StoredRun) -> LoadedOnPreferences:
+        made = self.make(run.config, run.directory)
+        return LoadedOnPreferences.of(run, made, made.keep)
+
+    def make(self, config: RewardTrainConfig, run_directory: Path) -> RewardModelRun:
+        return RewardModelRun(config, run_directory)
+
+    def console(self, stream: TextIO, *, live: bool) -> Recorder:
+        return ProgressLines(stream)
+
+    def closing_lines(self, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+        serve = f"serve it with: rollcall reward serve --model {run_directory.name}={summary['model']}"
+        return [*pairs_lines(summary, run_directory), serve]
+
+    def eval_line(self, result: Mapping[str, Any]) -> str:
+        return f"{result['checkpoint']}: {pairs_right(result)}"
+
+
+REWARD_MODEL = RewardModelKind()

@@ -1,11 +1,11 @@
-"""How each member of a language run is made from its config; as control_parts.py for the control half. The model that
-all of them load is made once, in the run directory."""
+"""How each member of a language run is made from its config. The object travels to the processes that need them; the
+model that all of them load is made once, in the run directory."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,13 +25,14 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.work import PromptWork
 from rollcall.cluster.messages.records import Canary
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
-from rollcall.deploy.kinds.initial_weights import DIRECTORY
-from rollcall.deploy.kinds.parts import POLICY_ID, scorer_of
-from rollcall.deploy.kinds.reward_train import MODEL
-from rollcall.deploy.kinds.text_preferences import train_reward_model
-from rollcall.deploy.kinds.warm_start import warm_start
+from rollcall.deploy.kinds.kind import INIT_FROM, POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.language.text_preferences import reward_model_run
+from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
+from rollcall.deploy.kinds.preferences.reward_model import MODEL
+from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.learners.batches.language import LanguageExperience
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.collective import Collective
@@ -49,23 +50,43 @@ from rollcall.learners.models.token_policy import (
     sharing_size,
 )
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
+from rollcall.reward_service.scorer import Taken
 
 _log = logging.getLogger("rollcall")
 
 
 @dataclass(frozen=True)
-class LanguageParts:
+class LanguageFactory:
     """Of a run with a text task."""
 
     config: LanguageConfig
     run_directory: Path
-    consumption_log: Path
     reward: RewardEndpoint | None = None
 
-    kind: ClassVar[Literal["control", "language"]] = "language"
-    warnings: ClassVar[tuple[str, ...]] = ()
+    drive: ClassVar[Literal["online"]] = "online"
+    kind: ClassVar[Literal["language"]] = "language"
+    counts: ClassVar[Counted] = TOKENS
+    generates: ClassVar[bool] = True
+    scored: ClassVar[Taken] = "text"
+    asks_people: ClassVar[bool] = False
     actor_prefix: ClassVar[str] = "lm"
     can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
+
+    @property
+    def consumption_log(self) -> Path:
+        return self.run_directory.resolve() / "logs" / "consumption.jsonl"
+
+    @property
+    def modules(self) -> Sequence[str]:
+        return plugins.modules_of(self.config.task_name, self.config.algorithm_name)
+
+    @property
+    def evaluates_at_start(self) -> bool:
+        return self.config.eval.at_start
+
+    @property
+    def takes_labels(self) -> bool:
+        return self.config.preferences is not None
 
     @property
     def label(self) -> str:
@@ -79,14 +100,14 @@ class LanguageParts:
     def model_directory(self) -> Path:
         """Where the policy of version 0 is: the model as given, or after its warm start."""
         if self.config.policy.warm_start is not None:
-            return self.run_directory / "warm_start"
+            return self.run_directory / WARM_START
         return self.given_model
 
     @property
     def given_model(self) -> Path:
         name = self.config.policy.model
         if self.config.policy.init_from is not None:
-            return self.run_directory / DIRECTORY
+            return self.run_directory / INIT_FROM
         return self.run_directory / "model" if name == "tiny" else Path(name)
 
     @property
@@ -95,7 +116,7 @@ class LanguageParts:
 
     @property
     def eval_episodes(self) -> int:
-        return min(self.config.eval.episodes, len(self.task.rows("eval")))
+        return min(self.config.eval.num_rows, len(self.task.rows("eval")))
 
     def check(self) -> None:
         rows = self.task.rows("train")
@@ -106,10 +127,10 @@ class LanguageParts:
                 f"preferences.taste: task {self.label} is a conversation of several turns, and pairs are sampled as "
                 "single responses, which are not what is scored then: give preferences.file"
             )
-        if self.config.eval.episodes and not self.eval_episodes:
+        if self.config.eval.num_rows and not self.eval_episodes:
             _log.warning(
                 "task %s has no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100, of a "
-                "jsonl task), or set eval.episodes=0",
+                "jsonl task), or set eval.num_rows=0",
                 self.label,
             )
         if self._makes_model and not hasattr(self.task, "alphabet"):
@@ -129,25 +150,13 @@ class LanguageParts:
                 f"{longest} tokens of prompt and completion: lower it, and actors.sampling.max_tokens"
             )
 
-    def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
-        """Makes the tiny model and the warm start, unless an earlier process of this run has."""
-        policy = self.config.policy
-        if self._makes_model and not self.given_model.exists():
-            self._make_tiny_model()
-            self._check_length()
-        if policy.warm_start is not None and not self.model_directory.exists():
-            warm_start(
-                self.task,
-                self.codec,
-                self.given_model,
-                self.model_directory,
-                policy,
-                self.config.learner,
-                seed=derive_seed(self.config.seed, "warm_start"),
-                stop_requested=stop_requested,
-            )
+    def preparations(self) -> Iterator[Preparation]:
+        """The tiny model, the warm start, and the reward model from preferences."""
+        self.make_model()
+        if self.config.policy.warm_start is not None and not self.model_directory.exists():
+            yield self.warm_start()
         if self.config.preferences is not None and not self._reward_model.exists():
-            train_reward_model(
+            yield reward_model_run(
                 self.config.preferences,
                 self.task,
                 self.codec,
@@ -156,6 +165,25 @@ class LanguageParts:
                 sampling=self.config.actors.sampling,
                 seed=derive_seed(self.config.seed, "reward"),
             )
+
+    def make_model(self) -> None:
+        """The tiny one, unless an earlier process of this run has."""
+        if self._makes_model and not self.given_model.exists():
+            self._make_tiny_model()
+            self._check_length()
+
+    def warm_start(self) -> WarmStart:
+        policy, seed = self.config.policy, derive_seed(self.config.seed, "warm_start")
+        assert policy.warm_start is not None
+        num_rows = policy.warm_start.num_rows
+        return WarmStart(
+            demonstrations=demonstrations_of(self.task, self.codec, self.given_model, num_rows=num_rows, seed=seed),
+            given=self.given_model,
+            goal=self.run_directory / WARM_START,
+            policy=policy,
+            optimised=self.config.learner,
+            seed=seed,
+        )
 
     def _make_tiny_model(self) -> None:
         """Its tokens are the task's characters, or with `vocab_size` pieces of the task's demonstrations."""
@@ -217,11 +245,7 @@ class LanguageParts:
     def _reward_model(self) -> Path:
         return self.run_directory / REWARD_MODELS / "trained" / MODEL
 
-    @property
-    def asks_people(self) -> bool:
-        return False
-
-    def with_reward(self, endpoint: RewardEndpoint) -> LanguageParts:
+    def with_reward(self, endpoint: RewardEndpoint) -> LanguageFactory:
         return replace(self, reward=endpoint)
 
     def scorer(self) -> TrajectoryScorer:

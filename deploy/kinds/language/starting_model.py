@@ -1,5 +1,5 @@
 """The language model that a run on preferences begins with: a directory that is given, or a tiny one that the run
-makes, with a tokenizer for the texts at hand. Must never know what is learnt."""
+makes, with a tokenizer for the texts at hand."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.kinds.export import model_source
+from rollcall.deploy.kinds.language.model_directory import model_source
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
+
+START = "start"  # of a run directory: the tiny model that was made for it
 
 # Of the tiny models: the form of the HH data, so that its texts and messages look alike.
 _TEMPLATE = (

@@ -1,10 +1,9 @@
-"""How each member of a control run is made from its config. A Parts object travels to the processes that need them; it
-knows what the members need of each other, and never starts anything."""
+"""How each member of a control run is made from its config. The object travels to the processes that need them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,12 +22,14 @@ from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectorySc
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.work import ShardWork
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.kinds import initial_weights
-from rollcall.deploy.kinds.parts import POLICY_ID, scorer_of
+from rollcall.deploy.kinds.control import initial_weights
+from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
+from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.learners.batches.control import ControlExperience
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
@@ -37,22 +38,36 @@ from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
+from rollcall.reward_service.scorer import Taken
 
 _log = logging.getLogger("rollcall")
 
 
 @dataclass(frozen=True)
-class ControlParts:
+class ControlFactory:
     """Of a run with a gymnasium env."""
 
     config: RunConfig
     run_directory: Path
-    consumption_log: Path
     reward: RewardEndpoint | None = None
 
-    kind: ClassVar[Literal["control", "language"]] = "control"
+    drive: ClassVar[Literal["online"]] = "online"
+    kind: ClassVar[Literal["control"]] = "control"
+    counts: ClassVar[Counted] = ENV_STEPS
+    generates: ClassVar[bool] = False
+    scored: ClassVar[Taken] = "segment"
+    evaluates_at_start: ClassVar[bool] = False
     actor_prefix: ClassVar[str] = "gym"
+    model_directory: ClassVar[None] = None
     weight_transfer: ClassVar[Literal["object_store"]] = "object_store"
+
+    @property
+    def consumption_log(self) -> Path:
+        return self.run_directory.resolve() / "logs" / "consumption.jsonl"
+
+    @property
+    def modules(self) -> Sequence[str]:
+        return plugins.modules_of(self.config.env.id, self.config.algorithm_name)
 
     @cached_property
     def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
@@ -79,10 +94,11 @@ class ControlParts:
         if self.config.policy.init_from is not None:
             initial_weights.take_up(models, self.run_directory)
 
-    def prepare(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
-        """Only a run from preferences has something to make: the reward model that nobody has trained yet."""
+    def preparations(self) -> Iterator[Preparation]:
+        """No nested run. A reward that is learnt from raters begins with a model that nobody has trained yet."""
         if self.config.preferences is not None:
             first_model(self._reward_models, self._architecture, seed=derive_seed(self.config.seed, "reward"))
+        yield from ()
 
     @property
     def reward_config(self) -> RewardConfig | None:
@@ -92,6 +108,10 @@ class ControlParts:
         return RewardConfig(
             scorer=RewardModelConfig(path=str(self._reward_models / CURRENT)), patience_s=preferences.patience_s
         )
+
+    @property
+    def takes_labels(self) -> bool:
+        return self.config.preferences is not None
 
     @property
     def asks_people(self) -> bool:
@@ -114,7 +134,7 @@ class ControlParts:
             hidden_sizes=self.config.preferences.hidden_sizes,
         )
 
-    def with_reward(self, endpoint: RewardEndpoint) -> ControlParts:
+    def with_reward(self, endpoint: RewardEndpoint) -> ControlFactory:
         return replace(self, reward=endpoint)
 
     def scorer(self) -> TrajectoryScorer | PreferenceScorer:

@@ -1,14 +1,15 @@
 """The reward model of a language run from preferences, made before the policy learns (Ouyang et al., 2022,
-arXiv:2203.02155): pairs that version 0 samples, judged, and a reward model on that version's own body. Knows the order
-of events; training is reward_train.py's."""
+arXiv:2203.02155): pairs that version 0 samples, judged, and a reward model on that version's own body.
+Training is reward_model.py's."""
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,8 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.preference_config import REWARD_WEIGHT_DECAY, RewardTrainConfig, TextModelConfig
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
-from rollcall.deploy.drive import offline
-from rollcall.deploy.drive.runs import begin_run, read_json
-from rollcall.deploy.kinds import reward_train
+from rollcall.deploy.kinds.kind import NestedRun
+from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
@@ -45,7 +45,7 @@ _AT_ONCE = 128  # prompts answered in one call
 _log = logging.getLogger("rollcall")
 
 
-def train_reward_model(
+def reward_model_run(
     config: TextPreferencesConfig,
     task: Task,
     codec: TextCodec,
@@ -55,9 +55,9 @@ def train_reward_model(
     sampling: SamplingConfig,
     seed: int,
     tell: Callable[[str], None] = print,
-) -> None:
-    """Leaves a run of `rollcall reward train` in `directory`, its model in `directory`/model. It learns from what it
-    will score: prompts in the task's form, and responses sampled as the run's actors sample.
+) -> NestedRun:
+    """A reward model's run in `directory`, its model in `directory`/model. It learns from what it will score: prompts
+    in the task's form, and responses sampled as the run's actors sample, which are sampled here.
 
     Raises:
       BadInput: when the preferences cannot be read, or the pairs are all ties.
@@ -95,14 +95,12 @@ def train_reward_model(
             threads=config.threads,
         ),
     )
-    begin_run(training, directory, recipe=name)
     tell("training the reward model ...")
+    return NestedRun(REWARD_MODEL, training, directory, told=partial(_tell_result, tell, directory))
 
-    def build() -> reward_train.RewardJob:
-        return reward_train.RewardJob(training, directory)
 
-    offline.carry_out(training, directory, build, resume=False, stop=threading.Event())
-    found = read_json(directory / "summary.json")["held_out"]
+def _tell_result(tell: Callable[[str], None], directory: Path, summary: Mapping[str, Any]) -> None:
+    found = summary["held_out"]
     tell(f"reward model: {found['accuracy']:.1%} of {found['n']} held-out pairs right ({directory / 'report.html'})")
 
 

@@ -3,19 +3,21 @@ books and the same models, so whatever they are made of stays. Knows settings; m
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.segments import changes_between
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.load import AnyConfig, load_run, read_settings
-from rollcall.deploy.config.settings import COMMAND_LINE
-from rollcall.deploy.rundir.earlier_runs import read_run
-
-Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
+from rollcall.deploy.config.run_config import OnlineConfig
+from rollcall.deploy.config.settings import COMMAND_LINE, Settings
+from rollcall.deploy.drive.records import Changes
+from rollcall.deploy.kinds.kind import StoredRun
+from rollcall.deploy.kinds.recipes import recipe_of, settings_of
 
 # How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs; in words: rollcall
 # resume --help and docs/going-on.md. Neither the books (seed, env or task, reward, shards, prompts, lag bound) nor the
@@ -31,36 +33,41 @@ MAY_CHANGE = (
 )
 
 
-def changed(run_directory: Path, overrides: Iterable[str]) -> tuple[AnyConfig, Changes]:
-    """(the settings that a run is to go on with, what of them is not as before).
+def changed(run: StoredRun, overrides: Iterable[str]) -> tuple[StoredRun, Changes]:
+    """(the run with the settings that it is to go on with, what of them is not as before).
 
     Raises:
       BadInput: one line for each setting that is wrong, or that a run keeps.
     """
     overrides = list(overrides)
-    before, _ = load_run(run_directory)
     if not overrides:
-        return before, {}
-    _refuse_kept(_written(run_directory, overrides), run_directory)  # before anything says that they do not go together
-    after, _ = load_run(run_directory, overrides)
-    changes = changes_between(*(config.model_dump(mode="json") for config in (before, after)))
-    _refuse_kept(changes, run_directory)
-    models = [_models(config) for config in (before, after)]
+        return run, {}
+    if run.kind.data:
+        raise BadInput(
+            f"{overrides[0]} ({COMMAND_LINE}): {run.directory} is a run on {run.kind.data}, which goes on with the "
+            "settings it began with"
+        )
+    settings = settings_of(copy.deepcopy(run.written), overrides)
+    _refuse_kept(_written(run.written, settings), run.directory)  # before anything says that they do not go together
+    after = recipe_of(settings).config
+    changes = changes_between(*(config.model_dump(mode="json") for config in (run.config, after)))
+    _refuse_kept(changes, run.directory)
+    models = [_models(config) for config in (run.config, after)]
     if models[0] != models[1]:
         named = ", ".join(f"{name} = {value}" for name, (_, value) in changes.items() if name.startswith("algorithm."))
         raise BadInput(
             f"{named} ({COMMAND_LINE}): the algorithm would need other models ({models[1]}) than the run has "
-            f"({models[0]}): {_begin_anew(run_directory)}"
+            f"({models[0]}): {_begin_anew(run.directory)}"
         )
-    return after, changes
+    return replace(run, config=after), changes
 
 
-def refuse_no_more(config: AnyConfig, manifest: Manifest, changes: Changes) -> None:
+def refuse_no_more(config: OnlineConfig, manifest: Manifest, changes: Changes) -> None:
     """Raises BadInput: for a run that would be at its end with these settings, or is."""
     totals = ("total_env_steps", "total_learner_steps")
     given = next((name for name in totals if changes.get(name, (None, None))[1] is not None), None)
     done = {"total_env_steps": int(manifest.driver["counters"]["env_steps"]), "total_learner_steps": manifest.step}
-    steps, env_steps = config.learner_steps, getattr(config, "total_env_steps", None)
+    steps, env_steps = config.learner_steps, config.env_steps
     over = manifest.step >= steps if steps is not None else done["total_env_steps"] >= (env_steps or 0)
     if over and given is not None:
         raise BadInput(
@@ -75,12 +82,10 @@ def refuse_no_more(config: AnyConfig, manifest: Manifest, changes: Changes) -> N
         )
 
 
-def _written(run_directory: Path, overrides: list[str]) -> Changes:
+def _written(before: Settings, after: Settings) -> Changes:
     """What the overrides change of the settings that the run has written."""
-    before, after = read_run(run_directory)[0], read_settings(read_run(run_directory)[0], overrides)
-    both = (before, after)
     changes = changes_between(before.tree, after.tree)
-    return {n: pair for n, pair in changes.items() if all(tree.has(tuple(n.split("."))) for tree in both)}
+    return {n: pair for n, pair in changes.items() if all(s.has(tuple(n.split("."))) for s in (before, after))}
 
 
 def _refuse_kept(changes: Changes, run_directory: Path) -> None:
@@ -105,7 +110,7 @@ def _begin_anew(run_directory: Path) -> str:
     return f"a new run can begin with this one's weights: policy.init_from={run_directory}"
 
 
-def _models(config: AnyConfig) -> str:
+def _models(config: OnlineConfig) -> str:
     """Which ones the algorithm trains or holds."""
     algorithm = config.build_algorithm()
     wanted = {"critic": algorithm.needs_critic, "reference": getattr(algorithm, "needs_reference", False)}

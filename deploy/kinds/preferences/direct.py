@@ -1,31 +1,38 @@
-"""The direct methods as runs: a policy from a file of comparisons, a frozen reference beside it, judged by its implicit
-rewards on held-out comparisons. Knows the order of events; the losses are dpo.py's, ipo.py's and group_dpo.py's."""
+"""The direct methods: a policy from a file of comparisons, a frozen reference beside it, judged by its implicit rewards
+on held-out comparisons. The losses are dpo.py's, ipo.py's and group_dpo.py's."""
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TextIO
 
 import numpy as np
 from torch import nn
 
+from rollcall.cluster.checkpoint import read_manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.preference_config import DirectRunConfig
-from rollcall.deploy.drive import offline
-from rollcall.deploy.kinds.export import save_policy
-from rollcall.deploy.kinds.parts import POLICY_ID
-from rollcall.deploy.kinds.warm_start import imitate
+from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.deploy.config.validation import validated
+from rollcall.deploy.kinds.kind import POLICY, POLICY_ID, Preparation, StoredRun
+from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
+from rollcall.deploy.kinds.language.starting_model import START, given_model
+from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
+from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
 from rollcall.deploy.preferences.accuracy import accuracy_of
-from rollcall.deploy.preferences.data import counted, encode_texts, load_preferences
+from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
-from rollcall.deploy.preferences.text_models import given_model
+from rollcall.deploy.report.closing import pairs_lines, pairs_right
+from rollcall.deploy.report.counted import LEARNT
+from rollcall.deploy.report.offline_progress import ProgressLines
+from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.learners.batches.preference_experience import PreferenceExperience
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, TokenSequence
@@ -35,44 +42,100 @@ from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_
 from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, load_policy_model
 from rollcall.reward_service.models.text_encoder import TextEncoder
 
-POLICY = "policy"  # of the run directory: what it ends with, in Hugging Face's format
+NUM_EVALUATIONS = 5  # over a run that does not say how often
 
 
-class DirectJob:
+class DirectRun:
     """One run of a direct method, from its data to its policy's directory."""
 
+    drive: Literal["offline"] = "offline"
     policy_id = POLICY_ID
-    num_evaluations = 5
     is_over = False  # before its last step: what is kept is the policy of the last one
 
     def __init__(self, config: DirectRunConfig, directory: Path) -> None:
-        """Raises BadInput: when the data cannot be learnt from, or there is no model to begin with."""
         self._config = config
         self._directory = directory
-        self._found = load_preferences(config.data, directory, seed=config.seed)
-        if not self._found.is_text:
-            raise BadInput(f"{self._found.train[0].source}: segments: a language model learns from texts alone")
-        self.groups = self._groups()
-        made, seed = directory / "start", derive_seed(config.seed, "network")
-        given = given_model(
-            config.policy.model, config.policy.tiny, self._found.train, made, max_tokens=config.max_tokens, seed=seed
+
+    def preparations(self) -> Iterator[Preparation]:
+        warm_start, goal = self._config.policy.warm_start, self._directory / WARM_START
+        _ = self._comparisons, self.groups
+        if warm_start is not None and not goal.exists():
+            best_only = self._config.imitate == "chosen"
+            shown = [c for item in self._train for c in _imitated(item, best_only=best_only)]
+            yield WarmStart(
+                demonstrations=shown[: warm_start.num_rows],
+                given=self._given,
+                goal=goal,
+                policy=self._config.policy,
+                optimised=self._config.learner,
+                seed=derive_seed(self._config.seed, "warm_start"),
+            )
+
+    @cached_property
+    def _found(self) -> Preferences:
+        found = load_preferences(self._config.data, self._directory, seed=self._config.seed)
+        if not found.is_text:
+            raise BadInput(f"{found.train[0].source}: segments: a language model learns from texts alone")
+        return found
+
+    @cached_property
+    def _given(self) -> Path:
+        """The model as it was given, or made for the texts at hand."""
+        config = self._config
+        return given_model(
+            config.policy.model,
+            config.policy.tiny,
+            self._found.train,
+            self._directory / START,
+            max_tokens=config.max_tokens,
+            seed=derive_seed(config.seed, "network"),
         )
-        encoder = TextEncoder(given)
-        settings: dict[str, Any] = {"max_tokens": config.max_tokens, "groups": self.groups, "for_policy": True}
-        self._train = encode_texts(self._found.train, encoder, **settings)
-        self._held_out = encode_texts(self._found.held_out, encoder, **settings)
-        self._begin = self._warm_started(given)
-        self.steps = config.steps(len(self._train))
-        self.algorithm = self._algorithm()
-        self._models = self._load_models()
-        self.source = PreferenceSource(
+
+    @property
+    def _begin(self) -> Path:
+        """The directory of policy and reference at the beginning."""
+        return self._given if self._config.policy.warm_start is None else self._directory / WARM_START
+
+    @cached_property
+    def _comparisons(self) -> tuple[list[Comparison[TokenSequence]], list[Comparison[TokenSequence]]]:
+        """(those learnt from, those held out)"""
+        groups, encoder = self.groups, TextEncoder(self._given)
+        train, held_out = (
+            encode_texts(side, encoder, max_tokens=self._config.max_tokens, groups=groups, for_policy=True)
+            for side in (self._found.train, self._found.held_out)
+        )
+        return train, held_out
+
+    @property
+    def _train(self) -> list[Comparison[TokenSequence]]:
+        return self._comparisons[0]
+
+    @property
+    def _held_out(self) -> list[Comparison[TokenSequence]]:
+        return self._comparisons[1]
+
+    @cached_property
+    def steps(self) -> int:
+        return self._config.steps(len(self._train))
+
+    @property
+    def eval_every(self) -> int:
+        return self._config.eval_every or max(1, self.steps // NUM_EVALUATIONS)
+
+    @cached_property
+    def source(self) -> PreferenceSource[TokenSequence]:
+        return PreferenceSource(
             self._train,
-            batch_size=config.batch_size,
+            batch_size=self._config.batch_size,
             steps=self.steps,
-            seed=derive_seed(config.seed, "batches"),
-            groups_in_turn=getattr(config.algorithm, "draw", "by_size") == "evenly",
+            seed=derive_seed(self._config.seed, "batches"),
+            groups_in_turn=getattr(self._config.algorithm, "draw", "by_size") == "evenly",
         )
-        self.learner = Learner(
+
+    @cached_property
+    def learner(self) -> Learner:
+        config = self._config
+        return Learner(
             models={**self._models, **self.algorithm.extra_models()},
             algorithm=self.algorithm,
             config=config.learner.for_language(),
@@ -105,7 +168,7 @@ class DirectJob:
             )
         return record
 
-    def finish(self) -> Mapping[str, Any]:
+    def finish(self, steps_done: int) -> Mapping[str, Any]:
         judged, train = self._judge(self._held_out), self._judge(self._train)
         weights = self.learner.weights(epoch=0, version=self.steps)
         goal = self._directory / POLICY
@@ -119,7 +182,8 @@ class DirectJob:
             "policy": str(goal),
         }
 
-    def _groups(self) -> tuple[str, ...]:
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
         """Of a method that learns by groups, or where every comparison has one to report by."""
         groups = self._found.groups()
         everywhere = all(item.group is not None for item in [*self._found.train, *self._found.held_out])
@@ -133,7 +197,8 @@ class DirectJob:
             return groups
         return groups if everywhere and len(groups) > 1 else ()
 
-    def _algorithm(self) -> Any:
+    @cached_property
+    def algorithm(self) -> Any:
         config = self._config
         found = plugins.find(plugins.DIRECT_METHOD, config.algorithm_name)
         if config.algorithm_name != "group_dpo":
@@ -144,18 +209,8 @@ class DirectJob:
             raise BadInput(f"group {empty[0]!r}: no comparison is left of it (max_tokens={config.max_tokens})")
         return found(config.algorithm, group_sizes=[sizes[number] for number in range(len(self.groups))])
 
-    def _warm_started(self, given: Path) -> Path:
-        """The directory of policy and reference at the beginning."""
-        config, goal = self._config, self._directory / "warm_start"
-        if config.policy.warm_start is None:
-            return given
-        if not goal.exists():
-            shown = [c for item in self._train for c in _imitated(item, best_only=config.imitate == "chosen")]
-            seed = derive_seed(config.seed, "warm_start")
-            imitate(shown[: config.policy.warm_start.num_rows], given, goal, config.policy, config.learner, seed=seed)
-        return goal
-
-    def _load_models(self) -> dict[str, nn.Module]:
+    @cached_property
+    def _models(self) -> dict[str, nn.Module]:
         policy = self._config.policy
         autocast, sampling = autocast_dtype(policy), SamplingConfig()
 
@@ -200,9 +255,61 @@ def _record(judged: PolicyJudgement, groups: Sequence[str]) -> dict[str, Any]:
     return record
 
 
-def carry_out(
-    config: DirectRunConfig, directory: Path, *, resume: bool = False, stop: threading.Event | None = None, **more: Any
-) -> dict[str, Any]:
-    """As offline.carry_out."""
-    build = partial(DirectJob, config, directory)
-    return offline.carry_out(config, directory, build, resume=resume, stop=stop or threading.Event(), **more)
+class LoadedDirect(LoadedOnPreferences):
+    """A checkpoint of a direct method's run, whose policy can be exported."""
+
+    def export(self, directory: Path | None) -> Path:
+        run, weights = self.run, self.weights
+        made = next((path for name in (WARM_START, START) if (path := run.directory / name).is_dir()), None)
+        source = made or model_source(Path(run.config.policy.model))
+        goal = run.directory / POLICY if directory is None else directory
+        config_hash = read_manifest(self.checkpoint).config_hash
+        return export_weights(weights, source, goal, taken=(source,), config_hash=config_hash)
+
+
+class DirectKind:
+    """A recipe with data and an algorithm."""
+
+    name = "direct"
+    config = DirectRunConfig
+    counts = LEARNT
+    data = "preferences"
+    policy: Literal["none"] = "none"
+    exports = False  # its model is written before it is summed up
+    renamed: Mapping[KeyPath, KeyPath] = {}
+
+    def claims(self, tree: Mapping[str, Any]) -> bool:
+        return "data" in tree and "algorithm" in tree
+
+    def read(self, settings: Settings) -> DirectRunConfig:
+        return validated(settings, DirectRunConfig)
+
+    def problems(self, config: DirectRunConfig) -> list[Problem]:
+        return []
+
+    def fits(self, algorithm: type[Any]) -> bool:
+        return True
+
+    def elsewhere(self, run_directory: Path) -> str:
+        return elsewhere(run_directory)
+
+    def misfit(self, config: DirectRunConfig, loaded: object) -> str:
+        return "a run on preferences begins with a model's directory"
+
+    def load(self, run: StoredRun) -> LoadedDirect:
+        return LoadedDirect.of(run, self.make(run.config, run.directory))
+
+    def make(self, config: DirectRunConfig, run_directory: Path) -> DirectRun:
+        return DirectRun(config, run_directory)
+
+    def console(self, stream: TextIO, *, live: bool) -> Recorder:
+        return ProgressLines(stream)
+
+    def closing_lines(self, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+        return [*pairs_lines(summary, run_directory), f"policy: {summary['policy']}"]
+
+    def eval_line(self, result: Mapping[str, Any]) -> str:
+        return f"{result['checkpoint']}: {pairs_right(result)}"
+
+
+DIRECT = DirectKind()

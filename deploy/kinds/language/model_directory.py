@@ -5,43 +5,30 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from safetensors.numpy import save_file
 
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.actors.engine.vllm_engine import published_model
-from rollcall.cluster.checkpoint import read_manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Weights
-from rollcall.deploy.config.settings import learns_from_data
+from rollcall.deploy.kinds.kind import MARKER
 
-MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer
 
 
-def export_policy(target: str | Path, directory: str | Path | None = None) -> Path:
-    """Writes the policy of a language run's latest whole checkpoint, or of the named one, to `directory` (default:
-    <run>/policy), in one move; an earlier export there is replaced. Returns the directory.
+def export_weights(weights: Weights, source: Path, goal: Path, *, taken: Collection[Path], config_hash: str) -> Path:
+    """Writes a policy that was learnt to `goal`, with config and tokenizer of `source`. `taken`: models that the run
+    begins with.
 
     Raises:
-      BadInput: when there is no such run or checkpoint, it is not a language run's, or `directory` holds anything else.
-      CheckpointDamaged: as `rollcall eval` would.
+      BadInput: when `goal` is one of them, holds anything but an earlier export, or cannot be written.
     """
-    from rollcall.deploy.drive.runs import find_checkpoint
-    from rollcall.deploy.kinds import policies
-
-    if learns_from_data(find_checkpoint(target)[0] / "config.yaml"):
-        from rollcall.deploy.kinds import preference_runs
-
-        return preference_runs.export(target, None if directory is None else Path(directory))
-    loaded = policies.load_language(target)
-    goal = loaded.run_directory / "policy" if directory is None else Path(directory)
-    source = model_source(loaded.parts.model_directory)
-    if goal.resolve() in (source.resolve(), loaded.parts.given_model.resolve()):
+    if goal.resolve() in {path.resolve() for path in taken}:
         raise BadInput(f"{goal}: the model that the run began with, and begins with again: export to another directory")
     check_free(goal)
-    weights, config_hash = loaded.weights, read_manifest(loaded.checkpoint).config_hash
     origin = {"policy_id": weights.policy_id, "policy_version": weights.version, "weights": weights.checksum}
     try:
         save_policy(weights, source, goal, marker={"config_hash": config_hash, **origin})
