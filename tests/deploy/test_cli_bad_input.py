@@ -333,7 +333,7 @@ def rollcall(*arguments: str) -> list[str]:
 
 def test_help_and_recipes_answer_at_once_without_importing_torch_or_ray() -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); from rollcall.deploy import cli; "
+        "import sys, time; began = time.perf_counter(); from rollcall.deploy.cli import main; "
         "code = main.main(['recipes']); took = time.perf_counter() - began; "
         "heavy = {'torch', 'ray', 'gymnasium', 'pydantic', 'numpy'} & set(sys.modules); "
         "assert code == 0 and not heavy, heavy; assert took < 0.5, took"

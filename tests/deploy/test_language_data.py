@@ -107,7 +107,7 @@ def test_a_config_that_its_class_refuses_is_one_line(work: Path) -> None:
 
 
 def test_demonstrations_longer_than_the_model_are_left_out_and_said(
-    work: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    work: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fitting() -> list[Demonstration]:
         return demonstrations_of(parts().task, TextCodec(Path("model")), Path("model"), num_rows=None, seed=0)
