@@ -22,8 +22,8 @@ from rollcall.deploy.drive.training import train
 from rollcall.deploy.kinds.beginning import Beginning
 from rollcall.deploy.kinds.beginning import beginning_of as beginning_of_recipe
 from rollcall.deploy.kinds.recipes import Recipe, kind_of_config, load_config
+from tests import EARLIER
 
-EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
 RECIPE = """\
 total_learner_steps: 2
 runtime: serial

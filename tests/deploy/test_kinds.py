@@ -19,8 +19,8 @@ from rollcall.deploy.kinds.kind import EvalOptions
 from rollcall.deploy.kinds.loading import evaluate, export_policy
 from rollcall.deploy.kinds.recipes import load_config, load_run
 from rollcall.deploy.kinds.registry import KINDS, kind_of
+from tests import EARLIER
 
-EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
 PAIRS = {"generate": {"pairs": 80, "eval_pairs": 20}}
 SUPERVISED = {"name": "imitation", "task": "arithmetic", "algorithm": "sft", "eval": {"num_rows": 0}}
