@@ -3,14 +3,13 @@ Must never know what the object is for."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 
 # What earlier releases' recipes name, and runs that were made with them.
 _MOVED = {
@@ -18,12 +17,6 @@ _MOVED = {
     "rollcall.actors.reviews": "rollcall.actors.tasks.reviews",
     "rollcall.reward_service.tastes": "rollcall.reward_service.raters.tastes",
 }
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`: did you mean X?`, or nothing where no known name is like it."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f": did you mean {near[0]}?" if near else ""
 
 
 def import_module(name: str) -> Any:
@@ -63,5 +56,5 @@ def import_object(path: str) -> Any:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise BadInput(
             f"module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no {attribute!r}"
-            f"{did_you_mean(attribute, public) or ': name one that it has'}"
+            f"{did_you_mean(attribute, public, mark=':') or ': name one that it has'}"
         ) from None

@@ -18,10 +18,9 @@ from rollcall.cluster.errors import EnvFailure, RollcallError
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.attempts import MAX_ATTEMPTS, Attempts
 from rollcall.cluster.loop.flow import FlowControl, Ready
-from rollcall.cluster.loop.plan import Plan
-from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.loop.run import RunPlan, RunState
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
-from rollcall.cluster.loop.work import Work
+from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.events import (
     EvalDone,
     Event,
@@ -56,9 +55,9 @@ class Coordinator:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: RunPlan,
         *,
-        work: Work,
+        work: TaskSource,
         workers: Workers,
         ledger: Ledger,
         checkpoints: CheckpointWriter,

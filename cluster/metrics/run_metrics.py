@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.books.ledger_table import LedgerCounts
-from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.server import MetricsServer, serve
 from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, ROLES, STATES
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.deploy.config.settings import did_you_mean
+from rollcall.cluster.inputs.near_names import did_you_mean
 
 
 @dataclass(frozen=True)

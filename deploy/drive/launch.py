@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.ledger import Ledger
-from rollcall.cluster.books.segments import Segments
+from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
 from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.files import write_aside
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.coordinator import Coordinator
-from rollcall.cluster.loop.plan import Plan
+from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
@@ -40,7 +41,7 @@ def train(
     resume: bool,
     recorders: Sequence[Recorder],
     stop: threading.Event,
-    segments: Segments | None = None,
+    segments: SettingsHistory | None = None,
 ) -> dict[str, Any]:
     """Runs to the end, or to a checkpoint once `stop` is set. Returns the summary, which is also summary.json.
     `segments`: of a run whose settings were changed, or written by another release.
@@ -49,7 +50,7 @@ def train(
       BadInput: before anything is begun, where the parts do not fit or cannot be had.
       RollcallError: when the run cannot go on; the summary says "failed" then.
     """
-    segments = segments or Segments.single(config.config_hash)
+    segments = segments or SettingsHistory.single(config.config_hash)
     run = _Run(config, run_directory, recorders=recorders, stop=stop, segments=segments)
     return run.execute(resume=resume)
 
@@ -64,7 +65,7 @@ class _Run:
         *,
         recorders: Sequence[Recorder],
         stop: threading.Event,
-        segments: Segments,
+        segments: SettingsHistory,
     ) -> None:
         self.config = config
         self.segments = segments
@@ -180,7 +181,7 @@ class _Run:
         config = self.config
         # A serial run, and one at lag 0, has nothing in flight at a step boundary: env state can be part of it.
         at_rest = config.runtime == "serial" or config.max_policy_lag == 0
-        plan = Plan(
+        plan = RunPlan(
             run_id=store.run_id,
             run_seed=config.seed,
             policy_id=POLICY_ID,
@@ -297,9 +298,7 @@ class _Run:
         return {"env_steps": counters.env_steps, "steps_per_s": counters.env_steps / seconds}
 
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
-        aside = self.directory / "summary.json.new"
-        aside.write_text(json.dumps(plain(summary), indent=1) + "\n")
-        aside.replace(self.directory / "summary.json")
+        write_aside(self.directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
 
     def _tell(self, kind: str, text: str) -> None:
         for recorder in self.recorders:

@@ -21,7 +21,7 @@ from rollcall.actors.envs.state import is_exact
 from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
@@ -136,8 +136,8 @@ class ControlParts:
         )
         return PreferenceScorer(scorer, loop)
 
-    def work(self) -> ShardWork:
-        return ShardWork(self.config.actors.num_shards, self.config.algorithm_class.unit)
+    def work(self) -> ShardSource:
+        return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
 
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)

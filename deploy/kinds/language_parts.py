@@ -22,7 +22,7 @@ from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.loop.work import PromptWork
+from rollcall.cluster.loop.task_source import PromptSource
 from rollcall.cluster.messages.records import Canary
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.language_config import LanguageConfig
@@ -181,10 +181,10 @@ class LanguageParts:
     def codec(self) -> TextCodec:
         return TextCodec(self.given_model, chat=self.task.chat)
 
-    def work(self) -> PromptWork:
+    def work(self) -> PromptSource:
         """Prompts that fit; the others are skipped for good, and said."""
         rows = self.usable_rows()
-        return PromptWork(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
+        return PromptSource(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
 
     def usable_rows(self) -> list[int]:
         """Training rows whose prompt leaves room for a completion.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from rollcall.actors.scoring import Kind, RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.loop.work import Work
+from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.records import Produced
 from rollcall.deploy.config.load import AnyConfig, LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
@@ -83,7 +83,7 @@ class Parts(Protocol):
     def scorer(self) -> Scorer:
         """Only with a reward endpoint."""
 
-    def work(self) -> Work: ...
+    def work(self) -> TaskSource: ...
     def actor(self, actor_id: str, source: Any) -> Any: ...
     def evaluator(self) -> Any: ...
     def learner(self, collective: Collective) -> Learner: ...

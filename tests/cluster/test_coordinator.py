@@ -20,9 +20,9 @@ from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
 from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled
 from rollcall.cluster.loop.coordinator import Coordinator
-from rollcall.cluster.loop.plan import Plan
+from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
-from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
@@ -223,7 +223,7 @@ def coordinate(
     (directory / "redis" / "run_id").write_text(store.run_id)
     (directory / "redis" / "url").write_text(f"redis://:{address['password']}@127.0.0.1:{address['port']}")
     (directory / "config.yaml").write_text(f"max_policy_lag: {lag}\n")
-    plan = Plan(
+    plan = RunPlan(
         run_id=store.run_id,
         run_seed=0,
         policy_id="policy",
@@ -245,7 +245,7 @@ def coordinate(
     recorder = Recorder(directory)
     coordinator = Coordinator(
         plan,
-        work=ShardWork(BATCH, "fragment"),
+        work=ShardSource(BATCH, "fragment"),
         workers=workers,
         ledger=Ledger(store, tickets_per_step=BATCH),
         checkpoints=CheckpointWriter(directory, keep=3),

@@ -13,8 +13,8 @@ from rollcall.cluster.messages.records import Array, PromptPayload, ShardPayload
 from rollcall.cluster.seeds import derive_seed
 
 
-class Work(Protocol):
-    """A kind of work."""
+class TaskSource(Protocol):
+    """What a run works on, ticket by ticket."""
 
     def assign(self, ticket_id: int) -> tuple[int, ShardPayload | PromptPayload]:
         """(lane, payload) of a ticket: all tickets of a lane go to one actor."""
@@ -31,7 +31,7 @@ class Work(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class ShardWork:
+class ShardSource:
     """Units of env shards, in turn. A shard that is lost starts anew under the next incarnation."""
 
     def __init__(self, num_shards: int, unit: Unit) -> None:
@@ -55,7 +55,7 @@ class ShardWork:
         self.incarnations = list(state["incarnations"])
 
 
-class PromptWork:
+class PromptSource:
     """Prompts of a data set, each once per pass, every pass in an order of its own. The position is the ticket id,
     which the ledger keeps: no prompt is skipped and none comes twice, whatever is killed."""
 

@@ -1,18 +1,18 @@
-"""What a run is, as far as the loop that drives it needs to know. Plain values, from the config; must never decide
-anything."""
+"""What the loop is told of a run, and where it says that the run stands. Plain values."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rollcall.cluster.loop.flow import OnStale
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One run's."""
+class RunPlan:
+    """One run, as far as the loop that drives it needs to know."""
 
     run_id: str
     run_seed: int
@@ -32,3 +32,20 @@ class Plan:
     scored: bool = False  # a reward service scores what was produced before anybody learns from it
     stop_patience_s: float = math.inf  # how long a stop waits for the learner to come back to a step boundary
     drop_degenerate: bool = False  # groups of samples whose rewards are all equal teach nothing: others in their place
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands at one moment, for whoever watches it. Read by another thread than the one that moves it: each
+    number is true, their sum may be off by one event."""
+
+    progress: float  # 0 to 1
+    tickets_per_step: int
+    max_policy_lag: int
+    acting: int  # tickets with the actors
+    scoring: int  # with the reward service
+    queued: int  # finished, waiting for a batch
+    training: int  # in batches that the learner has
+    checkpoint_step: int = -1  # of the newest checkpoint; -1: there is none yet
+    checkpoint_unix_s: float = 0.0
+    restarts: Mapping[str, int] = field(default_factory=dict)  # processes started again, by role
