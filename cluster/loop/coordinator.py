@@ -28,13 +28,13 @@ from rollcall.cluster.messages.events import (
     LearnerLost,
     StateLost,
     StepDone,
-    StepRequest,
     TicketFailed,
     TicketProduced,
     TicketScored,
     Workers,
 )
 from rollcall.cluster.messages.records import Produced, Ticket
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.seeds import derive_seed
 
 POLL_S = 0.2  # how soon a stop is noticed when nothing else happens
@@ -79,7 +79,7 @@ class Coordinator:
         self._epoch = 0
         self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
         self._attempts = Attempts(ledger, self.counters)
-        self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
+        self._training: deque[tuple[StepOrder, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
         self._last_checkpoint_step = -1
         self._last_checkpoint_unix_s = 0.0
         self._last_step_at = time.perf_counter()
@@ -244,9 +244,9 @@ class Coordinator:
                 return
             step = self._flow.next_step - 1
             directory = self._checkpoints.begin(step + 1) if self._checkpoint_due(step + 1) else None
-            request = StepRequest(step, self._epoch, self._progress(step), directory)
-            self._training.append((request, cut.batch))
-            self._workers.submit_step(request, [ready.handle[1] for ready in cut.batch])
+            order = StepOrder(step, self._epoch, self._progress(step), directory)
+            self._training.append((order, cut.batch))
+            self._workers.submit_step(order, [ready.handle[1] for ready in cut.batch])
 
     def _handle(self, events: Sequence[Event]) -> None:
         causes = self._tell_failures([event for event in events if isinstance(event, TicketFailed)])
@@ -357,26 +357,26 @@ class Coordinator:
         if report.epoch != self._epoch:
             return
         self._degenerate_in_a_row = 0
-        request, batch = self._training.popleft()
-        assert report.step == request.step
+        order, batch = self._training.popleft()
+        assert report.step == order.step
         published = time.perf_counter()
         self._workers.publish(event.weights)
         publish_s = time.perf_counter() - published
-        self._attempts.commit(request.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
+        self._attempts.commit(order.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
         self._flow.consumed()
         now = time.perf_counter()
         step_s, self._last_step_at = now - self._last_step_at, now
         self.counters.restarts = self.restarts
         produced = [ready.handle[0] for ready in batch]
-        record = self.counters.count(request, produced, report, publish_s=publish_s, step_s=step_s)
+        record = self.counters.count(order, produced, report, publish_s=publish_s, step_s=step_s)
         for ready in batch:
             self._workers.release(ready.handle[1])
         if report.skipped:
-            self._tell("skipped", f"step {request.step}: the loss or a gradient was not finite; step taken back")
+            self._tell("skipped", f"step {order.step}: the loss or a gradient was not finite; step taken back")
         for recorder in self._recorders:  # before the checkpoint: what it holds has been told, whenever we are killed
             recorder.on_step(record)
-        if request.checkpoint_directory is not None:
-            self._finish_checkpoint(request.checkpoint_directory)
+        if order.checkpoint_directory is not None:
+            self._finish_checkpoint(order.checkpoint_directory)
         every = self.plan.eval_every_steps
         if every is not None and self.step % every == 0 and not self.finished:
             self._workers.submit_eval(step=self.step, env_steps=self.counters.env_steps)
@@ -385,10 +385,10 @@ class Coordinator:
         """Its tickets are live still, and dropped with all others that a stop leaves."""
         if event.report.epoch != self._epoch:
             return
-        request, batch = self._training.popleft()
+        order, batch = self._training.popleft()
         self._flow.given_up()
-        if request.checkpoint_directory is not None:
-            self._checkpoints.give_up(request.checkpoint_directory)
+        if order.checkpoint_directory is not None:
+            self._checkpoints.give_up(order.checkpoint_directory)
         for ready in batch:
             self._workers.release(ready.handle[1])
 
@@ -412,7 +412,8 @@ class Coordinator:
         self._watchdog.progressed()  # however long that took
 
     def _on_eval(self, event: EvalDone) -> None:
-        if event.error:
+        report = event.report
+        if report is None:
             self._tell("eval_failed", event.error)
             return
         record = {
@@ -420,19 +421,18 @@ class Coordinator:
             "env_steps": event.env_steps,
             "tokens": self.counters.tokens,
             "policy_version": event.step,
-            "mean": event.result.mean,
-            "std": event.result.std,
-            "n": event.result.n,
-            "unit": event.result.unit,
+            "mean": report.mean,
+            "std": report.std,
+            "n": report.n,
+            "unit": report.unit,
         }
-        unfinished = getattr(event.result, "unfinished", None)  # None: what is judged always ends
-        if unfinished is not None:
-            record["unfinished"] = unfinished
-        if unfinished and not self._told_unfinished:
+        if report.unfinished is not None:
+            record["unfinished"] = report.unfinished
+        if report.unfinished and not self._told_unfinished:
             self._told_unfinished = True
             self._tell(
                 "eval_unfinished",
-                f"{unfinished} of {event.result.n} episodes had not ended after {max(event.result.lengths)} steps, and "
+                f"{report.unfinished} of {report.n} episodes had not ended after {max(report.lengths)} steps, and "
                 "their returns are of so many: give episodes an end (env.max_episode_steps), or say when evaluation is "
                 "to leave them (eval.max_steps_per_episode)",
             )

@@ -27,7 +27,6 @@ from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
     StepDone,
-    StepRequest,
     TicketFailed,
     TicketProduced,
     TicketScored,
@@ -41,6 +40,7 @@ from rollcall.cluster.messages.records import (
     Timing,
     pack_weights,
 )
+from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.store.store import Store
 
 BATCH = 3
@@ -59,19 +59,8 @@ class Rollout:
         return f"{self.ticket_id}-{self.attempt}"
 
 
-@dataclass(frozen=True)
-class Report:
-    step: int
-    epoch: int
-    skipped: bool
-    update_s: float = 0.01
-    wait_s: float = 0.0
-    learning_rate: float = 1e-3
-    interrupted: bool = False
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {"loss": 0.0}
+def report(order: StepOrder, *, skipped: bool = False, interrupted: bool = False) -> StepReport:
+    return StepReport(order.step, order.epoch, skipped, 0.01, 0.0, 1e-3, {"loss": 0.0}, interrupted)
 
 
 class FaultyWorkers:
@@ -85,7 +74,7 @@ class FaultyWorkers:
         self.log = ConsumptionLog(directory / "logs" / LOG_NAME)
         self.tickets: list[Ticket] = []
         self.unscored: list[TicketProduced] = []
-        self.steps: deque[tuple[StepRequest, Sequence[Rollout]]] = deque()
+        self.steps: deque[tuple[StepOrder, Sequence[Rollout]]] = deque()
         self.version = 0
         self.incarnations: dict[int, int] = {}
         self.restarts = 0
@@ -106,9 +95,9 @@ class FaultyWorkers:
     def submit_scoring(self, produced: Produced, handle: Any) -> None:
         self.unscored.append(TicketProduced(produced, handle))
 
-    def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
+    def submit_step(self, order: StepOrder, handles: Sequence[Any]) -> None:
         assert all(rollout.reward_model_version for rollout in handles) == self.scores
-        self.steps.append((request, handles))
+        self.steps.append((order, handles))
 
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
 
@@ -155,19 +144,19 @@ class FaultyWorkers:
         return TicketProduced(produced, rollout)
 
     def _learn(self) -> Event:
-        request, rollouts = self.steps.popleft()
+        order, rollouts = self.steps.popleft()
         if self.interrupted and not self.happens("finishes first"):
-            return StepDone(Report(request.step, request.epoch, False, interrupted=True), None)
+            return StepDone(report(order, interrupted=True), None)
         if self.happens("learner dies"):
             self.learner_deaths += 1
             if self.random.random() < 0.5:  # after it had written its log
-                self.log.append(request.step, request.epoch, rollouts)
+                self.log.append(order.step, order.epoch, rollouts)
             self.steps.clear()
             return LearnerLost("it was killed")
-        self.log.append(request.step, request.epoch, rollouts)
-        if request.checkpoint_directory is not None:
-            self._save(request.checkpoint_directory, request.step + 1)
-        return StepDone(Report(request.step, request.epoch, self.happens("skip")), request.step + 1)
+        self.log.append(order.step, order.epoch, rollouts)
+        if order.checkpoint_directory is not None:
+            self._save(order.checkpoint_directory, order.step + 1)
+        return StepDone(report(order, skipped=self.happens("skip")), order.step + 1)
 
     def _save(self, directory: Path, version: int) -> None:
         write_weights(directory, pack_weights("policy", 1, version, {"w": np.array([version])}))
@@ -383,9 +372,9 @@ class Stopped(FaultyWorkers):
     deaf = dies = False
     stop = False
 
-    def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
-        super().submit_step(request, handles)
-        self.stop = self.stop or request.step >= 6
+    def submit_step(self, order: StepOrder, handles: Sequence[Any]) -> None:
+        super().submit_step(order, handles)
+        self.stop = self.stop or order.step >= 6
 
     def poll(self, timeout_s: float) -> list[Event]:
         if self.stop and (self.deaf or not self.interrupted):

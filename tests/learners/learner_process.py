@@ -11,9 +11,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from experience import cartpole, make_learner
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
 
 

@@ -18,10 +18,11 @@ from torch.distributed.tensor import DTensor
 sys.path.insert(0, str(Path(__file__).parent))
 from token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 COMMON: dict[str, Any] = {"kl_coef": 0.1, "num_minibatches": 2, "token_budget": TOKEN_BUDGET}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.loop.learner import StepOrder
 from rollcall.learners.models.networks import PolicyConfig
 
 _spec = importlib.util.spec_from_file_location("experience", Path(__file__).parent / "experience.py")

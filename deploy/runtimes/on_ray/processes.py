@@ -28,12 +28,13 @@ from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.events import TicketFailed
 from rollcall.cluster.messages.records import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.deploy.kinds.parts import Parts
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, StepOrder, StepResult, resolve_device
+from rollcall.learners.loop.learner import Learner, resolve_device
 
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
 ASIDE = "aside"  # the thread of the learner's process that hears while the other works
@@ -239,7 +240,7 @@ class LearnerProcess:
             self._learner.restore(checkpoint)
         return node_id()
 
-    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepResult, Weights | None]:
+    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepReport, Weights | None]:
         assert self._learner is not None
         return self._learner.update(trajectories, order)
 
@@ -261,7 +262,7 @@ class EvalProcess:
         _settle(working_directory, logs / "evaluation.log")
         self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 
-    def evaluate(self, weights: Weights, episodes: int) -> Any:
+    def evaluate(self, weights: Weights, episodes: int) -> EvalReport:
         return self._evaluator.evaluate(weights, episodes)
 
 
