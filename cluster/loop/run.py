@@ -33,6 +33,17 @@ class RunPlan:
     stop_patience_s: float = math.inf  # how long a stop waits for the learner to come back to a step boundary
     drop_degenerate: bool = False  # groups of samples whose rewards are all equal teach nothing: others in their place
 
+    def is_finished(self, step: int, env_steps: int) -> bool:
+        if self.total_learner_steps is not None:
+            return step >= self.total_learner_steps
+        return env_steps >= (self.total_env_steps or 0)
+
+    def progress(self, step: int, env_steps: int) -> float:
+        """0 to 1."""
+        if self.total_learner_steps is not None:
+            return step / self.total_learner_steps
+        return min(1.0, env_steps / (self.total_env_steps or 1))
+
 
 @dataclass(frozen=True, slots=True)
 class RunState:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
+from pydantic import JsonValue
 
 from rollcall.cluster.messages.records import Array, PromptPayload, ShardPayload, Unit
 from rollcall.cluster.seeds import derive_seed
@@ -25,10 +26,10 @@ class TaskSource(Protocol):
     def all_lost(self) -> None:
         """All actors are new."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, JsonValue]:
         """JSON for the checkpoint."""
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, JsonValue]) -> None: ...
 
 
 class ShardSource:
@@ -48,11 +49,11 @@ class ShardSource:
     def all_lost(self) -> None:
         self.incarnations = [incarnation + 1 for incarnation in self.incarnations]
 
-    def state(self) -> dict[str, Any]:
-        return {"incarnations": self.incarnations}
+    def state(self) -> dict[str, JsonValue]:
+        return {"incarnations": [*self.incarnations]}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.incarnations = list(state["incarnations"])
+    def load_state(self, state: dict[str, JsonValue]) -> None:
+        self.incarnations = list(cast(list[int], state["incarnations"]))
 
 
 class PromptSource:
@@ -73,10 +74,10 @@ class PromptSource:
 
     def all_lost(self) -> None: ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, JsonValue]:
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, JsonValue]) -> None: ...
 
 
 class ShuffledRows:

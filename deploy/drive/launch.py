@@ -203,11 +203,11 @@ class _Run:
         )
         return Coordinator(
             plan,
-            work=self.parts.work(),
+            tasks=self.parts.work(),
             workers=workers,
             ledger=books,
             checkpoints=checkpoints,
-            recorders=self.recorders,
+            observers=self.recorders,
             watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
             failures=FailureBudget(max_failures=config.supervision.max_failures),
             stop_requested=self.stop.is_set,
@@ -230,6 +230,7 @@ class _Run:
             shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
         workers.start(checkpoint, shard_state=shard_state)
         workers.publish_initial(epoch=epoch, version=version)
+        coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,

@@ -3,6 +3,7 @@ For debugging, and the reference that a distributed run at lag 0 must equal bit 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,16 @@ from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.language.lm_actor import Failure, LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.errors import EngineMismatch, NonFinite, RollcallError
-from rollcall.cluster.messages.events import EvalDone, Event, Handle, StepDone, TicketProduced, TicketScored
+from rollcall.cluster.messages.events import (
+    EvalDone,
+    Event,
+    Handle,
+    LearnerSaved,
+    ShardStates,
+    StepDone,
+    TicketProduced,
+    TicketScored,
+)
 from rollcall.cluster.messages.records import Array, Produced, Ticket, Weights
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
@@ -30,6 +40,7 @@ class SerialWorkers:
 
     restarts = 0
     restarts_by_role: Mapping[str, int] = {}  # nobody is started again here
+    have_started = True
 
     def __init__(
         self,
@@ -59,7 +70,7 @@ class SerialWorkers:
             self._actor.restore_shards(*shard_state)
 
     def publish_initial(self, *, epoch: int, version: int) -> None:
-        self.publish(self._learner.weights(epoch=epoch, version=version))
+        self._publish(self._learner.weights(epoch=epoch, version=version))
 
     @property
     def weights_hash(self) -> str:
@@ -94,28 +105,20 @@ class SerialWorkers:
     def poll(self, timeout_s: float) -> list[Event]:
         return list(self._jobs.popleft()()) if self._jobs else []
 
-    def publish(self, weights: Handle) -> None:
-        assert isinstance(weights, Weights)
-        self._weights = weights
-        self._server.publish(weights)
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None:
+        self._jobs.appendleft(partial(self._save, directory, epoch, version))  # as it is now, before anything else
 
-    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
-        self._learner.save(directory, self._learner.weights(epoch=epoch, version=version))
+    def submit_shard_states(self, undone: Collection[int] = ()) -> None:
+        self._jobs.appendleft(partial(self._shard_states, undone))
 
-    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int) -> None:
         raise AssertionError("the serial runtime's learner dies with the driver")
 
     def interrupt_learner(self) -> None:
         self._learner.interrupted = lambda: True  # no step is under way here: those that wait do not begin
 
-    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        return self._actor.shard_states(undone) if isinstance(self._actor, GymActor) else ({}, {})
-
     def waiting_for(self) -> str:
         return f"{len(self._jobs)} jobs of this process"
-
-    def release(self, handle: Handle) -> None:
-        pass
 
     def _produce(self, actor: GymActor, ticket: Ticket) -> list[Event]:
         torch.set_num_threads(self._threads)
@@ -139,7 +142,22 @@ class SerialWorkers:
             return [ticket_failure(produced, error)]
 
     def _learn(self, order: StepOrder, handles: Sequence[Handle]) -> list[Event]:
-        return [StepDone(*self._learner.update(handles, order))]
+        report, weights = self._learner.update(handles, order)
+        began = time.perf_counter()
+        if weights is not None:
+            self._publish(weights)
+        return [StepDone(report, time.perf_counter() - began)]
+
+    def _publish(self, weights: Weights) -> None:
+        self._weights = weights
+        self._server.publish(weights)
+
+    def _save(self, directory: Path, epoch: int, version: int) -> list[Event]:
+        self._learner.save(directory, self._learner.weights(epoch=epoch, version=version))
+        return [LearnerSaved()]
+
+    def _shard_states(self, undone: Collection[int]) -> list[Event]:
+        return [ShardStates(self._actor.shard_states(undone) if isinstance(self._actor, GymActor) else ({}, {}))]
 
     def _evaluate(self, step: int, env_steps: int, weights: Weights) -> list[Event]:
         torch.set_num_threads(self._threads)

@@ -26,6 +26,8 @@ from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
+    LearnerSaved,
+    ShardStates,
     StepDone,
     TicketFailed,
     TicketProduced,
@@ -75,7 +77,7 @@ class FaultyWorkers:
         self.tickets: list[Ticket] = []
         self.unscored: list[TicketProduced] = []
         self.steps: deque[tuple[StepOrder, Sequence[Rollout]]] = deque()
-        self.version = 0
+        self.answers: list[Event] = []
         self.incarnations: dict[int, int] = {}
         self.restarts = 0
         self.restarts_by_role: dict[str, int] = {}
@@ -101,7 +103,11 @@ class FaultyWorkers:
 
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
 
+    have_started = True
+
     def poll(self, timeout_s: float) -> list[Event]:
+        if self.answers:
+            return [self.answers.pop(0)]
         if self.unscored and self.random.random() < 0.5:
             return self._score(self.unscored.pop(self.random.randrange(len(self.unscored))))
         if self.tickets and (not self.steps or self.random.random() < 0.8):
@@ -146,7 +152,7 @@ class FaultyWorkers:
     def _learn(self) -> Event:
         order, rollouts = self.steps.popleft()
         if self.interrupted and not self.happens("finishes first"):
-            return StepDone(report(order, interrupted=True), None)
+            return StepDone(report(order, interrupted=True))
         if self.happens("learner dies"):
             self.learner_deaths += 1
             if self.random.random() < 0.5:  # after it had written its log
@@ -156,31 +162,26 @@ class FaultyWorkers:
         self.log.append(order.step, order.epoch, rollouts)
         if order.checkpoint_directory is not None:
             self._save(order.checkpoint_directory, order.step + 1)
-        return StepDone(report(order, skipped=self.happens("skip")), order.step + 1)
+        return StepDone(report(order, skipped=self.happens("skip")))
 
     def _save(self, directory: Path, version: int) -> None:
         write_weights(directory, pack_weights("policy", 1, version, {"w": np.array([version])}))
         write_state(directory, "learner", {}, {})
 
-    def publish(self, weights: Any) -> None:
-        self.version = weights
-
-    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None:
         self._save(directory, version)
+        self.answers.append(LearnerSaved())
 
-    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
-        self.version = version
+    def submit_shard_states(self, undone: Collection[int] = ()) -> None:
+        self.answers.append(ShardStates(None))
+
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int) -> None: ...
 
     def interrupt_learner(self) -> None:
         self.interrupted = True
 
-    def shard_states(self, undone: Collection[int] = ()) -> None:
-        return None
-
     def waiting_for(self) -> str:
         return f"{len(self.tickets)} tickets"
-
-    def release(self, handle: Any) -> None: ...
 
 
 class Recorder:
@@ -234,11 +235,11 @@ def coordinate(
     recorder = Recorder(directory)
     coordinator = Coordinator(
         plan,
-        work=ShardSource(BATCH, "fragment"),
+        tasks=ShardSource(BATCH, "fragment"),
         workers=workers,
         ledger=Ledger(store, tickets_per_step=BATCH),
         checkpoints=CheckpointWriter(directory, keep=3),
-        recorders=[recorder],
+        observers=[recorder],
         watchdog=Watchdog(warning_s=5, timeout_s=10),
         failures=FailureBudget(max_failures=100),
     )
@@ -299,7 +300,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
     assert counts.dropped_by_reason == {"deadline": 2, "attempts_exhausted": 1}
     assert counts.committed == 25 * BATCH
     assert "attempts_exhausted" in recorder.events
-    assert coordinator._work.incarnations[5 % BATCH] == 3
+    assert coordinator._tasks.incarnations[5 % BATCH] == 3
 
 
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:
@@ -377,7 +378,7 @@ class Stopped(FaultyWorkers):
         self.stop = self.stop or order.step >= 6
 
     def poll(self, timeout_s: float) -> list[Event]:
-        if self.stop and (self.deaf or not self.interrupted):
+        if self.stop and (self.deaf or not self.interrupted) and not self.answers:
             return []
         return super().poll(timeout_s)
 
