@@ -18,8 +18,9 @@ from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import Attempt, Key, LedgerTable, StepEntry, read_table
 from rollcall.cluster.books.settings_history import SEGMENTS, SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.run_lock import driver_alive
-from rollcall.cluster.store.store import RedisConfig, inspect_store
+from rollcall.cluster.store.store import inspect_store
 
 RULES = (
     audit_rules.tickets,

@@ -6,6 +6,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
@@ -19,7 +21,7 @@ _MOVED = {
 }
 
 
-def import_module(name: str) -> Any:
+def import_module(name: str) -> ModuleType:
     """A module by name, the working directory included in the search.
 
     Raises:
@@ -40,8 +42,8 @@ def import_module(name: str) -> Any:
         raise BadInput(f"module {name!r} fails on import ({text}): mend it") from error
 
 
-def import_object(path: str) -> Any:
-    """`my_module:make_env` -> that object.
+def import_object(path: str) -> Callable[..., Any]:
+    """`my_module:make_env` -> that function or class.
 
     Raises:
       BadInput: in one line, when the module cannot be imported or has no such name.
@@ -51,7 +53,8 @@ def import_object(path: str) -> Any:
         raise BadInput(f"{path!r} is no import path: write module:object")
     module = import_module(_MOVED.get(module_name, module_name))
     try:
-        return getattr(module, attribute)
+        found: Callable[..., Any] = getattr(module, attribute)
+        return found
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise BadInput(

@@ -108,6 +108,7 @@ class _Run:
         try:
             checkpoints = CheckpointWriter(self.directory, keep=self.config.checkpoint.keep)
             coordinator = self._coordinator(store, books, workers, checkpoints)
+            store.waits_no_longer = coordinator.stops_while_store_is_away
             self._begin(coordinator, workers, start, port)
             self.watch.training(coordinator.state, store)
             coordinator.run()

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rollcall.cluster.store.store import RedisConfig, open_store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import open_store
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.store import PreferenceStore
 
