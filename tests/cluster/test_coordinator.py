@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -18,7 +20,7 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, read_log
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
-from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled
+from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled, StoreUnavailable
 from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
@@ -43,7 +45,8 @@ from rollcall.cluster.messages.records import (
     pack_weights,
 )
 from rollcall.cluster.messages.reports import StepOrder, StepReport
-from rollcall.cluster.store.store import Store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import Store, open_store
 
 BATCH = 3
 
@@ -426,3 +429,67 @@ def test_a_stop_that_cannot_have_a_boundary_in_time_leaves_the_last_checkpoint(
     assert coordinator._ledger.counts().in_flight == 0
     assert audit_run(tmp_path) == []
     assert [str(item) for item in audit_run(tmp_path)] == []
+
+
+class Absent(FaultyWorkers):
+    """Who never start, save or evaluate."""
+
+    have_started = False
+
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return []
+
+
+def test_a_stop_ends_the_wait_for_workers_and_for_evaluations_at_the_next_poll(tmp_path: Path, store: Store) -> None:
+    coordinator, recorder = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=1)
+    coordinator._workers = workers = Absent(tmp_path, 0)
+    looks = 0
+
+    def stop() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 3
+
+    coordinator._stop_requested = stop
+    coordinator.wait_for_workers()
+    assert looks == 4 and not workers.have_started
+    coordinator.wait_for_evals(1e9, lambda: True)
+    assert "eval_failed" not in recorder.events
+
+
+def test_the_watchdog_looks_while_the_learner_saves(tmp_path: Path, store: Store) -> None:
+    coordinator, _ = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=1)
+    coordinator._workers = Absent(tmp_path, 0)
+    coordinator._watchdog = Watchdog(warning_s=0.1, timeout_s=0.3)
+    with pytest.raises(Stalled):
+        coordinator.checkpoint_now()
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_stop_does_not_wait_for_a_redis_that_is_away(tmp_path: Path, stopping: bool) -> None:
+    """The last checkpoint stands: a resume goes on from there. Without a stop the outage ends the run in its time."""
+    with open_store(RedisConfig(reconnect_timeout_s=30 if stopping else 0.5), tmp_path / "run") as store:
+        workers = FaultyWorkers(tmp_path / "run", 0)
+        coordinator, recorder = coordinate(tmp_path / "run", store, workers, lag=1)
+        store.waits_no_longer = coordinator.stops_while_store_is_away
+        store._revive = lambda: None  # type: ignore[method-assign]
+        submit, alive = workers.submit_step, ["Redis"]
+
+        def away(order: StepOrder, handles: Sequence[Any]) -> None:
+            submit(order, handles)
+            if order.step == 2:
+                os.kill(store.server_pid, signal.SIGKILL)
+                alive.clear()
+
+        workers.submit_step = away  # type: ignore[method-assign]
+        coordinator._stop_requested = lambda: stopping and not alive
+        began = time.monotonic()
+        if stopping:
+            coordinator.run()
+            assert "stopping" in recorder.events
+        else:
+            with pytest.raises(StoreUnavailable, match=r"did not answer for 0\.5 s"):
+                coordinator.run()
+        assert time.monotonic() - began < 10
