@@ -16,7 +16,8 @@ from rollcall.cluster.errors import BadInput
 _MOVED = {
     "rollcall.actors.envs": "rollcall.actors.envs.environment",
     "rollcall.actors.reviews": "rollcall.actors.tasks.reviews",
-    "rollcall.reward_service.tastes": "rollcall.reward_service.raters.tastes",
+    "rollcall.reward_service.tastes": "rollcall.reward_service.raters.true_rewards",
+    "rollcall.reward_service.raters.tastes": "rollcall.reward_service.raters.true_rewards",
 }
 
 

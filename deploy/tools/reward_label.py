@@ -106,16 +106,18 @@ def show_agreement(args: argparse.Namespace) -> int:
 
 
 def synth(args: argparse.Namespace) -> int:
-    """Labels with a known taste until nothing waits, or for as long as it is told to."""
-    taste = import_object(args.taste)
-    if not callable(taste):
-        raise BadInput(f"--taste = {args.taste!r} ({COMMAND_LINE}): no function")
+    """Labels with a known reward until nothing waits, or for as long as it is told to."""
+    true_reward = import_object(args.true_reward)
+    if not callable(true_reward):
+        raise BadInput(f"--true-reward = {args.true_reward!r} ({COMMAND_LINE}): no function")
     given = {name: getattr(args, name) for name in SyntheticRaterConfig.model_fields}
     try:
         config = SyntheticRaterConfig.model_validate({n: v for n, v in given.items() if v is not None})
     except ValidationError as error:
         raise _bad(error) from None
-    return _label_target(SyntheticRater(args.rater, taste, config), args, blame=f"--taste = {args.taste!r}")
+    return _label_target(
+        SyntheticRater(args.rater, true_reward, config), args, blame=f"--true-reward = {args.true_reward!r}"
+    )
 
 
 def judge(args: argparse.Namespace) -> int:

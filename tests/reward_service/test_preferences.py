@@ -351,13 +351,13 @@ def test_a_ranking_is_drawn_as_plackett_and_luce_do() -> None:
     )
 
 
-def test_a_taste_is_asked_for_a_number_or_one_a_step() -> None:
+def test_a_true_reward_is_asked_for_a_number_or_one_a_step() -> None:
     seen = SegmentCandidate(segment=segment(1.0, 2.5))
     assert reward_of(seen, lambda observations, actions: observations[:, 0] + actions) == 4.5
     assert reward_of(TextCandidate(prompt="ab", response="c"), lambda prompt, response: len(prompt + response)) == 3
     chat = TextCandidate(messages=(Message(role="user", content="x"),), response="y")
     assert reward_of(chat, lambda messages, response: len(messages[0]["content"])) == 1
-    with pytest.raises(ValueError, match="the taste said"):
+    with pytest.raises(ValueError, match="the true reward said"):
         reward_of(seen, lambda observations, actions: None)
     rater = SyntheticRater("r", lambda prompt, response: math.nan, SyntheticRaterConfig())
     with pytest.raises(ValueError, match="finite"):

@@ -35,7 +35,9 @@ from rollcall.deploy.runtimes.on_ray.faults import (
 from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
 from rollcall.deploy.runtimes.on_ray.placement import Placement
-from rollcall.deploy.runtimes.on_ray.scoring import RayScoring
+from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
+from rollcall.deploy.runtimes.on_ray.trainer_calls import RayTrainerCalls
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.learners.loop.learner import StepOrder
 
 Handle = Any
@@ -62,6 +64,7 @@ class RayWorkers:
             actors_generate=generates,
             learner_uses_gpu=composition.learner_device != "cpu",
             private=cluster.private,
+            trains_on_preferences=composition.parts.preference_training is not None,
         )
         self._placement.reserve(lambda text: tell("room", text))
         if not cluster.private:
@@ -84,6 +87,13 @@ class RayWorkers:
             if composition.scored
             else None
         )
+        self._trainer = RayTrainerCalls(self._members.preference_trainer, self._pending)
+        training = composition.parts.preference_training
+        self._gate: PreferenceGate | None = None  # of a run from preferences
+        if training is not None:
+            budget = self._budget("the preference trainer")
+            patience_s = training.config.patience_s
+            self._gate = PreferenceGate(self._trainer, due=training.due, patience_s=patience_s, budget=budget)
         self._learners: list[Any] = []
         self._learner_node = ""
         self._learner_budget = self._budget("the learner")
@@ -100,6 +110,8 @@ class RayWorkers:
         Raises:
           RollcallError: naming the member that did not start, and why.
         """
+        if self._gate is not None:
+            self._gate.start()
         self._start_learner(checkpoint)
         if self._plan.eval_episodes:
             self._evaluator = self._members.evaluator()
@@ -147,7 +159,10 @@ class RayWorkers:
 
     def submit_scoring(self, produced: Produced, handle: Handle) -> None:
         assert self._scoring is not None
-        self._scoring.submit(produced, handle)
+        if self._gate is not None:
+            self._gate.hold(produced, handle)
+        else:
+            self._scoring.submit(produced, handle)
 
     def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None:
         order = StepOrder(request.step, request.epoch, request.progress, request.checkpoint_directory)
@@ -176,6 +191,7 @@ class RayWorkers:
             "actor": self._actors.restarts,
             "parameter_server": self._server_restarts,
             "scoring": self._scoring.restarts if self._scoring is not None else 0,
+            "preference_trainer": self._gate.restarts if self._gate is not None else 0,
         }
 
     def publish(self, weights: Handle) -> None:
@@ -213,7 +229,14 @@ class RayWorkers:
     def close(self) -> None:
         """Ends every process of this run."""
         scoring = self._scoring.handle if self._scoring is not None else None
-        for handle in [*self._actors.handles, scoring, *self._learners, self._evaluator, self._server]:
+        for handle in [
+            *self._actors.handles,
+            scoring,
+            self._trainer.handle,
+            *self._learners,
+            self._evaluator,
+            self._server,
+        ]:
             if handle is not None:
                 ray.kill(handle)
         self._placement.close()
@@ -237,12 +260,16 @@ class RayWorkers:
         """In words: who works on what, for how long."""
         scoring = self._scoring.doing() if self._scoring is not None else []
         learner = [f"the learner on step {self._steps[0][0].step}"] if self._steps else []
-        return ", ".join(self._actors.doing() + scoring + learner) or "nobody: no work is submitted"
+        labels = self._gate.doing() if self._gate is not None else []
+        return ", ".join(self._actors.doing() + labels + scoring + learner) or "nobody: no work is submitted"
 
     # Events.
 
     def poll(self, timeout_s: float) -> list[Event]:
         events = self._actors.tend()
+        if self._gate is not None and self._scoring is not None:
+            for produced, trajectory in self._gate.tend():
+                self._scoring.submit(produced, trajectory)
         references = list(self._pending)
         if not references or events:
             return events
