@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rollcall.actors.trajectory_scoring import Kind, RewardEndpoint, TrajectoryScorer
+from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.loop.work import Work
 from rollcall.deploy.config.load import AnyConfig, LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
@@ -87,12 +87,12 @@ class Parts(Protocol):
     def learner(self, collective: Collective) -> Learner: ...
 
 
-def scorer_of(endpoint: RewardEndpoint, kind: Kind) -> TrajectoryScorer:
+def scorer_of(endpoint: RewardEndpoint, mapping: ItemMapping) -> TrajectoryScorer:
     """Asks the service of that endpoint."""
     from rollcall.reward_service.client import RewardClient
 
     client = RewardClient(endpoint.url, endpoint.token or None)
-    return TrajectoryScorer(client, kind, model=endpoint.model, patience_s=endpoint.patience_s)
+    return TrajectoryScorer(client, mapping, model=endpoint.model, patience_s=endpoint.patience_s)
 
 
 def parts_of(config: AnyConfig, run_directory: Path) -> Parts:

@@ -29,8 +29,8 @@ from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryC
 from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.client import LabelClient
-from rollcall.reward_service.labelling.protocol import ProgressBody
-from rollcall.reward_service.labelling.queue import LabelQueue
+from rollcall.reward_service.labelling.leases import LabelQueue
+from rollcall.reward_service.labelling.protocol import Progress
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, load_reward_model, save_segment_model
 from rollcall.reward_service.models.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
 from rollcall.reward_service.preferences.files import Preference, SegmentPair, write_preferences
@@ -67,7 +67,7 @@ class Labels(LabelQueue, Protocol):
     """A LabelClient: raters are asked, or are programs themselves, and what they said is read from a log."""
 
     def add(self, comparisons: Iterable[Comparison]) -> int: ...
-    def progress(self, rater: str) -> ProgressBody: ...
+    def progress(self, rater: str) -> Progress: ...
     def labelled(self, after: int = 0) -> tuple[list[Preference], int]: ...
 
 

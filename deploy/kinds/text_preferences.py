@@ -162,10 +162,10 @@ def _judged(
                 if texts[0] == texts[1]:
                     continue
                 answer = rater.answer([TextCandidate(prompt=row.prompt, response=text) for text in texts])
-                best = 1 if answer["choice"] == "right" else 0
+                best = 1 if answer.choice == "right" else 0
                 yield PreferencePair(
                     prompt=asked_of(task, row),
                     chosen=texts[best],
                     rejected=texts[1 - best],
-                    tie=answer["choice"] == "tie",
+                    tie=answer.choice == "tie",
                 )

@@ -22,10 +22,10 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.reward_service.labelling.client import LabelClient
-from rollcall.reward_service.labelling.directory import open_labelling
-from rollcall.reward_service.labelling.queue import LabelQueue, StoreQueue
+from rollcall.reward_service.labelling.leases import LabelQueue
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, PAGE_PATH, router
+from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.preferences.agreement import Agreement, agreement
 from rollcall.reward_service.preferences.files import Preference, read_preferences, write_preferences
 from rollcall.reward_service.preferences.log import PreferenceLog
@@ -139,7 +139,7 @@ def _label_target(rater: Rater, args: argparse.Namespace, *, blame: str) -> int:
                 taken = _label(rater, client, args)
         else:
             with open_labelling(Path(args.target)) as store:
-                taken = _label(rater, StoreQueue(store), args)
+                taken = _label(rater, store, args)
     except ValueError as error:
         raise BadInput(f"{blame} ({COMMAND_LINE}): {error}") from None
     print(f"{args.target}: {taken} labels by {args.rater}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.reward_service.preferences.records import Candidate, TextCandidate
+from rollcall.reward_service.preferences.records import Answer, Candidate, TextCandidate
 
 TrueReward = Callable[..., Any]
 _MOST_BELIEVED = 0.99
@@ -106,9 +106,8 @@ class SyntheticRater:
         self._true_reward, self._config = true_reward, config
         self._rng = np.random.default_rng([config.seed, *name.encode()])
 
-    def answer(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """`choice` of a pair, `ranks` of more."""
+    def answer(self, candidates: Sequence[Candidate]) -> Answer:
         places = rank([reward_of(candidate, self._true_reward) for candidate in candidates], self._config, self._rng)
         if len(places) > 2:
-            return {"choice": None, "ranks": places}
-        return {"choice": "tie" if places[0] == places[1] else "left" if places[0] == 0 else "right", "ranks": None}
+            return Answer(ranks=places)
+        return Answer(choice="tie" if places[0] == places[1] else "left" if places[0] == 0 else "right")

@@ -28,7 +28,7 @@ from rollcall.deploy.kinds.preference_trainer import (
     with_taken_actions,
 )
 from rollcall.learners.maths.distributions import distribution_for
-from rollcall.reward_service.labelling.protocol import ProgressBody
+from rollcall.reward_service.labelling.protocol import Progress
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
 from rollcall.reward_service.preferences.files import Preference, SegmentPair, read_preferences
 from rollcall.reward_service.preferences.records import TAKEN, Comparison, SegmentCandidate, shows_taken_actions
@@ -151,8 +151,8 @@ class Book:
             details = {"metadata": dict(TAKEN)}
             self.log.append(SegmentPair((first.segment, second.segment), "left", first.env_id, details=details))
 
-    def progress(self, rater: str) -> ProgressBody:
-        return ProgressBody(comparisons=len(self.known), labels=len(self.log), waiting=len(self.waiting), today=0)
+    def progress(self, rater: str) -> Progress:
+        return Progress(comparisons=len(self.known), labels=len(self.log), waiting=len(self.waiting), today=0)
 
     def labelled(self, after: int = 0) -> tuple[list[Preference], int]:
         found = self.log[after : after + 5]

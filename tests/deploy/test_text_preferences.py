@@ -172,7 +172,7 @@ def test_the_loss_believes_a_rater_to_be_wrong_as_often_as_it_is(error_rate: flo
     config = SyntheticRaterConfig(error_rate=error_rate)
     rater = SyntheticRater("r", number_of_as, config)
     pair = [TextCandidate(prompt="", response="a" * 50), TextCandidate(prompt="", response="b")]
-    right = sum(rater.answer(pair)["choice"] == "left" for _ in range(4000)) / 4000
+    right = sum(rater.answer(pair).choice == "left" for _ in range(4000)) / 4000
     nll = bradley_terry_nll(differences=torch.tensor([50.0], dtype=torch.float64), noise=config.random_share)
     assert math.exp(-float(nll)) == pytest.approx(1 - error_rate, abs=1e-9)
     assert right == pytest.approx(1 - error_rate, abs=0.04)

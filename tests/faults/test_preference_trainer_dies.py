@@ -13,6 +13,7 @@ from rollcall.reward_service.preferences.files import read_preferences
 SETTINGS = (
     "env.fixed_episode_steps=50",
     "total_learner_steps=12",
+    "max_policy_lag=0",  # the tickets of one step are scored by one version
     "actors.num=2",
     "preferences.rater=synthetic",
     "preferences.true_reward=rollcall.reward_service.raters.true_rewards:upright_and_centred",

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_service import private_redis, text
+from label_service import PlainRedis, private_redis, text
 
 from rollcall.cluster.errors import BadInput, LeaseLost, StoreUnavailable
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.labelling.leases import Lease
-from rollcall.reward_service.labelling.redis_queue import LabellingConfig, PlainRedis
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.log import PreferenceLog
 from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate

@@ -30,8 +30,6 @@ from rollcall.reward_service.preferences.files import (
     SegmentPair,
     preference_line,
     read_preferences,
-    read_segment_preferences,
-    read_text_preferences,
     write_preferences,
 )
 from rollcall.reward_service.preferences.records import (
@@ -95,7 +93,7 @@ def test_the_prompt_of_an_hh_pair_is_what_both_begin_with_up_to_the_assistants_t
         "chosen": "\n\nHuman: A\n\nAssistant: one\n\nHuman: B\n\nAssistant: two",
         "rejected": "\n\nHuman: A\n\nAssistant: eins",
     }
-    first, second = read_text_preferences(write(tmp_path / "hh.jsonl", late, early))
+    first, second = read_preferences(write(tmp_path / "hh.jsonl", late, early))
     assert isinstance(first, PreferencePair) and isinstance(second, PreferencePair)
     assert (first.prompt, first.chosen, first.rejected) == (f"{shared}\n\nAssistant:", " So long", " So?")
     assert second.prompt == "\n\nHuman: A\n\nAssistant:"
@@ -155,21 +153,6 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=why):
             read_preferences(path)
-
-
-def test_a_file_of_the_other_kind_or_of_two_envs_is_a_bad_line(tmp_path: Path) -> None:
-    other = {"segments": [segment(1, dtype=np.float64).model_dump(mode="json")] * 2, "choice": "left"}
-    with pytest.raises(BadInput, match=r":2: texts"):
-        read_segment_preferences(write(tmp_path / "a.jsonl", LINES["segments"], LINES["pair"]))
-    with pytest.raises(BadInput, match=r":1: segments"):
-        read_text_preferences(write(tmp_path / "b.jsonl", LINES["segments"]))
-    with pytest.raises(BadInput, match=r":2: segments of float64"):
-        read_segment_preferences(write(tmp_path / "c.jsonl", LINES["segments"], other))
-
-
-def test_all_pairs_of_a_ranking_are_named_better_first() -> None:
-    ranking = Ranking("p", ("a", "b", "c"), (1, 0, 1))
-    assert ranking.pairs() == ((1, 0, False), (0, 2, True), (1, 2, False))
 
 
 # Comparisons and labels.
