@@ -17,7 +17,8 @@ from rollcall.cluster.inputs.near_names import did_you_mean
 _MOVED = {
     "rollcall.actors.envs": "rollcall.actors.envs.environment",
     "rollcall.actors.reviews": "rollcall.actors.tasks.reviews",
-    "rollcall.reward_service.tastes": "rollcall.reward_service.raters.tastes",
+    "rollcall.reward_service.tastes": "rollcall.reward_service.raters.true_rewards",
+    "rollcall.reward_service.raters.tastes": "rollcall.reward_service.raters.true_rewards",
 }
 
 

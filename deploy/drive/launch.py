@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from rollcall.cluster.files import write_aside
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.run import RunPlan
-from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.config.load import AnyConfig
+from rollcall.deploy.drive.nested_runs import train_reward_model
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.kinds.parts import POLICY_ID, Parts, parts_of
 from rollcall.deploy.report.recorders import Recorder, plain
 from rollcall.deploy.rundir.jobs import stop_patience_s
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.learners.loop.collective import Collective
 from rollcall.reward_service.scorer import Taken
 
@@ -163,7 +166,14 @@ class _Run:
             return self._serial_workers()
         from rollcall.deploy.runtimes.on_ray.launch import ray_workers
 
-        return ray_workers(self.config, self.parts, self.directory, self._tell, keep_versions=KEEP_VERSIONS)
+        return ray_workers(
+            self.config,
+            self.parts,
+            self.directory,
+            self._tell,
+            keep_versions=KEEP_VERSIONS,
+            train_reward_model=train_reward_model,
+        )
 
     def _serial_workers(self) -> Any:
         from rollcall.deploy.runtimes.serial_runtime import SerialWorkers
@@ -176,7 +186,20 @@ class _Run:
             evaluator=self.parts.evaluator,
             episodes=self.parts.eval_episodes,
             scorer=self.parts.scorer() if self.parts.reward is not None else None,
+            gate=self._gate(),
         )
+
+    def _gate(self) -> PreferenceGate | None:
+        """Of a serial run from preferences."""
+        from rollcall.deploy.runtimes.serial_runtime import TrainerInTurn
+
+        training = self.parts.preference_training
+        if training is None:
+            return None
+        trainer = training.trainer(partial(train_reward_model, stop=self.stop))
+        budget = RestartBudget("the preference trainer", max_restarts=0, window_s=1.0)
+        patience_s = training.config.patience_s
+        return PreferenceGate(TrainerInTurn(trainer), due=training.due, patience_s=patience_s, budget=budget)
 
     def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
         config = self.config

@@ -19,8 +19,8 @@ from rollcall.actors.language.conversations import Conversations, opening
 from rollcall.actors.language.lm_actor import LMActor, WeightsSource
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.actors.tasks.text_task import Task
+from rollcall.actors.trajectory_scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.task_source import PromptSource
 from rollcall.cluster.messages.records import Canary
@@ -101,10 +101,14 @@ class LanguageParts:
         rows = self.task.rows("train")
         check_answers(self.config.reward, rows)
         preferences = self.config.preferences
-        if preferences is not None and preferences.taste is not None and self.task.environment(rows[0]) is not None:
+        if (
+            preferences is not None
+            and preferences.true_reward is not None
+            and self.task.environment(rows[0]) is not None
+        ):
             raise BadInput(
-                f"preferences.taste: task {self.label} is a conversation of several turns, and pairs are sampled as "
-                "single responses, which are not what is scored then: give preferences.file"
+                f"preferences.true_reward: task {self.label} is a conversation of several turns, and pairs are sampled "
+                "as single responses, which are not what is scored then: give preferences.file"
             )
         if self.config.eval.episodes and not self.eval_episodes:
             _log.warning(
@@ -223,6 +227,11 @@ class LanguageParts:
 
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageParts:
         return replace(self, reward=endpoint)
+
+    @property
+    def preference_training(self) -> None:
+        """Its reward model is trained before the policy is."""
+        return None
 
     def scorer(self) -> TrajectoryScorer:
         assert self.reward is not None

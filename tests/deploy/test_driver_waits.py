@@ -15,7 +15,7 @@ from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
-from rollcall.deploy.runtimes.on_ray.scoring import RayScoring
+from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
 from tests.deploy.fake_ray import FakeRay, Handle, Spawner
 
 

@@ -25,7 +25,9 @@ from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
 from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
 from rollcall.deploy.runtimes.on_ray.placement import Placement
-from rollcall.deploy.runtimes.on_ray.scoring import RayScoring
+from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
+from rollcall.deploy.runtimes.on_ray.trainer_calls import RayTrainerCalls
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 
 
 class RayWorkers:
@@ -47,6 +49,7 @@ class RayWorkers:
             actors_generate=generates,
             learner_uses_gpu=composition.learner_device != "cpu",
             private=cluster.private,
+            trains_on_preferences=composition.parts.preference_training is not None,
         )
         self._placement.reserve(lambda text: tell("room", text))
         if not cluster.private:
@@ -77,6 +80,13 @@ class RayWorkers:
             if composition.scored
             else None
         )
+        self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
+        training = composition.parts.preference_training
+        self._gate: PreferenceGate | None = None  # of a run from preferences
+        if training is not None:
+            budget = self._budget("the preference trainer")
+            patience_s = training.config.patience_s
+            self._gate = PreferenceGate(self._trainer, due=training.due, patience_s=patience_s, budget=budget)
         self._evaluator: Any = None
         self._num_evals = 0  # under way
 
@@ -90,6 +100,8 @@ class RayWorkers:
         """Starts all processes, in parallel. `poll` raises RollcallError for a member that does not start in time,
         naming it, and why."""
         self._learner.start(checkpoint)
+        if self._gate is not None:
+            self._gate.start()
         if self._plan.eval_episodes:
             self._evaluator = self._members.evaluator()
         self._actors.begin_with(shard_state)
@@ -104,8 +116,8 @@ class RayWorkers:
     def close(self) -> None:
         """Ends every process of this run."""
         scoring = self._scoring.handle if self._scoring is not None else None
-        members = [*self._actors.handles, scoring, *self._learner.processes, self._evaluator, self._server.handle]
-        for handle in members:
+        others = [scoring, self._trainer.handle, self._evaluator, self._server.handle]
+        for handle in [*self._actors.handles, *self._learner.processes, *others]:
             if handle is not None:
                 ray.kill(handle)
         self._placement.close()
@@ -118,7 +130,10 @@ class RayWorkers:
 
     def submit_scoring(self, produced: Produced, handle: Handle) -> None:
         assert self._scoring is not None
-        self._scoring.submit(produced, handle)
+        if self._gate is not None:
+            self._gate.hold(produced, handle)
+        else:
+            self._scoring.submit(produced, handle)
 
     def submit_step(self, order: StepOrder, handles: Sequence[Handle]) -> None:
         self._learner.submit(order, handles)
@@ -158,6 +173,7 @@ class RayWorkers:
             "actor": self._actors.restarts,
             "parameter_server": self._server.restarts,
             "scoring": self._scoring.restarts if self._scoring is not None else 0,
+            "preference_trainer": self._gate.restarts if self._gate is not None else 0,
         }
 
     @property
@@ -173,7 +189,8 @@ class RayWorkers:
     def waiting_for(self) -> str:
         """In words: who works on what, for how long."""
         scoring = self._scoring.doing() if self._scoring is not None else []
-        doing = [*self._actors.doing(), *scoring, *self._learner.doing(), *self._server.doing()]
+        labels = self._gate.doing() if self._gate is not None else []
+        doing = [*self._actors.doing(), *labels, *scoring, *self._learner.doing(), *self._server.doing()]
         return ", ".join(doing) or "nobody: no work is submitted"
 
     # Events.
@@ -182,6 +199,8 @@ class RayWorkers:
         self._server.tend()
         if self._scoring is not None:
             self._scoring.tend()
+            for produced, trajectory in self._gate.tend() if self._gate is not None else ():
+                self._scoring.submit(produced, trajectory)
         return [*self._actors.tend(), *self._learner.tend()] or self._calls.wait(timeout_s)
 
     def _on_eval(self, step: int, env_steps: int, answer: Answer) -> list[Event]:
