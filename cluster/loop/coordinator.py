@@ -18,7 +18,7 @@ from rollcall.cluster.loop.flow import FlowControl
 from rollcall.cluster.loop.observers import Observers, RunObserver
 from rollcall.cluster.loop.rollouts import Batch, Rollout, Rollouts
 from rollcall.cluster.loop.run import RunPlan, RunState
-from rollcall.cluster.loop.run_checkpoints import RunCheckpoints, States
+from rollcall.cluster.loop.run_checkpoints import RunCheckpoints
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.events import (
@@ -28,6 +28,7 @@ from rollcall.cluster.messages.events import (
     LearnerSaved,
     ShardStates,
     StateLost,
+    States,
     StepDone,
     TicketFailed,
     TicketProduced,
@@ -272,8 +273,10 @@ class Coordinator:
             return
         order, batch = self._training.popleft()
         assert report.step == order.step
-        if report.interrupted:
-            self._on_interrupted(order)
+        if report.interrupted:  # its tickets are live still, and dropped with all others that a stop leaves
+            self._flow.given_up()
+            if order.checkpoint_directory is not None:
+                self._checkpoints.discard(order.checkpoint_directory)
             return
         self._rollouts.commit(order.step, batch, skipped=report.skipped)
         now = time.perf_counter()
@@ -290,12 +293,6 @@ class Coordinator:
         every = self.plan.eval_every_steps
         if every is not None and self.step % every == 0 and not self.finished:
             self._workers.submit_eval(step=self.step, env_steps=self.counters.env_steps)
-
-    def _on_interrupted(self, order: StepOrder) -> None:
-        """Its tickets are live still, and dropped with all others that a stop leaves."""
-        self._flow.given_up()
-        if order.checkpoint_directory is not None:
-            self._checkpoints.discard(order.checkpoint_directory)
 
     def _on_learner_lost(self, event: LearnerLost) -> None:
         """Back to the last checkpoint: what was in training or in flight is booked and issued again."""

@@ -14,9 +14,7 @@ from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, write_state
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.run import RunPlan
-from rollcall.cluster.messages.records import Array
-
-States = tuple[dict[str, Array], dict[str, JsonValue]]
+from rollcall.cluster.messages.events import States
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 # A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it
 # on; only the runtime can look inside.
 Handle = object
+States = tuple[dict[str, Array], dict[str, JsonValue]]  # of all env shards: arrays and JSON, from which they go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,9 @@ class LearnerLost:
 
 @dataclass(frozen=True, slots=True)
 class ShardStates:
-    """What the actors keep: tensors and JSON. None where that cannot be had."""
+    """What the actors keep. None where that cannot be had."""
 
-    states: tuple[dict[str, Array], dict[str, JsonValue]] | None
+    states: States | None
 
 
 @dataclass(frozen=True, slots=True)

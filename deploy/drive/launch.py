@@ -173,6 +173,7 @@ class _Run:
             self._tell,
             keep_versions=KEEP_VERSIONS,
             train_reward_model=train_reward_model,
+            stop_requested=self.stop.is_set,
         )
 
     def _serial_workers(self) -> Any:

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,11 +23,12 @@ from rollcall.cluster.messages.events import (
     Handle,
     LearnerSaved,
     ShardStates,
+    States,
     StepDone,
     TicketProduced,
     TicketScored,
 )
-from rollcall.cluster.messages.records import Array, GymTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages.records import GymTrajectory, Produced, Ticket, Weights
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.kinds.preference_trainer import PreferenceTrainer, TrainerReport
@@ -69,7 +69,7 @@ class SerialWorkers:
         self._asked: deque[Callable[[], list[Event]]] = deque()  # how all is now, before any other job
         self._weights: Weights | None = None
 
-    def start(self, checkpoint: Path | None, *, shard_state: tuple[dict[str, Array], dict[str, Any]] | None) -> None:
+    def start(self, checkpoint: Path | None, *, shard_state: States | None) -> None:
         if self._gate is not None:
             self._gate.start()
         if checkpoint is not None:

@@ -15,7 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.events import Event, ShardStates, StateLost, TicketFailed, TicketProduced
+from rollcall.cluster.messages.events import Event, ShardStates, StateLost, States, TicketFailed, TicketProduced
 from rollcall.cluster.messages.records import Array, ShardPayload, Ticket
 from rollcall.deploy.runtimes.lanes import Lanes
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
@@ -34,8 +34,6 @@ from rollcall.deploy.runtimes.on_ray.faults import (
 DEADLINE_GRACE_S = 10.0
 BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
 ROOM_GRACE_S = 15.0  # how long tickets wait with an actor that is coming, while others are up
-
-States = tuple[dict[str, Array], dict[str, JsonValue]]
 
 _log = logging.getLogger("rollcall")
 
@@ -115,11 +113,10 @@ class RayActors:
 
     def submit_shard_states(self, undone: Collection[int], timeout_s: float) -> None:
         """What all actors keep, answered by ShardStates."""
-        owner = "shard states"
-        self._calls.forget(owner)
+        self._calls.forget(self)  # an earlier question
         replies = [actor.handle.shard_states.remote(frozenset(undone)) for actor in self._actors if actor.is_up]
         if replies:
-            self._calls.expect_all(replies, _merged, owner=owner, timeout_s=timeout_s)
+            self._calls.expect_all(replies, _merged, owner=self, timeout_s=timeout_s)
         else:
             self._events.append(ShardStates(({}, {})))
 
@@ -153,8 +150,7 @@ class RayActors:
                     f"{ticket.deadline_s:.0f} s; logs/{actor.actor_id}.trace shows where it hangs"
                 )
                 events += self._lose(actor, "deadline", detail)
-        if self._held:
-            self._dispatch()
+        self._dispatch()
         return events
 
     # Coming and going.
@@ -240,10 +236,9 @@ class RayActors:
         if actor.state == "down":
             return []
         lost = self._end(actor)
-        lanes = {lane for lane, holder in self._moving.items() if holder is actor}
+        lost += [ticket for ticket in self._held if self._moving.get(ticket.lane) is actor]
+        self._held = [ticket for ticket in self._held if self._moving.get(ticket.lane) is not actor]
         self._moving = {lane: holder for lane, holder in self._moving.items() if holder is not actor}
-        lost += [ticket for ticket in self._held if ticket.lane in lanes]
-        self._held = [ticket for ticket in self._held if ticket.lane not in lanes]
         delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail, raised=raised)
         actor.start_at = self._calls.clock() + delay_s
         self.restarts += 1

@@ -26,6 +26,7 @@ def ray_workers(
     *,
     keep_versions: int,
     train_reward_model: TrainRewardModel,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> RayWorkers:
     """Connected, with room on the cluster, and nothing begun.
 
@@ -57,7 +58,7 @@ def ray_workers(
             stop_patience_s=stop_patience_s(),
             train_reward_model=train_reward_model,
         )
-        return RayWorkers(composition, cluster, tell)
+        return RayWorkers(composition, cluster, tell, stop_requested)
     except BaseException:
         cluster.close()
         raise

@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.config.placement import Bundle, ClusterConfig, Node, bundle, shortage, total
 
 SLICE_S = 1  # of the wait for room
@@ -51,11 +51,12 @@ class Placement:
         self._first_actor = num_learners if self._learner.demand else 0
         self._group: Any = None
 
-    def reserve(self, tell: Callable[[str], None]) -> None:
+    def reserve(self, tell: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
         """Waits until there is room for the group. `tell`: told when that takes a while.
 
         Raises:
           BadInput: what is missing, and for which role, when there is no room in time.
+          RollcallError: a stop was requested.
         """
         self._check_beside_driver()
         if not self._bundles:
@@ -73,6 +74,8 @@ class Placement:
             raise BadInput(f"section cluster: {' '.join(str(error).split())}") from None
         began, told = time.monotonic(), False
         while not self._group.wait(SLICE_S):
+            if stop_requested():
+                raise RollcallError("stopped while it waited for room on the cluster: nothing had begun")
             waited_s = time.monotonic() - began
             if waited_s > self._config.room_timeout_s:
                 raise BadInput(self._no_room())

@@ -13,10 +13,10 @@ from ray.exceptions import RayActorError, RayError
 
 from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.events import EvalDone, Event, Handle
+from rollcall.cluster.messages.events import EvalDone, Event, Handle, States
 from rollcall.cluster.messages.records import Produced, Ticket
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.deploy.runtimes.on_ray.actors import RayActors, States
+from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, death_of, in_a_line
@@ -33,7 +33,13 @@ from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 class RayWorkers:
     """The coordinator's Workers, on Ray."""
 
-    def __init__(self, composition: Composition, cluster: Cluster, tell: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        cluster: Cluster,
+        tell: Callable[[str, str], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
         """`tell`: (kind, text) of what takes long before anything begins.
 
         Raises:
@@ -51,7 +57,7 @@ class RayWorkers:
             private=cluster.private,
             trains_on_preferences=composition.parts.preference_training is not None,
         )
-        self._placement.reserve(lambda text: tell("room", text))
+        self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs)
         self._members = members = Members(composition, self._placement)
