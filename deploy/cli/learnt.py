@@ -78,7 +78,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _audit(args: argparse.Namespace) -> int:
     from rollcall.cluster.books.audit import audit_run
-    from rollcall.cluster.books.segments import booked_segments
+    from rollcall.cluster.books.settings_history import booked_spans
     from rollcall.deploy.kinds.registry import kind_of
     from rollcall.deploy.rundir.directories import find_run
 
@@ -91,6 +91,6 @@ def _audit(args: argparse.Namespace) -> int:
         print(discrepancy)
     if not discrepancies:
         print(f"{directory}: the books balance")
-        for segment in booked_segments(directory)[1:]:
+        for segment in booked_spans(directory)[1:]:
             print(f"segment {segment}")
     return FAILED if discrepancies else DONE

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_least
 from rollcall.deploy.cli.learnt import add_learnt
 from rollcall.deploy.cli.manifests import add_manifests
@@ -21,7 +22,7 @@ from rollcall.deploy.cli.monitor import add_monitor
 from rollcall.deploy.cli.recipes import add_recipes
 from rollcall.deploy.cli.reward import add_reward
 from rollcall.deploy.cli.running import add_running
-from rollcall.deploy.config.settings import COMMAND_LINE, did_you_mean, shipped_recipes
+from rollcall.deploy.config.settings import COMMAND_LINE, shipped_recipes
 from rollcall.deploy.tools.bench.arguments import add_benches
 
 _EXTRAS = {

@@ -155,7 +155,7 @@ def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) 
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     with stop_on_signals(run.directory) as stop:
         console = run.kind.console(sys.stdout, live=live)
-        summary = carry_out(run, resume=resume, stop=stop, console=[console], changes=changes)
+        summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=[console], changes=changes)
     for line in run.kind.closing_lines(summary, run.directory):
         print(line)
     if summary["status"] == "completed":

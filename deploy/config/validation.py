@@ -13,10 +13,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.root_config import RootConfig, plugin_name_of
-from rollcall.deploy.config.settings import KeyPath, Settings, did_you_mean
+from rollcall.deploy.config.settings import KeyPath, Settings
 
 _PLAINER = {  # pydantic's words where they are JSON's and not the user's
     "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and begin with a letter or a digit",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.books.segments import changes_between
+from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.run_config import OnlineConfig

@@ -4,21 +4,23 @@ leaves summary.json and report.html behind."""
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rollcall.cluster.books.segments import Segments
+from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
 from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.config.preference_config import RewardTrainConfig
+from rollcall.deploy.drive.nested import NestedRuns, StepsTold
 from rollcall.deploy.drive.offline import OfflineDrive, imitate
 from rollcall.deploy.drive.online import OnlineDrive
 from rollcall.deploy.drive.records import Changes, RunRecorder, warnings_told, write_summary
 from rollcall.deploy.kinds.kind import Driven, NestedRun, StoredRun
 from rollcall.deploy.kinds.loading import export_policy
+from rollcall.deploy.kinds.preferences.reward_model import MODEL, REWARD_MODEL
 from rollcall.deploy.kinds.recipes import kind_of_config
 from rollcall.deploy.report.recorders import Record, Recorder, read_jsonl
 from rollcall.deploy.rundir.files import begin_run, driver_log, read_json
@@ -41,12 +43,12 @@ def carry_out(
     run: StoredRun,
     *,
     resume: bool = False,
-    stop: threading.Event | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
     console: Sequence[Recorder] = (),
     changes: Changes | None = None,
 ) -> dict[str, Any]:
-    """Trains in the run's directory, which has been begun; returns the summary, which is also summary.json. `stop`:
-    once it is set, the run ends with a checkpoint. `changes`: settings in which the config of a resumed run is not what
+    """Trains in the run's directory, which has been begun; returns the summary, which is also summary.json. Once a stop
+    is requested, the run ends with a checkpoint. `changes`: settings in which the config of a resumed run is not what
     it was.
 
     Raises:
@@ -56,7 +58,6 @@ def carry_out(
     say_it_once()
     began = time.perf_counter()
     recorder = RunRecorder(run, console, changes)
-    stop_requested = (stop or threading.Event()).is_set
     drive = _drive_of(run, recorder, stop_requested)
     summary: dict[str, Any] = {
         "status": "failed",
@@ -98,6 +99,22 @@ def prepare(members: Driven, stop_requested: Callable[[], bool] = lambda: False)
             imitate(preparation, stop_requested)
 
 
+def train_reward_model(
+    config: RewardTrainConfig,
+    directory: Path,
+    *,
+    on_step: Callable[[], None],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Path | None:
+    """A kinds.preference_trainer.TrainRewardModel. A run that was cut off begins anew: it is short."""
+    summary: Mapping[str, Any] = read_json(directory / "summary.json")
+    if summary.get("status") != "completed":
+        shutil.rmtree(directory, ignore_errors=True)
+        nested = NestedRun(REWARD_MODEL, config, directory)
+        summary = run_nested(nested, console=[StepsTold(on_step)], stop_requested=stop_requested)
+    return directory / MODEL if summary["status"] == "completed" else None
+
+
 def drive_alone(
     config: ActingConfig,
     directory: Path,
@@ -113,29 +130,34 @@ def drive_alone(
     """
     factory = kind_of_config(config).make(config, directory)
     assert factory.drive == "online"
-    segments = Segments.single(config.config_hash)
-    drive = OnlineDrive(config, factory, recorder, segments, stop_requested, prepare)
+    segments = SettingsHistory.single(config.config_hash)
+    drive = OnlineDrive(config, factory, recorder, segments, stop_requested, NESTED)
     return {"status": drive.carry_out(resume=resume), **drive.facts}
 
 
-def run_nested(nested: NestedRun) -> Mapping[str, Any]:
+def run_nested(
+    nested: NestedRun,
+    *,
+    console: Sequence[Recorder] = (),
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Mapping[str, Any]:
     """A run of another kind, in its own directory; its summary."""
     nested.directory.mkdir(parents=True, exist_ok=True)
     config_hash = begin_run(nested.config, nested.directory, recipe=nested.directory.name)
-    summary = carry_out(StoredRun(nested.kind, nested.config, nested.directory, config_hash))
+    run = StoredRun(nested.kind, nested.config, nested.directory, config_hash)
+    summary = carry_out(run, console=console, stop_requested=stop_requested)
     nested.told(summary)
     return summary
 
 
+NESTED = NestedRuns(prepare, train_reward_model)  # what a drive has made before its own run, or while it goes on
+
+
 def _drive_of(run: StoredRun, recorder: RunRecorder, stop_requested: Callable[[], bool]) -> Drive:
     members = run.kind.make(run.config, run.directory)
-
-    def prepared(members: Driven) -> None:
-        prepare(members, stop_requested)
-
     if members.drive == "offline":
-        return OfflineDrive(run, members, recorder, stop_requested, prepared)
-    return OnlineDrive(run.config, members, recorder, recorder.segments, stop_requested, prepared)
+        return OfflineDrive(run, members, recorder, stop_requested, NESTED)
+    return OnlineDrive(run.config, members, recorder, recorder.segments, stop_requested, NESTED)
 
 
 def _refuse(error: BaseException, run: StoredRun, *, resume: bool) -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
+from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
-from rollcall.deploy.kinds.kind import Driven, Imitation, OfflineRun, StoredRun
+from rollcall.deploy.kinds.kind import Imitation, OfflineRun, StoredRun
 from rollcall.deploy.report.recorders import Record
-from rollcall.learners.loop.learner import StepOrder
 
 _log = logging.getLogger("rollcall")
 
@@ -42,13 +43,13 @@ class OfflineDrive:
         made: OfflineRun,
         recorder: RunRecorder,
         stop_requested: Callable[[], bool],
-        prepare: Callable[[Driven], None],
+        nested: NestedRuns,
     ) -> None:
         self._run = run
         self._made = made
         self._recorder = recorder
         self._stop_requested = stop_requested
-        self._prepare = prepare
+        self._nested = nested
         self._state = _State()
         self.facts: dict[str, Any] = {}  # for the summary
 
@@ -56,7 +57,7 @@ class OfflineDrive:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
         with _one_driver(self._run.directory):
             made = self._made
-            self._prepare(made)
+            self._nested.prepare(made, self._stop_requested)
             _ = made.learner
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)
             if resume:

@@ -5,25 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.ledger import Ledger
-from rollcall.cluster.books.segments import Segments
+from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.loop.coordinator import Coordinator
-from rollcall.cluster.loop.plan import Plan
-from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.run import RunPlan
+from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
-from rollcall.deploy.kinds.kind import POLICY_ID, Driven, MemberFactory
+from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.jobs import stop_patience_s
-from rollcall.deploy.runtimes.serial_runtime import SerialWorkers
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
+from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
 from rollcall.learners.loop.collective import Collective
 
 KEEP_VERSIONS = 2
@@ -38,9 +41,9 @@ class OnlineDrive:
         config: ActingConfig,
         factory: MemberFactory,
         recorder: Recorder,
-        segments: Segments,
+        segments: SettingsHistory,
         stop_requested: Callable[[], bool],
-        prepare: Callable[[Driven], None],
+        nested: NestedRuns,
     ) -> None:
         """`segments`: of a run whose settings were changed, or written by another release."""
         self._config = config
@@ -49,7 +52,7 @@ class OnlineDrive:
         self._recorder = recorder
         self._segments = segments
         self._stop_requested = stop_requested
-        self._prepare = prepare
+        self._nested = nested
         self._evaluations: list[Mapping[str, Any]] = []  # of the policy before its first update, and the newest
         self.facts: dict[str, Any] = {"runtime": config.runtime}  # for the summary
 
@@ -73,7 +76,7 @@ class OnlineDrive:
                 store.acquire_lock()
                 self._watch.probe(store)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
-                self._prepare(self._factory)
+                self._nested.prepare(self._factory, self._stop_requested)
                 with self._reward_service():
                     workers = self._workers()
                     return self._see_through(store, books, workers, start, port)
@@ -107,6 +110,7 @@ class OnlineDrive:
         try:
             checkpoints = CheckpointWriter(self._directory, keep=self._config.checkpoint.keep)
             coordinator = self._coordinator(store, books, workers, checkpoints)
+            store.waits_no_longer = coordinator.stops_while_store_is_away
             self._begin(coordinator, workers, start, port)
             self._watch.training(coordinator.state, store)
             coordinator.run()
@@ -152,7 +156,15 @@ class OnlineDrive:
             return self._serial_workers()
         from rollcall.deploy.runtimes.on_ray.launch import ray_workers  # and ray with it
 
-        return ray_workers(self._config, self._factory, self._directory, self._tell, keep_versions=KEEP_VERSIONS)
+        return ray_workers(
+            self._config,
+            self._factory,
+            self._directory,
+            self._tell,
+            keep_versions=KEEP_VERSIONS,
+            train_reward_model=self._nested.train_reward_model,
+            stop_requested=self._stop_requested,
+        )
 
     def _serial_workers(self) -> Any:
         server = ParameterServer(keep=KEEP_VERSIONS)
@@ -163,13 +175,24 @@ class OnlineDrive:
             evaluator=self._factory.evaluator,
             episodes=self._factory.eval_episodes,
             scorer=self._factory.scorer() if self._factory.reward is not None else None,
+            gate=self._gate(),
         )
+
+    def _gate(self) -> PreferenceGate | None:
+        """Of a serial run from preferences."""
+        training = self._factory.preference_training
+        if training is None:
+            return None
+        trainer = training.trainer(partial(self._nested.train_reward_model, stop_requested=self._stop_requested))
+        budget = RestartBudget("the preference trainer", max_restarts=0, window_s=1.0)
+        patience_s = training.config.patience_s
+        return PreferenceGate(TrainerInTurn(trainer), due=training.due, patience_s=patience_s, budget=budget)
 
     def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
         config = self._config
         # A serial run, and one at lag 0, has nothing in flight at a step boundary: env state can be part of it.
         at_rest = config.runtime == "serial" or config.max_policy_lag == 0
-        plan = Plan(
+        plan = RunPlan(
             run_id=store.run_id,
             run_seed=config.seed,
             policy_id=POLICY_ID,
@@ -191,11 +214,11 @@ class OnlineDrive:
         )
         return Coordinator(
             plan,
-            work=self._factory.work(),
+            tasks=self._factory.work(),
             workers=workers,
             ledger=books,
             checkpoints=checkpoints,
-            recorders=self._recorders,
+            observers=self._recorders,
             watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
             failures=FailureBudget(max_failures=config.supervision.max_failures),
             stop_requested=self._stop_requested,
@@ -218,6 +241,7 @@ class OnlineDrive:
             shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
         workers.start(checkpoint, shard_state=shard_state)
         workers.publish_initial(epoch=epoch, version=version)
+        coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,

@@ -13,7 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.books.segments import Segment, Segments, read_segments, write_segments
+from rollcall.cluster.books.settings_history import (
+    SettingsHistory,
+    SettingsSpan,
+    read_settings_history,
+    write_settings_history,
+)
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.kinds.kind import StoredRun
@@ -33,7 +38,7 @@ class RunRecorder:
         """`changes`: settings in which a resumed run's config is not what it was: a new segment of the run."""
         self._run = run
         self._recorders: list[Recorder] = [JsonLines(run.directory), TensorBoard(run.directory), *console]
-        self._known = read_segments(run.directory, config_hash=run.config_hash)
+        self._known = read_settings_history(run.directory, config_hash=run.config_hash)
         self.segments = self._known
         if changes:
             self.segments = self._known.followed_by(_new_segment(run, changes))
@@ -66,19 +71,19 @@ class RunRecorder:
             except Exception:
                 logging.getLogger("rollcall").exception("%s did not close", type(recorder).__name__)
 
-    def _book(self, segments: Segments) -> None:
+    def _book(self, segments: SettingsHistory) -> None:
         directory = self._run.directory
         if segments != self._known:
-            write_segments(directory, segments)
+            write_settings_history(directory, segments)
         if len(segments.all) > len(self._known.all):
             shutil.copyfile(directory / "config.yaml", directory / f"config.{len(self._known.all) - 1}.yaml")
             write_config(self._run.config, directory)
             self.on_event("segment", str(segments.all[-1]))
 
 
-def _new_segment(run: StoredRun, changes: Changes) -> Segment:
+def _new_segment(run: StoredRun, changes: Changes) -> SettingsSpan:
     """It begins where the run goes on, which is known when it does."""
-    return Segment(
+    return SettingsSpan(
         step=sys.maxsize,
         config_hash=run.config.config_hash,
         changes=dict(changes),
@@ -87,7 +92,7 @@ def _new_segment(run: StoredRun, changes: Changes) -> Segment:
     )
 
 
-def refuse_foreign(segments: Segments, checkpoint: Path, manifest: Manifest) -> None:
+def refuse_foreign(segments: SettingsHistory, checkpoint: Path, manifest: Manifest) -> None:
     """Raises BadInput: when a checkpoint was not made under the run's settings, of now or before."""
     if not segments.made(manifest.config_hash):
         raise BadInput(

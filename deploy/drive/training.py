@@ -37,5 +37,5 @@ def train(config: RootConfig | str, **overrides: Any) -> dict[str, Any]:
         recipe, named = load_recipe(config, values=overrides), recipe_name(config)
     run = new_run(recipe, named=named, explicit="name" in overrides)
     with stop_on_signals(run.directory) as stop:
-        summary = carry_out(run, stop=stop)
+        summary = carry_out(run, stop_requested=stop.is_set)
     return {**summary, "run_directory": str(run.directory)}

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO, TypeAlias
 
-from rollcall.actors.scoring import Kind, RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.loop.work import Work
-from rollcall.cluster.messages.records import Produced, Weights
+from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
+from rollcall.cluster.loop.task_source import TaskSource
+from rollcall.cluster.messages.records import Weights
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.loop.collective import Collective
@@ -226,12 +227,6 @@ class OfflineRun(Protocol):
 Preparation: TypeAlias = NestedRun | Imitation
 
 
-class Scorer(Protocol):
-    """actors.scoring.TrajectoryScorer, or what stands before it."""
-
-    def score(self, produced: Produced, trajectory: Any) -> tuple[Produced, Any]: ...
-
-
 class MemberFactory(Protocol):
     """Makes the members of one run with actors. Travels to their processes."""
 
@@ -318,10 +313,14 @@ class MemberFactory(Protocol):
     def with_reward(self, endpoint: RewardEndpoint) -> MemberFactory:
         """This factory, once the reward service's address is known."""
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> TrajectoryScorer:
         """Only with a reward endpoint."""
 
-    def work(self) -> Work: ...
+    @property
+    def preference_training(self) -> PreferenceTraining | None:
+        """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
+
+    def work(self) -> TaskSource: ...
     def actor(self, actor_id: str, source: Any) -> Any: ...
     def evaluator(self) -> Any: ...
     def learner(self, collective: Collective) -> Learner: ...
@@ -330,7 +329,7 @@ class MemberFactory(Protocol):
 Driven: TypeAlias = MemberFactory | OfflineRun  # what a run is made of, for its drive
 
 
-def scorer_of(endpoint: RewardEndpoint, kind: Kind) -> TrajectoryScorer:
+def scorer_of(endpoint: RewardEndpoint, mapping: ItemMapping) -> TrajectoryScorer:
     """Asks the service of that endpoint."""
     client = RewardClient(endpoint.url, endpoint.token or None)
-    return TrajectoryScorer(client, kind, model=endpoint.model, patience_s=endpoint.patience_s)
+    return TrajectoryScorer(client, mapping, model=endpoint.model, patience_s=endpoint.patience_s)

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.settings import did_you_mean
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.rundir.jobs import check_runs_root, runs_root
 
 

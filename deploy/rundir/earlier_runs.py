@@ -12,7 +12,9 @@ from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, sett
 from rollcall.deploy.rundir.files import read_json
 
 # Old path -> new path: read as the new one. What is renamed in runs of one kind alone stands in its file (`renamed`).
-RENAMED: Mapping[KeyPath, KeyPath] = {}
+RENAMED: Mapping[KeyPath, KeyPath] = {
+    ("preferences", "taste"): ("preferences", "true_reward"),
+}
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
 # What runs did before a setting was there, where its default does something else: such runs go on doing it.
 BEFORE: Mapping[KeyPath, Any] = {}

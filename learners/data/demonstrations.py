@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollcall.cluster.loop.work import ShuffledRows
+from rollcall.cluster.loop.task_source import ShuffledRows
 from rollcall.cluster.messages.records import Array, LMTrajectory
 from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.token_batch import TokenBatch, collate_samples

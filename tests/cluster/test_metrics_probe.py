@@ -10,7 +10,8 @@ import pytest
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics
-from rollcall.cluster.store.store import RedisConfig, Store, open_store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import Store, open_store
 
 LABELS = {"run": "r", "policy": "p", "env": "e"}
 

@@ -121,7 +121,7 @@ def test_an_interrupted_run_keeps_the_same_model_to_the_bit(when: str) -> None:
     config = config.model_copy(update={"name": "parted"})
     parted, stop = begun(config), threading.Event()
     step = summary["kept"]["step"] // 2 if when == "before its best" else summary["learner_steps"] - 3
-    stopped = carry_out(parted, stop=stop, console=[StopsAt(step, stop)])
+    stopped = carry_out(parted, stop_requested=stop.is_set, console=[StopsAt(step, stop)])
     assert stopped["status"] == "stopped"
     again = carry_out(parted, resume=True)
     assert (again["kept"], again["learner_steps"]) == (summary["kept"], summary["learner_steps"])

@@ -96,7 +96,7 @@ def test_a_reward_model_is_trained_judged_reported_and_served(capsys: pytest.Cap
 
 
 def write_segment_pairs(path: Path, count: int, *, seed: int = 0) -> None:
-    """The taste: the first observation near 0, and action 1."""
+    """The true reward: the first observation near 0, and action 1."""
     generator = np.random.default_rng(seed)
 
     def segment() -> tuple[Segment, float]:
@@ -112,7 +112,7 @@ def write_segment_pairs(path: Path, count: int, *, seed: int = 0) -> None:
     write_preferences(path, made)
 
 
-def test_a_file_of_segments_is_enough_and_its_model_knows_the_taste_step_by_step(
+def test_a_file_of_segments_is_enough_and_its_model_knows_the_true_reward_step_by_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_segment_pairs(Path("pairs.jsonl"), 500)
@@ -219,7 +219,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights() -> None:
     whole, parted = begun("whole"), begun("parted")
     carry_out(whole)
     stop = threading.Event()
-    summary = carry_out(parted, stop=stop, console=[StopsAt(4, stop)])  # type: ignore[list-item]
+    summary = carry_out(parted, stop_requested=stop.is_set, console=[StopsAt(4, stop)])  # type: ignore[list-item]
     assert (summary["status"], summary["learner_steps"]) == ("stopped", 5)
     summary = carry_out(parted, resume=True)
     assert (summary["status"], summary["learner_steps"]) == ("completed", 8)

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder, _build_optimizer
+from rollcall.learners.loop.learner import LearnerConfig, _build_optimizer
 from rollcall.learners.models.networks import PolicyConfig
 from tests import ROOT
 from tests.learners.experience import cartpole, make_learner

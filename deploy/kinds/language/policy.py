@@ -68,7 +68,7 @@ class LoadedLanguage:
             "seed": settings.seed if options.seed is None else options.seed,
             **{"mean": result.mean, "std": result.std, "n": result.n, "unit": result.unit},
             "unparsed": result.unparsed,
-            "rewards": list(result.rewards),
+            "rewards": list(result.returns),
             "lengths": list(result.lengths),
         }
 

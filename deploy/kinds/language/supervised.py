@@ -11,8 +11,8 @@ from typing import Any, Literal, TextIO
 
 import torch
 
-from rollcall.actors.language.lm_evaluation import LMEvalResult
 from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.language_checks import check_supervised
@@ -88,7 +88,7 @@ class SupervisedRun:
             found["first_eval"], found["final_eval"] = map(_shown, self._evaluated())
         return found
 
-    def _evaluated(self) -> tuple[LMEvalResult | None, LMEvalResult | None]:
+    def _evaluated(self) -> tuple[EvalReport | None, EvalReport | None]:
         """The model as it was given and after its fine-tuning, on the held-out rows, by one engine."""
         members = self._members
         rows = members.eval_episodes
@@ -111,7 +111,7 @@ class SupervisedRun:
         return module_weights({"policy": model}, POLICY_ID, epoch=0, version=version)
 
 
-def _shown(result: LMEvalResult | None) -> dict[str, Any] | None:
+def _shown(result: EvalReport | None) -> dict[str, Any] | None:
     if result is None:
         return None
     return {"mean": result.mean, "std": result.std, "n": result.n, "unit": result.unit, "unparsed": result.unparsed}

@@ -28,15 +28,17 @@ from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.events import TicketFailed
 from rollcall.cluster.messages.records import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.deploy.kinds.kind import MemberFactory
+from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardModel
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, StepOrder, StepResult, resolve_device
+from rollcall.learners.loop.learner import Learner, resolve_device
 
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
-ASIDE = "aside"  # the thread of the learner's process that hears while the other works
+ASIDE = "aside"  # the thread of a learner's or trainer's process that hears while the other works
 TRANSFER = "transfer"  # and the one that sends weights to engines
 
 
@@ -167,6 +169,26 @@ class ScoringProcess:
             return ticket_failure(produced, error), None
 
 
+class PreferenceTrainerProcess:
+    """A PreferenceTrainer as a Ray actor, which says that it is at work while it works."""
+
+    def __init__(self, parts: MemberFactory, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / "preference-trainer.log")
+        training = parts.preference_training
+        assert training is not None
+        self._trainer = training.trainer(train)
+
+    def offer(self, trajectory: GymTrajectory) -> None:
+        self._trainer.offer(trajectory)
+
+    def advance(self, due: int) -> TrainerReport:
+        return self._trainer.advance(due)
+
+    @ray.method(concurrency_group=ASIDE)
+    def get_beats(self) -> int:
+        return self._trainer.beats
+
+
 class LearnerProcess:
     """One learner process as a Ray actor, which hears of an interruption while it works."""
 
@@ -237,7 +259,7 @@ class LearnerProcess:
             self._learner.restore(checkpoint)
         return node_id()
 
-    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepResult, Weights | None]:
+    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepReport, Weights | None]:
         assert self._learner is not None
         return self._learner.update(trajectories, order)
 
@@ -259,7 +281,7 @@ class EvalProcess:
         _settle(working_directory, logs / "evaluation.log")
         self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 
-    def evaluate(self, weights: Weights, episodes: int) -> Any:
+    def evaluate(self, weights: Weights, episodes: int) -> EvalReport:
         return self._evaluator.evaluate(weights, episodes)
 
 

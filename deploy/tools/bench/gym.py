@@ -18,6 +18,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.run_config import RunConfig
@@ -27,7 +28,6 @@ from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.report.recorders import read_jsonl
 from rollcall.deploy.tools.bench import peers
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import StepOrder
 
 PART_S = 1.0  # how long each part is measured per repeat
 WHOLE_S = 5.0  # and the whole system

@@ -6,12 +6,12 @@ from __future__ import annotations
 import time
 
 from rollcall.cluster.messages.records import LMTrajectory, Ticket, Weights
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import StepOrder
 
 
 class Generation:
