@@ -81,7 +81,12 @@ class OfflineDrive:
 
     def _train(self, writer: CheckpointWriter, *, saved: int) -> None:
         made, state = self._made, self._state
-        info = {"kind": "language", "start_step": state.step, "epoch": 0, "total_learner_steps": made.steps}
+        info = {
+            "counts": self._run.kind.counts.key,
+            "start_step": state.step,
+            "epoch": 0,
+            "total_learner_steps": made.steps,
+        }
         self._recorder.on_start({**info, "total_env_steps": None})
         checkpoint_every = self._run.config.checkpoint_every(made.steps)
         if state.step == 0 and not state.evaluations:

@@ -247,7 +247,7 @@ class OnlineDrive:
             "epoch": epoch,
             "total_learner_steps": self._config.learner_steps,
             "total_env_steps": self._config.env_steps,
-            "kind": self._factory.kind,
+            "counts": self._factory.counts.key,
             "metrics_url": f"http://{self._config.metrics.host}:{port}/metrics" if port else None,
         }
         for recorder in self._recorders:

@@ -30,7 +30,7 @@ from rollcall.deploy.preferences.accuracy import accuracy_of
 from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
 from rollcall.deploy.report.closing import pairs_lines, pairs_right
-from rollcall.deploy.report.counted import LEARNT
+from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.rundir.earlier_runs import run_hash
@@ -238,11 +238,11 @@ def _imitated(item: Comparison[TokenSequence], *, best_only: bool) -> list[Demon
 def _record(judged: PolicyJudgement, groups: Sequence[str]) -> dict[str, Any]:
     """An evaluation's record; of groups, each one's own and the worst."""
     if not len(judged.differences):
-        return {"mean": None, "std": None, "n": 0, "unit": "pairs right", "eval_loss": judged.loss}
+        return {"mean": None, "std": None, "n": 0, "unit": PAIRS_RIGHT, "eval_loss": judged.loss}
     found = accuracy_of(judged.differences.tolist())
     std = (found.accuracy * (1 - found.accuracy)) ** 0.5
     record: dict[str, Any] = {"mean": found.accuracy, "std": std, "n": found.n, "low": found.low, "high": found.high}
-    record |= {"unit": "pairs right", "eval_loss": judged.loss, "margin": judged.margin}
+    record |= {"unit": PAIRS_RIGHT, "eval_loss": judged.loss, "margin": judged.margin}
     own: dict[str, Any] = {}
     for number, name in enumerate(groups):
         theirs = judged.differences[judged.groups == number]
