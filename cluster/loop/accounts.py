@@ -86,7 +86,7 @@ class Counters:
 
     def _samples(self, produced: Sequence[Produced], step_s: float) -> dict[str, Any]:
         """Of language experience."""
-        num_tokens = sum(item.num_steps for item in produced)
+        num_tokens = sum(item.num_tokens for item in produced)
         samples = [sample for item in produced for sample in item.samples]
         self.tokens += num_tokens
         names = sorted({name for sample in samples for name in sample.reward_components})
@@ -167,5 +167,5 @@ def _act_s(produced: Sequence[Produced]) -> float:
     per_actor: dict[str, float] = {}
     for item in produced:
         busy_s = item.timing.act_s - item.timing.wait_weights_s
-        per_actor[item.actor_id] = per_actor.get(item.actor_id, 0.0) + busy_s
+        per_actor[item.header.actor_id] = per_actor.get(item.header.actor_id, 0.0) + busy_s
     return max(per_actor.values())

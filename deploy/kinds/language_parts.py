@@ -241,7 +241,6 @@ class LanguageParts:
         engine = self._engine(self.config.actors.engine)
         return LMActor(
             actor_id=actor_id,
-            policy_id=POLICY_ID,
             engine=engine,
             conversations=self._conversations(engine, greedy=False),
             rows=self.task.rows("train"),
