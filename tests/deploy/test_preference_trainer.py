@@ -100,7 +100,7 @@ def test_stretches_do_not_cross_an_episodes_end_nor_hold_a_step_that_is_no_exper
     mask[8, 2] = False
     steps = replace(whole.steps, truncated=truncated, mask=mask)
     cut = replace(whole, unroll=replace(whole.unroll, steps=steps))
-    found = list(_segments(cut, 4, lambda actions: actions))
+    found = list(segments_of(cut, 4, lambda actions: actions))
     firsts = [float(segment.observations.array()[0, 0]) for segment in found]
     assert firsts == [0, 4, 8, 100, 108, 200, 204]
     assert all(segment.num_steps == 4 for segment in found)
