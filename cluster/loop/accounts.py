@@ -11,7 +11,7 @@ from rollcall.cluster.messages.records import Produced
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 
 RETURN_WINDOW = 100  # episodes over which the training return is averaged
-SHOWN_SAMPLES = 4  # completions in each step's record, for people
+LOGGED_SAMPLES = 4  # completions in each step's record, for people
 
 
 @dataclass(slots=True)
@@ -86,16 +86,16 @@ class Counters:
 
     def _samples(self, produced: Sequence[Produced], step_s: float) -> dict[str, Any]:
         """Of language experience."""
-        num_tokens = sum(item.num_steps for item in produced)
+        num_tokens = sum(item.num_tokens for item in produced)
         samples = [sample for item in produced for sample in item.samples]
         self.tokens += num_tokens
         names = sorted({name for sample in samples for name in sample.reward_components})
         components = {
             f"reward_{name}": _mean(sample.reward_components.get(name, 0.0) for sample in samples) for name in names
         }
-        shown = [
+        logged = [
             {"prompt": item.samples[0].prompt, "text": item.samples[0].text, "reward": item.samples[0].reward}
-            for item in produced[:SHOWN_SAMPLES]
+            for item in produced[:LOGGED_SAMPLES]
         ]
         return {
             "reward_mean": _mean(sample.reward for sample in samples),
@@ -111,7 +111,7 @@ class Counters:
             "tokens_per_s": num_tokens / step_s,
             **_engines(produced),
             **components,
-            "samples": shown,
+            "samples": logged,
         }
 
 
@@ -167,5 +167,5 @@ def _act_s(produced: Sequence[Produced]) -> float:
     per_actor: dict[str, float] = {}
     for item in produced:
         busy_s = item.timing.act_s - item.timing.wait_weights_s
-        per_actor[item.actor_id] = per_actor.get(item.actor_id, 0.0) + busy_s
+        per_actor[item.header.actor_id] = per_actor.get(item.header.actor_id, 0.0) + busy_s
     return max(per_actor.values())

@@ -238,7 +238,7 @@ class Coordinator:
             self._workers.submit_step(order, [ready.handle[1] for ready in batch])
 
     def _handle(self, events: Sequence[Event]) -> None:
-        failed = [event for event in events if isinstance(event, TicketFailed) and self._rollouts.awaits(event)]
+        failed = [event for event in events if isinstance(event, TicketFailed) and self._rollouts.awaits(event.header)]
         causes = self._observers.on_failures(failed)
         for event in events:
             if isinstance(event, TicketProduced | TicketScored | StepDone | LearnerSaved | EvalDone):

@@ -37,7 +37,7 @@ class Observers:
         for event in events:
             causes.setdefault((event.reason, event.detail), []).append(event)
         for (reason, detail), lost in causes.items():
-            first = f"ticket {lost[0].ticket_id} attempt {lost[0].attempt}"
+            first = f"ticket {lost[0].header.ticket_id} attempt {lost[0].header.attempt}"
             others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             self.on_event(reason, f"{first}{others}: {detail}")
         return [lost[0] for lost in causes.values()]

@@ -15,7 +15,7 @@ from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.events import Handle, TicketFailed, TicketProduced, TicketScored, Workers
-from rollcall.cluster.messages.records import Produced, Ticket
+from rollcall.cluster.messages.records import Header, Produced, Ticket
 from rollcall.cluster.seeds import derive_seed
 
 MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless
@@ -81,9 +81,7 @@ class Rollouts:
             lane, payload = self._tasks.assign(ticket_id)
             tickets.append(
                 Ticket(
-                    ticket_id=ticket_id,
-                    attempt=attempt,
-                    epoch=self._epoch,
+                    header=Header(ticket_id, attempt, self._epoch, self._plan.policy_id),
                     seed=derive_seed(self._plan.run_seed, "ticket", ticket_id),
                     min_policy_version=self.flow.issued(ticket_id),
                     lane=lane,
@@ -92,7 +90,7 @@ class Rollouts:
                 )
             )
         if tickets:
-            self._attempts.issue([ticket.key for ticket in tickets])
+            self._attempts.issue([ticket.header.key for ticket in tickets])
             self._workers.submit_tickets(tickets)
 
     def cut(self) -> Batch:
@@ -119,17 +117,17 @@ class Rollouts:
 
     # What becomes of a ticket.
 
-    def awaits(self, item: Produced | TicketFailed) -> bool:
+    def awaits(self, header: Header) -> bool:
         """Whether an attempt is in flight: not late, not given up, not of an epoch that has ended."""
-        is_current = self._attempts.is_current((item.ticket_id, item.attempt))
-        return item.epoch == self._epoch and is_current and self.flow.is_in_flight(item.ticket_id)
+        is_current = header.epoch == self._epoch and self._attempts.is_current(header.key)
+        return is_current and self.flow.is_in_flight(header.ticket_id)
 
     def on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
-        if not self.awaits(produced) or self._attempts.is_being_scored(produced.key):
-            self._attempts.refuse(produced.key)
+        if not self.awaits(produced.header) or self._attempts.is_being_scored(produced.header.key):
+            self._attempts.refuse(produced.header.key)
             return
-        self._attempts.produced(produced.key, produced.min_policy_version, to_score=self._plan.scored)
+        self._attempts.produced(produced.header.key, produced.min_policy_version, to_score=self._plan.scored)
         if self._plan.scored:
             self._workers.submit_scoring(produced, event.handle)
         else:
@@ -137,31 +135,31 @@ class Rollouts:
 
     def on_scored(self, event: TicketScored) -> None:
         produced = event.produced
-        if not self.awaits(produced) or not self._attempts.is_being_scored(produced.key):
-            self._attempts.refuse(produced.key)
+        if not self.awaits(produced.header) or not self._attempts.is_being_scored(produced.header.key):
+            self._attempts.refuse(produced.header.key)
             return
-        self._attempts.scored(produced.key)
+        self._attempts.scored(produced.header.key)
         self._queue(produced, event.handle)
 
     def on_failed(self, event: TicketFailed) -> None:
         """Raises EnvFailure: an env's budget of restarts is spent."""
-        if not self.awaits(event):
+        header = event.header
+        if not self.awaits(header):
             return
-        key = (event.ticket_id, event.attempt)
         if event.state_lost:
-            self._tasks.lost(event.ticket_id)
+            self._tasks.lost(header.ticket_id)
         if event.reason == "env_failed":
-            self.flow.dropped(event.ticket_id)
-            self._attempts.give_up(key, "env_failed")
+            self.flow.dropped(header.ticket_id)
+            self._attempts.give_up(header.key, "env_failed")
             raise EnvFailure(event.detail)
-        self._drop(key, event.reason)
+        self._drop(header.key, event.reason)
 
     def _queue(self, produced: Produced, handle: Handle) -> None:
         """What may be learnt from."""
         self._failures.came_through()
-        self.flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, handle))
+        self.flow.produced(*produced.header.key, produced.min_policy_version, (produced, handle))
         if self._plan.drop_degenerate and produced.is_degenerate:
-            self._drop_degenerate(produced.key)
+            self._drop_degenerate(produced.header.key)
 
     def _drop(self, key: Key, reason: str) -> None:
         self.flow.dropped(key[0])

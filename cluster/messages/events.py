@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from rollcall.cluster.messages.records import Array, Produced, Ticket
+from rollcall.cluster.messages.records import Array, Header, Produced, Ticket
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 
 # A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it
@@ -37,9 +37,7 @@ class TicketScored:
 class TicketFailed:
     """An attempt that will not be produced, or not be scored."""
 
-    ticket_id: int
-    attempt: int
-    epoch: int
+    header: Header
     reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew

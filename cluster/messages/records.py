@@ -3,17 +3,19 @@ This file must never import ray or torch, and a record never holds a reference t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
+
+from rollcall.cluster.messages.arrays import Array as Array
+from rollcall.cluster.messages.arrays import digest_of, named_arrays
+from rollcall.cluster.messages.steps import EnvSteps, SampledTokens, Unroll
 
 SCHEMA_VERSION = 1
 
-Array = NDArray[Any]
 Unit = Literal["fragment", "episode", "prompt"]
 
 
@@ -36,22 +38,31 @@ class PromptPayload:
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """Permission to produce one unit of experience. `attempt` counts from 1; the seed does not depend on it."""
+class Header:
+    """Which attempt at which ticket a record is of, and whose."""
 
     ticket_id: int
-    attempt: int
-    epoch: int
-    seed: int
-    min_policy_version: int  # the producer must act with this version or a newer one
-    lane: int  # which worker: the runtime gives all tickets of one lane to one actor
-    payload: ShardPayload | PromptPayload
-    deadline_s: float  # seconds from the moment work on it begins
+    attempt: int  # counts from 1
+    epoch: int  # a restore ends one, and whatever was under way in it
+    policy_id: str = ""
+    actor_id: str = ""  # empty while nobody works on it
 
     @property
     def key(self) -> tuple[int, int]:
         """(ticket_id, attempt): names an attempt within a run."""
         return (self.ticket_id, self.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """Permission to produce one unit of experience."""
+
+    header: Header
+    seed: int  # does not depend on the attempt
+    min_policy_version: int  # the producer must act with this version or a newer one
+    lane: int  # which worker: the runtime gives all tickets of one lane to one actor
+    payload: ShardPayload | PromptPayload
+    deadline_s: float  # seconds from the moment work on it begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,34 +87,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class GymTrajectory:
-    """One unit of one shard: T steps of B envs. Arrays are [T, B, ...] unless said otherwise.
+    """One unit of one shard."""
 
-    Time alignment: at step t the env shows observations[t]; the actor takes actions[t]; rewards[t], terminated[t] and
-    truncated[t] follow that action. A step with mask False carries no experience (the reset step of a NEXT_STEP
-    vector env, padding after an episode in `unit="episode"`, the step at which an env was restarted).
-    """
-
-    policy_id: str
-    epoch: int
-    ticket_id: int
-    attempt: int
-    actor_id: str
+    header: Header
     shard: int
     incarnation: int
     policy_version: int  # of every step: a gym unit is produced under one version
-    observations: Mapping[str, Array]  # raw (not normalised), by name; a plain space has the one name "observation"
-    last_observations: Mapping[str, Array]  # [B, ...]: what the envs show after step T-1
-    final_index: Array  # int64 [N, 2]: the (t, b) at which an episode ended
-    final_observations: Mapping[str, Array]  # [N, ...]: the true last observation of those episodes
-    actions: Array  # as the policy sampled them (unsquashed, unclipped), [T, B] int64 or [T, B, A] float32 / int64
-    behaviour_logprobs: Array  # float32: of `actions` under the distribution really sampled from
-    rewards: Array  # float32, the env's own, or a reward service's
-    terminated: Array  # bool
-    truncated: Array  # bool
-    mask: Array  # bool: True where the step is experience
-    episode_starts: Array  # bool: observations[t] is the first of an episode (a recurrent state restarts here)
-    action_mask: Array | None = None  # bool [T, B, num_actions]: True where the env allows the action
-    initial_recurrent_state: Array | None = None  # float32 [num_states, B, hidden]: before observations[0]
+    unroll: Unroll[Array]
     episodes: tuple[EpisodeStats, ...] = ()
     env_restarts: int = 0
     timing: Timing = Timing()
@@ -111,8 +101,8 @@ class GymTrajectory:
     schema_version: int = SCHEMA_VERSION
 
     @property
-    def key(self) -> tuple[int, int]:
-        return (self.ticket_id, self.attempt)
+    def steps(self) -> EnvSteps[Array]:
+        return self.unroll.steps
 
     @property
     def min_policy_version(self) -> int:
@@ -121,33 +111,23 @@ class GymTrajectory:
     @property
     def num_steps(self) -> int:
         """Env steps that are experience."""
-        return int(self.mask.sum())
+        return int(self.steps.mask.sum())
 
-    def arrays(self) -> Iterator[tuple[str, Array]]:
-        """Every array with a stable name, in a stable order."""
-        yield from _arrays_of(self)
+    @property
+    def size_bytes(self) -> int:
+        return sum(array.nbytes for _, array in named_arrays(self))
 
     def digest(self) -> str:
         """xxh3-128 (hex) over names, dtypes, shapes and bytes of all arrays."""
-        return _digest(self.arrays())
+        return _digest(self, ("observations", "last_observations", "final_index", "final_observations"))
 
 
-def _arrays_of(record: GymTrajectory | LMTrajectory) -> Iterator[tuple[str, Array]]:
-    for item in fields(record):
-        value = getattr(record, item.name)
-        if isinstance(value, np.ndarray):
-            yield item.name, value
-        elif isinstance(value, Mapping):
-            for name in sorted(value):
-                yield f"{item.name}.{name}", value[name]
-
-
-def _digest(arrays: Iterator[tuple[str, Array]]) -> str:
-    hasher = xxhash.xxh3_128()
-    for name, array in arrays:
-        hasher.update(f"{name}|{array.dtype.str}|{array.shape}".encode())
-        hasher.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
-    return hasher.hexdigest()
+def _digest(record: GymTrajectory | LMTrajectory, first: Sequence[str]) -> str:
+    """Over the arrays called `first`, then the others as they stand: the order of consumption logs since the first
+    release."""
+    place = {name: number for number, name in enumerate(first)}
+    arrays = sorted(named_arrays(record), key=lambda item: place.get(item[0].partition(".")[0], len(first)))
+    return digest_of(iter(arrays))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,32 +152,25 @@ class LMTrajectory:
     In a conversation, what the environment answered stands between the policy's own tokens, with loss_mask False.
     """
 
-    policy_id: str
-    epoch: int
-    ticket_id: int
-    attempt: int
-    actor_id: str
+    header: Header
     row: int
     sample_offsets: Array  # int64 [G + 1]
     token_ids: Array  # int32
     loss_mask: Array  # bool: True for the tokens that the policy sampled
-    behaviour_logprobs: Array  # float32: under the distribution really sampled from; 0 where loss_mask is False
+    tokens: SampledTokens[Array]
     version_spans: Array  # int64 [M, 3]: (begin, end, policy version); together they cover the sampled tokens
     rewards: Array  # float32 [G]
     finish_reasons: tuple[str, ...]  # [G]: "stop" (the policy or its environment ended it) or "length"
     reward_model_version: str = ""  # as in GymTrajectory
-    # float32 [N]: what the environment gave for turns before a sample's last, at their last tokens; part of rewards.
-    # None where it gave nothing before the last.
-    turn_rewards: Array | None = None
     schema_version: int = SCHEMA_VERSION
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.ticket_id, self.attempt)
 
     @property
     def min_policy_version(self) -> int:
         return int(self.version_spans[:, 2].min())
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(array.nbytes for _, array in named_arrays(self))
 
     def token_versions(self) -> Array:
         """int64 [N]: the policy version of each sampled token; -1 elsewhere."""
@@ -206,13 +179,12 @@ class LMTrajectory:
             versions[begin:end] = version
         return np.where(self.loss_mask, versions, -1)
 
-    def arrays(self) -> Iterator[tuple[str, Array]]:
-        """Every array with a stable name, in a stable order."""
-        yield from _arrays_of(self)
-
     def digest(self) -> str:
-        """xxh3-128 (hex) over names, dtypes, shapes and bytes of all arrays."""
-        return _digest(self.arrays())
+        """As GymTrajectory's."""
+        return _digest(
+            self,
+            ("sample_offsets", "token_ids", "loss_mask", "behaviour_logprobs", "version_spans", "rewards"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,24 +212,18 @@ class EngineLoad:
 class Produced:
     """The small record an actor sends beside a trajectory: all that the driver needs to know of it."""
 
-    ticket_id: int
-    attempt: int
-    epoch: int
-    actor_id: str
+    header: Header
     min_policy_version: int
-    num_steps: int  # env steps, or tokens that the policy sampled
     size_bytes: int
     timing: Timing
+    num_steps: int = 0  # of envs
+    num_tokens: int = 0  # that the policy sampled
     episodes: tuple[EpisodeStats, ...] = ()
     env_restarts: int = 0
     samples: tuple[SampleStats, ...] = ()
     version_tokens: tuple[tuple[int, int], ...] = ()  # (policy version, tokens sampled under it)
     engine: EngineLoad | None = None  # of a generation engine
     scoring: Scoring | None = None  # set when a reward service has scored it
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return (self.ticket_id, self.attempt)
 
     @property
     def is_degenerate(self) -> bool:

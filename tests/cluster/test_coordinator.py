@@ -37,6 +37,7 @@ from rollcall.cluster.messages.events import (
 )
 from rollcall.cluster.messages.records import (
     EpisodeStats,
+    Header,
     Produced,
     Scoring,
     ShardPayload,
@@ -55,13 +56,12 @@ BATCH = 3
 class Rollout:
     """What stands for a trajectory."""
 
-    ticket_id: int
-    attempt: int
+    header: Header
     min_policy_version: int
     reward_model_version: str = ""
 
     def digest(self) -> str:
-        return f"{self.ticket_id}-{self.attempt}"
+        return f"{self.header.ticket_id}-{self.header.attempt}"
 
 
 def report(order: StepOrder, *, skipped: bool = False, interrupted: bool = False) -> StepReport:
@@ -121,7 +121,7 @@ class FaultyWorkers:
 
     def _produce(self, ticket: Ticket) -> list[Event]:
         if self.happens("fail"):
-            failed = TicketFailed(ticket.ticket_id, ticket.attempt, ticket.epoch, "actor_died", "it was killed", True)
+            failed = TicketFailed(ticket.header, "actor_died", "it was killed", True)
             # The result of an attempt that was given up may still come, late.
             return [failed, self._produced(ticket)] if self.happens("late") else [failed]
         produced = self._produced(ticket)
@@ -130,19 +130,16 @@ class FaultyWorkers:
     def _score(self, event: TicketProduced) -> list[Event]:
         produced = event.produced
         if self.happens("unscored"):
-            return [TicketFailed(*produced.key, produced.epoch, "unscored", "the scorer raised", False)]
+            return [TicketFailed(produced.header, "unscored", "the scorer raised", False)]
         rewarded = replace(event.handle, reward_model_version="v1")
         scored = TicketScored(replace(produced, scoring=Scoring("v1", 0.5, 0.01)), rewarded)
         return [scored, scored] if self.happens("twice") else [scored]
 
     def _produced(self, ticket: Ticket) -> TicketProduced:
         version = ticket.min_policy_version
-        rollout = Rollout(ticket.ticket_id, ticket.attempt, version)
+        rollout = Rollout(ticket.header, version)
         produced = Produced(
-            ticket_id=ticket.ticket_id,
-            attempt=ticket.attempt,
-            epoch=ticket.epoch,
-            actor_id="actor",
+            header=replace(ticket.header, actor_id="actor"),
             min_policy_version=version,
             num_steps=5,
             size_bytes=0,
@@ -293,8 +290,8 @@ def test_a_result_that_comes_twice_or_late_is_refused_and_counted(tmp_path: Path
 def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path: Path, store: Store) -> None:
     class Cursed(FaultyWorkers):
         def _produce(self, ticket: Ticket) -> list[Event]:
-            if ticket.ticket_id == 5:
-                return [TicketFailed(5, ticket.attempt, ticket.epoch, "deadline", "it hangs", True)]
+            if ticket.header.ticket_id == 5:
+                return [TicketFailed(ticket.header, "deadline", "it hangs", True)]
             return super()._produce(ticket)
 
     coordinator, recorder = coordinate(tmp_path, store, Cursed(tmp_path, 0), lag=1)
@@ -309,7 +306,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:
     class Broken(FaultyWorkers):
         def _produce(self, ticket: Ticket) -> list[Event]:
-            return [TicketFailed(ticket.ticket_id, 1, ticket.epoch, "env_failed", "no wheel", True)]
+            return [TicketFailed(ticket.header, "env_failed", "no wheel", True)]
 
     coordinator, _ = coordinate(tmp_path, store, Broken(tmp_path, 0), lag=1)
     with pytest.raises(EnvFailure, match="no wheel"):
@@ -328,12 +325,12 @@ class AlwaysFailing(FaultyWorkers):
         if self.scores or not self._fails():
             return super()._produce(ticket)
         trace = "NaN in observation[1]\n  File 'mine.py', line 7"
-        return [TicketFailed(ticket.ticket_id, ticket.attempt, ticket.epoch, "non_finite", trace, True)]
+        return [TicketFailed(ticket.header, "non_finite", trace, True)]
 
     def _score(self, event: TicketProduced) -> list[Event]:
         if not self._fails():
             return super()._score(event)
-        return [TicketFailed(*event.produced.key, event.produced.epoch, "unscored", "no API key", False)]
+        return [TicketFailed(event.produced.header, "unscored", "no API key", False)]
 
 
 @pytest.mark.parametrize("scored", [False, True])

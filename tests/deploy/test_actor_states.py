@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 
 from rollcall.cluster.errors import BudgetSpent, RollcallError
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, TicketFailed, TicketProduced
-from rollcall.cluster.messages.records import Produced, ShardPayload, Ticket, Timing
+from rollcall.cluster.messages.records import Header, Produced, ShardPayload, Ticket, Timing
 from rollcall.deploy.runtimes.on_ray.actors import BLAMELESS_DELAY_S, ROOM_GRACE_S, RayActors
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from tests.deploy.fake_ray import FakeRay, Handle, Spawner
@@ -56,15 +56,15 @@ class Stage:
 
 def ticket(ticket_id: int, *, shard: int | None = None, incarnation: int = 0) -> Ticket:
     lane = ticket_id % 2 if shard is None else shard
-    return Ticket(ticket_id, 1, 1, 0, 0, lane, ShardPayload(lane, incarnation, "fragment"), deadline_s=30)
+    return Ticket(Header(ticket_id, 1, 1), 0, 0, lane, ShardPayload(lane, incarnation, "fragment"), deadline_s=30)
 
 
 def produced(item: Ticket) -> Produced:
-    return Produced(item.ticket_id, item.attempt, item.epoch, "gym", 0, 5, 0, Timing())
+    return Produced(item.header, 0, 0, Timing(), num_steps=5)
 
 
 def failed(events: list[Event]) -> list[tuple[int, str]]:
-    return [(event.ticket_id, event.reason) for event in events if isinstance(event, TicketFailed)]
+    return [(event.header.ticket_id, event.reason) for event in events if isinstance(event, TicketFailed)]
 
 
 def test_a_run_begins_when_its_actors_are_ready_and_have_their_state_back() -> None:
@@ -84,10 +84,10 @@ def test_what_an_actor_produced_comes_back_with_its_trajectory() -> None:
     stage = Stage()
     one, two = stage.all_up()
     stage.actors.submit([ticket(0), ticket(1), ticket(2)])
-    assert [item.ticket_id for item in one.asked_for("produce")] == [0, 2]
+    assert [item.header.ticket_id for item in one.asked_for("produce")] == [0, 2]
     two.first("produce").answers(produced(ticket(1)))
     (event,) = stage.poll()
-    assert isinstance(event, TicketProduced) and event.produced.ticket_id == 1
+    assert isinstance(event, TicketProduced) and event.produced.header.ticket_id == 1
     assert event.handle == "produce of gym-1#1"
 
 
@@ -203,7 +203,7 @@ def test_while_all_are_down_tickets_wait_and_nobody_else_does() -> None:
     assert stage.actors.doing() == ["gym-0 to be started again"]
     assert stage.poll() == [] and max(stage.ray.waited_s, default=0) <= 0.2
     stage.pass_s(1)
-    assert [item.ticket_id for item in stage.spawn.newest.asked_for("produce")] == [1]
+    assert [item.header.ticket_id for item in stage.spawn.newest.asked_for("produce")] == [1]
 
 
 def test_what_waits_with_one_that_has_no_room_goes_to_others() -> None:
@@ -220,7 +220,7 @@ def test_what_waits_with_one_that_has_no_room_goes_to_others() -> None:
     second.first("ready").answers("node")
     stage.poll()
     stage.pass_s(ROOM_GRACE_S + 1)
-    assert waiting and {2, 3} <= {item.ticket_id for item in second.asked_for("produce")}
+    assert waiting and {2, 3} <= {item.header.ticket_id for item in second.asked_for("produce")}
     assert first.killed and stage.actors.restarts == 2, "it asks for room anew, which is no restart"
 
 
@@ -246,7 +246,7 @@ class Moving(Stage):
         return [
             handle.name
             for handle in (self.home, self.holder)
-            if number in [item.ticket_id for item in handle.asked_for("produce")]
+            if number in [item.header.ticket_id for item in handle.asked_for("produce")]
         ]
 
 

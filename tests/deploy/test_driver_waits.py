@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError
 
 from rollcall.cluster.errors import BudgetSpent, RollcallError
 from rollcall.cluster.messages.events import Event, LearnerLost, LearnerSaved, StepDone, TicketScored
-from rollcall.cluster.messages.records import Produced, Timing
+from rollcall.cluster.messages.records import Header, Produced, Timing
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
@@ -248,7 +248,7 @@ def test_an_idle_learner_that_has_died_is_found_out_when_it_is_asked() -> None:
 
 
 def produced(number: int) -> Produced:
-    return Produced(number, 1, 1, "gym", 0, 5, 0, Timing())
+    return Produced(Header(number, 1, 1), 0, 0, Timing(), num_steps=5)
 
 
 def test_a_scoring_process_that_dies_is_asked_again_after_a_back_off_that_blocks_nobody() -> None:
@@ -263,8 +263,8 @@ def test_a_scoring_process_that_dies_is_asked_again_after_a_back_off_that_blocks
     assert len(spawn.handles) == 1 and scoring.restarts == 1, "its back-off is not over"
     ray.now += 1
     scoring.tend()
-    assert [item.ticket_id for item in spawn.newest.asked_for("score")] == [0, 1]
+    assert [item.header.ticket_id for item in spawn.newest.asked_for("score")] == [0, 1]
     spawn.newest.first("score").answers(produced(0))
     (event,) = calls.wait(0.2)
-    assert isinstance(event, TicketScored) and event.produced.ticket_id == 0
+    assert isinstance(event, TicketScored) and event.produced.header.ticket_id == 0
     assert scoring.doing() == ["the reward service on 1 trajectories for 1 s"]

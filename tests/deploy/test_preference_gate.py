@@ -8,7 +8,7 @@ import pytest
 
 from rollcall.cluster.errors import BudgetSpent, RewardError, RewardTimeout
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.records import Produced, Timing
+from rollcall.cluster.messages.records import Header, Produced, Timing
 from rollcall.deploy.kinds.preference_trainer import TrainerReport
 from rollcall.deploy.runtimes.preference_gate import BEATS_EVERY_S, SILENT_S, PreferenceGate, TrainerLost
 
@@ -66,11 +66,11 @@ class Bench:
         self.gate.start()
 
     def hold(self, ticket: int, version: int) -> None:
-        produced = Produced(ticket, 1, 1, "gym-0", version, 32, 100, Timing())
+        produced = Produced(Header(ticket, 1, 1), version, 100, Timing(), num_steps=32)
         self.gate.hold(produced, f"trajectory {ticket}")
 
     def tend(self) -> list[int]:
-        return [produced.ticket_id for produced, _ in self.gate.tend()]
+        return [produced.header.ticket_id for produced, _ in self.gate.tend()]
 
 
 def test_a_trajectory_waits_for_the_labels_that_are_due_at_its_version_and_is_offered_at_once() -> None:

@@ -176,7 +176,6 @@ class ControlFactory:
             config=self.config.actors,
             policy_factory=self.policy,
             weights_source=source,
-            policy_id=POLICY_ID,
             # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
             can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
         )

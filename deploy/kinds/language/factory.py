@@ -265,7 +265,6 @@ class LanguageFactory:
         engine = self._engine(self.config.actors.engine)
         return LMActor(
             actor_id=actor_id,
-            policy_id=POLICY_ID,
             engine=engine,
             conversations=self._conversations(engine, greedy=False),
             rows=self.task.rows("train"),

@@ -124,7 +124,7 @@ class RayActors:
         """In words: who works on what, for how long."""
         now = self._calls.clock()
         busy = [
-            f"{actor.actor_id} on ticket {actor.pending[0].ticket_id} "
+            f"{actor.actor_id} on ticket {actor.pending[0].header.ticket_id} "
             f"({_what(actor.pending[0])}) for {now - actor.head_since:.0f} s"
             for actor in self._actors
             if actor.pending and actor.is_up
@@ -247,9 +247,7 @@ class RayActors:
         idle = [ticket_id for lane, ticket_id in self._lanes.lost(actor).items() if lane not in lanes]
         events: list[Event] = [
             TicketFailed(
-                ticket_id=ticket.ticket_id,
-                attempt=ticket.attempt,
-                epoch=ticket.epoch,
+                ticket.header,
                 reason=reason if position == 0 else "actor_died",
                 detail=detail,
                 state_lost=True,
@@ -269,7 +267,7 @@ class RayActors:
             if actor is None:
                 self._held.append(ticket)
                 continue
-            self._lanes.given(ticket.lane, actor, ticket.ticket_id)
+            self._lanes.given(ticket.lane, actor, ticket.header.ticket_id)
             shares.setdefault(actor.index, []).append(ticket)
         for index in sorted(shares):
             actor = self._actors[index]

@@ -101,7 +101,7 @@ class LMActorProcess:
         """Takes tickets that begin together."""
         for ticket in tickets:
             self._future(ticket)
-        self._source.use_epoch(tickets[0].epoch)
+        self._source.use_epoch(tickets[0].header.epoch)
         self._inbox.put(tickets)
 
     async def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, LMTrajectory | None]:
@@ -111,10 +111,10 @@ class LMActorProcess:
             outcome: tuple[Produced | TicketFailed, LMTrajectory | None] = await asyncio.wrap_future(answer)
             return outcome
         finally:
-            del self._answers[ticket.epoch, *ticket.key]
+            del self._answers[ticket.header.epoch, *ticket.header.key]
 
     def _future(self, ticket: Ticket) -> concurrent.futures.Future[Any]:
-        return self._answers.setdefault((ticket.epoch, *ticket.key), concurrent.futures.Future())
+        return self._answers.setdefault((ticket.header.epoch, *ticket.header.key), concurrent.futures.Future())
 
     async def control(self, method: str, arguments: dict[str, Any]) -> None:
         """One of vLLM's control calls, from the learner that sends us weights."""
@@ -149,10 +149,10 @@ class LMActorProcess:
     def _answer(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
             ticket, answer = outcome.ticket, (given_up(outcome), None)
-            key = (ticket.epoch, *ticket.key)
+            key = (ticket.header.epoch, *ticket.header.key)
             self._answers[key].set_result(answer)
         else:
-            self._answers[outcome[0].epoch, *outcome[0].key].set_result(outcome)
+            self._answers[outcome[0].header.epoch, *outcome[0].header.key].set_result(outcome)
 
 
 class ScoringProcess:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket
+from rollcall.cluster.messages.records import GymTrajectory, Header, ShardPayload, Ticket
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
@@ -103,9 +103,7 @@ class PartsBench:
     def _produce(self) -> GymTrajectory:
         shard = self._next % self._config.actors.num_shards
         ticket = Ticket(
-            ticket_id=self._next,
-            attempt=1,
-            epoch=1,
+            header=Header(ticket_id=self._next, attempt=1, epoch=1),
             seed=derive_seed(self._config.seed, "ticket", self._next),
             min_policy_version=0,
             lane=shard,

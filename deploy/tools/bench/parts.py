@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from rollcall.cluster.messages.records import LMTrajectory, Ticket, Weights
+from rollcall.cluster.messages.records import Header, LMTrajectory, Ticket, Weights
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
@@ -41,7 +41,9 @@ class Generation:
         for ticket_id in range(self._next, self._next + self._config.tickets_per_step):
             lane, payload = self._work.assign(ticket_id)
             seed = derive_seed(self._config.seed, "ticket", ticket_id)
-            tickets.append(Ticket(ticket_id, 1, self._epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S))
+            tickets.append(
+                Ticket(Header(ticket_id, 1, self._epoch), seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S)
+            )
         self._next += len(tickets)
         outcomes = self._actor.produce_all(tickets)
         assert len(outcomes) == len(tickets) and all(isinstance(outcome, tuple) for outcome in outcomes)
