@@ -87,11 +87,11 @@ def _shards(config: RunConfig) -> list[Problem]:
 
 
 def check_lag(config: OnlineConfig) -> list[Problem]:
-    if config.max_policy_lag == 0 or config.algorithm_class.corrects_policy_lag:
+    if config.max_policy_lag == 0 or config.algorithm_class.needs.corrects_policy_lag:
         return []
     half = plugins.is_language(config.algorithm_class)
     known = {name: plugins.find(plugins.ALGORITHM, name) for name in plugins.shipped(plugins.ALGORITHM)}
-    able = [n for n, found in known.items() if found.corrects_policy_lag and plugins.is_language(found) == half]
+    able = [n for n, found in known.items() if found.needs.corrects_policy_lag and plugins.is_language(found) == half]
     text = f"{config.algorithm_name} has no correction for a policy that lags behind: set max_policy_lag=0"
     return [Problem(("max_policy_lag",), f"{text}, or use an algorithm that has one ({', '.join(able)})")]
 

@@ -70,7 +70,7 @@ def _context(config: LanguageConfig) -> list[Problem]:
 def _algorithm(config: LanguageConfig) -> list[Problem]:
     problems = []
     try:
-        least = int(config.build_algorithm().min_group_size)
+        least = int(config.build_algorithm().needs.min_group_size)
     except ValueError as error:
         return [Problem(("algorithm", "name"), str(error))]
     if config.actors.samples_per_prompt < least:

@@ -13,7 +13,8 @@ from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import RootConfig, plugin_settings
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig, in_sections, section
+from rollcall.learners.loop.optimizers import AdamConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 
@@ -95,7 +96,7 @@ class RewardTrainConfig(PreferenceRunConfig):
     """A reward model from comparisons."""
 
     learner: LearnerConfig = Field(
-        default=LearnerConfig(weight_decay=REWARD_WEIGHT_DECAY),
+        default=LearnerConfig(optimizer=AdamConfig(weight_decay=REWARD_WEIGHT_DECAY)),
         description=f"how the parameters are optimised; weight_decay is {REWARD_WEIGHT_DECAY} where it is not given",
     )
     keep: Literal["auto", "best", "last"] = Field(
@@ -118,7 +119,10 @@ class RewardTrainConfig(PreferenceRunConfig):
     @field_validator("learner", mode="before")
     @classmethod
     def _decayed(cls, value: Any) -> Any:
-        return {"weight_decay": REWARD_WEIGHT_DECAY, **value} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        learner = in_sections(value)
+        return {**learner, "optimizer": {"weight_decay": REWARD_WEIGHT_DECAY, **section(learner.get("optimizer"))}}
 
     @property
     def algorithm_name(self) -> str:

@@ -22,6 +22,7 @@ from rollcall.deploy.config.settings import (
     read_recipe,
     recipe_name,
 )
+from rollcall.learners.loop import config as learner_config
 
 _TOTALS = ("total_env_steps", "total_learner_steps")
 
@@ -46,6 +47,9 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
+    for path in (("learner", "optimizer"), ("learner", "schedule")):
+        if isinstance(settings.get(path), str):
+            settings.set(path, {"kind": settings.get(path)}, settings.origin(path))
     if isinstance(settings.tree.get("reward"), str):
         settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
@@ -92,7 +96,11 @@ def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
     names = (("algorithm", "name"), ("task", "name"), ("model", "kind"))
     if (of_scorer or path in names) and settings.get(path) not in (None, value):
         settings.set(path[:-1], {}, origin)
-    if path == ("reward",) and isinstance(value, str):
+    of_learner = path in (("learner", "optimizer"), ("learner", "schedule"))
+    if of_learner and isinstance(value, str):  # of another kind: from its defaults
+        if learner_config.section(settings.get(path)).get("kind") != value:
+            settings.set(path, {"kind": value}, origin)
+    elif path == ("reward",) and isinstance(value, str):
         settings.set(path, by_name(value), origin)
     elif path in (("algorithm",), ("task",)) and isinstance(value, str):
         settings.set(path, {"name": value}, origin)

@@ -14,7 +14,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.settings import settings_hash, to_yaml
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 
 DEFAULT_NUM_CHECKPOINTS = 10
 

@@ -217,7 +217,7 @@ class RunConfig(OnlineConfig):
 def _default_lag(algorithm: Any) -> int:
     """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
     name = plugin_name_of(algorithm)
-    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).corrects_policy_lag)
+    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).needs.corrects_policy_lag)
 
 
 def cpp_compiler() -> str | None:

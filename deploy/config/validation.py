@@ -18,6 +18,7 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.root_config import RootConfig, plugin_name_of
 from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.learners.loop.config import SHORT
 
 _PLAINER = {  # pydantic's words where they are JSON's and not the user's
     "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and begin with a letter or a digit",
@@ -150,7 +151,8 @@ def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
         section = settings.get(written)
         if not (isinstance(section, Mapping) and part not in section and section.get("kind") == part):
             written = (*written, part)
-    return written
+    short = next((s for s, place in SHORT.items() if ("learner", *place) == (*path[:2], *path[-1:])), None)
+    return ("learner", short) if short is not None and settings.has(("learner", short)) else written
 
 
 def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:

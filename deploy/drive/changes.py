@@ -18,13 +18,14 @@ from rollcall.deploy.config.settings import COMMAND_LINE, Settings
 from rollcall.deploy.drive.records import Changes
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.kinds.recipes import recipe_of, settings_of
+from rollcall.learners.algorithm import HasModels
 
 # How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs; in words: rollcall
 # resume --help and docs/going-on.md. Neither the books (seed, env or task, reward, shards, prompts, lag bound) nor the
 # models and the optimiser's state are made of these.
 MAY_CHANGE = (
     *("total_env_steps", "total_learner_steps"),
-    *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer$).*"),
+    *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer(\.(kind|form|momentum))?$).*"),
     *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*"),
     r"redis\.\w+_timeout_s",
     *(r"actors\.(num|threads|torch_threads|ticket_deadline_s|max_env_restarts)",),
@@ -113,6 +114,7 @@ def _begin_anew(run_directory: Path) -> str:
 def _models(config: OnlineConfig) -> str:
     """Which ones the algorithm trains or holds."""
     algorithm = config.build_algorithm()
-    wanted = {"critic": algorithm.needs_critic, "reference": getattr(algorithm, "needs_reference", False)}
-    names = ["policy", *(name for name, wants in wanted.items() if wants), *sorted(algorithm.extra_models())]
+    wanted = {"critic": algorithm.needs.critic, "reference": algorithm.needs.reference}
+    own = algorithm.extra_models() if isinstance(algorithm, HasModels) else {}
+    names = ["policy", *(name for name, wants in wanted.items() if wants), *sorted(own)]
     return ", ".join(names)

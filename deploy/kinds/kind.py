@@ -18,8 +18,9 @@ from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
+from rollcall.learners.loop.collator import BatchSource
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import BatchSource, Learner
+from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.scorer import Taken
 

@@ -10,6 +10,7 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, settings_hash
 from rollcall.deploy.rundir.files import read_json
+from rollcall.learners.loop.config import in_sections
 
 # Old path -> new path: read as the new one. What is renamed in runs of one kind alone stands in its file (`renamed`).
 RENAMED: Mapping[KeyPath, KeyPath] = {
@@ -20,7 +21,7 @@ REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has i
 BEFORE: Mapping[KeyPath, Any] = {}
 # The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
 BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
-    "loss": {("keep",): "last", ("patience",): None, ("learner", "weight_decay"): 0.0},
+    "loss": {("keep",): "last", ("patience",): None, ("learner", "optimizer", "weight_decay"): 0.0},
 }
 
 
@@ -42,6 +43,8 @@ def read_run(run_directory: Path) -> tuple[Settings, str]:
         if settings.has(path):
             raise BadInput(f"{'.'.join(path)} ({settings.origin(path)}): this version has no such setting: {remedy}")
     settings.rename(RENAMED)
+    if _is_section(settings, ("learner",)):  # its optimiser and schedule had no sections
+        settings.tree["learner"] = in_sections(settings.tree["learner"])
     before = dict(BEFORE)
     for name, more in BEFORE_WITH.items():
         before |= more if settings.has((name,)) else {}

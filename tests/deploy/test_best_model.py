@@ -153,8 +153,8 @@ def test_a_best_model_is_a_copy_that_ties_leave_alone(tmp_path: Path) -> None:
 
 def test_weight_decay_of_reward_models_has_a_default_that_is_written_out() -> None:
     config = config_of("w")
-    assert config.learner.weight_decay == 0.1 and config.learner.learning_rate == 3e-3
-    assert config_of("w", learner={"weight_decay": 0.0}).learner.weight_decay == 0.0
+    assert config.learner.optimizer.weight_decay == 0.1 and config.learner.learning_rate == 3e-3
+    assert config_of("w", learner={"weight_decay": 0.0}).learner.optimizer.weight_decay == 0.0
     assert "weight_decay: 0.1" in config.to_yaml()
 
 

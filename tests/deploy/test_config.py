@@ -170,6 +170,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
 ) -> None:
     (tmp_path / "own_algorithm.py").write_text(
         "from pydantic import BaseModel, ConfigDict\n"
+        "from rollcall.learners.algorithm import Needs\n"
         "from rollcall.learners.algorithms.control.ppo import PPO\n"
         "class OwnConfig(BaseModel):\n"
         "    model_config = ConfigDict(extra='forbid', frozen=True)\n"
@@ -177,7 +178,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         "    strength: int = 3\n"
         "class Own(PPO):\n"
         "    Config = OwnConfig\n"
-        "    corrects_policy_lag = False\n"
+        "    needs = Needs(critic=True)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -126,7 +126,7 @@ def test_a_reward_model_of_an_earlier_release_goes_on_as_it_began(tmp_path: Path
     (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
     config = load_config(read_run(tmp_path)[0])
     assert isinstance(config, RewardTrainConfig)
-    assert (config.keep, config.patience, config.learner.weight_decay) == ("last", None, 0.0)
+    assert (config.keep, config.patience, config.learner.optimizer.weight_decay) == ("last", None, 0.0)
 
 
 def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
 def test_an_earlier_language_run_loads_with_all_its_settings(earlier: Path) -> None:
     pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
     loaded: Any = load("language")
-    assert loaded.config.learner.optimizer_eps == 1e-5  # whatever the default is now
+    assert loaded.config.learner.optimizer.eps == 1e-5  # whatever the default is now
     assert loaded.weights.version == 2
     assert audit_run(earlier / "language") == []
     exported: Any = export_policy("language", earlier / "exported")

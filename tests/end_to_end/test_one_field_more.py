@@ -20,7 +20,7 @@ from rollcall.cluster.messages.records import Header, LMTrajectory, ShardPayload
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import A, EnvSteps, SampledTokens
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
-from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.batches.token_batch import TokenMinibatch, collate_samples
 from rollcall.learners.loop.learner import Learner, LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
@@ -109,7 +109,7 @@ def learner_of(algorithm: A2C, policy: PolicyConfig) -> tuple[Learner, Any]:
         config=LearnerConfig(),
         policy_id="policy",
         run_seed=0,
-        experience=ControlExperience(network),
+        experience=ControlCollator(network),
     )
     return learner, spaces
 

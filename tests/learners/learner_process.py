@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,17 @@ import torch
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
+from tests.learners.own_update import NaturalGradient
 
 
-def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool) -> None:
-    policy = PolicyConfig(recurrent="gru" if recurrent else "none", recurrent_size=32)
-    algorithm = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+def main(rank: int, num_processes: int, address: str, out: Path, kind: str) -> None:
+    policy = PolicyConfig(recurrent="gru" if kind == "recurrent" else "none", recurrent_size=32)
+    algorithm: Any = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+    if kind == "own-update":
+        algorithm = NaturalGradient()
     collective = Collective()
     if num_processes > 1:
         collective = Collective.join(
@@ -36,4 +40,4 @@ def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5] == "recurrent")
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5])

@@ -31,7 +31,8 @@ from rollcall.deploy.kinds.control import initial_weights
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
-from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
@@ -195,12 +196,12 @@ class ControlFactory:
             network = build_actor_critic(
                 *self.spaces,
                 config.policy,
-                with_critic=algorithm.needs_critic,
+                with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
         except ValueError as error:
             raise BadInput(str(error)) from None
-        models: dict[str, nn.Module] = {"actor_critic": network, **algorithm.extra_models()}
+        models = with_own_models(algorithm, {"actor_critic": network})
         if config.policy.normalise_rewards:
             discount = getattr(config.algorithm, "discount", 1.0)
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
@@ -216,7 +217,8 @@ class ControlFactory:
             config=config.learner,
             policy_id=POLICY_ID,
             run_seed=config.seed,
-            experience=ControlExperience(
+            spaces=self.spaces,
+            collator=ControlCollator(
                 cast(ActorCritic, models["actor_critic"]),
                 cast("RewardNormaliser | None", models.get("reward_normaliser")),
             ),

@@ -33,7 +33,8 @@ from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
 from rollcall.deploy.report.counted import TOKENS, Counted
-from rollcall.learners.batches.language import LanguageExperience
+from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
@@ -290,13 +291,13 @@ class LanguageFactory:
             return model
 
         models: dict[str, nn.Module] = {"policy": TokenPolicy(load("policy"), sampling, autocast=autocast)}
-        if algorithm.needs_critic:
+        if algorithm.needs.critic:
             models["critic"] = TokenCritic(load("critic"), autocast=autocast)
-        if algorithm.needs_reference and policy.lora is not None:
+        if algorithm.needs.reference and policy.lora is not None:
             models["reference"] = WithoutAdapters(models["policy"])
-        elif algorithm.needs_reference:
+        elif algorithm.needs.reference:
             models["reference"] = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
-        return {**models, **algorithm.extra_models()}
+        return with_own_models(algorithm, models)
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
@@ -306,14 +307,14 @@ class LanguageFactory:
             config=config.learner.for_language(),
             policy_id=POLICY_ID,
             run_seed=config.seed,
-            experience=LanguageExperience(
+            collator=LanguageCollator(
                 token_budget=int(getattr(config.algorithm, "token_budget", 16384)),
                 hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
             ),
             published=("policy",),
             consumption_log=self.consumption_log,
             collective=collective,
-            units=decoder_layers,
+            fsdp_units=decoder_layers,
             read_out=None if config.policy.lora is None else merged_parameters,
             keep_on_device=self.weight_transfer != "object_store",
             canary=self._canary,

@@ -28,7 +28,10 @@ from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.learner import LearnerConfig, resolve_device
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import resolve_device
+from rollcall.learners.loop.optimizers import AdamConfig
+from rollcall.learners.loop.schedules import LinearSchedule
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 from rollcall.reward_service.preferences.files import (
     Preference,
@@ -88,9 +91,8 @@ def reward_model_run(
         epochs=config.epochs,
         learner=LearnerConfig(
             learning_rate=config.learning_rate,
-            weight_decay=REWARD_WEIGHT_DECAY,
-            warmup_steps=10,
-            anneal_learning_rate=True,
+            optimizer=AdamConfig(weight_decay=REWARD_WEIGHT_DECAY),
+            schedule=LinearSchedule(warmup_steps=10),
             max_grad_norm=1.0,
             threads=config.threads,
         ),

@@ -23,8 +23,10 @@ from rollcall.deploy.kinds.language.model_directory import model_source, save_po
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Record
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
-from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
+from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
 from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
@@ -71,9 +73,10 @@ class WarmStart:
         if settings.lora is not None:
             add_adapters(model, settings.lora, seed=derive_seed(self.seed, "lora"))
         model_source(self.given)
+        shape = LinearSchedule if settings.anneal_learning_rate else ConstantSchedule
         update = {
             "learning_rate": settings.learning_rate,
-            "anneal_learning_rate": settings.anneal_learning_rate,
+            "schedule": shape(warmup_steps=self.optimised.schedule.warmup_steps),
             "threads": settings.threads,
             "num_processes": 1,
         }
@@ -83,7 +86,7 @@ class WarmStart:
             config=self.optimised.for_language().model_copy(update=update),
             policy_id=WARM_START,
             run_seed=self.seed,
-            experience=DemonstrationExperience(),
+            collator=DemonstrationCollator(),
             read_out=None if settings.lora is None else merged_parameters,
         )
 

@@ -34,7 +34,7 @@ from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.rundir.earlier_runs import run_hash
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.loop.learner import Learner
@@ -136,12 +136,12 @@ class DirectRun:
     def learner(self) -> Learner:
         config = self._config
         return Learner(
-            models={**self._models, **self.algorithm.extra_models()},
+            models=self._models,
             algorithm=self.algorithm,
             config=config.learner.for_language(),
             policy_id=self.policy_id,
             run_seed=config.seed,
-            experience=PreferenceExperience(budget=self.budget),
+            collator=PreferenceCollator(),
             published=("policy",),
             read_out=None if config.policy.lora is None else merged_parameters,
         )

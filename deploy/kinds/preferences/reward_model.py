@@ -29,7 +29,7 @@ from rollcall.deploy.report.counted import LEARNT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, bootstrapped
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.models.reward_model_files import (
@@ -117,7 +117,7 @@ class RewardModelRun:
             config=config.learner.for_language() if isinstance(config.model, TextModelConfig) else config.learner,
             policy_id=self.policy_id,
             run_seed=config.seed,
-            experience=PreferenceExperience(budget=config.loss.budget),
+            collator=PreferenceCollator(),
         )
 
     @property

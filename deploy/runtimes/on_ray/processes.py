@@ -266,12 +266,12 @@ class LearnerProcess:
     def weights(self, epoch: int, version: int) -> Weights | None:
         """From process 0; asked of all."""
         assert self._learner is not None
-        return self._learner.hand_out(epoch=epoch, version=version)
+        return self._learner.publish(epoch=epoch, version=version)
 
     def save(self, directory: Path, epoch: int, version: int) -> None:
         """By process 0; asked of all."""
         assert self._learner is not None
-        self._learner.hand_out(epoch=epoch, version=version, checkpoint=directory)
+        self._learner.publish(epoch=epoch, version=version, checkpoint=directory)
 
 
 class EvalProcess:

@@ -1,23 +1,22 @@
-"""Between the learner, which does not know what it learns from, and control experience: trajectories become a batch,
-rewards are scaled, and after the step the normaliser takes the batch in."""
+"""How gymnasium trajectories become a batch: side by side, rewards scaled; and after the step the normaliser takes the
+batch in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from rollcall.cluster.messages.records import GymTrajectory
-from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.gym_batch import GymBatch, stack_trajectories
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.collator import CollatorState
 from rollcall.learners.models.networks import ActorCritic
 from rollcall.learners.models.normaliser import RewardNormaliser
 
 
-class ControlExperience:
-    """What the learner asks of its experience, for gymnasium trajectories."""
+class ControlCollator:
+    """A Collator of gymnasium trajectories."""
 
     def __init__(self, network: ActorCritic, reward_normaliser: RewardNormaliser | None = None) -> None:
         self._network = network
@@ -30,23 +29,20 @@ class ControlExperience:
             return batch
         return batch.with_rewards(self._reward_normaliser.update_and_scale(batch, trajectories))
 
-    def prepare(self, algorithm: Algorithm, models: Models, batch: GymBatch, collective: Collective) -> Any:
-        return algorithm.prepare(models, batch)  # cheap enough for every process to do it all
-
     def metrics(self, batch: GymBatch) -> dict[str, float]:
         return {}
 
-    def learned(self, batch: GymBatch) -> None:
+    def learned(self, batch: GymBatch, per_sample: Tensor | None) -> None:
         """After the step: the new statistics are published with the next version, so that at lag 0 actor and learner
         have used the same ones and the ratio was 1."""
         self._network.update_normaliser(batch.steps.observations, batch.steps.mask)
 
-    def state(self) -> dict[str, Any]:
-        """For the checkpoint, beside the statistics, which are weights."""
+    def state(self) -> CollatorState:
+        """Beside the statistics, which are weights."""
         if self._reward_normaliser is None:
-            return {}
-        return {"reward_accumulators": self._reward_normaliser.accumulators()}
+            return CollatorState()
+        return CollatorState({"reward_accumulators": self._reward_normaliser.accumulators()})
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def load_state(self, state: CollatorState) -> None:
         if self._reward_normaliser is not None:
-            self._reward_normaliser.set_accumulators(state["reward_accumulators"])
+            self._reward_normaliser.set_accumulators(state.values["reward_accumulators"])
