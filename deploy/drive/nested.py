@@ -5,34 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.kinds.kind import Driven
 from rollcall.deploy.report.recorders import Record
-
-
-class _Prepare(Protocol):
-    def __call__(self, made: Driven, stop_requested: Callable[[], bool] = ...) -> None: ...
-
-
-class _TrainRewardModel(Protocol):
-    def __call__(
-        self,
-        config: RewardTrainConfig,
-        directory: Path,
-        *,
-        on_step: Callable[[], None],
-        stop_requested: Callable[[], bool] = ...,
-    ) -> Path | None: ...
 
 
 @dataclass(frozen=True)
 class NestedRuns:
     """`prepare` makes what the run loads; `train_reward_model` is for who does so while the policy learns."""
 
-    prepare: _Prepare
-    train_reward_model: _TrainRewardModel
+    prepare: Callable[[Driven, Callable[[], bool]], None]
+    train_reward_model: Callable[..., Path | None]  # a TrainRewardModel that may be asked to stop
 
 
 class StepsTold:

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
+
+from pydantic import BaseModel
 
 from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.loop.task_source import TaskSource
@@ -15,6 +17,7 @@ from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.deploy.config.validation import validated
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
@@ -68,29 +71,28 @@ class LoadedRun(Protocol):
         """Puts what a new run begins with into that run's `directory`, in one move; `origin` says where it is from."""
 
 
-class RunKind(Protocol):
-    """One kind of run. Adding one: a file with such a class, and its place in registry.py."""
+@dataclass(frozen=True)
+class RunKind:
+    """One kind of run. Adding one: a file with such an object, and its place in registry.py."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def config(self) -> type[RootConfig]: ...
-
-    @property
-    def counts(self) -> Counted:
-        """What its steps and its summary count."""
-
-    @property
-    def data(self) -> str:
-        """What data set its runs learn from; empty: they have actors."""
-
-    @property
-    def renamed(self) -> Mapping[KeyPath, KeyPath]:
-        """Settings of its recipes that had another name: old path -> new path."""
-
-    def claims(self, tree: Mapping[str, Any]) -> bool:
-        """Whether the keys of a recipe are this kind's."""
+    name: str
+    config: type[RootConfig]
+    counts: Counted  # what its steps and its summary count
+    claims: Callable[[Mapping[str, Any]], bool]  # whether the keys of a recipe are its own
+    make: Callable[[Any, Path], Driven]  # what a run of such a config is made of, in its directory; begins nothing
+    load: Callable[[StoredRun], LoadedRun]  # what a checkpoint of it holds
+    elsewhere: Callable[[Path], str]  # where its policy is, for somebody who asked for one of another form
+    closing_lines: Callable[[Mapping[str, Any], Path], list[str]]  # printed of a summary when a run has ended
+    console: Callable[..., Recorder]  # (stream, live=...): what a run shows of itself while it goes
+    eval_line: Callable[[Mapping[str, Any]], str]  # an evaluation in one line
+    data: str = ""  # the data set that its runs learn from; empty: they have actors
+    policy: Literal["network", "language model", "none"] = "none"  # in its checkpoints, for another run to begin with
+    misfit: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot begin with such a policy
+    problems: Callable[[Any], list[Problem]] = lambda config: []  # in a config, that no component can check alone
+    fits: Callable[[type[Any]], bool] = lambda algorithm: False  # whether one that is shipped is for this kind
+    sections: Callable[[Settings], Mapping[str, type[BaseModel]]] = lambda settings: {}  # whose model depends on them
+    renamed: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # settings that had another name: old -> new path
+    exports: bool = False  # its policy is exported when the run has ended and is summed up
 
     def read(self, settings: Settings) -> RootConfig:
         """The configuration of a recipe of this kind.
@@ -98,41 +100,7 @@ class RunKind(Protocol):
         Raises:
           BadInput: one line for each thing that is wrong.
         """
-
-    def problems(self, config: Any) -> list[Problem]:
-        """What no component can check alone."""
-
-    def fits(self, algorithm: type[Any]) -> bool:
-        """Whether an algorithm that is shipped is one for this kind."""
-
-    @property
-    def policy(self) -> Literal["network", "language model", "none"]:
-        """What its checkpoints hold for another run to begin with."""
-
-    def elsewhere(self, run_directory: Path) -> str:
-        """Where its policy is, for somebody who asked for one of another form."""
-
-    def misfit(self, config: Any, loaded: Any) -> str:
-        """Why a run of `config` cannot begin with a checkpoint that holds such a policy; empty when it can."""
-
-    def load(self, run: StoredRun) -> LoadedRun:
-        """What a checkpoint of it holds."""
-
-    def make(self, config: Any, run_directory: Path) -> Driven:
-        """What the run is made of. Nothing is begun by it."""
-
-    @property
-    def exports(self) -> bool:
-        """Whether its policy is exported when the run has ended and is summed up."""
-
-    def console(self, stream: TextIO, *, live: bool) -> Recorder:
-        """What a run shows of itself while it goes."""
-
-    def closing_lines(self, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
-        """What is printed when a run has ended."""
-
-    def eval_line(self, result: Mapping[str, Any]) -> str:
-        """An evaluation in one line."""
+        return validated(settings, self.config, self.sections(settings))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
 from rollcall.deploy.kinds.registry import KINDS, kind_of
 from rollcall.deploy.rundir.directories import find_checkpoint
 from rollcall.deploy.rundir.earlier_runs import read_run
+from rollcall.learners.algorithms.language.sft import SFT
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def load_supervised(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe
             f"{recipe}: a control recipe has no demonstrations to imitate: rollcall sft needs one with a task"
         )
     if found.kind is not SUPERVISED:
-        settings.set(("algorithm",), {"name": SUPERVISED.algorithm}, COMMAND_LINE)
+        settings.set(("algorithm",), {"name": SFT.name}, COMMAND_LINE)
         found = recipe_of(settings)
     return found
 

@@ -10,7 +10,7 @@ from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.progress import duration, eval_noun, eval_text, number, percent
 
 
-def online_lines(summary: Mapping[str, Any], run_directory: Path, counts: Counted) -> list[str]:
+def online_lines(counts: Counted, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
     """Of a run with actors."""
     wall = duration(float(summary.get("wall_s") or 0))
     speed = f"{number(summary.get(counts.speed))}/s"
@@ -64,6 +64,11 @@ def eval_line(result: Mapping[str, Any]) -> str:
     """Of `rollcall eval`, of a policy that acts or answers."""
     unparsed = f", {result['unparsed']} unparsed" if result.get("unparsed") else ""
     return f"{result['checkpoint']}: {eval_text(result)} {eval_noun(result)} ({result['mode']}{unparsed})"
+
+
+def pairs_eval_line(result: Mapping[str, Any]) -> str:
+    """Of `rollcall eval`, of what was learnt from comparisons."""
+    return f"{result['checkpoint']}: {pairs_right(result)}"
 
 
 def pairs_right(found: Mapping[str, Any]) -> str:

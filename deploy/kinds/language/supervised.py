@@ -7,27 +7,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import torch
 
 from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.sampling import SamplingConfig
-from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.language_checks import check_supervised
 from rollcall.deploy.config.language_config import SupervisedConfig
-from rollcall.deploy.config.settings import Settings
-from rollcall.deploy.config.validation import validated
-from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, StoredRun
+from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
-from rollcall.deploy.kinds.language.language_kind import LANGUAGE, RENAMED
-from rollcall.deploy.kinds.language.policy import LoadedLanguage
+from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
+from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
 from rollcall.deploy.report.counted import IMITATED
 from rollcall.deploy.report.offline_progress import ProgressLines
-from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.algorithms.language.sft import SFT
 from rollcall.learners.data.demonstrations import DemonstrationSource
 from rollcall.learners.loop.flat import module_weights
@@ -117,61 +113,40 @@ def _shown(result: EvalReport | None) -> dict[str, Any] | None:
     return {"mean": result.mean, "std": result.std, "n": result.n, "unit": result.unit, "unparsed": result.unparsed}
 
 
-class SupervisedKind:
-    """A recipe with a task and the algorithm sft."""
-
-    name = "supervised"
-    algorithm = SFT.name
-    config = SupervisedConfig
-    counts = IMITATED
-    data = "demonstrations"
-    policy = LANGUAGE.policy
-    exports = False
-    renamed = RENAMED
-
-    def claims(self, tree: Mapping[str, Any]) -> bool:
-        algorithm = tree.get("algorithm")
-        return LANGUAGE.claims(tree) and isinstance(algorithm, Mapping) and algorithm.get("name") == self.algorithm
-
-    def read(self, settings: Settings) -> SupervisedConfig:
-        return validated(settings, SupervisedConfig)
-
-    def problems(self, config: SupervisedConfig) -> list[Problem]:
-        return check_supervised(config)
-
-    def fits(self, algorithm: type[Any]) -> bool:
-        return False  # sft is the only one, and no choice
-
-    def elsewhere(self, run_directory: Path) -> str:
-        return LANGUAGE.elsewhere(run_directory)
-
-    def misfit(self, config: SupervisedConfig, loaded: LoadedLanguage) -> str:
-        return LANGUAGE.misfit(config, loaded)
-
-    def load(self, run: StoredRun) -> LoadedLanguage:
-        """The weights are those of the fine-tuned model: beside the one that was given, there is no other."""
-        policy = run.config.policy.model_copy(update={"warm_start": None})
-        loaded = LoadedLanguage.of(run)
-        return replace(loaded, config=run.config.model_copy(update={"policy": policy}))
-
-    def make(self, config: SupervisedConfig, run_directory: Path) -> SupervisedRun:
-        return SupervisedRun(config, run_directory)
-
-    def console(self, stream: TextIO, *, live: bool) -> Recorder:
-        return ProgressLines(stream)
-
-    def closing_lines(self, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
-        lines = [steps_line(summary)]
-        for name, text in (("first_eval", "before"), ("final_eval", "after")):
-            lines += evaluated(text, summary.get(name))
-        model = summary["model_directory"]
-        lines += [report_line(run_directory), f"model: {model or 'none was written'}"]
-        if model:
-            lines.append(f"learn on from it with: policy.model={model} policy.warm_start=null")
-        return lines
-
-    def eval_line(self, result: Mapping[str, Any]) -> str:
-        return eval_line(result)
+def _claims(tree: Mapping[str, Any]) -> bool:
+    algorithm = tree.get("algorithm")
+    return "task" in tree and isinstance(algorithm, Mapping) and algorithm.get("name") == SFT.name
 
 
-SUPERVISED = SupervisedKind()
+def _load(run: StoredRun) -> LoadedLanguage:
+    """The weights are those of the fine-tuned model: beside the one that was given, there is no other."""
+    policy = run.config.policy.model_copy(update={"warm_start": None})
+    return replace(LoadedLanguage.of(run), config=run.config.model_copy(update={"policy": policy}))
+
+
+def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+    lines = [steps_line(summary)]
+    for name, text in (("first_eval", "before"), ("final_eval", "after")):
+        lines += evaluated(text, summary.get(name))
+    model = summary["model_directory"]
+    lines += [report_line(run_directory), f"model: {model or 'none was written'}"]
+    return [*lines, f"learn on from it with: policy.model={model} policy.warm_start=null"] if model else lines
+
+
+SUPERVISED = RunKind(
+    name="supervised",
+    config=SupervisedConfig,
+    counts=IMITATED,
+    claims=_claims,
+    make=SupervisedRun,
+    load=_load,
+    elsewhere=elsewhere,
+    closing_lines=_closing_lines,
+    console=ProgressLines,
+    eval_line=eval_line,
+    data="demonstrations",
+    policy="language model",
+    misfit=misfit_of,
+    problems=check_supervised,
+    renamed=RENAMED,
+)

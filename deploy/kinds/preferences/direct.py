@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import numpy as np
 from torch import nn
@@ -17,11 +17,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.preference_config import DirectRunConfig
-from rollcall.deploy.config.settings import KeyPath, Settings
-from rollcall.deploy.config.validation import validated
-from rollcall.deploy.kinds.kind import POLICY, POLICY_ID, Preparation, StoredRun
+from rollcall.deploy.kinds.kind import POLICY, POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
@@ -29,10 +26,9 @@ from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, el
 from rollcall.deploy.preferences.accuracy import accuracy_of
 from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
-from rollcall.deploy.report.closing import pairs_lines, pairs_right
+from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
-from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, TokenSequence
@@ -267,49 +263,25 @@ class LoadedDirect(LoadedOnPreferences):
         return export_weights(weights, source, goal, taken=(source,), config_hash=config_hash)
 
 
-class DirectKind:
-    """A recipe with data and an algorithm."""
-
-    name = "direct"
-    config = DirectRunConfig
-    counts = LEARNT
-    data = "preferences"
-    policy: Literal["none"] = "none"
-    exports = False  # its model is written before it is summed up
-    renamed: Mapping[KeyPath, KeyPath] = {}
-
-    def claims(self, tree: Mapping[str, Any]) -> bool:
-        return "data" in tree and "algorithm" in tree
-
-    def read(self, settings: Settings) -> DirectRunConfig:
-        return validated(settings, DirectRunConfig)
-
-    def problems(self, config: DirectRunConfig) -> list[Problem]:
-        return []
-
-    def fits(self, algorithm: type[Any]) -> bool:
-        return True
-
-    def elsewhere(self, run_directory: Path) -> str:
-        return elsewhere(run_directory)
-
-    def misfit(self, config: DirectRunConfig, loaded: object) -> str:
-        return "a run on preferences begins with a model's directory"
-
-    def load(self, run: StoredRun) -> LoadedDirect:
-        return LoadedDirect.of(run, self.make(run.config, run.directory))
-
-    def make(self, config: DirectRunConfig, run_directory: Path) -> DirectRun:
-        return DirectRun(config, run_directory)
-
-    def console(self, stream: TextIO, *, live: bool) -> Recorder:
-        return ProgressLines(stream)
-
-    def closing_lines(self, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
-        return [*pairs_lines(summary, run_directory), f"policy: {summary['policy']}"]
-
-    def eval_line(self, result: Mapping[str, Any]) -> str:
-        return f"{result['checkpoint']}: {pairs_right(result)}"
+def _load(run: StoredRun) -> LoadedDirect:
+    return LoadedDirect.of(run, DirectRun(run.config, run.directory))
 
 
-DIRECT = DirectKind()
+def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+    return [*pairs_lines(summary, run_directory), f"policy: {summary['policy']}"]
+
+
+DIRECT = RunKind(
+    name="direct",
+    config=DirectRunConfig,
+    counts=LEARNT,
+    claims=lambda tree: "data" in tree and "algorithm" in tree,
+    make=DirectRun,
+    load=_load,
+    elsewhere=elsewhere,
+    closing_lines=_closing_lines,
+    console=ProgressLines,
+    eval_line=pairs_eval_line,
+    data="preferences",
+    fits=lambda algorithm: True,
+)

@@ -7,27 +7,25 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
-from rollcall.deploy.config.settings import KeyPath, Settings
-from rollcall.deploy.config.validation import validated
-from rollcall.deploy.kinds.kind import Preparation, StoredRun
+from rollcall.deploy.config.settings import Settings
+from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
 from rollcall.deploy.preferences import reward_evaluation
 from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
-from rollcall.deploy.report.closing import pairs_lines, pairs_right
+from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT
 from rollcall.deploy.report.offline_progress import ProgressLines
-from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
 from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, bootstrapped
@@ -249,56 +247,35 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was)
 
 
-class RewardModelKind:
-    """A recipe with data and no algorithm."""
-
-    name = "reward_model"
-    config = RewardTrainConfig
-    counts = LEARNT
-    data = "preferences"
-    policy: Literal["none"] = "none"
-    exports = False  # its model is written before it is summed up
-    renamed: Mapping[KeyPath, KeyPath] = {}
-
-    def claims(self, tree: Mapping[str, Any]) -> bool:
-        return "data" in tree and "algorithm" not in tree
-
-    def read(self, settings: Settings) -> RewardTrainConfig:
-        model = settings.tree.get("model")
-        if isinstance(model, dict) and "kind" not in model:  # a union's tag has no default of its own
-            model["kind"] = "text"
-        is_segment = isinstance(model, dict) and model.get("kind") == "segment"
-        sections = {"model": SegmentModelConfig if is_segment else TextModelConfig}
-        return validated(settings, RewardTrainConfig, sections if isinstance(model, dict) else None)
-
-    def problems(self, config: RewardTrainConfig) -> list[Problem]:
-        return []
-
-    def fits(self, algorithm: type[Any]) -> bool:
-        return False
-
-    def elsewhere(self, run_directory: Path) -> str:
-        return elsewhere(run_directory)
-
-    def misfit(self, config: RewardTrainConfig, loaded: object) -> str:
-        return "a run on preferences begins with a model's directory"
-
-    def load(self, run: StoredRun) -> LoadedOnPreferences:
-        made = self.make(run.config, run.directory)
-        return LoadedOnPreferences.of(run, made, made.keep)
-
-    def make(self, config: RewardTrainConfig, run_directory: Path) -> RewardModelRun:
-        return RewardModelRun(config, run_directory)
-
-    def console(self, stream: TextIO, *, live: bool) -> Recorder:
-        return ProgressLines(stream)
-
-    def closing_lines(self, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
-        serve = f"serve it with: rollcall reward serve --model {run_directory.name}={summary['model']}"
-        return [*pairs_lines(summary, run_directory), serve]
-
-    def eval_line(self, result: Mapping[str, Any]) -> str:
-        return f"{result['checkpoint']}: {pairs_right(result)}"
+def _sections(settings: Settings) -> Mapping[str, type[BaseModel]]:
+    model = settings.tree.get("model")
+    if not isinstance(model, dict):
+        return {}
+    model.setdefault("kind", "text")  # a union's tag has no default of its own
+    return {"model": SegmentModelConfig if model["kind"] == "segment" else TextModelConfig}
 
 
-REWARD_MODEL = RewardModelKind()
+def _load(run: StoredRun) -> LoadedOnPreferences:
+    made = RewardModelRun(run.config, run.directory)
+    return LoadedOnPreferences.of(run, made, made.keep)
+
+
+def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+    serve = f"serve it with: rollcall reward serve --model {run_directory.name}={summary['model']}"
+    return [*pairs_lines(summary, run_directory), serve]
+
+
+REWARD_MODEL = RunKind(
+    name="reward_model",
+    config=RewardTrainConfig,
+    counts=LEARNT,
+    claims=lambda tree: "data" in tree and "algorithm" not in tree,
+    make=RewardModelRun,
+    load=_load,
+    elsewhere=elsewhere,
+    closing_lines=_closing_lines,
+    console=ProgressLines,
+    eval_line=pairs_eval_line,
+    data="preferences",
+    sections=_sections,
+)
