@@ -47,9 +47,9 @@ def read_settings(
         value = settings.tree.get(section)
         if isinstance(value, str):
             settings.set((section,), {key: value}, settings.origins[section,])
-    for path in (("learner", "optimizer"), ("learner", "schedule")):
-        if isinstance(settings.get(path), str):
-            settings.set(path, {"kind": settings.get(path)}, settings.origin(path))
+    for part in (("learner", "optimizer"), ("learner", "schedule")):
+        if isinstance(settings.get(part), str):
+            settings.set(part, {"kind": settings.get(part)}, settings.origin(part))
     if isinstance(settings.tree.get("reward"), str):
         settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
     written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
