@@ -17,8 +17,9 @@ from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import model_length
+from tests.needs import require
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 RECIPE = """\
 total_learner_steps: 1
