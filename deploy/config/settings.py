@@ -1,5 +1,5 @@
 """Reads a recipe's YAML and the command line's overrides into one tree that remembers where every value came from.
-Knows nothing of what the keys mean: that is config.py."""
+Knows nothing of what the keys mean: that is validation.py's."""
 
 from __future__ import annotations
 
