@@ -1,14 +1,13 @@
 """Reads a recipe's YAML and the command line's overrides into one tree that remembers where every value came from.
-Knows nothing of what the keys mean: that is config.py."""
+Knows nothing of what the keys mean: that is validation.py's."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 
 KeyPath = tuple[str, ...]
 TAGS = ("kind", "name", "id", "init_from")  # the setting that says which other ones its section has
@@ -108,6 +108,13 @@ class Settings:
                 raise KeyError(key)
         return node
 
+    def get(self, path: KeyPath) -> Any:
+        """The value at `path`; None where nothing was written."""
+        try:
+            return self.value(path)
+        except KeyError:
+            return None
+
     def has(self, path: KeyPath) -> bool:
         try:
             self.value(path)
@@ -134,6 +141,15 @@ class Settings:
         node[path[-1]] = value
         self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
         self.origins[path] = origin
+
+    def rename(self, names: Mapping[KeyPath, KeyPath]) -> None:
+        """What was written at an old path is read as written at its new one: old path -> new path."""
+        for old, new in names.items():
+            if self.has(old):
+                origin, value = self.origin(old), self.value(old)
+                section = self.value(old[:-1]) if old[:-1] else self.tree
+                del section[old[-1]]
+                self.set(new, value, origin)
 
 
 def parse_yaml(text: str, source: str) -> Settings:
@@ -217,12 +233,6 @@ def flat_values(values: Mapping[str, Any], prefix: KeyPath = ()) -> list[tuple[K
     return flat
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """ "; did you mean X?" for the nearest candidate, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with Rollcall, by name."""
     return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}
@@ -231,11 +241,6 @@ def shipped_recipes() -> dict[str, Path]:
 def preference_recipes() -> dict[str, Path]:
     """Those that learn from a file of preferences, without actors."""
     return {path.stem: path for path in sorted((_RECIPES / "preferences").glob("*.yaml"))}
-
-
-def learns_from_data(recipe: str | Path) -> bool:
-    """Whether a recipe, or a run's config.yaml, is of a run on preferences. Raises BadInput: as read_recipe."""
-    return "data" in read_recipe(recipe).tree
 
 
 def recipe_title(path: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rollcall.cluster.loop.work import ShuffledRows
+from rollcall.cluster.loop.task_source import ShuffledRows
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.batches.token_batch import TokenBatch, TokenSample, collate_tokens

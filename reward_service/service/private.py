@@ -25,8 +25,8 @@ from fastapi import APIRouter
 from pydantic import SecretStr
 
 from rollcall.cluster.errors import BadInput, RewardUnavailable
-from rollcall.reward_service.labelling.directory import open_labelling
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
+from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE
 from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import time
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -18,14 +20,16 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, read_log
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, write_state, write_weights
-from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled
+from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled, StoreUnavailable
 from rollcall.cluster.loop.coordinator import Coordinator
-from rollcall.cluster.loop.plan import Plan
+from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
-from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
+    LearnerSaved,
+    ShardStates,
     StepDone,
     TicketFailed,
     TicketProduced,
@@ -42,7 +46,8 @@ from rollcall.cluster.messages.records import (
     pack_weights,
 )
 from rollcall.cluster.messages.reports import StepOrder, StepReport
-from rollcall.cluster.store.store import Store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import Store, open_store
 
 BATCH = 3
 
@@ -75,7 +80,7 @@ class FaultyWorkers:
         self.tickets: list[Ticket] = []
         self.unscored: list[TicketProduced] = []
         self.steps: deque[tuple[StepOrder, Sequence[Rollout]]] = deque()
-        self.version = 0
+        self.answers: list[Event] = []
         self.incarnations: dict[int, int] = {}
         self.restarts = 0
         self.restarts_by_role: dict[str, int] = {}
@@ -101,7 +106,11 @@ class FaultyWorkers:
 
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
 
+    have_started = True
+
     def poll(self, timeout_s: float) -> list[Event]:
+        if self.answers:
+            return [self.answers.pop(0)]
         if self.unscored and self.random.random() < 0.5:
             return self._score(self.unscored.pop(self.random.randrange(len(self.unscored))))
         if self.tickets and (not self.steps or self.random.random() < 0.8):
@@ -144,7 +153,7 @@ class FaultyWorkers:
     def _learn(self) -> Event:
         order, rollouts = self.steps.popleft()
         if self.interrupted and not self.happens("finishes first"):
-            return StepDone(report(order, interrupted=True), None)
+            return StepDone(report(order, interrupted=True))
         if self.happens("learner dies"):
             self.learner_deaths += 1
             if self.random.random() < 0.5:  # after it had written its log
@@ -154,31 +163,26 @@ class FaultyWorkers:
         self.log.append(order.step, order.epoch, rollouts)
         if order.checkpoint_directory is not None:
             self._save(order.checkpoint_directory, order.step + 1)
-        return StepDone(report(order, skipped=self.happens("skip")), order.step + 1)
+        return StepDone(report(order, skipped=self.happens("skip")))
 
     def _save(self, directory: Path, version: int) -> None:
         write_weights(directory, pack_weights("policy", 1, version, {"w": np.array([version])}))
         write_state(directory, "learner", {}, {})
 
-    def publish(self, weights: Any) -> None:
-        self.version = weights
-
-    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None:
         self._save(directory, version)
+        self.answers.append(LearnerSaved())
 
-    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
-        self.version = version
+    def submit_shard_states(self, undone: Collection[int] = ()) -> None:
+        self.answers.append(ShardStates(None))
+
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int) -> None: ...
 
     def interrupt_learner(self) -> None:
         self.interrupted = True
 
-    def shard_states(self, undone: Collection[int] = ()) -> None:
-        return None
-
     def waiting_for(self) -> str:
         return f"{len(self.tickets)} tickets"
-
-    def release(self, handle: Any) -> None: ...
 
 
 class Recorder:
@@ -210,7 +214,7 @@ def coordinate(
     (directory / "redis" / "run_id").write_text(store.run_id)
     (directory / "redis" / "url").write_text(f"redis://:{address['password']}@127.0.0.1:{address['port']}")
     (directory / "config.yaml").write_text(f"max_policy_lag: {lag}\n")
-    plan = Plan(
+    plan = RunPlan(
         run_id=store.run_id,
         run_seed=0,
         policy_id="policy",
@@ -232,11 +236,11 @@ def coordinate(
     recorder = Recorder(directory)
     coordinator = Coordinator(
         plan,
-        work=ShardWork(BATCH, "fragment"),
+        tasks=ShardSource(BATCH, "fragment"),
         workers=workers,
         ledger=Ledger(store, tickets_per_step=BATCH),
         checkpoints=CheckpointWriter(directory, keep=3),
-        recorders=[recorder],
+        observers=[recorder],
         watchdog=Watchdog(warning_s=5, timeout_s=10),
         failures=FailureBudget(max_failures=100),
     )
@@ -297,7 +301,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
     assert counts.dropped_by_reason == {"deadline": 2, "attempts_exhausted": 1}
     assert counts.committed == 25 * BATCH
     assert "attempts_exhausted" in recorder.events
-    assert coordinator._work.incarnations[5 % BATCH] == 3
+    assert coordinator._tasks.incarnations[5 % BATCH] == 3
 
 
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:
@@ -375,7 +379,7 @@ class Stopped(FaultyWorkers):
         self.stop = self.stop or order.step >= 6
 
     def poll(self, timeout_s: float) -> list[Event]:
-        if self.stop and (self.deaf or not self.interrupted):
+        if self.stop and (self.deaf or not self.interrupted) and not self.answers:
             return []
         return super().poll(timeout_s)
 
@@ -423,3 +427,67 @@ def test_a_stop_that_cannot_have_a_boundary_in_time_leaves_the_last_checkpoint(
     assert coordinator._ledger.counts().in_flight == 0
     assert audit_run(tmp_path) == []
     assert [str(item) for item in audit_run(tmp_path)] == []
+
+
+class Absent(FaultyWorkers):
+    """Who never start, save or evaluate."""
+
+    have_started = False
+
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None: ...
+
+    def poll(self, timeout_s: float) -> list[Event]:
+        return []
+
+
+def test_a_stop_ends_the_wait_for_workers_and_for_evaluations_at_the_next_poll(tmp_path: Path, store: Store) -> None:
+    coordinator, recorder = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=1)
+    coordinator._workers = workers = Absent(tmp_path, 0)
+    looks = 0
+
+    def stop() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks > 3
+
+    coordinator._stop_requested = stop
+    coordinator.wait_for_workers()
+    assert looks == 4 and not workers.have_started
+    coordinator.wait_for_evals(1e9, lambda: True)
+    assert "eval_failed" not in recorder.events
+
+
+def test_the_watchdog_looks_while_the_learner_saves(tmp_path: Path, store: Store) -> None:
+    coordinator, _ = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=1)
+    coordinator._workers = Absent(tmp_path, 0)
+    coordinator._watchdog = Watchdog(warning_s=0.1, timeout_s=0.3)
+    with pytest.raises(Stalled):
+        coordinator.checkpoint_now()
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_stop_does_not_wait_for_a_redis_that_is_away(tmp_path: Path, stopping: bool) -> None:
+    """The last checkpoint stands: a resume goes on from there. Without a stop the outage ends the run in its time."""
+    with open_store(RedisConfig(reconnect_timeout_s=30 if stopping else 0.5), tmp_path / "run") as store:
+        workers = FaultyWorkers(tmp_path / "run", 0)
+        coordinator, recorder = coordinate(tmp_path / "run", store, workers, lag=1)
+        store.waits_no_longer = coordinator.stops_while_store_is_away
+        store._revive = lambda: None  # type: ignore[method-assign]
+        submit, alive = workers.submit_step, ["Redis"]
+
+        def away(order: StepOrder, handles: Sequence[Any]) -> None:
+            submit(order, handles)
+            if order.step == 2:
+                os.kill(store.server_pid, signal.SIGKILL)
+                alive.clear()
+
+        workers.submit_step = away  # type: ignore[method-assign]
+        coordinator._stop_requested = lambda: stopping and not alive
+        began = time.monotonic()
+        if stopping:
+            coordinator.run()
+            assert "stopping" in recorder.events
+        else:
+            with pytest.raises(StoreUnavailable, match=r"did not answer for 0\.5 s"):
+                coordinator.run()
+        assert time.monotonic() - began < 10

@@ -12,22 +12,23 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.books.audit import audit_run
-from rollcall.cluster.books.segments import (
-    Segment,
-    Segments,
-    booked_segments,
+from rollcall.cluster.books.settings_history import (
+    SettingsHistory,
+    SettingsSpan,
+    booked_spans,
     changes_between,
-    read_segments,
-    write_segments,
+    read_settings_history,
+    write_settings_history,
 )
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.cli import main
-from rollcall.deploy.drive import runs
-from rollcall.deploy.kinds import policies
+from rollcall.deploy.drive.changes import changed
+from rollcall.deploy.drive.lifecycle import carry_out
+from rollcall.deploy.kinds.loading import load
+from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.report.recorders import read_jsonl
-from rollcall.deploy.rundir.changes import changed
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from tests.runs import trained as two_steps
 
@@ -79,7 +80,7 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
 ) -> None:
     before, old_hash = (short / "config.yaml").read_text(), run_hash(short)
     assert main.main(["resume", "short", "total_learner_steps=3", "learner.learning_rate=5e-4"]) == 0
-    first, second = booked_segments(short)
+    first, second = booked_spans(short)
     assert (first.step, first.config_hash) == (0, old_hash)
     assert (second.step, second.config_hash) == (2, run_hash(short))
     assert second.changes == {"total_learner_steps": (2, 3), "learner.learning_rate": (1e-3, 5e-4)}
@@ -94,13 +95,13 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
     at = read_jsonl(short / "metrics.jsonl")[1]["env_steps"]
     assert f'"marks":[{{"x":{float(at)},"text":"{text}"}}]'.replace(">", ">") in page
     # Checkpoints of both segments are the run's still.
-    assert [policies.load(path).weights.version for path in list_checkpoints(short)] == [0, 1, 2, 3]
+    assert [load(path).weights.version for path in list_checkpoints(short)] == [0, 1, 2, 3]
 
 
 def test_a_segment_may_follow_a_segment_and_the_run_can_be_resumed_as_it_is(short: Path) -> None:
     for total, rate in ((3, "5e-4"), (4, "1e-3")):  # back to the first rate: its segment is another one all the same
         assert main.main(["resume", "short", f"total_learner_steps={total}", f"learner.learning_rate={rate}"]) == 0
-    assert [segment.step for segment in booked_segments(short)] == [0, 2, 3]
+    assert [segment.step for segment in booked_spans(short)] == [0, 2, 3]
     assert main.main(["resume", "short"]) == 0
     assert summary(short)["learner_steps"] == 4
     assert audit_run(short) == []
@@ -128,14 +129,14 @@ def test_a_changed_run_that_is_stopped_and_resumed_is_bitwise_the_one_that_was_n
     other = short.with_name("other")
     shutil.copytree(short, other, ignore=shutil.ignore_patterns("*.sock", "lock"))
     assert main.main(["resume", "other", *settings]) == 0
-    config, changes = changed(short, settings)
+    run, changes = changed(load_run(short), settings)
     stopper = StopAfter(3)
-    stopped = runs.carry_out(config, short, resume=True, stop=stopper.stop, console=[stopper], changes=changes)
+    stopped = carry_out(run, resume=True, stop_requested=stopper.stop.is_set, console=[stopper], changes=changes)
     assert stopped["status"] == "stopped" and stopped["learner_steps"] < 5
     assert main.main(["resume", "short"]) == 0
     assert summary(short)["weights_hash"] == summary(other)["weights_hash"]
     assert rates(short) == rates(other)
-    assert [segment.step for segment in booked_segments(short)] == [0, 2]
+    assert [segment.step for segment in booked_spans(short)] == [0, 2]
 
 
 KEPT = [
@@ -149,7 +150,7 @@ KEPT = [
 def test_what_the_books_and_the_models_are_made_with_stays(trained: Path, override: str) -> None:
     run = trained / "runs" / "short"
     with pytest.raises(BadInput) as caught:
-        changed(run, [override, "total_learner_steps=9"])
+        changed(load_run(run), [override, "total_learner_steps=9"])
     lines = str(caught.value).splitlines()
     named = {"env": "env.id", "algorithm": "algorithm.", "reward": "reward"}.get(
         override.partition("=")[0], override.partition("=")[0]
@@ -167,12 +168,12 @@ MAY = [
 
 @pytest.mark.parametrize("override", MAY)
 def test_how_long_how_and_where_a_run_goes_on_may_change(trained: Path, override: str) -> None:
-    _, changes = changed(trained / "runs" / "short", [override])
+    _, changes = changed(load_run(trained / "runs" / "short"), [override])
     assert override.partition("=")[0] in changes
 
 
 def test_settings_given_as_they_are_change_nothing(trained: Path) -> None:
-    assert changed(trained / "runs" / "short", ["total_learner_steps=2", "seed=0"])[1] == {}
+    assert changed(load_run(trained / "runs" / "short"), ["total_learner_steps=2", "seed=0"])[1] == {}
 
 
 @pytest.mark.parametrize(
@@ -207,16 +208,18 @@ def test_a_run_that_another_driver_holds_is_not_changed(short: Path) -> None:
 
 
 def test_a_driver_killed_between_booking_a_segment_and_writing_its_config_has_not_begun_it(tmp_path: Path) -> None:
-    first, second = (Segment(step=step, config_hash=name) for step, name in ((0, "a"), (5, "b")))
-    write_segments(tmp_path, Segments((first, second)))
-    assert read_segments(tmp_path, config_hash="b").all == (first, second)
-    assert read_segments(tmp_path, config_hash="a").all == (first,)
+    first, second = (SettingsSpan(step=step, config_hash=name) for step, name in ((0, "a"), (5, "b")))
+    write_settings_history(tmp_path, SettingsHistory((first, second)))
+    assert read_settings_history(tmp_path, config_hash="b").all == (first, second)
+    assert read_settings_history(tmp_path, config_hash="a").all == (first,)
     with pytest.raises(CheckpointDamaged, match="put back the file"):
-        read_segments(tmp_path, config_hash="c")
+        read_settings_history(tmp_path, config_hash="c")
 
 
 def test_a_restore_to_before_a_segment_lets_it_begin_there() -> None:
-    found = Segments((Segment(step=0, config_hash="a"), Segment(step=5, config_hash="b"))).beginning_at(3)
+    found = SettingsHistory(
+        (SettingsSpan(step=0, config_hash="a"), SettingsSpan(step=5, config_hash="b"))
+    ).beginning_at(3)
     assert [segment.step for segment in found.all] == [0, 3]
 
 
@@ -227,8 +230,8 @@ def test_changes_are_named_by_their_dotted_path_and_lists_are_compared_whole() -
 
 def test_the_audit_finds_a_checkpoint_that_no_segment_has_and_segments_out_of_order(short: Path) -> None:
     assert main.main(["resume", "short", "total_learner_steps=3"]) == 0
-    first, second = booked_segments(short)
-    write_segments(short, Segments((first, second.model_copy(update={"step": 1}))))
+    first, second = booked_spans(short)
+    write_settings_history(short, SettingsHistory((first, second.model_copy(update={"step": 1}))))
     assert ["step-00000002" in str(found) for found in audit_run(short)] == [True]
-    write_segments(short, Segments((first.model_copy(update={"step": 4}), second)))
+    write_settings_history(short, SettingsHistory((first.model_copy(update={"step": 4}), second)))
     assert any("the first segment begins at step 4" in str(found) for found in audit_run(short))

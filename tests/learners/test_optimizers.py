@@ -68,7 +68,7 @@ def literal_sgd(config: SGDConfig) -> float:
         (SGDConfig(), literal_sgd),
         (SGDConfig(momentum=0.9), literal_sgd),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_every_optimiser_makes_its_published_update(config: Any, literal: Callable[[Any], float]) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))

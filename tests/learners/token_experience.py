@@ -51,7 +51,7 @@ def write_model(directory: Path, *, tied: bool = True) -> None:
 
 
 def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict[str, nn.Module]:
-    """As deploy/kinds/language_parts.py makes them."""
+    """As deploy/kinds/language/factory.py makes them."""
 
     def load() -> nn.Module:
         model = load_policy_model(directory, config)

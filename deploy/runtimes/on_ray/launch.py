@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rollcall.deploy.config.load import AnyConfig
-from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.kinds.kind import MemberFactory
+from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.rundir.jobs import current_job, stop_patience_s
 from rollcall.deploy.runtimes.on_ray.cluster import connect
 
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def ray_workers(
-    config: AnyConfig, parts: Parts, directory: Path, tell: Callable[[str, str], None], *, keep_versions: int
+    config: ActingConfig,
+    parts: MemberFactory,
+    directory: Path,
+    tell: Callable[[str, str], None],
+    *,
+    keep_versions: int,
+    train_reward_model: TrainRewardModel,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> RayWorkers:
     """Connected, with room on the cluster, and nothing begun.
 
@@ -27,6 +35,8 @@ def ray_workers(
     """
     roles = config.cluster
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
+    if parts.preference_training is not None:
+        demand += roles.preference_trainer.num_cpus
     cluster = connect(num_cpus=demand)
     from rollcall.deploy.runtimes.on_ray.members import (
         Composition,  # these import ray, which had to be told of tokens first
@@ -44,26 +54,25 @@ def ray_workers(
             keep_versions=keep_versions,
             supervision=config.supervision,
             cluster=roles,
-            needs=_needs(config, parts, directory),
+            needs=_needs(parts, directory),
             stop_patience_s=stop_patience_s(),
+            train_reward_model=train_reward_model,
         )
-        return RayWorkers(composition, cluster, tell)
+        return RayWorkers(composition, cluster, tell, stop_requested)
     except BaseException:
         cluster.close()
         raise
 
 
-def _needs(config: AnyConfig, parts: Parts, directory: Path) -> Needs:
+def _needs(parts: MemberFactory, directory: Path) -> Needs:
     """What every node must have that works for this run."""
     from rollcall.deploy.runtimes.on_ray.nodes import Needs, own_version
 
     job = current_job()
-    sections = (getattr(config, "env", None), getattr(config, "task", None), config.algorithm)
-    names = [str(getattr(item, "id", None) or getattr(item, "name", "")) for item in sections if item is not None]
     return Needs(
         rollcall=own_version(),
-        generates=parts.kind == "language",
-        modules=tuple(name.partition(":")[0] for name in names if ":" in name),
+        generates=parts.generates,
+        modules=tuple(parts.modules),
         working_directory="" if job is not None and job.has_working_dir else os.getcwd(),
         run_directory=directory.resolve(),
     )

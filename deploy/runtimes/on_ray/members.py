@@ -10,7 +10,8 @@ import ray
 
 from rollcall.cluster.loop.supervision import SupervisionConfig
 from rollcall.deploy.config.placement import ClusterConfig
-from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.kinds.kind import MemberFactory
+from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.runtimes.on_ray.nodes import Needs
 from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.processes import (
@@ -20,6 +21,7 @@ from rollcall.deploy.runtimes.on_ray.processes import (
     GymActorProcess,
     LearnerProcess,
     LMActorProcess,
+    PreferenceTrainerProcess,
     ScoringProcess,
 )
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess
@@ -31,7 +33,7 @@ SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring proce
 class Composition:
     """What to run; `parts` travels to the processes."""
 
-    parts: Parts
+    parts: MemberFactory
     num_actors: int
     eval_episodes: int
     scored: bool
@@ -42,6 +44,7 @@ class Composition:
     cluster: ClusterConfig
     needs: Needs
     stop_patience_s: float  # how long a stop may wait for anybody
+    train_reward_model: TrainRewardModel
 
 
 class Members:
@@ -59,7 +62,7 @@ class Members:
         return remote.options(**options, max_concurrency=readers).remote(self._plan.keep_versions)
 
     def actor(self, actor_id: str, index: int, server: Any) -> Any:
-        remote: Any = ray.remote(LMActorProcess if self._plan.parts.kind == "language" else GymActorProcess)
+        remote: Any = ray.remote(LMActorProcess if self._plan.parts.generates else GymActorProcess)
         options = self._placement.actor(index)
         return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.parts, server, *self._where)
 
@@ -84,4 +87,12 @@ class Members:
         options = self._placement.scoring(beside_driver=wanted is None or wanted.url is None)
         return remote.options(**options, max_restarts=0, max_concurrency=SCORING_CONCURRENCY).remote(
             self._plan.parts, *self._where
+        )
+
+    def preference_trainer(self) -> Any:
+        untyped: Any = ray.remote
+        remote = untyped(concurrency_groups={ASIDE: 1})(PreferenceTrainerProcess)
+        options = self._placement.preference_trainer()
+        return remote.options(**options, max_restarts=0).remote(
+            self._plan.parts, self._plan.train_reward_model, *self._where
         )
