@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.state import is_exact
 from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
-from rollcall.actors.envs.state import is_exact
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import pack_weights
 from tests.needs import needs

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from rollcall.actors.envs import state
+from rollcall.actors.control import state
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 

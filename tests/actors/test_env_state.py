@@ -11,8 +11,8 @@ import gymnasium as gym
 import pytest
 from safetensors.numpy import load, save
 
+from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env
-from rollcall.actors.envs.state import is_exact
 from tests.needs import require
 
 

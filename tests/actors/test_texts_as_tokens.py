@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.engine.vllm_engine import Completion
+from rollcall.actors.engine.requests import Completion
 from rollcall.actors.language.conversations import Conversations, opening
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig

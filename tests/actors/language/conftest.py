@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from rollcall.actors.engine.vllm_engine import Completion, EngineConfig, VllmEngine
+from rollcall.actors.engine.requests import Completion
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from rollcall.actors.tasks.calculator import Calculator, CalculatorConfig
