@@ -42,7 +42,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.reward_service -p rollcall.deploy
+	$(BIN)/mypy -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.reward_service -p rollcall.deploy -p tests
 	$(BIN)/python -m pytest -q tests/test_house.py tests/test_documents.py
 
 format: $(STAMP)

@@ -14,7 +14,8 @@ from typing import Any
 
 from benchmarks.proofs import Row, parser, report
 from rollcall.cluster.books.audit import audit_run
-from tests.two_nodes import ROLLCALL, TwoNodes, eventually
+from tests.two_nodes import ROLLCALL, TwoNodes
+from tests.waiting import eventually
 
 ENV = "import gymnasium\n\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n"
 CONTROL = (

@@ -22,6 +22,7 @@ from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
 from rollcall.cluster.messages.records import EngineLoad, pack_weights
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.loop.canary import canary
+from tests.needs import require
 
 TOLERANCE = 1e-4  # of a log-probability in float32
 ENGINE_ROOM = 256  # tokens, as in conftest.py
@@ -305,7 +306,7 @@ def versions(**installed: str) -> Callable[[str], str]:
 
 
 def test_the_installed_vllm_is_one_that_this_adapter_was_written_for() -> None:
-    pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+    require("transformers")
     assert check_installed().split("+")[0] in settings.KNOWN_VERSIONS
 
 
