@@ -94,7 +94,6 @@ KNOWN = frozenset(
         "late import: deploy.runtimes.on_ray.launch -> deploy.runtimes.on_ray.members",
         "late import: deploy.runtimes.on_ray.launch -> deploy.runtimes.on_ray.nodes",
         "late import: deploy.runtimes.on_ray.launch -> deploy.runtimes.on_ray.runtime",
-        "late import: deploy.runtimes.on_ray.nodes -> actors.engine.settings",
         "late import: deploy.runtimes.on_ray.processes -> deploy.kinds.language_parts",
         "late import: deploy.tools.reward_label -> reward_service.service.config",
         "late import: deploy.tools.reward_label -> reward_service.service.server",
