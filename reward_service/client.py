@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from rollcall.cluster.errors import RewardError, RewardRefused, RewardTimeout, RewardUnavailable, VersionsMixed
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import (
     MAX_DEADLINE_MS,
     ErrorBody,
@@ -34,10 +35,8 @@ _ROUND_TRIP_S = 0.5  # how much longer we listen than the service may take
 _B = TypeVar("_B", bound=BaseModel)
 
 
-class ClientConfig(BaseModel):
+class ClientConfig(Strict):
     """How the service is asked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     deadline_s: float = Field(default=120.0, gt=0, description="of one call with all its tries, unless it names one")
     max_items: int = Field(default=128, ge=1, description="of one request: more are cut into several")

@@ -40,8 +40,8 @@ IMPORTED = "imported"  # the rater of a line that names none
 
 def serve(args: argparse.Namespace) -> int:
     """Serves the page until SIGTERM or Ctrl-C."""
-    from rollcall.reward_service.service.config import ServiceConfig
     from rollcall.reward_service.service.server import Server
+    from rollcall.reward_service.service.service_config import ServiceConfig
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = {"host": args.host, "port": args.port, "token_file": args.token_file}

@@ -21,9 +21,9 @@ from rollcall.cluster.metrics.discovery import announce
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings, did_you_mean, parse_override, parse_yaml
 from rollcall.deploy.rundir.jobs import runs_root
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, PAGE_PATH
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import label_routers
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 
 def main(args: argparse.Namespace) -> int:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig, BatchQueue, Ending, Job
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, finite
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
 
 _log = logging.getLogger(__name__)
 _MEMORY = 0.9  # of the speed estimate, per batch

@@ -13,15 +13,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import redis.asyncio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.cluster.store.store import URL_VARIABLE, safe_url
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.service.metrics import ServiceMetrics
 
 FIRST_REST_S = 1.0  # how long a Redis that failed is left alone; doubled each time it fails again
 LONGEST_REST_S = 30.0
@@ -31,10 +32,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(Strict):
     """Where scores are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(default=True, description="keep scores, of scorers that always say the same")
     ttl_s: int = Field(default=86_400, ge=1, description="how long a score is kept")

@@ -18,9 +18,9 @@ from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ModelInfo
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scheduling.batcher import Batcher, Finished
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.scorer import Scorer
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_MODELS = 32  # names become labels of metrics, and each has a thread

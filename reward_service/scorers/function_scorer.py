@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Taken
 from rollcall.reward_service.scorers.text_scorers import outcome_of, text_cost, version_of
@@ -18,10 +19,8 @@ from rollcall.reward_service.scorers.user_function import Misfit, UserFunction, 
 from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
 
 
-class FunctionConfig(BaseModel):
+class FunctionConfig(Strict):
     """A scorer by import path, found from the working directory as from anywhere else."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["function"] = "function"
     path: str = Field(pattern=r"^[\w.]+:\w+$", description="my_module:score")

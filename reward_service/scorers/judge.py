@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
 from rollcall.reward_service.scorers import judge_prompts
@@ -28,10 +29,8 @@ _TOP_LOGPROBS = 20
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
-class JudgeConfig(BaseModel):
+class JudgeConfig(Strict):
     """A judge behind HTTP. Its key, if it wants one, is in the environment."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["judge"] = "judge"
     url: str = Field(pattern=r"^https?://[^@\s]+$", description="up to /v1; with no password in it")

@@ -10,9 +10,10 @@ from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.answers.answers import (
     READING,
     AnswerPart,
@@ -30,10 +31,8 @@ from rollcall.reward_service.workers.pool import WorkerPool, WorkersConfig
 _MAX_CHARACTERS = 20_000  # of a response that the algebra's patterns search
 
 
-class MathsConfig(BaseModel):
+class MathsConfig(Strict):
     """1 where the response's answer equals one in the metadata as mathematics; else 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["maths"] = "maths"
     answer_key: str = Field(

@@ -10,9 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, field_validator, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, field_validator, model_validator
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.answers.answers import (
     READING,
     AnswerPart,
@@ -27,10 +28,8 @@ from rollcall.reward_service.scorers.text_scorers import Judge, TextScorer, Work
 from rollcall.reward_service.workers.pool import WorkerPool, WorkersConfig
 
 
-class ExactMatchConfig(BaseModel):
+class ExactMatchConfig(Strict):
     """1 where the answer is, letter by letter, one of those in the metadata; else 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["exact_match"] = "exact_match"
     answer_key: str = Field(default="answer", description="where the metadata have the answer, or a list of them")
@@ -41,10 +40,8 @@ class ExactMatchConfig(BaseModel):
     workers: WorkersConfig = WorkersConfig()
 
 
-class NumberConfig(BaseModel):
+class NumberConfig(Strict):
     """1 where the response's final number equals that of an answer in the metadata; else 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["number"] = "number"
     answer_key: str = Field(default="answer", description="where the metadata have the answer, or a list of them")
@@ -55,10 +52,8 @@ class NumberConfig(BaseModel):
     workers: WorkersConfig = WorkersConfig()
 
 
-class Pattern(BaseModel):
+class Pattern(Strict):
     """A regular expression to find in the response."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, description="of its component")
     pattern: str = Field(description="a regular expression of Python's re")
@@ -74,10 +69,8 @@ class Pattern(BaseModel):
         return pattern
 
 
-class RegexConfig(BaseModel):
+class RegexConfig(Strict):
     """The weights of the patterns that are found, added up."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["regex"] = "regex"
     patterns: tuple[Pattern, ...] = Field(min_length=1)
@@ -91,10 +84,8 @@ class RegexConfig(BaseModel):
         return patterns
 
 
-class FormatConfig(BaseModel):
+class FormatConfig(Strict):
     """Sections such as <think>...</think><answer>...</answer>: the share of what is asked of them that holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["format"] = "format"
     sections: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...] = Field(
@@ -111,10 +102,8 @@ class FormatConfig(BaseModel):
         return self
 
 
-class LengthConfig(BaseModel):
+class LengthConfig(Strict):
     """1 within the range, falling to 0 over `slack` below and above it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["length"] = "length"
     unit: Literal["characters", "words", "tokens"] = Field(default="characters", description="what is counted")

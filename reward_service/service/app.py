@@ -19,12 +19,12 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from rollcall.reward_service.protocol import ErrorBody, LoadRequest, ModelInfo, ModelList, ScoreRequest, ScoreResponse
+from rollcall.reward_service.scheduling.dispatcher import Dispatcher
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import RefusalKind, Refused
 from rollcall.reward_service.scheduling.registry import Registry
-from rollcall.reward_service.scheduling.scoring import Scoring
 from rollcall.reward_service.service import openapi_page
 from rollcall.reward_service.service.guard import Guard, refusal
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import RefusalKind, Refused
 
 HEALTH_PATHS = ("/healthz", "/readyz")
 DOCUMENT_PATHS = ("/", "/docs", "/openapi.json")
@@ -39,8 +39,8 @@ _M = TypeVar("_M", bound=BaseModel)
 class Routes:
     """What the routes stand on; the guard is set when the app is put together."""
 
-    def __init__(self, scoring: Scoring, registry: Registry, metrics: ServiceMetrics) -> None:
-        self.scoring, self.registry, self.metrics = scoring, registry, metrics
+    def __init__(self, dispatcher: Dispatcher, registry: Registry, metrics: ServiceMetrics) -> None:
+        self.dispatcher, self.registry, self.metrics = dispatcher, registry, metrics
         self.guard: Guard | None = None
 
     def router(self) -> APIRouter:
@@ -59,7 +59,7 @@ class Routes:
         """Scores items with one model. Every result has a score or an error; a request that fails has neither."""
         asked = parse(ScoreRequest, await request.body())
         _check_items(asked)
-        response = await self.scoring.score(asked, arrived=request.state.arrived, gone=partial(_gone, request))
+        response = await self.dispatcher.score(asked, arrived=request.state.arrived, gone=partial(_gone, request))
         return _json(response)
 
     async def models(self, request: Request) -> Response:

@@ -7,22 +7,21 @@ import asyncio
 import time
 from collections.abc import Collection
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ErrorBody
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.service.auth import BearerToken, named_locally, same_origin
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
 
 _DISCARDED = 8  # times max_body_bytes: read and thrown away, so that the client gets to read why it is refused
 
 
-class GuardConfig(BaseModel):
+class GuardConfig(Strict):
     """How much the service takes in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_body_bytes: int = Field(default=8_388_608, ge=1, description="of one request; beyond them: 413")
     body_timeout_s: float = Field(default=30.0, gt=0, description="how long a request's body may take to arrive: 408")

@@ -28,8 +28,8 @@ from rollcall.cluster.errors import BadInput, RewardUnavailable
 from rollcall.reward_service.labelling.directory import open_labelling
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 _EXIT_BAD_INPUT = 2
 _POLL_S = 0.02

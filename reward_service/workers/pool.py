@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.scorer import Failure
 from rollcall.reward_service.workers.printed_output import PrintedOutput
 from rollcall.reward_service.workers.worker_process import MAX_FRAME_BYTES
@@ -30,10 +31,8 @@ _SECRETS = ("ROLLCALL_REWARD_TOKEN", "ROLLCALL_JUDGE_KEY", "ROLLCALL_REDIS_URL")
 _END_S = 2.0
 
 
-class WorkersConfig(BaseModel):
+class WorkersConfig(Strict):
     """Killable processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num: int = Field(default=2, ge=1, le=256, description="processes")
     timeout_s: float = Field(default=5.0, gt=0, le=600, description="for one item, until its worker is killed")

@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from live_service import Scorers, ScriptedScorer
 
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 
 def main(port: str, directory: str, delay_s: str) -> None:

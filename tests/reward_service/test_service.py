@@ -16,8 +16,8 @@ from live_service import TOKEN, Scorers, ScriptedScorer, body, client_of, eventu
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ErrorBody, ScoreResponse
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 Live = tuple[Server, httpx.Client]
 SEGMENT = {

@@ -15,7 +15,7 @@ from rollcall.deploy.tools.monitoring.dashboard_halves import CONTROL, LANGUAGE
 from rollcall.deploy.tools.monitoring.dashboard_overview import OVERVIEW
 from rollcall.deploy.tools.monitoring.dashboard_services import CLUSTER_HEALTH, REWARD_SERVICE
 from rollcall.deploy.tools.monitoring.metric_names import EXTERNAL, rule_files, rules
-from rollcall.reward_service.service.metrics import SERVICE
+from rollcall.reward_service.scheduling.metrics import SERVICE
 
 ROOT = Path(__file__).resolve().parents[3]
 DASHBOARDS = {

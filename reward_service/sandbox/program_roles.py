@@ -1,5 +1,5 @@
-"""What the sandbox runs for an exchange with a program, and for the probe. Standard library alone; must never know how
-it is contained."""
+"""What runs in the sandbox of a program, and of the probe. Standard library alone; must never know how it is
+contained."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import types
 
 
-def run(source: str) -> int:
+def _program(source: str) -> int:
     """As `python program.py` would: standard input and output are the process's."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
@@ -28,7 +28,7 @@ def run(source: str) -> int:
     return status
 
 
-def report_reach(targets: dict[str, str | int]) -> int:
+def _report_reach(targets: dict[str, str | int]) -> int:
     """For the probe: tries what the sandbox must prevent, and prints what it did prevent."""
     prevented = {}
     for name, attempt in _ATTEMPTS.items():
@@ -75,4 +75,9 @@ _ATTEMPTS = {
     "the service's environment": _read_parent,
     "signals to the service": _signal_parent,
     "the network": _connect,
+}
+
+ROLES = {
+    "program": lambda code: lambda _: _program(code),
+    "reach": lambda targets: lambda _: _report_reach(targets),
 }

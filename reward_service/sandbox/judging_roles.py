@@ -1,5 +1,5 @@
-"""What the sandboxes of a solution and of its tests run: the one serves the code under test, the other judges it from
-outside. Standard library alone; must never know how they are contained."""
+"""What runs in the sandboxes of a solution and of its tests: the one serves the code under test, the other judges it
+from outside. Standard library alone; must never know how they are contained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSED, FAILED, UNSUPPORTED = 0, 1, 3  # a test's exit status
 _MESSAGE_BYTES = 500
 
 
-def serve_solution(source: str, preamble: str, channel: int) -> int:
+def _serve_solution(source: str, preamble: str, channel: int) -> int:
     """Runs the code once and then answers a test's calls until the test is over."""
     module = _module("solution")
     end = SolutionEnd(channel, module)
@@ -34,7 +34,7 @@ def serve_solution(source: str, preamble: str, channel: int) -> int:
     return 0
 
 
-def run_test(source: str, entry_point: str | None, channel: int) -> int:
+def _run_test(source: str, entry_point: str | None, channel: int) -> int:
     """Passed when the test runs to its end. Its message goes to standard output."""
     try:
         tree = ast.parse(source, "test.py")
@@ -71,3 +71,10 @@ def _say(error: BaseException, status: int) -> int:
     text = f"{type(error).__name__}: {error}".encode(errors="replace")[:_MESSAGE_BYTES]
     os.write(1, text)
     return status
+
+
+_CHANNEL = 3
+ROLES = {
+    "solution": lambda code, preamble: lambda _: _serve_solution(code, preamble, _CHANNEL),
+    "test": lambda tests, entry_point: lambda number: _run_test(tests[number], entry_point, _CHANNEL),
+}
