@@ -1,5 +1,4 @@
-"""When two formulas are equal as numbers: exactly where both are exact, else to so many digits of their size. Knows
-sympy; must never know where formulas come from."""
+"""When two formulas are equal as numbers: exactly where both are exact, else to so many digits of their size."""
 
 from __future__ import annotations
 

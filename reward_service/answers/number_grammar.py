@@ -1,5 +1,5 @@
 """The grammar of one calculation, whose value is exact or refused: 1 1/2, 6.02 x 10^23, -(3 + 4)/2, 2^10. Reads tokens
-of the plain notation; must never know what stands around a calculation."""
+of the plain notation."""
 
 from __future__ import annotations
 

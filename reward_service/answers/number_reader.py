@@ -1,5 +1,5 @@
 """The numbers that stand in a text, as a person reads them: 1 1/2, 6.02 x 10^23, 2 * 3 = 6, 5 million. What may be read
-in two ways, or has no exact value, is found and refused. Must never know which part of a text is its answer."""
+in two ways, or has no exact value, is found and refused."""
 
 from __future__ import annotations
 
@@ -89,19 +89,13 @@ class _Reader:
 
     def _pass_over(self, found: list[Reading]) -> None:
         token = self._grammar.token()
-        if token.text.endswith("_") and self._grammar.token(1).kind != "end":
-            self._grammar.at += 1
+        subscript = token.text.endswith("_") and self._grammar.token(1).kind != "end"
+        refused = token.text in ("^", "\\begin", "\\overline", "\\overbrace")  # x^2, 0.\overline{3}
+        self._grammar.at += 1
+        if subscript or refused:
             self._grammar.skip_argument()
-        elif token.text == "^":
-            self._grammar.at += 1
-            self._grammar.skip_argument()
-            found.append(Reading(None))  # x^2
-        elif token.text in ("\\begin", "\\overline", "\\overbrace"):  # 0.\overline{3}
-            self._grammar.at += 1
-            self._grammar.skip_argument()
+        if refused:
             found.append(Reading(None))
-        else:
-            self._grammar.at += 1
 
     def _refused_by_what_precedes(self) -> bool:
         """x < 5, x + 5, x/2; and a line's "- 5", which may be an item of a list."""
@@ -113,11 +107,8 @@ class _Reader:
         if self._maths and (before.kind == "command" or (before.kind == "word" and len(before.text) == 1)):
             return True
         if before.text in ("*", "/", "×", "+") and self._grammar.at > 1:
-            return self._grammar.token(-2).kind in ("word", "command") or self._grammar.token(-2).text in (
-                ")",
-                "}",
-                "]",
-            )
+            operand = self._grammar.token(-2)
+            return operand.kind in ("word", "command") or operand.text in CLOSING.values()
         if sign.text not in ("-", "+", MINUS, EN_DASH):
             return False
         spaced = self._grammar.token(1).gap
@@ -125,7 +116,7 @@ class _Reader:
             if self._maths or not sign.gap:
                 return True
             return spaced and before.text.lower() not in SAYING
-        if before.text in (")", "}", "]"):
+        if before.text in CLOSING.values():
             return True
         return self._grammar.at == 0 and spaced and self._item
 
@@ -143,13 +134,9 @@ class _Reader:
 
     def _to_the_next_side(self) -> int:
         """Tokens from an equals sign to the number behind it; 0 where there is none at once."""
-        return (
-            1
-            if self._grammar.starts(1)
-            else 2
-            if self._grammar.token(1).text in ("=", "≈") and self._grammar.starts(2)
-            else 0
-        )
+        if self._grammar.starts(1):
+            return 1
+        return 2 if self._grammar.token(1).text in ("=", "≈") and self._grammar.starts(2) else 0
 
     def _joined(self, reading: Reading) -> int:
         """Tokens to the next number of a list, a range or a sum with this one; 0 where it stands for itself."""

@@ -1,5 +1,5 @@
 """Reward models as directories: safetensors and JSON, hashed, written in one move; of texts with tokenizer, in Hugging
-Face's layout. Reads nothing that could run. Must never know how a model is trained, nor who asks for scores."""
+Face's layout. Reads nothing that could run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Learned reward models: of texts, a Hugging Face sequence classifier with one label; of segments, an ensemble of MLPs
-over observation and action. The modules alone: how they lie on a disk is reward_model_files.py's. This file must never
-know how they are trained, nor who asks for scores."""
+over observation and action. The modules alone: how they lie on a disk is reward_model_files.py's."""
 
 from __future__ import annotations
 

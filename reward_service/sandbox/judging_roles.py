@@ -1,5 +1,5 @@
 """What runs in the sandboxes of a solution and of its tests: the one serves the code under test, the other judges it
-from outside. Standard library alone; must never know how they are contained."""
+from outside. Standard library alone."""
 
 from __future__ import annotations
 

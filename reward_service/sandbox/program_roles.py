@@ -1,5 +1,4 @@
-"""What runs in the sandbox of a program, and of the probe. Standard library alone; must never know how it is
-contained."""
+"""What runs in the sandbox of a program, and of the probe. Standard library alone."""
 
 from __future__ import annotations
 

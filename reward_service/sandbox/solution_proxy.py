@@ -18,6 +18,8 @@ from rollcall.reward_service.sandbox.solution_channel import (
     OPERATIONS,
     Channel,
     OtherEndGone,
+    decoded_call,
+    encoded_call,
     exception_from,
 )
 
@@ -49,20 +51,14 @@ class JudgingEnd:
         return found
 
     def call(self, target: Remote, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        reply = self._channel.ask(
-            {
-                "do": "call",
-                "arguments": [encode(argument, self._encode_other) for argument in (target, *arguments)],
-                "named": {name: encode(value, self._encode_other) for name, value in named.items()},
-            }
-        )
+        asked = encoded_call((target, *arguments), named, self._encode_other)
+        reply = self._channel.ask({"do": "call", **asked})
         for place, changed in reply.get("changed", {}).items():
             _replace(arguments[int(place)], decode(changed, self._decode_other))
         return self._result(reply)
 
     def operate(self, name: str, *arguments: Any) -> Any:
-        encoded = [encode(argument, self._encode_other) for argument in arguments]
-        return self._result(self._channel.ask({"do": name, "arguments": encoded}))
+        return self._result(self._channel.ask({"do": name, **encoded_call(arguments, {}, self._encode_other)}))
 
     def _result(self, reply: dict[str, Any]) -> Any:
         if "raised" in reply:
@@ -78,8 +74,7 @@ class JudgingEnd:
         """The code calls back a function that the tests gave it; it can ask for nothing else."""
         try:
             function = self._callbacks[message["number"]]
-            arguments = [decode(argument, self._decode_other) for argument in message["arguments"]]
-            named = {name: decode(value, self._decode_other) for name, value in message["named"].items()}
+            arguments, named = decoded_call(message, self._decode_other)
             return {"value": encode(function(*arguments, **named), self._encode_other)}
         except Exception as error:
             return {"raised": {"kinds": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}}

@@ -1,5 +1,4 @@
-"""What waits to be scored, and which of it makes the next batch: a data structure without threads or clocks.
-Must never know what a score is."""
+"""What waits to be scored, and which of it makes the next batch: a data structure without threads or clocks."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""One model's worker: a thread that takes batches from the queue and lets the scorer compute them, off the event loop.
-Must never know HTTP, the cache or where scorers come from."""
+"""One model's worker: a thread that takes batches from the queue and has the scorer compute them, off the event loop."""
 
 from __future__ import annotations
 

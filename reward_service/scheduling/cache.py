@@ -1,12 +1,11 @@
 """Scores that were computed before, by key: in this process, or in Redis for several services. A cache that is away or
-holds rubbish is a cache without the score. Must never know models, items or errors: only scores are kept."""
+holds rubbish is a cache without the score. Only scores are cached, no failures."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.strict import Strict
 from rollcall.cluster.store.store import URL_VARIABLE, safe_url
 from rollcall.reward_service.scheduling.metrics import ServiceMetrics
-from rollcall.reward_service.scorer import Score
+from rollcall.reward_service.scorer import Score, finite
 
 FIRST_REST_S = 1.0  # how long a Redis that failed is left alone; doubled each time it fails again
 LONGEST_REST_S = 30.0
@@ -64,8 +63,27 @@ class ScoreCache(Protocol):
     async def close(self) -> None: ...
 
 
-class LocalCache:
-    """The least recently used scores are forgotten first."""
+class NoCache:
+    """For a service that is told to keep nothing."""
+
+    async def get(self, keys: Sequence[str]) -> list[Score | None]:
+        return [None] * len(keys)
+
+    async def put(self, scores: Mapping[str, Score]) -> None:
+        pass
+
+    async def claim(self, keys: Sequence[str]) -> list[bool]:
+        return [True] * len(keys)
+
+    async def release(self, keys: Sequence[str]) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class LocalCache(NoCache):
+    """In this process. The least recently used scores are forgotten first."""
 
     def __init__(self, config: CacheConfig, metrics: ServiceMetrics) -> None:
         self._config, self._metrics = config, metrics
@@ -85,15 +103,6 @@ class LocalCache:
             self._bytes += _size(score)
         while self._bytes > self._config.max_bytes:
             self._forget(next(iter(self._entries)))
-
-    async def claim(self, keys: Sequence[str]) -> list[bool]:
-        return [True] * len(keys)
-
-    async def release(self, keys: Sequence[str]) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
     def _get(self, key: str) -> Score | None:
         ends, score = self._entries.get(key, (0.0, None))
@@ -162,7 +171,10 @@ class RedisCache:
 
         nothing: list[bytes | None] = [None] * len(names)
         texts = await self._ask(read, nothing)
-        found = [None if text is None else self._decoded(text) for text in texts]
+        found = [None if text is None else _decoded(text) for text in texts]
+        invalid = len(texts) - texts.count(None) - (len(found) - found.count(None))
+        if invalid:
+            self._metrics.cache.labels("invalid").inc(invalid)
         _count(self._metrics, found)
         return found
 
@@ -220,31 +232,6 @@ class RedisCache:
         self._rest_s = FIRST_REST_S
         return answer
 
-    def _decoded(self, text: bytes) -> Score | None:
-        score = _decoded(text)
-        if score is None:
-            self._metrics.cache.labels("invalid").inc()
-        return score
-
-
-class NoCache:
-    """For a service that is told to keep nothing."""
-
-    async def get(self, keys: Sequence[str]) -> list[Score | None]:
-        return [None] * len(keys)
-
-    async def put(self, scores: Mapping[str, Score]) -> None:
-        pass
-
-    async def claim(self, keys: Sequence[str]) -> list[bool]:
-        return [True] * len(keys)
-
-    async def release(self, keys: Sequence[str]) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
 
 async def open_cache(config: CacheConfig, redis_url: str | None, metrics: ServiceMetrics) -> ScoreCache:
     """In Redis where there is a url.
@@ -288,8 +275,4 @@ def _decoded(text: bytes) -> Score | None:
         )
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return (
-        score
-        if all(map(math.isfinite, (score.value, *score.components.values(), *(score.step_values or ()))))
-        else None
-    )
+    return score if finite(score) is score else None

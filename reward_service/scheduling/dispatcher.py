@@ -1,5 +1,5 @@
-"""From a request to its response: which model, what is known already, what somebody else is computing just now, and the
-rest to the batcher. Must never know HTTP."""
+"""From a request to its response: which model, what is cached already, what somebody else is computing just now, and
+the rest to the batcher. Must never know HTTP."""
 
 from __future__ import annotations
 

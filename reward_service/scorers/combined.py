@@ -1,5 +1,4 @@
-"""Scorers made of scorers: a weighted sum of clipped parts, and an ensemble that says how far its members disagree.
-Must never know what the parts are."""
+"""Scorers made of scorers: a weighted sum of clipped parts, and an ensemble that says how far its members disagree."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Scorers that are rules about a text: equal to the answer, the same number, patterns found, sections in their order, a
-length. Their judges are pure functions; must never know where they run."""
+length."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, TypeAdapter, field_validator, model_validator
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.strict import Strict
-from rollcall.reward_service.answers.answers import (
+from rollcall.reward_service.answers.final_answer import (
     READING,
     AnswerPart,
     accepted_answers,
@@ -24,7 +24,15 @@ from rollcall.reward_service.answers.answers import (
     gold_number,
 )
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer
-from rollcall.reward_service.scorers.text_scorers import Judge, TextScorer, WorkerTextScorer, in_worker, version_of
+from rollcall.reward_service.scorers.text_scorers import (
+    Rule,
+    Said,
+    TextJob,
+    TextScorer,
+    WorkerTextScorer,
+    in_worker,
+    version_of,
+)
 from rollcall.reward_service.workers.pool import WorkerPool, WorkersConfig
 
 
@@ -133,34 +141,32 @@ def build_rule(config: RuleConfig) -> Scorer:
     Raises:
       BadInput: the tokenizer is not there.
     """
-    version = version_of(config, *([READING] if isinstance(config, (ExactMatchConfig, NumberConfig)) else []))
-    matches = isinstance(config, RegexConfig) or (
-        isinstance(config, (ExactMatchConfig, NumberConfig)) and config.part.pattern is not None
-    )
-    if not matches or isinstance(config, (FormatConfig, LengthConfig)):
-        return TextScorer(version, judge_of(config))
-    pool = WorkerPool(f"{__name__}:make_worker", config.model_dump(mode="json"), config.workers)
-    return WorkerTextScorer(version, pool)
+    version = version_of(config, *([READING] if isinstance(config, ExactMatchConfig | NumberConfig) else []))
+    if isinstance(config, RegexConfig) or (
+        isinstance(config, ExactMatchConfig | NumberConfig) and config.part.pattern is not None
+    ):
+        pool = WorkerPool(f"{__name__}:make_worker", config.model_dump(mode="json"), config.workers)
+        return WorkerTextScorer(version, pool)
+    return TextScorer(version, rule_of(config))
 
 
-def make_worker(settings: JsonValue) -> Any:
-    return in_worker(judge_of(_RULES.validate_python(settings)))
+def make_worker(settings: JsonValue) -> Callable[[TextJob], Said]:
+    return in_worker(rule_of(_RULES.validate_python(settings)))
 
 
-def judge_of(config: RuleConfig) -> Judge:
-    def judge(response: str, metadata: dict[str, JsonValue]) -> Outcome:
-        if isinstance(config, ExactMatchConfig):
-            return exact_match(config, response, metadata)
-        if isinstance(config, NumberConfig):
-            return same_number(config, response, metadata)
-        if isinstance(config, RegexConfig):
-            return patterns_found(config, response)
-        if isinstance(config, FormatConfig):
-            return format_kept(config, response)
-        return length_kept(config, count(response))
-
-    count = _counter(config) if isinstance(config, LengthConfig) else len
-    return judge
+def rule_of(config: RuleConfig) -> Rule:
+    match config:
+        case ExactMatchConfig():
+            return lambda response, metadata: exact_match(config, response, metadata)
+        case NumberConfig():
+            return lambda response, metadata: same_number(config, response, metadata)
+        case RegexConfig():
+            return lambda response, _: patterns_found(config, response)
+        case FormatConfig():
+            return lambda response, _: format_kept(config, response)
+        case LengthConfig():
+            count = _counter(config)
+            return lambda response, _: length_kept(config, count(response))
 
 
 def _counter(config: LengthConfig) -> Callable[[str], int]:

@@ -1,5 +1,5 @@
 """A user's reward function: how it wants to be called, as its signature says, and what its answer means. What fits
-neither is refused by name: nothing here guesses a score. Must never know what the function computes."""
+neither is refused by name: nothing here guesses a score."""
 
 from __future__ import annotations
 

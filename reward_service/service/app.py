@@ -1,5 +1,4 @@
-"""The routes: from HTTP to the parts and back, each failure with its status and an ErrorBody. Must never know how a
-score is made, batched or kept."""
+"""The routes: from HTTP to the dispatcher and back, each failure with its status and an ErrorBody."""
 
 from __future__ import annotations
 
@@ -102,31 +101,15 @@ def create_app(routes: Routes, *, more: Sequence[APIRouter] = ()) -> FastAPI:
         app.include_router(router)
     _add_documents(app)
 
-    def respond(request: Request, refused: Refused) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
+        refused = _as_refusal(request, error)
+        if isinstance(refused, Response):
+            return refused
         request.state.outcome = refused.kind
         return refusal(refused)
 
-    @app.exception_handler(Refused)
-    async def refuse(request: Request, error: Refused) -> Response:
-        return respond(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return respond(request, Refused("schema", _what_is_wrong(error.errors())))
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        kind = _KINDS.get(error.status_code)
-        if kind is not None:
-            return respond(request, Refused(kind, f"{request.method} {request.url.path[:200]}: {error.detail}"))
-        body = ErrorBody(kind=f"http_{error.status_code}", message=str(error.detail)).model_dump_json()
-        return Response(body, error.status_code, error.headers, "application/json")
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return respond(request, Refused("internal", f"the service failed: {type(error).__name__}"))
-
+    for kind in (Refused, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
     return app
 
 
@@ -140,6 +123,22 @@ def parse(model: type[_M], body: bytes) -> _M:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         kind: RefusalKind = "malformed" if problems[0]["type"] == "json_invalid" else "schema"
         raise Refused(kind, _what_is_wrong(problems)) from None
+
+
+def _as_refusal(request: Request, error: Exception) -> Refused | Response:
+    """What a route's exception means; a Response for statuses of Starlette's that are none of ours."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, RequestValidationError):
+        return Refused("schema", _what_is_wrong(error.errors()))
+    if isinstance(error, HTTPException):
+        if error.status_code in _KINDS:
+            text = f"{request.method} {request.url.path[:200]}: {error.detail}"
+            return Refused(_KINDS[error.status_code], text)
+        body = ErrorBody(kind=f"http_{error.status_code}", message=str(error.detail)).model_dump_json()
+        return Response(body, error.status_code, error.headers, "application/json")
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return Refused("internal", f"the service failed: {type(error).__name__}")
 
 
 def _what_is_wrong(problems: Sequence[Any]) -> str:

@@ -1,5 +1,5 @@
 """What stands before every route: the token, limits on bodies and on how much is under way, draining, and the count of
-what became of each request. Must never know what the routes do."""
+what became of each request."""
 
 from __future__ import annotations
 
@@ -78,6 +78,9 @@ class Guard:
 
         try:
             await self._guarded(scope, receive, noted)
+        except Refused as refused:
+            state["outcome"] = refused.kind
+            await refusal(refused)(scope, receive, noted)
         finally:
             route = _route(scope["path"])
             outcome = state.get("outcome") or ("ok" if 0 < status < 400 else f"http_{status}")
@@ -85,27 +88,17 @@ class Guard:
             self._metrics.latency.labels(route).observe(time.monotonic() - began)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            headers = dict(scope["headers"])
-            self._check_sender(scope["path"], headers)
-            if scope["path"] in self._open_paths:
-                await self.app(scope, receive, send)
-                return
-            self._check_room()
-        except Refused as refused:
-            scope["state"]["outcome"] = refused.kind
-            await refusal(refused)(scope, receive, send)
+        headers = dict(scope["headers"])
+        self._check_sender(scope["path"], headers)
+        if scope["path"] in self._open_paths:
+            await self.app(scope, receive, send)
             return
+        self._check_room()
         self.num_requests += 1
         self._metrics.in_flight.inc()
         body = bytearray()
         try:
-            try:
-                await self._read(headers, receive, body)
-            except Refused as refused:
-                scope["state"]["outcome"] = refused.kind
-                await refusal(refused)(scope, receive, send)
-                return
+            await self._read(headers, receive, body)
             await self.app(scope, _ready(bytes(body), receive), send)
         finally:
             self._buffered -= len(body)

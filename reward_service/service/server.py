@@ -1,5 +1,4 @@
-"""One service as a process: socket, event loop, models, draining, end. Must never know the command line, nor who
-started it."""
+"""One service as a process: socket, event loop, models, draining, end."""
 
 from __future__ import annotations
 
@@ -7,16 +6,18 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import APIRouter
 from pydantic import SecretStr, TypeAdapter
+from starlette.types import Receive, Scope, Send
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.scheduling.cache import open_cache
@@ -74,8 +75,8 @@ class Server:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self, *, signals: bool = True) -> bool:
-        """Serves until SIGTERM, Ctrl-C or `end`. False where a model would not stop computing: the process should then
-        leave by os._exit, since threads inside a model do not survive the interpreter's end.
+        """Serves until SIGTERM, Ctrl-C or `end`. False where a model would not stop computing: then
+        `leave_at_once_unless` ends the process.
 
         Raises:
           BadInput: a model of the configuration cannot be built.
@@ -172,6 +173,15 @@ class Server:
             _log.warning("%d requests were under way at the end and are given up", guard.num_requests)
 
 
+def leave_at_once_unless(ended: bool) -> None:
+    """After `Server.run` and whatever is closed behind it: a model that still computes does so in a thread that does
+    not survive the interpreter's end."""
+    if not ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to us: its own handlers close the socket at once, and end the process by the signal again."""
 
@@ -180,7 +190,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     raise AssertionError("the application is set before the first request")
 
 

@@ -1,4 +1,4 @@
-"""The service's settings, composed of its parts' own. Must never know what a scorer's settings mean."""
+"""The service's settings, composed of its parts' own."""
 
 from __future__ import annotations
 

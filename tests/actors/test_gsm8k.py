@@ -13,7 +13,7 @@ import pytest
 from rollcall.actors.tasks.gsm8k import GSM8K, GSM8KConfig
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import final_number
+from rollcall.reward_service.answers.final_answer import final_number
 
 DATA = Path(os.environ.get("ROLLCALL_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "gsm8k"
 needs_data = pytest.mark.skipif(

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("math_verify", reason="symbolic equality needs the package math-verify")
 
-from rollcall.reward_service.answers.answers import AnswerPart
+from rollcall.reward_service.answers.final_answer import AnswerPart
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.maths import MathsConfig, as_latex, build_maths_scorer

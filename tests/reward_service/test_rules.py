@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import final_number, last_box
+from rollcall.reward_service.answers.final_answer import final_number, last_box
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig, build_scorer
