@@ -15,11 +15,10 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from two_nodes import ROLLCALL, TwoNodes, eventually  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from rollcall.cluster.books.audit import audit_run  # noqa: E402
+from tests.two_nodes import ROLLCALL, TwoNodes, eventually  # noqa: E402
 
 ENV = "import gymnasium\n\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n"
 CONTROL = (

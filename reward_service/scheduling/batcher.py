@@ -1,4 +1,4 @@
-"""One model's worker: a thread that takes batches from the queue and has the scorer compute them, off the event loop."""
+"""One model's worker: a thread that takes batches from the queue and has the scorer compute them, off the loop."""
 
 from __future__ import annotations
 

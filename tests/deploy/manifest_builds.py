@@ -14,8 +14,8 @@ import yaml
 
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.schema import Kinds, read_kinds
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("local", "gpu", "autoscale", "kueue", "gcs-ft", "monitoring")
 CRDS = Path(os.environ.get("ROLLCALL_SHARED_KUBERAY") or ROOT.parent / "shared" / "kuberay")

@@ -21,8 +21,7 @@ from rollcall.deploy.kinds import policies
 from rollcall.deploy.rundir import earlier_runs
 from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
 from rollcall.deploy.rundir.resubmission import find_to_go_on_with
-
-EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
+from tests import EARLIER
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ what they bring along (health check, preStop hook) is tried on real processes.""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import signal
@@ -15,26 +14,16 @@ import tomllib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks import prove_image as image
+from rollcall.deploy.docker import health, prestop
+from tests import ROOT
+
 DOCKER = ROOT / "deploy" / "docker"
-
-
-def load(path: Path) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[path.stem] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-image = load(ROOT / "benchmarks" / "prove_image.py")
 DOCKERFILES = [DOCKER / "Dockerfile.cpu", DOCKER / "Dockerfile.gpu"]
 FINAL = [(DOCKERFILES[0], "runtime"), (DOCKERFILES[1], "runtime"), (DOCKERFILES[1], "jit")]
 
@@ -202,7 +191,6 @@ def test_health_is_what_the_reward_service_says_of_itself(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    health = load(DOCKER / "health.py")
     assert health.main(tmp_path / "proc") == 1
     assert "is running here" in capsys.readouterr().out
     command = Path(sys.executable).with_name("rollcall")
@@ -219,7 +207,6 @@ def test_health_is_what_the_reward_service_says_of_itself(
 
 
 def test_health_knows_ray_nodes_and_runs_by_their_command_lines() -> None:
-    health = load(DOCKER / "health.py")
     commands = [
         ["/opt/rollcall/lib/python3.11/site-packages/ray/core/src/ray/raylet/raylet", "--store_socket_name=x"],
         ["/opt/rollcall/bin/python", "/opt/rollcall/bin/rollcall", "train", "cartpole-ppo", "name=x"],
@@ -252,7 +239,6 @@ time.sleep(60)
 def test_before_a_pod_ends_its_run_is_asked_to_stop_and_waited_for(
     proc: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prestop = load(DOCKER / "prestop.py")
     (tmp_path / "rollcall").write_text(RUN)
     run = proc(sys.executable, str(tmp_path / "rollcall"), "train", "cartpole-ppo", "name=x", cwd=tmp_path)
     assert run.stdout is not None and run.stdout.readline() == "begun\n"
@@ -268,7 +254,6 @@ def test_before_a_pod_ends_its_run_is_asked_to_stop_and_waited_for(
 def test_a_node_that_works_for_a_run_waits_but_not_for_ever(
     proc: Callable[..., subprocess.Popen[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prestop = load(DOCKER / "prestop.py")
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     worker = proc(sys.executable, "-c", WORKER)
     assert worker.stdout is not None and worker.stdout.readline()

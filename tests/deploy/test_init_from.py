@@ -21,8 +21,8 @@ from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.load import load_config
 from rollcall.deploy.drive.training import train
 from rollcall.deploy.kinds.init_from import beginning_of
+from tests import EARLIER
 
-EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
 RECIPE = """\
 total_learner_steps: 2
 runtime: serial

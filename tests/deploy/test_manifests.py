@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ import pytest
 import yaml
 
 from rollcall.deploy.tools.manifests import check as manifests
-
-sys.path.insert(0, str(Path(__file__).parent))
-from manifest_builds import K8S, OVERLAYS, base, built, crds, needs_kubectl, of
+from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built, crds, needs_kubectl, of
 
 KUBERNETES = "1.32"
 

@@ -3,7 +3,6 @@ are at hand."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.schema import read_kinds
-
-sys.path.insert(0, str(Path(__file__).parent))
-from manifest_builds import Documents, base, built, crds, needs_kubectl, of
+from tests.deploy.manifest_builds import Documents, base, built, crds, needs_kubectl, of
 
 
 def job(documents: Documents) -> dict[str, Any]:

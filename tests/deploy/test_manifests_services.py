@@ -9,7 +9,6 @@ import shlex
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,9 +25,7 @@ from rollcall.deploy.tools.manifests.objects import Objects
 from rollcall.deploy.tools.manifests.references import USER_SECRETS
 from rollcall.reward_service.service.auth import client_token
 from rollcall.reward_service.service.service_config import ServiceConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from manifest_builds import K8S, OVERLAYS, base, built, needs_kubectl
+from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built, needs_kubectl
 
 
 @needs_kubectl

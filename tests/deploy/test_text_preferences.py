@@ -87,10 +87,9 @@ def learnt_from(goal: Path) -> tuple[dict[str, Any], list[PreferencePair]]:
 @pytest.mark.parametrize("chat", [False, True])
 @pytest.mark.parametrize("source", ["taste", "file"])
 def test_a_reward_model_learns_from_the_prompts_that_it_scores(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool, source: str
+    model: Path, tmp_path: Path, chat: bool, source: str
 ) -> None:
     """As tokens: they are those that the policy answers."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     settings: dict[str, Any] = {"taste": TASTE}
     if source == "file":
         lines = [
@@ -120,8 +119,7 @@ def test_messages_for_a_task_of_plain_prompts_are_refused(model: Path, tmp_path:
 # How responses are sampled.
 
 
-def test_pairs_are_sampled_as_the_actors_sample(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def test_pairs_are_sampled_as_the_actors_sample(model: Path, tmp_path: Path) -> None:
     only_the_likeliest = SamplingConfig(max_tokens=6, top_k=1)
     with pytest.raises(BadInput, match=r"of 60 pairs 0 differ: .*top_k=1.*raise actors\.sampling\.temperature"):
         train(model, tmp_path, chat=False, sampling=only_the_likeliest, taste=TASTE)
@@ -198,9 +196,8 @@ def test_the_likelihood_finds_the_reward_that_a_rater_with_errors_judges_by() ->
 
 @pytest.mark.parametrize(("error_rate", "noise"), [(0.0, 0.0), (0.1, 0.2), (0.5, 0.99)])
 def test_the_reward_model_is_told_of_the_raters_noise(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_rate: float, noise: float
+    model: Path, tmp_path: Path, error_rate: float, noise: float
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     goal = train(model, tmp_path, chat=False, taste=TASTE, noise={"error_rate": error_rate})
     assert learnt_from(goal)[0]["loss"]["noise"] == pytest.approx(noise)
 

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.checkpoint import latest_checkpoint, list_checkpoints, load_weights
-
-EARLIER = Path(__file__).parents[1] / "runs_of_earlier_releases"
+from tests import EARLIER
 
 
 def done(run: Any) -> dict[str, Any]:

@@ -3,22 +3,14 @@ One cluster for all of it; the longer proofs are benchmarks/prove_jobs.py."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rollcall.cluster.books.audit import audit_run
-
-_spec = importlib.util.spec_from_file_location("two_nodes", Path(__file__).parents[1] / "two_nodes.py")
-assert _spec is not None and _spec.loader is not None
-two_nodes = importlib.util.module_from_spec(_spec)
-sys.modules["two_nodes"] = two_nodes
-_spec.loader.exec_module(two_nodes)
+from tests.two_nodes import TwoNodes
 
 # The user's own environment: only the job's working directory has it.
 ENV = """
@@ -43,7 +35,7 @@ metrics: {{enabled: false}}
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    nodes = two_nodes.TwoNodes()
+    nodes = TwoNodes()
     (nodes.work / "own_env.py").write_text(ENV)
     (nodes.work / "control.yaml").write_text(RECIPE.format(steps=100))
     try:

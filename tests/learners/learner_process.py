@@ -1,4 +1,5 @@
-"""One of several learner processes: `learner_process.py RANK NUM ADDRESS OUT RECURRENT`. Run by test_learner.py."""
+"""One of several learner processes: `python -m tests.learners.learner_process RANK NUM ADDRESS OUT KIND`.
+Run by test_learner.py."""
 
 from __future__ import annotations
 
@@ -8,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from experience import cartpole, make_learner
-
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import LearnerConfig, StepOrder
 from rollcall.learners.models.networks import PolicyConfig
+from tests.learners.experience import cartpole, make_learner
 
 
 def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool) -> None:

@@ -1,5 +1,6 @@
-"""One of several learner processes of a language model, or the one that there is: `sharded_process.py RANK NUM ADDRESS
-MODEL OUT`. Goes through every scenario and leaves what came of it in OUT. Run by test_sharded.py."""
+"""One of several learner processes of a language model, or the one that there is:
+`python -m tests.learners.sharded_process RANK NUM ADDRESS MODEL OUT`. Goes through every scenario and leaves what came
+of it in OUT. Run by test_sharded.py."""
 
 from __future__ import annotations
 
@@ -15,14 +16,12 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-sys.path.insert(0, str(Path(__file__).parent))
-from token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
-
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import LearnerConfig, StepOrder
 from rollcall.learners.models.token_policy import LMPolicyConfig
+from tests.learners.token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
 
 COMMON: dict[str, Any] = {"kl_coef": 0.1, "num_minibatches": 2, "token_budget": TOKEN_BUDGET}
 ONE_BY_ONE = {**COMMON, "token_budget": 1, "num_minibatches": 1}  # nine parts: not the same number for two

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,7 @@ import pytest
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.learner import StepOrder
 from rollcall.learners.models.networks import PolicyConfig
-
-_spec = importlib.util.spec_from_file_location("experience", Path(__file__).parent / "experience.py")
-assert _spec is not None and _spec.loader is not None
-experience = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(experience)
+from tests.learners.experience import cartpole, make_learner
 
 # What a step changes before, within and after the optimiser's work: statistics of rewards and of observations.
 POLICY = PolicyConfig(normalise_observations=True, normalise_rewards=True)
@@ -29,10 +24,8 @@ def state_of(learner: Any, folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("looks", [0, 1, 3, 7])  # at whether to go on, before one says no
 def test_an_interrupted_step_is_taken_back_whole(tmp_path: Path, looks: int) -> None:
-    learner, reference = (
-        experience.make_learner(PPO(PPOConfig(epochs=2, num_minibatches=4)), policy=POLICY) for _ in "ab"
-    )
-    trajectories = [experience.cartpole(learner.weights(epoch=1, version=0), ticket=0, policy=POLICY)]
+    learner, reference = (make_learner(PPO(PPOConfig(epochs=2, num_minibatches=4)), policy=POLICY) for _ in "ab")
+    trajectories = [cartpole(learner.weights(epoch=1, version=0), ticket=0, policy=POLICY)]
     for one in (learner, reference):
         one.update(trajectories, StepOrder(0, 1, 0.0))
     before = state_of(learner, tmp_path / "before")

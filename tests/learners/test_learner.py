@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -21,13 +20,8 @@ from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.learner import LearnerConfig, StepOrder, _build_optimizer
 from rollcall.learners.models.networks import PolicyConfig
-
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("experience", HERE / "experience.py")
-assert _spec is not None and _spec.loader is not None
-experience = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(experience)
-make_learner, cartpole = experience.make_learner, experience.cartpole
+from tests import ROOT
+from tests.learners.experience import cartpole, make_learner
 
 
 def tensors(learner: Any) -> dict[str, np.ndarray]:
@@ -204,16 +198,8 @@ def test_two_learner_processes_give_the_update_of_one(tmp_path: Path, kind: str)
         address = f"127.0.0.1:{probe.getsockname()[1]}"
 
     def start(rank: int, count: int) -> subprocess.Popen[bytes]:
-        program = [
-            sys.executable,
-            str(HERE / "learner_process.py"),
-            str(rank),
-            str(count),
-            address,
-            str(tmp_path),
-            kind,
-        ]
-        return subprocess.Popen(program, stderr=subprocess.PIPE)
+        program = [sys.executable, "-m", "tests.learners.learner_process", str(rank), str(count), address]
+        return subprocess.Popen([*program, str(tmp_path), kind], cwd=ROOT, stderr=subprocess.PIPE)
 
     processes = [start(0, 1), start(0, 2), start(1, 2)]
     errors = [process.communicate(timeout=120)[1].decode() for process in processes]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,27 +18,25 @@ from rollcall.learners.batches.token_batch import TokenBatch, TokenRows, collate
 from rollcall.learners.loop.learner import Learner, StepOrder
 from rollcall.learners.models.lora import LoraConfig, add_adapters, merged_parameters
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.learners.token_experience import (
+    SAMPLING,
+    TOKEN_BUDGET,
+    make_learner,
+    published,
+    samples,
+    with_lora,
+    write_model,
+)
 
 pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
 
-_spec = importlib.util.spec_from_file_location("token_experience", Path(__file__).parent / "token_experience.py")
-assert _spec is not None and _spec.loader is not None
-experience = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(experience)
-make_learner, samples, with_lora, published = (
-    experience.make_learner,
-    experience.samples,
-    experience.with_lora,
-    experience.published,
-)
-
-GRPO_WITH_KL = GRPOConfig(kl_coef=0.1, epochs=2, num_minibatches=2, token_budget=experience.TOKEN_BUDGET)
+GRPO_WITH_KL = GRPOConfig(kl_coef=0.1, epochs=2, num_minibatches=2, token_budget=TOKEN_BUDGET)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    experience.write_model(folder, tied=request.param)
+    write_model(folder, tied=request.param)
     return folder
 
 
@@ -73,7 +70,7 @@ def logprobs(policy: nn.Module, directory: Path) -> Tensor:
 
 
 def plain_policy(directory: Path) -> TokenPolicy:
-    return TokenPolicy(load_policy_model(directory, LMPolicyConfig()), experience.SAMPLING)
+    return TokenPolicy(load_policy_model(directory, LMPolicyConfig()), SAMPLING)
 
 
 def test_adapters_alone_are_trained_and_the_model_beneath_keeps_every_bit(directory: Path) -> None:

@@ -3,7 +3,6 @@ algorithm, and leave the checkpoints of one. Over gloo on CPUs; on GPUs it is th
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import socket
 import subprocess
@@ -19,14 +18,11 @@ from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.batches.token_batch import collate_samples
 from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
+from tests import ROOT
+from tests.learners.token_experience import make_learner, published, samples, write_model
 
 pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
 
-HERE = Path(__file__).parent
-_spec = importlib.util.spec_from_file_location("token_experience", HERE / "token_experience.py")
-assert _spec is not None and _spec.loader is not None
-experience = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(experience)
 
 pytestmark = [pytest.mark.prove, pytest.mark.timeout(900)]
 RESUMED = ["grpo", "critic", "adapters"]
@@ -34,9 +30,9 @@ SCENARIOS = [*RESUMED, "bfloat16", "one-by-one"]
 
 
 def start(rank: int, count: int, address: str, folder: Path, *mode: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-W", "error", str(HERE / "sharded_process.py"), str(rank), str(count), address]
+    program = [sys.executable, "-W", "error", "-m", "tests.learners.sharded_process", str(rank), str(count), address]
     arguments = [str(folder / "model"), str(folder), *mode]
-    return subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*program, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> None:
@@ -58,7 +54,7 @@ def free_address() -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where one process has gone through all scenarios, and after it two together."""
     directory = tmp_path_factory.mktemp("sharded")
-    experience.write_model(directory / "model")
+    write_model(directory / "model")
     finish([start(0, 1, "", directory)])
     address = free_address()
     finish([start(rank, 2, address, directory) for rank in range(2)])
@@ -140,21 +136,21 @@ def test_a_checkpoint_is_that_of_one_process_and_any_number_goes_on_from_it(fold
     if name in RESUMED:  # The two took over what the one had left; and one can take over what the two have.
         assert_near(folder / f"{name}-1.3.npz", folder / f"{name}-2.taken-over.npz")
     if name == "grpo":
-        learner = experience.make_learner(folder / "model", GRPO(GRPOConfig(kl_coef=0.1)))
+        learner = make_learner(folder / "model", GRPO(GRPOConfig(kl_coef=0.1)))
         learner.restore(two)
         weights = load_file(two / "weights.safetensors")
-        for key, value in experience.published(learner).items():
+        for key, value in published(learner).items():
             np.testing.assert_array_equal(value, weights[key], err_msg=key)
 
 
 def test_the_scenario_with_nine_parts_gives_the_processes_unequal_numbers(folder: Path) -> None:
-    batch = collate_samples(experience.samples(folder / "model", step=0), step=0)
+    batch = collate_samples(samples(folder / "model", step=0), step=0)
     assert len(batch.micro_batches(range(batch.num_samples), 1)) % 2 == 1
 
 
 def test_one_process_has_nobody_to_share_with_and_holds_all(folder: Path) -> None:
     config = LearnerConfig(sharding="fsdp")
-    learner = experience.make_learner(folder / "model", GRPO(GRPOConfig()), config=config)
+    learner = make_learner(folder / "model", GRPO(GRPOConfig()), config=config)
     assert isinstance(learner._trained, ReplicatedParameters)
 
 

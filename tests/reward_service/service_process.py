@@ -1,17 +1,14 @@
-"""A service as a process of its own, for tests that send it signals: python service_process.py PORT DIRECTORY DELAY_S.
+"""A service as a process of its own, for tests that send it signals: `python -m
+tests.reward_service.service_process PORT DIRECTORY DELAY_S`.
 Prints its URL. Models are loaded from below the directory; the one it begins with has offset 0."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from live_service import Scorers, ScriptedScorer
 
 from rollcall.reward_service.service.server import Server
 from rollcall.reward_service.service.service_config import ServiceConfig
+from tests.reward_service.live_service import Scorers, ScriptedScorer
 
 
 def main(port: str, directory: str, delay_s: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +17,9 @@ from rollcall.reward_service.answers.final_answer import AnswerPart, final_numbe
 from rollcall.reward_service.scorer import Failure, Score
 from rollcall.reward_service.scorers.maths import MathsConfig, found_in, make_worker
 from rollcall.reward_service.scorers.rules import NumberConfig, same_number
+from tests import ROOT
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "answers.md").read_text()
+PAGE = (ROOT / "docs" / "answers.md").read_text()
 # A cell in backticks; a bar cannot stand in one.
 NUMBERS = re.findall(r"^\| `([^|]*)` \| ([-0-9.]+|none) \|$", PAGE, re.MULTILINE)
 FORMULAS = re.findall(r"^\| `([^|]*)` \| `([^|]*)` \| ([01]) \|$", PAGE, re.MULTILINE)

@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.redis_server import PrivateRedis
@@ -20,6 +19,7 @@ from rollcall.reward_service.protocol import ScoreItem, cache_key
 from rollcall.reward_service.scheduling.cache import CacheConfig, LocalCache, RedisCache, _decoded, _encoded, open_cache
 from rollcall.reward_service.scheduling.metrics import ServiceMetrics
 from rollcall.reward_service.scorer import Score
+from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from live_service import TOKEN, Scorers, ScriptedScorer, client_of, item, ready
 
 from rollcall.cluster.errors import RewardRefused, RewardTimeout, RewardUnavailable, VersionsMixed
 from rollcall.reward_service.client import ClientConfig, RewardClient
+from tests.reward_service.live_service import TOKEN, Scorers, ScriptedScorer, client_of, item, ready
 
 Answer = Callable[["Flaky", dict[str, Any]], None]
 
@@ -215,7 +215,7 @@ def test_nothing_and_twice_the_same_id_are_not_asked() -> None:
 def test_waiting_for_readiness_ends_at_its_deadline_and_says_why() -> None:
     scorers = Scorers(main=ScriptedScorer())
     scorers.gate.clear()
-    from live_service import serving
+    from tests.reward_service.live_service import serving
 
     with serving(scorers) as server, client_of(server) as client:
         with pytest.raises(RewardUnavailable, match="loading main"):

@@ -13,7 +13,6 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from label_service import TOKEN, Service, clips, labelling_service, private_redis, swinging_pole, text
 from PIL import Image
 from pydantic import ValidationError
 
@@ -27,6 +26,15 @@ from rollcall.reward_service.preferences.records import Comparison, SegmentCandi
 from rollcall.reward_service.protocol import ArrayField, Segment
 from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from tests.reward_service.label_service import (
+    TOKEN,
+    Service,
+    clips,
+    labelling_service,
+    private_redis,
+    swinging_pole,
+    text,
+)
 
 ERRORS_OF_A_LABEL = (
     ({"choice": "up"}, "choice"),

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from label_service import TOKEN, Service, clips, labelling_service, private_redis, text
 
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.preferences.records import Comparison, Label, TextCandidate
+from tests.reward_service.label_service import TOKEN, Service, clips, labelling_service, private_redis, text
 
 playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page = playwright_api.Page

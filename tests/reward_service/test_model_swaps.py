@@ -11,9 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
 
 from rollcall.reward_service.client import RewardClient
+from tests import ROOT
+from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 
@@ -153,9 +154,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     processes = []
 
     def begin(port: int = 0, delay_s: float = 0.0) -> tuple[subprocess.Popen[str], str]:
-        program = Path(__file__).with_name("service_process.py")
-        command = [sys.executable, str(program), str(port), str(tmp_path), str(delay_s)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        program = [sys.executable, "-m", "tests.reward_service.service_process"]
+        command = [*program, str(port), str(tmp_path), str(delay_s)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         processes.append(process)
         assert process.stdout is not None
         return process, process.stdout.readline().strip()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from label_service import private_redis, text
 
 from rollcall.cluster.errors import BadInput, LeaseLost, StoreUnavailable
 from rollcall.cluster.store.redis_server import PrivateRedis
@@ -22,6 +21,7 @@ from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.log import PreferenceLog
 from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
+from tests.reward_service.label_service import private_redis, text
 
 _numbers = itertools.count()
 Make = Callable[..., PreferenceStore]

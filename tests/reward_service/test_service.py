@@ -12,12 +12,22 @@ from typing import Any
 
 import httpx
 import pytest
-from live_service import TOKEN, Scorers, ScriptedScorer, body, client_of, eventually, metric, ready, serving
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ErrorBody, ScoreResponse
 from rollcall.reward_service.service.server import Server
 from rollcall.reward_service.service.service_config import ServiceConfig
+from tests.reward_service.live_service import (
+    TOKEN,
+    Scorers,
+    ScriptedScorer,
+    body,
+    client_of,
+    eventually,
+    metric,
+    ready,
+    serving,
+)
 
 Live = tuple[Server, httpx.Client]
 SEGMENT = {

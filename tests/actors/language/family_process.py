@@ -1,6 +1,6 @@
 """Loads models of many kinds, one after the other, as a run does, and writes what engine and transformers say of the
-same tokens: `family_process.py DIRECTORY...`. In a process of its own: vLLM has no room for experts in one that began
-with a model without. Run by test_model_families.py."""
+same tokens: `python -m tests.actors.language.family_process DIRECTORY...`. In a process of its own: vLLM has no
+room for experts in one that began with a model without. Run by test_model_families.py."""
 
 from __future__ import annotations
 

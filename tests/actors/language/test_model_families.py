@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests import ROOT
+
 pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
 
 TOLERANCE = 1e-5  # of a log-probability in float32
@@ -47,9 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 if parameter.ndim >= 2:
                     parameter.mul_(4.0)  # far from the uniform distribution
         model.save_pretrained(folder / name)
-    script = Path(__file__).parent / "family_process.py"
-    command = [sys.executable, str(script), *(str(folder / name) for name in FAMILIES)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
+    command = [sys.executable, "-m", "tests.actors.language.family_process", *(str(folder / name) for name in FAMILIES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -1,0 +1,1 @@
+"""Tests of the language actors, on real vLLM engines."""

@@ -1,0 +1,1 @@
+"""Whole runs through the command line: what they promise together."""

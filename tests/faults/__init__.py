@@ -1,0 +1,1 @@
+"""Whole runs whose processes are killed on the way."""
