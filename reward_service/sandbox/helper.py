@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from rollcall.reward_service.sandbox import cgroups, linux, seccomp
 
-Role = Callable[[int], int]  # what a run does, by its number; returns its exit status
+Role = Callable[..., int]  # what a run does, by its number and its job's arguments; returns its exit status
 
 
 class Job(NamedTuple):
@@ -36,8 +36,8 @@ class Job(NamedTuple):
     runs: Sequence[Mapping[str, int]]  # stdin, stdout, channel: what each run is given
 
 
-def main(roles: Mapping[str, Callable[..., Role]]) -> None:
-    """`roles` by their names; one is made before the sandbox closes: our own files cannot be read in there."""
+def main(roles: Mapping[str, Role]) -> None:
+    """`roles` are imported before the sandbox closes: our own files cannot be read in there."""
     linux.die_with_parent(signal.SIGTERM)
     (length,) = struct.unpack("<I", _read(4))
     job = Job(**json.loads(_read(length)))
@@ -89,7 +89,7 @@ def _unshare(layers: Sequence[str]) -> None:
         linux.unshare(linux.NEW_PIDS)
 
 
-def _keep(job: Job, make_role: Callable[..., Role], go: int) -> None:
+def _keep(job: Job, role: Role, go: int) -> None:
     """The keeper: PID 1 of the namespace, where there is one. Never returns."""
     status = 1
     try:
@@ -101,7 +101,6 @@ def _keep(job: Job, make_role: Callable[..., Role], go: int) -> None:
             raise EOFError
         os.close(go)
         linux.adopt_orphans()
-        role = make_role(**job.arguments)
         _contain(job)
         _tell(job.status, {"ready": True})
         for number in range(len(job.runs)):
@@ -215,7 +214,7 @@ def _enter(job: Job, number: int, role: Role) -> int:
     )
     if sealed:
         seccomp.install(sealed)
-    return role(number)
+    return role(number, **job.arguments)
 
 
 def _kill_rest(job: Job) -> None:

@@ -55,7 +55,7 @@ def encode(value: Any, other: Encode | None = None) -> Any:
     return other(value)
 
 
-def base_value(value: Any) -> Any:
+def base_value(value: object) -> Any:
     """Of an instance of a subclass of a plain type (a namedtuple, an IntEnum, a str of one's own): the plain value in
     it; else the value itself."""
     base: Any
@@ -69,7 +69,7 @@ def base_value(value: Any) -> Any:
     return value
 
 
-def decode(encoded: Any, other: Decode | None = None) -> Any:
+def decode(encoded: object, other: Decode | None = None) -> Any:
     """Raises ValueError, TypeError or KeyError for what `encode` never writes."""
     if isinstance(encoded, list):
         return [decode(element, other) for element in encoded]

@@ -9,13 +9,13 @@ import threading
 import types
 
 
-def _program(source: str) -> int:
+def program(_: int, code: str) -> int:
     """As `python program.py` would: standard input and output are the process's."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     status = 0
     try:
-        exec(compile(source, "program.py", "exec"), module.__dict__)
+        exec(compile(code, "program.py", "exec"), module.__dict__)
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
@@ -27,7 +27,7 @@ def _program(source: str) -> int:
     return status
 
 
-def _report_reach(targets: dict[str, str | int]) -> int:
+def report_reach(_: int, targets: dict[str, str | int]) -> int:
     """For the probe: tries what the sandbox must prevent, and prints what it did prevent."""
     prevented = {}
     for name, attempt in _ATTEMPTS.items():
@@ -76,7 +76,4 @@ _ATTEMPTS = {
     "the network": _connect,
 }
 
-ROLES = {
-    "program": lambda code: lambda _: _program(code),
-    "reach": lambda targets: lambda _: _report_reach(targets),
-}
+ROLES = {"program": program, "reach": report_reach}

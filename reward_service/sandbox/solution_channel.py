@@ -158,7 +158,7 @@ class SolutionEnd:
                     changed[str(place)] = after
         return changed
 
-    def _encode_other(self, value: Any) -> dict[str, Any]:
+    def _encode_other(self, value: object) -> dict[str, Any]:
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._kept)
@@ -177,7 +177,7 @@ class SolutionEnd:
     def _callback(self, number: int) -> Callable[..., Any]:
         """A function of the tests'."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
+        def call(*arguments: object, **named: object) -> Any:
             asked = encoded_call(arguments, named, self._encode_other)
             reply = self.channel.ask({"do": "callback", "number": number, **asked})
             if "raised" in reply:

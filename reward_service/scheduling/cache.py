@@ -9,7 +9,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import redis.asyncio
 from pydantic import Field
@@ -43,46 +43,28 @@ class CacheConfig(Strict):
     )
 
 
-class ScoreCache(Protocol):
-    """Never raises: what fails is a score that is not there."""
-
-    async def get(self, keys: Sequence[str]) -> list[Score | None]: ...
-
-    async def put(self, scores: Mapping[str, Score]) -> None:
-        """Also gives the claims on them back."""
-        ...
-
-    async def claim(self, keys: Sequence[str]) -> list[bool]:
-        """Of each, whether we are to compute it; False: another service does just now."""
-        ...
-
-    async def release(self, keys: Sequence[str]) -> None:
-        """Claimed, but not scored."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class NoCache:
-    """For a service that is told to keep nothing."""
+class ScoreCache:
+    """Keeps nothing, for a service that is told so, and says what those that keep something do. None ever raises: what
+    fails is a score that is not there."""
 
     async def get(self, keys: Sequence[str]) -> list[Score | None]:
         return [None] * len(keys)
 
     async def put(self, scores: Mapping[str, Score]) -> None:
-        pass
+        """Also gives the claims on them back."""
 
     async def claim(self, keys: Sequence[str]) -> list[bool]:
+        """Of each, whether we are to compute it; False: another service does just now."""
         return [True] * len(keys)
 
     async def release(self, keys: Sequence[str]) -> None:
-        pass
+        """Claimed, but not scored."""
 
     async def close(self) -> None:
         pass
 
 
-class LocalCache(NoCache):
+class LocalCache(ScoreCache):
     """In this process. The least recently used scores are forgotten first."""
 
     def __init__(self, config: CacheConfig, metrics: ServiceMetrics) -> None:
@@ -120,7 +102,7 @@ class LocalCache(NoCache):
             self._bytes -= _size(entry[1])
 
 
-class RedisCache:
+class RedisCache(ScoreCache):
     """Scores in Redis, shared by every service that uses the same one. Computed by one of them at a time.
 
     A Redis that fails is left alone for a while, and costs nothing meanwhile.
@@ -240,7 +222,7 @@ async def open_cache(config: CacheConfig, redis_url: str | None, metrics: Servic
     BadInput: the Redis that is named cannot be used, whatever time we give it.
     """
     if not config.enabled:
-        return NoCache()
+        return ScoreCache()
     if redis_url is None:
         return LocalCache(config, metrics)
     cache = RedisCache(redis_url, config, metrics)

@@ -200,10 +200,6 @@ def unreadable_answer(config: ExactMatchConfig | NumberConfig, metadata: Mapping
     return None
 
 
-def _answers(config: ExactMatchConfig | NumberConfig, metadata: Mapping[str, JsonValue]) -> list[str]:
-    return accepted_answers(metadata, config.answer_key) or []
-
-
 def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, JsonValue]) -> Outcome:
     problem = unreadable_answer(config, metadata)
     if problem is not None:
@@ -215,7 +211,9 @@ def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, Jso
         return text.casefold() if config.ignore_case else text
 
     part = config.part.of(response)
-    right = part is not None and normal(part) in {normal(answer) for answer in _answers(config, metadata)}
+    right = part is not None and normal(part) in {
+        normal(answer) for answer in accepted_answers(metadata, config.answer_key) or ()
+    }
     return Score(float(right), {"parsed": float(part is not None)})
 
 
@@ -223,7 +221,8 @@ def same_number(config: NumberConfig, response: str, metadata: dict[str, JsonVal
     problem = unreadable_answer(config, metadata)
     if problem is not None:
         return Failure("unsupported", problem)
-    expected = [gold_number(a, percent_divides=config.percent_divides) for a in _answers(config, metadata)]
+    answers = accepted_answers(metadata, config.answer_key) or ()
+    expected = [gold_number(answer, percent_divides=config.percent_divides) for answer in answers]
     part = config.part.of(response)
     read = boxed_number if config.part.take == "boxed" else final_number
     number = None if part is None else read(part, percent_divides=config.percent_divides)

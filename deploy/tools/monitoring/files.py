@@ -28,7 +28,7 @@ DASHBOARDS = {
 
 _METRICS_PAGE = """# Metrics
 
-Made from `cluster/metrics/table.py`, `reward_service/service/metrics.py` and
+Made from `cluster/metrics/table.py`, `reward_service/scheduling/metrics.py` and
 `deploy/tools/monitoring/metric_names.py` by `make generate`.
 
 A metric that was never set has no sample: nothing is claimed that nobody measured. Labels are few and bounded: no
