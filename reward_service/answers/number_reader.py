@@ -222,8 +222,8 @@ class _Reader:
             self._grammar.at += 1
             self._grammar.skip_argument()
         following = 1 if self._grammar.is_("and", ",") else 0
-        number, unit = self._grammar.token(following), self._grammar.token(following + 1)
-        another = size is not None and number.kind == "number" and SIZES.get(unit.text) == size
+        count, name = self._grammar.token(following), self._grammar.token(following + 1)
+        another = size is not None and count.kind == "number" and SIZES.get(name.text) == size
         if another:
             self._grammar.at += following + 2  # 2 hours 30 minutes
         return another, True
