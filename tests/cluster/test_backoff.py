@@ -28,6 +28,14 @@ def test_what_the_other_side_asks_for_comes_on_top(slept: list[float]) -> None:
     assert 30.5 <= slept[0] <= 31.5
 
 
-def test_a_pause_beyond_the_deadline_is_not_begun(slept: list[float]) -> None:
-    assert not Backoff(100.4, first_s=1.0, longest_s=4.0).wait()
+def test_the_last_pause_ends_at_the_deadline(slept: list[float]) -> None:
+    backoff = Backoff(100.4, first_s=1.0, longest_s=4.0)
+    assert backoff.wait()
+    assert slept == pytest.approx([0.4])
+    assert not backoff.wait()
+    assert len(slept) == 1
+
+
+def test_what_is_asked_for_beyond_the_deadline_is_not_waited_for(slept: list[float]) -> None:
+    assert not Backoff(130.0, first_s=1.0, longest_s=4.0).wait(30.0)
     assert not slept
