@@ -15,6 +15,7 @@ from rollcall.reward_service.sandbox.run import Limits, probe
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
 from rollcall.reward_service.scorers.scorer_config import build_scorer
+from tests.needs import lack
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, output_bytes=10_000)
 CONFIG = PythonTestsConfig(limits=LIMITS, score="fraction")
@@ -35,7 +36,7 @@ def built(config: PythonTestsConfig) -> Iterator[PythonTestsScorer]:
     scorer = build_scorer(config)
     assert isinstance(scorer, PythonTestsScorer)
     if not scorer.containment.contained:
-        pytest.skip(scorer.containment.describe())
+        lack("containment", scorer.containment.describe())
     yield scorer
     scorer.close()
 

@@ -23,6 +23,8 @@ import pytest
 from rollcall.reward_service.sandbox import cgroups, linux, seccomp
 from rollcall.reward_service.sandbox.run import Containment, Limits, RunResult, SandboxBroken, Script, Suite, probe
 from rollcall.reward_service.sandbox.run import run as run_program
+from tests.needs import SYSTEM_PYTHON, lack, needs, require
+from tests.waiting import eventually
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, processes=12, output_bytes=100_000, disk_bytes=8 << 20)
 HASTE = LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 1})  # for what never ends by itself
@@ -30,12 +32,13 @@ ROOT = os.geteuid() == 0
 USER = ["user"] if ROOT else []
 INSIDE = ["namespaces", *([] if ROOT else ["user_namespace"])]
 # Root gives its user away, and that user must be able to read this Python's library: a system's own can be read by all.
-SYSTEM_PYTHON = "/usr/bin/python3"
 MODES: dict[str, tuple[list[str] | None, str | None]] = {
     "strongest": (None, None),
     "namespaces": ([*INSIDE, *USER], None),
-    "filters": (["landlock", "seccomp", *USER], SYSTEM_PYTHON if ROOT else None),
+    "filters": (["landlock", "seccomp", *USER], str(SYSTEM_PYTHON) if ROOT else None),
 }
+
+pytestmark = needs("linux")
 
 
 class Sandbox(NamedTuple):
@@ -43,9 +46,6 @@ class Sandbox(NamedTuple):
 
     containment: Containment
     limits: Limits
-
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
 
 
 @pytest.fixture(scope="module", params=list(MODES))
@@ -56,11 +56,11 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def sandbox(mode: str) -> Sandbox:
     layers, python = MODES[mode]
-    if python is not None and not Path(python).exists():
-        pytest.skip(f"{python} is not there")
+    if python is not None:
+        require("system_python")
     containment = probe(LIMITS, layers=layers, python=python)
     if not containment.contained:
-        pytest.skip(f"this machine does not offer it: {containment.problem}")
+        lack("containment", containment.problem)
     return Sandbox(containment, LIMITS)
 
 
@@ -121,7 +121,7 @@ def watched() -> Iterator[Callable[[], tuple[int, int]]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(eventually: Callable[[Callable[[], bool], float], None]) -> Iterator[None]:
+def nothing_is_left() -> Iterator[None]:
     scratch = set(Path(tempfile.gettempdir()).glob("rollcall-sandbox-*"))
     yield
     eventually(lambda: not inhabitants(), 5)
@@ -423,9 +423,7 @@ def test_endless_output_is_cut(hasty: Sandbox) -> None:
     assert run(hasty, "import sys\nwhile True: print('x' * 1000, file=sys.stderr)").ended_for == "time"
 
 
-def test_a_daemon_does_not_outlive_its_run(
-    sandbox: Sandbox, eventually: Callable[[Callable[[], bool], float], None]
-) -> None:
+def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox) -> None:
     code = """
     import os, time
     try:
@@ -488,7 +486,7 @@ def test_a_program_cannot_change_or_keep_its_input(sandbox: Sandbox) -> None:
     assert [finished.output for finished in both] == [b"one\n", b"two\n"]
 
 
-def test_a_killed_service_takes_its_sandboxes_along(eventually: Callable[[Callable[[], bool], float], None]) -> None:
+def test_a_killed_service_takes_its_sandboxes_along() -> None:
     service = """
     from rollcall.reward_service.sandbox.run import Limits, Script, probe, run
     limits = Limits(wall_s=100, cpu_s=100)
@@ -500,7 +498,7 @@ def test_a_killed_service_takes_its_sandboxes_along(eventually: Callable[[Callab
     try:
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
-            pytest.skip("this machine contains nothing")
+            lack("containment", "the service did not start")
         family: list[psutil.Process] = []
         eventually(lambda: len(family.__iadd__(psutil.Process(process.pid).children(recursive=True))) >= 3, 20)
     finally:
@@ -516,9 +514,9 @@ def test_without_containment_no_code_is_run_unless_that_is_wished() -> None:
     assert "no containment" in nothing.describe()
     with pytest.raises(SandboxBroken, match="code reaches"):
         run(Sandbox(nothing, LIMITS), "print(1)")
-    if ROOT and not Path(SYSTEM_PYTHON).exists():
-        pytest.skip(f"{SYSTEM_PYTHON} is not there, and root's unsafe sandbox needs a Python that any user may read")
-    unsafe = probe(LIMITS, layers=[], unsafe=True, python=SYSTEM_PYTHON if ROOT else None)
+    if ROOT:  # whose sandbox gives its user away
+        require("system_python")
+    unsafe = probe(LIMITS, layers=[], unsafe=True, python=str(SYSTEM_PYTHON) if ROOT else None)
     assert run(Sandbox(unsafe, LIMITS), "print(1)").output == b"1\n"
 
 
@@ -531,7 +529,7 @@ def test_the_probe_says_what_there_is() -> None:
     assert "this machine offers" in containment.describe()
 
 
-@pytest.mark.skipif(not ROOT, reason="only root can become another user")
+@needs("root")
 @pytest.mark.parametrize("layers", [["namespaces", "user_namespace", "landlock", "seccomp"], ["landlock", "seccomp"]])
 def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     """The whole path of a service that is not root: user namespaces in place of privileges."""
@@ -542,7 +540,7 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
     limits = Limits(wall_s=5, cpu_s=1)
-    containment = probe(limits, layers={layers!r}, python={SYSTEM_PYTHON!r})
+    containment = probe(limits, layers={layers!r}, python={str(SYSTEM_PYTHON)!r})
     print(containment.describe())
     code = "import os\\ntry:\\n  while True: os.fork()\\nexcept OSError: print(os.getuid() == 65534)"
     print(run(Script(code, ("",)), limits, containment)[0].output.splitlines()[:1])
@@ -556,7 +554,7 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
         [sys.executable, "-c", textwrap.dedent(service)], capture_output=True, text=True, timeout=60, check=False
     )
     if "no containment" in done.stdout:
-        pytest.skip(done.stdout)
+        lack("containment", done.stdout)
     assert done.stdout.splitlines()[1:] == ["[b'True']", "alive"], done
 
 
