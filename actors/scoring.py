@@ -15,7 +15,8 @@ from rollcall.actors.control.segments import SegmentsOf, ToEnv, episode_stretche
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Row, Task
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages.records import GymTrajectory, LMTrajectory, Produced, Scoring
+from rollcall.cluster.messages.attempt import Produced, Scoring
+from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
 from rollcall.reward_service.protocol import ItemResult, Message, ScoreItem, ScoreResponse
 
 
@@ -112,7 +113,7 @@ class TextScoring:
         question: dict[str, Any] = {"prompt" if isinstance(asked, str) else "messages": asked}
         metadata = answer_metadata(row)
         return [
-            ScoreItem(id=f"{trajectory.ticket_id}.{index}", response=text, metadata=metadata, **question)
+            ScoreItem(id=f"{trajectory.header.ticket_id}.{index}", response=text, metadata=metadata, **question)
             for index, text in enumerate(self._responses(trajectory))
         ]
 
@@ -130,7 +131,10 @@ class TextScoring:
             for sample, score, result in zip(produced.samples, scores, results, strict=True)
         )
         rewarded = replace(
-            trajectory, rewards=np.array(scores, np.float32), turn_rewards=None, reward_model_version=version
+            trajectory,
+            rewards=np.array(scores, np.float32),
+            tokens=replace(trajectory.tokens, turn_rewards=None),
+            reward_model_version=version,
         )
         return replace(produced, samples=samples), rewarded, float(np.mean(scores))
 
@@ -155,14 +159,14 @@ class SegmentScoring:
     def items(self, trajectory: GymTrajectory) -> list[ScoreItem]:
         segment_of = SegmentsOf(trajectory, self._to_env)
         return [
-            ScoreItem(id=f"{trajectory.ticket_id}.{stretch.env}.{stretch.begin}", segment=segment_of(stretch))
+            ScoreItem(id=f"{trajectory.header.ticket_id}.{stretch.env}.{stretch.begin}", segment=segment_of(stretch))
             for stretch in episode_stretches(trajectory)
         ]
 
     def rescored(
         self, produced: Produced, trajectory: GymTrajectory, results: Sequence[ItemResult], version: str
     ) -> tuple[Produced, GymTrajectory, float]:
-        rewards = np.zeros(trajectory.mask.shape, np.float32)
+        rewards = np.zeros(trajectory.unroll.shape, np.float32)
         for stretch, result in zip(episode_stretches(trajectory), results, strict=True):
             if result.step_scores is None:
                 raise Unscored(f"item {result.id}: the scorer gave a segment one score, and none for each of its steps")
@@ -170,5 +174,9 @@ class SegmentScoring:
             if len(result.step_scores) != wanted:
                 raise Unscored(f"item {result.id}: the scorer gave {len(result.step_scores)} scores for {wanted} steps")
             rewards[stretch.steps, stretch.env] = result.step_scores
-        mean = float(rewards.sum() / max(1, int(trajectory.mask.sum())))
-        return produced, replace(trajectory, rewards=rewards, reward_model_version=version), mean
+        mean = float(rewards.sum() / max(1, trajectory.num_steps))
+        return (
+            produced,
+            replace(trajectory, unroll=trajectory.unroll.with_rewards(rewards), reward_model_version=version),
+            mean,
+        )

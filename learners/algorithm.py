@@ -4,13 +4,12 @@ to inherit and no registry to edit: a recipe names the file. The learner knows n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 
 Models = Mapping[str, nn.Module]  # control: {"actor_critic": ActorCritic}; language: {"policy": TokenPolicy, ...}
 Metrics = dict[str, Tensor]  # 0-dim tensors
@@ -25,22 +24,6 @@ class Minibatch(Protocol):
     def shards(self, rank: int, num_processes: int) -> Iterable[Any]:
         """What this learner process computes the loss of, in portions that fit into memory: at least one. The losses,
         metrics and gradients of all portions of all processes add up to the minibatch's."""
-
-
-@dataclass(frozen=True)
-class StepMinibatch:
-    """Every tensor's axis 0 is the sample axis, along which learner processes share the work: row i goes to process
-    i mod N. What must be known of the whole minibatch is computed before."""
-
-    tensors: Mapping[str, Tensor]  # [M, ...]
-    num_valid: Tensor  # 0-dim float: valid steps in the whole minibatch, all processes together
-    ends_epoch: bool = False
-
-    def shards(self, rank: int, num_processes: int) -> Iterable[StepMinibatch]:
-        if num_processes == 1:
-            return (self,)
-        mine = {name: tensor[rank::num_processes] for name, tensor in self.tensors.items()}
-        return (StepMinibatch(mine, self.num_valid, self.ends_epoch),)
 
 
 class Algorithm(Protocol):

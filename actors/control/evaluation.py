@@ -5,7 +5,6 @@ by side changes it. Knows nothing of training."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,7 +14,9 @@ from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import Reset, Step
 from rollcall.actors.policy import Policy, PolicyFactory
-from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.reports import EvalReport
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 # A rollout is begun for so many steps at a time: policies prepare their arrays for as many as they are told.
@@ -50,20 +51,6 @@ class EvalConfig(BaseModel):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class EvalResult:
-    """Undiscounted returns of episodes, in the order of their seeds. `std` is the population's."""
-
-    mean: float
-    std: float
-    n: int
-    returns: tuple[float, ...]
-    lengths: tuple[int, ...]
-    policy_version: int
-    unfinished: int = 0  # of the n episodes, those without an end: their returns are of max_steps_per_episode steps
-    unit: str = "return"  # what `mean` is of
-
-
 class Evaluator:
     """Runs episodes with weights that it is given. Builds its envs once."""
 
@@ -73,7 +60,7 @@ class Evaluator:
         self._policy = policy_factory()
         self._groups: dict[int, LocalGroup] = {}
 
-    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> EvalResult:
+    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> EvalReport:
         """Runs episodes 0 .. `episodes` - 1; episode i always begins from the seed derived from `seed` and i.
 
         Raises:
@@ -97,7 +84,8 @@ class Evaluator:
             returns += totals.tolist()
             lengths += steps.tolist()
             unfinished += int(wave.active.sum())
-        return EvalResult(
+        return EvalReport(
+            unit="return",
             mean=float(np.mean(returns)),
             std=float(np.std(returns)),
             n=episodes,

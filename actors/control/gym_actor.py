@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -13,13 +14,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors.control import state
-from rollcall.actors.control.unroll import Shard, Unroll, begin_shard, unroll
+from rollcall.actors.control.unroll import Shard, UnitOfExperience, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
-from rollcall.cluster.messages.records import Array, GymTrajectory, Produced, ShardPayload, Ticket, Timing, Unit
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
+from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
@@ -61,8 +65,7 @@ class GymActor:
         env_config: EnvConfig,
         config: ActorsConfig,
         policy_factory: PolicyFactory,
-        weights_source: WeightsSource,
-        policy_id: str = "policy",
+        weights_source: WeightsSource[Weights],
         can_go_back: bool = False,
     ) -> None:
         """`can_go_back`: keep the state of each shard as it was before its newest ticket."""
@@ -71,7 +74,6 @@ class GymActor:
         self._env_config = env_config
         self._config = config
         self._policy = policy_factory()
-        self._policy_id = policy_id
         self._source = weights_source
         self._epoch: int | None = None  # of the weights
         self._shards: dict[int, Shard] = {}
@@ -98,13 +100,13 @@ class GymActor:
         try:
             wait_weights_s = self._take_weights(ticket)
             shard = self._shard(payload)
-            self._doing = (f"ticket {ticket.ticket_id}", shard, time.monotonic())
+            self._doing = (f"ticket {ticket.header.ticket_id}", shard, time.monotonic())
             restarts = shard.group.restarts.total
             if self._can_go_back:
-                self._before[shard.index] = (ticket.ticket_id, state.capture(shard))
+                self._before[shard.index] = (ticket.header.ticket_id, state.capture(shard))
             result = self._run(shard, ticket.seed, payload.unit)
         except (NonFinite, EnvFailure) as error:
-            where = f"shard {payload.shard}, ticket {ticket.ticket_id}: "
+            where = f"shard {payload.shard}, ticket {ticket.header.ticket_id}: "
             raise type(error)(where + str(error)) from error
         finally:
             self._doing = None
@@ -172,15 +174,15 @@ class GymActor:
 
     def _take_weights(self, ticket: Ticket) -> float:
         """Loads newer weights if those at hand are too old for the ticket. Returns the seconds it took."""
-        same_epoch = self._epoch == ticket.epoch
+        same_epoch = self._epoch == ticket.header.epoch
         if same_epoch and self._policy.version >= ticket.min_policy_version:
             return 0.0
-        began = time.monotonic()
-        self._doing = (f"ticket {ticket.ticket_id}: waiting for weights {ticket.min_policy_version}", None, began)
+        began, number = time.monotonic(), ticket.header.ticket_id
+        self._doing = (f"ticket {number}: waiting for weights {ticket.min_policy_version}", None, began)
         newer_than = self._policy.version if same_epoch else -1
         while (remaining := began + ticket.deadline_s - time.monotonic()) > 0:
             weights = self._source.latest(
-                epoch=ticket.epoch, newer_than=newer_than, timeout_s=remaining, reader=self.actor_id
+                epoch=ticket.header.epoch, newer_than=newer_than, timeout_s=remaining, reader=self.actor_id
             )
             if weights is None:
                 time.sleep(0.001)  # a source that does not wait itself
@@ -188,11 +190,12 @@ class GymActor:
             newer_than = weights.version
             if weights.version >= ticket.min_policy_version:
                 self._policy.load(weights)
-                self._epoch = ticket.epoch
+                self._epoch = ticket.header.epoch
                 return time.monotonic() - began
         raise WeightsTimeout(
-            f"{self.actor_id}: no weights of version {ticket.min_policy_version} or newer (epoch {ticket.epoch}) came "
-            f"within {ticket.deadline_s:.0f} s for ticket {ticket.ticket_id}; the newest seen is {newer_than}"
+            f"{self.actor_id}: no weights of version {ticket.min_policy_version} or newer (epoch "
+            f"{ticket.header.epoch}) came within {ticket.deadline_s:.0f} s for ticket {number}; the newest "
+            f"seen is {newer_than}"
         )
 
     def _shard(self, payload: ShardPayload) -> Shard:
@@ -237,7 +240,7 @@ class GymActor:
         if shard is not None:
             shard.group.close()
 
-    def _run(self, shard: Shard, seed: int, unit: Unit) -> Unroll:
+    def _run(self, shard: Shard, seed: int, unit: Unit) -> UnitOfExperience:
         num_steps, num_envs = self._config.unroll_length, shard.group.num_envs
         try:
             if unit == "episode" and not shard.untouched:
@@ -253,31 +256,15 @@ class GymActor:
             raise
 
     def _trajectory(
-        self, ticket: Ticket, payload: ShardPayload, result: Unroll, env_restarts: int, timing: Timing
+        self, ticket: Ticket, payload: ShardPayload, result: UnitOfExperience, env_restarts: int, timing: Timing
     ) -> GymTrajectory:
-        clip = self._env_config.reward_clip
+        clip, found = self._env_config.reward_clip, result.unroll
         return GymTrajectory(
-            policy_id=self._policy_id,
-            epoch=ticket.epoch,
-            ticket_id=ticket.ticket_id,
-            attempt=ticket.attempt,
-            actor_id=self.actor_id,
+            header=replace(ticket.header, actor_id=self.actor_id),
             shard=payload.shard,
             incarnation=payload.incarnation,
             policy_version=self._policy.version,
-            observations=result.observations,
-            last_observations=result.last_observations,
-            final_index=result.final_index,
-            final_observations=result.final_observations,
-            actions=result.actions,
-            behaviour_logprobs=result.behaviour_logprobs,
-            rewards=result.rewards if clip is None else np.clip(result.rewards, -clip, clip),
-            terminated=result.terminated,
-            truncated=result.truncated,
-            mask=result.mask,
-            episode_starts=result.episode_starts,
-            action_mask=result.action_mask,
-            initial_recurrent_state=result.initial_recurrent_state,
+            unroll=found if clip is None else found.with_rewards(np.clip(found.steps.rewards, -clip, clip)),
             episodes=result.episodes,
             env_restarts=env_restarts,
             timing=timing,
@@ -286,13 +273,10 @@ class GymActor:
 
 def _summary(trajectory: GymTrajectory) -> Produced:
     return Produced(
-        ticket_id=trajectory.ticket_id,
-        attempt=trajectory.attempt,
-        epoch=trajectory.epoch,
-        actor_id=trajectory.actor_id,
+        header=trajectory.header,
         min_policy_version=trajectory.policy_version,
         num_steps=trajectory.num_steps,
-        size_bytes=sum(array.nbytes for _, array in trajectory.arrays()),
+        size_bytes=trajectory.size_bytes,
         episodes=trajectory.episodes,
         env_restarts=trajectory.env_restarts,
         timing=trajectory.timing,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.reward_service.protocol import ArrayField, Segment
 
 ToEnv = Callable[[Array], Array]  # actions as a policy samples and stores them -> as its env takes them
@@ -31,10 +32,10 @@ def episode_stretches(trajectory: GymTrajectory) -> Iterator[Stretch]:
     """Every step of a unit that is experience, once, in as few stretches as episodes allow: env by env, in order of
     time. An episode's last step ends a stretch, and so does a step that is no experience (a reset, an env that was
     started anew): between the steps on its two sides nothing was done."""
-    mask = trajectory.mask
-    ends = trajectory.terminated | trajectory.truncated
+    steps, mask = trajectory.steps, trajectory.steps.mask
+    ends = steps.terminated | steps.truncated
     firsts, lasts = mask.copy(), mask.copy()
-    firsts[1:] &= ~mask[:-1] | ends[:-1] | trajectory.episode_starts[1:]
+    firsts[1:] &= ~mask[:-1] | ends[:-1] | steps.episode_starts[1:]
     lasts[:-1] &= ~mask[1:] | firsts[1:]
     for env in range(mask.shape[1]):
         for first, last in zip(np.flatnonzero(firsts[:, env]), np.flatnonzero(lasts[:, env]), strict=True):
@@ -46,8 +47,8 @@ class SegmentsOf:
     that); what was done is what the env got: clipped, squashed, counted from the space's `start`."""
 
     def __init__(self, trajectory: GymTrajectory, to_env: ToEnv) -> None:
-        self._observations = trajectory.observations["observation"]
-        self._actions = to_env(trajectory.actions)
+        self._observations = trajectory.steps.observations["observation"]
+        self._actions = to_env(trajectory.steps.actions)
 
     def __call__(self, stretch: Stretch) -> Segment:
         return Segment(

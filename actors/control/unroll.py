@@ -6,12 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from rollcall.actors.envs.vector import EnvGroup, Step
 from rollcall.actors.policy import Rollout
-from rollcall.cluster.messages.records import Array, EpisodeStats, Unit
+from rollcall.cluster.messages.arrays import Array, named_arrays
+from rollcall.cluster.messages.attempt import EpisodeStats, Unit
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 
 
 @dataclass(slots=True)
@@ -45,52 +48,56 @@ def begin_shard(index: int, incarnation: int, group: EnvGroup) -> Shard:
     )
 
 
-@dataclass
-class Unroll:
-    """What a unit gave. Arrays as in GymTrajectory, except that rewards are not clipped."""
+@dataclass(frozen=True, slots=True)
+class UnitOfExperience:
+    """What stepping a shard gave. Rewards are not clipped."""
 
-    observations: dict[str, Array]
-    last_observations: dict[str, Array]
-    final_index: Array
-    final_observations: dict[str, Array]
-    actions: Array
-    behaviour_logprobs: Array
-    rewards: Array
-    terminated: Array
-    truncated: Array
-    mask: Array
-    episode_starts: Array
-    action_mask: Array | None
-    initial_recurrent_state: Array | None
+    unroll: Unroll[Array]
     episodes: tuple[EpisodeStats, ...]
     env_s: float
     inference_s: float
 
+    @property
+    def steps(self) -> EnvSteps[Array]:
+        return self.unroll.steps
+
 
 @dataclass
-class _Buffers:
-    """Arrays of a unit of at most T steps, and what has ended in it, in order of time."""
+class _Recording:
+    """A unit of at most T steps, written step by step, and what has ended in it, in order of time."""
 
-    observations: dict[str, Array]
-    rewards: Array
-    terminated: Array
-    truncated: Array
-    mask: Array
-    episode_starts: Array
-    actions: Array | None = None
-    action_mask: Array | None = None
+    num_steps: int
+    arrays: dict[str, Any] = field(default_factory=dict)  # of EnvSteps, by name: [T, B, ...], or such by name
     final_steps: list[int] = field(default_factory=list)
     final_envs: list[Array] = field(default_factory=list)
     final_observations: list[Mapping[str, Array]] = field(default_factory=list)
     ends: list[tuple[int, int, bool]] = field(default_factory=list)  # (t, b, whether an episode of the env's is over)
+
+    def put(self, t: int, values: Mapping[str, Array | Mapping[str, Array] | None]) -> None:
+        """What is known of step t, by the names of EnvSteps. Arrays are [B, ...], and are copied."""
+        for name, value in values.items():
+            if value is None:
+                continue
+            if name not in self.arrays:
+                self.arrays[name] = self._empty(value)
+            if isinstance(value, Mapping):
+                for key, inner in value.items():
+                    self.arrays[name][key][t] = inner
+            else:
+                self.arrays[name][t] = value
 
     def add_final(self, t: int, envs: Array, observations: Mapping[str, Array]) -> None:
         self.final_steps.append(t)
         self.final_envs.append(envs)
         self.final_observations.append(observations)
 
+    def _empty(self, value: Array | Mapping[str, Array]) -> Array | dict[str, Array]:
+        if isinstance(value, Mapping):
+            return {key: np.empty((self.num_steps, *inner.shape), inner.dtype) for key, inner in value.items()}
+        return np.ones((self.num_steps, *value.shape), value.dtype)  # a step without an action mask allows everything
 
-def unroll(shard: Shard, rollout: Rollout, *, num_steps: int, unit: Unit) -> Unroll:
+
+def unroll(shard: Shard, rollout: Rollout, *, num_steps: int, unit: Unit) -> UnitOfExperience:
     """Steps the shard's envs: `num_steps` times ("fragment"), or until each has run one episode, which begins now and
     is truncated after `num_steps` ("episode": the shard must have just been reset).
 
@@ -99,33 +106,24 @@ def unroll(shard: Shard, rollout: Rollout, *, num_steps: int, unit: Unit) -> Unr
     """
     group, clock = shard.group, time.perf_counter
     shard.untouched = False
-    buffers = _allocate(shard.observations, num_steps, group.num_envs)
+    recording = _Recording(num_steps)
     active = np.ones(group.num_envs, bool) if unit == "episode" else None
-    observed = list(buffers.observations.items())
     inference_s = env_s = 0.0
     t = 0
     for t in range(num_steps):
-        for name, array in observed:
-            array[t] = shard.observations[name]
-        buffers.episode_starts[t] = shard.episode_starts
-        _put_mask(buffers, t, shard.action_mask, num_steps)
+        recording.put(t, shown(shard))
         began = clock()
         stored, actions = rollout.act(
             shard.observations, episode_starts=shard.episode_starts, action_mask=shard.action_mask
         )
         acted = clock()
-        if buffers.actions is None:
-            buffers.actions = np.empty((num_steps, *stored.shape), stored.dtype)
-        buffers.actions[t] = stored
+        recording.put(t, {"actions": stored})
         step = group.step(actions, active)
         env_s += clock() - acted
         inference_s += acted - began
-        buffers.rewards[t] = step.rewards
-        buffers.terminated[t] = step.terminated
-        buffers.truncated[t] = step.truncated
-        buffers.mask[t] = step.mask
+        recording.put(t, outcome(step))
         if len(step.final_envs) or step.lost:
-            _put_ends(buffers, t, step)
+            _put_ends(recording, t, step)
             if active is not None:
                 _retire(active, t, step)
         shard.observations, shard.action_mask = step.observations, step.action_mask
@@ -133,45 +131,50 @@ def unroll(shard: Shard, rollout: Rollout, *, num_steps: int, unit: Unit) -> Unr
         if active is not None and not active.any():
             break
     if active is not None and active.any():
-        _cut(buffers, t, np.flatnonzero(active), shard.observations)
-    return _finish(shard, rollout, buffers, t + 1, whole_episodes=unit == "episode", times=(env_s, inference_s))
+        _cut(recording, t, np.flatnonzero(active), shard.observations)
+    found = _finish(shard, rollout, recording, t + 1)
+    if unit == "episode":
+        _blank_padding(found)
+    episodes = _count_episodes(shard, found.steps, recording.ends)
+    shard.recurrent_state = rollout.recurrent_state()
+    return UnitOfExperience(found, episodes, env_s, inference_s)
 
 
-def _allocate(observations: Mapping[str, Array], num_steps: int, num_envs: int) -> _Buffers:
-    shape = (num_steps, num_envs)
-    return _Buffers(
-        observations={name: np.empty((num_steps, *item.shape), item.dtype) for name, item in observations.items()},
-        rewards=np.empty(shape, np.float32),
-        terminated=np.empty(shape, bool),
-        truncated=np.empty(shape, bool),
-        mask=np.empty(shape, bool),
-        episode_starts=np.empty(shape, bool),
-    )
+def shown(shard: Shard) -> dict[str, Array | Mapping[str, Array] | None]:
+    """What of EnvSteps is known before a step."""
+    return {
+        "observations": shard.observations,
+        "episode_starts": shard.episode_starts,
+        "action_mask": shard.action_mask,
+    }
 
 
-def _put_mask(buffers: _Buffers, t: int, mask: Array | None, num_steps: int) -> None:
-    if mask is None:
-        return
-    if buffers.action_mask is None:
-        buffers.action_mask = np.ones((num_steps, *mask.shape), bool)
-    buffers.action_mask[t] = mask
+def outcome(step: Step) -> dict[str, Array | Mapping[str, Array] | None]:
+    """What of EnvSteps is known after it."""
+    return {
+        "rewards": step.rewards,
+        "terminated": step.terminated,
+        "truncated": step.truncated,
+        "mask": step.mask,
+    }
 
 
-def _put_ends(buffers: _Buffers, t: int, step: Step) -> None:
+def _put_ends(recording: _Recording, t: int, step: Step) -> None:
     """Books the episodes that ended at step t, and those that broke off before it because their env raised."""
+    mask, terminated, truncated = (recording.arrays[name] for name in ("mask", "terminated", "truncated"))
     for b in step.lost:
-        buffers.ends.append((t, b, False))
+        recording.ends.append((t, b, False))
         # The step before was the episode's last: it is truncated, and what the env showed after it is its true final
         # observation. Where it lies in an earlier unit, that one has bootstrapped from the same observation.
-        if t > 0 and buffers.mask[t - 1, b] and not (buffers.terminated[t - 1, b] or buffers.truncated[t - 1, b]):
-            buffers.truncated[t - 1, b] = True
-            envs = np.array([b], np.int64)
-            buffers.add_final(t - 1, envs, {name: array[t, b][None] for name, array in buffers.observations.items()})
+        if t > 0 and mask[t - 1, b] and not (terminated[t - 1, b] or truncated[t - 1, b]):
+            truncated[t - 1, b] = True
+            shown_then = {name: array[t, b][None] for name, array in recording.arrays["observations"].items()}
+            recording.add_final(t - 1, np.array([b], np.int64), shown_then)
     if len(step.final_envs):
-        buffers.add_final(t, step.final_envs, step.final_observations)
+        recording.add_final(t, step.final_envs, step.final_observations)
         for b in step.final_envs.tolist():
             if step.life_lost is None or not step.life_lost[b]:  # else the game goes on, and its score with it
-                buffers.ends.append((t, b, True))
+                recording.ends.append((t, b, True))
 
 
 def _retire(active: Array, t: int, step: Step) -> None:
@@ -182,84 +185,62 @@ def _retire(active: Array, t: int, step: Step) -> None:
         active[list(step.lost)] = False
 
 
-def _cut(buffers: _Buffers, t: int, envs: Array, observations: Mapping[str, Array]) -> None:
+def _cut(recording: _Recording, t: int, envs: Array, observations: Mapping[str, Array]) -> None:
     """unit="episode": the step limit truncates the episodes that still run."""
-    envs = envs[buffers.mask[t, envs]]
-    buffers.truncated[t, envs] = True
-    buffers.add_final(t, envs, {name: array[envs] for name, array in observations.items()})
-    buffers.ends.extend((t, int(b), True) for b in envs)
+    envs = envs[recording.arrays["mask"][t, envs]]
+    recording.arrays["truncated"][t, envs] = True
+    recording.add_final(t, envs, {name: array[envs] for name, array in observations.items()})
+    recording.ends.extend((t, int(b), True) for b in envs)
 
 
-def _finish(
-    shard: Shard,
-    rollout: Rollout,
-    buffers: _Buffers,
-    num_steps: int,
-    *,
-    whole_episodes: bool,
-    times: tuple[float, float],
-) -> Unroll:
-    """Cuts the arrays to the steps taken, puts the finals in order, and counts episodes."""
-
-    def taken(array: Array) -> Array:
-        return array if len(array) == num_steps else array[:num_steps].copy()
-
-    assert buffers.actions is not None
-    result = Unroll(
-        observations={name: taken(array) for name, array in buffers.observations.items()},
+def _finish(shard: Shard, rollout: Rollout, recording: _Recording, num_steps: int) -> Unroll[Array]:
+    """Cuts the arrays to the steps taken, and puts the finals in order."""
+    recording.arrays["behaviour_logprobs"] = np.array(rollout.behaviour_logprobs(), np.float32)
+    steps: EnvSteps[Array] = EnvSteps(**recording.arrays)
+    if num_steps < recording.num_steps:
+        steps = steps.map(lambda array: array[:num_steps].copy())
+    index, finals = _finals(recording)
+    return Unroll(
+        steps=steps,
         last_observations={name: np.array(array) for name, array in shard.observations.items()},
-        final_index=np.zeros((0, 2), np.int64),
-        final_observations={name: array[0][:0].copy() for name, array in buffers.observations.items()},
-        actions=taken(buffers.actions),
-        behaviour_logprobs=np.array(rollout.behaviour_logprobs(), np.float32),
-        rewards=taken(buffers.rewards),
-        terminated=taken(buffers.terminated),
-        truncated=taken(buffers.truncated),
-        mask=taken(buffers.mask),
-        episode_starts=taken(buffers.episode_starts),
-        action_mask=None if buffers.action_mask is None else taken(buffers.action_mask),
+        final_index=index,
+        final_observations=finals,
         initial_recurrent_state=None if shard.recurrent_state is None else np.array(shard.recurrent_state),
-        episodes=_count_episodes(shard, buffers, num_steps),
-        env_s=times[0],
-        inference_s=times[1],
     )
-    shard.recurrent_state = rollout.recurrent_state()
-    if buffers.final_steps:
-        _sort_finals(result, buffers)
-    if whole_episodes:
-        _blank_padding(result)
-    return result
 
 
-def _sort_finals(result: Unroll, buffers: _Buffers) -> None:
-    envs = np.concatenate(buffers.final_envs)
-    steps = np.repeat(buffers.final_steps, [len(item) for item in buffers.final_envs])
+def _finals(recording: _Recording) -> tuple[Array, dict[str, Array]]:
+    if not recording.final_steps:
+        return np.zeros((0, 2), np.int64), {
+            name: array[0][:0].copy() for name, array in recording.arrays["observations"].items()
+        }
+    envs = np.concatenate(recording.final_envs)
+    steps = np.repeat(recording.final_steps, [len(item) for item in recording.final_envs])
     order = np.lexsort((envs, steps))
-    result.final_index = np.stack([steps, envs], axis=1)[order]
-    result.final_observations = {
-        name: np.concatenate([item[name] for item in buffers.final_observations])[order]
-        for name in result.final_observations
+    return np.stack([steps, envs], axis=1)[order], {
+        name: np.concatenate([item[name] for item in recording.final_observations])[order]
+        for name in recording.arrays["observations"]
     }
 
 
-def _blank_padding(result: Unroll) -> None:
+def _blank_padding(found: Unroll[Array]) -> None:
     """What an env did after its episode is nobody's business, and differs between ways of stepping it."""
-    padding = ~result.mask
-    arrays = [result.actions, result.behaviour_logprobs, result.episode_starts, *result.observations.values()]
-    for array in arrays:
-        array[padding] = 0
-    for array in result.last_observations.values():
+    padding = ~found.steps.mask
+    for name, array in named_arrays(found.steps):
+        if name not in ("rewards", "terminated", "truncated", "mask"):  # the group has seen to these
+            array[padding] = name == "action_mask"
+    for array in found.last_observations.values():
         array[:] = 0
-    if result.action_mask is not None:
-        result.action_mask[padding] = True
 
 
-def _count_episodes(shard: Shard, buffers: _Buffers, num_steps: int) -> tuple[EpisodeStats, ...]:
+def _count_episodes(
+    shard: Shard, steps: EnvSteps[Array], ends: list[tuple[int, int, bool]]
+) -> tuple[EpisodeStats, ...]:
     """The episodes that ended, in order of time; what goes on is added up in the shard."""
-    returns = buffers.rewards[:num_steps].cumsum(axis=0, dtype=np.float64)
-    lengths = buffers.mask[:num_steps].cumsum(axis=0, dtype=np.int64)
+    returns = steps.rewards.cumsum(axis=0, dtype=np.float64)
+    lengths = steps.mask.cumsum(axis=0, dtype=np.int64)
     episodes: list[EpisodeStats] = []
-    for t, b, over in sorted(buffers.ends):
+    for t, b, over in sorted(ends):
         if over:
             total = float(shard.episode_returns[b] + returns[t, b])
             episodes.append(EpisodeStats(total, int(shard.episode_lengths[b] + lengths[t, b])))

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, cast
+from dataclasses import dataclass, field, replace
+from typing import Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,18 +15,14 @@ from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
+from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch
-from rollcall.cluster.messages.records import (
-    LMTrajectory,
-    Produced,
-    PromptPayload,
-    SampleStats,
-    Ticket,
-    Timing,
-    Weights,
-)
+from rollcall.cluster.messages.attempt import Produced, PromptPayload, SampleStats, Ticket, Timing
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.steps import SampledTokens
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 SampleKey = tuple[tuple[int, int], int]  # (ticket, which of its samples)
@@ -48,14 +44,6 @@ class LMActorsConfig(BaseModel):
     on_stale: Literal["wait", "drop"] = Field(
         default="wait", description="before the lag bound is passed: wait for stragglers, or drop what is too old"
     )
-
-
-class WeightsSource(Protocol):
-    """As actors.policy.WeightsSource; what it has may still lie with whoever sends it."""
-
-    def latest(
-        self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = ""
-    ) -> Weights | WeightsOffer | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +75,12 @@ class LMActor:
         self,
         *,
         actor_id: str,
-        policy_id: str,
         engine: VllmEngine,
         conversations: Conversations,
         rows: Sequence[Row],
-        weights_source: WeightsSource,
+        weights_source: WeightsSource[Weights | WeightsOffer],
     ) -> None:
         self.actor_id = actor_id
-        self._policy_id = policy_id
         self._engine = engine
         self._conversations = conversations
         self._rows = rows
@@ -177,19 +163,19 @@ class LMActor:
         self._busy_s += time.perf_counter() - began
 
     def _admit(self) -> None:
-        able = [w for w in self._waiting if w.ticket.epoch == self._epoch and self._is_new_enough(w.ticket)]
+        able = [w for w in self._waiting if w.ticket.header.epoch == self._epoch and self._is_new_enough(w.ticket)]
         able = self._in_turn(able)
         if not able:
             return
-        admitted = {work.ticket.key for work in able}
-        self._waiting = [work for work in self._waiting if work.ticket.key not in admitted]
+        admitted = {work.ticket.header.key for work in able}
+        self._waiting = [work for work in self._waiting if work.ticket.header.key not in admitted]
         for work in able:
             work.since = time.monotonic()
-            self._running[work.ticket.key] = work
+            self._running[work.ticket.header.key] = work
             row = self._rows[work.payload.row]
             for index in range(work.payload.num_samples):
                 seed = derive_seed(work.ticket.seed, "sample", index)
-                self._conversations.begin((work.ticket.key, index), row, seed=seed)
+                self._conversations.begin((work.ticket.header.key, index), row, seed=seed)
 
     def _in_turn(self, able: list[_Work]) -> list[_Work]:
         """Those that begin now. While an older batch is being finished, which is learnt from first, newer tickets begin
@@ -217,7 +203,7 @@ class LMActor:
 
     def _drop_older_epochs(self) -> list[Failure]:
         """After a restore, what was under way before it is of no use to anybody."""
-        newest = max([self._epoch, *(work.ticket.epoch for work in self._waiting)])
+        newest = max([self._epoch, *(work.ticket.header.epoch for work in self._waiting)])
         return self._drop_before(newest, f"its epoch has ended; epoch {newest} is under way")
 
     def _drop_epoch(self, detail: str) -> list[Failure]:
@@ -226,11 +212,11 @@ class LMActor:
 
     def _newest_epoch(self) -> int:
         works = (*self._waiting, *self._running.values())
-        return max((work.ticket.epoch for work in works), default=self._epoch)
+        return max((work.ticket.header.epoch for work in works), default=self._epoch)
 
     def _drop_before(self, newest: int, detail: str) -> list[Failure]:
-        old = [work for work in self._running.values() if work.ticket.epoch < newest]
-        stale = [work for work in self._waiting if work.ticket.epoch < newest]
+        old = [work for work in self._running.values() if work.ticket.header.epoch < newest]
+        stale = [work for work in self._waiting if work.ticket.header.epoch < newest]
         self._give_up(old)
         self._waiting = [work for work in self._waiting if work not in stale]
         return [Failure(work.ticket, "stale_epoch", detail) for work in (*old, *stale)]
@@ -256,7 +242,7 @@ class LMActor:
                 work.ticket,
                 "weights_timeout",
                 f"{self.actor_id}: no weights of version {work.ticket.min_policy_version} or newer (epoch "
-                f"{work.ticket.epoch}) came within {work.ticket.deadline_s:.0f} s; the newest seen is "
+                f"{work.ticket.header.epoch}) came within {work.ticket.deadline_s:.0f} s; the newest seen is "
                 f"{self._engine.version}",
             )
             for work in starved
@@ -264,9 +250,9 @@ class LMActor:
 
     def _give_up(self, works: Sequence[_Work]) -> None:
         for work in works:
-            del self._running[work.ticket.key]
+            del self._running[work.ticket.header.key]
         self._conversations.abort(
-            (work.ticket.key, index) for work in works for index in range(work.payload.num_samples)
+            (work.ticket.header.key, index) for work in works for index in range(work.payload.num_samples)
         )
 
     def _produced(self, work: _Work) -> tuple[Produced, LMTrajectory]:
@@ -278,24 +264,22 @@ class LMActor:
             for begin, end, version in sample.version_spans
         ]
         trajectory = LMTrajectory(
-            policy_id=self._policy_id,
-            epoch=work.ticket.epoch,
-            ticket_id=work.ticket.ticket_id,
-            attempt=work.ticket.attempt,
-            actor_id=self.actor_id,
+            header=replace(work.ticket.header, actor_id=self.actor_id),
             row=work.payload.row,
             sample_offsets=offsets,
             token_ids=np.concatenate([np.array(sample.token_ids, np.int32) for sample in samples]),
             loss_mask=np.concatenate([sample.loss_mask() for sample in samples]),
-            behaviour_logprobs=np.concatenate([sample.behaviour_logprobs() for sample in samples]),
+            tokens=SampledTokens(
+                behaviour_logprobs=np.concatenate([sample.behaviour_logprobs() for sample in samples]),
+                turn_rewards=(
+                    np.concatenate([sample.token_rewards() for sample in samples])
+                    if any(sample.turn_rewards for sample in samples)
+                    else None
+                ),
+            ),
             version_spans=np.array(spans, np.int64).reshape(-1, 3),
             rewards=np.array([sample.reward for sample in samples], np.float32),
             finish_reasons=tuple(sample.finish_reason for sample in samples),
-            turn_rewards=(
-                np.concatenate([sample.token_rewards() for sample in samples])
-                if any(sample.turn_rewards for sample in samples)
-                else None
-            ),
         )
         timing = Timing(act_s=self._busy_s, apply_weights_s=self._apply_s)
         self._busy_s = self._apply_s = 0.0
@@ -306,13 +290,10 @@ class LMActor:
         for begin, end, version in trajectory.version_spans.tolist():
             tokens[version] = tokens.get(version, 0) + end - begin
         return Produced(
-            ticket_id=trajectory.ticket_id,
-            attempt=trajectory.attempt,
-            epoch=trajectory.epoch,
-            actor_id=trajectory.actor_id,
+            header=trajectory.header,
             min_policy_version=trajectory.min_policy_version,
-            num_steps=int(trajectory.loss_mask.sum()),
-            size_bytes=sum(array.nbytes for _, array in trajectory.arrays()),
+            num_tokens=int(trajectory.loss_mask.sum()),
+            size_bytes=trajectory.size_bytes,
             timing=timing,
             samples=tuple(self._stats(sample, shown=index == 0) for index, sample in enumerate(samples)),
             version_tokens=tuple(sorted(tokens.items())),

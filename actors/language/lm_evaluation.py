@@ -4,7 +4,6 @@ Knows nothing of training."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
 from rollcall.actors.tasks.text_task import Row
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.reports import EvalReport
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 
@@ -34,21 +34,6 @@ class LMEvalConfig(BaseModel):
     greedy: bool = Field(default=True, description="the most likely token; false: sampled as in training")
 
 
-@dataclass(frozen=True, slots=True)
-class LMEvalResult:
-    """`mean` is the share of rows that were answered correctly, or the mean of the task's own rewards, whoever scores
-    what is learnt from; `std` the population's."""
-
-    mean: float
-    std: float
-    n: int
-    rewards: tuple[float, ...]
-    lengths: tuple[int, ...]
-    unparsed: int
-    policy_version: int
-    unit: str = "exact match"
-
-
 class LMEvaluator:
     """Answers held-out rows with weights that it is given."""
 
@@ -58,7 +43,7 @@ class LMEvaluator:
         self._rows = rows
         self._config = config
 
-    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> LMEvalResult:
+    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> EvalReport:
         """Answers the first `episodes` held-out rows, or as many as there are. The same number of rows gives the same
         answers; with another, an answer may tip where two tokens are equally likely to the last bits, since the
         engine's batches are others.
@@ -82,15 +67,15 @@ class LMEvaluator:
         measured = [float(judgement.correct) for judgement in judged]
         if self._config.measure == "reward":
             measured = [sample.reward for sample in samples]
-        return LMEvalResult(
+        return EvalReport(
+            unit="exact match" if self._config.measure == "correct" else "reward",
             mean=float(np.mean(measured)),
             std=float(np.std(measured)),
             n=len(rows),
-            rewards=tuple(sample.reward for sample in samples),
+            returns=tuple(sample.reward for sample in samples),
             lengths=tuple(sample.num_sampled for sample in samples),
             unparsed=sum(not judgement.parsed for judgement in judged),
             policy_version=weights.version,
-            unit="exact match" if self._config.measure == "correct" else "reward",
         )
 
     def close(self) -> None:

@@ -13,6 +13,8 @@ from typing import Protocol
 
 import xxhash
 
+from rollcall.cluster.messages.attempt import Header
+
 LOG_NAME = "consumption.jsonl"  # in <run>/logs/
 _TAIL_BYTES = 1 << 16  # enough to find the last line in
 
@@ -21,9 +23,7 @@ class Consumable(Protocol):
     """What the log needs to know of a trajectory."""
 
     @property
-    def ticket_id(self) -> int: ...
-    @property
-    def attempt(self) -> int: ...
+    def header(self) -> Header: ...
     @property
     def min_policy_version(self) -> int: ...
     @property
@@ -80,8 +80,8 @@ class ConsumptionLog:
                 Consumed(
                     step,
                     epoch,
-                    item.ticket_id,
-                    item.attempt,
+                    item.header.ticket_id,
+                    item.header.attempt,
                     item.min_policy_version,
                     item.digest(),
                     item.reward_model_version,

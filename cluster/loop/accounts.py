@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollcall.cluster.messages.events import StepRequest
-from rollcall.cluster.messages.records import Produced
+from rollcall.cluster.messages.attempt import Produced
+from rollcall.cluster.messages.reports import StepOrder, StepReport
 
 RETURN_WINDOW = 100  # episodes over which the training return is averaged
 SHOWN_SAMPLES = 4  # completions in each step's record, for people
@@ -36,11 +36,11 @@ class Counters:
         return {name: getattr(self, name) for name in self.__slots__}
 
     def count(
-        self, request: StepRequest, produced: Sequence[Produced], report: Any, *, publish_s: float, step_s: float
+        self, order: StepOrder, produced: Sequence[Produced], report: StepReport, *, publish_s: float, step_s: float
     ) -> dict[str, Any]:
         """Takes one learner step in; returns its record."""
-        lags = _Lags(request.step, produced)
-        self.skipped_steps += bool(report.skipped)
+        lags = _Lags(order.step, produced)
+        self.skipped_steps += report.skipped
         self.lag_sum += lags.sum
         self.lag_count += lags.count
         self.lag_max = max(self.lag_max, lags.max)
@@ -48,9 +48,9 @@ class Counters:
         act_s = _act_s(produced)
         experience = self._samples if produced[0].samples else self._episodes
         return {
-            "step": request.step,
-            "epoch": request.epoch,
-            "policy_version": request.step + 1,
+            "step": order.step,
+            "epoch": order.epoch,
+            "policy_version": order.step + 1,
             "wait_batch_s": report.wait_s,
             "update_s": report.update_s,
             "publish_s": publish_s,
@@ -62,7 +62,7 @@ class Counters:
             "act_s": act_s,
             "bound_fraction": min(1.0, max(act_s, report.update_s) / step_s),
             "learning_rate": report.learning_rate,
-            "skipped": bool(report.skipped),
+            "skipped": report.skipped,
             "restarts": self.restarts,
             **report.metrics,
         }
@@ -86,7 +86,7 @@ class Counters:
 
     def _samples(self, produced: Sequence[Produced], step_s: float) -> dict[str, Any]:
         """Of language experience."""
-        num_tokens = sum(item.num_steps for item in produced)
+        num_tokens = sum(item.num_tokens for item in produced)
         samples = [sample for item in produced for sample in item.samples]
         self.tokens += num_tokens
         names = sorted({name for sample in samples for name in sample.reward_components})
@@ -167,5 +167,5 @@ def _act_s(produced: Sequence[Produced]) -> float:
     per_actor: dict[str, float] = {}
     for item in produced:
         busy_s = item.timing.act_s - item.timing.wait_weights_s
-        per_actor[item.actor_id] = per_actor.get(item.actor_id, 0.0) + busy_s
+        per_actor[item.header.actor_id] = per_actor.get(item.header.actor_id, 0.0) + busy_s
     return max(per_actor.values())

@@ -22,6 +22,7 @@ from rollcall.cluster.loop.plan import Plan
 from rollcall.cluster.loop.run_state import RunState
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.work import Work
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import (
     EvalDone,
     Event,
@@ -29,13 +30,12 @@ from rollcall.cluster.messages.events import (
     LearnerLost,
     StateLost,
     StepDone,
-    StepRequest,
     TicketFailed,
     TicketProduced,
     TicketScored,
     Workers,
 )
-from rollcall.cluster.messages.records import Produced, Ticket
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.seeds import derive_seed
 
 POLL_S = 0.2  # how soon a stop is noticed when nothing else happens
@@ -80,7 +80,7 @@ class Coordinator:
         self._epoch = 0
         self._flow: FlowControl[tuple[Produced, Handle]] = self._new_flow(0)
         self._attempts = Attempts(ledger, self.counters)
-        self._training: deque[tuple[StepRequest, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
+        self._training: deque[tuple[StepOrder, tuple[Ready[tuple[Produced, Handle]], ...]]] = deque()
         self._last_checkpoint_step = -1
         self._last_checkpoint_unix_s = 0.0
         self._last_step_at = time.perf_counter()
@@ -219,9 +219,7 @@ class Coordinator:
             lane, payload = self._work.assign(ticket_id)
             tickets.append(
                 Ticket(
-                    ticket_id=ticket_id,
-                    attempt=attempt,
-                    epoch=self._epoch,
+                    header=Header(ticket_id, attempt, self._epoch, self.plan.policy_id),
                     seed=derive_seed(self.plan.run_seed, "ticket", ticket_id),
                     min_policy_version=self._flow.issued(ticket_id),
                     lane=lane,
@@ -230,7 +228,7 @@ class Coordinator:
                 )
             )
         if tickets:
-            self._attempts.issue([ticket.key for ticket in tickets])
+            self._attempts.issue([ticket.header.key for ticket in tickets])
             self._workers.submit_tickets(tickets)
 
     def _begin_steps(self) -> None:
@@ -245,9 +243,9 @@ class Coordinator:
                 return
             step = self._flow.next_step - 1
             directory = self._checkpoints.begin(step + 1) if self._checkpoint_due(step + 1) else None
-            request = StepRequest(step, self._epoch, self._progress(step), directory)
-            self._training.append((request, cut.batch))
-            self._workers.submit_step(request, [ready.handle[1] for ready in cut.batch])
+            order = StepOrder(step, self._epoch, self._progress(step), directory)
+            self._training.append((order, cut.batch))
+            self._workers.submit_step(order, [ready.handle[1] for ready in cut.batch])
 
     def _handle(self, events: Sequence[Event]) -> None:
         causes = self._tell_failures([event for event in events if isinstance(event, TicketFailed)])
@@ -277,10 +275,10 @@ class Coordinator:
 
     def _on_produced(self, event: TicketProduced) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key) or self._attempts.is_being_scored(produced.key):
+        if not self._is_awaited(produced.header) or self._attempts.is_being_scored(produced.header.key):
             self._refuse(event)
             return
-        self._attempts.produced(produced.key, produced.min_policy_version, to_score=self.plan.scored)
+        self._attempts.produced(produced.header.key, produced.min_policy_version, to_score=self.plan.scored)
         if self.plan.scored:
             self._workers.submit_scoring(produced, event.handle)
         else:
@@ -288,28 +286,28 @@ class Coordinator:
 
     def _on_scored(self, event: TicketScored) -> None:
         produced = event.produced
-        if not self._is_awaited(produced.epoch, produced.key) or not self._attempts.is_being_scored(produced.key):
+        if not self._is_awaited(produced.header) or not self._attempts.is_being_scored(produced.header.key):
             self._refuse(event)
             return
-        self._attempts.scored(produced.key)
+        self._attempts.scored(produced.header.key)
         self._queue(produced, event.handle)
 
     def _refuse(self, event: TicketProduced | TicketScored) -> None:
         self._workers.release(event.handle)
-        self._attempts.refuse(event.produced.key)
+        self._attempts.refuse(event.produced.header.key)
 
     def _queue(self, produced: Produced, handle: Handle) -> None:
         """What may be learnt from."""
         self._failures.came_through()
-        self._flow.produced(produced.ticket_id, produced.attempt, produced.min_policy_version, (produced, handle))
+        self._flow.produced(*produced.header.key, produced.min_policy_version, (produced, handle))
         if self.plan.drop_degenerate and produced.is_degenerate:
             self._drop_degenerate(produced, handle)
 
     def _drop_degenerate(self, produced: Produced, handle: Handle) -> None:
         """Books a group that teaches nothing as done with; the next prompt takes its place."""
-        self._flow.dropped(produced.ticket_id)
+        self._flow.dropped(produced.header.ticket_id)
         self._workers.release(handle)
-        self._attempts.give_up(produced.key, "degenerate")
+        self._attempts.give_up(produced.header.key, "degenerate")
         self.counters.degenerate += 1
         self._degenerate_in_a_row += 1
         limit = MAX_DEGENERATE_BATCHES * self.plan.tickets_per_step
@@ -319,18 +317,19 @@ class Coordinator:
                 "the task is too easy or too hard for the policy (or set algorithm.dynamic_sampling=false)"
             )
 
-    def _is_awaited(self, epoch: int, key: tuple[int, int]) -> bool:
+    def _is_awaited(self, header: Header) -> bool:
         """Whether an attempt is in flight: not late, not given up, not of an epoch that has ended."""
-        return epoch == self._epoch and self._attempts.is_current(key) and self._flow.is_in_flight(key[0])
+        known = header.epoch == self._epoch and self._attempts.is_current(header.key)
+        return known and self._flow.is_in_flight(header.ticket_id)
 
     def _on_failed(self, event: TicketFailed) -> None:
-        key = (event.ticket_id, event.attempt)
-        if not self._is_awaited(event.epoch, key):
+        key = event.header.key
+        if not self._is_awaited(event.header):
             return
         if event.state_lost:
-            self._work.lost(event.ticket_id)
+            self._work.lost(event.header.ticket_id)
         if event.reason == "env_failed":
-            self._flow.dropped(event.ticket_id)
+            self._flow.dropped(event.header.ticket_id)
             self._attempts.give_up(key, "env_failed")
             raise EnvFailure(event.detail)
         self._drop(key, event.reason)
@@ -339,10 +338,10 @@ class Coordinator:
         """One line for all tickets that one cause took. Returns the first of each cause."""
         causes: dict[tuple[str, str], list[TicketFailed]] = {}
         for event in events:
-            if self._is_awaited(event.epoch, (event.ticket_id, event.attempt)):
+            if self._is_awaited(event.header):
                 causes.setdefault((event.reason, event.detail), []).append(event)
         for (reason, detail), lost in causes.items():
-            first = f"ticket {lost[0].ticket_id} attempt {lost[0].attempt}"
+            first = f"ticket {lost[0].header.ticket_id} attempt {lost[0].header.attempt}"
             others = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             self._tell(reason, f"{first}{others}: {detail}")
         return [lost[0] for lost in causes.values()]
@@ -358,26 +357,26 @@ class Coordinator:
         if report.epoch != self._epoch:
             return
         self._degenerate_in_a_row = 0
-        request, batch = self._training.popleft()
-        assert report.step == request.step
+        order, batch = self._training.popleft()
+        assert report.step == order.step
         published = time.perf_counter()
         self._workers.publish(event.weights)
         publish_s = time.perf_counter() - published
-        self._attempts.commit(request.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
+        self._attempts.commit(order.step, [(r.ticket_id, r.attempt) for r in batch], skipped=report.skipped)
         self._flow.consumed()
         now = time.perf_counter()
         step_s, self._last_step_at = now - self._last_step_at, now
         self.counters.restarts = self.restarts
         produced = [ready.handle[0] for ready in batch]
-        record = self.counters.count(request, produced, report, publish_s=publish_s, step_s=step_s)
+        record = self.counters.count(order, produced, report, publish_s=publish_s, step_s=step_s)
         for ready in batch:
             self._workers.release(ready.handle[1])
         if report.skipped:
-            self._tell("skipped", f"step {request.step}: the loss or a gradient was not finite; step taken back")
+            self._tell("skipped", f"step {order.step}: the loss or a gradient was not finite; step taken back")
         for recorder in self._recorders:  # before the checkpoint: what it holds has been told, whenever we are killed
             recorder.on_step(record)
-        if request.checkpoint_directory is not None:
-            self._finish_checkpoint(request.checkpoint_directory)
+        if order.checkpoint_directory is not None:
+            self._finish_checkpoint(order.checkpoint_directory)
         every = self.plan.eval_every_steps
         if every is not None and self.step % every == 0 and not self.finished:
             self._workers.submit_eval(step=self.step, env_steps=self.counters.env_steps)
@@ -386,10 +385,10 @@ class Coordinator:
         """Its tickets are live still, and dropped with all others that a stop leaves."""
         if event.report.epoch != self._epoch:
             return
-        request, batch = self._training.popleft()
+        order, batch = self._training.popleft()
         self._flow.given_up()
-        if request.checkpoint_directory is not None:
-            self._checkpoints.give_up(request.checkpoint_directory)
+        if order.checkpoint_directory is not None:
+            self._checkpoints.give_up(order.checkpoint_directory)
         for ready in batch:
             self._workers.release(ready.handle[1])
 
@@ -413,7 +412,8 @@ class Coordinator:
         self._watchdog.progressed()  # however long that took
 
     def _on_eval(self, event: EvalDone) -> None:
-        if event.error:
+        report = event.report
+        if report is None:
             self._tell("eval_failed", event.error)
             return
         record = {
@@ -421,19 +421,18 @@ class Coordinator:
             "env_steps": event.env_steps,
             "tokens": self.counters.tokens,
             "policy_version": event.step,
-            "mean": event.result.mean,
-            "std": event.result.std,
-            "n": event.result.n,
-            "unit": event.result.unit,
+            "mean": report.mean,
+            "std": report.std,
+            "n": report.n,
+            "unit": report.unit,
         }
-        unfinished = getattr(event.result, "unfinished", None)  # None: what is judged always ends
-        if unfinished is not None:
-            record["unfinished"] = unfinished
-        if unfinished and not self._told_unfinished:
+        if report.unfinished is not None:
+            record["unfinished"] = report.unfinished
+        if report.unfinished and not self._told_unfinished:
             self._told_unfinished = True
             self._tell(
                 "eval_unfinished",
-                f"{unfinished} of {event.result.n} episodes had not ended after {max(event.result.lengths)} steps, and "
+                f"{report.unfinished} of {report.n} episodes had not ended after {max(report.lengths)} steps, and "
                 "their returns are of so many: give episodes an end (env.max_episode_steps), or say when evaluation is "
                 "to leave them (eval.max_steps_per_episode)",
             )

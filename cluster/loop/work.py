@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rollcall.cluster.messages.records import Array, PromptPayload, ShardPayload, Unit
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import PromptPayload, ShardPayload, Unit
 from rollcall.cluster.seeds import derive_seed
 
 

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from rollcall.cluster.messages.records import Array, Produced, Ticket
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
+from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 
-Handle = Any  # a trajectory or weights as the runtime passes them: the record itself, or a reference to it
+# A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it
+# on; only the runtime can look inside.
+Handle = object
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,7 @@ class TicketScored:
 class TicketFailed:
     """An attempt that will not be produced, or not be scored."""
 
-    ticket_id: int
-    attempt: int
-    epoch: int
+    header: Header
     reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
@@ -49,11 +51,8 @@ class StateLost:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """A learner step's result. `report` has the attributes of learners.learner.StepResult; one that was interrupted
-    has no weights."""
-
-    report: Any
-    weights: Handle
+    report: StepReport
+    weights: Handle  # of a step that was interrupted, nobody looks at them
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +64,11 @@ class LearnerLost:
 class EvalDone:
     step: int
     env_steps: int
-    result: Any  # actors.evaluation.EvalResult
+    report: EvalReport | None  # None, and why, where there is none
     error: str = ""
 
 
 Event = TicketProduced | TicketScored | TicketFailed | StateLost | StepDone | LearnerLost | EvalDone
-
-
-@dataclass(frozen=True, slots=True)
-class StepRequest:
-    """A learner step, as the coordinator asks for it. Becomes the learner's StepOrder."""
-
-    step: int
-    epoch: int
-    progress: float
-    checkpoint_directory: Path | None
 
 
 class Workers(Protocol):
@@ -87,7 +76,7 @@ class Workers(Protocol):
 
     def submit_tickets(self, tickets: Sequence[Ticket]) -> None: ...
     def submit_scoring(self, produced: Produced, handle: Handle) -> None: ...
-    def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None: ...
+    def submit_step(self, order: StepOrder, handles: Sequence[Handle]) -> None: ...
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
     def poll(self, timeout_s: float) -> list[Event]: ...
     def publish(self, weights: Handle) -> None: ...

@@ -18,6 +18,7 @@ import torch
 
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.config.preference_config import PreferenceRunConfig
 from rollcall.deploy.drive.runs import driver_log, read_json, warnings_told, write_summary
@@ -25,7 +26,7 @@ from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, read_jsonl
 from rollcall.deploy.rundir.earlier_runs import run_hash
-from rollcall.learners.loop.learner import BatchSource, Learner, StepOrder
+from rollcall.learners.loop.learner import BatchSource, Learner
 
 _log = logging.getLogger("rollcall")
 

@@ -22,6 +22,7 @@ from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
@@ -142,7 +143,7 @@ class ControlParts:
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)
 
-    def actor(self, actor_id: str, source: WeightsSource) -> GymActor:
+    def actor(self, actor_id: str, source: WeightsSource[Weights]) -> GymActor:
         torch.set_num_threads(self.config.actors.torch_threads)
         return GymActor(
             actor_id=actor_id,
@@ -151,7 +152,6 @@ class ControlParts:
             config=self.config.actors,
             policy_factory=self.policy,
             weights_source=source,
-            policy_id=POLICY_ID,
             # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
             can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
         )

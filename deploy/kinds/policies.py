@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rollcall.actors.control.evaluation import EvalResult, Evaluator
+from rollcall.actors.control.evaluation import Evaluator
 from rollcall.actors.control.video import record_video
 from rollcall.actors.envs.action_masks import MASK_KEYS
 from rollcall.actors.envs.contract import ContractError
 from rollcall.actors.envs.environment import spaces_of
 from rollcall.actors.envs.observations import ObservationReader, Space
-from rollcall.actors.language.lm_evaluation import LMEvalResult
 from rollcall.cluster.books.segments import read_segments
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.load import AnyConfig, LanguageConfig, RunConfig, load_run
 from rollcall.deploy.config.settings import learns_from_data
@@ -158,7 +158,7 @@ def evaluate(
     wanted = episodes or config.eval.episodes or type(config.eval)().episodes
     if isinstance(loaded, LoadedLanguage):
         result: Any = _evaluate_language(loaded, wanted, seed, greedy=greedy)
-        measured = {"unit": result.unit, "unparsed": result.unparsed, "rewards": list(result.rewards)}
+        measured = {"unit": result.unit, "unparsed": result.unparsed, "rewards": list(result.returns)}
     else:
         result = _evaluate_control(loaded, wanted, seed, greedy=greedy)
         measured = {"unit": result.unit, "unfinished": result.unfinished, "returns": list(result.returns)}
@@ -175,7 +175,7 @@ def evaluate(
     }
 
 
-def _evaluate_control(loaded: Loaded, episodes: int, seed: int | None, *, greedy: bool) -> EvalResult:
+def _evaluate_control(loaded: Loaded, episodes: int, seed: int | None, *, greedy: bool) -> EvalReport:
     settings = loaded.config.eval.model_copy(update={"greedy": greedy})
     torch.set_num_threads(loaded.config.actors.torch_threads)  # as the run's own evaluation: it is part of the result
     evaluator = Evaluator(loaded.config.env, settings, loaded.policy)
@@ -185,7 +185,7 @@ def _evaluate_control(loaded: Loaded, episodes: int, seed: int | None, *, greedy
         evaluator.close()
 
 
-def _evaluate_language(loaded: LoadedLanguage, rows: int, seed: int | None, *, greedy: bool) -> LMEvalResult:
+def _evaluate_language(loaded: LoadedLanguage, rows: int, seed: int | None, *, greedy: bool) -> EvalReport:
     settings = loaded.config.eval.model_copy(update={"greedy": greedy})
     parts = replace(loaded.parts, config=loaded.config.model_copy(update={"eval": settings}))
     if not parts.task.rows("eval"):

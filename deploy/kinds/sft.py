@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from rollcall.actors.language.lm_evaluation import LMEvalResult
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.config.load import AnyConfig, LanguageConfig, load_config
 from rollcall.deploy.drive.runs import SUPERVISED, driver_log, write_summary
@@ -98,7 +98,7 @@ def carry_out(
     return summary
 
 
-def _evaluate(parts: LanguageParts, tell: Callable[[str], None]) -> tuple[LMEvalResult | None, LMEvalResult | None]:
+def _evaluate(parts: LanguageParts, tell: Callable[[str], None]) -> tuple[EvalReport | None, EvalReport | None]:
     """The model as it was given and after its fine-tuning, on the held-out rows. Both come after the training: one
     engine serves both, and it need not share a GPU's memory with the trainer."""
     config = parts.config
@@ -123,7 +123,7 @@ def _weights_of(directory: Path, config: LanguageConfig, *, version: int) -> Wei
     return module_weights({"policy": model}, POLICY_ID, epoch=0, version=version)
 
 
-def _shown(result: LMEvalResult | None) -> dict[str, Any] | None:
+def _shown(result: EvalReport | None) -> dict[str, Any] | None:
     if result is None:
         return None
     return {"mean": result.mean, "std": result.std, "n": result.n, "unit": result.unit, "unparsed": result.unparsed}

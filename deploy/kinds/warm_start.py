@@ -16,12 +16,13 @@ import torch
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Row, Task
 from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.export import model_source, save_policy
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import Learner, LearnerConfig
 from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.models.token_policy import (
     LMPolicyConfig,

@@ -32,9 +32,7 @@ def ticket_failure(ticket: Ticket | Produced, error: Exception) -> TicketFailed:
     """The drop that `error` means, to a ticket or to what it produced. After NaNs or a raising env, the shard starts
     anew."""
     return TicketFailed(
-        ticket_id=ticket.ticket_id,
-        attempt=ticket.attempt,
-        epoch=ticket.epoch,
+        ticket.header,
         reason=_REASONS[type(error)],
         detail=str(error),
         state_lost=isinstance(error, (NonFinite, EnvFailure)),
@@ -44,11 +42,8 @@ def ticket_failure(ticket: Ticket | Produced, error: Exception) -> TicketFailed:
 
 def given_up(failure: Failure) -> TicketFailed:
     """The drop of a ticket that a language actor gave up."""
-    ticket = failure.ticket
     return TicketFailed(
-        ticket_id=ticket.ticket_id,
-        attempt=ticket.attempt,
-        epoch=ticket.epoch,
+        failure.ticket.header,
         reason=failure.reason,
         detail=failure.detail,
         state_lost=False,

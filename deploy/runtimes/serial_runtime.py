@@ -16,14 +16,13 @@ from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.language.lm_actor import Failure, LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.errors import EngineMismatch, NonFinite, RollcallError
-from rollcall.cluster.messages.events import EvalDone, Event, StepDone, StepRequest, TicketProduced, TicketScored
+from rollcall.cluster.messages.events import EvalDone, Event, Handle, StepDone, TicketProduced, TicketScored
 from rollcall.cluster.messages.records import Array, Produced, Ticket, Weights
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.kinds.parts import Scorer
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
-from rollcall.learners.loop.learner import Learner, StepOrder
-
-Handle = Any
+from rollcall.learners.loop.learner import Learner
 
 
 class SerialWorkers:
@@ -80,8 +79,8 @@ class SerialWorkers:
         assert self._scorer is not None
         self._jobs.append(partial(self._score, self._scorer, produced, handle))
 
-    def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None:
-        self._jobs.append(partial(self._learn, request, handles))
+    def submit_step(self, order: StepOrder, handles: Sequence[Handle]) -> None:
+        self._jobs.append(partial(self._learn, order, handles))
 
     def submit_eval(self, *, step: int, env_steps: int) -> None:
         weights = self._weights
@@ -96,6 +95,7 @@ class SerialWorkers:
         return list(self._jobs.popleft()()) if self._jobs else []
 
     def publish(self, weights: Handle) -> None:
+        assert isinstance(weights, Weights)
         self._weights = weights
         self._server.publish(weights)
 
@@ -138,10 +138,8 @@ class SerialWorkers:
         except CONTAINED as error:
             return [ticket_failure(produced, error)]
 
-    def _learn(self, request: StepRequest, handles: Sequence[Handle]) -> list[Event]:
-        order = StepOrder(request.step, request.epoch, request.progress, request.checkpoint_directory)
-        report, weights = self._learner.update(handles, order)
-        return [StepDone(report, weights)]
+    def _learn(self, order: StepOrder, handles: Sequence[Handle]) -> list[Event]:
+        return [StepDone(*self._learner.update(handles, order))]
 
     def _evaluate(self, step: int, env_steps: int, weights: Weights) -> list[Event]:
         torch.set_num_threads(self._threads)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.gym_batch import GymBatch, stack_trajectories
 from rollcall.learners.loop.collective import Collective
@@ -25,7 +25,7 @@ class ControlExperience:
 
     def collate(self, trajectories: Sequence[GymTrajectory], device: torch.device, *, step: int) -> GymBatch:
         """The batch on the learner's device, its rewards scaled where the policy says so."""
-        batch = stack_trajectories(trajectories).to(device)
+        batch = stack_trajectories(trajectories, device)
         if self._reward_normaliser is None:
             return batch
         return batch.with_rewards(self._reward_normaliser.update_and_scale(batch, trajectories))
@@ -39,7 +39,7 @@ class ControlExperience:
     def learned(self, batch: GymBatch) -> None:
         """After the step: the new statistics are published with the next version, so that at lag 0 actor and learner
         have used the same ones and the ratio was 1."""
-        self._network.update_normaliser(batch.observations, batch.mask)
+        self._network.update_normaliser(batch.steps.observations, batch.steps.mask)
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint, beside the statistics, which are weights."""

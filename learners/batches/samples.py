@@ -7,17 +7,63 @@ that a minibatch never cuts one. Dead steps stay in their rows with mask 0, whic
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import Generic, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from rollcall.learners.algorithm import Models, StepMinibatch
+from rollcall.cluster.messages.arrays import map_arrays
+from rollcall.cluster.messages.steps import EnvSteps
+from rollcall.learners.algorithm import Models
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.models.networks import ActorCritic
 
-_OBSERVATION = "observation."  # prefix of the rows that are observations
+Targets = TypeVar("Targets")  # what an algorithm has computed of every step: a frozen dataclass of tensors
+
+
+@dataclass(frozen=True)
+class StepRows(Generic[Targets]):
+    """Rows of steps: axis 0 of every tensor is the row's."""
+
+    steps: EnvSteps[Tensor]  # the mask as float32
+    targets: Targets
+    initial_state: Tensor | None = None  # [M, num_states, hidden], of a policy with a memory
+
+    @property
+    def mask(self) -> Tensor:
+        return self.steps.mask
+
+
+@dataclass(frozen=True)
+class StepMinibatch(Generic[Targets]):
+    """What one gradient is computed from. Learner processes share the work by rows: row i goes to process i mod N. What
+    must be known of the whole minibatch is computed before."""
+
+    rows: StepRows[Targets]
+    num_valid: Tensor  # 0-dim float: valid steps in the whole minibatch, all processes together
+    ends_epoch: bool = False
+
+    def shards(self, rank: int, num_processes: int) -> Sequence[StepMinibatch[Targets]]:
+        if num_processes == 1:
+            return (self,)
+        mine = map_arrays(self.rows, lambda tensor: tensor[rank::num_processes])
+        return (StepMinibatch(mine, self.num_valid, self.ends_epoch),)
+
+
+@dataclass(frozen=True)
+class ActorCriticTargets:
+    """What the losses of actor-critic algorithms are made of."""
+
+    advantages: Tensor
+    returns: Tensor  # what the critic is to say
+    behaviour_values: Tensor | None = None  # what it said before the update, where it may not leap
+
+
+ActorCriticRows = StepRows[ActorCriticTargets]
+ActorCriticMinibatch = StepMinibatch[ActorCriticTargets]
 
 
 class Evaluation(NamedTuple):
@@ -32,78 +78,68 @@ def actor_critic(models: Models) -> ActorCritic:
     return cast(ActorCritic, models["actor_critic"])
 
 
-def batch_rows(actor_critic: ActorCritic, batch: GymBatch, **per_step: Tensor) -> dict[str, Tensor]:
-    """The batch, and tensors [T, B, ...] computed from it, as rows. Masks become float32."""
-    steps = {_OBSERVATION + name: tensor for name, tensor in batch.observations.items()}
-    steps |= {"actions": batch.actions, "behaviour_logprobs": batch.behaviour_logprobs}
-    steps["mask"] = batch.mask.to(torch.float32)
-    if batch.action_mask is not None:
-        steps["action_mask"] = batch.action_mask
-    steps |= per_step
+def batch_rows(actor_critic: ActorCritic, batch: GymBatch, targets: Targets) -> StepRows[Targets]:
+    """The batch as rows, with targets [T, B, ...]."""
+    steps = replace(batch.steps, mask=batch.steps.mask.to(torch.float32))
     if not actor_critic.is_recurrent:
-        return {name: tensor.flatten(0, 1) for name, tensor in steps.items()}
+        return map_arrays(StepRows(steps, targets), lambda tensor: tensor.flatten(0, 1))
     assert batch.initial_recurrent_state is not None, "a recurrent policy's trajectories carry its initial state"
-    steps["episode_starts"] = batch.episode_starts
-    rows = {name: tensor.transpose(0, 1).contiguous() for name, tensor in steps.items()}
-    rows["initial_state"] = batch.initial_recurrent_state.transpose(0, 1).contiguous()
-    return rows
+    rows = StepRows(steps, targets, batch.initial_recurrent_state)
+    return map_arrays(rows, lambda tensor: tensor.transpose(0, 1).contiguous())
 
 
-def evaluate(actor_critic: ActorCritic, rows: Mapping[str, Tensor]) -> Evaluation:
+def evaluate(actor_critic: ActorCritic, rows: StepRows[Targets]) -> Evaluation:
     """Runs the network over rows and evaluates the actions in them."""
-    observations = {name[len(_OBSERVATION) :]: x for name, x in rows.items() if name.startswith(_OBSERVATION)}
+    steps = rows.steps
     if actor_critic.is_recurrent:
+        assert rows.initial_state is not None
         params, values, _ = actor_critic(
-            {name: x.transpose(0, 1) for name, x in observations.items()},
-            initial_state=rows["initial_state"].transpose(0, 1).contiguous(),
-            episode_starts=rows["episode_starts"].transpose(0, 1),
+            {name: x.transpose(0, 1) for name, x in steps.observations.items()},
+            initial_state=rows.initial_state.transpose(0, 1).contiguous(),
+            episode_starts=steps.episode_starts.transpose(0, 1),
         )
         params = params.transpose(0, 1)
         values = None if values is None else values.transpose(0, 1)
     else:
-        params, values, _ = actor_critic(observations)
-    action_mask = rows.get("action_mask")
+        params, values, _ = actor_critic(steps.observations)
     distribution = actor_critic.distribution
     return Evaluation(
-        logprobs=distribution.log_prob(params, rows["actions"], action_mask),
-        entropy=distribution.entropy(params, action_mask),
+        logprobs=distribution.log_prob(params, steps.actions, steps.action_mask),
+        entropy=distribution.entropy(params, steps.action_mask),
         values=values,
     )
 
 
-def shuffled_grid(rows: Mapping[str, Tensor], num_minibatches: int, generator: torch.Generator) -> dict[str, Tensor]:
+def shuffled_grid(rows: StepRows[Targets], num_minibatches: int, generator: torch.Generator) -> StepRows[Targets]:
     """One epoch's minibatches as tensors [num_minibatches, rows of each, ...], shuffled by one gather per tensor.
 
     Every row is in exactly one minibatch. Where their number does not divide, some minibatches end with a copy of a
     row whose mask is 0, so that all have one shape. There are never more minibatches than rows; one is not shuffled.
     """
-    num_rows = len(rows["mask"])
+    mask = rows.steps.mask
+    num_rows = len(mask)
     num_minibatches = min(num_minibatches, num_rows)
     if num_minibatches == 1:
-        return {name: tensor.unsqueeze(0) for name, tensor in rows.items()}
+        return map_arrays(rows, lambda tensor: tensor.unsqueeze(0))
     size = -(-num_rows // num_minibatches)
     num_copies = size * num_minibatches - num_rows
-    order = torch.randperm(num_rows, generator=generator, device=generator.device).to(rows["mask"].device)
+    order = torch.randperm(num_rows, generator=generator, device=generator.device).to(mask.device)
     if num_copies:
         full = num_minibatches * (size - 1)
         last_column = torch.cat([order[full:], order[:num_copies]])
         order = torch.cat([order[:full].view(-1, size - 1), last_column.unsqueeze(1)], dim=1).flatten()
-    grid = {
-        name: tensor.index_select(0, order).view(num_minibatches, size, *tensor.shape[1:])
-        for name, tensor in rows.items()
-    }
+    grid = map_arrays(rows, lambda tensor: tensor.index_select(0, order).view(num_minibatches, size, *tensor.shape[1:]))
     if num_copies:
-        grid["mask"][num_minibatches - num_copies :, -1] = 0.0
+        grid.steps.mask[num_minibatches - num_copies :, -1] = 0.0
     return grid
 
 
-def grid_minibatches(grid: Mapping[str, Tensor]) -> Iterator[StepMinibatch]:
+def grid_minibatches(grid: StepRows[Targets]) -> Iterator[StepMinibatch[Targets]]:
     """The rows of a grid, in order; the last one ends the epoch. A minibatch with no valid step counts one."""
-    num_valid = grid["mask"].flatten(1).sum(1).clamp_(min=1.0).unbind()
-    columns = [tensor.unbind() for tensor in grid.values()]
-    last = len(num_valid) - 1
-    for i, tensors in enumerate(zip(*columns, strict=True)):
-        yield StepMinibatch(dict(zip(grid, tensors, strict=True)), num_valid[i], ends_epoch=i == last)
+    num_valid = grid.steps.mask.flatten(1).sum(1).clamp_(min=1.0).unbind()
+    unbound = map_arrays(grid, lambda tensor: tensor.unbind())
+    for i, valid in enumerate(num_valid):
+        yield StepMinibatch(map_arrays(unbound, itemgetter(i)), valid, ends_epoch=i == len(num_valid) - 1)
 
 
 class Assessment(NamedTuple):
@@ -122,7 +158,7 @@ def assess(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) -> Ass
     """
     _check_critic(actor_critic, algorithm)
     params, values, next_values = actor_critic.assess(batch)
-    logprobs = actor_critic.distribution.log_prob(params, batch.actions, batch.action_mask)
+    logprobs = actor_critic.distribution.log_prob(params, batch.steps.actions, batch.steps.action_mask)
     return Assessment(logprobs, values, next_values)
 
 

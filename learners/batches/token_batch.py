@@ -8,16 +8,22 @@ exists only inside the forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from operator import itemgetter
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.arrays import Array, map_arrays
+from rollcall.cluster.messages.experience import LMTrajectory
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
+
+Targets = TypeVar("Targets")  # what an algorithm has computed of every token: a frozen dataclass of tensors
 
 MAX_PADDING = 0.1  # of a micro-batch's tokens, unless it holds one sample only
 
@@ -41,14 +47,13 @@ class TokenBatch:
     sampled: Tensor  # int64 [S]: positions in token_ids of the tokens the policy sampled, ascending
     sequence: Tensor  # int64 [S]: the sample that each belongs to
     lengths: Tensor  # int64 [N]: sampled tokens of each sample
-    behaviour_logprobs: Tensor  # float32 [S]: of the distribution really sampled from
+    tokens: SampledTokens[Tensor]  # [S]
     policy_lags: Tensor  # int64 [S]: versions between the policy that sampled the token and the one that learns from it
     group: Tensor  # int64 [N]: samples of one prompt have one number, 0, 1, ...
     rewards: Tensor  # float32 [N]
     truncated: Tensor  # bool [N]: cut by a length limit, not ended by the policy
     row: Tensor  # int64 [N]: samples with one number share a row, and compute its prompt once
     shared_prompt: Tensor  # int64 [N]: how many tokens at its beginning a sample shares; 0: it has its row alone
-    turn_rewards: Tensor | None = None  # float32 [S]: of turns before a sample's last, at their last tokens; in rewards
 
     @property
     def num_samples(self) -> int:
@@ -60,11 +65,7 @@ class TokenBatch:
         return len(self.sampled)
 
     def to(self, device: torch.device) -> TokenBatch:
-        tensors: dict[str, Any] = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
-
-    def with_rewards(self, rewards: Tensor) -> TokenBatch:
-        return replace(self, rewards=rewards)
+        return map_arrays(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def longest_turns(self) -> Tensor:
         """int64 [N]: sampled tokens of each sample's longest turn. Between turns stands what was answered."""
@@ -179,6 +180,19 @@ def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budge
     return parts
 
 
+@dataclass(frozen=True)
+class TokenSample:
+    """One sequence that is learnt from. Arrays are [n], of its tokens."""
+
+    token_ids: Array  # int32
+    loss_mask: Array  # bool: True for the tokens that are learnt from
+    tokens: SampledTokens[Array]
+    versions: Array  # int64: of the policy that sampled each
+    group: int = 0
+    reward: float = 0.0
+    truncated: bool = False
+
+
 def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing: Sharing | None = None) -> TokenBatch:
     """Joins the samples of all trajectories in the given order. `step` is v, the version that learns from them.
 
@@ -192,112 +206,106 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing:
     """
     if not trajectories:
         raise ValueError("trajectories is empty: a learner batch needs at least one")
-    parts = [part for group, item in enumerate(trajectories) for part in _samples(item, group)]
-    if not parts:
+    turns = any(item.tokens.turn_rewards is not None for item in trajectories)
+    samples = [sample for group, item in enumerate(trajectories) for sample in _samples(item, group, turns)]
+    if not samples:
         raise ValueError(f"none of {len(trajectories)} trajectories holds a token that the policy sampled")
-    sizes = np.array([len(part.token_ids) for part in parts])
-    offsets = np.concatenate([[0], np.cumsum(sizes)])
-    sampled = [np.flatnonzero(part.loss_mask) for part in parts]
+    return collate_tokens(samples, step=step, sharing=sharing)
+
+
+def collate_tokens(samples: Sequence[TokenSample], *, step: int, sharing: Sharing | None = None) -> TokenBatch:
+    """As `collate_samples`, of samples with something to learn."""
+    offsets = np.concatenate([[0], np.cumsum([len(sample.token_ids) for sample in samples])])
+    sampled = [np.flatnonzero(sample.loss_mask) for sample in samples]
     lengths = np.array([len(positions) for positions in sampled])
     prompts = [int(positions[0]) for positions in sampled]
     rows, shared = share_prompts(
         [
-            (part.group, part.token_ids[:prompt].tobytes(), prompt, len(part.token_ids))
-            for part, prompt in zip(parts, prompts, strict=True)
+            (sample.group, sample.token_ids[:prompt].tobytes(), prompt, len(sample.token_ids))
+            for sample, prompt in zip(samples, prompts, strict=True)
         ],
         sharing,
     )
+    own = [sample.tokens.map(itemgetter(positions)) for sample, positions in zip(samples, sampled, strict=True)]
+    versions = [sample.versions[positions] for sample, positions in zip(samples, sampled, strict=True)]
     return TokenBatch(
-        token_ids=torch.from_numpy(np.concatenate([part.token_ids for part in parts]).astype(np.int64)),
+        token_ids=torch.from_numpy(np.concatenate([sample.token_ids for sample in samples]).astype(np.int64)),
         offsets=torch.from_numpy(offsets),
         sampled=torch.from_numpy(np.concatenate([p + o for p, o in zip(sampled, offsets[:-1], strict=True)])),
-        sequence=torch.from_numpy(np.repeat(np.arange(len(parts)), lengths)),
+        sequence=torch.from_numpy(np.repeat(np.arange(len(samples)), lengths)),
         lengths=torch.from_numpy(lengths),
-        behaviour_logprobs=torch.from_numpy(np.concatenate([part.behaviour_logprobs for part in parts])),
-        policy_lags=torch.from_numpy(step - np.concatenate([part.versions for part in parts])),
-        group=torch.tensor([part.group for part in parts]),
-        rewards=torch.tensor([part.reward for part in parts], dtype=torch.float32),
-        truncated=torch.tensor([part.truncated for part in parts]),
+        tokens=SampledTokens.join(own, lambda arrays: torch.from_numpy(np.concatenate(arrays))),
+        policy_lags=torch.from_numpy(step - np.concatenate(versions)),
+        group=torch.tensor([sample.group for sample in samples]),
+        rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float32),
+        truncated=torch.tensor([sample.truncated for sample in samples]),
         row=torch.from_numpy(rows),
         shared_prompt=torch.from_numpy(shared),
-        turn_rewards=_turn_rewards(parts),
     )
 
 
-def _turn_rewards(parts: Sequence[_Sample]) -> Tensor | None:
-    if all(part.turn_rewards is None for part in parts):
-        return None
-    rewards = [np.zeros(len(p.versions), np.float32) if p.turn_rewards is None else p.turn_rewards for p in parts]
-    return torch.from_numpy(np.concatenate(rewards))
-
-
-@dataclass(frozen=True)
-class _Sample:
-    token_ids: np.ndarray[tuple[int], np.dtype[np.int32]]
-    loss_mask: np.ndarray[tuple[int], np.dtype[np.bool_]]
-    behaviour_logprobs: np.ndarray[tuple[int], np.dtype[np.float32]]  # of the sampled tokens alone
-    versions: np.ndarray[tuple[int], np.dtype[np.int64]]  # of the sampled tokens alone
-    group: int
-    reward: float
-    truncated: bool
-    turn_rewards: np.ndarray[tuple[int], np.dtype[np.float32]] | None  # of the sampled tokens alone
-
-
-def _samples(item: LMTrajectory, group: int) -> Iterator[_Sample]:
-    versions = item.token_versions()
-    for index, (begin, end) in enumerate(zip(item.sample_offsets[:-1], item.sample_offsets[1:], strict=True)):
-        mask = item.loss_mask[begin:end]
+def _samples(item: LMTrajectory, group: int, turns: bool) -> Iterator[TokenSample]:
+    tokens, versions = item.tokens, item.token_versions()
+    if turns and tokens.turn_rewards is None:  # others have some
+        tokens = replace(tokens, turn_rewards=np.zeros_like(tokens.behaviour_logprobs))
+    for index, (begin, end) in enumerate(itertools.pairwise(item.sample_offsets)):
+        own = itemgetter(slice(begin, end))
+        mask = own(item.loss_mask)
         if mask[0]:
-            raise ValueError(f"sample {index} of {item.key} begins with a sampled token: nothing predicts it")
+            raise ValueError(f"sample {index} of {item.header.key} begins with a sampled token: nothing predicts it")
         if mask.any():
-            yield _Sample(
-                token_ids=item.token_ids[begin:end],
+            yield TokenSample(
+                token_ids=own(item.token_ids),
                 loss_mask=mask,
-                behaviour_logprobs=item.behaviour_logprobs[begin:end][mask],
-                versions=versions[begin:end][mask],
+                tokens=tokens.map(own),
+                versions=own(versions),
                 group=group,
                 reward=float(item.rewards[index]),
                 truncated=item.finish_reasons[index] == "length",
-                turn_rewards=None if item.turn_rewards is None else item.turn_rewards[begin:end][mask],
             )
 
 
 @dataclass(frozen=True)
-class TokenMinibatch:
+class TokenMinibatch(Generic[Targets]):
     """What one gradient is computed from: some samples of a batch, in micro-batches whose gradients add up.
 
-    `tensors` are flat [S] over the whole batch; `weights` holds each token's weight in the minibatch's loss (its
-    aggregation, 1 / number of tokens for a token mean), so that a loss is a weighted sum over whatever tokens a part
-    has, and the parts' losses add up however they are divided.
+    A token's weight is its share of the minibatch's loss (1 / number of tokens for a token mean), so that a loss is a
+    weighted sum over whatever tokens a part has, and the parts' losses add up however they are divided. Metrics are
+    token means whatever the loss's aggregation is: hence weights of their own.
     """
 
     batch: TokenBatch
-    tensors: Mapping[str, Tensor]  # [S]: advantages, weights, and what else the algorithm prepared
+    weights: Tensor  # [S]
+    metric_weights: Tensor  # [S]
+    targets: Targets  # [S]
     parts: Sequence[Sequence[int]]  # samples of each micro-batch
     ends_epoch: bool = False
 
-    def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart]:
+    def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart[Targets]]:
         """The micro-batches that one learner process works on, one after the other: memory holds one."""
-        for part in _share(_at_least(self.parts, num_processes), rank, num_processes):
+        for part in _share(at_least(self.parts, num_processes), rank, num_processes):
             rows, indices = self.batch.rows(part)
-            samples, sequence = torch.unique_consecutive(self.batch.sequence[indices], return_inverse=True)
+            own = itemgetter(indices)
+            samples, sequence = torch.unique_consecutive(own(self.batch.sequence), return_inverse=True)
             yield TokenPart(
                 rows=rows,
-                tensors={name: tensor[indices] for name, tensor in self.tensors.items()},
-                behaviour_logprobs=self.batch.behaviour_logprobs[indices],
-                policy_lags=self.batch.policy_lags[indices],
+                tokens=self.batch.tokens.map(own),
+                policy_lags=own(self.batch.policy_lags),
+                weights=own(self.weights),
+                metric_weights=own(self.metric_weights),
+                targets=map_arrays(self.targets, own),
                 sequence=sequence,
                 num_samples=len(samples),
             )
 
 
-def _at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
+def at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
     """The parts, the largest halved until there are `number` of them: every process needs something to do."""
     divided = list(parts)
     while len(divided) < number:
         largest = max(range(len(divided)), key=lambda i: len(divided[i]))
         part = divided[largest]
-        assert len(part) > 1, "more learner processes than samples in a minibatch"
+        assert len(part) > 1, "more learner processes than samples, or comparisons, in a minibatch"
         divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return divided
 
@@ -310,20 +318,18 @@ def _share(parts: Sequence[Sequence[int]], rank: int, num_processes: int) -> lis
 
 
 @dataclass(frozen=True)
-class TokenPart:
+class TokenPart(Generic[Targets]):
     """One micro-batch: K sampled tokens of b samples, which may share rows. `sequence` [K] numbers the samples 0..b-1,
     in order."""
 
     rows: TokenRows
-    tensors: Mapping[str, Tensor]  # [K]
-    behaviour_logprobs: Tensor  # [K]
+    tokens: SampledTokens[Tensor]  # [K]
     policy_lags: Tensor  # [K]
+    weights: Tensor  # [K]
+    metric_weights: Tensor  # [K]
+    targets: Targets  # [K]
     sequence: Tensor  # [K]
     num_samples: int  # b
-
-    @property
-    def weights(self) -> Tensor:
-        return self.tensors["weights"]
 
 
 def each_token(
@@ -331,7 +337,7 @@ def each_token(
 ) -> Tensor:
     """[S]: a forward pass over the whole batch without gradient, this process's share of it; zero elsewhere, so that
     the sum over processes is the whole."""
-    out = torch.zeros(batch.num_sampled, device=batch.behaviour_logprobs.device)
+    out = torch.zeros(batch.num_sampled, device=batch.policy_lags.device)
     parts = batch.micro_batches(range(batch.num_samples), token_budget)
     with torch.no_grad():
         for part in _share(parts, rank, num_processes):

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from rollcall.cluster.loop.work import ShuffledRows
-from rollcall.cluster.messages.records import Array, LMTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithm import Algorithm, Models
-from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
+from rollcall.learners.batches.token_batch import TokenBatch, TokenSample, collate_tokens
 from rollcall.learners.loop.collective import Collective
 
 
@@ -45,7 +46,7 @@ class DemonstrationExperience:
     """What the learner asks of its experience, for demonstrations."""
 
     def collate(self, items: Sequence[Demonstration], device: torch.device, *, step: int) -> TokenBatch:
-        return collate_samples([_as_trajectory(items)], step=step).to(device)
+        return collate_tokens([_sample(item) for item in items], step=step).to(device)
 
     def prepare(self, algorithm: Algorithm, models: Models, batch: TokenBatch, collective: Collective) -> Any:
         return algorithm.prepare(models, batch)
@@ -61,22 +62,7 @@ class DemonstrationExperience:
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-def _as_trajectory(items: Sequence[Demonstration]) -> LMTrajectory:
-    """A batch of demonstrations looks like samples of a policy, without rewards."""
-    token_ids = np.concatenate([item.token_ids for item in items])
-    imitated = np.concatenate([item.imitated for item in items])
-    return LMTrajectory(
-        policy_id="demonstrator",
-        epoch=0,
-        ticket_id=0,
-        attempt=1,
-        actor_id="",
-        row=0,
-        sample_offsets=np.concatenate([[0], np.cumsum([len(item.token_ids) for item in items])]).astype(np.int64),
-        token_ids=token_ids,
-        loss_mask=imitated,
-        behaviour_logprobs=np.zeros(len(token_ids), np.float32),
-        version_spans=np.array([(0, len(token_ids), 0)], np.int64),
-        rewards=np.zeros(len(items), np.float32),
-        finish_reasons=("stop",) * len(items),
-    )
+def _sample(item: Demonstration) -> TokenSample:
+    """As if a policy had sampled what is imitated."""
+    nothing = np.zeros(len(item.token_ids), np.float32)
+    return TokenSample(item.token_ids, item.imitated, SampledTokens(nothing), versions=nothing.astype(np.int64))

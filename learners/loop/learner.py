@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from rollcall.cluster.books.consumption import ConsumptionLog
 from rollcall.cluster.checkpoint import read_state, write_state, write_weights
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
-from rollcall.cluster.messages.records import Array, Canary, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.reports import StepOrder, StepReport
+from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.loop.collective import Collective
@@ -104,30 +106,6 @@ class LearnerConfig(BaseModel):
     def for_language(self) -> LearnerConfig:
         """With the epsilon for models of language, unless one is given."""
         return self if self.optimizer_eps is not None else self.model_copy(update={"optimizer_eps": LANGUAGE_EPS})
-
-
-@dataclass(frozen=True, slots=True)
-class StepOrder:
-    """One learner step, as the driver asks for it."""
-
-    step: int  # v: batches consumed before; the weights that come out have version step + 1
-    epoch: int
-    progress: float  # fraction of the run consumed before this step, in [0, 1]
-    checkpoint_directory: Path | None = None  # where to write the learner's state after the step
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a learner step reports beside the weights."""
-
-    step: int
-    epoch: int
-    skipped: bool  # the loss or a gradient was not finite: the parameters are those from before
-    update_s: float
-    wait_s: float  # seconds the learner stood idle before this step
-    learning_rate: float
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    interrupted: bool = False  # taken back before its end: all is as it was before, and nothing else is told
 
 
 class Learner:
@@ -215,7 +193,7 @@ class Learner:
                 self._trained.state()
         return None
 
-    def update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepResult, Weights | None]:
+    def update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepReport, Weights | None]:
         """One learner step: all epochs over the batch. The weights come from process 0 only, and from no step that was
         interrupted.
 
@@ -228,9 +206,9 @@ class Learner:
             return self._update(trajectories, order)
         except Interrupted:
             before.put_back(self._buffers(), self._generator, self._experience)
-            return StepResult(order.step, order.epoch, False, 0.0, 0.0, 0.0, interrupted=True), None
+            return StepReport(order.step, order.epoch, False, 0.0, 0.0, 0.0, interrupted=True), None
 
-    def _update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepResult, Weights | None]:
+    def _update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepReport, Weights | None]:
         self._check_interrupted()
         began = time.perf_counter()
         wait_s = began - self._idle_since
@@ -259,7 +237,7 @@ class Learner:
             self._log.append(order.step, order.epoch, trajectories)
         weights = self.hand_out(epoch=order.epoch, version=order.step + 1, checkpoint=order.checkpoint_directory)
         self._idle_since = time.perf_counter()
-        result = StepResult(
+        result = StepReport(
             step=order.step,
             epoch=order.epoch,
             skipped=not finite,

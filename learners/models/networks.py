@@ -213,7 +213,7 @@ class ActorCritic(nn.Module):
     def assess(self, batch: GymBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(params [T, B, P] for `distribution`, and the two of `bootstrap`): in one pass where they share a torso."""
         features, values, next_values = self._around_steps(batch)
-        params = self.policy_params(batch.observations) if features is None else self._params(features)
+        params = self.policy_params(batch.steps.observations) if features is None else self._params(features)
         return params, values, next_values
 
     def _around_steps(self, batch: GymBatch) -> tuple[Tensor | None, Tensor, Tensor]:
@@ -232,7 +232,7 @@ class ActorCritic(nn.Module):
         num_steps, num_envs = batch.shape
         joined = {
             name: torch.cat((values.flatten(0, 1), batch.last_observations[name], batch.final_observations[name]))
-            for name, values in batch.observations.items()
+            for name, values in batch.steps.observations.items()
         }
         torso = self.torso if self.value_torso is None else self.value_torso
         features = torso(self._normalised(joined))
@@ -246,9 +246,9 @@ class ActorCritic(nn.Module):
         assert self.core is not None
         joined = {
             name: torch.cat((values, batch.last_observations[name].unsqueeze(0)))
-            for name, values in batch.observations.items()
+            for name, values in batch.steps.observations.items()
         }
-        starts = torch.cat((batch.episode_starts, torch.zeros_like(batch.episode_starts[:1])))
+        starts = torch.cat((batch.steps.episode_starts, torch.zeros_like(batch.steps.episode_starts[:1])))
         state = batch.initial_recurrent_state
         features = self.torso(self._normalised(joined))
         ends = batch.final_index.tolist()

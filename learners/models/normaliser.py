@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.learners.batches.gym_batch import GymBatch
 
 _EPSILON = 1e-8  # added to variances
@@ -138,26 +139,27 @@ class RewardNormaliser(nn.Module):
     def update_and_scale(self, batch: GymBatch, trajectories: Sequence[GymTrajectory]) -> Tensor:
         """Takes the trajectories of a batch in, and gives the batch's rewards [T, B] scaled by what is known then."""
         self.update(trajectories)
-        return self.normalise(batch.rewards)
+        return self.normalise(batch.steps.rewards)
 
     def update(self, trajectories: Sequence[GymTrajectory]) -> None:
         """Takes in trajectories in the order in which they were produced (per shard)."""
         for item in trajectories:
-            self.return_moments.update(torch.from_numpy(self._returns(item)), torch.from_numpy(item.mask.copy()))
+            self.return_moments.update(torch.from_numpy(self._returns(item)), torch.from_numpy(item.steps.mask.copy()))
 
     def _returns(self, item: GymTrajectory) -> Array:
         """float64 [T, B]: the running return after each step; carries the accumulators of its shard on."""
-        num_steps, num_envs = item.mask.shape
+        steps = item.steps
+        num_steps, num_envs = item.unroll.shape
         incarnation, running = self._shards.get(item.shard, (item.incarnation, np.zeros(num_envs)))
         if incarnation != item.incarnation or len(running) != num_envs:
             running = np.zeros(num_envs)
         returns = np.empty((num_steps, num_envs))
         for t in range(num_steps):
-            running = np.where(item.episode_starts[t], 0.0, running)
+            running = np.where(steps.episode_starts[t], 0.0, running)
             # A masked step is no experience, and what follows it is another episode.
-            running = np.where(item.mask[t], self.discount * running + item.rewards[t], 0.0)
+            running = np.where(steps.mask[t], self.discount * running + steps.rewards[t], 0.0)
             returns[t] = running
-            running = np.where(item.terminated[t] | item.truncated[t], 0.0, running)
+            running = np.where(steps.terminated[t] | steps.truncated[t], 0.0, running)
         self._shards[item.shard] = (item.incarnation, running)
         return returns
 

@@ -15,7 +15,7 @@ import pytest
 
 from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
 from rollcall.actors.envs.environment import EnvConfig
-from rollcall.cluster.messages.records import Array, ShardPayload, Ticket, Unit, Weights, pack_weights
+from rollcall.cluster.messages.records import Array, Header, ShardPayload, Ticket, Unit, Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
 
 HIDDEN = 3
@@ -174,9 +174,8 @@ def make_ticket() -> MakeTicket:
         deadline_s: float = 10.0,
     ) -> Ticket:
         payload = ShardPayload(shard, incarnation, unit)
-        return Ticket(
-            ticket_id, 1, epoch, derive_seed(7, "ticket", ticket_id), version, payload.shard, payload, deadline_s
-        )
+        header = Header(ticket_id, 1, epoch, "policy")
+        return Ticket(header, derive_seed(7, "ticket", ticket_id), version, payload.shard, payload, deadline_s)
 
     return make
 

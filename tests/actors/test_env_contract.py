@@ -149,7 +149,7 @@ def test_an_env_that_changes_its_action_in_place_changes_nobody_elses(
     result = unroll(begin_shard(0, 0, group), Fixed(actions), num_steps=3, unit="fragment")
     group.close()
     assert (actions == 3).all(), "what the policy keeps"
-    assert (result.actions == 3).all(), "what is learnt from"
+    assert (result.steps.actions == 3).all(), "what is learnt from"
 
 
 def test_an_env_that_changes_what_it_was_made_with_does_not_change_the_config(
@@ -198,12 +198,12 @@ def test_an_env_that_shows_the_same_array_again_and_again_loses_neither_finals_n
     result = unroll(begin_shard(0, 0, group), Fixed(np.zeros((8, 2), np.int64)), num_steps=8, unit="fragment")
     group.close()
     expected = [0, 1, 2, 0, 1, 2, 0, 1] if autoreset == "same_step" else [0, 1, 2, 3, 0, 1, 2, 3]
-    assert result.observations["observation"][:, 0, 0].tolist() == expected
-    assert (result.final_observations["observation"] == 3).all()
-    assert len(result.final_index) == 4
-    assert result.action_mask is not None
-    for t in np.flatnonzero(result.mask[:, 0]):
-        assert np.flatnonzero(result.action_mask[t, 0]).tolist() == [expected[t] % 3]
+    assert result.steps.observations["observation"][:, 0, 0].tolist() == expected
+    assert (result.unroll.final_observations["observation"] == 3).all()
+    assert len(result.unroll.final_index) == 4
+    assert result.steps.action_mask is not None
+    for t in np.flatnonzero(result.steps.mask[:, 0]):
+        assert np.flatnonzero(result.steps.action_mask[t, 0]).tolist() == [expected[t] % 3]
 
 
 def test_a_stack_of_frames_keeps_copies_of_them(user_module: Callable[[str], str]) -> None:

@@ -229,7 +229,7 @@ def test_a_shard_saved_by_another_release_begins_new_episodes_with_a_word(
     restored.restore_shards(tensors, meta)
     with caplog.at_level("WARNING", logger="rollcall.actors"):
         _, trajectory = restored.produce(make_ticket(1))
-    assert trajectory.episode_starts[0].all()
+    assert trajectory.steps.episode_starts[0].all()
     assert "shard 0 begins anew: its saved state is not of envs as they are now" in caplog.text
 
 

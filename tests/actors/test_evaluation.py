@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from rollcall.actors.control.evaluation import EvalConfig, EvalResult, Evaluator
+from rollcall.actors.control.evaluation import EvalConfig, Evaluator
 from rollcall.actors.control.video import record_video
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import BadInput, EnvFailure
 from rollcall.cluster.messages.records import Weights, pack_weights
+from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy, module_weights
@@ -30,7 +31,7 @@ def weights(gain: float = 50.0, version: int = 3) -> Weights:
 
 def evaluate(
     numpy_policy: Any, env: EnvConfig = CARTPOLE, *, recurrent: bool = False, seed: int = 5, **settings: Any
-) -> EvalResult:
+) -> EvalReport:
     space = make_env(env).action_space
     evaluator = Evaluator(env, EvalConfig(**{"episodes": 7} | settings), lambda: numpy_policy(space, recurrent))
     return evaluator.evaluate(weights(), seed=seed)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
+from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import EnvGroup, Restarts
@@ -35,7 +35,7 @@ def gymnasium_sync(config: EnvConfig, num_envs: int, mode: AutoresetMode) -> Env
     return VectorEnvGroup(make, seed=SEED)
 
 
-def experience(group: EnvGroup, policy: Any, num_steps: int) -> Unroll:
+def experience(group: EnvGroup, policy: Any, num_steps: int) -> UnitOfExperience:
     """What an observation-determined policy experiences: the same in the same state, whatever the step's number."""
     shard = begin_shard(0, 0, group)
     rollout = policy(group.action_space, gain=50.0).rollout(
@@ -46,28 +46,29 @@ def experience(group: EnvGroup, policy: Any, num_steps: int) -> Unroll:
     return result
 
 
-def transitions(result: Unroll) -> list[list[Transition]]:
+def transitions(result: UnitOfExperience) -> list[list[Transition]]:
     """Per env: (what it showed, action, reward, terminated, truncated, what it showed after), dead steps left out."""
-    (name,) = result.observations
-    shown, num_steps = result.observations[name], len(result.mask)
+    (name,) = result.steps.observations
+    shown, num_steps = result.steps.observations[name], len(result.steps.mask)
     finals = {
-        (int(t), int(b)): row for (t, b), row in zip(result.final_index, result.final_observations[name], strict=True)
+        (int(t), int(b)): row
+        for (t, b), row in zip(result.unroll.final_index, result.unroll.final_observations[name], strict=True)
     }
     per_env: list[list[Transition]] = []
-    for b in range(result.mask.shape[1]):
+    for b in range(result.steps.mask.shape[1]):
         found = []
-        for t in np.flatnonzero(result.mask[:, b]).tolist():
-            ended = bool(result.terminated[t, b] or result.truncated[t, b])
+        for t in np.flatnonzero(result.steps.mask[:, b]).tolist():
+            ended = bool(result.steps.terminated[t, b] or result.steps.truncated[t, b])
             assert ((t, b) in finals) == ended
-            following = shown[t + 1, b] if t + 1 < num_steps else result.last_observations[name][b]
+            following = shown[t + 1, b] if t + 1 < num_steps else result.unroll.last_observations[name][b]
             after: Array = finals[t, b] if ended else following
             found.append(
                 (
                     shown[t, b].tobytes(),
-                    result.actions[t, b].tobytes(),
-                    float(result.rewards[t, b]),
-                    bool(result.terminated[t, b]),
-                    bool(result.truncated[t, b]),
+                    result.steps.actions[t, b].tobytes(),
+                    float(result.steps.rewards[t, b]),
+                    bool(result.steps.terminated[t, b]),
+                    bool(result.steps.truncated[t, b]),
                     after.tobytes(),
                 )
             )
@@ -105,17 +106,17 @@ def test_the_step_after_an_end_is_dead_in_next_step_mode_and_its_observation_beg
     numpy_policy: Any,
 ) -> None:
     result = experience(make_vector_env(EnvConfig(id="CartPole-v1"), 4, seed=SEED), numpy_policy, 120)
-    ends = result.terminated | result.truncated
+    ends = result.steps.terminated | result.steps.truncated
     assert ends[:-1].any()
     dead = np.zeros_like(ends)
     dead[1:] = ends[:-1]
-    assert (result.mask == ~dead).all()
-    assert not result.rewards[dead].any()
+    assert (result.steps.mask == ~dead).all()
+    assert not result.steps.rewards[dead].any()
     assert not (ends & dead).any()
     starts = np.zeros_like(ends)
     starts[0], starts[1:] = True, dead[:-1]
-    assert (result.episode_starts == starts).all()
-    assert (np.abs(result.observations["observation"][starts]) <= 0.05).all(), (
+    assert (result.steps.episode_starts == starts).all()
+    assert (np.abs(result.steps.observations["observation"][starts]) <= 0.05).all(), (
         "CartPole begins within 0.05 of the middle"
     )
 
@@ -126,9 +127,9 @@ def test_sync_and_async_envs_give_the_same_experience(numpy_policy: Any) -> None
         config = EnvConfig(id="CartPole-v1", vectorization=vectorization)
         results.append(experience(make_vector_env(config, 3, seed=SEED), numpy_policy, 100))
     one, other = results
-    assert len(one.final_index) > 3
+    assert len(one.unroll.final_index) > 3
     assert transitions(one) == transitions(other)
-    assert (one.episode_starts == other.episode_starts).all()
+    assert (one.steps.episode_starts == other.steps.episode_starts).all()
     assert one.episodes == other.episodes
 
 

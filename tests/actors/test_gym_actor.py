@@ -14,6 +14,7 @@ import pytest
 
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
+from rollcall.cluster.messages.arrays import named_arrays
 from rollcall.cluster.messages.records import Array, GymTrajectory
 from rollcall.cluster.seeds import derive_seed
 
@@ -40,13 +41,15 @@ def test_fragments_go_on_where_the_last_one_ended(make_actor: Any, make_ticket: 
     first, second = (actor.produce(make_ticket(i))[1] for i in range(2))
     _, whole = long.produce(make_ticket(0))
     for name in ("actions", "rewards", "mask", "episode_starts", "terminated", "truncated"):
-        joined = np.concatenate([getattr(first, name), getattr(second, name)])
-        assert joined.tobytes() == getattr(whole, name).tobytes(), name
-    assert first.last_observations["observation"].tobytes() == second.observations["observation"][0].tobytes()
-    assert first.initial_recurrent_state is not None
-    assert second.initial_recurrent_state is not None
-    assert not first.initial_recurrent_state.any()
-    assert second.initial_recurrent_state.any()
+        joined = np.concatenate([getattr(first.steps, name), getattr(second.steps, name)])
+        assert joined.tobytes() == getattr(whole.steps, name).tobytes(), name
+    assert (
+        first.unroll.last_observations["observation"].tobytes() == second.steps.observations["observation"][0].tobytes()
+    )
+    assert first.unroll.initial_recurrent_state is not None
+    assert second.unroll.initial_recurrent_state is not None
+    assert not first.unroll.initial_recurrent_state.any()
+    assert second.unroll.initial_recurrent_state.any()
 
 
 def _greedy(rollout: Any) -> Any:
@@ -75,7 +78,7 @@ def test_episode_unit_runs_each_env_exactly_once(make_actor: Any, make_ticket: A
         trajectories = [actor.produce(make_ticket(i, unit="episode"))[1] for i in range(3)]
         for item in trajectories:
             assert_one_episode_per_env(item)
-        starts = [item.observations["observation"][0].tobytes() for item in trajectories]
+        starts = [item.steps.observations["observation"][0].tobytes() for item in trajectories]
         assert len(set(starts)) == 3, "every unit begins new episodes"
         found.append(digests(*trajectories))
         actor.close()
@@ -83,16 +86,16 @@ def test_episode_unit_runs_each_env_exactly_once(make_actor: Any, make_ticket: A
 
 
 def assert_one_episode_per_env(trajectory: GymTrajectory) -> None:
-    num_steps, num_envs = trajectory.mask.shape
-    lengths = trajectory.mask.sum(axis=0)
-    ends = trajectory.terminated | trajectory.truncated
+    num_steps, num_envs = trajectory.steps.mask.shape
+    lengths = trajectory.steps.mask.sum(axis=0)
+    ends = trajectory.steps.terminated | trajectory.steps.truncated
     assert num_steps == lengths.max() > lengths.min()
     for b in range(num_envs):
-        assert trajectory.mask[: lengths[b], b].all()
+        assert trajectory.steps.mask[: lengths[b], b].all()
         assert np.flatnonzero(ends[:, b]).tolist() == [lengths[b] - 1]
-        assert np.flatnonzero(trajectory.episode_starts[:, b]).tolist() == [0]
-        assert not trajectory.rewards[lengths[b] :, b].any()
-    assert sorted(trajectory.final_index[:, 1].tolist()) == list(range(num_envs))
+        assert np.flatnonzero(trajectory.steps.episode_starts[:, b]).tolist() == [0]
+        assert not trajectory.steps.rewards[lengths[b] :, b].any()
+    assert sorted(trajectory.unroll.final_index[:, 1].tolist()) == list(range(num_envs))
     assert sorted(item.length for item in trajectory.episodes) == sorted(lengths.tolist())
     assert trajectory.num_steps == lengths.sum()
 
@@ -102,11 +105,11 @@ def test_an_episode_that_outlasts_the_unit_is_truncated_with_its_final_observati
 ) -> None:
     actor = make_actor(counter(counter_module, length=100), num_envs=3)
     _, item = actor.produce(make_ticket(0, unit="episode"))
-    assert item.mask.all()
-    assert item.truncated.tolist() == [[False] * 3] * 31 + [[True] * 3]
-    assert not item.terminated.any()
-    assert item.final_index.tolist() == [[31, 0], [31, 1], [31, 2]]
-    assert (item.final_observations["observation"][:, 0] == 32).all()
+    assert item.steps.mask.all()
+    assert item.steps.truncated.tolist() == [[False] * 3] * 31 + [[True] * 3]
+    assert not item.steps.terminated.any()
+    assert item.unroll.final_index.tolist() == [[31, 0], [31, 1], [31, 2]]
+    assert (item.unroll.final_observations["observation"][:, 0] == 32).all()
     assert [stats.length for stats in item.episodes] == [32] * 3
 
 
@@ -114,11 +117,11 @@ def test_arrays_of_a_trajectory_are_its_own(make_actor: Any, make_ticket: Any) -
     for config in (CARTPOLE, EnvConfig(id="CartPole-v1")):
         actor = make_actor(config)
         _, first = actor.produce(make_ticket(0))
-        before = {name: array.copy() for name, array in first.arrays()}
+        before = {name: array.copy() for name, array in named_arrays(first)}
         _, second = actor.produce(make_ticket(1))
-        for name, array in first.arrays():
+        for name, array in named_arrays(first):
             assert array.tobytes() == before[name].tobytes(), name
-            assert not any(np.shares_memory(array, other) for _, other in second.arrays()), name
+            assert not any(np.shares_memory(array, other) for _, other in named_arrays(second)), name
 
 
 def test_rewards_are_clipped_for_learning_and_returns_are_not(
@@ -126,7 +129,7 @@ def test_rewards_are_clipped_for_learning_and_returns_are_not(
 ) -> None:
     actor = make_actor(counter(counter_module).model_copy(update={"reward_clip": 2.0}), num_envs=1)
     _, item = actor.produce(make_ticket(0))
-    assert item.rewards[:5, 0].tolist() == [1.0, 2.0, 2.0, 2.0, 2.0]
+    assert item.steps.rewards[:5, 0].tolist() == [1.0, 2.0, 2.0, 2.0, 2.0]
     assert item.episodes[0].episode_return == 15.0
 
 
@@ -159,19 +162,19 @@ def test_actions_of_every_kind_of_space_are_stored_as_sampled_and_taken_as_the_e
     )
     actor = make_actor(EnvConfig(id=f"{module}:Echo"), space)
     _, item = actor.produce(make_ticket(0))
-    assert (item.actions.dtype, item.actions.shape[2:]) == stored
+    assert (item.steps.actions.dtype, item.steps.actions.shape[2:]) == stored
     assert item.env_restarts == 0
     start = getattr(space, "start", 0) if isinstance(space, gym.spaces.Discrete) else 0
-    reached = item.actions if item.actions.dtype == np.int64 else np.clip(item.actions, -1, 1)
-    sums = reached.reshape(*item.rewards.shape, -1).sum(axis=2) + start
-    np.testing.assert_allclose(sums, item.rewards, rtol=1e-6)
+    reached = item.steps.actions if item.steps.actions.dtype == np.int64 else np.clip(item.steps.actions, -1, 1)
+    sums = reached.reshape(*item.steps.rewards.shape, -1).sum(axis=2) + start
+    np.testing.assert_allclose(sums, item.steps.rewards, rtol=1e-6)
 
 
 def test_the_summary_says_what_the_driver_needs(make_actor: Any, make_ticket: Any) -> None:
     summary, item = make_actor(CARTPOLE).produce(make_ticket(3))
-    assert summary.key == item.key == (3, 1)
-    assert (summary.num_steps, summary.min_policy_version, summary.actor_id) == (128, 0, "gym-0")
-    assert summary.size_bytes == sum(array.nbytes for _, array in item.arrays())
+    assert summary.header.key == item.header.key == (3, 1)
+    assert (summary.num_steps, summary.min_policy_version, summary.header.actor_id) == (128, 0, "gym-0")
+    assert summary.size_bytes == sum(array.nbytes for _, array in named_arrays(item)) > 0
     timing = summary.timing
     assert 0 < timing.env_s < timing.act_s
     assert 0 < timing.inference_s < timing.act_s - timing.env_s
@@ -187,13 +190,13 @@ def test_seeds_are_independent_of_the_actor_that_uses_them(make_actor: Any, make
     apart = [(one, other)[i % 2].produce(make_ticket(i, shard=i % 2))[1] for i in (1, 0, 3, 2)]
     assert digests(*both) == digests(*(apart[i] for i in (1, 0, 3, 2)))
     assert len(set(digests(*both))) == 4
-    assert both[0].mask.shape == (32, 2), "a shard is num_envs / num_shards envs"
+    assert both[0].steps.mask.shape == (32, 2), "a shard is num_envs / num_shards envs"
 
 
 def test_a_shard_is_seeded_by_run_shard_and_incarnation_alone(make_actor: Any, make_ticket: Any) -> None:
     def first_observation(incarnation: int = 0, **settings: Any) -> bytes:
         item = make_actor(CARTPOLE, **settings).produce(make_ticket(0, incarnation=incarnation))[1]
-        return bytes(item.observations["observation"][0].tobytes())
+        return bytes(item.steps.observations["observation"][0].tobytes())
 
     assert first_observation() == first_observation()
     assert first_observation() != first_observation(incarnation=1)
@@ -208,8 +211,8 @@ def test_a_newer_incarnation_replaces_the_shard_and_an_older_one_is_refused(make
     actor = make_actor(CARTPOLE)
     first = actor.produce(make_ticket(0))[1]
     second = actor.produce(make_ticket(1, incarnation=2))[1]
-    assert second.episode_starts[0].all()
-    assert second.observations["observation"][0].tobytes() != first.observations["observation"][0].tobytes()
+    assert second.steps.episode_starts[0].all()
+    assert second.steps.observations["observation"][0].tobytes() != first.steps.observations["observation"][0].tobytes()
     with pytest.raises(ValueError, match="incarnation 1 of shard 0, which is at 2"):
         actor.produce(make_ticket(2, incarnation=1))
 
@@ -236,7 +239,7 @@ def test_versions_begin_again_in_a_new_epoch(make_actor: Any, make_ticket: Any, 
     assert actor.produce(make_ticket(0, version=5))[1].policy_version == 5
     source.publish(3, epoch=2)
     item = actor.produce(make_ticket(1, version=3, epoch=2))[1]
-    assert (item.epoch, item.policy_version) == (2, 3)
+    assert (item.header.epoch, item.policy_version) == (2, 3)
     assert source.asked[-1] == (2, -1)
 
 
@@ -280,21 +283,21 @@ def test_an_env_that_raises_is_restarted_and_its_boundary_masked(
         raising if vectorization == "sync" else list(range(4))
     )  # a group with processes is built anew as a whole
     for b in range(4):
-        lost = np.flatnonzero(~item.mask[:, b])
+        lost = np.flatnonzero(~item.steps.mask[:, b])
         assert bool(len(lost)) == (b in restarted)
         if b not in restarted:
             continue
         assert lost[0] == 2
         for t in lost:
-            assert item.rewards[t, b] == 0.0
-            assert item.episode_starts[t + 1, b]
-            assert item.observations["observation"][t + 1, b, 0] == 0, "the next episode begins"
-        assert item.truncated[1, b]
-        row = item.final_index.tolist().index([1, b])
-        assert item.final_observations["observation"][row].tolist() == [2.0, 1.0], "what it showed last"
-    assert not item.terminated.any()
-    assert int(item.truncated.sum()) == len(item.final_index)
-    assert item.final_index.tolist() == sorted(item.final_index.tolist())
+            assert item.steps.rewards[t, b] == 0.0
+            assert item.steps.episode_starts[t + 1, b]
+            assert item.steps.observations["observation"][t + 1, b, 0] == 0, "the next episode begins"
+        assert item.steps.truncated[1, b]
+        row = item.unroll.final_index.tolist().index([1, b])
+        assert item.unroll.final_observations["observation"][row].tolist() == [2.0, 1.0], "what it showed last"
+    assert not item.steps.terminated.any()
+    assert int(item.steps.truncated.sum()) == len(item.unroll.final_index)
+    assert item.unroll.final_index.tolist() == sorted(item.unroll.final_index.tolist())
     assert summary.env_restarts == item.env_restarts > 0
     assert item.episodes == (), "an episode that broke off is no episode"
     actor.close()
@@ -306,12 +309,15 @@ def test_an_env_that_raises_at_the_border_of_two_units_leaves_the_first_as_it_is
     actor = make_actor(counter(counter_module, raise_at=33, length=1000, only_some=False), num_envs=1)
     _, first = actor.produce(make_ticket(0))
     _, second = actor.produce(make_ticket(1))
-    assert first.mask.all()
-    assert not first.truncated.any()
-    assert second.mask[:, 0].tolist() == [False] + [True] * 31
-    assert second.observations["observation"][0, 0].tolist() == first.last_observations["observation"][0].tolist()
-    assert second.episode_starts[:, 0].tolist() == [False, True] + [False] * 30
-    assert len(second.final_index) == 0
+    assert first.steps.mask.all()
+    assert not first.steps.truncated.any()
+    assert second.steps.mask[:, 0].tolist() == [False] + [True] * 31
+    assert (
+        second.steps.observations["observation"][0, 0].tolist()
+        == first.unroll.last_observations["observation"][0].tolist()
+    )
+    assert second.steps.episode_starts[:, 0].tolist() == [False, True] + [False] * 30
+    assert len(second.unroll.final_index) == 0
 
 
 def test_after_the_budget_the_run_is_given_the_envs_own_traceback(
@@ -333,10 +339,10 @@ def test_an_env_whose_episode_breaks_off_is_done_with_its_unit(
     actor = make_actor(counter(counter_module, raise_at=3, length=5))
     _, item = actor.produce(make_ticket(0, unit="episode"))
     raising = misbehaving()
-    lengths = item.mask.sum(axis=0)
+    lengths = item.steps.mask.sum(axis=0)
     assert lengths.tolist() == [2 if b in raising else 5 for b in range(4)]
-    assert all(item.truncated[lengths[b] - 1, b] for b in range(4))
-    assert int(item.truncated.sum()) == 4
+    assert all(item.steps.truncated[lengths[b] - 1, b] for b in range(4))
+    assert int(item.steps.truncated.sum()) == 4
     assert [stats.length for stats in item.episodes] == [5] * (4 - len(raising))
 
 
@@ -376,7 +382,7 @@ def test_an_env_that_hangs_in_a_process_of_its_own_is_ended_at_the_deadline(
         summary, item = actor.produce(make_ticket(0))
     hanging = ", ".join(map(str, misbehaving()))
     assert f"env {hanging} raised no answer to step within 0 s" in caplog.text
-    assert not item.mask[2].any()
+    assert not item.steps.mask[2].any()
     assert summary.env_restarts > 0
     actor.close()
 
@@ -395,7 +401,7 @@ def test_what_was_produced_is_not_touched_by_what_the_policy_reuses(make_actor: 
 
     actor._policy.choose = reusing
     _, item = actor.produce(make_ticket(0))
-    assert len({row.tobytes() for row in item.actions}) > 1
+    assert len({row.tobytes() for row in item.steps.actions}) > 1
 
 
 def test_a_saved_shard_of_envs_that_are_built_otherwise_now_begins_anew_and_says_so(
@@ -408,5 +414,5 @@ def test_a_saved_shard_of_envs_that_are_built_otherwise_now_begins_anew_and_says
     resumed = make_actor(CARTPOLE)
     resumed.restore_shards(tensors, as_before)
     again = resumed.produce(make_ticket(0))[1]
-    assert again.observations["observation"].tobytes() == fresh.observations["observation"].tobytes()
+    assert again.steps.observations["observation"].tobytes() == fresh.steps.observations["observation"].tobytes()
     assert "shard 0 begins anew: its saved state is not of envs as they are now" in caplog.text

@@ -10,7 +10,8 @@ import pytest
 
 from rollcall.actors.scoring import SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages.records import GymTrajectory, Produced, Timing
+from rollcall.cluster.messages.records import GymTrajectory, Header, Produced, Timing
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.reward_service.protocol import ItemError, ItemResult, ScoreItem, ScoreResponse
 
 STEPS, ENVS = 5, 3
@@ -41,27 +42,27 @@ def produced_and_trajectory() -> tuple[Produced, GymTrajectory]:
     rng = np.random.default_rng(0)
     flags = np.zeros((STEPS, ENVS), bool)
     trajectory = GymTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=4,
-        attempt=1,
-        actor_id="gym-0",
+        header=Header(ticket_id=4, attempt=1, epoch=1, policy_id="policy", actor_id="gym-0"),
         shard=0,
         incarnation=0,
         policy_version=2,
-        observations={"observation": rng.normal(size=(STEPS, ENVS, 4)).astype(np.float32)},
-        last_observations={"observation": np.zeros((ENVS, 4), np.float32)},
-        final_index=np.zeros((0, 2), np.int64),
-        final_observations={"observation": np.zeros((0, 4), np.float32)},
-        actions=rng.integers(0, 2, (STEPS, ENVS)),
-        behaviour_logprobs=np.zeros((STEPS, ENVS), np.float32),
-        rewards=np.ones((STEPS, ENVS), np.float32),
-        terminated=flags,
-        truncated=flags,
-        mask=~flags,
-        episode_starts=flags,
+        unroll=Unroll(
+            steps=EnvSteps(
+                observations={"observation": rng.normal(size=(STEPS, ENVS, 4)).astype(np.float32)},
+                actions=rng.integers(0, 2, (STEPS, ENVS)),
+                behaviour_logprobs=np.zeros((STEPS, ENVS), np.float32),
+                rewards=np.ones((STEPS, ENVS), np.float32),
+                terminated=flags,
+                truncated=flags,
+                mask=~flags,
+                episode_starts=flags,
+            ),
+            last_observations={"observation": np.zeros((ENVS, 4), np.float32)},
+            final_index=np.zeros((0, 2), np.int64),
+            final_observations={"observation": np.zeros((0, 4), np.float32)},
+        ),
     )
-    return Produced(4, 1, 1, "gym-0", 2, STEPS * ENVS, 0, Timing()), trajectory
+    return Produced(trajectory.header, 2, 0, Timing(), num_steps=STEPS * ENVS), trajectory
 
 
 def scorer(service: ScriptedService) -> TrajectoryScorer:
@@ -71,25 +72,28 @@ def scorer(service: ScriptedService) -> TrajectoryScorer:
 def test_each_steps_reward_is_the_services_and_the_version_is_recorded() -> None:
     produced, trajectory = produced_and_trajectory()
     scored, rewarded = scorer(service := ScriptedService()).score(produced, trajectory)
-    expected = trajectory.observations["observation"][:, :, 0] * 10
-    np.testing.assert_allclose(rewarded.rewards, expected, rtol=1e-6)
+    expected = trajectory.steps.observations["observation"][:, :, 0] * 10
+    np.testing.assert_allclose(rewarded.steps.rewards, expected, rtol=1e-6)
+    assert scored.scoring is not None
     assert rewarded.reward_model_version == scored.scoring.model_version == "v7"
     assert scored.scoring.reward_mean == pytest.approx(expected.mean(), rel=1e-5)
     assert len(service.asked) == ENVS
     segment = service.asked[1].segment
     assert segment is not None
-    np.testing.assert_array_equal(segment.actions.array(), trajectory.actions[:, 1])
-    assert trajectory.rewards.sum() == STEPS * ENVS  # the old record stays what it was
+    np.testing.assert_array_equal(segment.actions.array(), trajectory.steps.actions[:, 1])
+    assert trajectory.steps.rewards.sum() == STEPS * ENVS  # the old record stays what it was
     assert rewarded.digest() != trajectory.digest()
 
 
 def test_a_step_that_is_no_experience_has_no_reward() -> None:
     produced, trajectory = produced_and_trajectory()
-    mask = trajectory.mask.copy()
+    mask = trajectory.steps.mask.copy()
     mask[2, 1] = False
-    _, rewarded = scorer(ScriptedService()).score(produced, replace(trajectory, mask=mask))
-    assert rewarded.rewards[2, 1] == 0
-    assert (rewarded.rewards != 0).sum() == STEPS * ENVS - 1
+    _, rewarded = scorer(ScriptedService()).score(
+        produced, replace(trajectory, unroll=replace(trajectory.unroll, steps=replace(trajectory.steps, mask=mask)))
+    )
+    assert rewarded.steps.rewards[2, 1] == 0
+    assert (rewarded.steps.rewards != 0).sum() == STEPS * ENVS - 1
 
 
 def test_one_item_without_a_score_leaves_the_whole_trajectory_unscored() -> None:

@@ -18,6 +18,7 @@ import pytest
 from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, newest_epoch
 from rollcall.cluster.books.ledger import Ledger, LedgerPosition
 from rollcall.cluster.books.ledger_table import ledger_keys
+from rollcall.cluster.messages.records import Header
 from rollcall.cluster.store.store import RedisConfig, Store, open_store
 
 _numbers = itertools.count()
@@ -38,8 +39,7 @@ def store(redis_store: Store) -> Store:
 
 @dataclass(frozen=True)
 class Consumable:
-    ticket_id: int
-    attempt: int
+    header: Header
     min_policy_version: int
     reward_model_version: str = ""
 
@@ -115,7 +115,7 @@ class SimulatedRun:
             return
         self.ready.sort()
         batch, self.ready = self.ready[: self.batch], self.ready[self.batch :]
-        self.log.append(self.step, self.ledger.epoch, [Consumable(*key, version) for version, key in batch])
+        self.log.append(self.step, self.ledger.epoch, [Consumable(Header(*key, 1), version) for version, key in batch])
         if self.faults and self.random.random() < 0.05:
             self.resume()  # the learner died with a batch in its hands
             return

@@ -14,6 +14,7 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.consumption import ConsumptionLog, read_log
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.store.store import RedisConfig, Store, inspect_store, open_store
 
 Run = Any  # the SimulatedRun of conftest.py
@@ -79,7 +80,7 @@ class Books:
 
 class _Forged:
     def __init__(self, record: dict[str, Any]) -> None:
-        self.ticket_id, self.attempt = record["ticket_id"], record["attempt"]
+        self.header = Header(record["ticket_id"], record["attempt"], 0)
         self.min_policy_version, self._digest = record["min_version"], record["digest"]
         self.reward_model_version = record.get("reward_version", "")
 

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.books.consumption import Consumed, ConsumptionLog, newest_epoch, read_log
+from rollcall.cluster.messages.records import Header
 
 
 @dataclass(frozen=True)
 class Item:
     ticket_id: int
-    attempt: int = 1
     min_policy_version: int = 0
     reward_model_version: str = ""
+
+    @property
+    def header(self) -> Header:
+        return Header(self.ticket_id, 1, 1)
 
     def digest(self) -> str:
         return f"{self.ticket_id:032x}"

@@ -27,13 +27,13 @@ from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
     StepDone,
-    StepRequest,
     TicketFailed,
     TicketProduced,
     TicketScored,
 )
 from rollcall.cluster.messages.records import (
     EpisodeStats,
+    Header,
     Produced,
     Scoring,
     ShardPayload,
@@ -41,6 +41,7 @@ from rollcall.cluster.messages.records import (
     Timing,
     pack_weights,
 )
+from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.store.store import Store
 
 BATCH = 3
@@ -50,28 +51,16 @@ BATCH = 3
 class Rollout:
     """What stands for a trajectory."""
 
-    ticket_id: int
-    attempt: int
+    header: Header
     min_policy_version: int
     reward_model_version: str = ""
 
     def digest(self) -> str:
-        return f"{self.ticket_id}-{self.attempt}"
+        return f"{self.header.ticket_id}-{self.header.attempt}"
 
 
-@dataclass(frozen=True)
-class Report:
-    step: int
-    epoch: int
-    skipped: bool
-    update_s: float = 0.01
-    wait_s: float = 0.0
-    learning_rate: float = 1e-3
-    interrupted: bool = False
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        return {"loss": 0.0}
+def report(order: StepOrder, *, skipped: bool = False, interrupted: bool = False) -> StepReport:
+    return StepReport(order.step, order.epoch, skipped, 0.01, 0.0, 1e-3, {"loss": 0.0}, interrupted)
 
 
 class FaultyWorkers:
@@ -85,7 +74,7 @@ class FaultyWorkers:
         self.log = ConsumptionLog(directory / "logs" / LOG_NAME)
         self.tickets: list[Ticket] = []
         self.unscored: list[TicketProduced] = []
-        self.steps: deque[tuple[StepRequest, Sequence[Rollout]]] = deque()
+        self.steps: deque[tuple[StepOrder, Sequence[Rollout]]] = deque()
         self.version = 0
         self.incarnations: dict[int, int] = {}
         self.restarts = 0
@@ -106,9 +95,9 @@ class FaultyWorkers:
     def submit_scoring(self, produced: Produced, handle: Any) -> None:
         self.unscored.append(TicketProduced(produced, handle))
 
-    def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
+    def submit_step(self, order: StepOrder, handles: Sequence[Any]) -> None:
         assert all(rollout.reward_model_version for rollout in handles) == self.scores
-        self.steps.append((request, handles))
+        self.steps.append((order, handles))
 
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
 
@@ -123,7 +112,7 @@ class FaultyWorkers:
 
     def _produce(self, ticket: Ticket) -> list[Event]:
         if self.happens("fail"):
-            failed = TicketFailed(ticket.ticket_id, ticket.attempt, ticket.epoch, "actor_died", "it was killed", True)
+            failed = TicketFailed(ticket.header, "actor_died", "it was killed", True)
             # The result of an attempt that was given up may still come, late.
             return [failed, self._produced(ticket)] if self.happens("late") else [failed]
         produced = self._produced(ticket)
@@ -132,19 +121,17 @@ class FaultyWorkers:
     def _score(self, event: TicketProduced) -> list[Event]:
         produced = event.produced
         if self.happens("unscored"):
-            return [TicketFailed(*produced.key, produced.epoch, "unscored", "the scorer raised", False)]
+            return [TicketFailed(produced.header, "unscored", "the scorer raised", False)]
+        assert isinstance(event.handle, Rollout)
         rewarded = replace(event.handle, reward_model_version="v1")
         scored = TicketScored(replace(produced, scoring=Scoring("v1", 0.5, 0.01)), rewarded)
         return [scored, scored] if self.happens("twice") else [scored]
 
     def _produced(self, ticket: Ticket) -> TicketProduced:
         version = ticket.min_policy_version
-        rollout = Rollout(ticket.ticket_id, ticket.attempt, version)
+        rollout = Rollout(ticket.header, version)
         produced = Produced(
-            ticket_id=ticket.ticket_id,
-            attempt=ticket.attempt,
-            epoch=ticket.epoch,
-            actor_id="actor",
+            header=replace(ticket.header, actor_id="actor"),
             min_policy_version=version,
             num_steps=5,
             size_bytes=0,
@@ -155,19 +142,19 @@ class FaultyWorkers:
         return TicketProduced(produced, rollout)
 
     def _learn(self) -> Event:
-        request, rollouts = self.steps.popleft()
+        order, rollouts = self.steps.popleft()
         if self.interrupted and not self.happens("finishes first"):
-            return StepDone(Report(request.step, request.epoch, False, interrupted=True), None)
+            return StepDone(report(order, interrupted=True), None)
         if self.happens("learner dies"):
             self.learner_deaths += 1
             if self.random.random() < 0.5:  # after it had written its log
-                self.log.append(request.step, request.epoch, rollouts)
+                self.log.append(order.step, order.epoch, rollouts)
             self.steps.clear()
             return LearnerLost("it was killed")
-        self.log.append(request.step, request.epoch, rollouts)
-        if request.checkpoint_directory is not None:
-            self._save(request.checkpoint_directory, request.step + 1)
-        return StepDone(Report(request.step, request.epoch, self.happens("skip")), request.step + 1)
+        self.log.append(order.step, order.epoch, rollouts)
+        if order.checkpoint_directory is not None:
+            self._save(order.checkpoint_directory, order.step + 1)
+        return StepDone(report(order, skipped=self.happens("skip")), order.step + 1)
 
     def _save(self, directory: Path, version: int) -> None:
         write_weights(directory, pack_weights("policy", 1, version, {"w": np.array([version])}))
@@ -300,8 +287,8 @@ def test_a_result_that_comes_twice_or_late_is_refused_and_counted(tmp_path: Path
 def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path: Path, store: Store) -> None:
     class Cursed(FaultyWorkers):
         def _produce(self, ticket: Ticket) -> list[Event]:
-            if ticket.ticket_id == 5:
-                return [TicketFailed(5, ticket.attempt, ticket.epoch, "deadline", "it hangs", True)]
+            if ticket.header.ticket_id == 5:
+                return [TicketFailed(ticket.header, "deadline", "it hangs", True)]
             return super()._produce(ticket)
 
     coordinator, recorder = coordinate(tmp_path, store, Cursed(tmp_path, 0), lag=1)
@@ -316,7 +303,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:
     class Broken(FaultyWorkers):
         def _produce(self, ticket: Ticket) -> list[Event]:
-            return [TicketFailed(ticket.ticket_id, 1, ticket.epoch, "env_failed", "no wheel", True)]
+            return [TicketFailed(ticket.header, "env_failed", "no wheel", True)]
 
     coordinator, _ = coordinate(tmp_path, store, Broken(tmp_path, 0), lag=1)
     with pytest.raises(EnvFailure, match="no wheel"):
@@ -335,12 +322,12 @@ class AlwaysFailing(FaultyWorkers):
         if self.scores or not self._fails():
             return super()._produce(ticket)
         trace = "NaN in observation[1]\n  File 'mine.py', line 7"
-        return [TicketFailed(ticket.ticket_id, ticket.attempt, ticket.epoch, "non_finite", trace, True)]
+        return [TicketFailed(ticket.header, "non_finite", trace, True)]
 
     def _score(self, event: TicketProduced) -> list[Event]:
         if not self._fails():
             return super()._score(event)
-        return [TicketFailed(*event.produced.key, event.produced.epoch, "unscored", "no API key", False)]
+        return [TicketFailed(event.produced.header, "unscored", "no API key", False)]
 
 
 @pytest.mark.parametrize("scored", [False, True])
@@ -383,9 +370,9 @@ class Stopped(FaultyWorkers):
     deaf = dies = False
     stop = False
 
-    def submit_step(self, request: StepRequest, handles: Sequence[Any]) -> None:
-        super().submit_step(request, handles)
-        self.stop = self.stop or request.step >= 6
+    def submit_step(self, order: StepOrder, handles: Sequence[Any]) -> None:
+        super().submit_step(order, handles)
+        self.stop = self.stop or order.step >= 6
 
     def poll(self, timeout_s: float) -> list[Event]:
         if self.stop and (self.deaf or not self.interrupted):

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.records import Header, LMTrajectory
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.deploy.tools.bench import lm as bench_lm
 from rollcall.deploy.tools.bench import peers as bench_peers
 from rollcall.deploy.tools.bench.aside import Aside
@@ -56,11 +57,12 @@ def test_completions_are_counted_by_the_tokens_that_the_policy_sampled() -> None
     sampled = np.array([0, 0, 1, 1, 1, 0, 0, 1, 0, 1], bool)  # prompts of 2; the second is a conversation
     nothing = np.zeros(0)
     item = LMTrajectory(
-        **{"policy_id": "policy", "epoch": 1, "ticket_id": 0, "attempt": 1, "actor_id": "bench", "row": 0},
+        Header(0, 1, 1, "policy", "bench"),
+        row=0,
         sample_offsets=np.array([0, 5, 10]),
         token_ids=nothing,
         loss_mask=sampled,
-        behaviour_logprobs=nothing,
+        tokens=SampledTokens(nothing),
         version_spans=nothing,
         rewards=nothing,
         finish_reasons=("stop", "stop"),

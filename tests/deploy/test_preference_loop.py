@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.records import GymTrajectory, Header
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.kinds.preference_loop import _segments, with_taken_actions
@@ -50,35 +51,37 @@ def trajectory(steps: int, envs: int) -> GymTrajectory:
     flags = np.zeros((steps, envs), bool)
     positions = np.arange(steps, dtype=np.float32)[:, None, None] + 100 * np.arange(envs, dtype=np.float32)[:, None]
     return GymTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=0,
-        attempt=1,
-        actor_id="gym-0",
+        header=Header(ticket_id=0, attempt=1, epoch=1, policy_id="policy", actor_id="gym-0"),
         shard=0,
         incarnation=0,
         policy_version=0,
-        observations={"observation": positions},
-        last_observations={"observation": positions[-1]},
-        final_index=np.zeros((0, 2), np.int64),
-        final_observations={"observation": np.zeros((0, 1), np.float32)},
-        actions=np.zeros((steps, envs), np.int64),
-        behaviour_logprobs=np.zeros((steps, envs), np.float32),
-        rewards=np.zeros((steps, envs), np.float32),
-        terminated=flags,
-        truncated=flags,
-        mask=~flags,
-        episode_starts=flags,
+        unroll=Unroll(
+            steps=EnvSteps(
+                observations={"observation": positions},
+                actions=np.zeros((steps, envs), np.int64),
+                behaviour_logprobs=np.zeros((steps, envs), np.float32),
+                rewards=np.zeros((steps, envs), np.float32),
+                terminated=flags,
+                truncated=flags,
+                mask=~flags,
+                episode_starts=flags,
+            ),
+            last_observations={"observation": positions[-1]},
+            final_index=np.zeros((0, 2), np.int64),
+            final_observations={"observation": np.zeros((0, 1), np.float32)},
+        ),
     )
 
 
 def test_stretches_do_not_cross_an_episodes_end_nor_hold_a_step_that_is_no_experience() -> None:
     whole = trajectory(12, 3)
-    truncated, mask = whole.truncated.copy(), whole.mask.copy()
+    truncated, mask = whole.steps.truncated.copy(), whole.steps.mask.copy()
     truncated[3, 0] = True  # the last step of a stretch may be an episode's last
     truncated[5, 1] = True  # within the second stretch of env 1
     mask[8, 2] = False
-    found = list(_segments(replace(whole, truncated=truncated, mask=mask), 4, lambda actions: actions))
+    steps = replace(whole.steps, truncated=truncated, mask=mask)
+    cut = replace(whole, unroll=replace(whole.unroll, steps=steps))
+    found = list(_segments(cut, 4, lambda actions: actions))
     firsts = [float(segment.observations.array()[0, 0]) for segment in found]
     assert firsts == [0, 4, 8, 100, 108, 200, 204]
     assert all(segment.num_steps == 4 for segment in found)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rollcall.actors.scoring import RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.records import GymTrajectory, Header, ShardPayload, Ticket, Weights
 from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.kinds import control_parts
 from rollcall.deploy.kinds.control_parts import ControlParts
@@ -98,7 +98,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         parts = ControlParts(config, tmp_path, tmp_path / "log").with_reward(RewardEndpoint("http://x", "", "r", 5))
         weights = parts.learner(Collective()).weights(epoch=1, version=0)
         actor = parts.actor("gym-0", OneVersion(weights))  # type: ignore[arg-type]
-        ticket = Ticket(0, 1, 1, 7, 0, 0, ShardPayload(0, 0, "fragment"), 60.0)
+        ticket = Ticket(Header(0, 1, 1), 7, 0, 0, ShardPayload(0, 0, "fragment"), 60.0)
         produced, trajectory = actor.produce(ticket)
         _, scored = parts.scorer().score(produced, trajectory)
         return trajectory, scored, service.asked, parts
@@ -134,13 +134,13 @@ def test_no_segment_crosses_an_episodes_end_and_every_step_of_experience_has_one
         seen = item.segment.observations.array()[:, 0]
         assert item.segment.num_steps <= 5
         assert START not in seen[1:]
-    assert sum(item.segment.num_steps for item in asked) == trajectory.mask.sum()
-    first = trajectory.observations["observation"][:, :, 0] == START
-    assert (scored.rewards[first & trajectory.mask] == 0).all()
-    assert set(np.unique(scored.rewards)) == {0, 1, 2, 3, 4}
-    assert (scored.rewards[~trajectory.mask] == 0).all()
-    ended = scored.terminated[:-1] & trajectory.mask[1:]
-    assert (scored.rewards[1:][ended] == 0).all()
+    assert sum(item.segment.num_steps for item in asked) == trajectory.steps.mask.sum()
+    first = trajectory.steps.observations["observation"][:, :, 0] == START
+    assert (scored.steps.rewards[first & trajectory.steps.mask] == 0).all()
+    assert set(np.unique(scored.steps.rewards)) == {0, 1, 2, 3, 4}
+    assert (scored.steps.rewards[~trajectory.steps.mask] == 0).all()
+    ended = scored.steps.terminated[:-1] & trajectory.steps.mask[1:]
+    assert (scored.steps.rewards[1:][ended] == 0).all()
 
 
 def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: Any) -> None:
@@ -148,13 +148,14 @@ def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: 
 
     trajectory, _, asked, parts = echo("from 3")
     before = len(asked)
-    nothing = replace(trajectory, mask=np.zeros_like(trajectory.mask))
+    steps = replace(trajectory.steps, mask=np.zeros_like(trajectory.steps.mask))
+    nothing = replace(trajectory, unroll=replace(trajectory.unroll, steps=steps))
     produced, scored = parts.scorer().score(_produced(), nothing)
     assert len(asked) == before
-    assert produced.scoring is None and not scored.rewards.any() and scored.reward_model_version == ""
+    assert produced.scoring is None and not scored.steps.rewards.any() and scored.reward_model_version == ""
 
 
 def _produced() -> Any:
     from rollcall.cluster.messages.records import Produced, Timing
 
-    return Produced(0, 1, 1, "gym-0", 0, 0, 0, Timing())
+    return Produced(Header(0, 1, 1, "policy", "gym-0"), 0, 0, Timing())

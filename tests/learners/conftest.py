@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 
@@ -80,18 +81,20 @@ def _make_batch(
         logprobs = distribution.log_prob(params, actions, action_mask)
     final_index = ends.nonzero()
     return GymBatch(
-        observations=observations,
+        steps=EnvSteps(
+            observations=observations,
+            actions=actions,
+            behaviour_logprobs=logprobs + lag * normal(*shape),
+            rewards=normal(*shape),
+            terminated=terminated,
+            truncated=truncated,
+            mask=mask,
+            episode_starts=starts,
+            action_mask=action_mask,
+        ),
         last_observations={"observation": normal(num_envs, 3)},
         final_index=final_index,
         final_observations={"observation": normal(len(final_index), 3)},
-        actions=actions,
-        behaviour_logprobs=logprobs + lag * normal(*shape),
-        rewards=normal(*shape),
-        terminated=terminated,
-        truncated=truncated,
-        mask=mask,
-        episode_starts=starts,
-        action_mask=action_mask,
         initial_recurrent_state=state,
     )
 

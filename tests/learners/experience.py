@@ -8,7 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rollcall.cluster.messages.records import GymTrajectory, Weights
+from rollcall.cluster.messages.records import GymTrajectory, Header, Weights
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.batches.control import ControlExperience
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner, LearnerConfig
@@ -73,24 +74,24 @@ def cartpole(
     columns = [np.stack(column) for column in zip(*rows, strict=True)]
     observations, actions, rewards, terminated, truncated, mask, starts = columns
     return GymTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=ticket,
-        attempt=1,
-        actor_id="test",
+        header=Header(ticket_id=ticket, attempt=1, epoch=1, policy_id="policy", actor_id="test"),
         shard=0,
         incarnation=0,
         policy_version=weights.version,
-        observations={"observation": observations},
-        last_observations={"observation": observation},
-        final_index=np.array([(t, b) for t, b, _ in finals], np.int64).reshape(-1, 2),
-        final_observations={"observation": np.array([o for _, _, o in finals], np.float32).reshape(-1, 4)},
-        actions=actions,
-        behaviour_logprobs=rollout.behaviour_logprobs(),
-        rewards=rewards.astype(np.float32),
-        terminated=terminated,
-        truncated=truncated,
-        mask=mask,
-        episode_starts=starts,
-        initial_recurrent_state=state,
+        unroll=Unroll(
+            steps=EnvSteps(
+                observations={"observation": observations},
+                actions=actions,
+                behaviour_logprobs=rollout.behaviour_logprobs(),
+                rewards=rewards.astype(np.float32),
+                terminated=terminated,
+                truncated=truncated,
+                mask=mask,
+                episode_starts=starts,
+            ),
+            last_observations={"observation": observation},
+            final_index=np.array([(t, b) for t, b, _ in finals], np.int64).reshape(-1, 2),
+            final_observations={"observation": np.array([o for _, _, o in finals], np.float32).reshape(-1, 4)},
+            initial_recurrent_state=state,
+        ),
     )

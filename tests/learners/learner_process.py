@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 

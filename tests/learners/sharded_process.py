@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 from tests.learners.token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
 

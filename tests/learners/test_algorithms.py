@@ -13,12 +13,13 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rollcall.learners.algorithm import Algorithm, StepMinibatch
+from rollcall.learners.algorithm import Algorithm
 from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.impala import IMPALA
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.algorithms.control.reinforce import REINFORCE
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch
 from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]
@@ -45,14 +46,14 @@ def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.
     return {"actor_critic": policy, **algorithm.extra_models()}
 
 
-def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[StepMinibatch]:
+def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[ActorCriticMinibatch]:
     prepared = algorithm.prepare(models_for(algorithm, policy), batch)
     found: list[Any] = list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
     return found
 
 
 def gradient_of(
-    algorithm: Algorithm, policy: ActorCritic, minibatch: StepMinibatch
+    algorithm: Algorithm, policy: ActorCritic, minibatch: ActorCriticMinibatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All parameters' gradients as one vector, and the metrics with the loss among them."""
     policy.zero_grad()
@@ -106,12 +107,10 @@ def test_dead_steps_at_the_end_change_no_gradient(
     policy = make_policy()
     algorithm = build(kind, **{**settings, **({} if kind in (A2C, REINFORCE) else {"num_minibatches": 1})})
     short = make_batch(policy, lag=0.3, end_rate=0.0)
-    short.truncated[-1] = True  # as whole episodes end; a fragment that ends there bootstraps from the same value
-    index = torch.tensor([[len(short.mask) - 1, b] for b in range(short.mask.shape[1])])
+    short.steps.truncated[-1] = True  # as whole episodes end; a fragment that ends there bootstraps from the same value
+    index = torch.tensor([[len(short.steps.mask) - 1, b] for b in range(short.steps.mask.shape[1])])
     short = replace(short, final_index=index, final_observations=short.last_observations)
-    per_step = ("actions", "behaviour_logprobs", "rewards", "terminated", "truncated", "mask", "episode_starts")
-    padded = {name: pad(getattr(short, name)) for name in per_step}
-    long = replace(short, **padded, observations={n: pad(x) for n, x in short.observations.items()})
+    long = replace(short, steps=short.steps.map(pad))
     of_short, of_long = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0]) for b in (short, long))
     torch.testing.assert_close(of_long, of_short)
 
@@ -122,8 +121,8 @@ def test_what_stands_at_a_dead_step_changes_no_gradient(
 ) -> None:
     policy = make_policy()
     batch = make_batch(policy, lag=0.3, dead_rate=0.3)
-    assert not bool(batch.mask.all())
-    spoilt = replace(batch, rewards=torch.where(batch.mask, batch.rewards, 1e3))
+    assert not bool(batch.steps.mask.all())
+    spoilt = batch.with_rewards(torch.where(batch.steps.mask, batch.steps.rewards, 1e3))
     algorithm = build(kind, **settings)
     plain, other = (gradient_of(algorithm, policy, minibatches_of(algorithm, policy, b)[0])[0] for b in (batch, spoilt))
     assert torch.equal(plain, other)
@@ -144,24 +143,29 @@ def test_ppo_equals_a_loop_over_samples(make_policy: MakePolicy, make_batch: Mak
     def advantage(t: int, b: int) -> float:
         total, weight = 0.0, 1.0
         for k in range(t, num_steps):
-            after = 0.0 if batch.terminated[k, b] else float(next_values[k, b])
-            total += weight * (float(batch.rewards[k, b]) + 0.99 * after - float(values[k, b]))
-            if batch.terminated[k, b] or batch.truncated[k, b] or k + 1 == num_steps or not batch.mask[k + 1, b]:
+            after = 0.0 if batch.steps.terminated[k, b] else float(next_values[k, b])
+            total += weight * (float(batch.steps.rewards[k, b]) + 0.99 * after - float(values[k, b]))
+            if (
+                batch.steps.terminated[k, b]
+                or batch.steps.truncated[k, b]
+                or k + 1 == num_steps
+                or not batch.steps.mask[k + 1, b]
+            ):
                 return total
             weight *= 0.99 * 0.95
         raise AssertionError
 
-    valid = [(int(t), int(b)) for t, b in batch.mask.nonzero()]
+    valid = [(int(t), int(b)) for t, b in batch.steps.mask.nonzero()]
     advantages = {step: advantage(*step) for step in valid}
     mean = sum(advantages.values()) / len(valid)
     deviation = math.sqrt(sum((a - mean) ** 2 for a in advantages.values()) / len(valid))
     total = torch.zeros(())
     clipped = 0
     for t, b in valid:
-        params, value, _ = policy({"observation": batch.observations["observation"][t, b]})
+        params, value, _ = policy({"observation": batch.steps.observations["observation"][t, b]})
         assert value is not None
         logprobs = params.log_softmax(-1)
-        ratio = (logprobs[batch.actions[t, b]] - batch.behaviour_logprobs[t, b]).exp()
+        ratio = (logprobs[batch.steps.actions[t, b]] - batch.steps.behaviour_logprobs[t, b]).exp()
         normalised = (advantages[t, b] - mean) / (deviation + 1e-8)
         surrogate = torch.minimum(ratio * normalised, ratio.clamp(0.8, 1.3) * normalised)
         error = value - (advantages[t, b] + float(values[t, b]))
@@ -183,7 +187,7 @@ def test_ppo_normalises_the_advantages_of_each_minibatch_by_its_own_moments(
 ) -> None:
     policy = make_policy()
     for minibatch in minibatches_of(build(PPO, num_minibatches=3), policy, make_batch(policy)):
-        valid = minibatch.tensors["advantages"][minibatch.tensors["mask"].bool()]
+        valid = minibatch.rows.targets.advantages[minibatch.rows.mask.bool()]
         assert float(valid.mean()) == pytest.approx(0.0, abs=1e-6)
         assert float(valid.std(correction=0)) == pytest.approx(1.0, abs=1e-5)
 
@@ -199,8 +203,8 @@ def test_the_value_clip_holds_the_critic_near_its_values_from_before_the_update(
     assert policy.value_head is not None
     with torch.no_grad():
         policy.value_head.bias += 0.5  # beyond the clip: what pulls back counts in full, what leaps further does not
-    errors = (before.flatten() + 0.5 - first.tensors["returns"], before.flatten() + 0.1 - first.tensors["returns"])
-    worse = torch.maximum(errors[0].square(), errors[1].square())[first.tensors["mask"].bool()]
+    errors = (before.flatten() + 0.5 - first.rows.targets.returns, before.flatten() + 0.1 - first.rows.targets.returns)
+    worse = torch.maximum(errors[0].square(), errors[1].square())[first.rows.mask.bool()]
     _, metrics = gradient_of(algorithm, policy, first)
     torch.testing.assert_close(metrics["value_loss"], 0.5 * worse.mean())
 
@@ -243,15 +247,15 @@ def test_truncation_bootstraps_from_the_true_final_observation(make_policy: Make
     prepared = build(PPO, gae_lambda=0.0, discount=0.9, normalise_advantages="none").prepare(
         {"actor_critic": policy}, batch
     )
-    returns = prepared["returns"].view(batch.shape)
+    returns = prepared.targets.returns.view(batch.shape)
     with torch.no_grad():
         final_values = policy(batch.final_observations).values
     assert final_values is not None
     kinds = set()
     for (t, b), value in zip(batch.final_index.tolist(), final_values, strict=True):
-        kinds.add(bool(batch.truncated[t, b]))
-        bootstrap = 0.9 * value if batch.truncated[t, b] else 0.0
-        torch.testing.assert_close(returns[t, b], batch.rewards[t, b] + bootstrap)
+        kinds.add(bool(batch.steps.truncated[t, b]))
+        bootstrap = 0.9 * value if batch.steps.truncated[t, b] else 0.0
+        torch.testing.assert_close(returns[t, b], batch.steps.rewards[t, b] + bootstrap)
     assert kinds == {True, False}
 
 
@@ -265,25 +269,25 @@ def test_impala_clips_the_ratio_of_a_lagging_policy_as_vtrace_does(
     (minibatch,) = minibatches_of(algorithm, policy, batch)
     values, next_values = policy.bootstrap(batch)
     ratio = ratio_of(policy, batch)
-    error = batch.rewards + 0.9 * next_values * ~batch.terminated - values
-    rows = minibatch.tensors
-    torch.testing.assert_close(rows["vs"].view(batch.shape), values + ratio.clamp(max=1.5) * error)
-    torch.testing.assert_close(rows["advantages"].view(batch.shape), error)
+    error = batch.steps.rewards + 0.9 * next_values * ~batch.steps.terminated - values
+    targets = minibatch.rows.targets
+    torch.testing.assert_close(targets.returns.view(batch.shape), values + ratio.clamp(max=1.5) * error)
+    torch.testing.assert_close(targets.advantages.view(batch.shape), error)
     _, metrics = gradient_of(algorithm, policy, minibatch)
     assert 0 < float(metrics["clip_fraction"]) == pytest.approx(float((ratio > 1.5).float().mean()))
     with torch.no_grad():  # an update between: the targets stay, the ratio in the policy gradient does not
         policy.policy_head.weight.mul_(0.5)
     moved = ratio_of(policy, batch)
     assert not torch.allclose(moved, ratio, atol=0.1)
-    logprobs = moved.log() + batch.behaviour_logprobs
+    logprobs = moved.log() + batch.steps.behaviour_logprobs
     _, metrics = gradient_of(algorithm, policy, minibatch)
     torch.testing.assert_close(metrics["policy_loss"], -(logprobs * moved.clamp(max=pg_bound) * error).mean())
 
 
 def ratio_of(policy: ActorCritic, batch: GymBatch) -> Tensor:
     with torch.no_grad():
-        logprobs = policy.distribution.log_prob(policy(batch.observations).params, batch.actions)
-    return torch.exp(logprobs - batch.behaviour_logprobs)
+        logprobs = policy.distribution.log_prob(policy(batch.steps.observations).params, batch.steps.actions)
+    return torch.exp(logprobs - batch.steps.behaviour_logprobs)
 
 
 @pytest.mark.parametrize("kind", [PPO, A2C, IMPALA])
@@ -332,9 +336,15 @@ def test_every_algorithm_learns_which_action_is_right(
     rates = []
     for step in range(60):
         batch = make_batch(policy, num_steps=4, num_envs=32, seed=step, dead_rate=0.0, end_rate=2.0)
-        right = (batch.observations["observation"][..., 0] > 0).long()
-        rates.append(float((batch.actions == right).float().mean()))
-        batch = replace(batch, rewards=(batch.actions == right).float(), terminated=batch.mask, truncated=~batch.mask)
+        right = (batch.steps.observations["observation"][..., 0] > 0).long()
+        rates.append(float((batch.steps.actions == right).float().mean()))
+        steps = replace(
+            batch.steps,
+            rewards=(batch.steps.actions == right).float(),
+            terminated=batch.steps.mask,
+            truncated=~batch.steps.mask,
+        )
+        batch = replace(batch, steps=steps)
         for minibatch in algorithm.minibatches(algorithm.prepare(models, batch), generator):
             optimizer.zero_grad()
             torch.autograd.backward(algorithm.loss(models, minibatch)[0])

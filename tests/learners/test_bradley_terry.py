@@ -11,11 +11,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.preference_experience import PreferenceExperience
 from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import Learner, LearnerConfig
 
 
 class LinearSteps(nn.Module):

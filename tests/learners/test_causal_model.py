@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.records import Header, LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.batches.language import LanguageExperience
@@ -250,16 +251,12 @@ def test_at_lag_0_the_ratio_is_1_and_the_kl_to_the_reference_0(directories: dict
         own = transformers.AutoModelForCausalLM.from_pretrained(directories[name]).eval()
         said[mask] = alone(own).numpy()  # as an engine does that has the weights
     trajectory = LMTrajectory(
-        policy_id="policy",
-        epoch=0,
-        ticket_id=0,
-        attempt=1,
-        actor_id="",
+        header=Header(ticket_id=0, attempt=1, epoch=0, policy_id="policy", actor_id=""),
         row=0,
         sample_offsets=offsets.astype(np.int64),
         token_ids=tokens,
         loss_mask=mask,
-        behaviour_logprobs=said,
+        tokens=SampledTokens(said),
         version_spans=np.array([(0, len(tokens), 0)], np.int64),
         rewards=np.array([1.0, 0.0, 0.5], np.float32),
         finish_reasons=("stop",) * len(SEQUENCES),

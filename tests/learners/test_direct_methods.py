@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
@@ -19,7 +20,7 @@ from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.preference_experience import PreferenceExperience
 from rollcall.learners.data.comparisons import Comparison, TokenSequence
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import Learner, LearnerConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 from tests.needs import require

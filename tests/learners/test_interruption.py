@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.loop.learner import StepOrder
 from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 

@@ -15,10 +15,12 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
+from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.loop.learner import LearnerConfig, StepOrder, _build_optimizer
+from rollcall.learners.loop.learner import LearnerConfig, _build_optimizer
 from rollcall.learners.models.networks import PolicyConfig
 from tests import ROOT
 from tests.learners import learner_process
@@ -63,6 +65,10 @@ def test_experience_of_an_older_version_has_another_ratio() -> None:
     assert report.metrics["approx_kl"] > 1e-7
 
 
+def with_steps(item: GymTrajectory, **arrays: Any) -> GymTrajectory:
+    return replace(item, unroll=replace(item.unroll, steps=replace(item.steps, **arrays)))
+
+
 @pytest.mark.parametrize("where", ["rewards", "behaviour_logprobs", "observations"])
 def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
     policy = PolicyConfig(normalise_observations=True)
@@ -72,13 +78,13 @@ def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
     before = tensors(learner)
     state = {name: tensor.clone() for name, tensor in learner._state_tensors().items()}
     if where == "observations":
-        poisoned = good.observations["observation"].copy()
+        poisoned = good.steps.observations["observation"].copy()
         poisoned[3, 1, 0] = np.nan
-        bad = replace(good, observations={"observation": poisoned})
+        bad = with_steps(good, observations={"observation": poisoned})
     else:
-        array = getattr(good, where).copy()
+        array = getattr(good.steps, where).copy()
         array[3, 1] = np.nan
-        bad = replace(good, **{where: array})
+        bad = with_steps(good, **{where: array})
     report, weights = learner.update([bad], StepOrder(1, 1, 0.0))
     assert report.skipped and weights is not None and weights.version == 2
     assert_same(before, tensors(learner))
@@ -91,7 +97,7 @@ def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
 def test_skipped_steps_in_a_row_stop_the_run_and_say_what_to_do() -> None:
     learner = make_learner(PPO(PPOConfig()), config=LearnerConfig(max_skipped_steps=2))
     good = cartpole(learner.weights(epoch=1, version=0))
-    bad = replace(good, rewards=np.full_like(good.rewards, np.inf))
+    bad = with_steps(good, rewards=np.full_like(good.steps.rewards, np.inf))
     learner.update([bad], StepOrder(0, 1, 0.0))
     learner.update([good], StepOrder(1, 1, 0.0))  # not in a row
     learner.update([bad], StepOrder(2, 1, 0.0))

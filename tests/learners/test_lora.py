@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows, collate_samples
-from rollcall.learners.loop.learner import Learner, StepOrder
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import LoraConfig, add_adapters, merged_parameters
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 from tests.learners.token_experience import (

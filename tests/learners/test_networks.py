@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from rollcall.cluster.messages.records import pack_weights
+from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.loop.flat import load_module_weights, module_weights
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
@@ -331,18 +332,19 @@ def _batch(network: ActorCritic, *, ends: bool = True) -> GymBatch:
     if network.is_recurrent:
         state = torch.randn(network.num_states, num_envs, network.recurrent_size, generator=generator)
     return GymBatch(
-        observations={"observation": torch.randn(*shape, 3, generator=generator)},
+        steps=EnvSteps(
+            observations={"observation": torch.randn(*shape, 3, generator=generator)},
+            actions=torch.zeros(shape, dtype=torch.int64),
+            behaviour_logprobs=torch.zeros(shape),
+            rewards=torch.zeros(shape),
+            terminated=terminated,
+            truncated=truncated,
+            mask=mask,
+            episode_starts=starts,
+        ),
         last_observations={"observation": torch.randn(num_envs, 3, generator=generator)},
         final_index=index,
         final_observations={"observation": torch.randn(len(index), 3, generator=generator)},
-        actions=torch.zeros(shape, dtype=torch.int64),
-        behaviour_logprobs=torch.zeros(shape),
-        rewards=torch.zeros(shape),
-        terminated=terminated,
-        truncated=truncated,
-        mask=mask,
-        episode_starts=starts,
-        action_mask=None,
         initial_recurrent_state=state,
     )
 
@@ -359,11 +361,11 @@ def _literal_bootstrap(network: ActorCritic, batch: GymBatch) -> tuple[Tensor, T
     num_steps, num_envs = batch.shape
     finals: Mapping[tuple[int, int], int] = {(t, b): n for n, (t, b) in enumerate(batch.final_index.tolist())}
     values, next_values = torch.zeros(num_steps, num_envs), torch.zeros(num_steps, num_envs)
-    observations = batch.observations["observation"]
+    observations = batch.steps.observations["observation"]
     for b in range(num_envs):
         state = None if batch.initial_recurrent_state is None else batch.initial_recurrent_state[:, b]
         for t in range(num_steps):
-            if state is not None and batch.episode_starts[t, b]:
+            if state is not None and batch.steps.episode_starts[t, b]:
                 state = torch.zeros_like(state)
             values[t, b] = _value(network, observations[t, b], state)
             if state is not None:
@@ -385,13 +387,13 @@ def test_next_values_are_those_of_the_true_next_observations(recurrent: Any, end
     config = PolicyConfig(recurrent=recurrent, recurrent_size=5, orthogonal_init=False, normalise_observations=True)
     network = _network(config)
     batch = _batch(network, ends=ends)
-    network.update_normaliser(batch.observations, batch.mask)
+    network.update_normaliser(batch.steps.observations, batch.steps.mask)
     values, next_values = network.bootstrap(batch)
     expected_values, expected_next = _literal_bootstrap(network, batch)
     assert not values.requires_grad
     assert not next_values.requires_grad
     torch.testing.assert_close(values, expected_values.detach(), atol=1e-5, rtol=1e-5)
-    experience = batch.mask  # a dead step is followed by another episode: nothing is asked of it but to be finite
+    experience = batch.steps.mask  # a dead step is followed by another episode: nothing is asked of it but to be finite
     torch.testing.assert_close(next_values[experience], expected_next.detach()[experience], atol=1e-5, rtol=1e-5)
     assert bool(next_values.isfinite().all())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.records import Array, GymTrajectory, Header
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.batches.gym_batch import stack_trajectories
 from rollcall.learners.models.normaliser import ObservationNormaliser, RewardNormaliser, RunningMoments
 
@@ -124,23 +124,26 @@ def _trajectory(rewards: Array, starts: Array, mask: Array, *, shard: int = 0, i
     observations = {"observation": np.zeros((num_steps, num_envs, 1), np.float32)}
     terminated = np.zeros_like(mask)
     terminated[:-1] = starts[1:] & mask[:-1]
-    fixed: dict[str, Any] = {"policy_id": "policy", "epoch": 0, "ticket_id": 1, "attempt": 1, "actor_id": "a"}
     return GymTrajectory(
-        **fixed,
+        Header(1, 1, 0),
         shard=shard,
         incarnation=incarnation,
         policy_version=0,
-        observations=observations,
-        last_observations={"observation": observations["observation"][0]},
-        final_index=np.zeros((0, 2), np.int64),
-        final_observations={"observation": np.zeros((0, 1), np.float32)},
-        actions=np.zeros((num_steps, num_envs), np.int64),
-        behaviour_logprobs=np.zeros((num_steps, num_envs), np.float32),
-        rewards=rewards,
-        terminated=terminated,
-        truncated=np.zeros_like(mask),
-        mask=mask,
-        episode_starts=starts,
+        unroll=Unroll(
+            steps=EnvSteps(
+                observations=observations,
+                actions=np.zeros((num_steps, num_envs), np.int64),
+                behaviour_logprobs=np.zeros((num_steps, num_envs), np.float32),
+                rewards=rewards,
+                terminated=terminated,
+                truncated=np.zeros_like(mask),
+                mask=mask,
+                episode_starts=starts,
+            ),
+            last_observations={"observation": observations["observation"][0]},
+            final_index=np.zeros((0, 2), np.int64),
+            final_observations={"observation": np.zeros((0, 1), np.float32)},
+        ),
     )
 
 

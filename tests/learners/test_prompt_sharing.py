@@ -14,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.records import Header, LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.cispo import CISPO
 from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.language.gspo import GSPO
@@ -77,16 +78,12 @@ def experience(seed: int, *, prompts: int = 3, vocab: int = 12) -> list[LMTrajec
         n = len(offsets) - 1
         made.append(
             LMTrajectory(
-                policy_id="policy",
-                epoch=0,
-                ticket_id=number,
-                attempt=1,
-                actor_id="lm-0",
+                header=Header(ticket_id=number, attempt=1, epoch=0, policy_id="policy", actor_id="lm-0"),
                 row=number,
                 sample_offsets=np.array(offsets, np.int64),
                 token_ids=np.array(tokens, np.int32),
                 loss_mask=np.array(mask, bool),
-                behaviour_logprobs=np.zeros(len(tokens), np.float32),
+                tokens=SampledTokens(np.zeros(len(tokens), np.float32)),
                 version_spans=spans,
                 rewards=np.zeros(n, np.float32),
                 finish_reasons=("stop",) * n,
@@ -225,10 +222,11 @@ def test_every_algorithms_update_is_that_of_rows_apart(policy: TokenPolicy, kind
         batch = collated(11, sharing=sharing)
         rewards = torch.arange(batch.num_samples).sin()
         # Near what the policy says, so that ratios are not all cut off.
-        said = torch.zeros_like(batch.behaviour_logprobs)
+        said = torch.zeros(batch.num_sampled)
         rows, indices = batch.rows(range(batch.num_samples))
         said[indices] = policy(rows).logprobs.detach()
-        batch = replace(batch, rewards=rewards, behaviour_logprobs=said + 0.1 * torch.arange(len(said)).cos())
+        tokens = SampledTokens(said + 0.1 * torch.arange(len(said)).cos())
+        batch = replace(batch, rewards=rewards, tokens=tokens)
         each_token = partial(token_batch.each_token, batch, token_budget=150, rank=0, num_processes=1)
         prepared = algorithm.prepare({"policy": policy}, batch, each_token)
         total = torch.zeros(sum(p.numel() for p in policy.parameters()))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.algorithms.control.reinforce import REINFORCE, MovingAverage
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.models.networks import ActorCritic
@@ -24,19 +25,19 @@ def two_episodes() -> GymBatch:
     terminated, truncated = torch.zeros(2, *shape, dtype=torch.bool).unbind()
     terminated[2, 0] = truncated[0, 1] = True
     return GymBatch(
-        observations={"observation": torch.ones(*shape, 3)},
+        steps=EnvSteps(
+            observations={"observation": torch.ones(*shape, 3)},
+            actions=torch.zeros(shape, dtype=torch.int64),
+            behaviour_logprobs=torch.zeros(shape),
+            rewards=torch.tensor([[1.0, 8.0], [2.0, 0.0], [4.0, 0.0]]),
+            terminated=terminated,
+            truncated=truncated,
+            mask=mask,
+            episode_starts=torch.tensor([[True, True], [False, False], [False, False]]),
+        ),
         last_observations={"observation": torch.ones(2, 3)},
         final_index=torch.tensor([[0, 1], [2, 0]]),
         final_observations={"observation": torch.ones(2, 3)},
-        actions=torch.zeros(shape, dtype=torch.int64),
-        behaviour_logprobs=torch.zeros(shape),
-        rewards=torch.tensor([[1.0, 8.0], [2.0, 0.0], [4.0, 0.0]]),
-        terminated=terminated,
-        truncated=truncated,
-        mask=mask,
-        episode_starts=torch.tensor([[True, True], [False, False], [False, False]]),
-        action_mask=None,
-        initial_recurrent_state=None,
     )
 
 
@@ -46,7 +47,7 @@ def advantages(policy: ActorCritic, average: MovingAverage | None = None, **sett
     models: dict[str, torch.nn.Module] = {"actor_critic": policy}
     if average is not None:
         models["baseline"] = average
-    result: Tensor = algorithm.prepare(models, two_episodes())["advantages"].view(3, 2)
+    result: Tensor = algorithm.prepare(models, two_episodes()).targets.advantages.view(3, 2)
     return result
 
 
@@ -92,14 +93,14 @@ def test_the_critic_learns_what_follows_a_state_whatever_actions_are_credited_wi
 ) -> None:
     algorithm = REINFORCE(REINFORCE.Config(discount=0.5, baseline="value", reward_to_go=reward_to_go))
     prepared = algorithm.prepare({"actor_critic": make_policy()}, two_episodes())
-    assert prepared["returns"].view(3, 2)[:, 0].tolist() == [3, 4, 4]
+    assert prepared.targets.returns.view(3, 2)[:, 0].tolist() == [3, 4, 4]
 
 
 def test_a_return_that_is_not_finite_leaves_no_trace_in_the_baseline(make_policy: MakePolicy) -> None:
     baseline = MovingAverage()
     algorithm = REINFORCE(REINFORCE.Config())
     batch = two_episodes()
-    batch.rewards[0, 0] = torch.nan
+    batch.steps.rewards[0, 0] = torch.nan
     algorithm.prepare({"actor_critic": make_policy(with_critic=False), "baseline": baseline}, batch)
     assert float(baseline.value) == 0.0
 

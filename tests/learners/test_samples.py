@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -10,12 +12,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rollcall.cluster.messages.arrays import map_arrays
+from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import assess, batch_rows, evaluate, grid_minibatches, shuffled_grid
+from rollcall.learners.batches.samples import StepRows, assess, batch_rows, evaluate, grid_minibatches, shuffled_grid
 from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]
 MakeBatch = Callable[..., GymBatch]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    identity: torch.Tensor
+
+
+def numbered(num_rows: int) -> StepRows[Numbers]:
+    nothing = torch.zeros(num_rows)
+    fixed = dict.fromkeys(
+        ("actions", "behaviour_logprobs", "rewards", "terminated", "truncated", "episode_starts"), nothing
+    )
+    return StepRows(EnvSteps(observations={}, mask=torch.ones(num_rows), **fixed), Numbers(torch.arange(num_rows)))
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -25,13 +42,13 @@ def generator(seed: int = 0) -> torch.Generator:
 @settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_every_row_is_in_exactly_one_minibatch(num_rows: int, num_minibatches: int, seed: int) -> None:
-    rows = {"identity": torch.arange(num_rows), "mask": torch.ones(num_rows)}
+    rows = numbered(num_rows)
     minibatches = list(grid_minibatches(shuffled_grid(rows, num_minibatches, generator(seed))))
     assert len(minibatches) == min(num_minibatches, num_rows)
-    counted = torch.cat([m.tensors["identity"][m.tensors["mask"].bool()] for m in minibatches])
+    counted = torch.cat([m.rows.targets.identity[m.rows.mask.bool()] for m in minibatches])
     assert sorted(counted.tolist()) == list(range(num_rows))
     # One shape for all, so that a compiled loss is compiled once; their sizes differ by one at most.
-    assert len({len(m.tensors["mask"]) for m in minibatches}) == 1
+    assert len({len(m.rows.mask) for m in minibatches}) == 1
     sizes = [float(m.num_valid) for m in minibatches]
     assert sum(sizes) == num_rows
     assert max(sizes) - min(sizes) <= 1
@@ -41,24 +58,26 @@ def test_every_row_is_in_exactly_one_minibatch(num_rows: int, num_minibatches: i
 def test_num_valid_excludes_masked_steps(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
     policy = make_policy()
     batch = make_batch(policy, dead_rate=0.4)
-    assert 0 < int(batch.mask.sum()) < batch.mask.numel()
-    minibatches = list(grid_minibatches(shuffled_grid(batch_rows(policy, batch), 3, generator())))
-    assert [float(m.num_valid) for m in minibatches] == [float(m.tensors["mask"].sum()) for m in minibatches]
-    assert sum(float(m.num_valid) for m in minibatches) == int(batch.mask.sum())
+    assert 0 < int(batch.steps.mask.sum()) < batch.steps.mask.numel()
+    minibatches = list(grid_minibatches(shuffled_grid(batch_rows(policy, batch, None), 3, generator())))
+    assert [float(m.num_valid) for m in minibatches] == [float(m.rows.mask.sum()) for m in minibatches]
+    assert sum(float(m.num_valid) for m in minibatches) == int(batch.steps.mask.sum())
 
 
 def test_a_minibatch_of_dead_steps_divides_by_one_and_not_by_zero() -> None:
-    (minibatch,) = grid_minibatches(shuffled_grid({"mask": torch.zeros(4)}, 1, generator()))
+    rows = numbered(4)
+    rows.mask.zero_()
+    (minibatch,) = grid_minibatches(shuffled_grid(rows, 1, generator()))
     assert float(minibatch.num_valid) == 1.0
 
 
 def test_the_order_of_samples_is_the_generators_alone() -> None:
-    rows = {"identity": torch.arange(32), "mask": torch.ones(32)}
-    first, again, other = (shuffled_grid(rows, 4, generator(seed))["identity"] for seed in (1, 1, 2))
+    rows = numbered(32)
+    first, again, other = (shuffled_grid(rows, 4, generator(seed)).targets.identity for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     source = generator(1)
-    epochs = [shuffled_grid(rows, 4, source)["identity"] for _ in range(2)]
+    epochs = [shuffled_grid(rows, 4, source).targets.identity for _ in range(2)]
     assert not torch.equal(epochs[0], epochs[1])
 
 
@@ -67,19 +86,20 @@ def test_recurrent_minibatches_keep_sequences_whole(make_policy: MakePolicy, mak
     batch = make_batch(policy, num_envs=5)
     assert batch.initial_recurrent_state is not None
     seen = []
-    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch), 2, generator())):
-        for i in range(len(minibatch.tensors["mask"])):
-            row = {name: tensor[i] for name, tensor in minibatch.tensors.items()}
+    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch, None), 2, generator())):
+        for i in range(len(minibatch.rows.mask)):
+            row = map_arrays(minibatch.rows, itemgetter(i))
             (env,) = (
                 b
                 for b in range(5)
-                if torch.equal(row["observation.observation"], batch.observations["observation"][:, b])
+                if torch.equal(row.steps.observations["observation"], batch.steps.observations["observation"][:, b])
             )
-            assert torch.equal(row["initial_state"], batch.initial_recurrent_state[:, env])
-            assert torch.equal(row["actions"], batch.actions[:, env])
-            assert torch.equal(row["episode_starts"], batch.episode_starts[:, env])
+            assert row.initial_state is not None
+            assert torch.equal(row.initial_state, batch.initial_recurrent_state[:, env])
+            assert torch.equal(row.steps.actions, batch.steps.actions[:, env])
+            assert torch.equal(row.steps.episode_starts, batch.steps.episode_starts[:, env])
             if env not in seen:
-                assert torch.equal(row["mask"].bool(), batch.mask[:, env])
+                assert torch.equal(row.mask.bool(), batch.steps.mask[:, env])
             seen.append(env)
     assert set(seen) == set(range(5))
 
@@ -92,12 +112,14 @@ def test_the_recomputed_ratio_is_one_before_the_first_update(
     batch = make_batch(policy, forbid=True)
     before = assess(policy, batch, algorithm="a test")
     assert not before.logprobs.requires_grad
-    torch.testing.assert_close(before.logprobs[batch.mask], batch.behaviour_logprobs[batch.mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        before.logprobs[batch.steps.mask], batch.steps.behaviour_logprobs[batch.steps.mask], atol=1e-5, rtol=0
+    )
     torch.testing.assert_close((before.values, before.next_values), policy.bootstrap(batch))
-    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch), 2, generator())):
-        valid = minibatch.tensors["mask"].bool()
-        logprobs = evaluate(policy, minibatch.tensors).logprobs
-        torch.testing.assert_close(logprobs[valid], minibatch.tensors["behaviour_logprobs"][valid], atol=1e-5, rtol=0)
+    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch, None), 2, generator())):
+        valid = minibatch.rows.mask.bool()
+        logprobs = evaluate(policy, minibatch.rows).logprobs
+        torch.testing.assert_close(logprobs[valid], minibatch.rows.steps.behaviour_logprobs[valid], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("recurrent", ["none", "lstm"])
@@ -107,8 +129,8 @@ def test_values_of_rows_are_the_values_before_each_step(
     policy = make_policy(recurrent=recurrent)
     batch = make_batch(policy)
     values, _ = policy.bootstrap(batch)
-    rows = batch_rows(policy, batch, values=values)
+    rows = batch_rows(policy, batch, Numbers(values))
     with torch.no_grad():
         now = evaluate(policy, rows).values
     assert now is not None
-    torch.testing.assert_close(now, rows["values"])
+    torch.testing.assert_close(now, rows.targets.identity)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
+from rollcall.learners.loop.learner import Learner, LearnerConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 from tests.needs import require

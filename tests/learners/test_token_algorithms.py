@@ -14,15 +14,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.cispo import CISPO
 from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, LagCorrection
+from rollcall.learners.algorithms.language.token_algorithm import EachToken, LagCorrection, LMMinibatch
 from rollcall.learners.batches import token_batch
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenRows
+from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths.sampling import Processed
 
 VOCABULARY, WIDTH = 5, 8
@@ -82,7 +83,7 @@ def make_batch(behaviour: TablePolicy, lengths: list[int] = LENGTHS) -> TokenBat
         sampled=torch.cat([torch.arange(b + p, e) for b, e, p in zip(begins, ends, PROMPTS, strict=True)]),
         sequence=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
         lengths=torch.tensor(lengths),
-        behaviour_logprobs=torch.zeros(sum(lengths)),
+        tokens=SampledTokens(torch.zeros(sum(lengths))),
         policy_lags=torch.zeros(sum(lengths), dtype=torch.int64),
         group=torch.tensor(GROUPS),
         rewards=torch.tensor(REWARDS),
@@ -90,8 +91,7 @@ def make_batch(behaviour: TablePolicy, lengths: list[int] = LENGTHS) -> TokenBat
         row=torch.arange(len(lengths)),
         shared_prompt=torch.zeros(len(lengths), dtype=torch.int64),
     )
-    values = {name: getattr(batch, name) for name in batch.__dataclass_fields__}
-    return TokenBatch(**{**values, "behaviour_logprobs": passes(batch)(lambda rows: behaviour(rows).logprobs)})
+    return replace(batch, tokens=SampledTokens(passes(batch)(lambda rows: behaviour(rows).logprobs)))
 
 
 def passes(batch: TokenBatch) -> EachToken:
@@ -103,13 +103,13 @@ def make_models(outside: int | None = None) -> tuple[dict[str, nn.Module], Table
     return {"policy": policy, "reference": policy.moved(0.3, seed=3), "critic": TableCritic()}, policy
 
 
-def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[TokenMinibatch]:
+def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[LMMinibatch]:
     prepared = algorithm.prepare(models, batch, passes(batch))
     return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
 
 
 def summed_gradient(
-    algorithm: Any, models: dict[str, nn.Module], *minibatches: TokenMinibatch, num_processes: int = 1
+    algorithm: Any, models: dict[str, nn.Module], *minibatches: LMMinibatch, num_processes: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of policy and critic as one vector, and the metrics with the loss, summed over parts and processes."""
     (minibatch,) = minibatches
@@ -136,7 +136,7 @@ class Case:
         self.now = models["policy"](rows).logprobs.split(counts)
         self.reference = models["reference"](rows).logprobs.detach().split(counts)
         self.values = models["critic"](rows).split(counts)
-        self.behaviour = batch.behaviour_logprobs.double().split(counts)
+        self.behaviour = batch.tokens.behaviour_logprobs.double().split(counts)
         self.rewards, self.groups = batch.rewards.tolist(), batch.group.tolist()
         self.tokens = [(i, t) for i, count in enumerate(counts) for t in range(count)]
 
@@ -364,7 +364,7 @@ def test_the_pass_left_out_before_a_single_step_would_have_given_the_same_update
     for epochs in (1, 2):
         algorithm = GRPO(GRPO.Config(correction=correction, epochs=epochs))
         prepared = algorithm.prepare(models, batch, passes(batch))
-        assert ("proximal_logprobs" in prepared.tensors) == (epochs == 2)
+        assert (prepared.targets.proximal_logprobs is not None) == (epochs == 2)
         minibatch = next(algorithm.minibatches(prepared, torch.Generator()))
         first.append(summed_gradient(algorithm, models, minibatch)[0])
     torch.testing.assert_close(first[0], first[1], rtol=1e-5, atol=1e-6)
@@ -446,10 +446,10 @@ def test_an_overlong_sample_loses_reward_before_the_limit(kind: Any) -> None:
     models, policy = make_models()
     batch = make_batch(policy)
     # Lengths 3 5 1 4 2 3, the limit 5 and the buffer 4: penalties 0.5, 1, 0, 0.75, 0.25, 0.5.
-    shaped = batch.with_rewards(batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.75, 0.25, 0.5]))
+    shaped = replace(batch, rewards=batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.75, 0.25, 0.5]))
     prepared = kind(kind.Config(overlong_buffer=4), max_tokens=5).prepare(models, batch, passes(batch))
     expected = kind(kind.Config()).prepare(models, shaped, passes(batch))
-    torch.testing.assert_close(prepared.tensors["advantages"], expected.tensors["advantages"])
+    torch.testing.assert_close(prepared.targets.advantages, expected.targets.advantages)
 
 
 def in_turns(batch: TokenBatch, *, answered: int) -> TokenBatch:
@@ -476,10 +476,10 @@ def test_the_overlong_penalty_of_a_conversation_is_that_of_its_longest_turn(kind
     models, policy = make_models()
     batch = in_turns(make_batch(policy), answered=1)
     assert batch.longest_turns().tolist() == [2, 3, 1, 2, 2, 2]
-    shaped = batch.with_rewards(batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.5, 0.5, 0.5]))
+    shaped = replace(batch, rewards=batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.5, 0.5, 0.5]))
     prepared = kind(kind.Config(overlong_buffer=2), max_tokens=3).prepare(models, batch, passes(batch))
     expected = kind(kind.Config()).prepare(models, shaped, passes(batch))
-    torch.testing.assert_close(prepared.tensors["advantages"], expected.tensors["advantages"])
+    torch.testing.assert_close(prepared.targets.advantages, expected.targets.advantages)
 
 
 def test_a_turns_reward_is_credited_at_that_turn_where_credit_differs_within_a_sample() -> None:
@@ -489,22 +489,27 @@ def test_a_turns_reward_is_credited_at_that_turn_where_credit_differs_within_a_s
     batch = make_batch(policy)
     earlier = torch.zeros(batch.num_sampled)
     earlier[1] = 0.75  # at the second of the three tokens of the first sample
-    batch = replace(batch.with_rewards(torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])), turn_rewards=earlier)
+    batch = replace(
+        batch,
+        rewards=torch.tensor([1.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        tokens=replace(batch.tokens, turn_rewards=earlier),
+    )
     to_go = torch.zeros(batch.num_sampled)
     to_go[:3] = torch.tensor([1.0, 1.0, 0.25])
-    advantages = ReinforcePP(ReinforcePP.Config()).prepare(models, batch, passes(batch)).tensors["advantages"]
+    advantages = ReinforcePP(ReinforcePP.Config()).prepare(models, batch, passes(batch)).targets.advantages
     torch.testing.assert_close(advantages, (to_go - to_go.mean()) / (to_go.std(correction=0) + 1e-8))
     critic = LMPPO(LMPPO.Config(gae_lambda=1.0)).prepare(models, batch, passes(batch))
-    torch.testing.assert_close(critic.tensors["returns"], to_go)
+    torch.testing.assert_close(critic.targets.returns, to_go)
 
 
 @pytest.mark.parametrize("kind", [GRPO, RLOO, GSPO, CISPO])
 def test_where_a_sample_is_one_action_the_sum_of_its_turns_counts(kind: Any) -> None:
     models, policy = make_models()
     batch = make_batch(policy)
-    turns = replace(batch, turn_rewards=torch.rand(batch.num_sampled, generator=torch.Generator().manual_seed(1)))
+    earned = torch.rand(batch.num_sampled, generator=torch.Generator().manual_seed(1))
+    turns = replace(batch, tokens=replace(batch.tokens, turn_rewards=earned))
     algorithm = kind(kind.Config())
-    prepared = [algorithm.prepare(models, b, passes(b)).tensors["advantages"] for b in (batch, turns)]
+    prepared = [algorithm.prepare(models, b, passes(b)).targets.advantages for b in (batch, turns)]
     torch.testing.assert_close(*prepared)
 
 
@@ -516,7 +521,8 @@ def test_a_clipped_value_does_not_leap() -> None:
     with torch.no_grad():
         critic.table.add_(0.3)
     rows, _ = batch.rows(range(batch.num_samples))
-    before, returns = prepared.tensors["proximal_values"], prepared.tensors["returns"]
+    before, returns = prepared.targets.proximal_values, prepared.targets.returns
+    assert before is not None and returns is not None
     terms = [
         0.5 * max((v - r) ** 2, (o + min(max(v - o, -0.1), 0.1) - r) ** 2)
         for v, o, r in zip(critic(rows).tolist(), before.tolist(), returns.tolist(), strict=True)

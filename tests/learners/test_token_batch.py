@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.records import Header, LMTrajectory
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.batches.token_batch import (
     MAX_PADDING,
     TokenBatch,
@@ -63,16 +64,12 @@ def trajectory(samples: list[PlainSample]) -> LMTrajectory:
     versions = [version for sample in samples for version in sample.versions]
     offsets = np.cumsum([0, *(len(sample.tokens) for sample in samples)])
     return LMTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=0,
-        attempt=1,
-        actor_id="lm-0",
+        header=Header(ticket_id=0, attempt=1, epoch=1, policy_id="policy", actor_id="lm-0"),
         row=0,
         sample_offsets=offsets.astype(np.int64),
         token_ids=np.array([token for sample in samples for token in sample.tokens], np.int32),
         loss_mask=np.array([sampled for sample in samples for sampled in sample.sampled], bool),
-        behaviour_logprobs=np.array([logprob for sample in samples for logprob in sample.logprobs], np.float32),
+        tokens=SampledTokens(np.array([logprob for sample in samples for logprob in sample.logprobs], np.float32)),
         version_spans=np.array([(i, i + 1, v) for i, v in enumerate(versions) if v >= 0], np.int64).reshape(-1, 3),
         rewards=np.array([sample.reward for sample in samples], np.float32),
         finish_reasons=tuple(sample.finish for sample in samples),
@@ -114,7 +111,9 @@ def test_a_batch_holds_every_sampled_token_with_its_log_probability_and_its_lag(
     assert batch.token_ids[batch.sampled].tolist() == [samples[i].tokens[t] for i, t in tokens]
     assert batch.sequence.tolist() == [i for i, _ in tokens]
     assert batch.policy_lags.tolist() == [STEP - samples[i].versions[t] for i, t in tokens]
-    torch.testing.assert_close(batch.behaviour_logprobs, torch.tensor([samples[i].logprobs[t] for i, t in tokens]))
+    torch.testing.assert_close(
+        batch.tokens.behaviour_logprobs, torch.tensor([samples[i].logprobs[t] for i, t in tokens])
+    )
     assert batch.num_sampled == len(tokens)
 
 
@@ -144,7 +143,7 @@ def test_a_sample_of_which_nothing_was_sampled_is_left_out() -> None:
 
 def test_another_reward_changes_nothing_else() -> None:
     batch, _ = experience(0)
-    other = batch.with_rewards(batch.rewards + 1)
+    other = replace(batch, rewards=batch.rewards + 1)
     torch.testing.assert_close(other.rewards, batch.rewards + 1)
     assert all(getattr(other, n) is getattr(batch, n) for n in batch.__dataclass_fields__ if n != "rewards")
 
@@ -238,10 +237,15 @@ def test_the_padding_fraction_is_padding_over_all_tokens_of_the_forward_passes()
 # Learner processes.
 
 
-def minibatch_of(batch: TokenBatch, parts: list[list[int]]) -> TokenMinibatch:
+@dataclass(frozen=True)
+class Doubled:
+    doubled: torch.Tensor
+
+
+def minibatch_of(batch: TokenBatch, parts: list[list[int]]) -> TokenMinibatch[Doubled]:
     """Its tensors tell which token is which."""
     identity = torch.arange(batch.num_sampled, dtype=torch.float32)
-    return TokenMinibatch(batch=batch, tensors={"weights": identity, "doubled": 2 * identity}, parts=parts)
+    return TokenMinibatch(batch, identity, identity, Doubled(2 * identity), parts)
 
 
 @unhurried
@@ -258,9 +262,9 @@ def test_the_parts_of_all_processes_together_are_the_minibatch(seed: int, budget
         for part in parts:
             tokens = part.weights.long()
             seen += tokens.tolist()
-            torch.testing.assert_close(part.tensors["doubled"], 2 * part.weights)
+            torch.testing.assert_close(part.targets.doubled, 2 * part.weights)
             assert torch.equal(part.rows.targets, batch.token_ids[batch.sampled[tokens]])
-            assert torch.equal(part.behaviour_logprobs, batch.behaviour_logprobs[tokens])
+            assert torch.equal(part.tokens.behaviour_logprobs, batch.tokens.behaviour_logprobs[tokens])
             assert torch.equal(part.policy_lags, batch.policy_lags[tokens])
     wanted = set(chosen)
     assert sorted(seen) == [k for k, i in enumerate(batch.sequence.tolist()) if i in wanted]
@@ -298,7 +302,7 @@ def test_all_processes_make_equally_many_passes_some_of_them_over_nothing(
     assert len(empty) < num_processes
     for part in empty:
         assert part.rows.token_ids.shape == (1, 1) and not len(part.rows.targets)
-        assert all(not len(tensor) for tensor in (*part.tensors.values(), part.sequence, part.behaviour_logprobs))
+        assert all(not len(tensor) for tensor in (part.targets.doubled, part.sequence, part.tokens.behaviour_logprobs))
 
 
 def test_more_processes_than_micro_batches_halve_the_largest() -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rollcall.cluster.messages.records import Array, LMTrajectory
+from rollcall.cluster.messages.records import Array, Header, LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.batches.language import LanguageExperience
 from rollcall.learners.batches.token_batch import collate_samples, each_token
 from rollcall.learners.loop.canary import canary
@@ -111,7 +112,7 @@ def samples(directory: Path, *, step: int, num_prompts: int = 3) -> list[LMTraje
     for draft in drafts:
         own: Array = np.zeros(len(draft.token_ids), np.float32)
         own[draft.loss_mask], logprobs = np.split(logprobs, [int(draft.loss_mask.sum())])
-        finished.append(replace(draft, behaviour_logprobs=own))
+        finished.append(replace(draft, tokens=SampledTokens(own)))
     return finished
 
 
@@ -121,16 +122,12 @@ def _draft(rng: np.random.Generator, ticket: int) -> LMTrajectory:
     masks = [np.arange(prompt + length) >= prompt for length in lengths]
     total = int(sum(map(len, masks)))
     return LMTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=ticket,
-        attempt=1,
-        actor_id="lm-0",
+        header=Header(ticket_id=ticket, attempt=1, epoch=1, policy_id="policy", actor_id="lm-0"),
         row=ticket,
         sample_offsets=np.cumsum([0, *map(len, masks)]).astype(np.int64),
         token_ids=rng.integers(1, len(ALPHABET) + 3, size=total).astype(np.int32),
         loss_mask=np.concatenate(masks),
-        behaviour_logprobs=np.zeros(total, np.float32),
+        tokens=SampledTokens(np.zeros(total, np.float32)),
         version_spans=np.array([(0, total, 0)], np.int64),
         rewards=rng.random(3).astype(np.float32),
         finish_reasons=("stop",) * 3,

@@ -118,7 +118,7 @@ class RayActors:
         shares: dict[int, list[Ticket]] = {}
         for ticket in tickets:
             actor = self._choose(ticket.lane)
-            self._lanes.given(ticket.lane, actor, ticket.ticket_id)
+            self._lanes.given(ticket.lane, actor, ticket.header.ticket_id)
             shares.setdefault(actor.index, []).append(ticket)
         for index in sorted(shares):
             actor = self._actors[index]
@@ -148,7 +148,7 @@ class RayActors:
         """In words: who works on what, for how long."""
         now = time.monotonic()
         busy = [
-            f"{actor.actor_id} on ticket {actor.pending[0].ticket.ticket_id} "
+            f"{actor.actor_id} on ticket {actor.pending[0].ticket.header.ticket_id} "
             f"({_what(actor.pending[0].ticket)}) for {now - actor.head_since:.0f} s"
             for actor in self._actors
             if actor.pending and actor.is_up
@@ -231,12 +231,10 @@ class RayActors:
         delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail, raised=raised)
         actor.start_at = time.monotonic() + delay_s
         self.restarts += 1
-        idle = self._lanes.lost(actor).items() - {(ticket.lane, ticket.ticket_id) for ticket in lost}
+        idle = self._lanes.lost(actor).items() - {(ticket.lane, ticket.header.ticket_id) for ticket in lost}
         events: list[Event] = [
             TicketFailed(
-                ticket_id=ticket.ticket_id,
-                attempt=ticket.attempt,
-                epoch=ticket.epoch,
+                ticket.header,
                 reason=reason if position == 0 else "actor_died",
                 detail=detail,
                 state_lost=True,

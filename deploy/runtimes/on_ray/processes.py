@@ -28,12 +28,13 @@ from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.events import TicketFailed
 from rollcall.cluster.messages.records import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.deploy.kinds.parts import Parts
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, StepOrder, StepResult, resolve_device
+from rollcall.learners.loop.learner import Learner, resolve_device
 
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
 ASIDE = "aside"  # the thread of the learner's process that hears while the other works
@@ -99,7 +100,7 @@ class LMActorProcess:
         """Takes tickets that begin together."""
         for ticket in tickets:
             self._future(ticket)
-        self._source.use_epoch(tickets[0].epoch)
+        self._source.use_epoch(tickets[0].header.epoch)
         self._inbox.put(tickets)
 
     async def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, LMTrajectory | None]:
@@ -109,10 +110,10 @@ class LMActorProcess:
             outcome: tuple[Produced | TicketFailed, LMTrajectory | None] = await asyncio.wrap_future(answer)
             return outcome
         finally:
-            del self._answers[ticket.epoch, *ticket.key]
+            del self._answers[ticket.header.epoch, *ticket.header.key]
 
     def _future(self, ticket: Ticket) -> concurrent.futures.Future[Any]:
-        return self._answers.setdefault((ticket.epoch, *ticket.key), concurrent.futures.Future())
+        return self._answers.setdefault((ticket.header.epoch, *ticket.header.key), concurrent.futures.Future())
 
     async def control(self, method: str, arguments: dict[str, Any]) -> None:
         """One of vLLM's control calls, from the learner that sends us weights."""
@@ -147,10 +148,10 @@ class LMActorProcess:
     def _answer(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
             ticket, answer = outcome.ticket, (given_up(outcome), None)
-            key = (ticket.epoch, *ticket.key)
+            key = (ticket.header.epoch, *ticket.header.key)
             self._answers[key].set_result(answer)
         else:
-            self._answers[outcome[0].epoch, *outcome[0].key].set_result(outcome)
+            self._answers[outcome[0].header.epoch, *outcome[0].header.key].set_result(outcome)
 
 
 class ScoringProcess:
@@ -239,7 +240,7 @@ class LearnerProcess:
             self._learner.restore(checkpoint)
         return node_id()
 
-    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepResult, Weights | None]:
+    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepReport, Weights | None]:
         assert self._learner is not None
         return self._learner.update(trajectories, order)
 
@@ -261,7 +262,7 @@ class EvalProcess:
         _settle(working_directory, logs / "evaluation.log")
         self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 
-    def evaluate(self, weights: Weights, episodes: int) -> Any:
+    def evaluate(self, weights: Weights, episodes: int) -> EvalReport:
         return self._evaluator.evaluate(weights, episodes)
 
 

@@ -16,8 +16,9 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.events import EvalDone, Event, LearnerLost, StepDone, StepRequest
+from rollcall.cluster.messages.events import EvalDone, Event, Handle, LearnerLost, StepDone
 from rollcall.cluster.messages.records import Array, Produced, Ticket
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.deploy.rundir.storage_faults import storage_fault
 from rollcall.deploy.runtimes.on_ray.actors import Pending, RayActors
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
@@ -36,9 +37,6 @@ from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
 from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.scoring import RayScoring
-from rollcall.learners.loop.learner import StepOrder
-
-Handle = Any
 
 _log = logging.getLogger("rollcall")
 
@@ -88,7 +86,7 @@ class RayWorkers:
         self._learner_node = ""
         self._learner_budget = self._budget("the learner")
         self._newest_step = -1  # that was ever done here
-        self._steps: deque[tuple[StepRequest, list[Any], Any]] = deque()
+        self._steps: deque[tuple[StepOrder, list[Any], Any]] = deque()
         self._evaluator: Any = None
         self._num_evals = 0  # under way
 
@@ -149,11 +147,10 @@ class RayWorkers:
         assert self._scoring is not None
         self._scoring.submit(produced, handle)
 
-    def submit_step(self, request: StepRequest, handles: Sequence[Handle]) -> None:
-        order = StepOrder(request.step, request.epoch, request.progress, request.checkpoint_directory)
+    def submit_step(self, order: StepOrder, handles: Sequence[Handle]) -> None:
         replies = [item.step.options(num_returns=2).remote(order, *handles) for item in self._learners]
         reports = [reply[0] for reply in replies]
-        self._steps.append((request, reports, replies[0][1]))
+        self._steps.append((order, reports, replies[0][1]))
         for report in reports:
             self._pending[report] = self._on_step
 
@@ -266,11 +263,11 @@ class RayWorkers:
             for reference in done:  # the other processes finish within their collective's deadline
                 self._pending.pop(reference, None)
             return []
-        request, _, _ = self._steps.popleft()
+        order, _, _ = self._steps.popleft()
         for reference in reports:
             self._pending.pop(reference, None)
-        if request.step > self._newest_step:  # a step done again, after a restore, is no sign that the next one can be
-            self._newest_step = request.step
+        if order.step > self._newest_step:  # a step done again, after a restore, is no sign that the next one can be
+            self._newest_step = order.step
             self._learner_budget.came_through()
         return [StepDone(results[0], weights)]
 

@@ -86,9 +86,7 @@ class RayScoring:
 
 def _lost(produced: Produced, detail: str) -> TicketFailed:
     return TicketFailed(
-        ticket_id=produced.ticket_id,
-        attempt=produced.attempt,
-        epoch=produced.epoch,
+        produced.header,
         reason="object_lost",
         detail=" ".join(detail.split())[:200],
         state_lost=False,

@@ -7,20 +7,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rollcall.cluster.messages.records import LMTrajectory, PromptPayload, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.records import Header, LMTrajectory, PromptPayload, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.control_parts import ControlParts
 from rollcall.deploy.kinds.language_parts import LanguageParts
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, StepOrder
+from rollcall.learners.loop.learner import Learner
 
 
 def make_ticket(number: int, run_seed: int, epoch: int, lane: int, payload: ShardPayload | PromptPayload) -> Ticket:
     """As the driver issues it the first time."""
     seed = derive_seed(run_seed, "ticket", number)
-    return Ticket(number, 1, epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S)
+    return Ticket(Header(number, 1, epoch), seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S)
 
 
 class Generation:

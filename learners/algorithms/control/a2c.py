@@ -10,10 +10,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
+from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae, n_step_returns
 
@@ -57,7 +58,7 @@ class A2C:
         return {}
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, models: Models, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns with the present critic.
 
         Raises:
@@ -67,27 +68,27 @@ class A2C:
         values, next_values = samples.state_values(network, batch, algorithm=self.name)
         advantages, returns = self._advantages(batch, values, next_values)
         if self._config.normalise_advantages:
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
-        return samples.batch_rows(network, batch, advantages=advantages, returns=returns)
+            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns))
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
+    def minibatches(self, prepared: ActorCriticRows, generator: torch.Generator) -> Iterator[ActorCriticMinibatch]:
         """The batch itself: a second step on it would be off-policy."""
         yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, generator))
 
-    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
+    def loss(self, models: Models, minibatch: ActorCriticMinibatch) -> tuple[Tensor, Metrics]:
+        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"
         policy_loss = losses.policy_gradient_loss(
-            target_logprobs=now.logprobs, advantages=rows["advantages"], mask=mask, num_valid=num_valid
+            target_logprobs=now.logprobs, advantages=rows.targets.advantages, mask=mask, num_valid=num_valid
         )
         value_loss = losses.squared_value_loss(
-            values=now.values, returns=rows["returns"], mask=mask, num_valid=num_valid
+            values=now.values, returns=rows.targets.returns, mask=mask, num_valid=num_valid
         )
         entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
         total = policy_loss + self._config.value_coef * value_loss - self._config.entropy_coef * entropy
         with torch.no_grad():
-            log_ratio = now.logprobs - rows["behaviour_logprobs"]  # zero, unless the policy lags
+            log_ratio = now.logprobs - rows.steps.behaviour_logprobs  # zero, unless the policy lags
             approx_kl = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
         return total, {
             "policy_loss": policy_loss.detach(),
@@ -102,25 +103,25 @@ class A2C:
     def _advantages(self, batch: GymBatch, values: Tensor, next_values: Tensor) -> tuple[Tensor, Tensor]:
         if self._config.n_step is None:
             return gae(
-                rewards=batch.rewards,
+                rewards=batch.steps.rewards,
                 values=values,
                 next_values=next_values,
-                terminated=batch.terminated,
-                truncated=batch.truncated,
-                mask=batch.mask,
+                terminated=batch.steps.terminated,
+                truncated=batch.steps.truncated,
+                mask=batch.steps.mask,
                 discount=self._config.discount,
                 lam=self._config.gae_lambda,
             )
         returns = n_step_returns(
-            rewards=batch.rewards,
+            rewards=batch.steps.rewards,
             next_values=next_values,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            mask=batch.mask,
+            terminated=batch.steps.terminated,
+            truncated=batch.steps.truncated,
+            mask=batch.steps.mask,
             discount=self._config.discount,
             n=self._config.n_step,
         )
-        return (returns - values).masked_fill(~batch.mask, 0.0), returns
+        return (returns - values).masked_fill(~batch.steps.mask, 0.0), returns
 
 
 ALGORITHM = A2C

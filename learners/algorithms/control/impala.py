@@ -10,10 +10,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
+from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.vtrace import vtrace
 
@@ -67,7 +68,7 @@ class IMPALA:
         return {}
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, models: Models, batch: GymBatch) -> ActorCriticRows:
         """V-trace targets and advantages, with the policy and the critic from before the batch's first update.
 
         Raises:
@@ -76,41 +77,43 @@ class IMPALA:
         network = samples.actor_critic(models)
         before = samples.assess(network, batch, algorithm=self.name)
         vs, advantages = vtrace(
-            behaviour_logprobs=batch.behaviour_logprobs,
+            behaviour_logprobs=batch.steps.behaviour_logprobs,
             target_logprobs=before.logprobs,
-            rewards=batch.rewards,
+            rewards=batch.steps.rewards,
             values=before.values,
             next_values=before.next_values,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            mask=batch.mask,
+            terminated=batch.steps.terminated,
+            truncated=batch.steps.truncated,
+            mask=batch.steps.mask,
             discount=self._config.discount,
             lam=self._config.vtrace_lambda,
             rho_bar=self._config.rho_bar,
             c_bar=self._config.c_bar,
         )
         if self._config.normalise_advantages:
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
-        return samples.batch_rows(network, batch, advantages=advantages, vs=vs)
+            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, vs))
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
+    def minibatches(self, prepared: ActorCriticRows, generator: torch.Generator) -> Iterator[ActorCriticMinibatch]:
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, generator)
             yield from samples.grid_minibatches(grid)
 
-    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
+    def loss(self, models: Models, minibatch: ActorCriticMinibatch) -> tuple[Tensor, Metrics]:
+        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"
-        log_ratio = (now.logprobs - rows["behaviour_logprobs"]).detach()
+        log_ratio = (now.logprobs - rows.steps.behaviour_logprobs).detach()
         ratio = log_ratio.exp()
         policy_loss = losses.policy_gradient_loss(
             target_logprobs=now.logprobs,
-            advantages=ratio.clamp(max=self._pg_rho_bar) * rows["advantages"],
+            advantages=ratio.clamp(max=self._pg_rho_bar) * rows.targets.advantages,
             mask=mask,
             num_valid=num_valid,
         )
-        value_loss = losses.squared_value_loss(values=now.values, returns=rows["vs"], mask=mask, num_valid=num_valid)
+        value_loss = losses.squared_value_loss(
+            values=now.values, returns=rows.targets.returns, mask=mask, num_valid=num_valid
+        )
         entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
         total = policy_loss + self._config.value_coef * value_loss - self._config.entropy_coef * entropy
         with torch.no_grad():

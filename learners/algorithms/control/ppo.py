@@ -4,16 +4,18 @@ This file must never know where batches come from, nor what steps the optimiser.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
+from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae
 
@@ -79,7 +81,7 @@ class PPO:
         return {}
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, models: Models, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns, with the critic from before the batch's first update.
 
         Raises:
@@ -88,41 +90,39 @@ class PPO:
         network = samples.actor_critic(models)
         values, next_values = samples.state_values(network, batch, algorithm=self.name)
         advantages, returns = gae(
-            rewards=batch.rewards,
+            rewards=batch.steps.rewards,
             values=values,
             next_values=next_values,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            mask=batch.mask,
+            terminated=batch.steps.terminated,
+            truncated=batch.steps.truncated,
+            mask=batch.steps.mask,
             discount=self._config.discount,
             lam=self._config.gae_lambda,
         )
         if self._config.normalise_advantages == "batch":
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
-        per_step = {"advantages": advantages, "returns": returns}
-        if self._config.value_loss == "clipped":
-            per_step["behaviour_values"] = values
-        return samples.batch_rows(network, batch, **per_step)
+            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
+        clipped = self._config.value_loss == "clipped"
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns, values if clipped else None))
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
+    def minibatches(self, prepared: ActorCriticRows, generator: torch.Generator) -> Iterator[ActorCriticMinibatch]:
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, generator)
             if self._config.normalise_advantages == "minibatch":
                 # Here and not in the loss: the moments are the whole minibatch's, and processes share it later.
-                advantages = grid["advantages"]
-                grid["advantages"] = losses.normalise_advantages(
-                    advantages=advantages, mask=grid["mask"], dims=range(1, advantages.dim())
+                advantages = losses.normalise_advantages(
+                    advantages=grid.targets.advantages, mask=grid.mask, dims=range(1, grid.mask.dim())
                 )
+                grid = replace(grid, targets=replace(grid.targets, advantages=advantages))
             yield from samples.grid_minibatches(grid)
 
-    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
+    def loss(self, models: Models, minibatch: ActorCriticMinibatch) -> tuple[Tensor, Metrics]:
+        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
-        log_ratio = now.logprobs - rows["behaviour_logprobs"]
+        log_ratio = now.logprobs - rows.steps.behaviour_logprobs
         ratio = log_ratio.exp()
         policy_loss = losses.clipped_surrogate_loss(
             ratio=ratio,
-            advantages=rows["advantages"],
+            advantages=rows.targets.advantages,
             clip_low=self._clip_low,
             clip_high=self._clip_high,
             mask=mask,
@@ -149,23 +149,26 @@ class PPO:
     def stops_early(self, metrics: Metrics) -> bool:
         return self._config.target_kl is not None and float(metrics["approx_kl"]) > self._config.target_kl
 
-    def _value_loss(self, now: samples.Evaluation, minibatch: StepMinibatch) -> Tensor:
-        rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
+    def _value_loss(self, now: samples.Evaluation, minibatch: ActorCriticMinibatch) -> Tensor:
+        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
         assert now.values is not None, "prepare refuses a policy without a critic"
         if self._config.value_loss == "mse":
-            return losses.squared_value_loss(values=now.values, returns=rows["returns"], mask=mask, num_valid=num_valid)
+            return losses.squared_value_loss(
+                values=now.values, returns=rows.targets.returns, mask=mask, num_valid=num_valid
+            )
         if self._config.value_loss == "huber":
             return losses.huber_value_loss(
                 values=now.values,
-                returns=rows["returns"],
+                returns=rows.targets.returns,
                 delta=self._config.value_huber_delta,
                 mask=mask,
                 num_valid=num_valid,
             )
+        assert rows.targets.behaviour_values is not None
         return losses.clipped_value_loss(
             values=now.values,
-            behaviour_values=rows["behaviour_values"],
-            returns=rows["returns"],
+            behaviour_values=rows.targets.behaviour_values,
+            returns=rows.targets.returns,
             clip_range=self._config.value_clip_range,
             mask=mask,
             num_valid=num_valid,

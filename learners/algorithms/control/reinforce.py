@@ -10,10 +10,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
-from rollcall.learners.algorithm import Metrics, Models, StepMinibatch
+from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import discounted_returns, episode_starts_within, whole_episode_returns
 
@@ -69,7 +70,7 @@ class REINFORCE:
         return {"baseline": MovingAverage()} if self._config.baseline == "moving_average" else {}
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> Mapping[str, Tensor]:
+    def prepare(self, models: Models, batch: GymBatch) -> ActorCriticRows:
         """Returns less the baseline; then the moving average takes in the batch's mean return.
 
         In that order: a baseline that knew the batch's own actions would bias the gradient.
@@ -81,36 +82,36 @@ class REINFORCE:
         if self._config.baseline == "value":
             values, next_values = samples.state_values(network, batch, algorithm="reinforce with baseline=value")
         else:
-            values = next_values = torch.zeros_like(batch.rewards)
+            values = next_values = torch.zeros_like(batch.steps.rewards)
         to_go = discounted_returns(
-            rewards=batch.rewards,
+            rewards=batch.steps.rewards,
             next_values=next_values,
-            terminated=batch.terminated,
-            truncated=batch.truncated,
-            mask=batch.mask,
+            terminated=batch.steps.terminated,
+            truncated=batch.steps.truncated,
+            mask=batch.steps.mask,
             discount=self._config.discount,
         )
-        ends = {"terminated": batch.terminated, "truncated": batch.truncated, "mask": batch.mask}
+        ends = {"terminated": batch.steps.terminated, "truncated": batch.steps.truncated, "mask": batch.steps.mask}
         credit = to_go if self._config.reward_to_go else whole_episode_returns(returns=to_go, **ends)
         baseline = values
         if self._config.baseline == "moving_average":
             # The mean over what the baseline is subtracted from: over steps, or over episodes (by their first steps).
-            counted = batch.mask if self._config.reward_to_go else episode_starts_within(**ends)
+            counted = batch.steps.mask if self._config.reward_to_go else episode_starts_within(**ends)
             baseline = self._renew(models["baseline"], (credit * counted).sum() / counted.sum())
-        advantages = (credit - baseline).masked_fill(~batch.mask, 0.0)
+        advantages = (credit - baseline).masked_fill(~batch.steps.mask, 0.0)
         if self._config.normalise_advantages:
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.mask.to(advantages.dtype))
-        return samples.batch_rows(network, batch, advantages=advantages, returns=to_go)
+            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, to_go))
 
-    def minibatches(self, prepared: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[StepMinibatch]:
+    def minibatches(self, prepared: ActorCriticRows, generator: torch.Generator) -> Iterator[ActorCriticMinibatch]:
         """The batch itself: a second step on it would be off-policy."""
         yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, generator))
 
-    def loss(self, models: Models, minibatch: StepMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.tensors, minibatch.tensors["mask"], minibatch.num_valid
+    def loss(self, models: Models, minibatch: ActorCriticMinibatch) -> tuple[Tensor, Metrics]:
+        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
         now = samples.evaluate(samples.actor_critic(models), rows)
         policy_loss = losses.policy_gradient_loss(
-            target_logprobs=now.logprobs, advantages=rows["advantages"], mask=mask, num_valid=num_valid
+            target_logprobs=now.logprobs, advantages=rows.targets.advantages, mask=mask, num_valid=num_valid
         )
         entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
         total = policy_loss - self._config.entropy_coef * entropy
@@ -118,12 +119,12 @@ class REINFORCE:
         if self._config.baseline == "value":
             assert now.values is not None, "prepare refuses a policy without a critic"
             value_loss = losses.squared_value_loss(
-                values=now.values, returns=rows["returns"], mask=mask, num_valid=num_valid
+                values=now.values, returns=rows.targets.returns, mask=mask, num_valid=num_valid
             )
             total = total + self._config.value_coef * value_loss
             metrics["value_loss"] = value_loss.detach()
         with torch.no_grad():
-            log_ratio = now.logprobs - rows["behaviour_logprobs"]  # zero, unless the policy lags
+            log_ratio = now.logprobs - rows.steps.behaviour_logprobs  # zero, unless the policy lags
             metrics["approx_kl"] = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
         return total, metrics
 

@@ -11,11 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.algorithms.language import token_algorithm
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, Prepared, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
+from rollcall.learners.algorithms.language.token_algorithm import (
+    EachToken,
+    LMMinibatch,
+    LMPart,
+    Prepared,
+    TokenAlgorithmConfig,
+    TokenTargets,
+)
+from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.maths import token_losses
 from rollcall.learners.maths.group_advantages import group_relative
 
@@ -67,17 +74,17 @@ class CISPO:
         rewards = token_algorithm.shaped_rewards(batch, self.config, max_tokens=self._max_tokens)
         advantages = group_relative(rewards=rewards, group=batch.group, normalise_std=self.config.normalise_std)
         tensors = token_algorithm.evaluate_policies(models, self.config, each_token)
-        return Prepared(batch, {**tensors, "advantages": advantages[batch.sequence]})
+        return Prepared(batch, TokenTargets(advantages[batch.sequence], **tensors))
 
-    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[TokenMinibatch]:
+    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[LMMinibatch]:
         return token_algorithm.minibatches(prepared, generator, self.config)
 
-    def loss(self, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
         terms = token_algorithm.policy_terms(models, part, self.config)
         surrogate = token_losses.cispo_loss(
             logprobs=terms.logprobs,
             anchor_logprobs=terms.anchor_logprobs,
-            advantages=part.tensors["advantages"],
+            advantages=part.targets.advantages,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
         )

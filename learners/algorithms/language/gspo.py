@@ -10,11 +10,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.algorithms.language import token_algorithm
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, Prepared, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
+from rollcall.learners.algorithms.language.token_algorithm import (
+    EachToken,
+    LMMinibatch,
+    LMPart,
+    Prepared,
+    TokenAlgorithmConfig,
+    TokenTargets,
+)
+from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.maths import token_losses
 from rollcall.learners.maths.group_advantages import group_relative
 from rollcall.learners.maths.token_losses import Aggregation
@@ -70,17 +77,17 @@ class GSPO:
         rewards = token_algorithm.shaped_rewards(batch, self.config, max_tokens=self._max_tokens)
         advantages = group_relative(rewards=rewards, group=batch.group, normalise_std=self.config.normalise_std)
         tensors = token_algorithm.evaluate_policies(models, self.config, each_token)
-        return Prepared(batch, {**tensors, "advantages": advantages[batch.sequence]})
+        return Prepared(batch, TokenTargets(advantages[batch.sequence], **tensors))
 
-    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[TokenMinibatch]:
+    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[LMMinibatch]:
         return token_algorithm.minibatches(prepared, generator, self.config)
 
-    def loss(self, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
         terms = token_algorithm.policy_terms(models, part, self.config)
         surrogate = token_losses.gspo_surrogate(
             logprobs=terms.logprobs,
             anchor_logprobs=terms.anchor_logprobs,
-            advantages=part.tensors["advantages"],
+            advantages=part.targets.advantages,
             sequence=part.sequence,
             num_sequences=part.num_samples,
             clip_low=self.config.clip_low,

@@ -11,11 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.algorithms.language import token_algorithm
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, Prepared, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows
+from rollcall.learners.algorithms.language.token_algorithm import (
+    EachToken,
+    LMMinibatch,
+    LMPart,
+    Prepared,
+    TokenAlgorithmConfig,
+    TokenTargets,
+)
+from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths import losses, token_losses
 from rollcall.learners.maths.group_advantages import token_gae, whiten
 from rollcall.learners.maths.token_losses import KLEstimator
@@ -80,18 +87,18 @@ class LMPPO:
             discount=self.config.discount,
             lam=self.config.gae_lambda,
         )
-        tensors |= {"advantages": whiten(values=advantages), "returns": returns, "proximal_values": values}
-        return Prepared(batch, tensors)
+        targets = TokenTargets(whiten(values=advantages), returns=returns, proximal_values=values, **tensors)
+        return Prepared(batch, targets)
 
-    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[TokenMinibatch]:
+    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[LMMinibatch]:
         return token_algorithm.minibatches(prepared, generator, self.config)
 
-    def loss(self, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
         terms = token_algorithm.policy_terms(models, part, self.config)
         surrogate = token_losses.clipped_surrogate(
             logprobs=terms.logprobs,
             anchor_logprobs=terms.anchor_logprobs,
-            advantages=part.tensors["advantages"],
+            advantages=part.targets.advantages,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
         )
@@ -103,9 +110,10 @@ class LMPPO:
     def stops_early(self, metrics: Metrics) -> bool:
         return False
 
-    def _value_loss(self, values: Tensor, part: TokenPart) -> Tensor:
+    def _value_loss(self, values: Tensor, part: LMPart) -> Tensor:
         """Over all tokens, also those that the policy's loss leaves out: their states have values all the same."""
-        returns, before, one = part.tensors["returns"], part.tensors["proximal_values"], part.weights.new_ones(())
+        returns, before, one = part.targets.returns, part.targets.proximal_values, part.weights.new_ones(())
+        assert returns is not None and before is not None
         clip_range = self.config.value_clip_range
         if clip_range is None:
             return losses.squared_value_loss(values=values, returns=returns, mask=part.weights, num_valid=one)

@@ -12,11 +12,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.algorithms.language import token_algorithm
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, Prepared, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
+from rollcall.learners.algorithms.language.token_algorithm import (
+    EachToken,
+    LMMinibatch,
+    LMPart,
+    Prepared,
+    TokenAlgorithmConfig,
+    TokenTargets,
+)
+from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.maths import token_losses
 from rollcall.learners.maths.group_advantages import group_relative, rewards_to_tokens, token_gae, whiten
 from rollcall.learners.maths.token_losses import KLEstimator
@@ -80,17 +87,17 @@ class ReinforcePP:
         rewards_to_go, _ = token_gae(
             rewards=per_token, values=torch.zeros_like(per_token), lengths=batch.lengths, discount=1.0, lam=1.0
         )
-        return Prepared(batch, {**tensors, "advantages": whiten(values=rewards_to_go)})
+        return Prepared(batch, TokenTargets(whiten(values=rewards_to_go), **tensors))
 
-    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[TokenMinibatch]:
+    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[LMMinibatch]:
         return token_algorithm.minibatches(prepared, generator, self.config)
 
-    def loss(self, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
         terms = token_algorithm.policy_terms(models, part, self.config)
         surrogate = token_losses.clipped_surrogate(
             logprobs=terms.logprobs,
             anchor_logprobs=terms.anchor_logprobs,
-            advantages=part.tensors["advantages"],
+            advantages=part.targets.advantages,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
         )

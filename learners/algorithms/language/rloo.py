@@ -11,11 +11,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.algorithms.language import token_algorithm
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, Prepared, TokenAlgorithmConfig
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
+from rollcall.learners.algorithms.language.token_algorithm import (
+    EachToken,
+    LMMinibatch,
+    LMPart,
+    Prepared,
+    TokenAlgorithmConfig,
+    TokenTargets,
+)
+from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.maths import token_losses
 from rollcall.learners.maths.group_advantages import leave_one_out
 from rollcall.learners.maths.token_losses import KLEstimator
@@ -60,17 +67,17 @@ class RLOO:
         rewards = token_algorithm.shaped_rewards(batch, self.config, max_tokens=self._max_tokens)
         rewards = rewards.index_add(0, batch.sequence, -token_algorithm.reward_kl(batch, tensors, self.config))
         advantages = leave_one_out(rewards=rewards, group=batch.group)
-        return Prepared(batch, {**tensors, "advantages": advantages[batch.sequence]})
+        return Prepared(batch, TokenTargets(advantages[batch.sequence], **tensors))
 
-    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[TokenMinibatch]:
+    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[LMMinibatch]:
         return token_algorithm.minibatches(prepared, generator, self.config)
 
-    def loss(self, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
         terms = token_algorithm.policy_terms(models, part, self.config)
         surrogate = token_losses.clipped_surrogate(
             logprobs=terms.logprobs,
             anchor_logprobs=terms.anchor_logprobs,
-            advantages=part.tensors["advantages"],
+            advantages=part.targets.advantages,
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
         )

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Metrics, Models
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
 from rollcall.learners.maths.sampling import Processed
@@ -39,12 +39,14 @@ class SFT:
     def prepare(self, models: Models, batch: TokenBatch, each_token: object = None) -> TokenBatch:
         return batch
 
-    def minibatches(self, prepared: TokenBatch, generator: torch.Generator) -> Iterator[TokenMinibatch]:
-        weights = torch.full_like(prepared.behaviour_logprobs, 1.0 / prepared.num_sampled)
+    def minibatches(self, prepared: TokenBatch, generator: torch.Generator) -> Iterator[TokenMinibatch[None]]:
+        weights = torch.full_like(prepared.tokens.behaviour_logprobs, 1.0 / prepared.num_sampled)
         parts = prepared.micro_batches(range(prepared.num_samples), self.config.token_budget)
-        yield TokenMinibatch(batch=prepared, tensors={"weights": weights}, parts=parts, ends_epoch=True)
+        yield TokenMinibatch(
+            batch=prepared, weights=weights, metric_weights=weights, targets=None, parts=parts, ends_epoch=True
+        )
 
-    def loss(self, models: Models, part: TokenPart) -> tuple[Tensor, Metrics]:
+    def loss(self, models: Models, part: TokenPart[None]) -> tuple[Tensor, Metrics]:
         now = cast(Processed, models["policy"](part.rows))
         loss = -(part.weights * now.logprobs).sum()
         return loss, {

@@ -108,11 +108,24 @@ class TokenAlgorithmConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A batch with all that its updates need and that does not change between them."""
+class TokenTargets:
+    """[S] of a batch, [K] of a part: what its updates need of every token, and does not change between them."""
 
+    advantages: Tensor
+    proximal_logprobs: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    returns: Tensor | None = None  # with a critic
+    proximal_values: Tensor | None = None  # with a critic
+
+
+LMMinibatch = TokenMinibatch[TokenTargets]
+LMPart = TokenPart[TokenTargets]
+
+
+@dataclass(frozen=True)
+class Prepared:
     batch: TokenBatch
-    tensors: Mapping[str, Tensor]  # [S]: advantages; proximal_logprobs, reference_logprobs, returns where needed
+    targets: TokenTargets
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ def shaped_rewards(batch: TokenBatch, config: TokenAlgorithmConfig, *, max_token
 def rewards_of_turns(batch: TokenBatch, rewards: Tensor) -> Tensor:
     """[S]: the rewards [N] where they were earned: of a turn before the last at that turn's last token, the rest (the
     last turn's, and what was added since) at the sample's last."""
-    earlier = batch.turn_rewards
+    earlier = batch.tokens.turn_rewards
     if earlier is None:
         return rewards_to_tokens(rewards=rewards, lengths=batch.lengths)
     before = torch.zeros_like(rewards).index_add(0, batch.sequence, earlier)
@@ -160,7 +173,7 @@ def reward_kl(batch: TokenBatch, tensors: Mapping[str, Tensor], config: TokenAlg
     Of the proximal policy and not of the one that sampled: it is the policy being improved whose KL is to be small.
     """
     if config.kl_coef == 0:
-        return torch.zeros_like(batch.behaviour_logprobs)
+        return torch.zeros_like(batch.tokens.behaviour_logprobs)
     return config.kl_coef * token_losses.kl_estimate(
         logprobs=tensors["proximal_logprobs"],
         reference_logprobs=tensors["reference_logprobs"],
@@ -184,9 +197,7 @@ def evaluate_policies(
     return tensors
 
 
-def minibatches(
-    prepared: Prepared, generator: torch.Generator, config: TokenAlgorithmConfig
-) -> Iterator[TokenMinibatch]:
+def minibatches(prepared: Prepared, generator: torch.Generator, config: TokenAlgorithmConfig) -> Iterator[LMMinibatch]:
     """All minibatches of all epochs. Samples of a group need not stay together: advantages are known already."""
     batch = prepared.batch
     num_minibatches = min(config.num_minibatches, batch.num_samples)
@@ -204,23 +215,24 @@ def minibatches(
             per_sample = weights.new_zeros(2, batch.num_samples)
             per_sample[:, chosen] = torch.stack([weights, shares])
             of_weights, of_shares = per_sample[:, batch.sequence]
-            yield TokenMinibatch(
+            yield LMMinibatch(
                 batch=batch,
-                # Metrics are token means whatever the loss's aggregation is: hence weights of their own.
-                tensors={**prepared.tensors, "weights": of_weights, "metric_weights": of_shares},
+                weights=of_weights,
+                metric_weights=of_shares,
+                targets=prepared.targets,
                 parts=batch.micro_batches(samples.tolist(), config.token_budget),
                 ends_epoch=index == num_minibatches - 1,
             )
 
 
-def policy_terms(models: Models, part: TokenPart, config: TokenAlgorithmConfig) -> PolicyTerms:
+def policy_terms(models: Models, part: LMPart, config: TokenAlgorithmConfig) -> PolicyTerms:
     """Evaluates the policy at a part's tokens, and says which of them are in the loss.
 
     Left out are tokens outside the nucleus, whose log-probability is of another distribution than the one sampled
     from, and those outside the correction's band.
     """
     now = _processed(models, "policy", part.rows)
-    behaviour, correction = part.behaviour_logprobs, config.correction
+    behaviour, correction = part.tokens.behaviour_logprobs, config.correction
     proximal = _proximal(part, now.logprobs)
     kept = 1.0 - now.outside.to(behaviour.dtype)
     metrics = {
@@ -236,9 +248,9 @@ def policy_terms(models: Models, part: TokenPart, config: TokenAlgorithmConfig) 
         in_band = token_losses.band_mask(log_ratio=proximal - behaviour, low=low, high=high).to(kept.dtype)
         metrics["masked_fraction"] = 1.0 - in_band
         kept = kept * in_band
-    if "reference_logprobs" in part.tensors:
+    if part.targets.reference_logprobs is not None:
         metrics["kl_reference"] = token_losses.kl_estimate(
-            logprobs=now.logprobs.detach(), reference_logprobs=part.tensors["reference_logprobs"], estimator="k3"
+            logprobs=now.logprobs.detach(), reference_logprobs=part.targets.reference_logprobs, estimator="k3"
         )
     anchor = proximal if correction.decoupled else behaviour
     return PolicyTerms(
@@ -249,12 +261,12 @@ def policy_terms(models: Models, part: TokenPart, config: TokenAlgorithmConfig) 
     )
 
 
-def lag_weights(part: TokenPart, terms: PolicyTerms, config: TokenAlgorithmConfig, *, per_sequence: bool) -> Tensor:
+def lag_weights(part: LMPart, terms: PolicyTerms, config: TokenAlgorithmConfig, *, per_sequence: bool) -> Tensor:
     """[K]: proximal / behaviour, capped, when decoupled; else 1. Per sequence, the length-normalised ratio of the
     token's sample, for a loss that has such a ratio itself."""
     if not config.correction.decoupled:
         return torch.ones_like(terms.kept)
-    proximal, behaviour = terms.anchor_logprobs, part.behaviour_logprobs
+    proximal, behaviour = terms.anchor_logprobs, part.tokens.behaviour_logprobs
     if per_sequence:
         log_ratios = token_losses.sequence_log_ratios(
             logprobs=proximal,
@@ -269,7 +281,7 @@ def lag_weights(part: TokenPart, terms: PolicyTerms, config: TokenAlgorithmConfi
 
 
 def policy_loss(
-    part: TokenPart,
+    part: LMPart,
     terms: PolicyTerms,
     surrogate: tuple[Tensor, Tensor],
     config: TokenAlgorithmConfig,
@@ -289,9 +301,10 @@ def policy_loss(
         "clip_fraction": _mean(part, clipped * terms.kept),
     }
     if kl_in_loss and config.kl_coef > 0:
+        assert part.targets.reference_logprobs is not None
         kl = token_losses.kl_estimate(
             logprobs=terms.logprobs,
-            reference_logprobs=part.tensors["reference_logprobs"],
+            reference_logprobs=part.targets.reference_logprobs,
             estimator=config.kl_estimator,
         )
         loss = loss + config.kl_coef * (weights * kl).sum()
@@ -302,10 +315,11 @@ def _processed(models: Models, name: str, rows: TokenRows) -> Processed:
     return cast(Processed, models[name](rows))
 
 
-def _proximal(part: TokenPart, logprobs: Tensor) -> Tensor:
+def _proximal(part: LMPart, logprobs: Tensor) -> Tensor:
     """[K]. Not prepared where the batch has one gradient step: then pi is still the proximal policy."""
-    return part.tensors.get("proximal_logprobs", logprobs.detach())
+    proximal = part.targets.proximal_logprobs
+    return logprobs.detach() if proximal is None else proximal
 
 
-def _mean(part: TokenPart, x: Tensor) -> Tensor:
-    return (part.tensors["metric_weights"] * x.detach()).sum()
+def _mean(part: LMPart, x: Tensor) -> Tensor:
+    return (part.metric_weights * x.detach()).sum()

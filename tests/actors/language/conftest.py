@@ -20,7 +20,7 @@ from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from rollcall.actors.tasks.calculator import Calculator, CalculatorConfig
 from rollcall.cluster.errors import StaleEpoch
-from rollcall.cluster.messages.records import PromptPayload, Ticket, Weights
+from rollcall.cluster.messages.records import Header, PromptPayload, Ticket, Weights
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.batches.token_batch import TokenRows
@@ -231,16 +231,17 @@ def source() -> Source:
 
 @pytest.fixture
 def make_ticket() -> Callable[..., Ticket]:
-    def make(ticket_id: int = 0, *, num_samples: int = 4, row: int = 0, **settings: Any) -> Ticket:
+    def make(
+        ticket_id: int = 0, *, attempt: int = 1, epoch: int = 1, num_samples: int = 4, row: int = 0, **settings: Any
+    ) -> Ticket:
         defaults: dict[str, Any] = {
-            "attempt": 1,
-            "epoch": 1,
             "seed": derive_seed(0, "ticket", ticket_id),
             "min_policy_version": 0,
             "lane": ticket_id,
             "deadline_s": 300.0,
         }
-        return Ticket(ticket_id=ticket_id, payload=PromptPayload(row, 0, num_samples), **{**defaults, **settings})
+        header = Header(ticket_id, attempt, epoch, "policy")
+        return Ticket(header, payload=PromptPayload(row, 0, num_samples), **{**defaults, **settings})
 
     return make
 

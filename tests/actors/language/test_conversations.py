@@ -292,7 +292,6 @@ def test_conversations_of_many_turns_become_one_record_of_a_ticket(
     source.publish(trainer.weights(5))
     actor = LMActor(
         actor_id="lm-0",
-        policy_id="policy",
         engine=engine,
         conversations=Conversations(engine, task, codec, max_tokens=100),
         rows=task.rows("train"),
@@ -306,7 +305,7 @@ def test_conversations_of_many_turns_become_one_record_of_a_ticket(
         assert version == 5
         covered[begin:end] += 1
     assert covered.tolist() == trajectory.loss_mask.astype(int).tolist()
-    assert (trajectory.behaviour_logprobs[~trajectory.loss_mask] == 0).all()
+    assert (trajectory.tokens.behaviour_logprobs[~trajectory.loss_mask] == 0).all()
     gaps = np.diff(trajectory.loss_mask.astype(int))
     assert int((gaps == 1).sum()) == sum(len(env.turns) for env in task.envs) + _cut(summary)
     assert trajectory.rewards.tolist() == [0.25 * len(env.turns) for env in task.envs]

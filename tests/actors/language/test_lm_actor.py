@@ -16,6 +16,7 @@ from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic
 from rollcall.actors.tasks.text_task import Row
+from rollcall.cluster.messages.arrays import named_arrays
 from rollcall.cluster.messages.records import LMTrajectory, Produced, Ticket
 
 EOS = 1
@@ -28,7 +29,6 @@ MakeTicket = Callable[..., Ticket]
 def actor(engine: VllmEngine, arithmetic: Arithmetic, codec: TextCodec, source: Any) -> LMActor:
     return LMActor(
         actor_id="lm-0",
-        policy_id="policy",
         engine=engine,
         conversations=Conversations(engine, arithmetic, codec, max_tokens=MAX_TOKENS),
         rows=arithmetic.rows("train"),
@@ -71,8 +71,8 @@ def test_a_ticket_becomes_one_record_of_a_whole_group(
     ((summary, trajectory),) = produced(actor.produce_all([make_ticket(7, num_samples=6, row=11, attempt=2)]))
     row = arithmetic.rows("train")[11]
     prompt = codec.encode(row.prompt)
-    assert (trajectory.policy_id, trajectory.epoch, trajectory.key) == ("policy", 1, (7, 2))
-    assert (trajectory.actor_id, trajectory.row, len(trajectory.rewards)) == ("lm-0", 11, 6)
+    assert (trajectory.header.policy_id, trajectory.header.epoch, trajectory.header.key) == ("policy", 1, (7, 2))
+    assert (trajectory.header.actor_id, trajectory.row, len(trajectory.rewards)) == ("lm-0", 11, 6)
     assert trajectory.sample_offsets[-1] == len(trajectory.token_ids) == len(trajectory.loss_mask)
     for index, (tokens, sampled) in enumerate(samples_of(trajectory)):
         assert tokens[: len(prompt)] == prompt
@@ -88,9 +88,9 @@ def test_a_ticket_becomes_one_record_of_a_whole_group(
         assert summary.samples[index].parsed == judgement.parsed
     assert_spans_cover_what_was_sampled(trajectory)
     assert {version for _, _, version in trajectory.version_spans.tolist()} == {3}
-    assert (trajectory.behaviour_logprobs[~trajectory.loss_mask] == 0).all()
+    assert (trajectory.tokens.behaviour_logprobs[~trajectory.loss_mask] == 0).all()
     said = trainer.says(samples_of(trajectory))
-    difference = np.abs(trajectory.behaviour_logprobs[trajectory.loss_mask] - said.logprobs.numpy())
+    difference = np.abs(trajectory.tokens.behaviour_logprobs[trajectory.loss_mask] - said.logprobs.numpy())
     assert difference[said.edge.numpy() > 1e-5].max() < TOLERANCE
 
 
@@ -99,11 +99,11 @@ def test_the_summary_says_what_the_record_holds(
 ) -> None:
     source.publish(trainer.weights(3))
     ((summary, trajectory),) = produced(actor.produce_all([make_ticket(7)]))
-    assert (summary.key, summary.epoch, summary.actor_id) == ((7, 1), 1, "lm-0")
-    assert summary.num_steps == int(trajectory.loss_mask.sum())
-    assert summary.version_tokens == ((3, summary.num_steps),)
+    assert (summary.header.key, summary.header.epoch, summary.header.actor_id) == ((7, 1), 1, "lm-0")
+    assert summary.num_tokens == int(trajectory.loss_mask.sum())
+    assert summary.version_tokens == ((3, summary.num_tokens),)
     assert summary.min_policy_version == trajectory.min_policy_version == 3
-    assert summary.size_bytes == sum(array.nbytes for _, array in trajectory.arrays())
+    assert summary.size_bytes == sum(array.nbytes for _, array in named_arrays(trajectory)) > 0
     assert summary.timing.act_s > summary.timing.apply_weights_s > 0
     first, *others = summary.samples  # one sample is shown to people, the others are numbers
     row, (tokens, _) = arithmetic.rows("train")[0], samples_of(trajectory)[0]
@@ -161,9 +161,9 @@ def test_a_ticket_whose_version_is_there_does_not_wait_for_one_whose_is_not(
     outcomes: list[Outcome] = []
     while not outcomes:
         outcomes = actor.advance()
-    assert [summary.ticket_id for summary, _ in produced(outcomes)] == [1]
+    assert [summary.header.ticket_id for summary, _ in produced(outcomes)] == [1]
     source.publish(trainer.weights(5))
-    assert [summary.ticket_id for summary, _ in produced(finish(actor))] == [0]
+    assert [summary.header.ticket_id for summary, _ in produced(finish(actor))] == [0]
 
 
 def test_weights_that_come_while_generating_are_taken_between_two_steps(
@@ -206,7 +206,7 @@ def test_a_ticket_past_its_deadline_is_given_up_and_its_requests_are_aborted(
     assert failures[0].detail.startswith("lm-0: ")
     assert "of 16 samples were finished within 1 s" in failures[0].detail
     assert engine.num_unfinished <= 4
-    assert [summary.ticket_id for summary, _ in produced(finish(actor))] == [1]
+    assert [summary.header.ticket_id for summary, _ in produced(finish(actor))] == [1]
     assert engine.num_unfinished == 0
 
 
@@ -242,7 +242,7 @@ def test_a_newer_epoch_ends_what_was_under_way_before_it(
     ]
     assert "epoch 2 is under way" in failures[0].detail
     ((summary, trajectory),) = produced([item for item in outcomes if not isinstance(item, Failure)])
-    assert (summary.epoch, summary.attempt, trajectory.epoch) == (2, 2, 2)
+    assert (summary.header.epoch, summary.header.attempt, trajectory.header.epoch) == (2, 2, 2)
     assert {version for _, _, version in trajectory.version_spans.tolist()} == {2}
     assert engine.num_unfinished == 0
 
@@ -308,4 +308,4 @@ def test_while_an_older_batch_is_finished_newer_tickets_wait_or_begin_in_portion
     assert actor.doing().startswith(f"{4 + begun - len(outcomes)} tickets generating, {6 - begun} waiting")
     while not actor.is_idle:
         outcomes += actor.advance()
-    assert {summary.ticket_id for summary, _ in produced(outcomes)} == set(range(10))
+    assert {summary.header.ticket_id for summary, _ in produced(outcomes)} == set(range(10))

@@ -10,7 +10,8 @@ import pytest
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.scoring import TextScoring, TrajectoryScorer
 from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
-from rollcall.cluster.messages.records import LMTrajectory, Produced, SampleStats, Timing
+from rollcall.cluster.messages.records import Header, LMTrajectory, Produced, SampleStats, Timing
+from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
 
@@ -51,22 +52,18 @@ def sampled(task: Arithmetic, codec: TextCodec) -> tuple[Produced, LMTrajectory]
     offsets = np.cumsum([0, *map(len, rows)])
     mask = np.concatenate([[False] * len(prompt) + [True] * (len(row) - len(prompt)) for row in rows])
     trajectory = LMTrajectory(
-        policy_id="policy",
-        epoch=1,
-        ticket_id=9,
-        attempt=1,
-        actor_id="lm-0",
+        header=Header(ticket_id=9, attempt=1, epoch=1, policy_id="policy", actor_id="lm-0"),
         row=5,
         sample_offsets=offsets,
         token_ids=np.concatenate(rows).astype(np.int32),
         loss_mask=mask,
-        behaviour_logprobs=np.zeros(len(mask), np.float32),
+        tokens=SampledTokens(np.zeros(len(mask), np.float32)),
         version_spans=np.array([[0, len(mask), 3]]),
         rewards=np.array([1.0, 0.0, 0.0], np.float32),
         finish_reasons=("stop", "length", "stop"),
     )
     samples = tuple(SampleStats(reward, reward == 1, True, 2, False) for reward in (1.0, 0.0, 0.0))
-    return Produced(9, 1, 1, "lm-0", 3, int(mask.sum()), 0, Timing(), samples=samples), trajectory
+    return Produced(trajectory.header, 3, 0, Timing(), num_tokens=int(mask.sum()), samples=samples), trajectory
 
 
 def test_each_sample_is_shown_with_its_prompt_its_text_and_what_is_known_of_the_row(
