@@ -19,8 +19,8 @@ from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.routes import PAGE_PATH
 from rollcall.reward_service.scorer import Taken
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE, client_token
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import PrivateService, start_private
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 __all__ = ["PAGE_PATH", "TOKEN_VARIABLE", "reward_endpoint"]
 
