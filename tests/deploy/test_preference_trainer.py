@@ -25,6 +25,7 @@ from rollcall.deploy.kinds.preference_trainer import (
     PreferenceTraining,
     TrainerReport,
     first_model,
+    segments_of,
     with_taken_actions,
 )
 from rollcall.learners.maths.distributions import distribution_for
