@@ -7,36 +7,37 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("ale_py")
-
 from rollcall.actors.control.evaluation import EvalConfig, Evaluator
-from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
+from rollcall.actors.control.state import is_exact
+from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
-from rollcall.actors.envs.state import is_exact
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import pack_weights
+from tests.needs import needs
+
+pytestmark = needs("ale_py")
 
 BREAKOUT = EnvConfig(id="ALE/Breakout-v5")
 
 
-def play(config: EnvConfig, num_steps: int, numpy_policy: Any) -> Unroll:
+def play(config: EnvConfig, num_steps: int, numpy_policy: Any) -> UnitOfExperience:
     group = make_vector_env(config, 2, seed=3)
     policy = numpy_policy(group.action_space, gain=0.01)
     shard = begin_shard(0, 0, group)
     rollout = policy.rollout(num_steps=num_steps, num_envs=2, seed=0, recurrent_state=None, greedy=True)
-    return unroll(shard, rollout, num_steps=num_steps, unit="fragment").unroll
+    return unroll(shard, rollout, num_steps=num_steps, unit="fragment")
 
 
-def lived(result: Unroll, b: int) -> list[bytes]:
+def lived(result: UnitOfExperience, b: int) -> list[bytes]:
     """Env b's transitions without the dead steps."""
     arrays = [
-        result.steps.actions,
-        result.steps.rewards,
-        result.steps.terminated,
-        result.steps.truncated,
-        *result.steps.observations.values(),
+        result.unroll.steps.actions,
+        result.unroll.steps.rewards,
+        result.unroll.steps.terminated,
+        result.unroll.steps.truncated,
+        *result.unroll.steps.observations.values(),
     ]
-    return [b"".join(array[t, b].tobytes() for array in arrays) for t in np.flatnonzero(result.steps.mask[:, b])]
+    return [b"".join(array[t, b].tobytes() for array in arrays) for t in np.flatnonzero(result.unroll.steps.mask[:, b])]
 
 
 def test_observations_are_four_grey_frames_of_84_by_84() -> None:
@@ -57,10 +58,10 @@ def test_both_autoreset_modes_give_the_same_experience(numpy_policy: Any) -> Non
         one, other = lived(next_step, b), lived(same_step, b)
         assert len(one) < len(other) == 110
         assert one == other[: len(one)]
-    assert next_step.steps.truncated.sum() >= 4
-    assert not next_step.steps.terminated.any()
-    both = min(len(next_step.final_index), len(same_step.final_index))
-    finals = [item.final_observations["observation"][:both].tobytes() for item in (next_step, same_step)]
+    assert next_step.unroll.steps.truncated.sum() >= 4
+    assert not next_step.unroll.steps.terminated.any()
+    both = min(len(next_step.unroll.final_index), len(same_step.unroll.final_index))
+    finals = [item.unroll.final_observations["observation"][:both].tobytes() for item in (next_step, same_step)]
     assert finals[0] == finals[1]
     assert next_step.episodes[:both] == same_step.episodes[:both]
 
@@ -70,21 +71,26 @@ def test_a_lost_life_ends_an_episode_for_the_learner_and_not_the_game(numpy_poli
     lives = play(BREAKOUT.model_copy(update={"episodic_life": True}), 250, numpy_policy)
     for name in ("actions", "rewards", "mask"):
         assert getattr(whole, name).tobytes() == getattr(lives, name).tobytes(), "the game is the same"
-    assert whole.steps.observations["observation"].tobytes() == lives.steps.observations["observation"].tobytes()
+    assert (
+        whole.unroll.steps.observations["observation"].tobytes()
+        == lives.unroll.steps.observations["observation"].tobytes()
+    )
     assert whole.episodes == lives.episodes, "and so is its score"
-    games, ends = int(whole.steps.terminated.sum()), int(lives.steps.terminated.sum())
+    games, ends = int(whole.unroll.steps.terminated.sum()), int(lives.unroll.steps.terminated.sum())
     assert games >= 2, "of five lives each"
     assert 5 * games <= ends <= 5 * games + 8
-    assert len(lives.final_index) == ends
-    assert lives.final_index.tolist() == np.argwhere(lives.steps.terminated).tolist()
-    begins = lives.steps.episode_starts & ~whole.steps.episode_starts
-    assert int(begins.sum()) == ends - games - int((lives.steps.terminated & ~whole.steps.terminated)[-1].sum())
+    assert len(lives.unroll.final_index) == ends
+    assert lives.unroll.final_index.tolist() == np.argwhere(lives.unroll.steps.terminated).tolist()
+    begins = lives.unroll.steps.episode_starts & ~whole.unroll.steps.episode_starts
+    assert int(begins.sum()) == ends - games - int(
+        (lives.unroll.steps.terminated & ~whole.unroll.steps.terminated)[-1].sum()
+    )
 
 
 def test_one_game_is_one_of_many_with_the_same_seed() -> None:
     group = make_vector_env(BREAKOUT, 3)
     env = make_env(BREAKOUT)
-    shown = group.reset([5, 6, 7])
+    shown: Any = group.reset([5, 6, 7])
     observation, _ = env.reset(seed=6)
     for t in range(60):
         assert observation.tobytes() == shown.observations["observation"][1].tobytes()

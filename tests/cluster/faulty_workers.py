@@ -124,6 +124,7 @@ class FaultyWorkers:
         produced = event.produced
         if self.happens("unscored"):
             return [TicketFailed(produced.header, "unscored", "the scorer raised", False)]
+        assert isinstance(event.handle, Rollout)
         rewarded = replace(event.handle, reward_model_version="v1")
         scored = TicketScored(replace(produced, scoring=Scoring("v1", 0.5, 0.01)), rewarded)
         return [scored, scored] if self.happens("twice") else [scored]

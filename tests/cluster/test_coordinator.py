@@ -17,6 +17,7 @@ from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled, StoreUnavailable
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
@@ -84,6 +85,7 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
     assert counts.dropped_by_reason == {"deadline": 2, "attempts_exhausted": 1}
     assert counts.committed == 25 * BATCH
     assert "attempts_exhausted" in recorder.events
+    assert isinstance(coordinator._tasks, ShardSource)
     assert coordinator._tasks.incarnations[5 % BATCH] == 3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 
-LABELS = {"run": "r", "policy": "p", "env": "e"}
+LABELS: dict[str, Any] = {"run": "r", "policy": "p", "env": "e"}
 
 
 def value(metrics: RunMetrics, name: str, **more: str) -> float | None:

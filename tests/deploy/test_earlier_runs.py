@@ -22,6 +22,7 @@ from rollcall.deploy.rundir import earlier_runs
 from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
 from rollcall.deploy.rundir.resubmission import find_to_go_on_with
 from tests import EARLIER
+from tests.needs import require
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
 
 
 def test_an_earlier_language_run_loads_with_all_its_settings(earlier: Path) -> None:
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     from rollcall.deploy.kinds.export import export_policy
 
     loaded = policies.load_language("language")

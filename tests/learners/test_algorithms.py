@@ -48,7 +48,8 @@ def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.
 
 def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[ActorCriticMinibatch]:
     prepared = algorithm.prepare(models_for(algorithm, policy), batch)
-    return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
+    found: list[Any] = list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
+    return found
 
 
 def gradient_of(
