@@ -69,22 +69,18 @@ def test_both_autoreset_modes_give_the_same_experience(numpy_policy: Any) -> Non
 def test_a_lost_life_ends_an_episode_for_the_learner_and_not_the_game(numpy_policy: Any) -> None:
     whole = play(BREAKOUT, 250, numpy_policy)
     lives = play(BREAKOUT.model_copy(update={"episodic_life": True}), 250, numpy_policy)
+    seen, seen_lives = whole.unroll.steps, lives.unroll.steps
     for name in ("actions", "rewards", "mask"):
-        assert getattr(whole, name).tobytes() == getattr(lives, name).tobytes(), "the game is the same"
-    assert (
-        whole.unroll.steps.observations["observation"].tobytes()
-        == lives.unroll.steps.observations["observation"].tobytes()
-    )
+        assert getattr(seen, name).tobytes() == getattr(seen_lives, name).tobytes(), "the game is the same"
+    assert seen.observations["observation"].tobytes() == seen_lives.observations["observation"].tobytes()
     assert whole.episodes == lives.episodes, "and so is its score"
-    games, ends = int(whole.unroll.steps.terminated.sum()), int(lives.unroll.steps.terminated.sum())
+    games, ends = int(seen.terminated.sum()), int(seen_lives.terminated.sum())
     assert games >= 2, "of five lives each"
     assert 5 * games <= ends <= 5 * games + 8
     assert len(lives.unroll.final_index) == ends
-    assert lives.unroll.final_index.tolist() == np.argwhere(lives.unroll.steps.terminated).tolist()
-    begins = lives.unroll.steps.episode_starts & ~whole.unroll.steps.episode_starts
-    assert int(begins.sum()) == ends - games - int(
-        (lives.unroll.steps.terminated & ~whole.unroll.steps.terminated)[-1].sum()
-    )
+    assert lives.unroll.final_index.tolist() == np.argwhere(seen_lives.terminated).tolist()
+    begins = seen_lives.episode_starts & ~seen.episode_starts
+    assert int(begins.sum()) == ends - games - int((seen_lives.terminated & ~seen.terminated)[-1].sum())
 
 
 def test_one_game_is_one_of_many_with_the_same_seed() -> None:
