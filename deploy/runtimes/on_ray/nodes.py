@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from rollcall.actors.engine.settings import check_installed
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.runtimes.on_ray.faults import cause_of
 
@@ -73,8 +74,6 @@ def lacks(needs: Needs) -> str:
     if own_version() != needs.rollcall:
         return f"has Rollcall {own_version()}, the driver {needs.rollcall}: install the same on every node"
     if needs.generates:
-        from rollcall.actors.engine.settings import check_installed
-
         try:
             check_installed()
         except BadInput as error:
