@@ -42,7 +42,7 @@ test: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.reward_service -p rollcall.deploy -p tests
+	$(BIN)/mypy -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.reward_service -p rollcall.deploy -p tests -p benchmarks
 	$(BIN)/python -m pytest -q tests/test_house.py tests/test_documents.py
 
 format: $(STAMP)

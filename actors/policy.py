@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Weights
 
 
 class Rollout(Protocol):
@@ -50,8 +51,11 @@ class Policy(Protocol):
 PolicyFactory = Callable[[], Policy]
 
 
-class WeightsSource(Protocol):
-    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | None:
+Offered = TypeVar("Offered", covariant=True)  # weights, or the offer of who has them to send them
+
+
+class WeightsSource(Protocol[Offered]):
+    def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Offered | None:
         """The newest weights of `epoch` if their version is greater than `newer_than`, waiting up to `timeout_s`.
 
         Raises StaleEpoch if that epoch has ended. Versions start again below their height in a new epoch.

@@ -15,7 +15,8 @@ from rollcall.actors.control.segments import SegmentsOf, ToEnv, episode_stretche
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Row, Task
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages.records import GymTrajectory, LMTrajectory, Produced, Scoring
+from rollcall.cluster.messages.attempt import Produced, Scoring
+from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
 from rollcall.reward_service.protocol import ItemResult, Message, ScoreItem, ScoreResponse
 
 

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rollcall.cluster.errors import CheckpointDamaged
-from rollcall.cluster.messages.records import Array, Weights, pack_weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Weights, pack_weights
 
 CHECKPOINT_SCHEMA = 1
 MANIFEST = "manifest.json"

@@ -15,6 +15,7 @@ RollcallError
 |                       other attempt would end the same way
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
 |-- BudgetSpent         a component was restarted, or rollouts failed in a row, as often as allowed
+|-- WireError           bytes that are no record, or one of another version
 |-- LeaseLost           a label under a lease that has expired, is another rater's, or was used: refused
 `-- RewardError         the reward service gave no score: never a score of 0
     |-- RewardUnavailable   not there, loading, draining or full: try again later
@@ -106,6 +107,10 @@ class BudgetSpent(RollcallError):
     def headline(self) -> str:
         """The traceback of the last failure may follow it."""
         return _first_line(self)
+
+
+class WireError(RollcallError):
+    pass
 
 
 class LeaseLost(RollcallError):

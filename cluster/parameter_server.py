@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 
 from rollcall.cluster.errors import ChecksumMismatch, StaleEpoch
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.weights import Weights
 
 
 class ParameterServer:

@@ -1,21 +1,20 @@
-"""How the rest of the system asks for scores: deadlines, retries, typed errors. A failure is an error, never a score.
-Must never know what the scores are for."""
+"""How the rest of the system asks for scores: deadlines, retries, typed errors. A failure is no score of 0."""
 
 from __future__ import annotations
 
-import random
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import TracebackType
 from typing import Self, TypeVar
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
+from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import RewardError, RewardRefused, RewardTimeout, RewardUnavailable, VersionsMixed
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import (
     MAX_DEADLINE_MS,
     ErrorBody,
@@ -34,10 +33,8 @@ _ROUND_TRIP_S = 0.5  # how much longer we listen than the service may take
 _B = TypeVar("_B", bound=BaseModel)
 
 
-class ClientConfig(BaseModel):
+class ClientConfig(Strict):
     """How the service is asked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     deadline_s: float = Field(default=120.0, gt=0, description="of one call with all its tries, unless it names one")
     max_items: int = Field(default=128, ge=1, description="of one request: more are cut into several")
@@ -147,9 +144,7 @@ class RewardClient:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _chunks(self, items: Sequence[ScoreItem]) -> Iterator[list[ScoreItem]]:
@@ -195,31 +190,24 @@ class RewardClient:
     def _send(self, method: str, path: str, body: Callable[[float], bytes | None], deadline: float) -> httpx.Response:
         """Tries until there is an answer or the deadline is over. The same request may be scored twice: it is the same
         work with the same result."""
-        pause_s = _FIRST_PAUSE_S
-        error: RewardError | None = RewardTimeout(f"{self.url}{path}: no time was left")
+        backoff = Backoff(deadline, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
+        error: RewardError = RewardTimeout(f"{self.url}{path}: no time was left")
         while True:
             rest_s = deadline - time.monotonic()
             if rest_s <= 0:
-                assert error is not None
                 raise error
             again_s = 0.0
             try:
                 response = self._try(method, path, body(rest_s), rest_s)
-                error, again_s = _problem(response, f"{self.url}{path}")
-                if error is None:
+                if response.status_code == 200:
                     return response
+                error, again_s = _problem(response, f"{self.url}{path}")
             except httpx.ReadTimeout:
                 error = RewardTimeout(f"{self.url}{path}: no answer within the deadline")
             except httpx.RequestError as failure:
                 error = RewardUnavailable(f"{self.url}{path}: {failure or type(failure).__name__}")
-            if isinstance(error, RewardRefused):
+            if isinstance(error, RewardRefused) or not backoff.wait(again_s):
                 raise error
-            # At least what the service asks for; more, and each time another while, so that not all come back at once.
-            wait_s = again_s + pause_s * random.uniform(0.5, 1.5)
-            if time.monotonic() + wait_s >= deadline:
-                raise error
-            time.sleep(wait_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _try(self, method: str, path: str, content: bytes | None, rest_s: float) -> httpx.Response:
         timeout = httpx.Timeout(
@@ -248,11 +236,9 @@ def _check(items: Sequence[ScoreItem]) -> None:
         raise ValueError("two items have the same id: give each its own")
 
 
-def _problem(response: httpx.Response, where: str) -> tuple[RewardError | None, float]:
+def _problem(response: httpx.Response, where: str) -> tuple[RewardError, float]:
     """What an answer that is no success means, and after how many seconds the service asks us to come again."""
     status = response.status_code
-    if status == 200:
-        return None, 0.0
     text = f"{where} answers {status}: {_message(response)}"
     if status == 413:
         return _TooLarge(text), 0.0

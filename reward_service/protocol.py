@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from rollcall.cluster.inputs.strict import Strict
 
 Array = NDArray[Any]
 DTypeName = Literal["bool", "uint8", "int32", "int64", "float32", "float64"]
@@ -21,18 +23,14 @@ _WIDENED = {"int8": "int32", "int16": "int32", "uint16": "int32", "uint32": "int
 MAX_DEADLINE_MS = 600_000
 
 
-class _Wire(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Message(_Wire):
+class Message(Strict):
     """One turn of a chat."""
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str
 
 
-class ArrayField(_Wire):
+class ArrayField(Strict):
     """An array as the bytes of its elements in C order, little-endian, in base64."""
 
     dtype: DTypeName
@@ -74,7 +72,7 @@ class ArrayField(_Wire):
         return np.frombuffer(raw, np.dtype(self.dtype)).reshape(self.shape)
 
 
-class Segment(_Wire):
+class Segment(Strict):
     """A stretch of one episode, T steps long: what was seen, and what was then done. That is the action as the env took
     it (clipped, squashed, counted from the space's `start`), not as a policy sampled it."""
 
@@ -96,7 +94,7 @@ class Segment(_Wire):
         return self.observations.shape[0]
 
 
-class ScoreItem(_Wire):
+class ScoreItem(Strict):
     """One thing to score: a response to one of prompt, messages and token_ids, or a segment."""
 
     id: str = Field(min_length=1, max_length=200, description="the caller's; the result carries it")
@@ -136,7 +134,7 @@ class ScoreItem(_Wire):
         return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-class ScoreRequest(_Wire):
+class ScoreRequest(Strict):
     """POST /v1/score."""
 
     request_id: str = Field(min_length=1, max_length=200)
@@ -163,14 +161,14 @@ ItemErrorKind = Literal[
 ]
 
 
-class ItemError(_Wire):
+class ItemError(Strict):
     """Why an item has no score. Never a score of 0."""
 
     kind: ItemErrorKind
     message: str
 
 
-class ItemResult(_Wire):
+class ItemResult(Strict):
     """Exactly one of score and error."""
 
     id: str
@@ -186,7 +184,7 @@ class ItemResult(_Wire):
         return self
 
 
-class ScoreResponse(_Wire):
+class ScoreResponse(Strict):
     """Results in the order of the items, all by the same version of the model."""
 
     request_id: str
@@ -195,7 +193,7 @@ class ScoreResponse(_Wire):
     results: tuple[ItemResult, ...]
 
 
-class ModelInfo(_Wire):
+class ModelInfo(Strict):
     """One scorer that the service has, as GET /v1/models lists them."""
 
     name: str
@@ -205,17 +203,17 @@ class ModelInfo(_Wire):
     is_default: bool
 
 
-class ModelList(_Wire):
+class ModelList(Strict):
     models: tuple[ModelInfo, ...]
 
 
-class LoadRequest(_Wire):
+class LoadRequest(Strict):
     """POST /v1/models/{name}:load: the model is built aside and then takes the old one's place at once."""
 
     path: str = Field(min_length=1, description="a reward model's directory, below one of the service's model roots")
 
 
-class ErrorBody(_Wire):
+class ErrorBody(Strict):
     """The body of every answer that is no success."""
 
     kind: str

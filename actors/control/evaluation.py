@@ -14,8 +14,9 @@ from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import Reset, Step
 from rollcall.actors.policy import Policy, PolicyFactory
-from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.reports import EvalReport
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 # A rollout is begun for so many steps at a time: policies prepare their arrays for as many as they are told.

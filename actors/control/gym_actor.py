@@ -20,7 +20,10 @@ from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
-from rollcall.cluster.messages.records import Array, GymTrajectory, Produced, ShardPayload, Ticket, Timing, Unit
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
+from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 _log = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ class GymActor:
         env_config: EnvConfig,
         config: ActorsConfig,
         policy_factory: PolicyFactory,
-        weights_source: WeightsSource,
+        weights_source: WeightsSource[Weights],
         can_go_back: bool = False,
     ) -> None:
         """`can_go_back`: keep the state of each shard as it was before its newest ticket."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.reward_service.protocol import ArrayField, Segment
 
 ToEnv = Callable[[Array], Array]  # actions as a policy samples and stores them -> as its env takes them

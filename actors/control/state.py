@@ -18,7 +18,7 @@ from rollcall.actors.control.unroll import Shard, begin_shard
 from rollcall.actors.envs.plain_state import Capture, Restore, UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup, Reset, Step
 from rollcall.cluster.errors import EnvFailure, NonFinite
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 _WARM_UP_STEPS = 50
 _COMPARED_STEPS = 100

@@ -13,7 +13,7 @@ import numpy as np
 from rollcall.actors.envs.vector import EnvGroup, Step
 from rollcall.actors.policy import Rollout
 from rollcall.cluster.messages.arrays import Array, named_arrays
-from rollcall.cluster.messages.records import EpisodeStats, Unit
+from rollcall.cluster.messages.attempt import EpisodeStats, Unit
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 
 
@@ -56,6 +56,10 @@ class UnitOfExperience:
     episodes: tuple[EpisodeStats, ...]
     env_s: float
     inference_s: float
+
+    @property
+    def steps(self) -> EnvSteps[Array]:
+        return self.unroll.steps
 
 
 @dataclass

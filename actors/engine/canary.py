@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from rollcall.cluster.errors import EngineMismatch
-from rollcall.cluster.messages.records import Array, Canary
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Canary
 
 # Of the mean absolute difference, in nats. Two right computations differ by 1e-6 to 1e-4 in float32 on CPUs; a GPU's
 # attention kernels round its products to 10 bits of mantissa (TF32), as float16 has. bfloat16 has 7: a logit of 20 is

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollcall.cluster.messages.records import Canary, Weights
+from rollcall.cluster.messages.weights import Canary, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rollcall.cluster.messages.records import Array, EngineLoad
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import EngineLoad
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,10 @@ from rollcall.actors.engine.published_weights import MODEL_PREFIX, WeightsOffer,
 from rollcall.actors.engine.requests import Completion, LoadSums, Running
 from rollcall.actors.engine.settings import EngineConfig, check_installed
 from rollcall.cluster.errors import EngineMismatch, RollcallError
-from rollcall.cluster.messages.records import Array, Canary, EngineLoad, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.weights import Canary, Weights
 
 PREFILL_TOKENS = 8192  # of one step, at the most
 

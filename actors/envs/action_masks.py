@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 
 from rollcall.actors.envs.contract import ContractError, described
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 _log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 FRAME_STACK = 4
 FRAME_SKIP = 4

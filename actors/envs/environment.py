@@ -30,7 +30,7 @@ from rollcall.actors.envs.sources import Env, EnvSource, VectorEnvs, build, find
 from rollcall.actors.envs.vector import EnvGroup, env_seed
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 # From this cost of one env's step on, processes of their own are worth their two messages per step.
 ASYNC_PAYS_FROM_S = 0.5e-3

@@ -14,7 +14,7 @@ from rollcall.actors.envs.action_masks import mask_method, tell_unread
 from rollcall.actors.envs.contract import FLAGS, NUMBERS, as_flag, as_number, read_reset
 from rollcall.actors.envs.observations import ObservationReader, check_spaces, observed_space, refuse_non_finite
 from rollcall.actors.envs.vector import NO_ENVS, Reset, Restarts, Step, env_seed, usable_mask
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 Env = gym.Env[Any, Any]
 

@@ -14,7 +14,7 @@ import numpy as np
 from rollcall.actors.envs.action_masks import MASK_KEYS, mask_key, num_choices, read_mask
 from rollcall.actors.envs.contract import ContractError, described
 from rollcall.cluster.errors import BadInput, EnvFailure, NonFinite
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 PLAIN_NAME = "observation"
 

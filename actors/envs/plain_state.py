@@ -15,7 +15,7 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 Node = Any  # JSON: [kind, ...]
 

@@ -15,7 +15,7 @@ from rollcall.actors.envs.contract import misunderstanding
 from rollcall.actors.envs.observations import Space
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.inputs.user_code import user_line
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.seeds import derive_seed
 
 _log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from rollcall.actors.envs.observations import (
     refuse_non_finite,
 )
 from rollcall.actors.envs.vector import NO_ENVS, Reset, Restarts, Step, env_seed, no_flags, usable_mask
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 VectorEnvs = VectorEnv[Any, Any, Any]
 _FLOAT32, _BOOL = np.dtype(np.float32), np.dtype(bool)

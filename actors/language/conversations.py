@@ -12,7 +12,7 @@ import numpy as np
 from rollcall.actors.engine.requests import Completion
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Judgement, Row, Task, TextEnv
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.seeds import derive_seed
 
 

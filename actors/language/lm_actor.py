@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,19 +15,14 @@ from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
+from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch
-from rollcall.cluster.messages.records import (
-    LMTrajectory,
-    Produced,
-    PromptPayload,
-    SampleStats,
-    Ticket,
-    Timing,
-    Weights,
-)
+from rollcall.cluster.messages.attempt import Produced, PromptPayload, SampleStats, Ticket, Timing
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 SampleKey = tuple[tuple[int, int], int]  # (ticket, which of its samples)
@@ -49,14 +44,6 @@ class LMActorsConfig(BaseModel):
     on_stale: Literal["wait", "drop"] = Field(
         default="wait", description="before the lag bound is passed: wait for stragglers, or drop what is too old"
     )
-
-
-class WeightsSource(Protocol):
-    """As actors.policy.WeightsSource; what it has may still lie with whoever sends it."""
-
-    def latest(
-        self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = ""
-    ) -> Weights | WeightsOffer | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +78,7 @@ class LMActor:
         engine: VllmEngine,
         conversations: Conversations,
         rows: Sequence[Row],
-        weights_source: WeightsSource,
+        weights_source: WeightsSource[Weights | WeightsOffer],
     ) -> None:
         self.actor_id = actor_id
         self._engine = engine

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
 from rollcall.actors.tasks.text_task import Row
-from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.reports import EvalReport
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors.tasks.text_task import Judgement, Row, Segment, Split, read_rows
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import final_number, gold_number
+from rollcall.reward_service.answers.final_answer import final_number, gold_number
 
 MARK = "####"
 _FILES: dict[Split, str] = {"train": "train.jsonl", "eval": "test.jsonl"}

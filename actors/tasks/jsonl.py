@@ -15,7 +15,7 @@ from rollcall.actors.tasks.gsm8k import judge_number
 from rollcall.actors.tasks.text_task import Judgement, Row, Segment, Split, read_rows
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
-from rollcall.reward_service.answers.answers import gold_number
+from rollcall.reward_service.answers.final_answer import gold_number
 
 _log = logging.getLogger("rollcall")
 

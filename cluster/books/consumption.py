@@ -13,7 +13,7 @@ from typing import Protocol
 
 import xxhash
 
-from rollcall.cluster.messages.records import Header
+from rollcall.cluster.messages.attempt import Header
 
 LOG_NAME = "consumption.jsonl"  # in <run>/logs/
 _TAIL_BYTES = 1 << 16  # enough to find the last line in

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollcall.cluster.messages.records import Produced
+from rollcall.cluster.messages.attempt import Produced
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 
 RETURN_WINDOW = 100  # episodes over which the training return is averaged

@@ -10,7 +10,8 @@ from typing import Protocol, cast
 import numpy as np
 from pydantic import JsonValue
 
-from rollcall.cluster.messages.records import Array, PromptPayload, ShardPayload, Unit
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import PromptPayload, ShardPayload, Unit
 from rollcall.cluster.seeds import derive_seed
 
 

@@ -38,7 +38,8 @@ def named_arrays(record: object) -> Iterator[tuple[str, Array]]:
             yield item.name, value
         elif isinstance(value, Mapping):
             for name in sorted(value):
-                yield f"{item.name}.{name}", value[name]
+                if isinstance(value[name], np.ndarray):
+                    yield f"{item.name}.{name}", value[name]
         elif is_dataclass(value):
             yield from named_arrays(value)
 

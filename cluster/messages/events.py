@@ -10,7 +10,8 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
-from rollcall.cluster.messages.records import Array, Header, Produced, Ticket
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 
 # A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rollcall.actors.tasks.text_task import Row
 from rollcall.actors.trajectory_scoring import answer_metadata
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.service.scorer_config import ScorerConfig, answer_checks
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig, answer_checks
 
 REWARD_MODELS = "reward_models"  # of the run directory: where a private service finds models to load
 MODEL = "reward"  # what the only scorer of a private service is called

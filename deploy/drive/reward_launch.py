@@ -18,8 +18,8 @@ from rollcall.deploy.config.reward_config import MODEL, REWARD_MODELS, RewardCon
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.scorer import Taken
 from rollcall.reward_service.service.auth import client_token
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import PrivateService, start_private
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 LOOK_S = 0.5  # between looks whether a private service lives
 FIRST_CONTACT_S = 30.0

@@ -23,6 +23,7 @@ from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.task_source import ShardSource
+from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
@@ -147,7 +148,7 @@ class ControlParts:
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)
 
-    def actor(self, actor_id: str, source: WeightsSource) -> GymActor:
+    def actor(self, actor_id: str, source: WeightsSource[Weights]) -> GymActor:
         torch.set_num_threads(self.config.actors.torch_threads)
         return GymActor(
             actor_id=actor_id,

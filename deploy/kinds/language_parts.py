@@ -14,17 +14,19 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, opening
-from rollcall.actors.language.lm_actor import LMActor, WeightsSource
+from rollcall.actors.language.lm_actor import LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Task
 from rollcall.actors.trajectory_scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.task_source import PromptSource
-from rollcall.cluster.messages.records import Canary
+from rollcall.cluster.messages.records import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
@@ -238,7 +240,7 @@ class LanguageParts:
         assert self.reward is not None
         return scorer_of(self.reward, TextScoring(self.task, self.codec, self.task.rows("train")))
 
-    def actor(self, actor_id: str, source: WeightsSource) -> LMActor:
+    def actor(self, actor_id: str, source: WeightsSource[Weights | WeightsOffer]) -> LMActor:
         engine = self._engine(self.config.actors.engine)
         return LMActor(
             actor_id=actor_id,

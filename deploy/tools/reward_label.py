@@ -1,12 +1,10 @@
-"""`rollcall reward label`: the labelling page as a service, preferences in and out, agreement, synthetic raters.
-Must never know how a comparison is kept or drawn: that is the reward service's."""
+"""`rollcall reward label`: the labelling page as a service, preferences in and out, agreement, synthetic raters."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import os
 import secrets
 import sys
 import time
@@ -34,15 +32,14 @@ from rollcall.reward_service.raters.rater import JudgeRater, Rater, label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 from rollcall.reward_service.scorers.judge import Judge, JudgeConfig
 from rollcall.reward_service.service.auth import find_token
+from rollcall.reward_service.service.server import Server, leave_at_once_unless
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 IMPORTED = "imported"  # the rater of a line that names none
 
 
 def serve(args: argparse.Namespace) -> int:
     """Serves the page until SIGTERM or Ctrl-C."""
-    from rollcall.reward_service.service.config import ServiceConfig
-    from rollcall.reward_service.service.server import Server
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = {"host": args.host, "port": args.port, "token_file": args.token_file}
     try:
@@ -56,9 +53,7 @@ def serve(args: argparse.Namespace) -> int:
         if token is not None:
             print(f"the page asks for the token once; or open it as {PAGE_PATH}#token=...", file=sys.stderr)
         ended = server.run()
-    if not ended:
-        sys.stdout.flush()
-        os._exit(0)
+    leave_at_once_unless(ended)
     return 0
 
 

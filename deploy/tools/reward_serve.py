@@ -1,5 +1,4 @@
-"""`rollcall reward serve`: settings from a file and the command line, and a service that runs until it is told to end.
-Must never know how scores are made: that is the reward service's."""
+"""`rollcall reward serve`: settings from a file and the command line, and a service that runs until told to end."""
 
 from __future__ import annotations
 
@@ -7,7 +6,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +20,9 @@ from rollcall.cluster.metrics.discovery import announce
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings, parse_override, parse_yaml
 from rollcall.deploy.rundir.jobs import runs_root
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, PAGE_PATH
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import label_routers
-from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.server import Server, leave_at_once_unless
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 
 def main(args: argparse.Namespace) -> int:
@@ -39,9 +37,7 @@ def main(args: argparse.Namespace) -> int:
             print(f"labelling page: {server.url}{PAGE_PATH}", flush=True)
         with _announced(server):
             ended = server.run()
-    if not ended:
-        sys.stdout.flush()
-        os._exit(0)  # a model still computes, in a thread that does not survive the interpreter's end
+    leave_at_once_unless(ended)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.gym_batch import GymBatch, stack_trajectories
 from rollcall.learners.loop.collective import Collective

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
-from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 
 # The envs of all trajectories. Trajectories of unequal length (`unit="episode"`) are padded at the end with mask False.

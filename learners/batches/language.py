@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows, collate_samples, each_token
 from rollcall.learners.loop.collective import Collective

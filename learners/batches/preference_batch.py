@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Array
-from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.cluster.messages.arrays import Array, map_arrays
+from rollcall.learners.batches.token_batch import TokenRows, at_least
 from rollcall.learners.data.comparisons import Comparison, Steps, TokenSequence
 
 
@@ -73,7 +73,7 @@ class Pairs:
     weights: Tensor  # float32 [M, P]: in the loss of each ensemble member; M = 1 without an ensemble
 
     def to(self, device: torch.device) -> Pairs:
-        return Pairs(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+        return map_arrays(self, lambda tensor: tensor.to(device))
 
     def differences(self, values: Tensor) -> Tensor:
         """[..., P]: the better one's value less the worse one's, of values [..., N]."""
@@ -189,13 +189,7 @@ class PreferenceMinibatch:
     ends_epoch: bool = True
 
     def shards(self, rank: int, num_processes: int) -> Iterator[PreferencePart]:
-        parts = list(self.parts)
-        while len(parts) < num_processes:
-            largest = max(range(len(parts)), key=lambda i: len(parts[i]))
-            whole = parts[largest]
-            assert len(whole) > 1, "more learner processes than comparisons in a batch"
-            parts[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
-        for part in parts[rank::num_processes]:
+        for part in at_least(self.parts, num_processes)[rank::num_processes]:
             yield self.batch.part(part)
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
 
@@ -206,7 +206,8 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing:
     """
     if not trajectories:
         raise ValueError("trajectories is empty: a learner batch needs at least one")
-    samples = [sample for group, item in enumerate(_alike(trajectories)) for sample in _samples(item, group)]
+    turns = any(item.tokens.turn_rewards is not None for item in trajectories)
+    samples = [sample for group, item in enumerate(trajectories) for sample in _samples(item, group, turns)]
     if not samples:
         raise ValueError(f"none of {len(trajectories)} trajectories holds a token that the policy sampled")
     return collate_tokens(samples, step=step, sharing=sharing)
@@ -243,20 +244,10 @@ def collate_tokens(samples: Sequence[TokenSample], *, step: int, sharing: Sharin
     )
 
 
-def _alike(trajectories: Sequence[LMTrajectory]) -> Sequence[LMTrajectory]:
-    """Where some have rewards of turns, the others have zeros."""
-    if all(item.tokens.turn_rewards is None for item in trajectories):
-        return trajectories
-    return [
-        item
-        if item.tokens.turn_rewards is not None
-        else replace(item, tokens=replace(item.tokens, turn_rewards=np.zeros(len(item.token_ids), np.float32)))
-        for item in trajectories
-    ]
-
-
-def _samples(item: LMTrajectory, group: int) -> Iterator[TokenSample]:
-    versions = item.token_versions()
+def _samples(item: LMTrajectory, group: int, turns: bool) -> Iterator[TokenSample]:
+    tokens, versions = item.tokens, item.token_versions()
+    if turns and tokens.turn_rewards is None:  # others have some
+        tokens = replace(tokens, turn_rewards=np.zeros_like(tokens.behaviour_logprobs))
     for index, (begin, end) in enumerate(itertools.pairwise(item.sample_offsets)):
         own = itemgetter(slice(begin, end))
         mask = own(item.loss_mask)
@@ -266,7 +257,7 @@ def _samples(item: LMTrajectory, group: int) -> Iterator[TokenSample]:
             yield TokenSample(
                 token_ids=own(item.token_ids),
                 loss_mask=mask,
-                tokens=item.tokens.map(own),
+                tokens=tokens.map(own),
                 versions=own(versions),
                 group=group,
                 reward=float(item.rewards[index]),
@@ -292,7 +283,7 @@ class TokenMinibatch(Generic[Targets]):
 
     def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart[Targets]]:
         """The micro-batches that one learner process works on, one after the other: memory holds one."""
-        for part in _share(_at_least(self.parts, num_processes), rank, num_processes):
+        for part in _share(at_least(self.parts, num_processes), rank, num_processes):
             rows, indices = self.batch.rows(part)
             own = itemgetter(indices)
             samples, sequence = torch.unique_consecutive(own(self.batch.sequence), return_inverse=True)
@@ -308,13 +299,13 @@ class TokenMinibatch(Generic[Targets]):
             )
 
 
-def _at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
+def at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
     """The parts, the largest halved until there are `number` of them: every process needs something to do."""
     divided = list(parts)
     while len(divided) < number:
         largest = max(range(len(divided)), key=lambda i: len(divided[i]))
         part = divided[largest]
-        assert len(part) > 1, "more learner processes than samples in a minibatch"
+        assert len(part) > 1, "more learner processes than samples, or comparisons, in a minibatch"
         divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return divided
 

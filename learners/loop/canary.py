@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from rollcall.cluster.messages.records import Canary
+from rollcall.cluster.messages.weights import Canary
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.models.token_policy import TokenPolicy, canary_tokens
 

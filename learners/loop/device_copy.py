@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Canary
+from rollcall.cluster.messages.weights import Canary
 from rollcall.learners.loop.flat import Readable
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Array, TensorSpec, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import TensorSpec, Weights
 
 # Every parameter begins on a cache line: kernels choose their path by alignment, and so would the last bit of a result.
 _ALIGNMENT = 16  # elements; 64 bytes of float32

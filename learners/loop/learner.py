@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from rollcall.cluster.books.consumption import ConsumptionLog
 from rollcall.cluster.checkpoint import read_state, write_state, write_weights
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
-from rollcall.cluster.messages.records import Array, Canary, Weights
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.reports import StepOrder, StepReport
+from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import Algorithm, Metrics, Minibatch, Models
 from rollcall.learners.loop.collective import Collective

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.flat import Whole, flatten_module
 

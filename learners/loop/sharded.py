@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.flat import Whole, place
 from rollcall.learners.loop.parameters import BuildOptimizer, Units, allocate_state, decays, set_learning_rate, shrink

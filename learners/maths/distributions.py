@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 Squash = Literal["clip", "tanh"]
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.learners.batches.gym_batch import GymBatch
 
 _EPSILON = 1e-8  # added to variances

@@ -1,5 +1,5 @@
 """Exact rational arithmetic that stays small: whatever would have more than MAX_DIGITS digits is no number (None), and
-so is all that is made of it. Must never know how numbers are written."""
+so is all that is made of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Formulas as math-verify's parser reads them right: what people write beside LaTeX, as LaTeX. Pure functions of
-strings; must never know what a formula is worth."""
+"""Formulas as math-verify's parser reads them right: what people write beside LaTeX, as LaTeX."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""When two formulas are equal as numbers: exactly where both are exact, else to so many digits of their size. Knows
-sympy; must never know where formulas come from."""
+"""When two formulas are equal as numbers: exactly where both are exact, else to so many digits of their size."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ _MAX_DIGITS = 10_000
 _PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 
 
-def agree(a: Any, b: Any, digits: int, _precision: int) -> bool:
+def agree(a: object, b: object, digits: int, _precision: int) -> bool:
     """In place of math_verify.grader.sympy_numeric_eq, which rounds to decimals: to it 3.3e-34 and 6.6e-34 are both 0.
 
     Decimals agree when they are apart by at most half a unit of the last of `digits` decimals, or, below 1, of the last
@@ -30,7 +29,7 @@ def agree(a: Any, b: Any, digits: int, _precision: int) -> bool:
     return bool((a - b).atoms(sympy.Float)) and _coefficients_agree(a, b, digits)
 
 
-def is_too_large(expression: Any) -> bool:
+def is_too_large(expression: object) -> bool:
     """Whether a power in it has more than 10^4 digits, or cannot be told to have fewer."""
     if not isinstance(expression, sympy.Basic):
         return False
@@ -52,7 +51,7 @@ def _digits_of(number: Any, depth: int) -> float:
     return sum((_digits_of(part, depth + 1) for part in number.args), 0.0)
 
 
-def tolerance(size: Any, digits: int) -> Any:
+def tolerance(size: object, digits: int) -> Any:
     """Of decimals about as large as `size`, above 0."""
     zeros = max(0, -1 - sympy.floor(sympy.log(size, 10).evalf(15)))  # between the point and the first digit
     return sympy.Rational(1, 2 * 10 ** (digits + zeros))

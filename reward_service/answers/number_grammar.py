@@ -1,5 +1,5 @@
 """The grammar of one calculation, whose value is exact or refused: 1 1/2, 6.02 x 10^23, -(3 + 4)/2, 2^10. Reads tokens
-of the plain notation; must never know what stands around a calculation."""
+of the plain notation."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ class Token:
     kind: str  # number, word, command, line, sign
     text: str
     gap: bool  # white space before it
+
+    @property
+    def is_letter(self) -> bool:
+        return self.kind == "word" and len(self.text) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +165,26 @@ class Grammar:
         return Value(exact.power(base.number, exponent.number), scaled=True)
 
     def _atom(self, depth: int) -> Value:
+        """A number, a bracket or a function; refused where another factor follows without a sign: 2(3), 3√2, 2π."""
+        value = self._factor(depth)
+        token = self.token()
+        if token.text in CLOSING and (token.gap or not self.starts()):
+            return value
+        if token.text in ("√", "π", "∞", "\\sqrt", "\\frac", *CLOSING):
+            if depth < _MAX_DEPTH:
+                self._power(depth + 1)
+            return REFUSED
+        return value
+
+    def _factor(self, depth: int) -> Value:
         token = self.token()
         self.at += 1
         if token.kind == "number":
             return self._whole_or_mixed(token, depth)
         if token.text in CLOSING:
-            return self._beside(self._bracket(token.text, depth), depth)
+            return self._bracket(token.text, depth)
         if token.text == "\\frac":
-            return self._beside(Value(exact.divide(self._argument(depth).number, self._argument(depth).number)), depth)
+            return Value(self._fraction(depth))
         if token.text in ("\\sqrt", "√", "sqrt", "cbrt"):
             degree = Value(Fraction(3 if token.text == "cbrt" else 2))
             if token.text == "\\sqrt" and self.is_("["):
@@ -176,39 +192,31 @@ class Grammar:
                 degree = self._bracket("[", depth)
             known = degree.number is not None and degree.number.denominator == 1
             inside = self._argument(depth, whole=True).number
-            return self._beside(Value(exact.root(inside, int(degree.number or 0)) if known else None), depth)
+            return Value(exact.root(inside, int(degree.number or 0)) if known else None)
         if self.starts():  # of a function
             self._argument(depth, whole=True)
-        return self._beside(REFUSED, depth)
+        return REFUSED
+
+    def _fraction(self, depth: int) -> Number:
+        return exact.divide(self._argument(depth).number, self._argument(depth).number)
 
     def _whole_or_mixed(self, token: Token, depth: int) -> Value:
         whole = _literal(token.text, alone=self._alone)
         if not token.text.isdecimal():
-            return self._beside(Value(whole, literal=True), depth)
+            return Value(whole, literal=True)
         if self.is_("\\frac"):
             self.at += 1
-            part = exact.divide(self._argument(depth).number, self._argument(depth).number)
+            part = self._fraction(depth)
             proper = part is not None and 0 < part < 1
-            return self._beside(Value(exact.add(whole, part) if proper else None), depth)
+            return Value(exact.add(whole, part) if proper else None)
         top, slash, bottom = self.token(), self.token(1), self.token(2)
         plain_fraction = top.kind == bottom.kind == "number" and slash.text == "/" and self.token(3).text != "/"
         if not (plain_fraction and top.text.isdecimal() and bottom.text.isdecimal()):
-            return self._beside(Value(whole, literal=True), depth)
+            return Value(whole, literal=True)
         self.at += 3
         part = exact.divide(_literal(top.text, alone=True), _literal(bottom.text, alone=True))
         mixed = part is not None and 0 < part < 1 and (self._alone or exact.ends(part))  # 11 5/6 may be two numbers
-        return self._beside(Value(exact.add(whole, part) if mixed else None), depth)
-
-    def _beside(self, value: Value, depth: int) -> Value:
-        """Refused where another factor follows without a sign: 2(3), 3√2, 2π."""
-        token = self.token()
-        if token.text in ("√", "π", "∞", "\\sqrt", "\\frac") or (token.text in ("(", "[", "{") and not token.gap):
-            if token.text in CLOSING and not self.starts():
-                return value
-            if depth < _MAX_DEPTH:
-                self._power(depth + 1)
-            return REFUSED
-        return value
+        return Value(exact.add(whole, part) if mixed else None)
 
     def _bracket(self, opening: str, depth: int) -> Value:
         """After the opening bracket. Of what is no single number, everything up to the closing one is passed over."""

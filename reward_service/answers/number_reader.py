@@ -1,5 +1,5 @@
 """The numbers that stand in a text, as a person reads them: 1 1/2, 6.02 x 10^23, 2 * 3 = 6, 5 million. What may be read
-in two ways, or has no exact value, is found and refused. Must never know which part of a text is its answer."""
+in two ways, or has no exact value, is found and refused."""
 
 from __future__ import annotations
 
@@ -89,19 +89,13 @@ class _Reader:
 
     def _pass_over(self, found: list[Reading]) -> None:
         token = self._grammar.token()
-        if token.text.endswith("_") and self._grammar.token(1).kind != "end":
-            self._grammar.at += 1
+        subscript = token.text.endswith("_") and self._grammar.token(1).kind != "end"
+        refused = token.text in ("^", "\\begin", "\\overline", "\\overbrace")  # x^2, 0.\overline{3}
+        self._grammar.at += 1
+        if subscript or refused:
             self._grammar.skip_argument()
-        elif token.text == "^":
-            self._grammar.at += 1
-            self._grammar.skip_argument()
-            found.append(Reading(None))  # x^2
-        elif token.text in ("\\begin", "\\overline", "\\overbrace"):  # 0.\overline{3}
-            self._grammar.at += 1
-            self._grammar.skip_argument()
+        if refused:
             found.append(Reading(None))
-        else:
-            self._grammar.at += 1
 
     def _refused_by_what_precedes(self) -> bool:
         """x < 5, x + 5, x/2; and a line's "- 5", which may be an item of a list."""
@@ -110,14 +104,11 @@ class _Reader:
             return True
         if before.text == "\u2014":  # a dash between words, or a minus
             return not before.gap and not sign.gap
-        if self._maths and (before.kind == "command" or (before.kind == "word" and len(before.text) == 1)):
+        if self._maths and (before.kind == "command" or before.is_letter):
             return True
         if before.text in ("*", "/", "×", "+") and self._grammar.at > 1:
-            return self._grammar.token(-2).kind in ("word", "command") or self._grammar.token(-2).text in (
-                ")",
-                "}",
-                "]",
-            )
+            operand = self._grammar.token(-2)
+            return operand.kind in ("word", "command") or operand.text in CLOSING.values()
         if sign.text not in ("-", "+", MINUS, EN_DASH):
             return False
         spaced = self._grammar.token(1).gap
@@ -125,7 +116,7 @@ class _Reader:
             if self._maths or not sign.gap:
                 return True
             return spaced and before.text.lower() not in SAYING
-        if before.text in (")", "}", "]"):
+        if before.text in CLOSING.values():
             return True
         return self._grammar.at == 0 and spaced and self._item
 
@@ -143,30 +134,21 @@ class _Reader:
 
     def _to_the_next_side(self) -> int:
         """Tokens from an equals sign to the number behind it; 0 where there is none at once."""
-        return (
-            1
-            if self._grammar.starts(1)
-            else 2
-            if self._grammar.token(1).text in ("=", "≈") and self._grammar.starts(2)
-            else 0
-        )
+        if self._grammar.starts(1):
+            return 1
+        return 2 if self._grammar.token(1).text in ("=", "≈") and self._grammar.starts(2) else 0
 
     def _joined(self, reading: Reading) -> int:
         """Tokens to the next number of a list, a range or a sum with this one; 0 where it stands for itself."""
         token, following = self._grammar.token(), self._grammar.token(1)
-        if token.text in (",", ";"):
-            if following.text in ("and", "or", "&"):
-                return 2 if self._grammar.starts(2) else 0
-            if self._grammar.starts(1) and (self._alone or not self._words_after_next(1)):
-                return 1
+        listed = token.text in (",", ";")
+        if listed and following.text in ("and", "or", "&"):
+            return 2 if self._grammar.starts(2) else 0
+        if listed or (token.text in JOINED and not (reading.words_follow and token.text == "and")):
             if following.kind == "word" and self._grammar.is_("=", ahead=2) and self._grammar.starts(3):
                 return 3
-            return 0
-        if token.text in JOINED and not (reading.words_follow and token.text == "and"):
-            if following.kind == "word" and self._grammar.is_("=", ahead=2) and self._grammar.starts(3):
-                return 3
-            together = token.text != "and" or self._alone or not self._words_after_next(1)
-            return 1 if self._grammar.starts(1) and together else 0
+            surely = self._alone or not (listed or token.text == "and")
+            return 1 if self._grammar.starts(1) and (surely or not self._words_after_next(1)) else 0
         if token.text in CONTINUED:
             linked = 2 if following.text in LINKING else 1
             return linked if self._grammar.starts(linked) else 0
@@ -198,9 +180,7 @@ class _Reader:
             wrong, words = self._unit(token)
             refused = refused or wrong
         operates = self._grammar.is_(*"+-*×/^(", MINUS) and not words
-        unknown = operates and (
-            self._maths or (self._grammar.token(1).kind == "word" and len(self._grammar.token(1).text) == 1)
-        )  # 5 + x
+        unknown = operates and (self._maths or self._grammar.token(1).is_letter)  # 5 + x
         return Reading(None if refused or unknown else number, percent, words)
 
     def _unit(self, token: Token) -> tuple[bool, bool]:
@@ -214,7 +194,7 @@ class _Reader:
             return self._maths, False
         if token.text == "/":
             divisor = self._grammar.token(1)
-            return divisor.kind == "word" and len(divisor.text) == 1 and divisor.text not in "shdmgLl", True
+            return divisor.is_letter and divisor.text not in "shdmgLl", True
         if token.kind == "sign":
             return token.text in ("'", '"', "|") and not token.gap and self._maths, False
         if token.kind == "command" or token.text in CONTINUED:
@@ -242,11 +222,8 @@ class _Reader:
             self._grammar.at += 1
             self._grammar.skip_argument()
         following = 1 if self._grammar.is_("and", ",") else 0
-        if (
-            size
-            and self._grammar.token(following).kind == "number"
-            and SIZES.get(self._grammar.token(following + 1).text) == size
-        ):
+        count, name = self._grammar.token(following), self._grammar.token(following + 1)
+        another = size is not None and count.kind == "number" and SIZES.get(name.text) == size
+        if another:
             self._grammar.at += following + 2  # 2 hours 30 minutes
-            return True, True
-        return False, True
+        return another, True

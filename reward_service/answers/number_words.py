@@ -1,5 +1,4 @@
-"""The words that stand behind numbers, in English and a little of other languages: what multiplies, what joins, units.
-A vocabulary; must never know how a text is read."""
+"""The words that stand behind numbers, in English and a little of other languages: what multiplies, joins, measures."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Texts of people and models in one plain notation: Unicode's forms of digits, signs and fractions, and LaTeX's of
-numbers. Pure functions of strings, in time proportional to their length; must never know what is asked of a text."""
+numbers. In time proportional to a text's length."""
 
 from __future__ import annotations
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from rollcall.cluster.inputs.strict import Strict
 
 
-class RewardModelConfig(BaseModel):
+class RewardModelConfig(Strict):
     """A reward model's directory, and how it is run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["reward_model"] = "reward_model"
     path: str = Field(description="what rollcall reward train wrote, or any sequence classifier with one label")

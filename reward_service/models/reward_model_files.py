@@ -1,5 +1,5 @@
 """Reward models as directories: safetensors and JSON, hashed, written in one move; of texts with tokenizer, in Hugging
-Face's layout. Reads nothing that could run. Must never know how a model is trained, nor who asks for scores."""
+Face's layout. Reads nothing that could run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from typing import Any, Literal
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 from torch import nn
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.models.reward_models import (
     SegmentArchitecture,
     SegmentRewardModel,
@@ -33,10 +34,8 @@ _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # a model's config
 _VERSION_DIGITS = 16
 
 
-class HeldOut(BaseModel):
+class HeldOut(Strict):
     """How often the model is right about comparisons that it did not learn from; ties count half."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     accuracy: float
     low: float = Field(description="95% interval")
@@ -44,10 +43,8 @@ class HeldOut(BaseModel):
     n: int
 
 
-class RewardModelCard(BaseModel):
+class RewardModelCard(Strict):
     """What reward_model.json says."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     kind: Literal["text", "segment"]

@@ -1,6 +1,5 @@
 """Learned reward models: of texts, a Hugging Face sequence classifier with one label; of segments, an ensemble of MLPs
-over observation and action. The modules alone: how they lie on a disk is reward_model_files.py's. This file must never
-know how they are trained, nor who asks for scores."""
+over observation and action. The modules alone: how they lie on a disk is reward_model_files.py's."""
 
 from __future__ import annotations
 
@@ -10,9 +9,10 @@ from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.cluster.messages.records import Array
 from rollcall.reward_service.protocol import Segment
 
@@ -55,10 +55,8 @@ def _is_causal(model: nn.Module) -> bool:
     return isinstance(model, GenericForSequenceClassification)
 
 
-class SegmentArchitecture(BaseModel):
+class SegmentArchitecture(Strict):
     """What a reward model of segments looks like, and what it takes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     observation_shape: tuple[int, ...] = Field(description="of one observation; flattened for the network")
     num_actions: int | None = Field(default=None, ge=2, description="of a discrete action space")
@@ -166,11 +164,9 @@ class SegmentRewardModel(nn.Module):
         return hidden.squeeze(-1)
 
 
-class Statistics(BaseModel):
+class Statistics(Strict):
     """Of raw rewards over a reference set, for each ensemble member: what makes them zero in the mean and one in
     deviation, so that a new model's rewards are of the size of its predecessor's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)

@@ -1,5 +1,5 @@
 """A prompt and a response as one sequence of tokens, the same for training a reward model and for scoring with it:
-prompt tokens, response tokens, end. Nothing is tokenised across the seam. Must never know what models make of them."""
+prompt tokens, response tokens, end. Nothing is tokenised across the seam."""
 
 from __future__ import annotations
 

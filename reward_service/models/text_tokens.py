@@ -1,5 +1,5 @@
 """The one rule of how a text becomes tokens, by where it stands: at the beginning of a sequence, in the middle of one,
-or behind a chat template. Knows Hugging Face tokenizers; must never know what the tokens are for."""
+or behind a chat template."""
 
 from __future__ import annotations
 

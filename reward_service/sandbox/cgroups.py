@@ -1,6 +1,5 @@
 """A control group per sandbox, where this process may make one: limits for the memory and the number of all its
-processes together. Runs inside the sandbox's helper, from the standard library alone; must never know what runs in
-the group."""
+processes together. Runs inside the sandbox's helper, from the standard library alone."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ class Group:
             _write(folder, "cgroup.procs", pid)
 
     def remove(self) -> None:
-        """Once its processes are gone; their last traces take the kernel a moment."""
+        """Once its processes are gone; their last traces take Linux a moment."""
         for folder in self.folders:
             deadline = time.monotonic() + _REMOVAL_S
             while os.path.exists(folder) and time.monotonic() < deadline:

@@ -3,7 +3,6 @@ on both sides of the sandbox, from the standard library alone; what it decodes m
 
 from __future__ import annotations
 
-import builtins
 import collections
 import datetime
 import decimal
@@ -12,36 +11,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-Other = Callable[[Any], dict[str, Any]]
+Encode = Callable[[Any], dict[str, Any]]  # how to write what is not plain
+Decode = Callable[[dict[str, Any]], Any]
 _TAG = "t"
 _SMALL = 1 << 53
-_TYPES = (
-    "bool",
-    "bytes",
-    "complex",
-    "dict",
-    "float",
-    "frozenset",
-    "int",
-    "list",
-    "object",
-    "set",
-    "str",
-    "tuple",
-    "type",
-)
+_PLAIN_TYPES = (bool, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple, type)
 
 
 class CannotCross(TypeError):
     """A value that is neither plain nor may be spoken of from the other side."""
 
 
-def encode(value: Any, other: Other | None = None) -> Any:
-    """`other` says how to write what is not plain.
-
-    Raises:
-      CannotCross: for such a value, without `other`.
-    """
+def encode(value: Any, other: Encode | None = None) -> Any:
+    """Raises CannotCross: for a value that is not plain, without `other`."""
     kind = type(value)
     if value is None or kind is bool or kind is str:
         return value
@@ -66,14 +48,14 @@ def encode(value: Any, other: Other | None = None) -> Any:
         return {_TAG: kind.__name__, "v": value.isoformat() if hasattr(value, "isoformat") else str(value)}
     if kind is datetime.timedelta:
         return {_TAG: "timedelta", "v": [value.days, value.seconds, value.microseconds]}
-    if kind is type and value.__name__ in _TYPES and getattr(builtins, value.__name__) is value:
+    if kind is type and value in _PLAIN_TYPES:
         return {_TAG: "type", "v": value.__name__}
     if other is None:
         raise CannotCross(f"a {kind.__name__} is no plain value")
     return other(value)
 
 
-def base_value(value: Any) -> Any:
+def base_value(value: object) -> Any:
     """Of an instance of a subclass of a plain type (a namedtuple, an IntEnum, a str of one's own): the plain value in
     it; else the value itself."""
     base: Any
@@ -87,7 +69,7 @@ def base_value(value: Any) -> Any:
     return value
 
 
-def decode(encoded: Any, other: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+def decode(encoded: object, other: Decode | None = None) -> Any:
     """Raises ValueError, TypeError or KeyError for what `encode` never writes."""
     if isinstance(encoded, list):
         return [decode(element, other) for element in encoded]
@@ -104,12 +86,6 @@ def decode(encoded: Any, other: Callable[[dict[str, Any]], Any] | None = None) -
     if other is None:
         raise ValueError(f"{kind!r} is no plain value")
     return other(encoded)
-
-
-def _builtin_type(name: str) -> Any:
-    if name not in _TYPES:
-        raise ValueError(f"{name!r} is no plain type")
-    return getattr(builtins, name)
 
 
 _SEQUENCES: dict[str, Callable[..., Any]] = {
@@ -136,5 +112,5 @@ _SCALARS: dict[str, Callable[..., Any]] = {
     "datetime": datetime.datetime.fromisoformat,
     "time": datetime.time.fromisoformat,
     "timedelta": lambda parts: datetime.timedelta(*parts),
-    "type": _builtin_type,
+    "type": {kind.__name__: kind for kind in _PLAIN_TYPES}.__getitem__,
 }

@@ -1,5 +1,5 @@
 """A seccomp filter for code that nobody trusts: an allow-list of system calls as a BPF program, written out by hand.
-Runs inside the sandbox's helper, from the standard library alone; must never know what the code is for."""
+Runs inside the sandbox's helper, from the standard library alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import errno
 import os
 import struct
 
-from rollcall.reward_service.sandbox.kernel import no_new_privileges, prctl
+from rollcall.reward_service.sandbox.linux import no_new_privileges, prctl
 
 # Each call with its number on x86-64 and on AArch64 (- where it is not there).
 _ALWAYS = """
@@ -127,7 +127,7 @@ def _refusal() -> _Instruction:
 
 
 def _low_half(argument: int) -> _Instruction:
-    """Loads what the kernel reads of an argument that is an int (both machines are little-endian)."""
+    """Loads what Linux reads of an argument that is an int (both machines are little-endian)."""
     return (_LOAD, 0, 0, 16 + 8 * argument)
 
 

@@ -10,11 +10,11 @@ import operator
 import os
 import struct
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rollcall.reward_service.sandbox import plain_values
-from rollcall.reward_service.sandbox.plain_values import CannotCross, decode, encode
+from rollcall.reward_service.sandbox.plain_values import CannotCross, Decode, Encode, decode, encode
 
 MAX_FRAME_BYTES = 1 << 25
 _CHANGEABLE = ("list", "dict", "set", "bytearray", "deque", "OrderedDict", "Counter", "defaultdict")
@@ -78,6 +78,18 @@ class Channel:
         return b"".join(parts)
 
 
+def encoded_call(arguments: Sequence[object], named: Mapping[str, object], other: Encode) -> dict[str, Any]:
+    return {
+        "arguments": [encode(argument, other) for argument in arguments],
+        "named": {name: encode(value, other) for name, value in named.items()},
+    }
+
+
+def decoded_call(message: dict[str, Any], other: Decode) -> tuple[list[Any], dict[str, Any]]:
+    arguments = [decode(argument, other) for argument in message["arguments"]]
+    return arguments, {name: decode(value, other) for name, value in message.get("named", {}).items()}
+
+
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
 _ASKED = ("neg", "pos", "invert", "index", "getitem", "setitem", "delitem")
@@ -115,8 +127,7 @@ class SolutionEnd:
         try:
             if message["do"] == "name":
                 return self._name(message["name"])
-            arguments = [decode(argument, self._decode_other) for argument in message["arguments"]]
-            named = {name: decode(value, self._decode_other) for name, value in message.get("named", {}).items()}
+            arguments, named = decoded_call(message, self._decode_other)
             function = arguments.pop(0) if message["do"] == "call" else OPERATIONS[message["do"]]
             reply: dict[str, Any] = {"value": encode(function(*arguments, **named), self._encode_other)}
             if message["do"] == "call":
@@ -147,7 +158,7 @@ class SolutionEnd:
                     changed[str(place)] = after
         return changed
 
-    def _encode_other(self, value: Any) -> dict[str, Any]:
+    def _encode_other(self, value: object) -> dict[str, Any]:
         number = self._numbers.get(id(value))
         if number is None:
             number = self._numbers[id(value)] = len(self._kept)
@@ -166,15 +177,9 @@ class SolutionEnd:
     def _callback(self, number: int) -> Callable[..., Any]:
         """A function of the tests'."""
 
-        def call(*arguments: Any, **named: Any) -> Any:
-            reply = self.channel.ask(
-                {
-                    "do": "callback",
-                    "number": number,
-                    "arguments": [encode(argument, self._encode_other) for argument in arguments],
-                    "named": {name: encode(value, self._encode_other) for name, value in named.items()},
-                }
-            )
+        def call(*arguments: object, **named: object) -> Any:
+            asked = encoded_call(arguments, named, self._encode_other)
+            reply = self.channel.ask({"do": "callback", "number": number, **asked})
             if "raised" in reply:
                 raise exception_from(reply["raised"], {})
             return decode(reply["value"], self._decode_other)

@@ -18,6 +18,8 @@ from rollcall.reward_service.sandbox.solution_channel import (
     OPERATIONS,
     Channel,
     OtherEndGone,
+    decoded_call,
+    encoded_call,
     exception_from,
 )
 
@@ -49,20 +51,14 @@ class JudgingEnd:
         return found
 
     def call(self, target: Remote, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        reply = self._channel.ask(
-            {
-                "do": "call",
-                "arguments": [encode(argument, self._encode_other) for argument in (target, *arguments)],
-                "named": {name: encode(value, self._encode_other) for name, value in named.items()},
-            }
-        )
+        asked = encoded_call((target, *arguments), named, self._encode_other)
+        reply = self._channel.ask({"do": "call", **asked})
         for place, changed in reply.get("changed", {}).items():
             _replace(arguments[int(place)], decode(changed, self._decode_other))
         return self._result(reply)
 
-    def operate(self, name: str, *arguments: Any) -> Any:
-        encoded = [encode(argument, self._encode_other) for argument in arguments]
-        return self._result(self._channel.ask({"do": name, "arguments": encoded}))
+    def operate(self, name: str, *arguments: object) -> Any:
+        return self._result(self._channel.ask({"do": name, **encoded_call(arguments, {}, self._encode_other)}))
 
     def _result(self, reply: dict[str, Any]) -> Any:
         if "raised" in reply:
@@ -78,13 +74,12 @@ class JudgingEnd:
         """The code calls back a function that the tests gave it; it can ask for nothing else."""
         try:
             function = self._callbacks[message["number"]]
-            arguments = [decode(argument, self._decode_other) for argument in message["arguments"]]
-            named = {name: decode(value, self._decode_other) for name, value in message["named"].items()}
+            arguments, named = decoded_call(message, self._decode_other)
             return {"value": encode(function(*arguments, **named), self._encode_other)}
         except Exception as error:
             return {"raised": {"kinds": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}}
 
-    def _encode_other(self, value: Any) -> dict[str, Any]:
+    def _encode_other(self, value: object) -> dict[str, Any]:
         if isinstance(value, Remote):
             return {"t": "ref", "v": _inside(value)[1]}
         name = getattr(value, "__name__", "")
@@ -134,13 +129,13 @@ class Remote:
         object.__setattr__(self, "_Remote__number", number)
         object.__setattr__(self, "_Remote__base", base)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: object, **named: object) -> Any:
         return _inside(self)[0].call(self, arguments, named)
 
     def __getattr__(self, name: str) -> Any:
         return _inside(self)[0].operate("getattr", self, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         _inside(self)[0].operate("setattr", self, name, value)
 
     def __iter__(self) -> Iterator[Any]:
@@ -152,11 +147,11 @@ class Remote:
             except StopIteration:
                 return
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: object) -> bool:
         base = _inside(self)[2]
         return value in (base[0] if base else list(self))
 
-    def __instancecheck__(self, instance: Any) -> bool:
+    def __instancecheck__(self, instance: object) -> bool:
         return isinstance(instance, Remote) and _inside(self)[0].operate("isinstance", instance, self) is True
 
     def __hash__(self) -> int:
@@ -173,14 +168,14 @@ def _inside(remote: Remote) -> tuple[JudgingEnd, int, tuple[Any, ...]]:
 
 
 def _asked(name: str) -> Callable[..., Any]:
-    def method(self: Remote, *arguments: Any) -> Any:
+    def method(self: Remote, *arguments: object) -> Any:
         return _inside(self)[0].operate(name, self, *arguments)
 
     return method
 
 
 def _reckoned(name: str, *, swapped: bool) -> Callable[[Remote, Any], Any]:
-    def method(self: Remote, other: Any) -> Any:
+    def method(self: Remote, other: object) -> Any:
         end, _, base = _inside(self)
         if isinstance(other, Remote):
             return end.operate(name, other, self) if swapped else end.operate(name, self, other)
@@ -192,7 +187,7 @@ def _reckoned(name: str, *, swapped: bool) -> Callable[[Remote, Any], Any]:
 
 
 def _compared(name: str) -> Callable[[Remote, Any], Any]:
-    def method(self: Remote, other: Any) -> Any:
+    def method(self: Remote, other: object) -> Any:
         end, number, base = _inside(self)
         if not isinstance(other, Remote):
             return getattr(base[0], f"__{name}__")(other) if base else NotImplemented

@@ -1,5 +1,4 @@
-"""What waits to be scored, and which of it makes the next batch: a data structure without threads or clocks.
-Must never know what a score is."""
+"""What waits to be scored, and which of it makes the next batch: a data structure without threads or clocks."""
 
 from __future__ import annotations
 
@@ -9,19 +8,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.scorer import Outcome
-from rollcall.reward_service.service.refusals import Refused
 
 Ending = Outcome | Refused  # refused: it was not even tried
 
 
-class BatchingConfig(BaseModel):
+class BatchingConfig(Strict):
     """How items of several requests become batches."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_batch_tokens: int = Field(
         default=8192, ge=1, description="of a batch with its padding; an item that alone has more is a batch of its own"

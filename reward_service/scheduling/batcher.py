@@ -1,5 +1,4 @@
-"""One model's worker: a thread that takes batches from the queue and lets the scorer compute them, off the event loop.
-Must never know HTTP, the cache or where scorers come from."""
+"""One model's worker: a thread that takes batches from the queue and has the scorer compute them, off the loop."""
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig, BatchQueue, Ending, Job
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, finite
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
 
 _log = logging.getLogger(__name__)
 _MEMORY = 0.9  # of the speed estimate, per batch
@@ -134,11 +133,10 @@ class Batcher:
     def _compute(self, batch: list[Job]) -> Finished:
         began = time.perf_counter()
         outcomes = self._score(batch)
-        if outcomes is None and len(batch) > 1:
+        endings: Sequence[Ending] = [outcomes] if isinstance(outcomes, Failure) else outcomes
+        if isinstance(outcomes, Failure) and len(batch) > 1:
             self._metrics.retries.labels(self._name).inc()
-            endings: list[Ending] = [self._alone(job) for job in batch]
-        else:
-            endings = list(outcomes) if outcomes is not None else [self._failure]
+            endings = [self._alone(job) for job in batch]
         self._measure(batch, time.perf_counter() - began)
         return list(zip(batch, endings, strict=True))
 
@@ -147,10 +145,10 @@ class Batcher:
         if job.num_waiters == 0 or job.deadline <= time.monotonic():
             return _too_late()
         outcomes = self._score([job])
-        return outcomes[0] if outcomes is not None else self._failure
+        return outcomes if isinstance(outcomes, Failure) else outcomes[0]
 
-    def _score(self, batch: Sequence[Job]) -> list[Outcome] | None:
-        """None when the batch as a whole failed; then `_failure` says why."""
+    def _score(self, batch: Sequence[Job]) -> list[Outcome] | Failure:
+        """A failure is that of the batch as a whole."""
         try:
             outcomes = self._scorer.score([job.item for job in batch])
             if len(outcomes) != len(batch):
@@ -158,9 +156,8 @@ class Batcher:
             return [_plain(outcome) for outcome in outcomes]
         except BaseException as error:  # also SystemExit: nothing that a scorer does may end this thread
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._failure = Failure("scorer_failed", text)
             _log.warning("model %s failed on a batch of %d: %s", self._name, len(batch), text)
-            return None
+            return Failure("scorer_failed", text)
 
     def _measure(self, batch: Sequence[Job], seconds: float) -> None:
         tokens = sum(job.cost for job in batch)

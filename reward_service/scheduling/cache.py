@@ -1,27 +1,27 @@
 """Scores that were computed before, by key: in this process, or in Redis for several services. A cache that is away or
-holds rubbish is a cache without the score. Must never know models, items or errors: only scores are kept."""
+holds rubbish is a cache without the score. Only scores are cached, no failures."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import math
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import redis.asyncio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.cluster.store.redis_address import URL_VARIABLE, safe_url
-from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.service.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scorer import Score, finite
 
 FIRST_REST_S = 1.0  # how long a Redis that failed is left alone; doubled each time it fails again
 LONGEST_REST_S = 30.0
@@ -31,10 +31,8 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class CacheConfig(BaseModel):
+class CacheConfig(Strict):
     """Where scores are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     enabled: bool = Field(default=True, description="keep scores, of scorers that always say the same")
     ttl_s: int = Field(default=86_400, ge=1, description="how long a score is kept")
@@ -45,28 +43,29 @@ class CacheConfig(BaseModel):
     )
 
 
-class ScoreCache(Protocol):
-    """Never raises: what fails is a score that is not there."""
+class ScoreCache:
+    """Keeps nothing, for a service that is told so, and says what those that keep something do. None ever raises: what
+    fails is a score that is not there."""
 
-    async def get(self, keys: Sequence[str]) -> list[Score | None]: ...
+    async def get(self, keys: Sequence[str]) -> list[Score | None]:
+        return [None] * len(keys)
 
     async def put(self, scores: Mapping[str, Score]) -> None:
         """Also gives the claims on them back."""
-        ...
 
     async def claim(self, keys: Sequence[str]) -> list[bool]:
         """Of each, whether we are to compute it; False: another service does just now."""
-        ...
+        return [True] * len(keys)
 
     async def release(self, keys: Sequence[str]) -> None:
         """Claimed, but not scored."""
-        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        pass
 
 
-class LocalCache:
-    """The least recently used scores are forgotten first."""
+class LocalCache(ScoreCache):
+    """In this process. The least recently used scores are forgotten first."""
 
     def __init__(self, config: CacheConfig, metrics: ServiceMetrics) -> None:
         self._config, self._metrics = config, metrics
@@ -87,15 +86,6 @@ class LocalCache:
         while self._bytes > self._config.max_bytes:
             self._forget(next(iter(self._entries)))
 
-    async def claim(self, keys: Sequence[str]) -> list[bool]:
-        return [True] * len(keys)
-
-    async def release(self, keys: Sequence[str]) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
     def _get(self, key: str) -> Score | None:
         ends, score = self._entries.get(key, (0.0, None))
         if score is None:
@@ -112,7 +102,7 @@ class LocalCache:
             self._bytes -= _size(entry[1])
 
 
-class RedisCache:
+class RedisCache(ScoreCache):
     """Scores in Redis, shared by every service that uses the same one. Computed by one of them at a time.
 
     A Redis that fails is left alone for a while, and costs nothing meanwhile.
@@ -163,7 +153,10 @@ class RedisCache:
 
         nothing: list[bytes | None] = [None] * len(names)
         texts = await self._ask(read, nothing)
-        found = [None if text is None else self._decoded(text) for text in texts]
+        found = [None if text is None else _decoded(text) for text in texts]
+        invalid = len(texts) - texts.count(None) - (len(found) - found.count(None))
+        if invalid:
+            self._metrics.cache.labels("invalid").inc(invalid)
         _count(self._metrics, found)
         return found
 
@@ -221,31 +214,6 @@ class RedisCache:
         self._rest_s = FIRST_REST_S
         return answer
 
-    def _decoded(self, text: bytes) -> Score | None:
-        score = _decoded(text)
-        if score is None:
-            self._metrics.cache.labels("invalid").inc()
-        return score
-
-
-class NoCache:
-    """For a service that is told to keep nothing."""
-
-    async def get(self, keys: Sequence[str]) -> list[Score | None]:
-        return [None] * len(keys)
-
-    async def put(self, scores: Mapping[str, Score]) -> None:
-        pass
-
-    async def claim(self, keys: Sequence[str]) -> list[bool]:
-        return [True] * len(keys)
-
-    async def release(self, keys: Sequence[str]) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
 
 async def open_cache(config: CacheConfig, redis_url: str | None, metrics: ServiceMetrics) -> ScoreCache:
     """In Redis where there is a url.
@@ -254,7 +222,7 @@ async def open_cache(config: CacheConfig, redis_url: str | None, metrics: Servic
     BadInput: the Redis that is named cannot be used, whatever time we give it.
     """
     if not config.enabled:
-        return NoCache()
+        return ScoreCache()
     if redis_url is None:
         return LocalCache(config, metrics)
     cache = RedisCache(redis_url, config, metrics)
@@ -289,8 +257,4 @@ def _decoded(text: bytes) -> Score | None:
         )
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return (
-        score
-        if all(map(math.isfinite, (score.value, *score.components.values(), *(score.step_values or ()))))
-        else None
-    )
+    return score if finite(score) is score else None

@@ -1,5 +1,4 @@
-"""The models that are served: built aside, put in place at once, and closed when nobody needs them any more.
-Must never know HTTP, or what a scorer is made of."""
+"""The models that are served: built aside, put in place at once, and closed when nobody needs them any more."""
 
 from __future__ import annotations
 
@@ -12,15 +11,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ModelInfo
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scheduling.batcher import Batcher, Finished
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.scorer import Scorer
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 MAX_MODELS = 32  # names become labels of metrics, and each has a thread
@@ -29,19 +28,14 @@ _SOON_S = 2  # Retry-After while models are being built
 _log = logging.getLogger(__name__)
 
 
-class HasKind(Protocol):
-    """What the registry knows of a scorer's config."""
-
-    @property
-    def kind(self) -> str: ...
-
-
 @dataclass(frozen=True)
 class Makers:
     """How scorers come about."""
 
-    build: Callable[[Any, str], Scorer]  # (config, name)
-    replaced: Callable[[Any | None, Path], Any]  # (the config in place, a path) -> the config of its successor
+    build: Callable[[ScorerConfig, str], Scorer]  # (config, name)
+    replaced: Callable[
+        [ScorerConfig | None, Path], ScorerConfig
+    ]  # (the config in place, a path) -> the config of its successor
 
 
 @dataclass(eq=False)
@@ -49,7 +43,7 @@ class Served:
     """One version of one model, in use."""
 
     name: str
-    config: HasKind
+    config: ScorerConfig
     scorer: Scorer
     version: str
     batcher: Batcher
@@ -80,7 +74,7 @@ class Registry:
 
     def __init__(
         self,
-        configs: Mapping[str, HasKind],
+        configs: Mapping[str, ScorerConfig],
         makers: Makers,
         *,
         default: str | None,
@@ -179,7 +173,7 @@ class Registry:
         ended = [served.batcher.join(max(0.0, deadline - time.monotonic())) for served in everyone]
         return all(ended)
 
-    def _check_place(self, name: str, old: HasKind | None) -> None:
+    def _check_place(self, name: str, old: ScorerConfig | None) -> None:
         if not NAME.fullmatch(name):
             raise Refused("load_failed", "a model's name is 1 to 64 letters, digits, '.', '_' and '-'")
         if name in self._loading:
@@ -200,7 +194,7 @@ class Registry:
                 return found
         raise Refused("load_failed", f"{path[:200]!r} is no directory below one of the service's model roots")
 
-    async def _build(self, config: HasKind, name: str) -> Scorer:
+    async def _build(self, config: ScorerConfig, name: str) -> Scorer:
         """In a thread that nobody waits for at the end: a model that never loads must not keep the service alive."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Scorer] = loop.create_future()
@@ -228,7 +222,7 @@ class Registry:
         threading.Thread(target=work, name=f"build-{name}", daemon=True).start()
         return await future
 
-    def _place(self, name: str, config: HasKind, scorer: Scorer) -> Served:
+    def _place(self, name: str, config: ScorerConfig, scorer: Scorer) -> Served:
         """One assignment: a request finds the old one or the new one."""
         batcher = Batcher(name, scorer, self._batching, metrics=self._metrics, finished=self._finished)
         served = Served(name, config, scorer, scorer.version, batcher)

@@ -1,29 +1,25 @@
-"""Scorers made of scorers: a weighted sum of clipped parts, and an ensemble that says how far its members disagree.
-Must never know what the parts are."""
+"""Scorers made of scorers: a weighted sum of clipped parts, and an ensemble that says how far its members disagree."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import statistics
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken, finite
 
-if TYPE_CHECKING:
-    from rollcall.reward_service.service.scorer_config import ScorerConfig
+Take = Literal["mean", "min", "lower_bound"]
 
 
-class Part(BaseModel):
-    """One term of a sum."""
+class Term(Strict):
+    """What one score is worth in a sum."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    scorer: ScorerConfig
     weight: float = Field(default=1.0, allow_inf_nan=False, description="the clipped score is multiplied by it")
     at_least: float | None = Field(default=None, allow_inf_nan=False, description="a lower score counts as this")
     at_most: float | None = Field(default=None, allow_inf_nan=False, description="a higher score counts as this")
@@ -39,28 +35,6 @@ class Part(BaseModel):
             return score  # min and max would make a number of it
         score = score if self.at_least is None else max(score, self.at_least)
         return score if self.at_most is None else min(score, self.at_most)
-
-
-class WeightedSumConfig(BaseModel):
-    """The sum over parts of weight times clipped score. An item that a part cannot score has no score."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["weighted_sum"] = "weighted_sum"
-    parts: dict[str, Part] = Field(min_length=1, description="by the names that their components go by")
-
-
-class EnsembleConfig(BaseModel):
-    """Several opinions of one thing. An item that a member cannot score has no score."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["ensemble"] = "ensemble"
-    members: dict[str, ScorerConfig] = Field(min_length=2, description="by the names that their components go by")
-    take: Literal["mean", "min", "lower_bound"] = Field(
-        default="mean", description="lower_bound: the mean less `deviations` standard deviations of the members"
-    )
-    deviations: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="for lower_bound")
 
 
 class CombinedScorer:
@@ -115,40 +89,40 @@ class CombinedScorer:
         return Score(value, components | more)
 
 
-def build_weighted_sum(config: WeightedSumConfig, build: Callable[[ScorerConfig, str], Scorer], name: str) -> Scorer:
-    def combine(values: dict[str, float]) -> tuple[float, dict[str, float]]:
-        return sum(part.weight * part.clipped(values[name]) for name, part in config.parts.items()), {}
+def weighted_sum(scorers: dict[str, Scorer], terms: Mapping[str, Term]) -> CombinedScorer:
+    """The sum over the scorers of weight times clipped score."""
 
-    scorers = _build_all({part_name: part.scorer for part_name, part in config.parts.items()}, build, name)
-    settings = [(n, part.weight, part.at_least, part.at_most) for n, part in config.parts.items()]
+    def combine(values: dict[str, float]) -> tuple[float, dict[str, float]]:
+        return sum(term.weight * term.clipped(values[name]) for name, term in terms.items()), {}
+
+    settings = [(name, term.weight, term.at_least, term.at_most) for name, term in terms.items()]
     return CombinedScorer(_version("weighted_sum", settings), scorers, combine)
 
 
-def build_ensemble(config: EnsembleConfig, build: Callable[[ScorerConfig, str], Scorer], name: str) -> Scorer:
+def ensemble(scorers: dict[str, Scorer], take: Take, deviations: float) -> CombinedScorer:
+    """`take` of several opinions; lower_bound is the mean less so many `deviations`."""
+
     def combine(values: dict[str, float]) -> tuple[float, dict[str, float]]:
         scores = list(values.values())
         mean, disagreement = statistics.fmean(scores), statistics.stdev(scores)
-        taken = {"mean": mean, "min": min(scores), "lower_bound": mean - config.deviations * disagreement}
-        return taken[config.take], {"disagreement": disagreement}
+        taken = {"mean": mean, "min": min(scores), "lower_bound": mean - deviations * disagreement}
+        return taken[take], {"disagreement": disagreement}
 
-    scorers = _build_all(config.members, build, name)
-    return CombinedScorer(_version("ensemble", (config.take, config.deviations)), scorers, combine)
-
-
-def _version(kind: str, settings: object) -> str:
-    return f"{kind}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"
+    return CombinedScorer(_version("ensemble", (take, deviations)), scorers, combine)
 
 
-def _build_all(
-    configs: dict[str, ScorerConfig], build: Callable[[ScorerConfig, str], Scorer], name: str
-) -> dict[str, Scorer]:
+def build_all(builders: Mapping[str, Callable[[], Scorer]]) -> dict[str, Scorer]:
     """All of them, or none: what was built before one fails is closed."""
     built: dict[str, Scorer] = {}
     try:
-        for inner, config in configs.items():
-            built[inner] = build(config, f"{name}.{inner}")
+        for name, build in builders.items():
+            built[name] = build()
     except BaseException:
         for scorer in built.values():
             scorer.close()
         raise
     return built
+
+
+def _version(kind: str, settings: object) -> str:
+    return f"{kind}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"

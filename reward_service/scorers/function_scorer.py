@@ -1,27 +1,26 @@
 """A user's own scorer: a function by import path, called in killable workers with a deadline. It is the operator's code
-and is not sandboxed; how it is called is user_function.py's. Must never know what it computes."""
+and is not sandboxed; how it is called is user_function.py's."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Taken
-from rollcall.reward_service.scorers.text_scorers import outcome_of, text_cost, version_of
+from rollcall.reward_service.scorers.text_scorers import Said, outcome_of, said, text_cost, version_of
 from rollcall.reward_service.scorers.user_function import Misfit, UserFunction, user_function
 from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
 
 
-class FunctionConfig(BaseModel):
+class FunctionConfig(Strict):
     """A scorer by import path, found from the working directory as from anywhere else."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["function"] = "function"
     path: str = Field(pattern=r"^[\w.]+:\w+$", description="my_module:score")
@@ -93,10 +92,10 @@ def _source_of(function: UserFunction) -> bytes:
         return function.path.encode()
 
 
-def make_worker(path: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+def make_worker(path: str) -> Callable[[list[JsonValue]], list[Said]]:
     function = user_function(path)
 
-    def work(raw: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def work(raw: list[JsonValue]) -> list[Said]:
         items = [ScoreItem.model_validate(values) for values in raw]
         try:
             outcomes = function.scores(items)
@@ -104,13 +103,6 @@ def make_worker(path: str) -> Callable[[list[dict[str, Any]]], list[dict[str, An
             if len(items) > 1:  # each is tried alone
                 raise
             outcomes = [Failure("scorer_failed", str(misfit))] * len(items)
-        return [_plain(outcome) for outcome in outcomes]
+        return [said(outcome) for outcome in outcomes]
 
     return work
-
-
-def _plain(outcome: Outcome) -> dict[str, Any]:
-    """As `outcome_of` reads it."""
-    if isinstance(outcome, Failure):
-        return {"kind": outcome.kind, "message": outcome.message}
-    return {"value": outcome.value, "components": dict(outcome.components), "step_values": outcome.step_values}

@@ -1,12 +1,10 @@
 """Scores and preferences by a language model that serves the OpenAI protocol (vLLM does), by principles in the manner
-of constitutional AI (Bai et al., 2022, arXiv:2212.08073). A reply that cannot be read is an error, never a score of 0.
-Must never know what its verdicts are used for."""
+of constitutional AI (Bai et al., 2022, arXiv:2212.08073). A reply that cannot be read is an error, no score of 0."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import random
 import statistics
 import time
 from collections.abc import Sequence
@@ -14,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
 from rollcall.reward_service.scorers import judge_prompts
@@ -28,10 +28,8 @@ _TOP_LOGPROBS = 20
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
-class JudgeConfig(BaseModel):
+class JudgeConfig(Strict):
     """A judge behind HTTP. Its key, if it wants one, is in the environment."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["judge"] = "judge"
     url: str = Field(pattern=r"^https?://[^@\s]+$", description="up to /v1; with no password in it")
@@ -199,13 +197,13 @@ class Judge:
         }
         if config.soft:
             body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-        pause_s = _FIRST_PAUSE_S
+        backoff = Backoff(deadline, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         problem = _NoVerdict("timeout", f"no time was left to ask the judge at {config.url}")
         for _ in range(config.tries):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 break
-            wait_s = pause_s * random.uniform(0.5, 1.5)
+            again_s = 0.0
             try:
                 answer = self._client.post("chat/completions", json=body, timeout=min(left_s, config.timeout_s))
                 if answer.status_code == 200:
@@ -213,15 +211,13 @@ class Judge:
                 problem = _refusal(answer, config.url)
                 if answer.status_code not in _PASSING:
                     raise problem
-                wait_s = max(wait_s, _retry_after(answer))
+                again_s = _retry_after(answer)
             except httpx.TimeoutException:
                 problem = _NoVerdict("timeout", f"the judge at {config.url} did not answer in time (judge.timeout_s)")
             except httpx.HTTPError as error:
                 problem = _NoVerdict("unavailable", f"the judge at {config.url} is away: {error}")
-            if time.monotonic() + wait_s >= deadline:
+            if not backoff.wait(again_s):
                 break
-            time.sleep(wait_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise problem
 
 

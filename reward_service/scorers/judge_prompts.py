@@ -1,4 +1,4 @@
-"""What a judge is asked, and how its reply is read. Pure functions; must never know how a judge is reached."""
+"""What a judge is asked, and how its reply is read."""
 
 from __future__ import annotations
 

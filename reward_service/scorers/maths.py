@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import (
+from rollcall.cluster.inputs.strict import Strict
+from rollcall.reward_service.answers.final_answer import (
     READING,
     AnswerPart,
     accepted_answers,
@@ -24,16 +25,14 @@ from rollcall.reward_service.answers.answers import (
 from rollcall.reward_service.answers.formulas import as_latex, has_formula, normalised
 from rollcall.reward_service.answers.number_reader import Reading
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.scorers.text_scorers import WorkerTextScorer, in_worker, version_of
+from rollcall.reward_service.scorers.text_scorers import Said, TextJob, WorkerTextScorer, in_worker, version_of
 from rollcall.reward_service.workers.pool import WorkerPool, WorkersConfig
 
 _MAX_CHARACTERS = 20_000  # of a response that the algebra's patterns search
 
 
-class MathsConfig(BaseModel):
+class MathsConfig(Strict):
     """1 where the response's answer equals one in the metadata as mathematics; else 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["maths"] = "maths"
     answer_key: str = Field(
@@ -64,12 +63,12 @@ def build_maths_scorer(config: MathsConfig) -> WorkerTextScorer:
     return WorkerTextScorer(version_of(config, READING, *algebra), pool)
 
 
-def make_worker(settings: JsonValue) -> Any:
+def make_worker(settings: JsonValue) -> Callable[[TextJob], Said]:
     """Imports the algebra once per process."""
     algebra = Algebra()
     config = MathsConfig.model_validate(settings)
 
-    def judge(response: str, metadata: dict[str, JsonValue]) -> Outcome:
+    def rule(response: str, metadata: dict[str, JsonValue]) -> Outcome:
         problem = unreadable_gold(metadata, config, algebra)
         if problem is not None:
             return Failure("unsupported", problem)
@@ -83,7 +82,7 @@ def make_worker(settings: JsonValue) -> Any:
             raise MemoryError  # the algebra catches its own, and calls the two different
         return Score(float(right), {"parsed": float(bool(expressions) or number is not None)})
 
-    return in_worker(judge)
+    return in_worker(rule)
 
 
 class Algebra:

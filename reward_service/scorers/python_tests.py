@@ -10,12 +10,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.sandbox.jail_client import Finished, Limits, SandboxBroken
-from rollcall.reward_service.sandbox.jail_tests import PASSED, UNSUPPORTED
-from rollcall.reward_service.sandbox.sandbox import Containment, Sandbox
+from rollcall.reward_service.sandbox.run import (
+    PASSED,
+    UNSUPPORTED,
+    Containment,
+    Limits,
+    Program,
+    RunResult,
+    SandboxBroken,
+    Script,
+    Suite,
+    probe,
+    run,
+)
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
 from rollcall.reward_service.scorers.text_scorers import text_cost, version_of
 
@@ -24,10 +35,8 @@ _PYTHON = ("", "python", "py", "python3")
 MAX_TESTS = 100
 
 
-class PythonTestsConfig(BaseModel):
+class PythonTestsConfig(Strict):
     """How many of the metadata's tests the response's code passes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["python_tests"] = "python_tests"
     tests_key: str = Field(
@@ -66,16 +75,11 @@ class PythonTestsScorer:
     takes: frozenset[Taken] = frozenset({"text"})
     cacheable = True
 
-    def __init__(self, config: PythonTestsConfig, sandbox: Sandbox) -> None:
+    def __init__(self, config: PythonTestsConfig, containment: Containment) -> None:
         self.version = version_of(config)
+        self.containment = containment
         self._config = config
-        self._sandbox = sandbox
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="python-tests")
-
-    @property
-    def containment(self) -> Containment:
-        """What the probe found at start."""
-        return self._sandbox.containment
 
     def cost(self, item: ScoreItem) -> int:
         return text_cost(item)
@@ -89,8 +93,8 @@ class PythonTestsScorer:
     def _score(self, item: ScoreItem) -> Outcome:
         if item.response is None:
             return Failure("unsupported", "this scorer takes responses, not segments")
-        if not self._sandbox.usable:
-            return Failure("unavailable", f"no code is run here: {self._sandbox.containment.problem}"[:500])
+        if not self.containment.usable:
+            return Failure("unavailable", f"no code is run here: {self.containment.problem}"[:500])
         config = self._config
         try:
             tests = tests_in(item.metadata.get(config.tests_key))
@@ -99,35 +103,33 @@ class PythonTestsScorer:
         code = code_in(item.response) if config.code == "fenced" else item.response
         if config.prompt_is_code and item.prompt is not None:
             code = item.prompt + code
-        preamble, entry_point = item.metadata.get(config.preamble_key), item.metadata.get(config.entry_point_key)
+        preamble, entry_point = (_text(item, key) for key in (config.preamble_key, config.entry_point_key))
+        exchanges = [test for test in tests if isinstance(test, _Exchange)]
+        if exchanges:
+            whole = code if preamble is None else f"{preamble}\n{code}"
+            program: Program = Script(whole, tuple(exchange.stdin for exchange in exchanges))
+        else:
+            program = Suite(code, tuple(test for test in tests if isinstance(test, str)), preamble or "", entry_point)
         try:
-            if isinstance(tests[0], _Exchange):
-                exchanges = [test for test in tests if isinstance(test, _Exchange)]
-                program = f"{preamble}\n{code}" if isinstance(preamble, str) else code
-                finished = self._sandbox.run_program(program, [exchange.stdin for exchange in exchanges])
-                passed = [self._printed(f, e) for f, e in zip(finished, exchanges, strict=True)]
-            else:
-                finished = self._sandbox.run_tests(
-                    code,
-                    [test for test in tests if isinstance(test, str)],
-                    preamble=preamble if isinstance(preamble, str) else "",
-                    entry_point=entry_point if isinstance(entry_point, str) else None,
-                )
-                for run in finished:
-                    if run.exit == UNSUPPORTED:
-                        return Failure("unsupported", f"a test cannot be run: {run.output.decode(errors='replace')}")
-                passed = [run.exit == PASSED for run in finished]
+            results = run(program, config.limits, self.containment)
         except SandboxBroken as error:
             return Failure("scorer_failed", str(error)[:500])
+        for result in results:
+            if result.exit == UNSUPPORTED and not exchanges:
+                return Failure("unsupported", f"a test cannot be run: {result.output.decode(errors='replace')}")
+        if exchanges:
+            passed = [self._printed(result, exchange) for result, exchange in zip(results, exchanges, strict=True)]
+        else:
+            passed = [result.exit == PASSED for result in results]
         share = sum(passed) / len(passed)
-        timed_out = sum(run.ended_for == "time" for run in finished)
+        timed_out = sum(result.ended_for == "time" for result in results)
         components = {"passed": float(sum(passed)), "tests": float(len(passed)), "timed_out": float(timed_out)}
         return Score(share if config.score == "fraction" else float(share == 1), components)
 
-    def _printed(self, finished: Finished, exchange: _Exchange) -> bool:
-        if finished.exit != 0:
+    def _printed(self, result: RunResult, exchange: _Exchange) -> bool:
+        if result.exit != 0:
             return False
-        printed = finished.output.decode(errors="replace")
+        printed = result.output.decode(errors="replace")
         if self._config.output == "exact":
             return printed == exchange.stdout
         if self._config.output == "words":
@@ -137,7 +139,7 @@ class PythonTestsScorer:
 
 def build_python_tests_scorer(config: PythonTestsConfig) -> PythonTestsScorer:
     """Probes this machine."""
-    return PythonTestsScorer(config, Sandbox(config.limits, unsafe=config.sandbox == "unsafe"))
+    return PythonTestsScorer(config, probe(config.limits, unsafe=config.sandbox == "unsafe"))
 
 
 def code_in(response: str) -> str:
@@ -162,6 +164,11 @@ def tests_in(given: JsonValue) -> list[str] | list[_Exchange]:
             raise ValueError("stdin and stdout must be text")
         exchanges.append(_Exchange(stdin, stdout))
     return exchanges
+
+
+def _text(item: ScoreItem, key: str) -> str | None:
+    found = item.metadata.get(key)
+    return found if isinstance(found, str) else None
 
 
 def _lines(text: str) -> list[str]:

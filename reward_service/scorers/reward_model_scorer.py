@@ -1,10 +1,11 @@
 """The scorer over learned reward models, of texts and of segments: items in, normalised scores out, whatever else is in
-the batch. Must never know HTTP, nor how the models were trained."""
+the batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Take
 
 _MAX_PADDING = 0.15  # of a forward pass, unless it holds one item
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_Read = TypeVar("_Read")  # an item as the model takes it
 
 
 def build_reward_model_scorer(config: RewardModelConfig) -> Scorer:
@@ -58,23 +60,12 @@ class TextRewardScorer:
         return max(1, len(item.token_ids or ()) + round(characters / per_token))
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        torch.set_num_threads(self._config.threads)
-        outcomes: list[Outcome | None] = [None] * len(items)
-        encoded: dict[int, list[int]] = {}
-        for index, item in enumerate(items):
-            tokens = self._encode(item)
-            if isinstance(tokens, Failure):
-                outcomes[index] = tokens
-            else:
-                encoded[index] = tokens
-        lengths = {index: len(tokens) for index, tokens in encoded.items()}
-        with torch.inference_mode():
-            for part in _parts(lengths, self._config.batch_tokens):
-                raw = self._rewards([encoded[index] for index in part])
-                values = self._statistics.normalise(raw)[0].tolist()
-                for index, value, before in zip(part, values, raw[0].tolist(), strict=True):
-                    outcomes[index] = finite(Score(value, {"raw": before}))
-        return [outcome for outcome in outcomes if outcome is not None]
+        return _score(items, self._encode, len, self._scores, self._config)
+
+    def _scores(self, sequences: Sequence[list[int]]) -> list[Score]:
+        raw = self._rewards(sequences)
+        values = self._statistics.normalise(raw)[0].tolist()
+        return [Score(value, {"raw": before}) for value, before in zip(values, raw[0].tolist(), strict=True)]
 
     def _rewards(self, sequences: Sequence[list[int]]) -> Tensor:
         """[1, b]"""
@@ -125,30 +116,14 @@ class SegmentRewardScorer:
         return 1 if item.segment is None else item.segment.num_steps
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
-        torch.set_num_threads(self._config.threads)
-        outcomes: list[Outcome | None] = [None] * len(items)
-        arrays: dict[int, tuple[Tensor, Tensor]] = {}
-        for index, item in enumerate(items):
-            found = self._arrays(item)
-            if isinstance(found, Failure):
-                outcomes[index] = found
-            else:
-                arrays[index] = found
-        lengths = {index: len(observations) for index, (observations, _) in arrays.items()}
-        with torch.inference_mode():
-            for part in _parts(lengths, self._config.batch_tokens):
-                rewards = self._rewards([arrays[index] for index in part])
-                begin = 0
-                for index in part:
-                    outcomes[index] = finite(_segment_score(rewards[:, begin : begin + lengths[index]]))
-                    begin += lengths[index]
-        return [outcome for outcome in outcomes if outcome is not None]
+        return _score(items, self._arrays, lambda arrays: len(arrays[0]), self._scores, self._config)
 
-    def _rewards(self, arrays: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """[M, S]: normalised, of all steps side by side."""
+    def _scores(self, arrays: Sequence[tuple[Tensor, Tensor]]) -> list[Score]:
+        """Of all steps side by side."""
         observations = torch.cat([pair[0] for pair in arrays]).to(self._device)
         actions = torch.cat([pair[1] for pair in arrays]).to(self._device)
-        return self._statistics.normalise(self._module(observations, actions).cpu())
+        rewards = self._statistics.normalise(self._module(observations, actions).cpu())
+        return [_segment_score(part) for part in torch.split(rewards, [len(pair[0]) for pair in arrays], dim=1)]
 
     def _arrays(self, item: ScoreItem) -> tuple[Tensor, Tensor] | Failure:
         if item.segment is None:
@@ -165,6 +140,24 @@ class SegmentRewardScorer:
 
     def close(self) -> None:
         self._module.to("meta")
+
+
+def _score(
+    items: Sequence[ScoreItem],
+    read: Callable[[ScoreItem], _Read | Failure],
+    length: Callable[[_Read], int],
+    scores: Callable[[Sequence[_Read]], Sequence[Score]],
+    config: RewardModelConfig,
+) -> list[Outcome]:
+    """One outcome per item: what `read` refuses is its failure, the rest is scored in parts of like length."""
+    torch.set_num_threads(config.threads)
+    given = [read(item) for item in items]
+    taken = {index: found for index, found in enumerate(given) if not isinstance(found, Failure)}
+    outcomes: dict[int, Outcome] = {index: found for index, found in enumerate(given) if isinstance(found, Failure)}
+    with torch.inference_mode():
+        for part in _parts({index: length(found) for index, found in taken.items()}, config.batch_tokens):
+            outcomes |= zip(part, map(finite, scores([taken[index] for index in part])), strict=True)
+    return [outcomes[index] for index in range(len(items))]
 
 
 def _segment_score(rewards: Tensor) -> Score:

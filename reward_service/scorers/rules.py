@@ -1,5 +1,5 @@
 """Scorers that are rules about a text: equal to the answer, the same number, patterns found, sections in their order, a
-length. Their judges are pure functions; must never know where they run."""
+length."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, field_validator, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, field_validator, model_validator
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import (
+from rollcall.cluster.inputs.strict import Strict
+from rollcall.reward_service.answers.final_answer import (
     READING,
     AnswerPart,
     accepted_answers,
@@ -23,14 +24,20 @@ from rollcall.reward_service.answers.answers import (
     gold_number,
 )
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer
-from rollcall.reward_service.scorers.text_scorers import Judge, TextScorer, WorkerTextScorer, in_worker, version_of
+from rollcall.reward_service.scorers.text_scorers import (
+    Rule,
+    Said,
+    TextJob,
+    TextScorer,
+    WorkerTextScorer,
+    in_worker,
+    version_of,
+)
 from rollcall.reward_service.workers.pool import WorkerPool, WorkersConfig
 
 
-class ExactMatchConfig(BaseModel):
+class ExactMatchConfig(Strict):
     """1 where the answer is, letter by letter, one of those in the metadata; else 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["exact_match"] = "exact_match"
     answer_key: str = Field(default="answer", description="where the metadata have the answer, or a list of them")
@@ -41,10 +48,8 @@ class ExactMatchConfig(BaseModel):
     workers: WorkersConfig = WorkersConfig()
 
 
-class NumberConfig(BaseModel):
+class NumberConfig(Strict):
     """1 where the response's final number equals that of an answer in the metadata; else 0."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["number"] = "number"
     answer_key: str = Field(default="answer", description="where the metadata have the answer, or a list of them")
@@ -55,10 +60,8 @@ class NumberConfig(BaseModel):
     workers: WorkersConfig = WorkersConfig()
 
 
-class Pattern(BaseModel):
+class Pattern(Strict):
     """A regular expression to find in the response."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, description="of its component")
     pattern: str = Field(description="a regular expression of Python's re")
@@ -74,10 +77,8 @@ class Pattern(BaseModel):
         return pattern
 
 
-class RegexConfig(BaseModel):
+class RegexConfig(Strict):
     """The weights of the patterns that are found, added up."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["regex"] = "regex"
     patterns: tuple[Pattern, ...] = Field(min_length=1)
@@ -91,10 +92,8 @@ class RegexConfig(BaseModel):
         return patterns
 
 
-class FormatConfig(BaseModel):
+class FormatConfig(Strict):
     """Sections such as <think>...</think><answer>...</answer>: the share of what is asked of them that holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["format"] = "format"
     sections: tuple[Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")], ...] = Field(
@@ -111,10 +110,8 @@ class FormatConfig(BaseModel):
         return self
 
 
-class LengthConfig(BaseModel):
+class LengthConfig(Strict):
     """1 within the range, falling to 0 over `slack` below and above it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["length"] = "length"
     unit: Literal["characters", "words", "tokens"] = Field(default="characters", description="what is counted")
@@ -144,34 +141,32 @@ def build_rule(config: RuleConfig) -> Scorer:
     Raises:
       BadInput: the tokenizer is not there.
     """
-    version = version_of(config, *([READING] if isinstance(config, (ExactMatchConfig, NumberConfig)) else []))
-    matches = isinstance(config, RegexConfig) or (
-        isinstance(config, (ExactMatchConfig, NumberConfig)) and config.part.pattern is not None
-    )
-    if not matches or isinstance(config, (FormatConfig, LengthConfig)):
-        return TextScorer(version, judge_of(config))
-    pool = WorkerPool(f"{__name__}:make_worker", config.model_dump(mode="json"), config.workers)
-    return WorkerTextScorer(version, pool)
+    version = version_of(config, *([READING] if isinstance(config, ExactMatchConfig | NumberConfig) else []))
+    if isinstance(config, RegexConfig) or (
+        isinstance(config, ExactMatchConfig | NumberConfig) and config.part.pattern is not None
+    ):
+        pool = WorkerPool(f"{__name__}:make_worker", config.model_dump(mode="json"), config.workers)
+        return WorkerTextScorer(version, pool)
+    return TextScorer(version, rule_of(config))
 
 
-def make_worker(settings: JsonValue) -> Any:
-    return in_worker(judge_of(_RULES.validate_python(settings)))
+def make_worker(settings: JsonValue) -> Callable[[TextJob], Said]:
+    return in_worker(rule_of(_RULES.validate_python(settings)))
 
 
-def judge_of(config: RuleConfig) -> Judge:
-    def judge(response: str, metadata: dict[str, JsonValue]) -> Outcome:
-        if isinstance(config, ExactMatchConfig):
-            return exact_match(config, response, metadata)
-        if isinstance(config, NumberConfig):
-            return same_number(config, response, metadata)
-        if isinstance(config, RegexConfig):
-            return patterns_found(config, response)
-        if isinstance(config, FormatConfig):
-            return format_kept(config, response)
-        return length_kept(config, count(response))
-
-    count = _counter(config) if isinstance(config, LengthConfig) else len
-    return judge
+def rule_of(config: RuleConfig) -> Rule:
+    match config:
+        case ExactMatchConfig():
+            return lambda response, metadata: exact_match(config, response, metadata)
+        case NumberConfig():
+            return lambda response, metadata: same_number(config, response, metadata)
+        case RegexConfig():
+            return lambda response, _: patterns_found(config, response)
+        case FormatConfig():
+            return lambda response, _: format_kept(config, response)
+        case LengthConfig():
+            count = _counter(config)
+            return lambda response, _: length_kept(config, count(response))
 
 
 def _counter(config: LengthConfig) -> Callable[[str], int]:
@@ -205,10 +200,6 @@ def unreadable_answer(config: ExactMatchConfig | NumberConfig, metadata: Mapping
     return None
 
 
-def _answers(config: ExactMatchConfig | NumberConfig, metadata: Mapping[str, JsonValue]) -> list[str]:
-    return accepted_answers(metadata, config.answer_key) or []
-
-
 def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, JsonValue]) -> Outcome:
     problem = unreadable_answer(config, metadata)
     if problem is not None:
@@ -220,7 +211,9 @@ def exact_match(config: ExactMatchConfig, response: str, metadata: dict[str, Jso
         return text.casefold() if config.ignore_case else text
 
     part = config.part.of(response)
-    right = part is not None and normal(part) in {normal(answer) for answer in _answers(config, metadata)}
+    right = part is not None and normal(part) in {
+        normal(answer) for answer in accepted_answers(metadata, config.answer_key) or ()
+    }
     return Score(float(right), {"parsed": float(part is not None)})
 
 
@@ -228,7 +221,8 @@ def same_number(config: NumberConfig, response: str, metadata: dict[str, JsonVal
     problem = unreadable_answer(config, metadata)
     if problem is not None:
         return Failure("unsupported", problem)
-    expected = [gold_number(a, percent_divides=config.percent_divides) for a in _answers(config, metadata)]
+    answers = accepted_answers(metadata, config.answer_key) or ()
+    expected = [gold_number(answer, percent_divides=config.percent_divides) for answer in answers]
     part = config.part.of(response)
     read = boxed_number if config.part.take == "boxed" else final_number
     number = None if part is None else read(part, percent_divides=config.percent_divides)

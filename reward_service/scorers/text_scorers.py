@@ -1,20 +1,21 @@
-"""What the scorers of texts share: their versions, their costs, and how a function over one item becomes a scorer, in
-this process or in killable ones. Must never know what the function looks for."""
+"""What the scorers of texts share: their versions, their costs, and how a rule over one text becomes a scorer, in this
+process or in killable ones."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 from pydantic import BaseModel, JsonValue
 
-from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
 from rollcall.reward_service.workers.pool import Done, WorkerPool
 
 _CHARACTERS_PER_TOKEN = 4
-Judge = Callable[[str, dict[str, JsonValue]], Outcome]  # of a response and the item's metadata
+_NO_TEXT = Failure("unsupported", "this scorer takes responses, not segments")
+Rule = Callable[[str, dict[str, JsonValue]], Outcome]  # of a response and the item's metadata
 
 
 def version_of(config: BaseModel, *content: bytes | str) -> str:
@@ -32,14 +33,14 @@ def text_cost(item: ScoreItem) -> int:
 
 
 class TextScorer:
-    """A judge that always ends, called where it stands."""
+    """A rule that always ends, called where it stands."""
 
     takes: frozenset[Taken] = frozenset({"text"})
     cacheable = True
 
-    def __init__(self, version: str, judge: Judge) -> None:
+    def __init__(self, version: str, rule: Rule) -> None:
         self.version = version
-        self._judge = judge
+        self._rule = rule
 
     def cost(self, item: ScoreItem) -> int:
         return text_cost(item)
@@ -52,15 +53,15 @@ class TextScorer:
 
     def _score(self, item: ScoreItem) -> Outcome:
         if item.response is None:
-            return Failure("unsupported", "this scorer takes responses, not segments")
+            return _NO_TEXT
         try:
-            return self._judge(item.response, dict(item.metadata))
+            return self._rule(item.response, dict(item.metadata))
         except Exception as error:
             return Failure("scorer_failed", f"{type(error).__name__}: {error}"[:500])
 
 
 class WorkerTextScorer:
-    """A judge that may never end, called in processes that are killed if it does not."""
+    """A rule that may never end, called in processes that are killed if it does not."""
 
     takes: frozenset[Taken] = frozenset({"text"})
     cacheable = True
@@ -74,35 +75,46 @@ class WorkerTextScorer:
 
     def score(self, items: Sequence[ScoreItem]) -> list[Outcome]:
         texts = [item for item in items if item.response is not None]
-        jobs: list[JsonValue] = [{"response": item.response, "metadata": dict(item.metadata)} for item in texts]
-        results = dict(zip((item.id for item in texts), self._pool.map(jobs), strict=True))
-        return [
-            outcome_of(results[item.id])
-            if item.response is not None
-            else Failure("unsupported", "this scorer takes responses, not segments")
-            for item in items
-        ]
+        results = iter(self._pool.map([{"response": item.response, "metadata": dict(item.metadata)} for item in texts]))
+        return [_NO_TEXT if item.response is None else outcome_of(next(results)) for item in items]
 
     def close(self) -> None:
         self._pool.close()
 
 
-def in_worker(judge: Judge) -> Callable[[dict[str, Any]], JsonValue]:
-    """The judge as a worker's function."""
+class Said(TypedDict, total=False):
+    """An outcome as a worker sends it: a score, or kind and message of a failure."""
 
-    def work(job: dict[str, Any]) -> JsonValue:
-        outcome = judge(job["response"], job["metadata"])
-        if isinstance(outcome, Failure):
-            return {"kind": outcome.kind, "message": outcome.message}
-        return {"value": outcome.value, "components": dict(outcome.components)}
+    value: float
+    components: dict[str, float]
+    step_values: Sequence[float] | None
+    kind: ItemErrorKind
+    message: str
 
-    return work
+
+class TextJob(TypedDict):
+    """What a worker is sent."""
+
+    response: str
+    metadata: dict[str, JsonValue]
+
+
+def in_worker(rule: Rule) -> Callable[[TextJob], Said]:
+    """The rule as a worker's function."""
+    return lambda job: said(rule(job["response"], job["metadata"]))
+
+
+def said(outcome: Outcome) -> Said:
+    if isinstance(outcome, Failure):
+        return {"kind": outcome.kind, "message": outcome.message}
+    return {"value": outcome.value, "components": dict(outcome.components), "step_values": outcome.step_values}
 
 
 def outcome_of(result: Done | Failure) -> Outcome:
     if isinstance(result, Failure):
         return result
-    if "kind" in result.value:
-        return Failure(result.value["kind"], result.value["message"])
-    steps = result.value.get("step_values")
-    return Score(result.value["value"], result.value["components"], None if steps is None else tuple(steps))
+    found: Said = result.value
+    if "kind" in found:
+        return Failure(found["kind"], found["message"])
+    steps = found.get("step_values")
+    return Score(found["value"], found["components"], None if steps is None else tuple(steps))

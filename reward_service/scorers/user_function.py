@@ -1,5 +1,5 @@
 """A user's reward function: how it wants to be called, as its signature says, and what its answer means. What fits
-neither is refused by name: nothing here guesses a score. Must never know what the function computes."""
+neither is refused by name: nothing here guesses a score."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class UserFunction:
                 )
         return chosen if self.batched else {name: value[0] for name, value in chosen.items()}
 
-    def _outcome(self, said: Any, item: ScoreItem) -> Outcome:
+    def _outcome(self, said: object, item: ScoreItem) -> Outcome:
         try:
             return _score(said, item)
         except Misfit as misfit:
@@ -131,7 +131,7 @@ def _habit(parameters: Sequence[inspect.Parameter]) -> Literal["item", "items", 
     return "items" if places[0].name == "items" or _is_list(places[0].annotation) else "item"
 
 
-def _is_list(annotation: Any) -> bool:
+def _is_list(annotation: object) -> bool:
     if isinstance(annotation, str):
         return annotation.partition("[")[0].rpartition(".")[2] in ("list", "List", "Sequence")
     return (get_origin(annotation) or annotation) in (list, Sequence)
@@ -158,7 +158,7 @@ async def _awaited(said: Any) -> Any:
     return await said
 
 
-def _score(said: Any, item: ScoreItem) -> Outcome:
+def _score(said: object, item: ScoreItem) -> Outcome:
     """Raises Misfit: saying what came."""
     if said is None:
         return Failure("scorer_failed", "the function gave no score (None)")
@@ -185,7 +185,7 @@ def _steps(said: Any, num_steps: int) -> tuple[float, ...]:
     return tuple(_number(step, "for one step: give a number") for step in said)
 
 
-def _number(said: Any, what: str) -> float:
+def _number(said: object, what: str) -> float:
     """A number of any library's; also an array of one. Raises Misfit: what came, and `what` it is and is wanted."""
     value = said
     if hasattr(said, "tolist"):  # numpy's and torch's, scalars included
@@ -197,7 +197,7 @@ def _number(said: Any, what: str) -> float:
     raise Misfit(f"{_described(said)} {what}")
 
 
-def _is_listed(said: Any) -> bool:
+def _is_listed(said: object) -> bool:
     return isinstance(said, list | tuple) or (hasattr(said, "shape") and len(said.shape) > 0)
 
 

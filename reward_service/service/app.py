@@ -1,5 +1,4 @@
-"""The routes: from HTTP to the parts and back, each failure with its status and an ErrorBody. Must never know how a
-score is made, batched or kept."""
+"""The routes: from HTTP to the dispatcher and back, each failure with its status and an ErrorBody."""
 
 from __future__ import annotations
 
@@ -19,12 +18,12 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from rollcall.reward_service.protocol import ErrorBody, LoadRequest, ModelInfo, ModelList, ScoreRequest, ScoreResponse
+from rollcall.reward_service.scheduling.dispatcher import Dispatcher
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import RefusalKind, Refused
 from rollcall.reward_service.scheduling.registry import Registry
-from rollcall.reward_service.scheduling.scoring import Scoring
 from rollcall.reward_service.service import openapi_page
 from rollcall.reward_service.service.guard import Guard, refusal
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import RefusalKind, Refused
 
 HEALTH_PATHS = ("/healthz", "/readyz")
 DOCUMENT_PATHS = ("/", "/docs", "/openapi.json")
@@ -39,8 +38,8 @@ _M = TypeVar("_M", bound=BaseModel)
 class Routes:
     """What the routes stand on; the guard is set when the app is put together."""
 
-    def __init__(self, scoring: Scoring, registry: Registry, metrics: ServiceMetrics) -> None:
-        self.scoring, self.registry, self.metrics = scoring, registry, metrics
+    def __init__(self, dispatcher: Dispatcher, registry: Registry, metrics: ServiceMetrics) -> None:
+        self.dispatcher, self.registry, self.metrics = dispatcher, registry, metrics
         self.guard: Guard | None = None
 
     def router(self) -> APIRouter:
@@ -59,7 +58,7 @@ class Routes:
         """Scores items with one model. Every result has a score or an error; a request that fails has neither."""
         asked = parse(ScoreRequest, await request.body())
         _check_items(asked)
-        response = await self.scoring.score(asked, arrived=request.state.arrived, gone=partial(_gone, request))
+        response = await self.dispatcher.score(asked, arrived=request.state.arrived, gone=partial(_gone, request))
         return _json(response)
 
     async def models(self, request: Request) -> Response:
@@ -102,31 +101,15 @@ def create_app(routes: Routes, *, more: Sequence[APIRouter] = ()) -> FastAPI:
         app.include_router(router)
     _add_documents(app)
 
-    def respond(request: Request, refused: Refused) -> Response:
+    async def refuse(request: Request, error: Exception) -> Response:
+        refused = _as_refusal(request, error)
+        if isinstance(refused, Response):
+            return refused
         request.state.outcome = refused.kind
         return refusal(refused)
 
-    @app.exception_handler(Refused)
-    async def refuse(request: Request, error: Refused) -> Response:
-        return respond(request, error)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return respond(request, Refused("schema", _what_is_wrong(error.errors())))
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> Response:
-        kind = _KINDS.get(error.status_code)
-        if kind is not None:
-            return respond(request, Refused(kind, f"{request.method} {request.url.path[:200]}: {error.detail}"))
-        body = ErrorBody(kind=f"http_{error.status_code}", message=str(error.detail)).model_dump_json()
-        return Response(body, error.status_code, error.headers, "application/json")
-
-    @app.exception_handler(Exception)
-    async def internal(request: Request, error: Exception) -> Response:
-        _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return respond(request, Refused("internal", f"the service failed: {type(error).__name__}"))
-
+    for kind in (Refused, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
     return app
 
 
@@ -140,6 +123,22 @@ def parse(model: type[_M], body: bytes) -> _M:
         problems = error.errors(include_url=False, include_input=False, include_context=False)
         kind: RefusalKind = "malformed" if problems[0]["type"] == "json_invalid" else "schema"
         raise Refused(kind, _what_is_wrong(problems)) from None
+
+
+def _as_refusal(request: Request, error: Exception) -> Refused | Response:
+    """What a route's exception means; a Response for statuses of Starlette's that are none of ours."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, RequestValidationError):
+        return Refused("schema", _what_is_wrong(error.errors()))
+    if isinstance(error, HTTPException):
+        if error.status_code in _KINDS:
+            text = f"{request.method} {request.url.path[:200]}: {error.detail}"
+            return Refused(_KINDS[error.status_code], text)
+        body = ErrorBody(kind=f"http_{error.status_code}", message=str(error.detail)).model_dump_json()
+        return Response(body, error.status_code, error.headers, "application/json")
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return Refused("internal", f"the service failed: {type(error).__name__}")
 
 
 def _what_is_wrong(problems: Sequence[Any]) -> str:

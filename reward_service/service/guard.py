@@ -1,5 +1,5 @@
 """What stands before every route: the token, limits on bodies and on how much is under way, draining, and the count of
-what became of each request. Must never know what the routes do."""
+what became of each request."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ import asyncio
 import time
 from collections.abc import Collection
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ErrorBody
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.service.auth import BearerToken, named_locally, same_origin
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
 
 _DISCARDED = 8  # times max_body_bytes: read and thrown away, so that the client gets to read why it is refused
 
 
-class GuardConfig(BaseModel):
+class GuardConfig(Strict):
     """How much the service takes in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_body_bytes: int = Field(default=8_388_608, ge=1, description="of one request; beyond them: 413")
     body_timeout_s: float = Field(default=30.0, gt=0, description="how long a request's body may take to arrive: 408")
@@ -79,6 +78,9 @@ class Guard:
 
         try:
             await self._guarded(scope, receive, noted)
+        except Refused as refused:
+            state["outcome"] = refused.kind
+            await refusal(refused)(scope, receive, noted)
         finally:
             route = _route(scope["path"])
             outcome = state.get("outcome") or ("ok" if 0 < status < 400 else f"http_{status}")
@@ -86,27 +88,17 @@ class Guard:
             self._metrics.latency.labels(route).observe(time.monotonic() - began)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            headers = dict(scope["headers"])
-            self._check_sender(scope["path"], headers)
-            if scope["path"] in self._open_paths:
-                await self.app(scope, receive, send)
-                return
-            self._check_room()
-        except Refused as refused:
-            scope["state"]["outcome"] = refused.kind
-            await refusal(refused)(scope, receive, send)
+        headers = dict(scope["headers"])
+        self._check_sender(scope["path"], headers)
+        if scope["path"] in self._open_paths:
+            await self.app(scope, receive, send)
             return
+        self._check_room()
         self.num_requests += 1
         self._metrics.in_flight.inc()
         body = bytearray()
         try:
-            try:
-                await self._read(headers, receive, body)
-            except Refused as refused:
-                scope["state"]["outcome"] = refused.kind
-                await refusal(refused)(scope, receive, send)
-                return
+            await self._read(headers, receive, body)
             await self.app(scope, _ready(bytes(body), receive), send)
         finally:
             self._buffered -= len(body)

@@ -1,5 +1,4 @@
-"""The service's description as a page that loads nothing from elsewhere: no script, no network.
-Must never know more than the OpenAPI document says."""
+"""The service's description as a page that loads nothing from elsewhere: no script, no network."""
 
 from __future__ import annotations
 

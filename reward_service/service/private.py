@@ -1,5 +1,5 @@
 """A service as a child of the program that needs it: started, watched for readiness, started again at the same port,
-ended with its parent. The parent's half and the child's. Must never know what is trained with the scores."""
+ended with its parent. The parent's half and the child's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -29,8 +28,8 @@ from rollcall.cluster.files import write_aside
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
 from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE
-from rollcall.reward_service.service.config import ServiceConfig
-from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.server import Server, leave_at_once_unless
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 _EXIT_BAD_INPUT = 2
 _POLL_S = 0.02
@@ -107,9 +106,7 @@ class PrivateService:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.stop()
 
     def _spawn(self, port: int) -> None:
@@ -131,11 +128,9 @@ class PrivateService:
                 process_group=0,
             )
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has ended already; the caller sees the exit code
             self._process.stdin.write(json.dumps(handover).encode() + b"\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has ended already; the caller sees the exit code
 
     def _ready(self, deadline: float) -> bool:
         """Waits until it is (True) or has ended (False)."""
@@ -199,13 +194,11 @@ def main(arguments: Sequence[str]) -> int:
             server = Server(config, token=SecretStr(handover["token"]), routers=routers, open_paths=open_paths)
             _write_endpoint(Path(handover["endpoint"]), server.url)
             threading.Thread(target=_end_with_input, args=(server,), daemon=True).start()
-            clean = server.run()
+            ended = server.run()
     except BadInput as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return _EXIT_BAD_INPUT
-    if not clean:
-        sys.stderr.flush()
-        os._exit(0)
+    leave_at_once_unless(ended)
     return 0
 
 

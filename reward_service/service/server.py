@@ -1,5 +1,4 @@
-"""One service as a process: socket, event loop, models, draining, end. Must never know the command line, nor who
-started it."""
+"""One service as a process: socket, event loop, models, draining, end."""
 
 from __future__ import annotations
 
@@ -7,29 +6,29 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from fastapi import APIRouter
 from pydantic import SecretStr, TypeAdapter
+from starlette.types import Receive, Scope, Send
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.scheduling.batcher import Finished
 from rollcall.reward_service.scheduling.cache import open_cache
+from rollcall.reward_service.scheduling.dispatcher import Dispatcher
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
 from rollcall.reward_service.scheduling.registry import Makers, Registry
-from rollcall.reward_service.scheduling.scoring import Scoring
-from rollcall.reward_service.scorer import Scorer
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig, build_scorer
 from rollcall.reward_service.service.app import DOCUMENT_PATHS, HEALTH_PATHS, METRICS_PATH, Routes, create_app
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE, BearerToken, find_token, is_loopback
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.guard import Guard
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.scorer_config import ScorerConfig, build_scorer
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 _GRACE_S = 5  # for connections, after the work is done
 _POLL_S = 0.02
@@ -61,7 +60,7 @@ class Server:
             raise BadInput(
                 f"host = {config.host!r}: beyond loopback a token is needed: set ${TOKEN_VARIABLE}, or token_file"
             )
-        self._makers = makers or Makers(_build, reward_model_at)
+        self._makers = makers or Makers(lambda config, _: build_scorer(config), reward_model_at)
         self._routers, self._open_paths = routers, open_paths
         self._socket = _bind(config.host, config.port)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -76,8 +75,8 @@ class Server:
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self, *, signals: bool = True) -> bool:
-        """Serves until SIGTERM, Ctrl-C or `end`. False where a model would not stop computing: the process should then
-        leave by os._exit, since threads inside a model do not survive the interpreter's end.
+        """Serves until SIGTERM, Ctrl-C or `end`. False where a model would not stop computing: then
+        `leave_at_once_unless` ends the process.
 
         Raises:
           BadInput: a model of the configuration cannot be built.
@@ -109,7 +108,7 @@ class Server:
     async def _run(self, uvicorn_config: uvicorn.Config, signals: bool) -> bool:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         metrics = ServiceMetrics()
-        registry, scoring, guard = await self._parts(metrics)
+        registry, dispatcher, guard = await self._assembled(metrics)
         uvicorn_config.app = guard
         server = _Uvicorn(uvicorn_config)
         if signals:
@@ -129,15 +128,12 @@ class Server:
             ending.cancel()
             server.should_exit = True
             await serving
-            await scoring.close()
+            await dispatcher.close()
         return registry.close(_GRACE_S)
 
-    async def _parts(self, metrics: ServiceMetrics) -> tuple[Registry, Scoring, Guard]:
+    async def _assembled(self, metrics: ServiceMetrics) -> tuple[Registry, Dispatcher, Guard]:
         config = self.config
         cache = await open_cache(config.cache, config.redis.resolved(), metrics)
-
-        def landed(finished: Finished) -> None:
-            scoring.landed(finished)
 
         registry = Registry(
             config.models,
@@ -146,10 +142,10 @@ class Server:
             roots=config.model_roots,
             batching=config.batching,
             metrics=metrics,
-            finished=landed,
+            finished=lambda finished: dispatcher.finish(finished),
         )
-        scoring = Scoring(registry, cache, config.requests, metrics)
-        routes = Routes(scoring, registry, metrics)
+        dispatcher = Dispatcher(registry, cache, config.requests, metrics)
+        routes = Routes(dispatcher, registry, metrics)
         open_metrics = [METRICS_PATH] if config.open_metrics else []
         guard = routes.guard = Guard(
             create_app(routes, more=self._routers),
@@ -158,7 +154,7 @@ class Server:
             token=None if self._token is None else BearerToken(self._token),
             open_paths=[*HEALTH_PATHS, *DOCUMENT_PATHS, *open_metrics, *self._open_paths],
         )
-        return registry, scoring, guard
+        return registry, dispatcher, guard
 
     def _on_signal(self, server: uvicorn.Server) -> None:
         """The first one asks for an end, a second one for a quick one."""
@@ -177,6 +173,15 @@ class Server:
             _log.warning("%d requests were under way at the end and are given up", guard.num_requests)
 
 
+def leave_at_once_unless(ended: bool) -> None:
+    """After `Server.run` and whatever is closed behind it: a model that still computes does so in a thread that does
+    not survive the interpreter's end."""
+    if not ended:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 class _Uvicorn(uvicorn.Server):
     """Leaves signals to us: its own handlers close the socket at once, and end the process by the signal again."""
 
@@ -185,12 +190,8 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-async def _nothing(scope: Any, receive: Any, send: Any) -> None:
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
     raise AssertionError("the application is set before the first request")
-
-
-def _build(config: ScorerConfig, name: str) -> Scorer:
-    return build_scorer(config, name=name)
 
 
 def reward_model_at(old: ScorerConfig | None, path: Path) -> ScorerConfig:

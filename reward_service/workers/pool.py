@@ -1,5 +1,10 @@
 """A pool of processes for functions that may hang, explode or die: each job has a deadline and a memory limit, and a
-worker that passes either is killed and replaced. Must never know what the functions do."""
+worker that passes either is killed and replaced.
+
+Ours, and not pebble's ProcessPool, which has the deadlines: that one is made of multiprocessing, so that the service
+would unpickle what a worker sends that handles texts nobody trusts, and a spawned worker would import the service's
+main module and inherit its environment, secrets too. Memory limits, printed output and a job's own children would
+still be ours to see to."""
 
 from __future__ import annotations
 
@@ -19,9 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.scorer import Failure
 from rollcall.reward_service.workers.printed_output import PrintedOutput
 from rollcall.reward_service.workers.worker_process import MAX_FRAME_BYTES
@@ -30,10 +36,8 @@ _SECRETS = ("ROLLCALL_REWARD_TOKEN", "ROLLCALL_JUDGE_KEY", "ROLLCALL_REDIS_URL")
 _END_S = 2.0
 
 
-class WorkersConfig(BaseModel):
+class WorkersConfig(Strict):
     """Killable processes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     num: int = Field(default=2, ge=1, le=256, description="processes")
     timeout_s: float = Field(default=5.0, gt=0, le=600, description="for one item, until its worker is killed")
@@ -45,7 +49,7 @@ class WorkersConfig(BaseModel):
 class Done:
     """A job's result."""
 
-    value: Any
+    value: Any  # JSON
 
 
 @dataclass(eq=False)
@@ -56,13 +60,17 @@ class _Worker:
     job: int | None = None
     received: bytearray = field(default_factory=bytearray)
 
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.job is None
+
     def send(self, message: object) -> None:
         raw = json.dumps(message).encode()
         assert self.process.stdin is not None
         self.process.stdin.write(struct.pack("<I", len(raw)) + raw)
         self.process.stdin.flush()
 
-    def receive(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, JsonValue] | None:
         """What it said, if it has said it all; an empty dictionary when it has ended."""
         assert self.process.stdout is not None
         part = os.read(self.process.stdout.fileno(), 1 << 20)
@@ -72,7 +80,7 @@ class _Worker:
             if length > MAX_FRAME_BYTES:
                 return {}
             if len(self.received) >= 4 + length:
-                message: dict[str, Any] = json.loads(bytes(self.received[4 : 4 + length]))
+                message: dict[str, JsonValue] = json.loads(bytes(self.received[4 : 4 + length]))
                 del self.received[: 4 + length]
                 return message
         return None if part else {}
@@ -139,7 +147,7 @@ class WorkerPool:
         while len(results) < len(jobs) or (at_least and not any(worker.ready for worker in self._workers)):
             self._hire(min(self._config.num, max(at_least, len(jobs) - len(results))))
             for worker in list(self._workers):
-                if worker.ready and worker.job is None and waiting:
+                if worker.idle and waiting:
                     number = waiting.popleft()
                     try:
                         worker.send(jobs[number])
@@ -154,14 +162,11 @@ class WorkerPool:
 
     def _step(self, results: dict[int, Done | Failure]) -> None:
         """Waits for the next thing that happens to a worker."""
-        busy: dict[Any, _Worker] = {
-            worker.process.stdout: worker for worker in self._workers if worker.job is not None or not worker.ready
-        }
+        busy = [worker for worker in self._workers if not worker.idle]
         if not busy:
             return
-        patience_s = max(0.0, min(worker.deadline for worker in busy.values()) - time.monotonic())
-        for key, _ in _readable(busy, patience_s):
-            worker = busy.pop(key.fileobj)
+        heard = _readable(busy, min(worker.deadline for worker in busy) - time.monotonic())
+        for worker in heard:
             message = worker.receive()
             if message is None:
                 continue
@@ -172,8 +177,8 @@ class WorkerPool:
             results[worker.job], worker.job = self._result(worker, message), None
             if not message or message.get("spent"):
                 self._dismiss(worker)
-        for worker in busy.values():
-            if time.monotonic() >= worker.deadline:
+        for worker in busy:
+            if worker not in heard and time.monotonic() >= worker.deadline:
                 self._dismiss(worker)
                 if worker.job is None:
                     raise BadInput(
@@ -184,7 +189,7 @@ class WorkerPool:
                     "timeout", f"it took longer than one item may ({self._config.timeout_s:g} s: workers.timeout_s)"
                 )
 
-    def _started(self, worker: _Worker, message: Mapping[str, Any]) -> None:
+    def _started(self, worker: _Worker, message: Mapping[str, JsonValue]) -> None:
         if message.get("ready"):
             worker.ready = True
             return
@@ -192,7 +197,7 @@ class WorkerPool:
         code = worker.process.returncode
         raise BadInput(str(message.get("refused") or f"a worker for {self._maker} ended with {code} while it started"))
 
-    def _result(self, worker: _Worker, message: Mapping[str, Any]) -> Done | Failure:
+    def _result(self, worker: _Worker, message: Mapping[str, JsonValue]) -> Done | Failure:
         if "result" in message:
             return Done(message["result"])
         if "error" in message:
@@ -249,11 +254,12 @@ def _kill(worker: _Worker) -> None:
                 stream.close()
 
 
-def _readable(streams: Iterable[Any], patience_s: float) -> list[tuple[selectors.SelectorKey, int]]:
+def _readable(workers: Iterable[_Worker], patience_s: float) -> list[_Worker]:
     with selectors.PollSelector() as selector:  # not select(), which knows the first 1024 descriptors only
-        for stream in streams:
-            selector.register(stream, selectors.EVENT_READ)
-        return selector.select(patience_s)
+        for worker in workers:
+            assert worker.process.stdout is not None
+            selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
+        return [key.data for key, _ in selector.select(max(0.0, patience_s))]
 
 
 def _environment(trusted: bool) -> dict[str, str]:

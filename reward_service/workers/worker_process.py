@@ -1,6 +1,5 @@
-"""The other side of `workers.py`: one process that loads one function and then calls it for each job. Standard output
-and input belong to the protocol alone: what a job prints goes to standard error, which the pool keeps or drops. Must
-never know what its function does."""
+"""The other side of pool.py: one process that loads one function and then calls it for each job. Standard output and
+input belong to the protocol alone: what a job prints goes to standard error, which the pool keeps or drops."""
 
 from __future__ import annotations
 
@@ -34,11 +33,8 @@ def main() -> None:
     own = os.getpid()
     try:
         function = import_object(sys.argv[2])(start["settings"])
-    except BadInput as error:
-        _send(replies, {"refused": str(error)})
-        return
     except BaseException as error:
-        _send(replies, {"refused": one_line(error)})
+        _send(replies, {"refused": str(error) if isinstance(error, BadInput) else one_line(error)})
         return
     _send(replies, {"ready": True})
     while True:

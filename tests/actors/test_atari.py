@@ -31,13 +31,13 @@ def play(config: EnvConfig, num_steps: int, numpy_policy: Any) -> UnitOfExperien
 def lived(result: UnitOfExperience, b: int) -> list[bytes]:
     """Env b's transitions without the dead steps."""
     arrays = [
-        result.unroll.steps.actions,
-        result.unroll.steps.rewards,
-        result.unroll.steps.terminated,
-        result.unroll.steps.truncated,
-        *result.unroll.steps.observations.values(),
+        result.steps.actions,
+        result.steps.rewards,
+        result.steps.terminated,
+        result.steps.truncated,
+        *result.steps.observations.values(),
     ]
-    return [b"".join(array[t, b].tobytes() for array in arrays) for t in np.flatnonzero(result.unroll.steps.mask[:, b])]
+    return [b"".join(array[t, b].tobytes() for array in arrays) for t in np.flatnonzero(result.steps.mask[:, b])]
 
 
 def test_observations_are_four_grey_frames_of_84_by_84() -> None:
@@ -58,8 +58,8 @@ def test_both_autoreset_modes_give_the_same_experience(numpy_policy: Any) -> Non
         one, other = lived(next_step, b), lived(same_step, b)
         assert len(one) < len(other) == 110
         assert one == other[: len(one)]
-    assert next_step.unroll.steps.truncated.sum() >= 4
-    assert not next_step.unroll.steps.terminated.any()
+    assert next_step.steps.truncated.sum() >= 4
+    assert not next_step.steps.terminated.any()
     both = min(len(next_step.unroll.final_index), len(same_step.unroll.final_index))
     finals = [item.unroll.final_observations["observation"][:both].tobytes() for item in (next_step, same_step)]
     assert finals[0] == finals[1]
@@ -69,18 +69,17 @@ def test_both_autoreset_modes_give_the_same_experience(numpy_policy: Any) -> Non
 def test_a_lost_life_ends_an_episode_for_the_learner_and_not_the_game(numpy_policy: Any) -> None:
     whole = play(BREAKOUT, 250, numpy_policy)
     lives = play(BREAKOUT.model_copy(update={"episodic_life": True}), 250, numpy_policy)
-    seen, seen_lives = whole.unroll.steps, lives.unroll.steps
     for name in ("actions", "rewards", "mask"):
-        assert getattr(seen, name).tobytes() == getattr(seen_lives, name).tobytes(), "the game is the same"
-    assert seen.observations["observation"].tobytes() == seen_lives.observations["observation"].tobytes()
+        assert getattr(whole.steps, name).tobytes() == getattr(lives.steps, name).tobytes(), "the game is the same"
+    assert whole.steps.observations["observation"].tobytes() == lives.steps.observations["observation"].tobytes()
     assert whole.episodes == lives.episodes, "and so is its score"
-    games, ends = int(seen.terminated.sum()), int(seen_lives.terminated.sum())
+    games, ends = int(whole.steps.terminated.sum()), int(lives.steps.terminated.sum())
     assert games >= 2, "of five lives each"
     assert 5 * games <= ends <= 5 * games + 8
     assert len(lives.unroll.final_index) == ends
-    assert lives.unroll.final_index.tolist() == np.argwhere(seen_lives.terminated).tolist()
-    begins = seen_lives.episode_starts & ~seen.episode_starts
-    assert int(begins.sum()) == ends - games - int((seen_lives.terminated & ~seen.terminated)[-1].sum())
+    assert lives.unroll.final_index.tolist() == np.argwhere(lives.steps.terminated).tolist()
+    begins = lives.steps.episode_starts & ~whole.steps.episode_starts
+    assert int(begins.sum()) == ends - games - int((lives.steps.terminated & ~whole.steps.terminated)[-1].sum())
 
 
 def test_one_game_is_one_of_many_with_the_same_seed() -> None:

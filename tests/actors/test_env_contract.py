@@ -146,7 +146,7 @@ def test_an_env_that_changes_its_action_in_place_changes_nobody_elses(
     config = EnvConfig(id=f"{module}:repairs", vectorization=vectorization, kwargs={"kind": kind})
     group = make_vector_env(config, 2)
     actions = np.full((3, 2, 2), 3, np.int64 if kind == "multi" else np.float32)
-    result = unroll(begin_shard(0, 0, group), Fixed(actions), num_steps=3, unit="fragment").unroll
+    result = unroll(begin_shard(0, 0, group), Fixed(actions), num_steps=3, unit="fragment")
     group.close()
     assert (actions == 3).all(), "what the policy keeps"
     assert (result.steps.actions == 3).all(), "what is learnt from"
@@ -195,12 +195,12 @@ def test_an_env_that_shows_the_same_array_again_and_again_loses_neither_finals_n
 ) -> None:
     config = EnvConfig(id=f"{user_module(SAME_BUFFER)}:Buffer", vectorization=vectorization, autoreset=autoreset)
     group = make_vector_env(config, 2)
-    result = unroll(begin_shard(0, 0, group), Fixed(np.zeros((8, 2), np.int64)), num_steps=8, unit="fragment").unroll
+    result = unroll(begin_shard(0, 0, group), Fixed(np.zeros((8, 2), np.int64)), num_steps=8, unit="fragment")
     group.close()
     expected = [0, 1, 2, 0, 1, 2, 0, 1] if autoreset == "same_step" else [0, 1, 2, 3, 0, 1, 2, 3]
     assert result.steps.observations["observation"][:, 0, 0].tolist() == expected
-    assert (result.final_observations["observation"] == 3).all()
-    assert len(result.final_index) == 4
+    assert (result.unroll.final_observations["observation"] == 3).all()
+    assert len(result.unroll.final_index) == 4
     assert result.steps.action_mask is not None
     for t in np.flatnonzero(result.steps.mask[:, 0]):
         assert np.flatnonzero(result.steps.action_mask[t, 0]).tolist() == [expected[t] % 3]

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.envs import global_randomness, state
+from rollcall.actors.control.state import is_exact
+from rollcall.actors.envs import global_randomness
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
 from rollcall.actors.envs.global_randomness import GlobalRandomness
 
@@ -119,7 +120,7 @@ def test_shards_that_share_a_process_do_not_share_draws(module: str, make_actor:
         result = {}
         for shard, ticket_id in order:
             _, trajectory = actor.produce(make_ticket(ticket_id, shard=shard))
-            result[shard, ticket_id] = trajectory.steps.observations["observation"].tobytes()
+            result[shard, ticket_id] = trajectory.observations["observation"].tobytes()
         actor.close()
         return result
 
@@ -135,7 +136,7 @@ def test_an_env_that_is_made_again_draws_anew(module: str) -> None:
 
 
 def test_global_draws_are_part_of_an_exact_checkpoint(module: str) -> None:
-    assert state.is_exact(
+    assert is_exact(
         lambda *, seed: make_vector_env(EnvConfig(id=f"{module}:Reach", vectorization="sync"), 2, seed=seed)
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
+from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import EnvGroup, Restarts
@@ -35,23 +35,24 @@ def gymnasium_sync(config: EnvConfig, num_envs: int, mode: AutoresetMode) -> Env
     return VectorEnvGroup(make, seed=SEED)
 
 
-def experience(group: EnvGroup, policy: Any, num_steps: int) -> Unroll:
+def experience(group: EnvGroup, policy: Any, num_steps: int) -> UnitOfExperience:
     """What an observation-determined policy experiences: the same in the same state, whatever the step's number."""
     shard = begin_shard(0, 0, group)
     rollout = policy(group.action_space, gain=50.0).rollout(
         num_steps=num_steps, num_envs=group.num_envs, seed=0, recurrent_state=None, greedy=True
     )
-    result = unroll(shard, rollout, num_steps=num_steps, unit="fragment").unroll
+    result = unroll(shard, rollout, num_steps=num_steps, unit="fragment")
     group.close()
     return result
 
 
-def transitions(result: Unroll) -> list[list[Transition]]:
+def transitions(result: UnitOfExperience) -> list[list[Transition]]:
     """Per env: (what it showed, action, reward, terminated, truncated, what it showed after), dead steps left out."""
     (name,) = result.steps.observations
     shown, num_steps = result.steps.observations[name], len(result.steps.mask)
     finals = {
-        (int(t), int(b)): row for (t, b), row in zip(result.final_index, result.final_observations[name], strict=True)
+        (int(t), int(b)): row
+        for (t, b), row in zip(result.unroll.final_index, result.unroll.final_observations[name], strict=True)
     }
     per_env: list[list[Transition]] = []
     for b in range(result.steps.mask.shape[1]):
@@ -59,7 +60,7 @@ def transitions(result: Unroll) -> list[list[Transition]]:
         for t in np.flatnonzero(result.steps.mask[:, b]).tolist():
             ended = bool(result.steps.terminated[t, b] or result.steps.truncated[t, b])
             assert ((t, b) in finals) == ended
-            following = shown[t + 1, b] if t + 1 < num_steps else result.last_observations[name][b]
+            following = shown[t + 1, b] if t + 1 < num_steps else result.unroll.last_observations[name][b]
             after: Array = finals[t, b] if ended else following
             found.append(
                 (
@@ -126,7 +127,7 @@ def test_sync_and_async_envs_give_the_same_experience(numpy_policy: Any) -> None
         config = EnvConfig(id="CartPole-v1", vectorization=vectorization)
         results.append(experience(make_vector_env(config, 3, seed=SEED), numpy_policy, 100))
     one, other = results
-    assert len(one.final_index) > 3
+    assert len(one.unroll.final_index) > 3
     assert transitions(one) == transitions(other)
     assert (one.steps.episode_starts == other.steps.episode_starts).all()
     assert one.episodes == other.episodes

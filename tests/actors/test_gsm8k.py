@@ -12,7 +12,7 @@ import pytest
 from rollcall.actors.tasks.gsm8k import GSM8K, GSM8KConfig
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import final_number
+from rollcall.reward_service.answers.final_answer import final_number
 from tests.needs import GSM8K as DATA
 from tests.needs import needs
 

@@ -74,6 +74,7 @@ def test_each_steps_reward_is_the_services_and_the_version_is_recorded() -> None
     scored, rewarded = scorer(service := ScriptedService()).score(produced, trajectory)
     expected = trajectory.steps.observations["observation"][:, :, 0] * 10
     np.testing.assert_allclose(rewarded.steps.rewards, expected, rtol=1e-6)
+    assert scored.scoring is not None
     assert rewarded.reward_model_version == scored.scoring.model_version == "v7"
     assert scored.scoring.reward_mean == pytest.approx(expected.mean(), rel=1e-5)
     assert len(service.asked) == ENVS

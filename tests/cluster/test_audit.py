@@ -14,7 +14,7 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.consumption import ConsumptionLog, read_log
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Header
+from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.store import Store, inspect_store, open_store
 
@@ -81,7 +81,7 @@ class Books:
 
 class _Forged:
     def __init__(self, record: dict[str, Any]) -> None:
-        self.header = Header(record["ticket_id"], record["attempt"], epoch=1)
+        self.header = Header(record["ticket_id"], record["attempt"], 0)
         self.min_policy_version, self._digest = record["min_version"], record["digest"]
         self.reward_model_version = record.get("reward_version", "")
 

@@ -16,7 +16,7 @@ import yaml
 from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS
 from rollcall.deploy.tools.monitoring import metric_names
 from rollcall.deploy.tools.monitoring.files import ROOT
-from rollcall.reward_service.service.metrics import SERVICE
+from rollcall.reward_service.scheduling.metrics import SERVICE
 from tests.needs import needs
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"

@@ -20,7 +20,7 @@ from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.service.scorer_config import build_scorer
+from rollcall.reward_service.scorers.scorer_config import build_scorer
 from tests.runs import BENCH_KEYS
 
 
@@ -53,7 +53,7 @@ def test_a_direct_forward_pass_and_the_production_scorer_agree_and_scores_tell_i
     write_classifier(model)
     forward = Forward(model, 1, BatchingConfig(), 8)
     direct = forward("scores", list(numbers))
-    scorer = build_scorer(RewardModelConfig(path=str(model), device="cpu"), name="bench")
+    scorer = build_scorer(RewardModelConfig(path=str(model), device="cpu"))
     items = [ScoreItem(id=str(n), prompt=texts_of(n)[0], response=texts_of(n)[1]) for n in numbers]
     assert [scorer.cost(item) for item in items] == pytest.approx([length_of(n) for n in numbers], abs=2)
     served = [outcome.value for outcome in scorer.score(items) if isinstance(outcome, Score)]

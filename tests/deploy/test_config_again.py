@@ -16,7 +16,7 @@ from rollcall.deploy.config.preference_config import load_preference_config
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
 from rollcall.reward_service.scorers.rules import Pattern, RegexConfig
-from rollcall.reward_service.service.scorer_config import ScorerConfig
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 
 RECIPE = """\
 total_learner_steps: 2

@@ -12,7 +12,7 @@ from rollcall.cluster.metrics.table import DRIVER
 from rollcall.deploy.tools.monitoring import check as monitor_check
 from rollcall.deploy.tools.monitoring import files as monitoring_files
 from rollcall.deploy.tools.monitoring.metric_names import names_in, samples
-from rollcall.reward_service.service.metrics import SERVICE
+from rollcall.reward_service.scheduling.metrics import SERVICE
 
 BOARDS = monitor_check.dashboards()
 PANELS = [

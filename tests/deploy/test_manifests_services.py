@@ -24,7 +24,7 @@ from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.objects import Objects
 from rollcall.deploy.tools.manifests.references import USER_SECRETS
 from rollcall.reward_service.service.auth import client_token
-from rollcall.reward_service.service.config import ServiceConfig
+from rollcall.reward_service.service.service_config import ServiceConfig
 from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built
 from tests.needs import needs
 

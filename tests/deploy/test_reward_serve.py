@@ -18,7 +18,7 @@ from rollcall.deploy.cli.main import build_parser
 from rollcall.deploy.tools.reward_serve import load_service_config
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.service.config import ServiceConfig
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 YAML = """\
 port: 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -16,9 +17,11 @@ from rollcall.actors.control import unroll as unroll_module
 from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
 from rollcall.actors.envs.environment import EnvConfig
 from rollcall.actors.envs.vector import Step
-from rollcall.cluster.messages.records import Header, LMTrajectory, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import A, EnvSteps, SampledTokens
+from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.batches.control import ControlExperience
 from rollcall.learners.batches.token_batch import TokenMinibatch, collate_samples
@@ -76,7 +79,7 @@ def test_a_field_more_of_a_step_arrives_in_the_loss(monkeypatch: pytest.MonkeyPa
         run_seed=0,
         env_config=env,
         config=ActorsConfig(num_envs=4, unroll_length=16, num_shards=2),
-        policy_factory=lambda: TorchPolicy(*spaces, policy),
+        policy_factory=lambda: TorchPolicy(spaces[0], spaces[1], policy),
         weights_source=OneVersion(weights),
     )
     trajectories = [
@@ -98,8 +101,6 @@ def plain_steps(steps: EnvSteps[Any]) -> EnvSteps[Any]:
 
 
 def learner_of(algorithm: A2C, policy: PolicyConfig) -> tuple[Learner, Any]:
-    import gymnasium as gym
-
     env = gym.make("CartPole-v1")
     spaces = (env.observation_space, env.action_space)
     network = build_actor_critic(*spaces, policy, with_critic=True, seed=3)

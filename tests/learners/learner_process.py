@@ -1,5 +1,5 @@
-"""One of several learner processes: `python -m tests.learners.learner_process RANK NUM ADDRESS OUT KIND`.
-Run by test_learner.py."""
+"""One of several learner processes: `python -m tests.learners.learner_process RANK NUM ADDRESS OUT`.
+Run by test_learner.py, which is itself the one process that several are held against."""
 
 from __future__ import annotations
 
@@ -17,25 +17,29 @@ from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 
+KINDS = ("feedforward", "recurrent")
 
-def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool) -> None:
-    policy = PolicyConfig(recurrent="gru" if recurrent else "none", recurrent_size=32)
-    algorithm = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+
+def main(rank: int, num_processes: int, address: str, out: Path) -> None:
     collective = Collective()
     if num_processes > 1:
         collective = Collective.join(
             rank=rank, num_processes=num_processes, address=address, device=torch.device("cpu"), timeout_s=60
         )
-    learner = make_learner(algorithm, policy=policy, config=LearnerConfig(learning_rate=1e-3), collective=collective)
-    first = learner.weights(epoch=1, version=0)
-    batch = [cartpole(first, ticket=ticket, policy=policy) for ticket in range(2)]
-    report, _ = learner.update(batch, StepOrder(0, 1, 0.0))
-    published: dict[str, Any] = dict(learner.weights(epoch=1, version=1).tensors())
-    np.savez(out / f"{num_processes}-{rank}.npz", **published)
-    (out / f"{num_processes}-{rank}.txt").write_text(repr(sorted(report.metrics.items())))
+    for kind in KINDS:
+        policy = PolicyConfig(recurrent="gru" if kind == "recurrent" else "none", recurrent_size=32)
+        algorithm = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+        config = LearnerConfig(learning_rate=1e-3)
+        learner = make_learner(algorithm, policy=policy, config=config, collective=collective)
+        first = learner.weights(epoch=1, version=0)
+        batch = [cartpole(first, ticket=ticket, policy=policy) for ticket in range(2)]
+        report, _ = learner.update(batch, StepOrder(0, 1, 0.0))
+        published: dict[str, Any] = dict(learner.weights(epoch=1, version=1).tensors())
+        np.savez(out / f"{kind}-{num_processes}-{rank}.npz", **published)
+        (out / f"{kind}-{num_processes}-{rank}.txt").write_text(repr(sorted(report.metrics.items())))
     collective.leave()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5] == "recurrent")
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))

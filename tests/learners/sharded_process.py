@@ -88,7 +88,8 @@ class Case:
         learner = self.learner()
         self.keep(learner, "0")
         results = [self.step(learner, 0)]
-        held = held_bytes() - held
+        copied = {} if learner.device_copy is None else learner.device_copy.tensors  # whole, for an engine beside it
+        held = held_bytes() - held - sum(tensor.nbytes for tensor in copied.values())
         self.keep(learner, "1")
         results.append(self.step(learner, 1, checkpoint))
         before = {key: tensor.clone() for key, tensor in learner._state_tensors().items()}

@@ -23,6 +23,7 @@ from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.learner import LearnerConfig, _build_optimizer
 from rollcall.learners.models.networks import PolicyConfig
 from tests import ROOT
+from tests.learners import learner_process
 from tests.learners.experience import cartpole, make_learner
 
 
@@ -197,23 +198,28 @@ def test_the_learner_drives_every_algorithm_alike(algorithm: Any) -> None:
     assert any((before[name] != after[name]).any() for name in before)
 
 
-@pytest.mark.parametrize("kind", ["feedforward", "recurrent"])
-def test_two_learner_processes_give_the_update_of_one(tmp_path: Path, kind: str) -> None:
+@pytest.fixture(scope="module")
+def updates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process, and two together, made of the same experience."""
+    folder = tmp_path_factory.mktemp("updates")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-
-    def start(rank: int, count: int) -> subprocess.Popen[bytes]:
-        program = [sys.executable, "-m", "tests.learners.learner_process", str(rank), str(count), address]
-        return subprocess.Popen([*program, str(tmp_path), kind], cwd=ROOT, stderr=subprocess.PIPE)
-
-    processes = [start(0, 1), start(0, 2), start(1, 2)]
+    program = [sys.executable, "-m", "tests.learners.learner_process"]
+    commands = [[*program, str(rank), "2", address, str(folder)] for rank in range(2)]
+    processes = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE) for command in commands]
+    learner_process.main(0, 1, "", folder)
     errors = [process.communicate(timeout=120)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], errors
-    alone = np.load(tmp_path / "1-0.npz")
+    assert [process.returncode for process in processes] == [0, 0], errors
+    return folder
+
+
+@pytest.mark.parametrize("kind", learner_process.KINDS)
+def test_two_learner_processes_give_the_update_of_one(updates: Path, kind: str) -> None:
+    alone = np.load(updates / f"{kind}-1-0.npz")
     for name in alone.files:
-        shared = [np.load(tmp_path / f"2-{rank}.npz")[name] for rank in range(2)]
+        shared = [np.load(updates / f"{kind}-2-{rank}.npz")[name] for rank in range(2)]
         np.testing.assert_array_equal(shared[0], shared[1], err_msg=name)
         np.testing.assert_allclose(shared[0], alone[name], atol=1e-5, rtol=0, err_msg=name)
-    metrics = [dict(ast.literal_eval((tmp_path / f"{n}.txt").read_text())) for n in ("1-0", "2-0")]
+    metrics = [dict(ast.literal_eval((updates / f"{kind}-{n}.txt").read_text())) for n in ("1-0", "2-0")]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)

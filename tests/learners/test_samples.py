@@ -94,6 +94,7 @@ def test_recurrent_minibatches_keep_sequences_whole(make_policy: MakePolicy, mak
                 for b in range(5)
                 if torch.equal(row.steps.observations["observation"], batch.steps.observations["observation"][:, b])
             )
+            assert row.initial_state is not None
             assert torch.equal(row.initial_state, batch.initial_recurrent_state[:, env])
             assert torch.equal(row.steps.actions, batch.steps.actions[:, env])
             assert torch.equal(row.steps.episode_starts, batch.steps.episode_starts[:, env])

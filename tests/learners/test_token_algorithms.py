@@ -21,9 +21,9 @@ from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, LagCorrection
+from rollcall.learners.algorithms.language.token_algorithm import EachToken, LagCorrection, LMMinibatch
 from rollcall.learners.batches import token_batch
-from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenRows
+from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths.sampling import Processed
 
 VOCABULARY, WIDTH = 5, 8
@@ -103,13 +103,13 @@ def make_models(outside: int | None = None) -> tuple[dict[str, nn.Module], Table
     return {"policy": policy, "reference": policy.moved(0.3, seed=3), "critic": TableCritic()}, policy
 
 
-def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[TokenMinibatch]:
+def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[LMMinibatch]:
     prepared = algorithm.prepare(models, batch, passes(batch))
     return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
 
 
 def summed_gradient(
-    algorithm: Any, models: dict[str, nn.Module], *minibatches: TokenMinibatch, num_processes: int = 1
+    algorithm: Any, models: dict[str, nn.Module], *minibatches: LMMinibatch, num_processes: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of policy and critic as one vector, and the metrics with the loss, summed over parts and processes."""
     (minibatch,) = minibatches
@@ -522,6 +522,7 @@ def test_a_clipped_value_does_not_leap() -> None:
         critic.table.add_(0.3)
     rows, _ = batch.rows(range(batch.num_samples))
     before, returns = prepared.targets.proximal_values, prepared.targets.returns
+    assert before is not None and returns is not None
     terms = [
         0.5 * max((v - r) ** 2, (o + min(max(v - o, -0.1), 0.1) - r) ** 2)
         for v, o, r in zip(critic(rows).tolist(), before.tolist(), returns.tolist(), strict=True)

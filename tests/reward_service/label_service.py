@@ -21,8 +21,8 @@ from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
 from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate, TextCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 TOKEN = "the-raters-token"
 _numbers = itertools.count()

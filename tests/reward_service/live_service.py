@@ -17,8 +17,8 @@ from rollcall.reward_service.client import ClientConfig, RewardClient
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scheduling.registry import Makers
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server, reward_model_at
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 TOKEN = "a-token-for-tests"
 Behaviour = Callable[[ScoreItem], Outcome]

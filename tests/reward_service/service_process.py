@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import sys
 
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 from tests.reward_service.live_service import Scorers, ScriptedScorer
 
 

@@ -17,8 +17,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.protocol import ScoreItem, cache_key
 from rollcall.reward_service.scheduling.cache import CacheConfig, LocalCache, RedisCache, _decoded, _encoded, open_cache
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.service.metrics import ServiceMetrics
 from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, item, metric, ready
 from tests.waiting import eventually
 

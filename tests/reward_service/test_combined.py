@@ -12,8 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken
-from rollcall.reward_service.scorers.combined import EnsembleConfig, build_ensemble
-from rollcall.reward_service.service.scorer_config import ScorerConfig, build_scorer
+from rollcall.reward_service.scorers.combined import Take, build_all
+from rollcall.reward_service.scorers.combined import ensemble as ensemble_of
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig, build_scorer
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)
 LENGTH = {"kind": "length", "at_least": 4, "slack": 4}
@@ -21,7 +22,7 @@ EXACT = {"kind": "exact_match"}
 
 
 def built(config: dict[str, Any]) -> Scorer:
-    return build_scorer(CONFIGS.validate_python(config), name="combined")
+    return build_scorer(CONFIGS.validate_python(config))
 
 
 def outcomes(scorer: Scorer, *responses: str, **metadata: Any) -> list[Outcome]:
@@ -50,11 +51,8 @@ class Fixed:
         self.closed = True
 
 
-def ensemble(take: str, *said: Outcome, deviations: float = 1.0) -> Scorer:
-    waiting = iter([Fixed(outcome) for outcome in said])
-    names = {f"m{n}": EXACT for n in range(len(said))}
-    config = EnsembleConfig.model_validate({"members": names, "take": take, "deviations": deviations})
-    return build_ensemble(config, lambda _config, _name: next(waiting), "e")
+def ensemble(take: Take, *said: Outcome, deviations: float = 1.0) -> Scorer:
+    return ensemble_of({f"m{n}": Fixed(outcome) for n, outcome in enumerate(said)}, take, deviations)
 
 
 def test_a_sum_weighs_its_clipped_parts_and_names_them() -> None:
@@ -91,7 +89,7 @@ def test_sums_nest_and_know_what_they_are_made_of() -> None:
 
 
 @pytest.mark.parametrize(("take", "value"), [("mean", 3.0), ("min", 1.0), ("lower_bound", 3.0 - 2 * math.sqrt(4))])
-def test_an_ensemble_says_what_its_members_agree_on_and_how_far_they_do_not(take: str, value: float) -> None:
+def test_an_ensemble_says_what_its_members_agree_on_and_how_far_they_do_not(take: Take, value: float) -> None:
     (outcome,) = outcomes(ensemble(take, Score(1.0), Score(3.0), Score(5.0), deviations=2), "r")
     assert isinstance(outcome, Score)
     assert outcome.value == pytest.approx(value)
@@ -105,15 +103,12 @@ def test_an_ensemble_needs_all_its_members() -> None:
 
 def test_a_member_that_cannot_be_built_closes_those_before_it() -> None:
     first = Fixed(Score(1.0))
-    config = EnsembleConfig.model_validate({"members": {"a": EXACT, "b": EXACT}})
 
-    def build(_config: ScorerConfig, name: str) -> Scorer:
-        if name == "e.b":
-            raise BadInput("no such thing")
-        return first
+    def fail() -> Scorer:
+        raise BadInput("no such thing")
 
     with pytest.raises(BadInput):
-        build_ensemble(config, build, "e")
+        build_all({"a": lambda: first, "b": fail})
     assert first.closed
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rollcall.reward_service.answers.answers import AnswerPart
+from rollcall.reward_service.answers.final_answer import AnswerPart
 from rollcall.reward_service.answers.formulas import as_latex
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score

@@ -14,8 +14,8 @@ import pytest
 from rollcall.cluster.errors import BadInput, RewardUnavailable
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import PrivateService, start_private
+from rollcall.reward_service.service.service_config import ServiceConfig
 from tests.waiting import eventually
 
 CONFIG = ServiceConfig.model_validate({"models": {"exact": {"kind": "exact_match"}}, "drain_timeout_s": 2})
@@ -27,7 +27,7 @@ PARENT = """
 import sys, threading, time
 from pathlib import Path
 from rollcall.reward_service.service.private import start_private
-from rollcall.reward_service.service.config import ServiceConfig
+from rollcall.reward_service.service.service_config import ServiceConfig
 def start():
     service = start_private(ServiceConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]))
     keep.append(service)

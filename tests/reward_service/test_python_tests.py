@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.sandbox.jail_client import Limits
-from rollcall.reward_service.sandbox.sandbox import Sandbox
+from rollcall.reward_service.sandbox.run import Limits, probe
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
-from rollcall.reward_service.service.scorer_config import build_scorer
+from rollcall.reward_service.scorers.scorer_config import build_scorer
 from tests.needs import lack
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, output_bytes=10_000)
@@ -34,7 +33,7 @@ def hasty() -> Iterator[PythonTestsScorer]:
 
 
 def built(config: PythonTestsConfig) -> Iterator[PythonTestsScorer]:
-    scorer = build_scorer(config, name="code")
+    scorer = build_scorer(config)
     assert isinstance(scorer, PythonTestsScorer)
     if not scorer.containment.contained:
         lack("containment", scorer.containment.describe())
@@ -60,7 +59,7 @@ def test_the_score_is_the_share_of_tests_that_pass(scorer: PythonTestsScorer) ->
 
 
 def test_all_or_nothing_is_one_only_where_all_pass() -> None:
-    scorer = build_scorer(CONFIG.model_copy(update={"score": "all"}), name="code")
+    scorer = build_scorer(CONFIG.model_copy(update={"score": "all"}))
     assert isinstance(scorer, PythonTestsScorer)
     assert share(scorer, "def f(): return 1", ["assert f() == 1", "assert f() == 2"]) == 0
     assert share(scorer, "def f(): return 1", ["assert f() == 1", "assert f() != 2"]) == 1
@@ -75,7 +74,7 @@ def test_the_code_is_the_last_fenced_block_of_python() -> None:
 
 def test_a_completion_goes_on_where_its_prompt_ends() -> None:
     config = CONFIG.model_copy(update={"prompt_is_code": True, "code": "whole"})
-    scorer = build_scorer(config, name="code")
+    scorer = build_scorer(config)
     item = ScoreItem(
         id="1", prompt="def f(x):\n", response="    return x + 1\n", metadata={"tests": "assert f(1) == 2"}
     )
@@ -298,7 +297,7 @@ FORGERIES = {
     """,
     "looks for the expected value in frames": """
         import gc, sys
-        def looks_right(thing): return isinstance(thing, str) and thing.startswith("assert") and 10 < len(thing) < 50
+        def looks_right(thing): return isinstance(thing, str) and thing.startswith("assert ") and 10 < len(thing) < 50
         def f(x):
             frame = sys._getframe()
             while frame:
@@ -404,7 +403,7 @@ def test_programs_are_judged_by_what_they_print(scorer: PythonTestsScorer) -> No
 
 def test_printed_words_or_letters_can_be_what_counts() -> None:
     for output, expected in (("words", 1.0), ("lines", 0.0), ("exact", 0.0)):
-        scorer = build_scorer(CONFIG.model_copy(update={"output": output}), name="code")
+        scorer = build_scorer(CONFIG.model_copy(update={"output": output}))
         assert isinstance(scorer, PythonTestsScorer)
         assert share(scorer, "print('1\\n2')", [{"stdin": "", "stdout": "1 2"}]) == expected
         scorer.close()
@@ -468,7 +467,7 @@ def test_tests_that_cannot_be_run_are_no_score_of_zero(scorer: PythonTestsScorer
 
 
 def test_where_nothing_contains_code_none_is_run(tmp_path: Path) -> None:
-    scorer = PythonTestsScorer(CONFIG, Sandbox(LIMITS, layers=[]))
+    scorer = PythonTestsScorer(CONFIG, probe(LIMITS, layers=[]))
     code = f"open({str(tmp_path / 'ran')!r}, 'w')\ndef f(): return 1"
     outcome = judged(scorer, code, "assert f() == 1")
     assert isinstance(outcome, Failure) and outcome.kind == "unavailable" and "code reaches" in outcome.message

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from rollcall.cluster.errors import BadInput
-from rollcall.reward_service.answers.answers import final_number, last_box
+from rollcall.reward_service.answers.final_answer import final_number, last_box
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.service.scorer_config import ScorerConfig, build_scorer
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig, build_scorer
 from tests.needs import require_module
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)
 
 
 def outcomes(config: dict[str, Any], *responses: str, **metadata: Any) -> list[Outcome]:
-    scorer = build_scorer(CONFIGS.validate_python(config), name="rule")
+    scorer = build_scorer(CONFIGS.validate_python(config))
     try:
         items = [ScoreItem(id=str(n), prompt="p", response=r, metadata=metadata) for n, r in enumerate(responses)]
         return list(scorer.score(items))
@@ -225,7 +225,7 @@ def test_settings_that_make_no_sense_are_refused(config: dict[str, Any], said: s
 
 def test_the_version_changes_with_what_the_score_depends_on_and_with_nothing_else() -> None:
     def version(config: dict[str, Any]) -> str:
-        scorer = build_scorer(CONFIGS.validate_python(config), name="rule")
+        scorer = build_scorer(CONFIGS.validate_python(config))
         scorer.close()
         return scorer.version
 

@@ -1,5 +1,5 @@
 """The sandbox against code that wants out, once in each combination of layers that this machine offers: the real
-kernel, real processes, and the machine must survive. What the code managed to do is what it prints."""
+Linux, real processes, and the machine must survive. What the code managed to do is what it prints."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 
-from rollcall.reward_service.sandbox import cgroups, kernel, seccomp
-from rollcall.reward_service.sandbox.jail_client import Finished, Limits, SandboxBroken
-from rollcall.reward_service.sandbox.sandbox import Sandbox
+from rollcall.reward_service.sandbox import cgroups, linux, seccomp
+from rollcall.reward_service.sandbox.run import Containment, Limits, RunResult, SandboxBroken, Script, Suite, probe
+from rollcall.reward_service.sandbox.run import run as run_program
 from tests.needs import SYSTEM_PYTHON, lack, needs, require
 from tests.waiting import eventually
 
@@ -40,6 +41,13 @@ MODES: dict[str, tuple[list[str] | None, str | None]] = {
 pytestmark = needs("linux")
 
 
+class Sandbox(NamedTuple):
+    """What contains the code, and how far."""
+
+    containment: Containment
+    limits: Limits
+
+
 @pytest.fixture(scope="module", params=list(MODES))
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -50,19 +58,23 @@ def sandbox(mode: str) -> Sandbox:
     layers, python = MODES[mode]
     if python is not None:
         require("system_python")
-    sandbox = Sandbox(LIMITS, layers=layers, python=python)
-    if not sandbox.containment.contained:
-        lack("containment", sandbox.containment.problem)
-    return sandbox
+    containment = probe(LIMITS, layers=layers, python=python)
+    if not containment.contained:
+        lack("containment", containment.problem)
+    return Sandbox(containment, LIMITS)
 
 
 @pytest.fixture(scope="module")
-def hasty(mode: str, sandbox: Sandbox) -> Sandbox:
-    return Sandbox(HASTE, layers=sandbox.containment.layers, python=MODES[mode][1])
+def hasty(sandbox: Sandbox) -> Sandbox:
+    return sandbox._replace(limits=HASTE)
 
 
-def run(sandbox: Sandbox, code: str, stdin: str = "") -> Finished:
-    return sandbox.run_program(textwrap.dedent(code), [stdin])[0]
+def run(sandbox: Sandbox, code: str, stdin: str = "") -> RunResult:
+    return run_each(sandbox, code, stdin)[0]
+
+
+def run_each(sandbox: Sandbox, code: str, *inputs: str) -> list[RunResult]:
+    return run_program(Script(textwrap.dedent(code), inputs), sandbox.limits, sandbox.containment)
 
 
 def inhabitants() -> list[psutil.Process]:
@@ -79,7 +91,7 @@ def inhabitants() -> list[psutil.Process]:
 
 
 def _is_helper(process: psutil.Process) -> bool:
-    return "jail_main.py" in " ".join(process.cmdline())
+    return "sandbox/start.py" in " ".join(process.cmdline())
 
 
 @pytest.fixture
@@ -239,7 +251,7 @@ def test_files_in_its_own_directory_are_limited_and_gone_afterwards(sandbox: San
         pass
     print(written <= 8 << 20)
     """
-    both = sandbox.run_program(textwrap.dedent(code), ["", ""])
+    both = run_each(sandbox, code, "", "")
     assert [finished.output for finished in both] == [b"[]\nTrue\n"] * 2
 
 
@@ -330,12 +342,11 @@ def test_the_services_token_is_out_of_reach(mode: str, sandbox: Sandbox, token_f
     """
     service = """
     import json, os, sys
-    from rollcall.reward_service.sandbox.jail_client import Limits
-    from rollcall.reward_service.sandbox.sandbox import Sandbox
+    from rollcall.reward_service.sandbox.run import Limits, Script, probe, run
     layers, python, hostile, path = json.load(sys.stdin)
     assert open(f"/proc/{os.getpid()}/environ").read().count("open-sesame") == 1
-    sandbox = Sandbox(Limits(), layers=layers, python=python)
-    print(sandbox.run_program(hostile, [f"{os.getpid()} {path}"])[0].output.decode())
+    containment = probe(Limits(), layers=layers, python=python)
+    print(run(Script(hostile, (f"{os.getpid()} {path}",)), Limits(), containment)[0].output.decode())
     """
     layers, python = MODES[mode]
     done = subprocess.run(
@@ -429,7 +440,7 @@ def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox) -> None:
     print("end", flush=True)
     """
     begin = time.monotonic()
-    first, second = sandbox.run_program(textwrap.dedent(code), ["", ""])
+    first, second = run_each(sandbox, code, "", "")
     assert (first.output, second.output) == (b"end\n", b"end\n")
     assert time.monotonic() - begin < LIMITS.wall_s
     eventually(lambda: not inhabitants(), 5)
@@ -471,17 +482,17 @@ def test_a_program_cannot_change_or_keep_its_input(sandbox: Sandbox) -> None:
             pass
     print(input())
     """
-    both = sandbox.run_program(textwrap.dedent(code), ["one", "two"])
+    both = run_each(sandbox, code, "one", "two")
     assert [finished.output for finished in both] == [b"one\n", b"two\n"]
 
 
 def test_a_killed_service_takes_its_sandboxes_along() -> None:
     service = """
-    from rollcall.reward_service.sandbox.jail_client import Limits
-    from rollcall.reward_service.sandbox.sandbox import Sandbox
-    sandbox = Sandbox(Limits(wall_s=100, cpu_s=100))
+    from rollcall.reward_service.sandbox.run import Limits, Script, probe, run
+    limits = Limits(wall_s=100, cpu_s=100)
+    containment = probe(limits)
     print("ready", flush=True)
-    sandbox.run_program("import time; time.sleep(99)", [""])
+    run(Script("import time; time.sleep(99)", ("",)), limits, containment)
     """
     process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(service)], stdout=subprocess.PIPE)
     try:
@@ -497,21 +508,21 @@ def test_a_killed_service_takes_its_sandboxes_along() -> None:
 
 
 def test_without_containment_no_code_is_run_unless_that_is_wished() -> None:
-    sandbox = Sandbox(LIMITS, layers=[])
-    assert not sandbox.containment.contained
-    assert "reading files" in sandbox.containment.problem and "the network" in sandbox.containment.problem
-    assert "no containment" in sandbox.containment.describe()
+    nothing = probe(LIMITS, layers=[])
+    assert not nothing.contained
+    assert "reading files" in nothing.problem and "the network" in nothing.problem
+    assert "no containment" in nothing.describe()
     with pytest.raises(SandboxBroken, match="code reaches"):
-        run(sandbox, "print(1)")
+        run(Sandbox(nothing, LIMITS), "print(1)")
     if ROOT:  # whose sandbox gives its user away
         require("system_python")
-    unsafe = Sandbox(LIMITS, layers=[], unsafe=True, python=str(SYSTEM_PYTHON) if ROOT else None)
-    assert run(unsafe, "print(1)").output == b"1\n"
+    unsafe = probe(LIMITS, layers=[], unsafe=True, python=str(SYSTEM_PYTHON) if ROOT else None)
+    assert run(Sandbox(unsafe, LIMITS), "print(1)").output == b"1\n"
 
 
 def test_the_probe_says_what_there_is() -> None:
-    containment = Sandbox(LIMITS).containment
-    assert containment.landlock == kernel.landlock_version()
+    containment = probe(LIMITS)
+    assert containment.landlock == linux.landlock_version()
     assert containment.seccomp == seccomp.supported()
     assert containment.cgroup == cgroups.available()
     assert set(containment.prevented.values()) <= {True}
@@ -524,17 +535,17 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     """The whole path of a service that is not root: user namespaces in place of privileges."""
     service = f"""
     import os
-    from rollcall.reward_service.sandbox.jail_client import Limits
-    from rollcall.reward_service.sandbox.sandbox import Sandbox
+    from rollcall.reward_service.sandbox.run import Limits, Script, probe, run
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
-    sandbox = Sandbox(Limits(wall_s=5, cpu_s=1), layers={layers!r}, python={str(SYSTEM_PYTHON)!r})
-    print(sandbox.containment.describe())
+    limits = Limits(wall_s=5, cpu_s=1)
+    containment = probe(limits, layers={layers!r}, python={str(SYSTEM_PYTHON)!r})
+    print(containment.describe())
     code = "import os\\ntry:\\n  while True: os.fork()\\nexcept OSError: print(os.getuid() == 65534)"
-    print(sandbox.run_program(code, [""])[0].output.splitlines()[:1])
+    print(run(Script(code, ("",)), limits, containment)[0].output.splitlines()[:1])
     try:
-        os.kill(sandbox.run_program("import os; os.kill(0, 9)", [""])[0].exit or 0, 0)
+        os.kill(run(Script("import os; os.kill(0, 9)", ("",)), limits, containment)[0].exit or 0, 0)
     except OSError:
         pass
     print("alive")
@@ -550,5 +561,5 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
 def test_a_solution_may_be_gone_long_before_its_last_judgement(sandbox: Sandbox) -> None:
     code = "import os\n\ndef f():\n    os._exit(0)\n"
     waits = "import time\ntry:\n    f()\nfinally:\n    time.sleep(1)\n"
-    (finished,) = sandbox.run_tests(code, [waits])
+    (finished,) = run_program(Suite(code, (waits,)), sandbox.limits, sandbox.containment)
     assert finished.exit not in (None, 0) and not finished.ended_for

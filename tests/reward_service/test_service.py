@@ -15,8 +15,8 @@ import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ErrorBody, ScoreResponse
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.server import Server
+from rollcall.reward_service.service.service_config import ServiceConfig
 from tests.reward_service.live_service import (
     TOKEN,
     Scorers,

@@ -19,7 +19,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Score
 from rollcall.reward_service.scorers.function_scorer import FunctionConfig, FunctionScorer
-from rollcall.reward_service.service.scorer_config import build_scorer
+from rollcall.reward_service.scorers.scorer_config import build_scorer
 from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
 from rollcall.reward_service.workers.printed_output import PrintedOutput
 from tests.waiting import eventually
@@ -87,7 +87,7 @@ def build(folder: Path) -> Iterator[Callable[..., FunctionScorer]]:
 
     def make(name: str, timeout_s: float = 30, **settings: Any) -> FunctionScorer:
         workers = WorkersConfig(num=2, timeout_s=timeout_s, memory_bytes=4 << 30)
-        scorer = build_scorer(FunctionConfig(path=f"my_scorers:{name}", workers=workers, **settings), name="mine")
+        scorer = build_scorer(FunctionConfig(path=f"my_scorers:{name}", workers=workers, **settings))
         assert isinstance(scorer, FunctionScorer)
         built.append(scorer)
         return scorer
@@ -208,7 +208,7 @@ def test_a_function_that_is_not_there_is_refused_when_it_is_built(build: Callabl
     with pytest.raises(BadInput, match="not a function"):
         build("broken")
     with pytest.raises(BadInput, match="no module 'elsewhere'"):
-        build_scorer(FunctionConfig(path="elsewhere:f"), name="mine")
+        build_scorer(FunctionConfig(path="elsewhere:f"))
 
 
 def test_a_text_scorer_is_given_no_segment(build: Callable[..., FunctionScorer]) -> None:

@@ -23,8 +23,8 @@ from rollcall.deploy.tools.bench.aside import Aside
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
 from rollcall.deploy.tools.bench.reward_load import LONGEST, MODEL, SHORTEST, Asked, Clients, OpenLoop, length_of
 from rollcall.deploy.tools.bench.reward_model import Forward, write_classifier
-from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import start_private
+from rollcall.reward_service.service.service_config import ServiceConfig
 
 NUM_PROCESSES = 4  # that the clients are shared out over
 RAW_S = 8.0  # how long the model alone is measured, before, between and after

@@ -15,7 +15,7 @@ from rollcall.deploy.tools.monitoring.dashboard_halves import CONTROL, LANGUAGE
 from rollcall.deploy.tools.monitoring.dashboard_overview import OVERVIEW
 from rollcall.deploy.tools.monitoring.dashboard_services import CLUSTER_HEALTH, REWARD_SERVICE
 from rollcall.deploy.tools.monitoring.metric_names import EXTERNAL, rule_files, rules
-from rollcall.reward_service.service.metrics import SERVICE
+from rollcall.reward_service.scheduling.metrics import SERVICE
 
 ROOT = Path(__file__).resolve().parents[3]
 DASHBOARDS = {
@@ -28,7 +28,7 @@ DASHBOARDS = {
 
 _METRICS_PAGE = """# Metrics
 
-Made from `cluster/metrics/table.py`, `reward_service/service/metrics.py` and
+Made from `cluster/metrics/table.py`, `reward_service/scheduling/metrics.py` and
 `deploy/tools/monitoring/metric_names.py` by `make generate`.
 
 A metric that was never set has no sample: nothing is claimed that nobody measured. Labels are few and bounded: no

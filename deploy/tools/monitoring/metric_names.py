@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from rollcall.cluster.metrics.table import DRIVER, Metric
-from rollcall.reward_service.service.metrics import SERVICE
+from rollcall.reward_service.scheduling.metrics import SERVICE
 
 # Label matchers and strings, ranges, and the label lists of aggregations and matchings hold no metrics.
 _NOT_METRICS = re.compile(

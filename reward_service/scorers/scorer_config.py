@@ -1,22 +1,17 @@
-"""Every kind of scorer by its settings, and how one is built from them. The one file that knows all scorers; must never
-know who asks them."""
+"""Every kind of scorer by its settings, and how one is built from them: the one file that knows all scorers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, assert_never
+from functools import partial
+from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, JsonValue
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Scorer
-from rollcall.reward_service.scorers.combined import (
-    EnsembleConfig,
-    Part,
-    WeightedSumConfig,
-    build_ensemble,
-    build_weighted_sum,
-)
+from rollcall.reward_service.scorers.combined import Take, Term, build_all, ensemble, weighted_sum
 from rollcall.reward_service.scorers.function_scorer import FunctionConfig, build_function_scorer
 from rollcall.reward_service.scorers.judge import Judge, JudgeConfig
 from rollcall.reward_service.scorers.maths import Algebra, MathsConfig, build_maths_scorer, unreadable_gold
@@ -30,6 +25,37 @@ from rollcall.reward_service.scorers.rules import (
     build_rule,
     unreadable_answer,
 )
+
+
+class Part(Term):
+    """One term of a sum."""
+
+    scorer: ScorerConfig
+
+
+class WeightedSumConfig(Strict):
+    """The sum over parts of weight times clipped score. An item that a part cannot score has no score."""
+
+    kind: Literal["weighted_sum"] = "weighted_sum"
+    parts: dict[str, Part] = Field(min_length=1, description="by the names that their components go by")
+
+    def scorers(self) -> dict[str, ScorerConfig]:
+        return {name: part.scorer for name, part in self.parts.items()}
+
+
+class EnsembleConfig(Strict):
+    """Several opinions of one thing. An item that a member cannot score has no score."""
+
+    kind: Literal["ensemble"] = "ensemble"
+    members: dict[str, ScorerConfig] = Field(min_length=2, description="by the names that their components go by")
+    take: Take = Field(
+        default="mean", description="lower_bound: the mean less `deviations` standard deviations of the members"
+    )
+    deviations: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="for lower_bound")
+
+    def scorers(self) -> dict[str, ScorerConfig]:
+        return self.members
+
 
 ScorerConfig = Annotated[
     ExactMatchConfig
@@ -47,11 +73,11 @@ ScorerConfig = Annotated[
     Field(discriminator="kind"),
 ]
 for _combined in (Part, WeightedSumConfig, EnsembleConfig):
-    _combined.model_rebuild(_types_namespace={"ScorerConfig": ScorerConfig, "Part": Part})
+    _combined.model_rebuild()
 
 
-def build_scorer(config: ScorerConfig, *, name: str) -> Scorer:
-    """Builds the scorer, with all that it stands on: workers, a sandbox, a model. `name` is the service's for it.
+def build_scorer(config: ScorerConfig) -> Scorer:
+    """Builds the scorer, with all that it stands on: workers, a sandbox, a model.
 
     Raises:
       BadInput: what the settings name is not there, or cannot be used.
@@ -72,15 +98,15 @@ def build_scorer(config: ScorerConfig, *, name: str) -> Scorer:
         case FunctionConfig():
             return build_function_scorer(config)
         case WeightedSumConfig():
-            return build_weighted_sum(config, _inner, name)
+            return weighted_sum(_build_inner(config), config.parts)
         case EnsembleConfig():
-            return build_ensemble(config, _inner, name)
+            return ensemble(_build_inner(config), config.take, config.deviations)
         case _:
             assert_never(config)
 
 
-def _inner(config: ScorerConfig, name: str) -> Scorer:
-    return build_scorer(config, name=name)
+def _build_inner(config: WeightedSumConfig | EnsembleConfig) -> dict[str, Scorer]:
+    return build_all({name: partial(build_scorer, scorer) for name, scorer in config.scorers().items()})
 
 
 AnswerCheck = Callable[[Mapping[str, JsonValue]], str | None]
@@ -95,9 +121,7 @@ def answer_checks(config: ScorerConfig) -> list[AnswerCheck]:
         case MathsConfig():
             algebra = Algebra()
             return [lambda metadata: unreadable_gold(metadata, config, algebra)]
-        case WeightedSumConfig():
-            return [check for part in config.parts.values() for check in answer_checks(part.scorer)]
-        case EnsembleConfig():
-            return [check for member in config.members.values() for check in answer_checks(member)]
+        case WeightedSumConfig() | EnsembleConfig():
+            return [check for scorer in config.scorers().values() for check in answer_checks(scorer)]
         case _:
             return []

@@ -1,5 +1,4 @@
-"""Why a request has no result: one kind, one status, and when to come again. Must never know HTTP's machinery: guard.py
-and app.py turn it into an answer."""
+"""Why a request has no result: one kind, one status, and when to come again. guard.py and app.py make it an answer."""
 
 from __future__ import annotations
 
@@ -29,28 +28,22 @@ RefusalKind = Literal[
     "internal",
 ]
 
-STATUS: Mapping[RefusalKind, int] = {
-    "malformed": 422,
-    "schema": 422,
-    "unauthorised": 401,
-    "forbidden": 403,
-    "unknown_model": 404,
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "body_timeout": 408,
-    "too_large": 413,
-    "too_many_items": 413,
-    "too_many_tokens": 413,
-    "load_conflict": 409,
-    "load_failed": 422,
-    "queue_full": 429,
-    "loading": 503,
-    "draining": 503,
-    "stuck": 503,
-    "deadline": 504,
-    "client_gone": 499,  # nobody reads it; it is counted
-    "internal": 500,
+_KINDS: Mapping[int, tuple[RefusalKind, ...]] = {
+    401: ("unauthorised",),
+    403: ("forbidden",),
+    404: ("unknown_model", "not_found"),
+    405: ("method_not_allowed",),
+    408: ("body_timeout",),
+    409: ("load_conflict",),
+    413: ("too_large", "too_many_items", "too_many_tokens"),
+    422: ("malformed", "schema", "load_failed"),
+    429: ("queue_full",),
+    499: ("client_gone",),  # nobody reads it; it is counted
+    500: ("internal",),
+    503: ("loading", "draining", "stuck"),
+    504: ("deadline",),
 }
+STATUS: Mapping[RefusalKind, int] = {kind: status for status, kinds in _KINDS.items() for kind in kinds}
 
 
 class Refused(Exception):

@@ -1,5 +1,4 @@
-"""The service's hold on one sandbox: starts the helper, tells it to run, waits with a deadline, kills it. Must never
-know what runs in there, or what its result is worth."""
+"""The service's hold on one sandbox: starts the helper process, tells it to run, waits with a deadline, kills it."""
 
 from __future__ import annotations
 
@@ -8,31 +7,33 @@ import itertools
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import struct
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from rollcall.reward_service.sandbox.jail import Job
+from rollcall.cluster.inputs.strict import Strict
+from rollcall.reward_service.sandbox.helper import Job
 
-_HELPER = Path(__file__).with_name("jail_main.py")
+_STARTER = Path(__file__).with_name("start.py")
+_UNCOUNTED_PROCESSES = 4  # without a control group each process has the whole memory limit to itself
 _START_S = 20.0
 _END_S = 5.0
 _serials = itertools.count(os.getpid() % 100_000 * 10_000)
 
 
-class Limits(BaseModel):
+class Limits(Strict):
     """What one run of the code may use."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     wall_s: float = Field(default=10.0, gt=0, le=600, description="until everything of the run is killed")
     cpu_s: int = Field(default=5, ge=1, le=600, description="processor time of one process")
@@ -52,7 +53,7 @@ class SandboxBroken(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class RunResult:
     """How one run ended."""
 
     exit: int | None  # status; minus a signal's number; None where we ended it
@@ -61,49 +62,77 @@ class Finished:
     cpu_s: float = 0.0
 
 
-class Jail:
-    """One helper process and what lives in it. Used by one thread, which outlives it."""
+class Helper:
+    """One helper process and the sandbox that it makes. Used by one thread, which outlives it."""
 
     def __init__(
-        self, *, python: str, scratch: str, layers: list[str], limits: Limits, processes: int, what: Mapping[str, Any]
+        self,
+        python: str,
+        layers: Sequence[str],
+        limits: Limits,
+        role: str,
+        arguments: Mapping[str, object],
+        runs: Sequence[Mapping[str, int]],
     ) -> None:
         """
         Args:
-          what: the job's role and what belongs to it; the descriptors in its runs are the caller's.
+          role: `module.role`, of the siblings that say what runs inside.
+          arguments: of the role.
+          runs: descriptors for each run; they are the caller's.
+
+        Raises:
+          SandboxBroken: it does not start.
         """
         self._limits = limits
-        self._status, status = os.pipe()
-        inherited = {status, *(number for run in what["runs"] for number in run.values())}
-        values = limits.model_dump(exclude={"wall_s", "output_bytes", "processes"}) | {"processes": processes}
-        job = Job(
-            scratch=scratch, layers=layers, limits=values, status=status, serial=next(_serials) % 1_000_000_000, **what
-        )
         self._seen = b""
+        values = limits.model_dump(exclude={"wall_s", "output_bytes"})
+        if "cgroup" not in layers:
+            values["processes"] = min(limits.processes, _UNCOUNTED_PROCESSES)
+        roles, _, name = role.partition(".")
+        self._scratch = tempfile.mkdtemp(prefix="rollcall-sandbox-")
+        self._status, status = os.pipe()
+        job = Job(
+            scratch=self._scratch,
+            layers=layers,
+            limits=values,
+            status=status,
+            serial=next(_serials) % 1_000_000_000,
+            role=name,
+            arguments=arguments,
+            runs=runs,
+        )
         try:
             self._process = subprocess.Popen(
-                [python, "-I", "-S", "-B", str(_HELPER)],
+                [python, "-I", "-S", "-B", str(_STARTER), roles],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={},
                 cwd="/",
-                pass_fds=sorted(inherited),
+                pass_fds=sorted({status, *(number for run in runs for number in run.values())}),
                 start_new_session=True,
             )
         except OSError as error:
-            os.close(self._status)
+            self._release()
             raise SandboxBroken(f"the sandbox's helper does not start: {error}") from None
         finally:
             os.close(status)
         assert self._process.stdin is not None
         self._commands = self._process.stdin
         raw = json.dumps(job._asdict()).encode()
-        self._command(struct.pack("<I", len(raw)) + raw)
+        try:
+            self._command(struct.pack("<I", len(raw)) + raw)
+        except SandboxBroken:
+            self.close()
+            raise
 
-    def __enter__(self) -> Jail:
+    def __enter__(self) -> Helper:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         with suppress(OSError):
             self._commands.close()
         for number in (0, signal.SIGTERM, signal.SIGKILL):  # 0: it ends when its commands do
@@ -111,7 +140,11 @@ class Jail:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_END_S)
                 break
+        self._release()
+
+    def _release(self) -> None:
         os.close(self._status)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def await_ready(self) -> None:
         """Raises SandboxBroken, with what does not work here."""
@@ -123,7 +156,7 @@ class Jail:
         """Lets the next run begin."""
         self._command(b"n")
 
-    def finish(self, output: int | None = None) -> Finished:
+    def finish(self, output: int | None) -> RunResult:
         """Waits for the run that has begun, and ends it at its limits. `output` is read meanwhile."""
         deadline = time.monotonic() + self._limits.wall_s
         captured = bytearray()
@@ -140,15 +173,15 @@ class Jail:
             if not ended_for and time.monotonic() >= deadline:
                 ended_for = "time"
             if ended_for:
-                return Finished(None, bytes(captured[: self._limits.output_bytes]), ended_for, self.end()["cpu_s"])
+                return RunResult(None, bytes(captured[: self._limits.output_bytes]), ended_for, self.end()["cpu_s"])
         message = self._ended()
         while output is not None and len(captured) <= self._limits.output_bytes and self._capture(output, captured):
             pass
         if len(captured) > self._limits.output_bytes:
-            return Finished(None, bytes(captured[: self._limits.output_bytes]), "output", message["cpu_s"])
+            return RunResult(None, bytes(captured[: self._limits.output_bytes]), "output", message["cpu_s"])
         if message["exit"] == -signal.SIGXCPU or (message["exit"] < 0 and message["cpu_s"] >= self._limits.cpu_s):
-            return Finished(None, bytes(captured), "time", message["cpu_s"])
-        return Finished(message["exit"], bytes(captured), "", message["cpu_s"])
+            return RunResult(None, bytes(captured), "time", message["cpu_s"])
+        return RunResult(message["exit"], bytes(captured), "", message["cpu_s"])
 
     def end(self) -> dict[str, Any]:
         """Ends the run that has begun, if it has not ended by itself; how it ended."""

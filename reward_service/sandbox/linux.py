@@ -1,5 +1,5 @@
 """What the sandbox asks of Linux beyond `os`: namespaces, mounts, Landlock, capabilities, limits. Runs inside the
-sandbox's helper, from the standard library alone; must never know what the code in the sandbox is for."""
+sandbox's helper, from the standard library alone."""
 
 from __future__ import annotations
 

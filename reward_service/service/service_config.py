@@ -1,4 +1,4 @@
-"""The service's settings, composed of its parts' own. Must never know what a scorer's settings mean."""
+"""The service's settings, composed of its parts' own."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.cluster.store.redis_address import URL_VARIABLE, url_with_password
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scheduling.cache import CacheConfig
+from rollcall.reward_service.scheduling.dispatcher import RequestLimits
 from rollcall.reward_service.scheduling.registry import MAX_MODELS, NAME
-from rollcall.reward_service.scheduling.scoring import RequestLimits
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 from rollcall.reward_service.service.guard import GuardConfig
-from rollcall.reward_service.service.scorer_config import ScorerConfig
 
 DEFAULT_PORT = 8470
 
 
-class ServiceRedisConfig(BaseModel):
+class ServiceRedisConfig(Strict):
     """The Redis that services share scores through, and that preferences are kept in."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: SecretStr | None = Field(default=None, description=f"redis://... to use; none: ${URL_VARIABLE}, else no Redis")
 
@@ -37,20 +36,16 @@ class ServiceRedisConfig(BaseModel):
         return url_with_password(url) if url else None
 
 
-class ConnectionConfig(BaseModel):
+class ConnectionConfig(Strict):
     """What uvicorn allows a connection."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_connections: int = Field(default=4096, ge=1, description="open at once; beyond them: a bare 503")
     keep_alive_s: int = Field(default=30, ge=1, description="how long an idle connection is kept")
     max_header_bytes: int = Field(default=16_384, ge=1024, description="of a request's head; beyond them: a bare 400")
 
 
-class ServiceConfig(BaseModel):
+class ServiceConfig(Strict):
     """`rollcall reward serve`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = Field(default="127.0.0.1", min_length=1, description="the address; beyond loopback a token is needed")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="0: a free one")

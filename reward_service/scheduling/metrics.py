@@ -1,5 +1,5 @@
 """What the service counts of itself. Names are rollcall_reward_*, in base units; labels are few and bounded: never a
-request's or an item's id. Must never know what is done with the numbers."""
+request's or an item's id."""
 
 from __future__ import annotations
 

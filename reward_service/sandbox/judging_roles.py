@@ -1,5 +1,5 @@
-"""What the sandboxes of a solution and of its tests run: the one serves the code under test, the other judges it from
-outside. Standard library alone; must never know how they are contained."""
+"""What runs in the sandboxes of a solution and of its tests: the one serves the code under test, the other judges it
+from outside. Standard library alone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from rollcall.reward_service.sandbox.solution_proxy import JudgingEnd
 
 PASSED, FAILED, UNSUPPORTED = 0, 1, 3  # a test's exit status
 _MESSAGE_BYTES = 500
+_CHANNEL = 3  # the descriptor
 
 
-def serve_solution(source: str, preamble: str, channel: int) -> int:
+def serve_solution(_: int, code: str, preamble: str) -> int:
     """Runs the code once and then answers a test's calls until the test is over."""
     module = _module("solution")
-    end = SolutionEnd(channel, module)
+    end = SolutionEnd(_CHANNEL, module)
     loaded = {}
     try:
-        for name, text in (("preamble.py", preamble), ("solution.py", source)):
+        for name, text in (("preamble.py", preamble), ("solution.py", code)):
             exec(compile(text, name, "exec"), module.__dict__)
     except BaseException as error:  # sys.exit() too: whatever ends it, the code has not loaded
         loaded = {"error": f"{type(error).__name__}: {error}"[:_MESSAGE_BYTES]}
@@ -34,15 +35,15 @@ def serve_solution(source: str, preamble: str, channel: int) -> int:
     return 0
 
 
-def run_test(source: str, entry_point: str | None, channel: int) -> int:
+def run_test(number: int, tests: list[str], entry_point: str | None) -> int:
     """Passed when the test runs to its end. Its message goes to standard output."""
     try:
-        tree = ast.parse(source, "test.py")
+        tree = ast.parse(tests[number], "test.py")
         compiled = compile(tree, "test.py", "exec")
     except (SyntaxError, ValueError) as error:
         return _say(error, UNSUPPORTED)
     try:
-        end = JudgingEnd(channel)
+        end = JudgingEnd(_CHANNEL)
         if end.loaded:
             os.write(1, str(end.loaded.get("error", "")).encode(errors="replace")[:_MESSAGE_BYTES])
             return FAILED
@@ -71,3 +72,6 @@ def _say(error: BaseException, status: int) -> int:
     text = f"{type(error).__name__}: {error}".encode(errors="replace")[:_MESSAGE_BYTES]
     os.write(1, text)
     return status
+
+
+ROLES = {"solution": serve_solution, "test": run_test}

@@ -14,32 +14,31 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from rollcall.reward_service.sandbox import cgroups, jail_program, kernel, seccomp
+from rollcall.reward_service.sandbox import cgroups, linux, seccomp
+
+Role = Callable[..., int]  # what a run does, by its number and its job's arguments; returns its exit status
 
 
 class Job(NamedTuple):
     """All that the helper is told. Descriptors are numbers that it inherits."""
 
     scratch: str  # an empty directory
-    layers: list[str]  # of namespaces, user_namespace, landlock, seccomp, cgroup, user
-    limits: dict[str, int]
+    layers: Sequence[str]  # of namespaces, user_namespace, landlock, seccomp, cgroup, user
+    limits: Mapping[str, int]
     status: int
     serial: int  # another one for each sandbox that lives at the same time
-    role: str  # program | solution | test | reach
-    code: str = ""
-    preamble: str = ""
-    entry_point: str | None = None
-    tests: tuple[str, ...] = ()  # one for each run, of role test
-    targets: dict[str, str | int] | None = None  # for role reach
-    runs: tuple[dict[str, int], ...] = ()  # stdin, stdout, channel: what the run is given
+    role: str
+    arguments: Mapping[str, object]  # of the role
+    runs: Sequence[Mapping[str, int]]  # stdin, stdout, channel: what each run is given
 
 
-def main() -> None:
-    kernel.die_with_parent(signal.SIGTERM)
+def main(roles: Mapping[str, Role]) -> None:
+    """`roles` are imported before the sandbox closes: our own files cannot be read in there."""
+    linux.die_with_parent(signal.SIGTERM)
     (length,) = struct.unpack("<I", _read(4))
     job = Job(**json.loads(_read(length)))
     group = None
@@ -56,13 +55,13 @@ def main() -> None:
     try:
         if "cgroup" in job.layers:
             group = cgroups.create(memory_bytes=job.limits["memory_bytes"], processes=job.limits["processes"] + 1)
-        kernel.adopt_orphans()
+        linux.adopt_orphans()
         _unshare(job.layers)
         go, told = os.pipe()
         inner = os.fork()
         if not inner:
             os.close(told)
-            _keep(job, go)
+            _keep(job, roles[job.role], go)
         if group is not None:
             group.add(inner)
         os.write(told, b"g")
@@ -81,34 +80,33 @@ def main() -> None:
             os.rmdir(job.scratch)
 
 
-def _unshare(layers: list[str]) -> None:
+def _unshare(layers: Sequence[str]) -> None:
     """What the keeper is born into. The other namespaces it makes itself: the outer process keeps its own files."""
     if "user_namespace" in layers:
-        kernel.unshare(kernel.NEW_USER | kernel.NEW_PIDS)
-        kernel.map_own_user()
+        linux.unshare(linux.NEW_USER | linux.NEW_PIDS)
+        linux.map_own_user()
     elif "namespaces" in layers:
-        kernel.unshare(kernel.NEW_PIDS)
+        linux.unshare(linux.NEW_PIDS)
 
 
-def _keep(job: Job, go: int) -> None:
+def _keep(job: Job, role: Role, go: int) -> None:
     """The keeper: PID 1 of the namespace, where there is one. Never returns."""
     status = 1
     try:
-        kernel.die_with_parent(signal.SIGKILL)
+        linux.die_with_parent(signal.SIGKILL)
         for deaf_to in (signal.SIGTERM, signal.SIGINT):  # as PID 1, which only hears what it has a handler for
             signal.signal(deaf_to, signal.SIG_DFL)
         os.setsid()
         if not os.read(go, 1):
             raise EOFError
         os.close(go)
-        kernel.adopt_orphans()
-        act = _role(job)
+        linux.adopt_orphans()
         _contain(job)
         _tell(job.status, {"ready": True})
         for number in range(len(job.runs)):
             while _read(1) == b"k":  # it came when the run had just ended
                 pass
-            _tell(job.status, {"run": number, **_run(job, number, act)})
+            _tell(job.status, {"run": number, **_run(job, number, role)})
         status = 0
     except EOFError:  # the service is gone, or has no more use for us
         status = 0
@@ -121,12 +119,12 @@ def _keep(job: Job, go: int) -> None:
 
 def _contain(job: Job) -> None:
     """What holds for the keeper and for every run."""
-    owner = kernel.unlikely_user(job.serial) if "user" in job.layers else os.geteuid()
+    owner = linux.unlikely_user(job.serial) if "user" in job.layers else os.geteuid()
     places = _python_places()
     writable = []
     if "namespaces" in job.layers:
-        kernel.unshare(kernel.NEW_MOUNTS | kernel.NEW_IPC | kernel.NEW_UTS | kernel.NEW_NETWORK)
-        kernel.enter_root(
+        linux.unshare(linux.NEW_MOUNTS | linux.NEW_IPC | linux.NEW_UTS | linux.NEW_NETWORK)
+        linux.enter_root(
             job.scratch,
             readable=[*places, *(device for device in ("/dev/null", "/dev/urandom") if os.path.exists(device))],
             links={name: os.readlink(name) for name in ("/lib", "/lib64") if os.path.islink(name)},
@@ -141,11 +139,11 @@ def _contain(job: Job) -> None:
         places.append(job.scratch)
     os.umask(0o077)
     if "user" in job.layers:
-        kernel.drop_user(owner)
-    kernel.drop_capabilities()
+        linux.drop_user(owner)
+    linux.drop_capabilities()
     if "landlock" in job.layers:
         devices = [device for device in ("/dev/null", "/dev/urandom") if os.path.exists(device)]
-        kernel.restrict_files(readable=[*places, *devices], writable=[*writable, *devices[:1]])
+        linux.restrict_files(readable=[*places, *devices], writable=[*writable, *devices[:1]])
 
 
 def _python_places() -> list[str]:
@@ -160,14 +158,14 @@ def _python_places() -> list[str]:
     return found
 
 
-def _run(job: Job, number: int, act: Callable[[int], int]) -> dict[str, Any]:
+def _run(job: Job, number: int, role: Role) -> dict[str, object]:
     """One process from beginning to end, with all that it started."""
     given = job.runs[number]
     child = os.fork()
     if not child:
         status = 1
         try:
-            status = _enter(job, number, act)
+            status = _enter(job, number, role)
         except BaseException:  # out of memory, say, with no frame of the role left
             pass
         finally:
@@ -189,7 +187,7 @@ def _run(job: Job, number: int, act: Callable[[int], int]) -> dict[str, Any]:
     return {"exit": os.waitstatus_to_exitcode(status), "killed": killed, "cpu_s": usage.ru_utime + usage.ru_stime}
 
 
-def _enter(job: Job, number: int, act: Callable[[int], int]) -> int:
+def _enter(job: Job, number: int, role: Role) -> int:
     """The last steps of a new process before it becomes its role, and the role."""
     given = job.runs[number]
     os.setsid()
@@ -205,7 +203,7 @@ def _enter(job: Job, number: int, act: Callable[[int], int]) -> int:
     sealed = "seccomp" in job.layers and seccomp.program(
         own_processes="namespaces" in job.layers, own_files="namespaces" in job.layers
     )
-    kernel.limit(
+    linux.limit(
         cpu_s=limits["cpu_s"],
         FSIZE=limits["file_bytes"],
         NOFILE=limits["open_files"],
@@ -216,20 +214,7 @@ def _enter(job: Job, number: int, act: Callable[[int], int]) -> int:
     )
     if sealed:
         seccomp.install(sealed)
-    return act(number)
-
-
-def _role(job: Job) -> Callable[[int], int]:
-    """What each run does, by its number. Found before the sandbox closes: our own files cannot be read in there."""
-    if job.role == "program":
-        return lambda _: jail_program.run(job.code)
-    if job.role == "reach":
-        return lambda _: jail_program.report_reach(job.targets or {})
-    from rollcall.reward_service.sandbox import jail_tests
-
-    if job.role == "solution":
-        return lambda _: jail_tests.serve_solution(job.code, job.preamble, 3)
-    return lambda number: jail_tests.run_test(job.tests[number], job.entry_point, 3)
+    return role(number, **job.arguments)
 
 
 def _kill_rest(job: Job) -> None:
@@ -258,7 +243,7 @@ def _kill_descendants() -> None:
     """Where there is no PID namespace: orphans come to the nearest subreaper, and are found there."""
     deadline = time.monotonic() + 2.0
     with suppress(OSError):
-        while (found := kernel.children()) and time.monotonic() < deadline:
+        while (found := linux.children()) and time.monotonic() < deadline:
             for pid in found:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
@@ -277,5 +262,5 @@ def _read(length: int) -> bytes:
     return read
 
 
-def _tell(descriptor: int, message: dict[str, Any]) -> None:
+def _tell(descriptor: int, message: dict[str, object]) -> None:
     os.write(descriptor, json.dumps(message).encode() + b"\n")

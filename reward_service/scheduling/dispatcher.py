@@ -1,5 +1,5 @@
-"""From a request to its response: which model, what is known already, what somebody else is computing just now, and the
-rest to the batcher. Must never know HTTP."""
+"""From a request to its response: which model, what is cached already, what somebody else is computing just now, and
+the rest to the batcher. Must never know HTTP."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import (
     MAX_DEADLINE_MS,
     ItemError,
@@ -23,18 +24,16 @@ from rollcall.reward_service.protocol import (
 from rollcall.reward_service.scheduling.batch_queue import Ending, Job
 from rollcall.reward_service.scheduling.batcher import Finished
 from rollcall.reward_service.scheduling.cache import ScoreCache
+from rollcall.reward_service.scheduling.metrics import ServiceMetrics
+from rollcall.reward_service.scheduling.refusals import Refused
 from rollcall.reward_service.scheduling.registry import Registry, Served
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.service.metrics import ServiceMetrics
-from rollcall.reward_service.service.refusals import Refused
 
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.01, 0.2  # between looks at what another service computes
 
 
-class RequestLimits(BaseModel):
+class RequestLimits(Strict):
     """What one request may ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_items: int = Field(default=1024, ge=1, description="of one request; beyond them: 413")
     max_tokens: int = Field(default=262_144, ge=1, description="(or steps) of one request; beyond them: 413")
@@ -43,12 +42,12 @@ class RequestLimits(BaseModel):
     )
 
 
-class Scoring:
+class Dispatcher:
     """Lives on the event loop."""
 
     def __init__(self, registry: Registry, cache: ScoreCache, limits: RequestLimits, metrics: ServiceMetrics) -> None:
         self._registry, self._cache, self._limits, self._metrics = registry, cache, limits, metrics
-        self._flights: dict[str, Job] = {}  # by cache key: what is being computed, for all who ask
+        self._in_flight: dict[str, Job] = {}  # by cache key: what is being computed, for all who ask
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def score(
@@ -122,7 +121,7 @@ class Scoring:
                 if index not in endings and isinstance(each, tuple):
                     jobs[index] = self._join(served, *each, arrived, deadline, new)
             try:
-                self._take_off(served, new)
+                self._start(served, new)
                 await _all_done([job.future for job in jobs.values()], deadline, leaving)
             finally:
                 for job in jobs.values():
@@ -140,7 +139,7 @@ class Scoring:
     def _join(self, served: Served, item: ScoreItem, cost: int, arrived: float, deadline: float, new: list[Job]) -> Job:
         """The job that scores such an item already, or one that is added to `new`."""
         key = cache_key(served.version, item) if served.scorer.cacheable else None
-        job = self._flights.get(key) if key is not None else None
+        job = self._in_flight.get(key) if key is not None else None
         if job is not None:
             self._metrics.cache.labels("joined").inc()
             job.num_waiters += 1
@@ -148,7 +147,7 @@ class Scoring:
             return job
         job = Job(item, cost, deadline, arrived, asyncio.get_running_loop().create_future(), key)
         if key is not None:
-            self._flights[key] = job
+            self._in_flight[key] = job
         new.append(job)
         return job
 
@@ -156,22 +155,22 @@ class Scoring:
         """Nobody computes what nobody waits for."""
         job.num_waiters -= 1
         if job.num_waiters == 0 and not job.future.done():
-            self._land(job, Refused("client_gone", "nobody waits for it"))
+            self._end(job, Refused("client_gone", "nobody waits for it"))
             if job.withdraw is not None:
                 job.withdraw(job)
             self._release([job])
 
-    def _land(self, job: Job, ending: Ending) -> None:
-        if job.key is not None and self._flights.get(job.key) is job:
-            del self._flights[job.key]
+    def _end(self, job: Job, ending: Ending) -> None:
+        if job.key is not None and self._in_flight.get(job.key) is job:
+            del self._in_flight[job.key]
         if not job.future.done():
             job.future.set_result(ending)
 
-    def landed(self, finished: Finished) -> None:
+    def finish(self, finished: Finished) -> None:
         """What a batcher has done, whoever still waits for it: a score is kept all the same."""
         scores: dict[str, Score] = {}
         for job, ending in finished:
-            self._land(job, ending)
+            self._end(job, ending)
             if job.key is not None and isinstance(ending, Score):
                 scores[job.key] = ending
         if scores:
@@ -183,10 +182,10 @@ class Scoring:
         if claimed:
             self._spawn(self._cache.release(claimed))
 
-    def _take_off(self, served: Served, jobs: list[Job]) -> None:
+    def _start(self, served: Served, jobs: list[Job]) -> None:
         """Cached ones in a task of its own: whoever joins a job does not depend on who began it."""
         if jobs and served.scorer.cacheable:
-            self._spawn(self._fly(served, jobs))
+            self._spawn(self._resolve(served, jobs))
         elif jobs:
             self._submit(served, jobs)
 
@@ -197,11 +196,11 @@ class Scoring:
                 served.batcher.submit(wanted, time.monotonic())
         except Refused as refused:
             for job in wanted:
-                self._land(job, refused)
+                self._end(job, refused)
             self._release(wanted)
         self._release([job for job in jobs if job.num_waiters == 0])
 
-    async def _fly(self, served: Served, jobs: list[Job]) -> None:
+    async def _resolve(self, served: Served, jobs: list[Job]) -> None:
         """From the cache, from another service that computes it just now, or from the model."""
         look_s = _FIRST_LOOK_S
         with served.pinned():
@@ -226,7 +225,7 @@ class Scoring:
         found = await self._cache.get([job.key or "" for job in jobs])
         for job, score in zip(jobs, found, strict=True):
             if score is not None:
-                self._land(job, score)
+                self._end(job, score)
         return [job for job in jobs if not job.future.done()]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

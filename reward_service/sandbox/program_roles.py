@@ -1,5 +1,4 @@
-"""What the sandbox runs for an exchange with a program, and for the probe. Standard library alone; must never know how
-it is contained."""
+"""What runs in the sandbox of a program, and of the probe. Standard library alone."""
 
 from __future__ import annotations
 
@@ -10,13 +9,13 @@ import threading
 import types
 
 
-def run(source: str) -> int:
+def program(_: int, code: str) -> int:
     """As `python program.py` would: standard input and output are the process's."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     status = 0
     try:
-        exec(compile(source, "program.py", "exec"), module.__dict__)
+        exec(compile(code, "program.py", "exec"), module.__dict__)
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
@@ -28,7 +27,7 @@ def run(source: str) -> int:
     return status
 
 
-def report_reach(targets: dict[str, str | int]) -> int:
+def report_reach(_: int, targets: dict[str, str | int]) -> int:
     """For the probe: tries what the sandbox must prevent, and prints what it did prevent."""
     prevented = {}
     for name, attempt in _ATTEMPTS.items():
@@ -76,3 +75,5 @@ _ATTEMPTS = {
     "signals to the service": _signal_parent,
     "the network": _connect,
 }
+
+ROLES = {"program": program, "reach": report_reach}

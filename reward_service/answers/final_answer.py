@@ -9,8 +9,9 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
+from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.answers.exact_numbers import as_decimal, divide
 from rollcall.reward_service.answers.number_reader import MAX_CHARACTERS, Reading, read_numbers
 
@@ -27,10 +28,8 @@ READING = "reading-2"  # to be raised when answers are read otherwise: scores in
 _NUM_MARKS = 20  # so many marks are looked at, from the last
 
 
-class AnswerPart(BaseModel):
+class AnswerPart(Strict):
     """Which part of the response is the answer. A response without that part has none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     take: Literal["whole", "last_line", "after", "pattern", "boxed"] = Field(
         default="whole",
