@@ -23,7 +23,7 @@ def test_a_file_is_replaced_in_one_move_and_nothing_is_left_beside_it(tmp_path: 
 def test_a_secret_is_readable_by_its_owner_alone_whatever_a_killed_process_left(tmp_path: Path) -> None:
     path = tmp_path / "server.json"
     (tmp_path / "server.json.new").write_text("half of it")
-    write_aside(path, b"secret", mode=0o600)
+    write_aside(path, b"secret", private=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.read_bytes() == b"secret"
 
 
