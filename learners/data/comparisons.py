@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from rollcall.cluster.loop.work import ShuffledRows
+from rollcall.cluster.loop.task_source import ShuffledRows
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.seeds import derive_seed
 

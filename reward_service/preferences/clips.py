@@ -1,5 +1,5 @@
 """Segments as moving pictures: the env drawn in the states that were seen, where it is known how to set them; pictures
-where pictures were seen; else a plot of what was seen over time. Must never know who looks at them."""
+where pictures were seen; else a plot of what was seen over time."""
 
 from __future__ import annotations
 
