@@ -1,5 +1,5 @@
 """The long proofs: trains every recipe for every seed it is promised for, evaluates the final policy, and writes
-docs/results.md. `python benchmarks/prove.py [--only RECIPE ...] [--seeds 0 1] [key=value ...]`; hours on two cores."""
+docs/results.md. `python -m benchmarks.prove [--only RECIPE ...] [--seeds 0 1] [key=value ...]`; hours on two cores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.proofs import ROOT, rollcall
+
 RESULTS = ROOT / "docs" / "results.md"
 EVAL_EPISODES = 100
 EVAL_SEED = 20_000  # of the evaluation only: no training run uses it
@@ -84,11 +84,6 @@ def frozenlake_success(run_directory: Path) -> float:
                 there[following] += 0.0 if terminated else arrived
         here = there
     return float(success)
-
-
-def rollcall(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rollcall.deploy.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def prove(promise: Promise, seed: int, overrides: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Proves the Dockerfiles where there is no Docker: reads them, and runs the build stage's steps in a clean directory.
-`python benchmarks/prove_image.py [--dockerfile deploy/docker/Dockerfile.cpu]` installs the whole lock: minutes, and
-gigabytes. What needs root in an image (apt-get, users) is only read. Must never know what the image is for.
+`python -m benchmarks.prove_image [--dockerfile deploy/docker/Dockerfile.cpu]` installs the whole lock: minutes, and
+gigabytes. What needs root in an image (apt-get, users) is only read.
 
 tests/deploy/test_images.py runs the same steps, with this environment's packages in place of the lock's own."""
 
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.proofs import ROOT
+
 INSTRUCTIONS = {"ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "HEALTHCHECK", "CMD"}
 MOVED = re.compile(r"(?<![\w./])/(opt/rollcall|src)\b")  # of an image, into the clean directory
 STEP_TIMEOUT_S = 3600.0

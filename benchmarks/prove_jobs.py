@@ -1,24 +1,21 @@
 """The long proofs of Ray jobs: both halves on a real cluster of two nodes under a token, stopped, killed, resumed, side
-by side, and refused. `python benchmarks/prove_jobs.py [--only NAME ...]`; some ten minutes on two cores."""
+by side, and refused. `python -m benchmarks.prove_jobs [--only NAME ...]`; some ten minutes on two cores."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from rollcall.cluster.books.audit import audit_run  # noqa: E402
-from tests.two_nodes import ROLLCALL, TwoNodes, eventually  # noqa: E402
+from benchmarks.proofs import Row, parser, report
+from rollcall.cluster.books.audit import audit_run
+from tests.two_nodes import ROLLCALL, TwoNodes
+from tests.waiting import eventually
 
 ENV = "import gymnasium\n\n\ndef make():\n    return gymnasium.make('CartPole-v1')\n"
 CONTROL = (
@@ -43,8 +40,6 @@ def version(name):
 metadata.version = version
 """
 
-Rows = list[tuple[str, bool]]
-
 
 def cluster(**settings: Any) -> TwoNodes:
     nodes = TwoNodes(**settings)
@@ -59,7 +54,7 @@ def finished(nodes: TwoNodes, job: str, run: str, timeout_s: float = 300) -> dic
     return nodes.summary(run)
 
 
-def control(nodes: TwoNodes) -> Rows:
+def control(nodes: TwoNodes) -> Iterator[Row]:
     """The control job at the default lag: submitted, fetched, stopped five times, gone on with, and still learnt."""
     settings = ("train", "cartpole-ppo", "env=own_env:make", "actors.num=2", "name=learns")
     nodes.submit("learns-0", *settings)
@@ -74,10 +69,10 @@ def control(nodes: TwoNodes) -> Rows:
         nodes.submit(f"learns-{part}", *settings)
     summary = finished(nodes, "learns-5", "learns")
     mean = summary["final_eval"]["mean"]
-    return [(f"cartpole-ppo at lag 1, stopped five times: final {mean:.0f} (475), audit clean", mean >= 475)]
+    yield Row("control", f"cartpole-ppo at lag 1, stopped five times: final {mean:.0f} (475), audit clean", mean >= 475)
 
 
-def stops(nodes: TwoNodes) -> Rows:
+def stops(nodes: TwoNodes) -> Iterator[Row]:
     """Seconds from the first signal to the checkpoint and to the driver's end, over ten stops at both lags."""
     taken: dict[int, list[float]] = {0: [], 1: []}
     for number in range(10):
@@ -97,16 +92,15 @@ def stops(nodes: TwoNodes) -> Rows:
         assert audit_run(nodes.runs / run) == []
     worst = max(max(found) for found in taken.values())
     text = ", ".join(f"lag {lag}: {median(found):.2f} s, at most {max(found):.2f}" for lag, found in taken.items())
-    return [(f"SIGTERM to checkpoint: {text} (2.5)", worst < 2.5)]
+    yield Row("stops", f"SIGTERM to checkpoint: {text} (2.5)", worst < 2.5)
 
 
-def language(nodes: TwoNodes) -> Rows:
+def language(nodes: TwoNodes) -> Iterator[Row]:
     """The language job: finishes and is fetched; at lag 0 stopped and gone on with to the same bits."""
-    rows = []
     nodes.submit("words", *TINY, "total_learner_steps=8", "name=words")
     summary = finished(nodes, "words", "words")
     policy = (nodes.runs / "words" / "policy" / "config.json").is_file()
-    rows.append((f"arithmetic-grpo as a job: {summary['generated_tokens']} tokens, policy exported", policy))
+    yield Row("language", f"arithmetic-grpo as a job: {summary['generated_tokens']} tokens, policy exported", policy)
     exact = (*TINY, "total_learner_steps=30", "max_policy_lag=0")
     nodes.submit("whole", *exact, "name=whole")
     reference = finished(nodes, "whole", "whole")["weights_hash"]
@@ -117,11 +111,10 @@ def language(nodes: TwoNodes) -> Rows:
     stopped = nodes.summary("part")
     nodes.submit("part-2", *exact, "name=part")
     same = finished(nodes, "part-2", "part")["weights_hash"] == reference
-    rows.append((f"stopped at step {stopped['learner_steps']} of 30, gone on with: the same weights", same))
-    return rows
+    yield Row("language", f"stopped at step {stopped['learner_steps']} of 30, gone on with: the same weights", same)
 
 
-def side_by_side(nodes: TwoNodes) -> Rows:
+def side_by_side(nodes: TwoNodes) -> Iterator[Row]:
     """Three runs at once on one cluster end as they do alone."""
     shares = ("cluster.actors.num_cpus=0.25", "cluster.learner.num_cpus=0.25", "max_policy_lag=0")
     for seed in range(3):
@@ -132,12 +125,15 @@ def side_by_side(nodes: TwoNodes) -> Rows:
         done = nodes.rollcall(*CONTROL, "runtime=serial", "max_policy_lag=0", f"seed={seed}", f"name=alone-{seed}")
         assert done.returncode == 0, done.stderr
         alone.append(nodes.summary(f"alone-{seed}")["weights_hash"])
-    return [("three jobs at once: each with the weights it has alone", hashes == alone and len(set(hashes)) == 3)]
+    yield Row(
+        "side-by-side",
+        "three jobs at once: each with the weights it has alone",
+        hashes == alone and len(set(hashes)) == 3,
+    )
 
 
-def nodes_come_and_go(nodes: TwoNodes) -> Rows:
+def nodes_come_and_go(nodes: TwoNodes) -> Iterator[Row]:
     """The learner's node dies and comes back; then a run begins with one actor and the other joins with its node."""
-    rows = []
     there = ("cluster.learner.label_selector={zone: b}", "cluster.actors.num_cpus=0.5", "cluster.placement=SPREAD")
     nodes.submit("moved", *CONTROL, *there, "total_learner_steps=300", "checkpoint.every_steps=20", "name=moved")
     nodes.wait_for_step("moved", 30)
@@ -146,9 +142,8 @@ def nodes_come_and_go(nodes: TwoNodes) -> Rows:
     nodes.start_worker()
     summary = finished(nodes, "moved", "moved")
     rolled_back = summary["ledger"]["rolled_back"]
-    rows.append(
-        (f"the learner's node died: gone on with elsewhere, {rolled_back} rolled back", summary["restarts"] >= 1)
-    )
+    text = f"the learner's node died: gone on with elsewhere, {rolled_back} rolled back"
+    yield Row("nodes", text, summary["restarts"] >= 1)
 
     exact = (*CONTROL, "max_policy_lag=0", "total_learner_steps=400")
     done = nodes.rollcall(*exact, "runtime=serial", "name=serial")
@@ -162,13 +157,11 @@ def nodes_come_and_go(nodes: TwoNodes) -> Rows:
     log = (nodes.runs / "joined" / "logs" / "driver.log").read_text()
     both = "gym-0 is up" in log and "gym-1 is up" in log
     same = summary["weights_hash"] == nodes.summary("serial")["weights_hash"]
-    rows.append(("begun with one actor of two, the other joined with its node: the same weights", both and same))
-    return rows
+    yield Row("nodes", "begun with one actor of two, the other joined with its node: the same weights", both and same)
 
 
-def refused(nodes: TwoNodes) -> Rows:
+def refused(nodes: TwoNodes) -> Iterator[Row]:
     """What only a mended or broken cluster can show: other versions, an image without vLLM, a full disk."""
-    rows = []
     change = (
         "import json, ray; ray.init(); from ray._private import worker; client = worker.global_worker.gcs_client;"
         "key = b'CLUSTER_METADATA'; found = json.loads(client.internal_kv_get(key, b'cluster'));"
@@ -184,9 +177,8 @@ def refused(nodes: TwoNodes) -> Rows:
 
     set_version("2.59.0")
     done = nodes.rollcall(*CONTROL, "name=mismatch")
-    rows.append(one_line("Ray of another version", done, "2.59.0", ray.__version__))
+    yield Row("refused", *one_line("Ray of another version", done, "2.59.0", ray.__version__))
     # No client can connect any more: the versions are looked at before anything else.
-    return rows
 
 
 def one_line(what: str, done: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> tuple[str, bool]:
@@ -196,9 +188,8 @@ def one_line(what: str, done: subprocess.CompletedProcess[str], *words: str, cod
     return f"{what}: {found}", met
 
 
-def without_vllm(nodes: TwoNodes) -> Rows:
+def without_vllm(nodes: TwoNodes) -> Iterator[Row]:
     """A node whose image has no vLLM, and a disk that is full, each in one line."""
-    rows = []
     nodes.kill_worker()
     hidden = nodes.folder / "hidden"
     hidden.mkdir()
@@ -206,20 +197,19 @@ def without_vllm(nodes: TwoNodes) -> Rows:
     nodes.start_worker(PYTHONPATH=str(hidden))
     eventually(lambda: nodes.alive() == 2, 60, "the node without vLLM")
     done = nodes.rollcall(*TINY, "total_learner_steps=2", "name=blind", "cluster.placement=STRICT_SPREAD")
-    rows.append(one_line("image without vLLM", done, "node 127.0.0.2", "cannot generate"))
+    yield Row("without", *one_line("image without vLLM", done, "node 127.0.0.2", "cannot generate"))
     done = nodes.rollcall(*CONTROL, "name=elsewhere", ROLLCALL_RUNS="/dev/shm/../../dev/null")
-    rows.append(one_line("runs in no directory", done, "/dev/null"))
+    yield Row("without", *one_line("runs in no directory", done, "/dev/null"))
     run = nodes.runs / "full"
     nodes.submit("full-1", *CONTROL, "total_learner_steps=200", "name=full")
     nodes.wait_for_step("full", 5)
     nodes.job("stop", "full-1")
     (run / "summary.json.new").symlink_to("/dev/full")  # on which every write is refused as on a full disk
     done = nodes.rollcall("resume", "full")
-    rows.append(one_line("full disk", done, "No space left on device", code=1))
-    return rows
+    yield Row("without", *one_line("full disk", done, "No space left on device", code=1))
 
 
-def token_cost(nodes: TwoNodes) -> Rows:
+def token_cost(nodes: TwoNodes) -> Iterator[Row]:
     """What a token costs a private cluster: the same short run with and without, three times each."""
     taken: dict[str, list[float]] = {"token": [], "disabled": []}
     for number in range(3):
@@ -233,10 +223,10 @@ def token_cost(nodes: TwoNodes) -> Rows:
             times.append(time.monotonic() - began)
     unwritten = not (nodes.folder / "home" / ".ray" / "auth_token").exists()
     token, none = median(taken["token"]), median(taken["disabled"])
-    return [(f"a private cluster: {token:.2f} s with a token, {none:.2f} s without; none is saved", unwritten)]
+    yield Row("token", f"a private cluster: {token:.2f} s with a token, {none:.2f} s without; none is saved", unwritten)
 
 
-PROOFS: dict[str, Callable[[TwoNodes], Rows]] = {
+PROOFS: dict[str, Callable[[TwoNodes], Iterator[Row]]] = {
     "control": control,
     "stops": stops,
     "language": language,
@@ -248,25 +238,22 @@ PROOFS: dict[str, Callable[[TwoNodes], Rows]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=tuple(PROOFS))
-    args = parser.parse_args()
-    failures = 0
-    for name in args.only or PROOFS:
+def prove(names: Iterable[str]) -> Iterator[Row]:
+    """Each on a cluster of its own. What one raises is a row, and the others go on."""
+    for name in names:
         began, nodes = time.monotonic(), cluster()
         try:
-            rows = PROOFS[name](nodes)
+            yield from PROOFS[name](nodes)
         except Exception as error:
-            rows = [(f"{type(error).__name__}: {error}", False)]
+            yield Row(name, f"{type(error).__name__}: {error}", False)
         finally:
             nodes.close()
-        for text, met in rows:
-            failures += not met
-            print(f"{name}: {text}: {'yes' if met else 'NO'}", flush=True)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
-    print(f"{failures} not shown")
-    return 1 if failures else 0
+
+
+def main() -> int:
+    args = parser(__doc__, PROOFS).parse_args()
+    return report(prove(args.only or PROOFS), args.append)
 
 
 if __name__ == "__main__":

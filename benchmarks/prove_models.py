@@ -2,7 +2,7 @@
 steps of GRPO at lag 0; its metric `mismatch` must stay below what the dtype allows; and what is exported must be loaded
 by transformers and by vLLM to the same log-probabilities. A model that is refused in one line has kept the promise too.
 
-python benchmarks/prove_models.py [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
+python -m benchmarks.prove_models [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 AT_MOST = {"float32": 1e-3, "bfloat16": 0.1}
 RECIPE = """\
@@ -38,8 +38,9 @@ QUESTIONS = ("What is 1 plus 2?", "What is 3 plus 4?", "What is 5 plus 6? Say it
 
 def families(vocab_size: int) -> dict[str, Callable[[], Any]]:
     """Configurations by name: few layers, and everything that a family does differently."""
-    import transformers as t
+    import transformers
 
+    t: Any = transformers
     ids: dict[str, Any] = {"vocab_size": vocab_size, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256}
     sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, **heads, **ids}
@@ -91,7 +92,7 @@ def build(name: str, folder: Path) -> None:
     tokenizer = byte_tokenizer(QUESTIONS, vocab_size=300)
     torch.manual_seed(0)
     config = families(len(tokenizer))[name]()
-    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: Any = cast(Any, AutoModelForCausalLM).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -107,16 +108,18 @@ def logprobs(engine: str, directory: Path) -> list[float]:
         import torch
         from transformers import AutoModelForCausalLM
 
-        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
+        model.eval()
         with torch.no_grad():
             logits = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
         return [float(logits[at, token]) for at, token in enumerate(tokens[1:])]
     from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
 
     settings: dict[str, Any] = {"max_model_len": 64, "enforce_eager": True, "gpu_memory_utilization": 0.12}
     llm = LLM(str(directory), dtype="float32", skip_tokenizer_init=True, **settings)
     asked = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-    (answer,) = llm.generate([{"prompt_token_ids": tokens}], asked, use_tqdm=False)
+    (answer,) = llm.generate([TokensPrompt(prompt_token_ids=tokens)], asked, use_tqdm=False)
     said = answer.prompt_logprobs or []
     return [float(at[token].logprob) for at, token in zip(said[1:], tokens[1:], strict=True) if at is not None]
 
@@ -198,7 +201,7 @@ def main() -> int:
     ]
     rows = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(lambda what: prove(*what, args.overrides, Path(folder)), wanted):
+        for row in pool.map(lambda what: prove(what[0], what[1], args.overrides, Path(folder)), wanted):
             rows.append(row)
             print(line(row), flush=True)
     if args.json:

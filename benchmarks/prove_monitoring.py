@@ -1,12 +1,10 @@
 """The proof of monitoring: the real Prometheus over real runs of both halves with their reward services, on a Ray
 cluster with its metrics on. Every question of every dashboard and rule is asked; sound runs are silent; a stopped
-actor and a killed driver are alerts, and end as such. `python benchmarks/prove_monitoring.py [--append FILE.md]`; about
+actor and a killed driver are alerts, and end as such. `python -m benchmarks.prove_monitoring [--append FILE.md]`; about
 twenty minutes on two cores. Needs prometheus (Debian: apt-get install prometheus) and rollcall-rl[lm-cpu]."""
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import os
 import secrets
@@ -21,12 +19,14 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-ROLLCALL = [sys.executable, "-m", "rollcall.deploy.cli"]
+from benchmarks.proofs import ROLLCALL, Row, parser, report, rollcall
+
 RAY = str(Path(sys.executable).with_name("ray"))
 CONTROL, LANGUAGE = "walker", "talker"
 CONTROL_RUN = (
@@ -62,7 +62,6 @@ class Proof:
         self.runs = self.folder / "runs"
         self.runs.mkdir()
         (self.folder / "token").write_text(secrets.token_hex(16))
-        self.rows: list[tuple[str, str, bool]] = []
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         self.url = ""
 
@@ -107,10 +106,6 @@ class Proof:
     def firing(self, alert: str, run: str) -> bool:
         return bool(self.query(f'ALERTS{{alertname="{alert}",run="{run}",alertstate="firing"}}'))
 
-    def row(self, what: str, text: str, met: bool) -> None:
-        self.rows.append((what, text, met))
-        print(f"| {datetime.date.today().isoformat()} | {what} | {text} | {'yes' if met else '**no**'} |", flush=True)
-
     def steps(self, run: str) -> int:
         path = self.runs / run / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
@@ -153,7 +148,11 @@ def begin(proof: Proof) -> None:
     scored = (f"reward={{url: '{service}', model: main}}",)
     proof.start(LANGUAGE, *ROLLCALL, "train", *LANGUAGE_RUN, *scored, **joined)
     for run in (CONTROL, LANGUAGE):
-        proof.until(lambda run=run: alive(proof, run) and proof.steps(run) >= 10, 400, f"ten steps of {run}")
+        proof.until(partial(has_begun, proof, run), 400, f"ten steps of {run}")
+
+
+def has_begun(proof: Proof, run: str) -> bool:
+    return alive(proof, run) and proof.steps(run) >= 10
 
 
 def alive(proof: Proof, name: str) -> bool:
@@ -163,17 +162,15 @@ def alive(proof: Proof, name: str) -> bool:
     return True
 
 
-def questions_are_answered(proof: Proof) -> None:
-    asked = subprocess.run(
-        [*ROLLCALL, "monitor", str(proof.runs), "--check", "--wait", "240"], capture_output=True, text=True, check=False
-    )
+def questions_are_answered(proof: Proof) -> Row:
+    asked = rollcall("monitor", str(proof.runs), "--check", "--wait", "240")
     lines = asked.stdout.splitlines()
     for line in lines[:-1]:
         print(f"    {line}")
-    proof.row("`rollcall monitor --check` over both halves, both services, Ray", lines[-1], asked.returncode == 0)
+    return Row("`rollcall monitor --check` over both halves, both services, Ray", lines[-1], asked.returncode == 0)
 
 
-def sound_runs_are_silent(proof: Proof) -> None:
+def sound_runs_are_silent(proof: Proof) -> Row:
     deadline = time.monotonic() + QUIET_S
     while time.monotonic() < deadline:
         alive(proof, CONTROL), alive(proof, LANGUAGE)
@@ -181,19 +178,19 @@ def sound_runs_are_silent(proof: Proof) -> None:
     fired = proof.query('count by (alertname, run) (count_over_time(ALERTS{alertstate="firing"}[30m]))')
     text = ", ".join(f"{item['metric']['alertname']} ({item['metric'].get('run')})" for item in fired)
     made = {run: proof.steps(run) for run in (CONTROL, LANGUAGE)}
-    proof.row(f"sound runs ({made} steps) fire nothing", text or "no alert fired", not fired)
+    return Row(f"sound runs ({made} steps) fire nothing", text or "no alert fired", not fired)
 
 
-def metrics_are_cheap(proof: Proof) -> None:
+def metrics_are_cheap(proof: Proof) -> Row:
     shares = {
         item["metric"]["run"]: float(item["value"][1])
         for item in proof.query("sum by (run) (increase(rollcall_metrics_seconds_total[4m])) / 240")
     }
     text = ", ".join(f"{run} {share:.3%}" for run, share in sorted(shares.items()))
-    proof.row("time inside metric calls, of the run's", f"{text} (bound: 1%)", max(shares.values()) < 0.01)
+    return Row("time inside metric calls, of the run's", f"{text} (bound: 1%)", max(shares.values()) < 0.01)
 
 
-def a_killed_driver_is_an_alert(proof: Proof) -> None:
+def a_killed_driver_is_an_alert(proof: Proof) -> Row:
     proof.started[CONTROL].kill()
     killed = time.monotonic()
     proof.until(lambda: proof.firing("RollcallTargetDown", CONTROL), 180, "RollcallTargetDown")
@@ -202,10 +199,10 @@ def a_killed_driver_is_an_alert(proof: Proof) -> None:
     environment = psutil.Process(address.pid).environ()
     proof.start(CONTROL, *ROLLCALL, "resume", str(proof.runs / CONTROL), RAY_ADDRESS=environment["RAY_ADDRESS"])
     proof.until(lambda: not proof.firing("RollcallTargetDown", CONTROL), 180, "RollcallTargetDown is over")
-    proof.row("SIGKILL of a driver", f"RollcallTargetDown after {took:.0f} s, over once the run is resumed", True)
+    return Row("SIGKILL of a driver", f"RollcallTargetDown after {took:.0f} s, over once the run is resumed", True)
 
 
-def a_stopped_actor_is_an_alert(proof: Proof) -> None:
+def a_stopped_actor_is_an_alert(proof: Proof) -> Row:
     """In real time, by the shipped rule."""
     family = psutil.Process(proof.started["ray"].pid).children(recursive=True)
     (actor,) = (process for process in family if "LMActorProcess" in " ".join(command_of(process)))
@@ -222,21 +219,18 @@ def a_stopped_actor_is_an_alert(proof: Proof) -> None:
     proof.until(lambda: proof.steps(LANGUAGE) > before + 2, 120, "more steps")
     beside = ", ".join(sorted({item["metric"]["alertname"] for item in others})) or "no other alert"
     text = f"RollcallNoLearnerStep after {took:.0f} s ({beside}), over after SIGCONT"
-    proof.row("SIGSTOP of the vLLM actor of a run", text, True)
+    return Row("SIGSTOP of the vLLM actor of a run", text, True)
 
 
-def books_balance(proof: Proof) -> None:
+def books_balance(proof: Proof) -> Row:
     for run in (CONTROL, LANGUAGE):
         proof.started[run].send_signal(signal.SIGINT)
     codes = {run: proof.started[run].wait(180) for run in (CONTROL, LANGUAGE)}
-    audits = {
-        run: subprocess.run([*ROLLCALL, "audit", str(proof.runs / run)], check=False, capture_output=True)
-        for run in codes
-    }
+    audits = [rollcall("audit", str(proof.runs / run)).returncode for run in codes]
     left = sorted(path.name for path in (proof.runs / ".prometheus").glob("*.json"))
-    good = set(codes.values()) == {130} and not any(done.returncode for done in audits.values())
-    text = f"exit codes {codes}, audits {[done.returncode for done in audits.values()]}; still announced: {left}"
-    proof.row("stopped with Ctrl-C, both runs sign off and balance", text, good and len(left) == 1)
+    good = set(codes.values()) == {130} and not any(audits)
+    text = f"exit codes {codes}, audits {audits}; still announced: {left}"
+    return Row("stopped with Ctrl-C, both runs sign off and balance", text, good and len(left) == 1)
 
 
 def command_of(process: psutil.Process) -> list[str]:
@@ -255,7 +249,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-PROOFS: dict[str, Callable[[Proof], None]] = {
+PROOFS: dict[str, Callable[[Proof], Row]] = {
     "questions": questions_are_answered,
     "silence": sound_runs_are_silent,
     "cost": metrics_are_cheap,
@@ -266,28 +260,16 @@ PROOFS: dict[str, Callable[[Proof], None]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=list(PROOFS), help="of these alone, in this order; default: all")
-    parser.add_argument("--append", type=Path, metavar="FILE.md", help="also write the rows there")
-    args = parser.parse_args()
+    args = parser(__doc__, PROOFS).parse_args()
     if shutil.which("prometheus") is None:
         raise SystemExit("needs prometheus (Debian: apt-get install prometheus)")
     proof = Proof()
     try:
         begin(proof)
-        for name, prove in PROOFS.items():
-            if not args.only or name in args.only:
-                prove(proof)
+        wanted = [prove for name, prove in PROOFS.items() if not args.only or name in args.only]
+        return report((prove(proof) for prove in wanted), args.append)
     finally:
         proof.close()
-    if args.append is not None:
-        today = datetime.date.today().isoformat()
-        with args.append.open("a") as file:
-            for what, text, met in proof.rows:
-                file.write(f"| {today} | {what} | {text} | {'yes' if met else '**no**'} |\n")
-    failures = sum(not met for _, _, met in proof.rows)
-    print(f"{failures} promises not kept")
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":

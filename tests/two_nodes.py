@@ -11,26 +11,19 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tests.waiting import eventually
+
 RAY = [str(Path(sys.executable).with_name("ray"))]
 ROLLCALL = [sys.executable, "-m", "rollcall.deploy.cli"]
 START_TIMEOUT_S = 180.0
 OBJECT_STORE_BYTES = 200_000_000
-
-
-def eventually(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
-        time.sleep(0.1)
-    return found
 
 
 class TwoNodes:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.actors.envs.local_group import LocalGroup
-from rollcall.actors.envs.vector import Shown, Step
+from rollcall.actors.envs.vector import Reset, Step
 from rollcall.actors.policy import Policy, PolicyFactory
 from rollcall.cluster.messages.records import Array, Weights
 from rollcall.cluster.seeds import derive_seed
@@ -173,7 +173,7 @@ class Wave:
                     return
             state = rollout.recurrent_state()
 
-    def _show(self, shown: Shown | Step) -> None:
+    def _show(self, shown: Reset | Step) -> None:
         """To the rows of these episodes; nobody is in the others."""
         for name, array in shown.observations.items():
             if name not in self._padded:

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from rollcall.actors.control import state
 from rollcall.actors.control.unroll import Shard, Unroll, begin_shard, unroll
-from rollcall.actors.envs import state
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup

@@ -1,5 +1,4 @@
-"""Whether a generation engine says of the learner's fixed tokens what the learner says. Pure arithmetic; must never
-know how weights came to the engine."""
+"""Whether a generation engine says of the learner's fixed tokens what the learner says: pure arithmetic."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """What the tensors of a model in memory are called, and how they are cut, in a checkpoint: transformers fuses and
-renames while it loads (a layer's experts into one tensor), and other libraries read checkpoints. The only file that
-knows how transformers takes that back; it must never know who wants the tensors."""
+renames while it loads (a layer's experts into one tensor), and other libraries read checkpoints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """What vLLM does and we cannot use, put right before its first model: where it packs weights that are to be replaced,
-and where it changes transformers' classes for the whole process. With vllm_engine.py, vllm_weight_transfer.py and
-vllm_weight_sender.py all that depends on vLLM's version; must never know where weights come from."""
+and where it changes transformers' classes for the whole process."""
 
 from __future__ import annotations
 

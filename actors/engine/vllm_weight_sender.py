@@ -1,5 +1,4 @@
-"""The learner's side of vLLM's own weight-transfer engines (NCCL, CUDA IPC): GPU to GPU, past the object store. With
-vllm_engine.py and vllm_weight_transfer.py all that depends on vLLM's version; must never know who asks for weights."""
+"""The learner's side of vLLM's own weight-transfer engines (NCCL, CUDA IPC): GPU to GPU, past the object store."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """New weights for the model of a vLLM engine, from arrays of this process: a transfer engine of ours, and the one call
-that uses it. Must never know where the arrays come from."""
+that uses it."""
 
 from __future__ import annotations
 
@@ -162,10 +162,8 @@ def _is_packed(module: Any) -> bool:
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
     from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
-    method, own = (
-        getattr(module, "quant_method", None),
-        [item for item in module._parameters.values() if item is not None],
-    )
+    method = getattr(module, "quant_method", None)
+    own = [item for item in module._parameters.values() if item is not None]
     plain = isinstance(method, UnquantizedLinearMethod | UnquantizedEmbeddingMethod)
     return method is not None and bool(own) and not (plain and all(item.ndim <= 2 for item in own))
 

@@ -1,5 +1,5 @@
 """An env whose every answer was looked at where it was given, in arrays of its own: for whoever keeps answers (a stack
-of frames), or writes them into memory of a fixed shape (an env in a process of its own). Knows nothing of groups."""
+of frames), or writes them into memory of a fixed shape (an env in a process of its own)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What gymnasium asks of an env's answers, looked at where they are handed over: what is surely meant is taken, all
-else is refused by name. Knows nothing of spaces, nor of who asked."""
+else is refused by name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The environment of a run: its settings, one env of it, or a group of them stepped together in the fastest way that
-gives the same experience. Knows gymnasium; must never know what acts, nor what is learned."""
+gives the same experience."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FrameStackObservation, TransformObservation
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rollcall.actors.envs.async_envs import AsyncEnvs
 from rollcall.actors.envs.atari import AtariEnv, make_atari
 from rollcall.actors.envs.checked_env import CheckedEnv
 from rollcall.actors.envs.global_randomness import OwnRandomness, OwnVectorRandomness
@@ -27,11 +28,11 @@ from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.observations import Space, check_spaces, observed_space
 from rollcall.actors.envs.sources import Env, EnvSource, VectorEnvs, build, find_env
 from rollcall.actors.envs.vector import EnvGroup, env_seed
-from rollcall.actors.envs.vector_env_group import AsyncEnvs, VectorEnvGroup
+from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Array
 
-# From this cost of one env's step on, processes of their own are worth their two messages per step (DESIGN.md, 6).
+# From this cost of one env's step on, processes of their own are worth their two messages per step.
 ASYNC_PAYS_FROM_S = 0.5e-3
 _MEASURED_STEPS = 8
 

@@ -13,7 +13,7 @@ import numpy as np
 from rollcall.actors.envs.action_masks import mask_method, tell_unread
 from rollcall.actors.envs.contract import FLAGS, NUMBERS, as_flag, as_number, read_reset
 from rollcall.actors.envs.observations import ObservationReader, check_spaces, observed_space, refuse_non_finite
-from rollcall.actors.envs.vector import NO_ENVS, Restarts, Shown, Step, env_seed, usable_mask
+from rollcall.actors.envs.vector import NO_ENVS, Reset, Restarts, Step, env_seed, usable_mask
 from rollcall.cluster.messages.records import Array
 
 Env = gym.Env[Any, Any]
@@ -58,7 +58,7 @@ class LocalGroup:
         self._dead = [False] * num_envs  # ended, and not reset yet
         self._at = 0  # the env that is being called
 
-    def reset(self, seeds: Sequence[int | None] | None = None) -> Shown:
+    def reset(self, seeds: Sequence[int | None] | None = None) -> Reset:
         self._resets += 1
         self._dead = [False] * self.num_envs
         for i in range(self.num_envs):
@@ -69,7 +69,7 @@ class LocalGroup:
             except Exception as error:
                 self._revive(i, error)
         self._check_shown()
-        return Shown(self._observations, self._live_mask(None))
+        return Reset(self._observations, self._live_mask(None))
 
     def step(self, actions: Array, active: Array | None = None) -> Step:
         self._steps += 1
@@ -92,14 +92,7 @@ class LocalGroup:
                 mask[i], starts[i] = False, True
                 continue
             try:
-                observation, reward, over, cut, info = env.step(action)
-                if type(reward) not in NUMBERS:
-                    reward = as_number("reward", reward)
-                if type(over) not in FLAGS:
-                    over = as_flag("terminated", over)
-                if type(cut) not in FLAGS:
-                    cut = as_flag("truncated", cut)
-                self._show(i, observation, info, ended=over or cut)
+                reward, over, cut = self._step_one(i, env, action)
             except Exception as error:
                 self._revive(i, error)
                 mask[i], starts[i] = False, True
@@ -142,6 +135,18 @@ class LocalGroup:
         for env in self._envs:
             with contextlib.suppress(Exception):
                 env.close()
+
+    def _step_one(self, i: int, env: Env, action: Any) -> tuple[Any, Any, Any]:
+        """(reward, terminated, truncated) of one env, whose observation and mask are taken in."""
+        observation, reward, terminated, truncated, info = env.step(action)
+        if type(reward) not in NUMBERS:
+            reward = as_number("reward", reward)
+        if type(terminated) not in FLAGS:
+            terminated = as_flag("terminated", terminated)
+        if type(truncated) not in FLAGS:
+            truncated = as_flag("truncated", truncated)
+        self._show(i, observation, info, ended=terminated or truncated)
+        return reward, terminated, truncated
 
     def _show(self, i: int, observation: Any, info: Any, *, ended: bool) -> None:
         """Takes in what env i shows. Where its episode ended nobody acts on it, and its mask may be anything."""

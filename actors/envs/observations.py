@@ -1,5 +1,5 @@
 """Observations under plain names: a nested Dict becomes names joined with ".", the action mask is taken out, and what
-an env shows is held against what its space says. Knows nothing of stepping."""
+an env shows is held against what its space says."""
 
 from __future__ import annotations
 

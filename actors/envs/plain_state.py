@@ -1,6 +1,6 @@
 """The state of live objects as plain data, without pickle: attributes are read into JSON and arrays, and written back
 into objects that were built afresh in the same way. What is not plain data, and not there in the fresh object, is
-refused. Knows nothing of environments, except how MuJoCo's memory is read."""
+refused."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """From what a user names as an environment to functions that make it. Everything that can be wrong with the name, the
-packages behind it or its arguments is said here, in one line. Must never step an env."""
+packages behind it or its arguments is said here, in one line."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What every group of envs looks like to an actor, whichever way it is stepped and resets itself: one kind of step,
-with the dead ones masked and the true final observations beside it. Must never know what acts on it."""
+with the dead ones masked and the true final observations beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Shown:
+class Reset:
     """What freshly reset envs show. Arrays are valid until the group's next call."""
 
     observations: Mapping[str, Array]  # name -> [B, ...]
@@ -59,7 +59,7 @@ class EnvGroup(Protocol):
     action_space: Space  # of one env
     restarts: Restarts
 
-    def reset(self, seeds: Sequence[int | None] | None = None) -> Shown:
+    def reset(self, seeds: Sequence[int | None] | None = None) -> Reset:
         """All envs, to a first observation. Without seeds: the next of the group's own."""
 
     def step(self, actions: Array, active: Array | None = None) -> Step:

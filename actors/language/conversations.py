@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from rollcall.actors.engine.vllm_engine import Completion
+from rollcall.actors.engine.requests import Completion
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Judgement, Row, Task, TextEnv
 from rollcall.cluster.messages.records import Array

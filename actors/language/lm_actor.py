@@ -11,7 +11,9 @@ from typing import Literal, Protocol, cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine, WeightsOffer
+from rollcall.actors.engine.published_weights import WeightsOffer
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch

@@ -1,5 +1,5 @@
 """Integer arithmetic of a few digits: "12+34=" and "46". The smallest task that a language model can learn.
-Must never know of tokens or models; the train and the eval problems are drawn here, apart from each other."""
+The train and the eval problems are drawn here, apart from each other."""
 
 from __future__ import annotations
 

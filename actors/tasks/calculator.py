@@ -1,5 +1,5 @@
 """A sum that the model may work out with a tool that adds two numbers: the multi-turn task that is shipped.
-Must never know of tokens or models, and must never evaluate what a model wrote: a tool call is two numbers, or none."""
+It never evaluates what a model wrote: a tool call is two numbers, or none."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""GSM8K, word problems of school mathematics (Cobbe et al., 2021, arXiv:2110.14168), judged by their final number.
-Must never know of tokens or models, nor how a number is found in free text."""
+"""GSM8K, word problems of school mathematics (Cobbe et al., 2021, arXiv:2110.14168), judged by their final number."""
 
 from __future__ import annotations
 

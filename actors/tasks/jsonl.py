@@ -1,5 +1,4 @@
-"""A user's own problems: a file with one JSON object a line, judged by text or by number.
-Must never know of tokens or models, nor where the file came from."""
+"""A user's own problems: a file with one JSON object a line, judged by text or by number."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Short reviews from a small grammar: a corpus to imitate, and a known measure of how kind a review is. For learning
-from preferences where nothing can be downloaded. Must never know of tokens or models, nor what learns from its
-judgement."""
+from preferences where nothing can be downloaded."""
 
 from __future__ import annotations
 

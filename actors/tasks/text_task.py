@@ -68,11 +68,9 @@ class TextEnv(Protocol):
 
     def reset(self) -> str:
         """The opening prompt."""
-        ...
 
     def step(self, text: str) -> TextStep:
         """Replies to the model's turn."""
-        ...
 
 
 class Task(Protocol):
@@ -88,7 +86,6 @@ class Task(Protocol):
     @property
     def chat(self) -> bool:
         """Whether prompts go through the tokenizer's chat template."""
-        ...
 
     def rows(self, split: Split) -> Sequence[Row]:
         """The problems of a split; none of the eval split where the task has none.
@@ -96,19 +93,15 @@ class Task(Protocol):
         Raises:
           BadInput: in one line, naming the file and line, where they cannot be read.
         """
-        ...
 
     def judge(self, row: Row, completion: str) -> Judgement:
         """What the completion, without the end-of-sequence token, is worth. A pure function of both."""
-        ...
 
     def environment(self, row: Row) -> TextEnv | None:
         """A fresh env for one sample of the row; None where a single turn is judged."""
-        ...
 
     def demonstration(self, row: Row) -> Sequence[Segment]:
         """What a supervised warm start imitates; the first segment is the prompt."""
-        ...
 
 
 def read_rows(path: Path, *, prompt_column: str, answer_column: str) -> list[Row]:

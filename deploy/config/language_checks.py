@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from rollcall.actors.engine.vllm_engine import check_installed
+from rollcall.actors.engine.settings import check_installed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_device, check_lag
 

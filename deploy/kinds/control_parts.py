@@ -17,8 +17,8 @@ from torch import nn
 from rollcall.actors.control.evaluation import Evaluator
 from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.control.segments import ToEnv
+from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
-from rollcall.actors.envs.state import is_exact
 from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput

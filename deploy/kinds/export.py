@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors.numpy import save_file
 
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
-from rollcall.actors.engine.vllm_engine import published_model
+from rollcall.actors.engine.published_weights import published_model
 from rollcall.cluster.checkpoint import read_manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Weights

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, opening
 from rollcall.actors.language.lm_actor import LMActor, WeightsSource
 from rollcall.actors.language.lm_evaluation import LMEvaluator

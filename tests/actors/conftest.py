@@ -91,6 +91,7 @@ class NumpyPolicy:
             actions = (2.0 * scores + 0.1 * noise).astype(np.float32)
             logprobs.append(-np.abs(noise).sum(axis=1))
             return actions, np.clip(actions, space.low.reshape(-1), space.high.reshape(-1)).reshape(-1, *space.shape)
+        assert isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete)
         sizes = [int(space.n)] if isinstance(space, gym.spaces.Discrete) else space.nvec.reshape(-1).tolist()
         parts = np.split(np.arange(self.num_scores), np.cumsum(sizes)[:-1])
         picks = np.stack([(scores + noise)[:, part].argmax(axis=1) for part in parts], axis=1)

@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("ale_py")
-
 from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.state import is_exact
 from rollcall.actors.control.unroll import Unroll, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
-from rollcall.actors.envs.state import is_exact
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import pack_weights
+from tests.needs import needs
+
+pytestmark = needs("ale_py")
 
 BREAKOUT = EnvConfig(id="ALE/Breakout-v5")
 
@@ -78,7 +79,7 @@ def test_a_lost_life_ends_an_episode_for_the_learner_and_not_the_game(numpy_poli
 def test_one_game_is_one_of_many_with_the_same_seed() -> None:
     group = make_vector_env(BREAKOUT, 3)
     env = make_env(BREAKOUT)
-    shown = group.reset([5, 6, 7])
+    shown: Any = group.reset([5, 6, 7])
     observation, _ = env.reset(seed=6)
     for t in range(60):
         assert observation.tobytes() == shown.observations["observation"][1].tobytes()

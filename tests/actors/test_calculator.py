@@ -99,7 +99,7 @@ def test_an_ended_episode_takes_no_turn_until_it_is_reset() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"digits": 3, "num_operands": 2}, {"num_operands": 6, "min_tool_calls": 5}])
-def test_demonstrations_are_conversations_with_the_env_that_earn_the_reward(settings: dict[str, int]) -> None:
+def test_demonstrations_are_conversations_with_the_env_that_earn_the_reward(settings: dict[str, Any]) -> None:
     task = Calculator(CalculatorConfig(num_train_rows=100, num_eval_rows=20, **settings))
     for row in [*task.rows("train"), *task.rows("eval")]:
         assert sum(int(part) for part in row.prompt[:-1].split("+")) == int(row.answer)
@@ -150,7 +150,7 @@ def test_a_completion_is_judged_as_the_only_turn(completion: str, reward: float,
     [({"max_turns": 3}, "give at least 4"), ({"min_tool_calls": 4}, "takes 3: give at most that")],
 )
 def test_settings_under_which_no_demonstration_could_earn_the_reward_are_refused(
-    settings: dict[str, int], message: str
+    settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         CalculatorConfig(**settings)

@@ -10,8 +10,9 @@ import torch
 
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.cluster.errors import BadInput
+from tests.needs import require_module
 
-transformers: Any = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 SIZES: dict[str, Any] = {
     **{"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ import torch
 
 from rollcall.actors.control.unroll import begin_shard, unroll
 from rollcall.actors.envs.contract import ContractError, as_flag, as_number
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.environment import EnvConfig, Vectorization, make_env, make_vector_env
 from rollcall.actors.envs.vector import EnvGroup, Step
 from rollcall.cluster.errors import BadInput, EnvFailure
 
@@ -44,7 +44,7 @@ class Says(gym.Env):
 def says(user_module: Callable[[str], str]) -> Callable[..., EnvConfig]:
     module = user_module(SAYS)
 
-    def config(vectorization: str = "sync", **kwargs: str) -> EnvConfig:
+    def config(vectorization: Vectorization = "sync", **kwargs: str) -> EnvConfig:
         return EnvConfig(id=f"{module}:Says", vectorization=vectorization, kwargs=kwargs)
 
     return config
@@ -140,7 +140,7 @@ class Fixed:
 @pytest.mark.parametrize("kind", ["multi", "box"])
 @pytest.mark.parametrize("vectorization", ["sync", "native", "async"])
 def test_an_env_that_changes_its_action_in_place_changes_nobody_elses(
-    user_module: Callable[[str], str], vectorization: str, kind: str
+    user_module: Callable[[str], str], vectorization: Vectorization, kind: str
 ) -> None:
     module = user_module(REPAIRS)
     config = EnvConfig(id=f"{module}:repairs", vectorization=vectorization, kwargs={"kind": kind})
@@ -191,7 +191,7 @@ class Buffer(gym.Env):
 @pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_env_that_shows_the_same_array_again_and_again_loses_neither_finals_nor_masks(
-    user_module: Callable[[str], str], vectorization: str, autoreset: str
+    user_module: Callable[[str], str], vectorization: Vectorization, autoreset: Literal["same_step", "next_step"]
 ) -> None:
     config = EnvConfig(id=f"{user_module(SAME_BUFFER)}:Buffer", vectorization=vectorization, autoreset=autoreset)
     group = make_vector_env(config, 2)
@@ -369,7 +369,7 @@ def test_a_mask_beside_the_observation_is_taken_out_under_either_name(says: Any,
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_the_method_action_masks_is_asked_before_every_choice_through_wrappers_and_never_at_an_end(
-    user_module: Callable[[str], str], vectorization: str
+    user_module: Callable[[str], str], vectorization: Vectorization
 ) -> None:
     module = user_module(
         """
@@ -536,8 +536,9 @@ def test_each_way_of_the_old_gym_is_refused_in_its_own_words_and_not_tried_again
     user_module: Callable[[str], str], name: str, words: str
 ) -> None:
     module = user_module(OLD)
-    for kwargs in ({}, {"max_episode_steps": 9}, {"frame_stack": 2}):
-        refused(EnvConfig(id=f"{module}:{name}", **kwargs), words)
+    settings: list[dict[str, Any]] = [{}, {"max_episode_steps": 9}, {"frame_stack": 2}]
+    for more in settings:
+        refused(EnvConfig(id=f"{module}:{name}", **more), words)
     refused(EnvConfig(id=f"{module}:{name}", vectorization="async"), words)
 
 
@@ -554,7 +555,7 @@ def test_an_env_without_a_space_is_bad_input(user_module: Callable[[str], str]) 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_the_first_line_of_a_failure_names_the_envs_own_line_and_the_traceback_follows_whole(
-    user_module: Callable[[str], str], vectorization: str
+    user_module: Callable[[str], str], vectorization: Vectorization
 ) -> None:
     module = user_module(OLD)
     group = make_vector_env(EnvConfig(id=f"{module}:Typo", vectorization=vectorization), 1)

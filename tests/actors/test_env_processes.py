@@ -9,10 +9,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from rollcall.actors.envs import state
+from rollcall.actors.control import state
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 
@@ -91,7 +92,7 @@ def test_an_env_that_starts_processes_is_told_to_be_stepped_in_this_one(module: 
 
 @pytest.mark.parametrize("vectorization", ["async", "sync"])
 def test_envs_that_want_one_port_are_told_that_each_needs_its_own(
-    module: str, free_port: int, vectorization: str
+    module: str, free_port: int, vectorization: Literal["async", "sync"]
 ) -> None:
     line = refusal(EnvConfig(id=f"{module}:Port", kwargs={"port": free_port}, vectorization=vectorization))
     assert "Address already in use" in line and 'in __init__: self.server.bind(("127.0.0.1", port)): OSError' in line

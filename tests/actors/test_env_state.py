@@ -11,8 +11,9 @@ import gymnasium as gym
 import pytest
 from safetensors.numpy import load, save
 
+from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env
-from rollcall.actors.envs.state import is_exact
+from tests.needs import require
 
 
 def exact(num_envs: int = 3, **settings: Any) -> bool:
@@ -37,7 +38,7 @@ def test_these_envs_go_on_exactly_after_a_round_trip(settings: dict[str, Any]) -
 
 
 def test_mujoco_goes_on_exactly_after_a_round_trip() -> None:
-    pytest.importorskip("mujoco")
+    require("mujoco")
     assert exact(id="HalfCheetah-v5", num_envs=2)
     assert exact(id="Humanoid-v5", num_envs=1), "it shows what a step leaves behind beside the physics"
 

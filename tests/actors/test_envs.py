@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
+from tests.needs import require
 
 
 def refused(match: str, **settings: Any) -> None:
@@ -65,7 +66,7 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(env: str, pack
 
 
 def test_mujoco_leaves_nothing_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mujoco")
+    require("mujoco")
     monkeypatch.chdir(tmp_path)
     make_env(EnvConfig(id="HalfCheetah-v5")).close()
     assert list(tmp_path.iterdir()) == []

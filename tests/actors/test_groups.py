@@ -24,6 +24,7 @@ from rollcall.actors.envs.vector import EnvGroup, Restarts
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import EnvFailure
 from rollcall.cluster.messages.records import Array
+from tests.waiting import eventually
 
 Transition = tuple[bytes, bytes, float, bool, bool, bytes]
 SEED = 11
@@ -219,10 +220,9 @@ def test_envs_in_processes_of_their_own_end_with_a_killed_actor_even_where_they_
     time.sleep(0.3)
     actor.kill()
     actor.communicate(timeout=10)
-    deadline = time.monotonic() + 10.0
-    while any(Path(f"/proc/{pid}").exists() for pid in envs):
-        assert time.monotonic() < deadline, "an env outlived its actor"
-        time.sleep(0.05)
+    eventually(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in envs), what="the end of an env without its actor"
+    )
 
 
 def test_the_step_limit_given_replaces_the_envs_own_in_every_vectorization() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from decimal import Decimal
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +13,8 @@ from rollcall.actors.tasks.gsm8k import GSM8K, GSM8KConfig
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.answers.answers import final_number
-
-DATA = Path(os.environ.get("ROLLCALL_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "gsm8k"
-needs_data = pytest.mark.skipif(
-    not (DATA / "test.jsonl").is_file(), reason=f"no GSM8K in {DATA}: set ROLLCALL_SHARED_DATA"
-)
+from tests.needs import GSM8K as DATA
+from tests.needs import needs
 
 
 @pytest.mark.parametrize(
@@ -115,7 +111,7 @@ def test_what_is_missing_is_one_line(tmp_path: Path) -> None:
         GSM8K(GSM8KConfig(directory=tmp_path)).rows("eval")
 
 
-@needs_data
+@needs("gsm8k")
 def test_every_reference_solution_is_judged_correct_against_itself() -> None:
     task = GSM8K(GSM8KConfig(directory=DATA))
     rows = task.rows("eval")
@@ -127,7 +123,7 @@ def test_every_reference_solution_is_judged_correct_against_itself() -> None:
         assert final_number(row.answer) == Decimal(solution.rpartition("####")[2].strip().replace(",", ""))
 
 
-@needs_data
+@needs("gsm8k")
 def test_a_reference_solution_is_wrong_for_another_number() -> None:
     task = GSM8K(GSM8KConfig(directory=DATA))
     rows = task.rows("eval")

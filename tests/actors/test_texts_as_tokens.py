@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.engine.vllm_engine import Completion
+from rollcall.actors.engine.requests import Completion
 from rollcall.actors.language.conversations import Conversations, opening
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
@@ -20,8 +20,9 @@ from rollcall.deploy.kinds.warm_start import demonstration
 from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.models.text_tokens import TextTokens
 from rollcall.reward_service.protocol import Message
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 BOS, EOS = 0, 1
 SPECIAL = ["<s>", "</s>", "<unk>"]

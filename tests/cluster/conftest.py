@@ -57,6 +57,10 @@ class SimulatedRun:
         self.random = random.Random(seed)
         self.ledger = Ledger(store, tickets_per_step=batch)
         self.faults = True
+        self.leased: list[tuple[int, int]] = []
+        self.ready: list[tuple[int, tuple[int, int]]] = []
+        self.reissue: deque[tuple[int, int]] = deque()
+        self.next_ticket_id = 0
         self._reset(LedgerPosition.start(batch))
         (directory / "redis").mkdir(parents=True)
         (directory / "redis" / "run_id").write_text(store.run_id)
@@ -150,10 +154,9 @@ class SimulatedRun:
         return self
 
     def _reset(self, position: LedgerPosition) -> None:
-        self.step, self.next_ticket_id = position.step, position.next_ticket_id
-        self.leased: list[tuple[int, int]] = []
-        self.ready: list[tuple[int, tuple[int, int]]] = []
-        self.reissue: deque[tuple[int, int]] = deque()
+        self.step: int = position.step
+        self.next_ticket_id = position.next_ticket_id
+        self.leased, self.ready, self.reissue = [], [], deque()
 
     def write_summary(self, status: str) -> None:
         counts = self.ledger.counts().model_dump()
@@ -162,10 +165,10 @@ class SimulatedRun:
 
     # What Redis holds, as a whole: to make it forget.
 
-    def dump(self) -> dict[str, dict[str, str]]:
+    def dump(self) -> dict[str, dict[Any, Any]]:
         return {key: self.store.client.hgetall(key) for key in ledger_keys(self.store)}
 
-    def put_back(self, dump: dict[str, dict[str, str]]) -> None:
+    def put_back(self, dump: dict[str, dict[Any, Any]]) -> None:
         for key in ledger_keys(self.store):
             self.store.client.delete(key)
             if dump.get(key):

@@ -20,7 +20,7 @@ from rollcall.cluster.checkpoint import (
     write_weights,
 )
 from rollcall.cluster.errors import CheckpointDamaged
-from rollcall.cluster.messages.records import pack_weights
+from rollcall.cluster.messages.records import Array, pack_weights
 
 
 def manifest(step: int) -> Manifest:
@@ -39,7 +39,7 @@ def manifest(step: int) -> Manifest:
 
 def write(writer: CheckpointWriter, step: int) -> Path:
     directory = writer.begin(step)
-    tensors = {"b": np.arange(3, dtype=np.float32), "a": np.full((2, 2), step, np.float64)}
+    tensors: dict[str, Array] = {"b": np.arange(3, dtype=np.float32), "a": np.full((2, 2), step, np.float64)}
     write_weights(directory, pack_weights("policy", 1, step, tensors))
     write_state(directory, "learner", {"m": np.array([step], np.int64)}, {"note": step})
     return writer.finish(directory, manifest(step))

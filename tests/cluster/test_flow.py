@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def simulate(
     num_actors: int,
     tickets_per_step: int,
     steps: int,
-    on_stale: str = "wait",
+    on_stale: Literal["wait", "drop"] = "wait",
     learn_s: float = 1.0,
 ) -> dict[str, float]:
     """Actors take tickets in order and act under the newest version at the moment they begin; durations are Pareto

@@ -17,7 +17,7 @@ from rollcall.cluster.loop.run_state import RunState
 from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
 from rollcall.cluster.metrics.table import DRIVER
 
-LABELS = {"run": "first", "policy": "policy", "env": "gsm8k"}
+LABELS: dict[str, Any] = {"run": "first", "policy": "policy", "env": "gsm8k"}
 SHARED: dict[str, Any] = {
     "step": 0,
     "epoch": 1,

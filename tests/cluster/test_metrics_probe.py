@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.cluster.store.store import RedisConfig, Store, open_store
 
-LABELS = {"run": "r", "policy": "p", "env": "e"}
+LABELS: dict[str, Any] = {"run": "r", "policy": "p", "env": "e"}
 
 
 def value(metrics: RunMetrics, name: str, **more: str) -> float | None:

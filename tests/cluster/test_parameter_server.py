@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import ChecksumMismatch, StaleEpoch
-from rollcall.cluster.messages.records import Weights, pack_weights
+from rollcall.cluster.messages.records import Array, Weights, pack_weights
 from rollcall.cluster.parameter_server import ParameterServer
 
 
 def weights(version: int, *, epoch: int = 1) -> Weights:
-    tensors = {"w": np.full((2, 3), version, np.float32), "n": np.array([version], np.int64)}
+    tensors: dict[str, Array] = {"w": np.full((2, 3), version, np.float32), "n": np.array([version], np.int64)}
     return pack_weights("policy", epoch, version, tensors)
 
 

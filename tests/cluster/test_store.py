@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from rollcall.cluster.store import redis_server
 from rollcall.cluster.store.redis_server import PrivateRedis, find_redis_server, redis_client
 from rollcall.cluster.store.run_lock import driver_alive
 from rollcall.cluster.store.store import RedisConfig, Store, inspect_store, open_store
+from tests.waiting import eventually
 
 QUICK = RedisConfig(start_timeout_s=5, operation_timeout_s=1, reconnect_timeout_s=5)
 
@@ -56,21 +58,16 @@ def get(store: Store) -> str | None:
     return store.call(lambda client: client.get(store.key("value")))  # type: ignore[return-value]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def runs(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def ended(pid: int | None) -> bool:
+    return pid is not None and not runs(pid)
 
 
 def test_keys_carry_the_run_id_as_a_cluster_hash_tag(store: Store) -> None:
@@ -145,7 +142,7 @@ def test_a_private_server_that_was_killed_is_started_again_on_its_data(store: St
     for signal_number in (signal.SIGKILL, signal.SIGTERM):
         pid = store.server_pid
         os.kill(pid, signal_number)
-        assert wait_until(lambda pid=pid: not runs(pid))
+        assert eventually(partial(ended, pid))
         assert get(store) == "before"
         assert store.server_pid != pid
 
@@ -187,7 +184,7 @@ def test_after_kill_9_of_its_owner_no_server_is_left_and_the_run_can_be_opened(t
         with pytest.raises(RunAlive, match=rf"in use by another driver \(pid {owner.pid} on "):
             open_store(QUICK, tmp_path)
         owner.kill()
-    assert wait_until(lambda: not runs(server_pid))
+    assert eventually(lambda: not runs(server_pid))
     assert not driver_alive(tmp_path)
     with open_store(QUICK, tmp_path) as store:
         start = time.monotonic()
@@ -252,7 +249,7 @@ def test_an_outage_is_waited_out(server: PrivateRedis, tmp_path: Path) -> None:
     with open_store(at(server), tmp_path) as store:
         put(store, "before")
         os.kill(server.pid, signal.SIGKILL)
-        assert wait_until(lambda: not server.alive())
+        assert eventually(lambda: not server.alive())
         back = threading.Timer(0.5, server.start)
         back.start()
         assert get(store) == "before"
@@ -322,7 +319,7 @@ def test_a_driver_that_lost_its_lock_writes_nothing_more(server: PrivateRedis, t
         store.acquire_lock(ttl_s=0.15)
         put(store, "mine")
         store.client.set(store.key("lock"), "99:elsewhere:7")
-        assert wait_until(lambda: store._run_lock is not None and store._run_lock._lost_to is not None)
+        assert eventually(lambda: store._run_lock is not None and store._run_lock._lost_to is not None)
         with pytest.raises(RunAlive, match="pid 7 on elsewhere, fencing token 99"):
             put(store, "not mine")
         assert store.client.get(store.key("value")) == "mine"
@@ -332,7 +329,7 @@ def test_a_lock_that_redis_forgot_in_an_outage_is_taken_again(server: PrivateRed
     with open_store(at(server), tmp_path) as store:
         store.acquire_lock(ttl_s=0.15)
         store.client.delete(store.key("lock"))
-        assert wait_until(lambda: bool(store.client.get(store.key("lock"))), 2)
+        assert eventually(lambda: bool(store.client.get(store.key("lock"))), 2)
         put(store, "still mine")
 
 

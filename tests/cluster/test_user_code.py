@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.cluster.inputs.user_code import described
+from rollcall.cluster.inputs.user_code import described, user_line, user_line_of
+from tests import ROOT
 
 
-def raised(call: object) -> Exception:
+def raised(call: Callable[[], object]) -> Exception:
     try:
-        call()  # type: ignore[operator]
+        call()
     except Exception as error:
         return error
     raise AssertionError("it raised nothing")
@@ -42,3 +44,18 @@ def test_an_exception_without_a_users_line_names_none() -> None:
     error = raised(lambda: statistics.mean([]))
     error.__traceback__ = None
     assert described(error).splitlines()[0] == "StatisticsError: mean requires at least one data point"
+
+
+def test_the_innermost_line_that_is_no_librarys_is_the_users() -> None:
+    error = raised(lambda: json.loads("{"))
+    assert user_line_of(error).startswith(f"{__file__}, line ")
+    assert user_line_of(error).endswith('in <lambda>: error = raised(lambda: json.loads("{"))')
+
+
+def test_a_traceback_from_another_process_is_read_as_text_and_one_without_a_users_line_gives_none() -> None:
+    ours = ROOT / "actors" / "envs" / "local_group.py"
+    trace = 'Traceback (most recent call last):\n  File "/home/me/arm.py", line 12, in step\n    self.arm.move()\n'
+    trace += '  File "/venv/lib/python3.11/site-packages/sim/arm.py", line 3, in move\n    raise ValueError("far")\n'
+    assert user_line(trace + "ValueError: far\n") == "/home/me/arm.py, line 12, in step: self.arm.move()"
+    assert user_line(f'  File "{ours}", line 1, in step\n    env.step(action)\nValueError: far\n') == ""
+    assert user_line("ValueError: far") == ""

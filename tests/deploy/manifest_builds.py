@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import shutil
-from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.schema import Kinds, read_kinds
 from tests import ROOT
+from tests.needs import KUBERAY, require
 
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("local", "gpu", "autoscale", "kueue", "gcs-ft", "monitoring")
-CRDS = Path(os.environ.get("ROLLCALL_SHARED_KUBERAY") or ROOT.parent / "shared" / "kuberay")
 Documents = list[dict[str, Any]]
 
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on PATH, which builds overlays")
 _built: dict[str, Documents] = {}
 _crds: list[Kinds] = []
 
@@ -49,10 +44,9 @@ def built(overlay: str) -> Documents:
 
 def crds() -> Kinds:
     """KubeRay's definitions; skips where they are not at hand."""
-    if not CRDS.is_dir():
-        pytest.skip(f"KubeRay's definitions are not at {CRDS}")
+    require("kuberay")
     if not _crds:
-        _crds.append(read_kinds(CRDS))
+        _crds.append(read_kinds(KUBERAY))
     return _crds[0]
 
 

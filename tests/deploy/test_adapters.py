@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from rollcall.deploy.config.load import LanguageConfig, load_config
 from rollcall.deploy.kinds.language_parts import LanguageParts
 from rollcall.deploy.kinds.parts import parts_of
 from rollcall.learners.loop.collective import Collective
+from tests.needs import require
 
-pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
+require("peft")
 
 RECIPE = """\
 # One-digit addition for a moment
@@ -136,8 +137,7 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line(
 def test_adapters_without_peft_are_refused_when_the_recipe_is_read(
     work: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    find: Any = language_checks.find_spec
-    monkeypatch.setattr(language_checks, "find_spec", lambda name: None if name == "peft" else find(name))
+    monkeypatch.setattr(language_checks, "find_spec", lambda name: None if name == "peft" else find_spec(name))
     load_config("sums.yaml")
     with pytest.raises(BadInput, match=r"lora = .*: LoRA needs the package peft: pip install peft"):
         load_config("sums.yaml", [setting])

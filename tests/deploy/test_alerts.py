@@ -17,13 +17,13 @@ from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS
 from rollcall.deploy.tools.monitoring import metric_names
 from rollcall.deploy.tools.monitoring.files import ROOT
 from rollcall.reward_service.service.metrics import SERVICE
+from tests.needs import needs
 
 RULES = ROOT / "deploy" / "prometheus" / "rules"
 CASES = Path(__file__).parent / "promtool"
 ALERTS = {str(rule["alert"]): rule for rule in metric_names.rules() if "alert" in rule}
 FIRING = re.compile(r'alertname="(\w+)"')
 PROMTOOL = shutil.which("promtool")
-needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool (Debian: apt-get install prometheus)")
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -115,18 +115,18 @@ def test_an_alert_has_a_case_in_which_it_fires_and_is_silent_before(name: str) -
     assert fires and any(not check["exp_samples"] for check in asked)
 
 
-@needs_promtool
+@needs("promtool")
 @pytest.mark.parametrize("path", sorted(CASES.glob("*.yml")), ids=lambda path: path.stem)
 def test_promtool_finds_each_alert_where_it_belongs_and_nowhere_else(path: Path) -> None:
     assert promtool("test", "rules", str(path)) == ""
 
 
-@needs_promtool
+@needs("promtool")
 def test_promtool_accepts_the_configuration_and_the_rules() -> None:
     assert promtool("check", "config", str(ROOT / "deploy" / "prometheus" / "prometheus.yml")) == ""
 
 
-@needs_promtool
+@needs("promtool")
 @pytest.mark.parametrize(
     ("file", "change"),
     [

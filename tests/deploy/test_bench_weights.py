@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.tools.bench import weights as bench_weights
+from tests.runs import BENCH_KEYS, Bench
 
 
 def publication(copy_s: float = 0.010) -> dict[str, float]:
@@ -63,32 +60,11 @@ def test_sizes_that_cannot_be_measured_are_refused(text: str) -> None:
 
 
 @pytest.mark.prove
-def test_a_publication_goes_through_the_real_processes(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "rollcall.deploy.cli",
-            "bench",
-            "weights",
-            "--sizes",
-            "0.05,1",
-            "--repeats",
-            "1",
-            "--json",
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)  # nothing else is printed
-    assert {"bound", "achieved", "ratio_to_bound", "peer", "ratio_to_peer", "unit", "limiter", "settings"} <= set(
-        result
-    )
+def test_a_publication_goes_through_the_real_processes(bench: Bench) -> None:
+    done = bench.start("bench", "weights", "--sizes", "0.05,1", "--repeats", "1", "--json").wait(280)
+    assert done.process.returncode == 0, done.errors
+    result = json.loads(done.output)  # nothing else is printed
+    assert result.keys() >= BENCH_KEYS
     inline, through_the_store = result["sizes"]  # Ray sends the smaller one within the reply
     assert inline["size_bytes"] < 100_000 < through_the_store["size_bytes"]
     for item in result["sizes"]:

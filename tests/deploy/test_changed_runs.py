@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -30,33 +29,14 @@ from rollcall.deploy.kinds import policies
 from rollcall.deploy.report.recorders import read_jsonl
 from rollcall.deploy.rundir.changes import changed
 from rollcall.deploy.rundir.earlier_runs import run_hash
-
-RECIPE = """\
-total_learner_steps: 2
-runtime: serial
-env: CartPole-v1
-algorithm: {name: ppo, epochs: 1, num_minibatches: 2}
-actors: {num_envs: 2, num_shards: 2, unroll_length: 8}
-policy: {hidden_sizes: [8], normalise_observations: true}
-learner: {learning_rate: 1e-3, compile: "off"}
-checkpoint: {every_steps: 1, keep: 10}
-eval: {episodes: 1}
-metrics: {enabled: false}
-"""
+from tests.runs import trained as two_steps
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory with a completed run of two steps, runs/short."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "small.yaml").write_text(RECIPE)
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main.main(["train", "small.yaml", "name=short"]) == 0
+    with two_steps(tmp_path_factory.mktemp("work"), "short") as folder:
         yield folder
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.deploy.cli import main
 from rollcall.deploy.drive import launch
 from rollcall.deploy.report.recorders import read_jsonl
+from tests.runs import Bench
 
 RECIPE = """\
 # CartPole for a moment
@@ -242,6 +242,7 @@ def test_a_loaded_policy_acts_on_one_observation_or_many_as_the_checkpoint_would
         policy.act(np.zeros((5, 3)))
     assert policy.act(batch[0], action_mask=np.array([0, 1])) == 1
     assert policy.act(batch, action_mask=np.array([[1, 0]] * 5)).tolist() == [0] * 5
+    mask: Any  # as a caller may give it
     for mask in ([1], [0, -np.inf], [[0, 1]] * 4, [0, 0]):
         with pytest.raises(ValueError, match="action_mask"):
             policy.act(batch, action_mask=mask)
@@ -359,25 +360,16 @@ def test_a_process_that_is_refused_exits_2_with_one_line_and_no_traceback(tmp_pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_a_run_with_a_checkpoint_from_which_it_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_a_run_with_a_checkpoint_from_which_it_goes_on(
+    tmp_path: Path, bench: Bench, number: signal.Signals
+) -> None:
     (tmp_path / "small.yaml").write_text(RECIPE.replace("total_learner_steps: 4", "total_learner_steps: 100_000"))
-    process = subprocess.Popen(
-        rollcall("train", "small.yaml"), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        deadline = time.monotonic() + 180
-        while len(read_jsonl(tmp_path / "runs/small/metrics.jsonl")) < 5:
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-        process.communicate()
-    assert process.returncode == 130, err
-    assert f"{number.name}: stopping with a checkpoint" in err
-    assert out.splitlines()[-1] == "go on with: rollcall resume runs/small"
+    run = bench.start("train", "small.yaml", name="small")
+    run.wait_for_step(4)
+    run.process.send_signal(number)
+    assert run.wait(60).process.returncode == 130, run.errors
+    assert f"{number.name}: stopping with a checkpoint" in run.errors
+    assert run.output.splitlines()[-1] == "go on with: rollcall resume runs/small"
     summary = json.loads((tmp_path / "runs/small/summary.json").read_text())
     assert summary["status"] == "stopped"
     steps = summary["learner_steps"]

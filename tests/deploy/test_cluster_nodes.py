@@ -47,7 +47,7 @@ def test_what_a_node_lacks_is_said_with_its_remedy(
     absent = ray_nodes.lacks(changed(needs, modules=("module_that_nobody_wrote",)))
     assert "cannot import module_that_nobody_wrote" in absent and "--working-dir" in absent
     sys.path.remove(str(tmp_path))
-    monkeypatch.setattr("rollcall.actors.engine.vllm_engine.KNOWN_VERSIONS", ("0.0.1",))
+    monkeypatch.setattr("rollcall.actors.engine.settings.KNOWN_VERSIONS", ("0.0.1",))
     assert "cannot generate: " in ray_nodes.lacks(changed(needs, generates=True))
 
 

@@ -57,7 +57,7 @@ def test_every_shipped_recipe_is_sound_titled_and_short(name: str) -> None:
 
 
 def test_overrides_win_and_the_last_one_most(recipe: Path) -> None:
-    config = load_config(recipe, ["actors.num=2", "learner.learning_rate=1e-2", "learner.learning_rate=1e-3"])
+    config: Any = load_config(recipe, ["actors.num=2", "learner.learning_rate=1e-2", "learner.learning_rate=1e-3"])
     assert config.actors.num == 2
     assert config.learner.learning_rate == 1e-3
     assert config.actors.num_envs == 8
@@ -65,7 +65,7 @@ def test_overrides_win_and_the_last_one_most(recipe: Path) -> None:
 
 
 def test_what_follows_from_the_settings_is_derived(recipe: Path) -> None:
-    config = load_config(recipe)
+    config: Any = load_config(recipe)
     assert config.steps_per_batch == 8 * 32
     assert config.learner_steps == 40  # ceil(10000 / 256)
     assert config.tickets_per_step == 2
@@ -76,13 +76,13 @@ def test_what_follows_from_the_settings_is_derived(recipe: Path) -> None:
 
 
 def test_a_run_of_whole_episodes_has_no_number_of_learner_steps_before_it_ran() -> None:
-    config = load_config("cartpole-reinforce")
+    config: Any = load_config("cartpole-reinforce")
     assert (config.steps_per_batch, config.learner_steps) == (None, None)
     assert config.total_env_steps == 500_000
 
 
 def test_a_length_given_on_the_command_line_replaces_the_recipes(recipe: Path) -> None:
-    config = load_config(recipe, ["total_learner_steps=7"])
+    config: Any = load_config(recipe, ["total_learner_steps=7"])
     assert (config.total_env_steps, config.total_learner_steps, config.learner_steps) == (None, 7, 7)
 
 
@@ -97,8 +97,9 @@ def test_another_algorithm_starts_from_its_own_defaults_and_another_env_keeps_th
     config = load_config(recipe, ["algorithm=a2c"])
     assert config.algorithm_name == "a2c"
     recipe.write_text(RECIPE.replace("env: CartPole-v1", "env: {id: FrozenLake-v1, kwargs: {is_slippery: false}}"))
-    assert load_config(recipe).env.kwargs == {"is_slippery": False}
-    other = load_config(recipe, ["env=CartPole-v1", "env.max_episode_steps=50"])
+    slippery: Any = load_config(recipe)
+    assert slippery.env.kwargs == {"is_slippery": False}
+    other: Any = load_config(recipe, ["env=CartPole-v1", "env.max_episode_steps=50"])
     assert (other.env.id, other.env.kwargs, other.env.max_episode_steps) == ("CartPole-v1", {}, 50)
 
 

@@ -25,6 +25,7 @@ from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
 from rollcall.deploy.rundir.resubmission import find_to_go_on_with
 from rollcall.reward_service.raters.true_rewards import upright_and_centred
 from tests import EARLIER
+from tests.needs import require
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
 
 
 def test_an_earlier_language_run_loads_with_all_its_settings(earlier: Path) -> None:
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     from rollcall.deploy.kinds.export import export_policy
 
     loaded = policies.load_language("language")

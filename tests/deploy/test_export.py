@@ -70,8 +70,15 @@ def trained(*overrides: str, steps: tuple[int, ...] = (2,)) -> tuple[Path, dict[
         aside = writer.begin(step)
         learner.save(aside, learner.weights(epoch=1, version=step))
         manifest = Manifest(
-            **{"run_id": "run", "policy_id": "policy", "config_hash": config.config_hash, "step": step, "epoch": 1},
-            **{"tier": "exact", "ledger": {}, "driver": {}, "files": {}},
+            run_id="run",
+            policy_id="policy",
+            config_hash=config.config_hash,
+            step=step,
+            epoch=1,
+            tier="exact",
+            ledger={},
+            driver={},
+            files={},
         )
         writer.finish(aside, manifest)
     return directory, {name: tensor.detach().clone() for name, tensor in policy.model.named_parameters()}

@@ -4,7 +4,6 @@ policy is another one."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,25 +21,14 @@ from rollcall.deploy.config.load import load_config
 from rollcall.deploy.drive.training import train
 from rollcall.deploy.kinds.init_from import beginning_of
 from tests import EARLIER
-
-RECIPE = """\
-total_learner_steps: 2
-runtime: serial
-env: CartPole-v1
-algorithm: {name: ppo, epochs: 1, num_minibatches: 2}
-actors: {num_envs: 2, unroll_length: 8}
-policy: {hidden_sizes: [8], normalise_observations: true, normalise_rewards: true}
-checkpoint: {every_steps: 1, keep: 10}
-eval: {episodes: 0}
-metrics: {enabled: false}
-"""
+from tests.needs import require
+from tests.runs import trained
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory with a run of two steps to begin from, runs/source."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "small.yaml").write_text(RECIPE)
     (folder / "own_env.py").write_text(
         "import gymnasium as gym, numpy as np\n"
         "class Own(gym.Env):\n"
@@ -54,13 +42,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "def make():\n"
         "    return Own()\n"
     )
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        assert main.main(["train", "small.yaml", "name=source"]) == 0
+    with trained(folder, "source"):
         yield folder
-    finally:
-        os.chdir(before)
 
 
 def tensors(checkpoint: Path) -> dict[str, Any]:
@@ -141,7 +124,7 @@ def test_weights_of_the_other_half_are_refused(work: Path) -> None:
 
 
 def language(*overrides: str) -> LanguageConfig:
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     settings = ["runtime=serial", "task.digits=1", "task.num_eval_rows=4", f"policy.init_from={EARLIER / 'language'}"]
     config = load_config("arithmetic-grpo", [*settings, *overrides])
     assert isinstance(config, LanguageConfig)

@@ -18,8 +18,9 @@ from rollcall.learners.data.demonstrations import DemonstrationSource
 from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, model_length
+from tests.needs import require
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 RECIPE = """\
 total_learner_steps: 1

@@ -3,7 +3,6 @@ nothing either."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ import pytest
 import yaml
 
 from rollcall.deploy.tools.manifests import check as manifests
-from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built, crds, needs_kubectl, of
+from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built, crds, of
+from tests.needs import needs, require_module
 
 KUBERNETES = "1.32"
 
@@ -23,24 +23,22 @@ def test_nothing_is_wrong_with_the_base() -> None:
     assert manifests.check(base(), {}) == []
 
 
-@needs_kubectl
+@needs("kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_builds_without_a_warning_and_nothing_is_wrong_with_it(overlay: str) -> None:
     assert manifests.check(built(overlay), {}) == []
 
 
-@needs_kubectl
+@needs("kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_rays_objects_are_what_kuberays_definitions_say(overlay: str) -> None:
     assert {document["kind"] for document in built(overlay)} >= {"RayJob", "RayCluster"}
     assert manifests.check(built(overlay), crds()) == []
 
 
-@needs_kubectl
+@needs("kubectl")
 def test_kubernetes_own_objects_are_what_its_schemas_say() -> None:
-    if importlib.util.find_spec("kubernetes_validate") is None:
-        pytest.skip("kubernetes-validate is not installed")
-    import kubernetes_validate
+    kubernetes_validate = require_module("kubernetes_validate")
 
     others = ("ray.io/", "monitoring.coreos.com/", "kueue.x-k8s.io/")
     every = [document for overlay in OVERLAYS for document in built(overlay)]
@@ -57,7 +55,7 @@ def test_kubernetes_own_objects_are_what_its_schemas_say() -> None:
         kubernetes_validate.validate(typo, KUBERNETES, strict=True)
 
 
-@needs_kubectl
+@needs("kubectl")
 def test_components_can_be_combined(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("overlays", "secrets"))
     own = tmp_path / "k8s" / "overlays" / "own"
@@ -84,7 +82,7 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from walk(inner, f"{path}[{index}]")
 
 
-@needs_kubectl
+@needs("kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_scan_finds_no_root_no_capability_no_secret_and_no_open_port(overlay: str) -> None:
     seen = 0

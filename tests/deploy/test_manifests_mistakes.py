@@ -14,7 +14,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.schema import read_kinds
-from tests.deploy.manifest_builds import Documents, base, built, crds, needs_kubectl, of
+from tests.deploy.manifest_builds import Documents, base, built, crds, of
+from tests.needs import needs
 
 
 def job(documents: Documents) -> dict[str, Any]:
@@ -253,7 +254,7 @@ def test_a_typo_in_a_ray_object_is_found_with_its_place(name: str) -> None:
     assert [line for line in found if line.startswith(expected)], found
 
 
-@needs_kubectl
+@needs("kubectl")
 def test_mistakes_in_overlays_are_found_too() -> None:
     documents = built("autoscale")
     cluster = of(documents, "RayCluster", "rollcall")

@@ -25,10 +25,11 @@ from rollcall.deploy.tools.manifests.objects import Objects
 from rollcall.deploy.tools.manifests.references import USER_SECRETS
 from rollcall.reward_service.service.auth import client_token
 from rollcall.reward_service.service.config import ServiceConfig
-from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built, needs_kubectl
+from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built
+from tests.needs import needs
 
 
-@needs_kubectl
+@needs("kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_entrypoints_are_commands_that_this_version_knows(overlay: str) -> None:
     jobs = [document for document in built(overlay) if document["kind"] == "RayJob"]
@@ -63,7 +64,7 @@ def test_secrets_are_made_once_for_nobody_else_to_read(secrets: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in files}, "what is there stays"
 
 
-@needs_kubectl
+@needs("kubectl")
 def test_the_secrets_are_those_that_the_manifests_name(secrets: Path) -> None:
     documents, warnings = manifests.read(str(secrets))
     assert not warnings
@@ -85,13 +86,16 @@ def test_redis_keeps_to_its_users_file(secrets: Path, tmp_path: Path, monkeypatc
     try:
         anybody = redis_client(port=port)
         _until(lambda: bool(anybody.ping()))
+        command: tuple[str, ...]
         for command in (("GET", "rollcall:x"), ("KEYS", "*"), ("CONFIG", "GET", "*"), ("ACL", "LIST")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 anybody.execute_command(*command)
         run = redis_client(port=port, username="rollcall", password=(secrets / "redis-password").read_text())
         assert run.set("rollcall:{run}:x", "1") and run.eval("return redis.call('GET', KEYS[1])", 1, "rollcall:{run}:x")
         with run.pipeline(transaction=True) as pipe:
-            assert pipe.hset("rollcall:{run}:h", "a", "1").zadd("rollcall:{run}:z", {"a": 1}).execute() == [1, 1]
+            pipe.hset("rollcall:{run}:h", "a", "1")
+            pipe.zadd("rollcall:{run}:z", {"a": 1})
+            assert pipe.execute() == [1, 1]
         for command in (("GET", "RAYx@KV"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("ACL", "LIST")):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 run.execute_command(*command)

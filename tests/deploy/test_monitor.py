@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +11,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,9 @@ from rollcall.cluster.metrics.discovery import FOLDER, announce
 from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
 from rollcall.deploy.cli import main
 from rollcall.deploy.tools.monitoring import monitor
+from tests.needs import needs
+from tests.waiting import eventually
 
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="needs prometheus (Debian: apt-get install prometheus)"
-)
 STATE = RunState(0.5, 4, 1, acting=2, scoring=0, queued=1, training=4, checkpoint_step=1, checkpoint_unix_s=time.time())
 STEP = {
     **{"step": 0, "policy_version": 1, "lag_max": 1, "lag_mean": 0.5, "bound_fraction": 0.7, "loss": 0.1},
@@ -102,9 +100,9 @@ def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
             process.communicate()
 
 
-@needs_prometheus
+@needs("prometheus")
 def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], eventually: Callable[..., None]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -137,10 +135,8 @@ def test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c(
     assert not server.is_running() and not (runs / ".monitor" / "monitor.json").exists()
 
 
-@needs_prometheus
-def test_prometheus_never_outlives_a_monitor_that_is_killed_and_an_alert_is_a_line(
-    tmp_path: Path, eventually: Callable[..., None]
-) -> None:
+@needs("prometheus")
+def test_prometheus_never_outlives_a_monitor_that_is_killed_and_an_alert_is_a_line(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     runs.mkdir()
     with driver(runs, "lagging", CONTROL | {"lag_max": 7}):
@@ -169,7 +165,7 @@ def test_a_directory_that_is_not_there_is_bad_input(tmp_path: Path, capsys: pyte
     assert "rnus" in capsys.readouterr().err
 
 
-@needs_prometheus
+@needs("prometheus")
 def test_a_port_that_is_taken_is_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -137,7 +137,7 @@ def test_a_given_file_of_held_out_comparisons_that_shares_with_the_other_is_told
 
 
 def test_actions_as_sampled_and_as_taken_do_not_mix(tmp_path: Path) -> None:
-    taken = {"metadata": {"question": "?", "actions": "taken"}}
+    taken: dict[str, Any] = {"metadata": {"question": "?", "actions": "taken"}}
     new = [segment_line(i, i + 50, **taken) for i in range(9)]
     old = [segment_line(i + 100, i + 150, scale=3.0) for i in range(9)]
     load_preferences(PreferenceDataConfig(train=str(write(tmp_path / "new.jsonl", new))), tmp_path, seed=0)
@@ -150,7 +150,7 @@ def test_actions_as_sampled_and_as_taken_do_not_mix(tmp_path: Path) -> None:
 def test_prompt_and_response_tokens_stand_side_by_side_and_what_is_too_long_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"prompt": "ab", "chosen": "c", "rejected": "dd", "margin": 1.5, "group": "y"},
         {"prompt": "ab", "chosen": "c", "rejected": "d" * 10, "group": "x"},
         {"prompt": "a", "responses": ["b", "c", "d"], "ranks": [1, 0, 1], "group": "x"},

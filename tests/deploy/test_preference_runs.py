@@ -23,8 +23,9 @@ from rollcall.reward_service.preferences.files import SegmentPair, read_preferen
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.scorer import Score
 from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 TINY = "{vocab_size: 300, hidden_size: 32, num_layers: 1, num_heads: 1, num_kv_heads: 1, intermediate_size: 64}"
 REWARD = ("data.generate={pairs: 300, eval_pairs: 60}", f"model.tiny={TINY}", "epochs=2", "batch_size=50")

@@ -32,14 +32,9 @@ def step_record(step: int, **more: Any) -> dict[str, Any]:
 
 
 def language_record(step: int, **more: Any) -> dict[str, Any]:
+    shared = {key: value for key, value in step_record(step).items() if key not in ("return_mean", "env_steps")}
     record = {
-        "step": step,
-        "policy_version": step + 1,
-        "wait_batch_s": 0.01,
-        "update_s": 0.03,
-        "publish_s": 0.001,
-        "lag_max": 1,
-        "lag_mean": 0.5,
+        **shared,
         "reward_mean": 0.25,
         "exact_match": 0.613,
         "length_mean": 87.5,

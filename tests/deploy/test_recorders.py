@@ -13,7 +13,15 @@ import pytest
 import torch
 
 from rollcall.deploy.report.progress import PlainLines
-from rollcall.deploy.report.recorders import STEP_KEYS, JsonLines, TensorBoard, plain, read_jsonl, truncate_after
+from rollcall.deploy.report.recorders import (
+    STEP_KEYS,
+    JsonLines,
+    Recorder,
+    TensorBoard,
+    plain,
+    read_jsonl,
+    truncate_after,
+)
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
 
@@ -213,7 +221,7 @@ def test_tensorboard_forgets_the_steps_that_a_resume_does_again(tmp_path: Path) 
 def test_recording_a_step_costs_less_than_a_millisecond(tmp_path: Path) -> None:
     """At 50 steps/s that is 5% of the driver; 0.25 ms on a quiet machine. CPU time, the best of five: what else the
     machine does costs caches, and up to twice the time was seen."""
-    recorders = [JsonLines(tmp_path), TensorBoard(tmp_path), PlainLines(io.StringIO())]
+    recorders: list[Recorder] = [JsonLines(tmp_path), TensorBoard(tmp_path), PlainLines(io.StringIO())]
     for recorder in recorders:
         recorder.on_start(START)
     record = step_record(0, **{f"metric_{n}": n * 0.1 for n in range(15)})

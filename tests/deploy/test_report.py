@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.report.curves import MAX_POINTS, build_charts
 from rollcall.deploy.report.page import write_report
+from tests.needs import CHROMIUM, needs
 
 SUMMARY: dict[str, Any] = {
     "status": "completed",
@@ -384,12 +384,10 @@ def test_several_runs_stand_beside_and_those_of_one_name_are_told_apart(tmp_path
     assert ("run", str(others[0]), str(others[1]), "third") in names
 
 
+@needs("chromium")
 @pytest.mark.parametrize(("kind", "num_charts"), [("control", 6), ("language", 15)])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int, kind: str, num_charts: int) -> None:
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium on this machine")
     if kind == "control":
         path = write_report(write_run(tmp_path / "run", summary=SUMMARY))
     else:
@@ -401,7 +399,7 @@ def test_a_browser_draws_every_curve_within_the_page(tmp_path: Path, width: int,
         "document.documentElement.scrollWidth <= innerWidth].join(' ')</script></body>",
     )
     path.write_text(probe, encoding="utf-8")
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     command += [f"--window-size={width},900", "--dump-dom", path.as_uri()]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     title = re.search(r"<title>(.*?)</title>", dom)

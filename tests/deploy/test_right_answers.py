@@ -9,6 +9,7 @@ import pytest
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.reward_config import RewardConfig, check_answers
+from tests.needs import require
 
 ROWS = [Row("p", "5", "a.jsonl:1"), Row("p", "5 or 6", "a.jsonl:2")]
 
@@ -31,13 +32,13 @@ def test_a_right_answer_that_cannot_be_read_is_an_error_naming_its_row(
     scorer: dict[str, Any], rows: list[Row], said: str
 ) -> None:
     if scorer["kind"] == "maths":
-        pytest.importorskip("math_verify", reason="symbolic equality needs the package math-verify")
+        require("math_verify")
     with pytest.raises(BadInput, match=said):
         check_answers(RewardConfig.model_validate({"scorer": scorer}), rows)
 
 
 def test_matrices_sums_of_money_and_formulas_can_be_read() -> None:
-    pytest.importorskip("math_verify", reason="symbolic equality needs the package math-verify")
+    require("math_verify")
     answers = [r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\$5", "$5", "x^2", "(1, 2)", "4 4/9", "½"]
     rows = [Row("p", answer, f"a.jsonl:{number}") for number, answer in enumerate(answers, start=1)]
     check_answers(RewardConfig.model_validate({"scorer": {"kind": "maths"}}), rows)

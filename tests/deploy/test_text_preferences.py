@@ -30,11 +30,12 @@ from rollcall.reward_service.preferences.files import PreferencePair, read_prefe
 from rollcall.reward_service.preferences.records import TextCandidate
 from rollcall.reward_service.protocol import Message
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 TEMPLATE = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}={% endif %}"
-SMALL = {"hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
 
 
 class Letters:

@@ -114,7 +114,7 @@ def test_what_the_first_policy_reaches_needs_no_warning(
 
 
 def test_an_env_class_in_place_of_its_name_is_told_the_name() -> None:
-    import plants
+    import plants  # type: ignore[import-not-found]
 
     with pytest.raises(BadInput, match=r"env \(train\(\.\.\.\)\): is Endless itself: .* env='plants:Endless'$"):
         train("plant.yaml", env=plants.Endless)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,8 +19,9 @@ from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.cluster.errors import RollcallError
 from rollcall.deploy.runtimes.on_ray import weights
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls
+from tests.needs import require
 
-pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+require("vllm")
 pytestmark = [  # vLLM's own, while parts of it are imported
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.distributed.reduce_op` is deprecated:FutureWarning"),
@@ -81,12 +82,13 @@ class Engine:
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-        self.model = nn.ModuleDict({"first": nn.Linear(3, 2), "second": nn.Linear(2, 5, bias=False)})
+        model = nn.ModuleDict({"first": nn.Linear(3, 2), "second": nn.Linear(2, 5, bias=False)})
+        self.model = cast(Any, model)
         self.model.load_weights = self._load_weights
         config: Any = SimpleNamespace(parallel_config=None, model_config=None)
-        self._engine: Any = WeightTransferEngineFactory.create_engine(
-            WeightTransferConfig(backend=transport), config, torch.device("cpu"), self.model
-        )
+        settings = WeightTransferConfig(backend=transport)
+        engine = WeightTransferEngineFactory.create_engine(settings, config, torch.device("cpu"), self.model)
+        self._engine = cast(Any, engine)
         # How a model of vLLM's layers is loaded anew is tested with the real one, in tests/actors/language.
         self._engine.start_weight_update = self._engine.finish_weight_update = lambda: None
         self.calls: list[str] = []

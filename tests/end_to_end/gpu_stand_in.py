@@ -31,10 +31,11 @@ def rebuild(data: bytes, dtype: str, shape: tuple[int, ...], *_: Any) -> torch.T
     return flat.reshape(shape)
 
 
-ipc_engine.reduce_tensor = export
-ipc_engine.rebuild_cuda_tensor = rebuild
-torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(uuid="GPU-0")
-torch.cuda.ipc_collect = lambda: None
+engine: Any = ipc_engine
+engine.reduce_tensor, engine.rebuild_cuda_tensor = export, rebuild
+cuda: Any = torch.cuda
+cuda.get_device_properties = lambda device=None: SimpleNamespace(uuid="GPU-0")
+cuda.ipc_collect = lambda: None
 torch.accelerator.current_device_index = lambda: 0
 torch.accelerator.synchronize = lambda device=None: None
 vllm_weight_transfer.has_gpu = lambda: True

@@ -15,9 +15,11 @@ import pytest
 
 from rollcall.cluster.checkpoint import latest_checkpoint, list_checkpoints, load_weights
 from tests import EARLIER
+from tests.needs import require
+from tests.runs import Bench, Run
 
 
-def done(run: Any) -> dict[str, Any]:
+def done(run: Run) -> dict[str, Any]:
     run.wait(timeout_s=280)
     assert run.process.returncode == 0, run.output[-1000:] + run.errors[-2000:]
     summary: dict[str, Any] = run.summary
@@ -29,7 +31,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
-def test_on_ray_a_completed_run_is_made_longer_and_another_begins_with_its_weights(bench: Any) -> None:
+def test_on_ray_a_completed_run_is_made_longer_and_another_begins_with_its_weights(bench: Bench) -> None:
     assert done(bench.train("actors.num=2", "total_learner_steps=4"))["learner_steps"] == 4
     longer = bench.start("resume", "run", "total_learner_steps=6", "learner.learning_rate=1e-4", "actors.num=1")
     assert done(longer)["learner_steps"] == 6
@@ -46,9 +48,9 @@ def test_on_ray_a_completed_run_is_made_longer_and_another_begins_with_its_weigh
 
 
 @pytest.mark.timeout(900)
-def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_and_exported(bench: Any) -> None:
+def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_and_exported(bench: Bench) -> None:
     """It begins with the weights of an earlier release's run."""
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    require("vllm")
     shutil.copytree(EARLIER / "language", bench.folder / "runs" / "earlier")
     (bench.folder / "my_module.py").write_text("def score(item):\n    return float(len(item.response))\n")
     settings = ("runtime=serial", "reward=my_module:score", "policy.init_from=earlier", "total_learner_steps=500")
@@ -72,8 +74,8 @@ def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_
 
 
 @pytest.mark.timeout(600)
-def test_a_language_run_of_an_earlier_release_goes_on_to_its_end_and_is_evaluated(bench: Any) -> None:
-    pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+def test_a_language_run_of_an_earlier_release_goes_on_to_its_end_and_is_evaluated(bench: Bench) -> None:
+    require("vllm")
     shutil.copytree(EARLIER / "language", bench.folder / "runs" / "run")
     resumed = bench.start("resume", "run")
     assert done(resumed)["status"] == "completed"

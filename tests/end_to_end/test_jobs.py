@@ -34,7 +34,7 @@ metrics: {{enabled: false}}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster() -> Iterator[TwoNodes]:
     nodes = TwoNodes()
     (nodes.work / "own_env.py").write_text(ENV)
     (nodes.work / "control.yaml").write_text(RECIPE.format(steps=100))
@@ -51,7 +51,7 @@ def refused(done: Any, *words: str) -> None:
     assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
 
 
-def test_a_job_trains_and_its_run_is_found(cluster: Any) -> None:
+def test_a_job_trains_and_its_run_is_found(cluster: TwoNodes) -> None:
     submitted = cluster.submit("small", "train", "control.yaml", "name=small", "total_learner_steps=3", wait=True)
     assert submitted.returncode == 0, submitted.stdout[-3000:]
     assert cluster.info("small")["status"] == "SUCCEEDED"
@@ -60,7 +60,9 @@ def test_a_job_trains_and_its_run_is_found(cluster: Any) -> None:
 
 
 @pytest.mark.prove
-def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_weights_of_an_uninterrupted_run(cluster: Any) -> None:
+def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_weights_of_an_uninterrupted_run(
+    cluster: TwoNodes,
+) -> None:
     serial = cluster.rollcall("train", "control.yaml", "name=whole", "runtime=serial", "actors.num=1")
     assert serial.returncode == 0, serial.stderr
     submitted = cluster.submit("first", "train", "control.yaml", metadata={"rollcall_run": "control"})
@@ -89,7 +91,7 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_with_the_weights_of_an_u
 
 
 @pytest.mark.prove
-def test_what_a_cluster_lacks_or_refuses_is_one_line(cluster: Any) -> None:
+def test_what_a_cluster_lacks_or_refuses_is_one_line(cluster: TwoNodes) -> None:
     train = ("train", "control.yaml", "env=CartPole-v1")
     wrong = cluster.rollcall(*train, RAY_AUTH_TOKEN="not-the-token")
     refused(wrong, "does not take our token")
@@ -106,7 +108,7 @@ def test_what_a_cluster_lacks_or_refuses_is_one_line(cluster: Any) -> None:
 
 
 @pytest.mark.prove
-def test_a_worker_node_that_dies_in_mid_run_is_survived(cluster: Any) -> None:
+def test_a_worker_node_that_dies_in_mid_run_is_survived(cluster: TwoNodes) -> None:
     (cluster.work / "long.yaml").write_text(RECIPE.format(steps=400))
     # The learner on the head, the actors apart: one of them goes with its node, and finds room on the head.
     places = ("cluster.learner.label_selector={zone: '!b'}", "cluster.placement=SPREAD")
@@ -123,7 +125,7 @@ def test_a_worker_node_that_dies_in_mid_run_is_survived(cluster: Any) -> None:
     assert audit_run(cluster.runs / "long") == []
 
 
-def test_the_token_is_nowhere_but_where_it_was_put(cluster: Any) -> None:
+def test_the_token_is_nowhere_but_where_it_was_put(cluster: TwoNodes) -> None:
     for path in [*cluster.runs.rglob("*"), *cluster.folder.rglob("*.log"), *cluster.folder.rglob("*.out")]:
         if path.is_file() and not path.is_symlink():
             assert cluster.token.encode() not in path.read_bytes(), path

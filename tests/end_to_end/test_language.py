@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights
+from tests.needs import require
+from tests.runs import Bench, Run
 
-pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+require("vllm")
 
 # Small, and every part of it real: 4 prompts x 2 samples of at most 6 tokens, 0.03M parameters, untrained.
 TINY = (
@@ -31,13 +35,13 @@ TINY = (
 )
 
 
-def train(bench: Any, *overrides: str, name: str = "run") -> Any:
+def train(bench: Bench, *overrides: str, name: str = "run") -> Any:
     for module in ("own_task.py", "gpu_stand_in.py", "damaged_weights.py"):
         shutil.copy(Path(__file__).parent / module, bench.folder)
     return bench.start("train", "arithmetic-grpo", *TINY, *overrides, f"name={name}", name=name)
 
 
-def finished(run: Any) -> dict[str, Any]:
+def finished(run: Run) -> dict[str, Any]:
     run.wait(timeout_s=280)
     assert run.process.returncode == 0, run.errors[-2000:]
     assert run.summary["status"] == "completed"
@@ -45,12 +49,12 @@ def finished(run: Any) -> dict[str, Any]:
     return summary
 
 
-def consumed(run: Any) -> list[dict[str, Any]]:
+def consumed(run: Run) -> list[dict[str, Any]]:
     lines = (run.directory / "logs" / "consumption.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def assert_exported(run: Any, *, version: int) -> None:
+def assert_exported(run: Run, *, version: int) -> None:
     assert run.summary["policy"] == f"runs/{run.directory.name}/policy"
     weights = load_weights(latest_checkpoint(run.directory)[0])
     assert weights.version == version
@@ -60,23 +64,44 @@ def assert_exported(run: Any, *, version: int) -> None:
     assert all(np.array_equal(exported[name], array) for name, array in published.items())
 
 
-def audited(bench: Any, name: str = "run") -> None:
+def audited(bench: Bench, name: str = "run") -> None:
     code, text = bench.audit(name)
     assert code == 0, text
 
 
-def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: Any) -> None:
-    settings = ("max_policy_lag=0", "total_learner_steps=4")
-    serial = train(bench, *settings, "runtime=serial", name="serial")
-    reference = finished(serial)["weights_hash"]
+LAG_0 = ("max_policy_lag=0", "total_learner_steps=6")
+
+
+@pytest.fixture(scope="module")
+def serial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A run in one process that nobody interrupts."""
+    with closing(Bench(tmp_path_factory.mktemp("serial"))) as bench:
+        run = train(bench, *LAG_0, "runtime=serial")
+        finished(run)
+        audited(bench)
+        yield run
+
+
+def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: Bench, serial: Run) -> None:
     assert all(record["grad_norm"] > 0 for record in serial.steps())
-    assert_exported(serial, version=4)
-    assert finished(train(bench, *settings, name="ray"))["weights_hash"] == reference
-    audited(bench, "serial")
-    audited(bench, "ray")
+    assert_exported(serial, version=6)
+    assert finished(train(bench, *LAG_0))["weights_hash"] == serial.summary["weights_hash"]
+    audited(bench)
 
 
-def test_a_run_whose_engine_has_other_weights_than_its_learner_stops_in_one_line_before_it_learns(bench: Any) -> None:
+def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_uninterrupted_one(
+    bench: Bench, serial: Run
+) -> None:
+    run = train(bench, *LAG_0, "runtime=serial", "checkpoint.every_steps=1")
+    run.wait_for_step(1)
+    run.process.kill()
+    run.wait()
+    assert not (run.directory / "summary.json").exists(), "it was over before it was killed"
+    assert finished(bench.start("resume", "run"))["weights_hash"] == serial.summary["weights_hash"]
+    audited(bench)
+
+
+def test_a_run_whose_engine_has_other_weights_than_its_learner_stops_in_one_line_before_it_learns(bench: Bench) -> None:
     run = train(bench, "task.name=damaged_weights:Damaged", "max_policy_lag=0", "total_learner_steps=4")
     run.wait(timeout_s=280)
     assert run.process.returncode == 1
@@ -88,7 +113,7 @@ def test_a_run_whose_engine_has_other_weights_than_its_learner_stops_in_one_line
 
 @pytest.mark.prove
 @pytest.mark.timeout(600)
-def test_weights_sent_to_vllms_own_engine_for_ipc_lead_where_the_object_stores_do(bench: Any) -> None:
+def test_weights_sent_to_vllms_own_engine_for_ipc_lead_where_the_object_stores_do(bench: Bench) -> None:
     """Without a GPU: see gpu_stand_in.py for what stands in."""
     settings = ("max_policy_lag=0", "total_learner_steps=4")
     reference = finished(train(bench, *settings, name="stored"))["weights_hash"]
@@ -108,9 +133,9 @@ def test_weights_sent_to_vllms_own_engine_for_ipc_lead_where_the_object_stores_d
 @pytest.mark.prove
 @pytest.mark.timeout(600)
 def test_two_learner_processes_in_pieces_train_adapters_and_the_engine_samples_from_the_merged_weights(
-    bench: Any,
+    bench: Bench,
 ) -> None:
-    pytest.importorskip("peft", reason="needs rollcall-rl[lm-cpu]")
+    require("peft")
     run = train(
         bench,
         "learner={num_processes: 2, sharding: fsdp, learning_rate: 1e-2}",
@@ -130,7 +155,7 @@ def test_two_learner_processes_in_pieces_train_adapters_and_the_engine_samples_f
 
 
 @pytest.mark.prove
-def test_no_token_is_older_than_the_lag_allows_and_no_prompt_is_left_out(bench: Any) -> None:
+def test_no_token_is_older_than_the_lag_allows_and_no_prompt_is_left_out(bench: Bench) -> None:
     run = train(bench, "max_policy_lag=4", "total_learner_steps=15")
     summary = finished(run)
     assert_lag_is_bounded(run, 4)
@@ -139,7 +164,7 @@ def test_no_token_is_older_than_the_lag_allows_and_no_prompt_is_left_out(bench: 
     audited(bench)
 
 
-def assert_lag_is_bounded(run: Any, lag: int) -> None:
+def assert_lag_is_bounded(run: Run, lag: int) -> None:
     assert 0 < run.summary["policy_lag"]["max"] <= lag
     assert all(record["lag_max"] <= lag for record in run.steps())
     assert all(line["step"] - line["min_version"] <= lag for line in consumed(run))
@@ -153,7 +178,7 @@ def assert_lag_is_bounded(run: Any, lag: int) -> None:
     ],
 )
 def test_an_actor_killed_while_it_generates_or_left_without_weights_loses_no_prompt(
-    bench: Any, victim: str, restarts: int
+    bench: Bench, victim: str, restarts: int
 ) -> None:
     run = train(bench, "total_learner_steps=40", "actors.sampling.max_tokens=20", "actors.engine.max_model_len=32")
     run.wait_for_step(5, timeout_s=200)
@@ -170,7 +195,7 @@ def test_an_actor_killed_while_it_generates_or_left_without_weights_loses_no_pro
 
 
 @pytest.mark.prove
-def test_a_killed_driver_resumes_with_no_prompt_skipped_and_none_twice(bench: Any) -> None:
+def test_a_killed_driver_resumes_with_no_prompt_skipped_and_none_twice(bench: Bench) -> None:
     run = train(bench, "total_learner_steps=30", "checkpoint.every_steps=4")
     run.wait_for_step(9, timeout_s=200)
     run.process.kill()

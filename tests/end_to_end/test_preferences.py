@@ -7,7 +7,6 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from rollcall.reward_service.preferences.files import read_preferences
 from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 from rollcall.reward_service.raters.true_rewards import upright_and_centred
+from tests.runs import Bench, Run
 
 SETTINGS = (
     "env.fixed_episode_steps=50",
@@ -29,7 +29,7 @@ SETTINGS = (
 )
 
 
-def page_of(run: Any) -> str:
+def page_of(run: Run) -> str:
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline:
         events = run.directory / "events.jsonl"
@@ -43,7 +43,7 @@ def page_of(run: Any) -> str:
 
 @pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
 def test_labels_of_people_become_rewards_while_the_policy_trains(
-    bench: Any, monkeypatch: pytest.MonkeyPatch, runtime: str
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, runtime: str
 ) -> None:
     monkeypatch.setenv("ROLLCALL_REWARD_TOKEN", "a token of ours")
     run = bench.train(*SETTINGS, "preferences.question=Which one is steadier?", f"runtime={runtime}")
@@ -72,7 +72,7 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(
 
 
 @pytest.mark.prove
-def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Any) -> None:
+def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Bench) -> None:
     like = "rollcall.reward_service.raters.true_rewards:upright_and_centred"
     judged = ("preferences.rater=synthetic", f"preferences.true_reward={like}")
     settings = [item for item in SETTINGS if "fixed_episode" not in item and "segment_steps" not in item]

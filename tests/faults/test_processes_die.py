@@ -10,8 +10,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.runs import Bench, Run
 
-def assert_books_balance(bench: Any, run: Any) -> dict[str, Any]:
+
+def assert_books_balance(bench: Bench, run: Run) -> dict[str, Any]:
     code, text = bench.audit()
     assert code == 0, text
     books: dict[str, Any] = run.summary["ledger"]
@@ -20,31 +22,31 @@ def assert_books_balance(bench: Any, run: Any) -> dict[str, Any]:
     return books
 
 
-def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Any) -> None:
+def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Bench) -> None:
     """One after the other in one run: an actor, the parameter server, Redis, and the learner, which alone takes the run
     back to its newest checkpoint, in a new epoch."""
-    run = bench.train("total_learner_steps=200", "actors.num=2", "checkpoint.every_steps=20")
-    for step, title in ((10, "GymActorProcess"), (50, "ParameterServerProcess"), (90, "redis-server")):
+    run = bench.train("total_learner_steps=100", "actors.num=2", "checkpoint.every_steps=10")
+    for step, title in ((5, "GymActorProcess"), (25, "ParameterServerProcess"), (45, "redis-server")):
         run.wait_for_step(step)
         run.kill(title)
-    run.wait_for_step(130)
+    run.wait_for_step(65)
     assert max(record["epoch"] for record in run.steps()) == 1, "so far nothing was taken back"
     run.kill("LearnerProcess")
     run.wait()
     assert run.process.returncode == 0, run.errors
     assert run.summary["restarts"] >= 3
     books = assert_books_balance(bench, run)
-    assert books["committed"] == 200 * 4
+    assert books["committed"] == 100 * 4
     assert books["dropped_by_reason"].get("actor_died", 0) >= 1
     assert books["dropped_by_reason"].get("restored", 0) >= 1
     assert max(record["epoch"] for record in run.steps()) == 2
 
 
-def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninterrupted_run(bench: Any) -> None:
-    settings = ("total_learner_steps=60", "max_policy_lag=0", "checkpoint.every_steps=20")
+def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninterrupted_run(bench: Bench) -> None:
+    settings = ("total_learner_steps=30", "max_policy_lag=0", "checkpoint.every_steps=10")
     whole = bench.train(*settings, "runtime=serial", name="whole").wait().summary["weights_hash"]
     run = bench.train(*settings)
-    run.wait_for_step(30)
+    run.wait_for_step(15)
     children = psutil.Process(run.process.pid).children(recursive=True)
     assert len(children) >= 5
     run.process.kill()
@@ -57,8 +59,8 @@ def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninte
     assert resumed.process.returncode == 0, resumed.errors
     assert resumed.summary["weights_hash"] == whole
     books = assert_books_balance(bench, run)
-    assert books["committed"] == 60 * 4
-    assert [record["step"] for record in run.steps()] == list(range(60))
+    assert books["committed"] == 30 * 4
+    assert [record["step"] for record in run.steps()] == list(range(30))
 
 
 ENVS = """
@@ -99,14 +101,14 @@ class Faulty(gym.Wrapper):
 """
 
 
-def faulty(bench: Any, kind: str) -> tuple[str, ...]:
+def faulty(bench: Bench, kind: str) -> tuple[str, ...]:
     (bench.folder / "faulty.py").write_text(
         ENVS + f"\ndef make():\n    return Faulty({kind!r}, {str(bench.folder / 'marker')!r})\n"
     )
     return ("env=faulty:make", "total_learner_steps=60", "actors.num=2")
 
 
-def test_an_env_that_raises_is_restarted_its_boundary_masked_and_counted(bench: Any) -> None:
+def test_an_env_that_raises_is_restarted_its_boundary_masked_and_counted(bench: Bench) -> None:
     run = bench.train(*faulty(bench, "raise"), "runtime=serial").wait()
     assert run.process.returncode == 0, run.errors
     assert run.summary["env_restarts"] == 1
@@ -115,7 +117,7 @@ def test_an_env_that_raises_is_restarted_its_boundary_masked_and_counted(bench: 
 
 
 @pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
-def test_an_env_that_always_raises_stops_the_run_with_its_own_traceback(bench: Any, runtime: str) -> None:
+def test_an_env_that_always_raises_stops_the_run_with_its_own_traceback(bench: Bench, runtime: str) -> None:
     run = bench.train(*faulty(bench, "raise-always"), "actors.max_env_restarts=2", f"runtime={runtime}").wait()
     assert run.process.returncode == 1
     assert "the cart has lost a wheel" in (run.directory / "logs" / "driver.log").read_text()
@@ -128,7 +130,7 @@ def test_an_env_that_always_raises_stops_the_run_with_its_own_traceback(bench: A
     assert line.startswith(f"rollcall: error: {place}")
 
 
-def test_nan_stops_that_trajectory_and_not_the_run(bench: Any) -> None:
+def test_nan_stops_that_trajectory_and_not_the_run(bench: Bench) -> None:
     run = bench.train(*faulty(bench, "nan"), "runtime=serial").wait()
     assert run.process.returncode == 0, run.errors
     books = assert_books_balance(bench, run)
@@ -136,7 +138,7 @@ def test_nan_stops_that_trajectory_and_not_the_run(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
-def test_an_env_that_always_gives_nan_stops_the_run(bench: Any, runtime: str) -> None:
+def test_an_env_that_always_gives_nan_stops_the_run(bench: Bench, runtime: str) -> None:
     run = bench.train(*faulty(bench, "nan-always"), f"runtime={runtime}").wait()
     assert run.process.returncode == 1
     (line,) = run.errors.strip().splitlines()
@@ -155,7 +157,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_env_that_a_script_alone_registers_stops_the_run_at_once_and_says_where_it_belongs(bench: Any) -> None:
+def test_an_env_that_a_script_alone_registers_stops_the_run_at_once_and_says_where_it_belongs(bench: Bench) -> None:
     (bench.folder / "script.py").write_text(SCRIPT)
     began = time.monotonic()
     done = subprocess.run(
@@ -167,7 +169,7 @@ def test_an_env_that_a_script_alone_registers_stops_the_run_at_once_and_says_whe
     assert time.monotonic() - began < 120
 
 
-def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Any) -> None:
+def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Bench) -> None:
     run = bench.train(*faulty(bench, "hang"), "actors.ticket_deadline_s=5", "actors.num=1").wait()
     assert run.process.returncode == 0, run.errors
     books = assert_books_balance(bench, run)
@@ -179,7 +181,7 @@ def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Any) -> None:
     assert "faulty.py" in traces  # where it hangs
 
 
-def test_a_run_that_is_alive_is_not_resumed_and_two_signals_stop_it_at_once(bench: Any) -> None:
+def test_a_run_that_is_alive_is_not_resumed_and_two_signals_stop_it_at_once(bench: Bench) -> None:
     run = bench.train("total_learner_steps=100000", "runtime=serial")
     run.wait_for_step(1)
     second = bench.start("resume", "run").wait()
@@ -193,7 +195,7 @@ def test_a_run_that_is_alive_is_not_resumed_and_two_signals_stop_it_at_once(benc
     assert time.monotonic() - began < 20
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(bench: Any) -> None:
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(bench: Bench) -> None:
     run = bench.train("total_learner_steps=12", "runtime=serial")
     run.wait_for_step(0)
     (run.directory / "summary.json.new").symlink_to("/dev/full")  # on which every write is refused as on a full disk

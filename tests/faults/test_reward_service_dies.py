@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
+from tests.runs import Bench, Run
 
 SCORER = '''
 import numpy as np
@@ -34,12 +35,12 @@ LONG = ("total_learner_steps=60", "actors.num=2", "checkpoint.every_steps=20", "
 
 
 @pytest.fixture
-def scored(bench: Any) -> Any:
+def scored(bench: Bench) -> Bench:
     (bench.folder / "scoring.py").write_text(SCORER)
     return bench
 
 
-def finished(bench: Any, run: Any, steps: int) -> dict[str, Any]:
+def finished(bench: Bench, run: Run, steps: int) -> dict[str, Any]:
     run.wait()
     assert run.process.returncode == 0, run.errors
     code, text = bench.audit()
@@ -55,7 +56,7 @@ def finished(bench: Any, run: Any, steps: int) -> dict[str, Any]:
     return books
 
 
-def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(scored: Any) -> None:
+def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(scored: Bench) -> None:
     run = scored.train(*LONG)
     run.wait_for_step(10)
     run.kill("rollcall.reward_service.service.private")
@@ -67,7 +68,7 @@ def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(
     assert books["dropped"] == 0  # trajectories outlive whoever asked about them
 
 
-def test_what_a_scorer_refuses_is_dropped_with_its_reason_and_given_up_in_the_end(scored: Any) -> None:
+def test_what_a_scorer_refuses_is_dropped_with_its_reason_and_given_up_in_the_end(scored: Bench) -> None:
     run = scored.train("total_learner_steps=8", "reward=scoring:picky", "runtime=serial")
     books = finished(scored, run, 8)
     assert books["dropped_by_reason"]["unscored"] == 2 * books["dropped_by_reason"]["attempts_exhausted"] > 0
@@ -75,7 +76,7 @@ def test_what_a_scorer_refuses_is_dropped_with_its_reason_and_given_up_in_the_en
 
 @pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
 def test_a_reward_that_always_fails_ends_the_run_with_its_own_line_and_names_the_log_of_what_it_printed(
-    scored: Any, runtime: str
+    scored: Bench, runtime: str
 ) -> None:
     run = scored.train("reward=scoring:broken", f"runtime={runtime}", "supervision.max_failures=30").wait()
     assert run.process.returncode == 1
@@ -91,7 +92,7 @@ def test_a_reward_that_always_fails_ends_the_run_with_its_own_line_and_names_the
     assert run.summary["ledger"]["committed"] == 0 and run.steps() == []
 
 
-def test_a_reward_that_does_not_fit_is_refused_before_the_first_rollout(scored: Any) -> None:
+def test_a_reward_that_does_not_fit_is_refused_before_the_first_rollout(scored: Bench) -> None:
     for reward, words in (
         ("scoring:two", "scoring:two(item, weight) is no reward function: write def score(item)"),
         ("exact_match", "a scorer of kind exact_match takes text, and this run gives segments of steps"),
@@ -102,7 +103,7 @@ def test_a_reward_that_does_not_fit_is_refused_before_the_first_rollout(scored: 
         assert not run.directory.exists()
 
 
-def test_the_service_of_a_killed_driver_ends_with_it(scored: Any) -> None:
+def test_the_service_of_a_killed_driver_ends_with_it(scored: Bench) -> None:
     run = scored.train(*LONG, "runtime=serial", "actors.num=1")
     run.wait_for_step(2)
     service = run.find("rollcall.reward_service.service.private")

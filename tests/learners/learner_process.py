@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ def main(rank: int, num_processes: int, address: str, out: Path, recurrent: bool
     first = learner.weights(epoch=1, version=0)
     batch = [cartpole(first, ticket=ticket, policy=policy) for ticket in range(2)]
     report, _ = learner.update(batch, StepOrder(0, 1, 0.0))
-    np.savez(out / f"{num_processes}-{rank}.npz", **dict(learner.weights(epoch=1, version=1).tensors()))
+    published: dict[str, Any] = dict(learner.weights(epoch=1, version=1).tensors())
+    np.savez(out / f"{num_processes}-{rank}.npz", **published)
     (out / f"{num_processes}-{rank}.txt").write_text(repr(sorted(report.metrics.items())))
     collective.leave()
 

@@ -1,6 +1,6 @@
 """One of several learner processes of a language model, or the one that there is:
-`python -m tests.learners.sharded_process RANK NUM ADDRESS MODEL OUT`. Goes through every scenario and leaves what came
-of it in OUT. Run by test_sharded.py."""
+`python -m tests.learners.sharded_process RANK NUM ADDRESS MODEL OUT SCENARIO`. Goes through the scenario and leaves
+what came of it in OUT. Run by test_sharded.py."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Case:
         return learner.update(batch, StepOrder(number, 1, 0.0, directory))[0]
 
     def keep(self, learner: Any, when: str) -> None:
-        arrays = published(learner)
+        arrays: dict[str, Any] = published(learner)
         if self.collective.rank == 0:
             np.savez(f"{self.label}.{when}.npz", **arrays)
         canary = learner.weights(epoch=1, version=0).canary
@@ -123,14 +123,13 @@ def held_bytes() -> int:
     return sum(storages.values())
 
 
-def main(rank: int, num_processes: int, address: str, model: Path, out: Path) -> None:
+def main(rank: int, num_processes: int, address: str, model: Path, out: Path, scenario: str) -> None:
     collective = Collective()
     if num_processes > 1:
         collective = Collective.join(
             rank=rank, num_processes=num_processes, address=address, device=torch.device("cpu"), timeout_s=60
         )
-    for name in SCENARIOS:
-        Case(name, collective, model, out).run()
+    Case(scenario, collective, model, out).run()
     collective.leave()
 
 
@@ -153,7 +152,7 @@ def wait_in_vain(rank: int, address: str, model: Path, out: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where = sys.argv[3], Path(sys.argv[4]), Path(sys.argv[5])
-    if sys.argv[6:] == ["in-vain"]:
+    if sys.argv[6] == "in-vain":
         wait_in_vain(int(sys.argv[1]), *where)
     else:
-        main(int(sys.argv[1]), int(sys.argv[2]), *where)
+        main(int(sys.argv[1]), int(sys.argv[2]), *where, sys.argv[6])

@@ -47,7 +47,8 @@ def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.
 
 def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[StepMinibatch]:
     prepared = algorithm.prepare(models_for(algorithm, policy), batch)
-    return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
+    found: list[Any] = list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
+    return found
 
 
 def gradient_of(

@@ -81,7 +81,7 @@ def test_of_segments_each_member_learns_from_its_own_sample_that_sums_of_steps_e
             ]
             chances = torch.softmax(torch.stack([torch.as_tensor(r) for r in returns]), 0)  # eq. 1 of Christiano et al.
             chances = 0.9 * chances + 0.05
-            votes = {(0, 1): (1.0, 0.0), (1, 0): (0.0, 1.0), (0, 0): (0.5, 0.5)}[item.ranks]
+            votes = {(0, 1): (1.0, 0.0), (1, 0): (0.0, 1.0), (0, 0): (0.5, 0.5)}[item.ranks[0], item.ranks[1]]
             entropy = -(votes[0] * chances[0].log() + votes[1] * chances[1].log())
             expected = expected + item.draws[member] * entropy / len(items)
     found, metrics = summed(BradleyTerry(BradleyTerryConfig(noise=0.1, budget=budget)), module, items)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.tiny_model import write_tiny_model
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 TEXTS = ["the quick brown fox", "the lazy dog", "the fox and the dog"] * 20
 TOKENIZER = byte_tokenizer(TEXTS, vocab_size=300)
 

@@ -12,8 +12,9 @@ import torch
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.loop.canary import NUM_TOKENS, canary
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.needs import require
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 
 @pytest.fixture(scope="module")

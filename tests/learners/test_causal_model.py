@@ -32,8 +32,9 @@ from rollcall.learners.models.token_policy import (
     load_policy_model,
     sharing_size,
 )
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,

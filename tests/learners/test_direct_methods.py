@@ -22,8 +22,9 @@ from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.needs import require
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def policy(directory: Path, *, shift: float = 0.0) -> TokenPolicy:
     model = load_policy_model(directory, LMPolicyConfig())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += shift * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter)
+            parameter.add_(shift * torch.sin(torch.arange(parameter.numel(), dtype=torch.float32)).view_as(parameter))
     return TokenPolicy(model, SamplingConfig())
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from rollcall.learners.maths import group_advantages
 
@@ -26,7 +26,7 @@ def grouped(draw: st.DrawFn) -> tuple[list[float], list[int]]:
     return rewards, list(group)
 
 
-def tensors(rewards: list[float], group: list[int]) -> dict[str, Tensor]:
+def tensors(rewards: list[float], group: list[int]) -> dict[str, Any]:
     return {"rewards": torch.tensor(rewards, dtype=torch.float64), "group": torch.tensor(group)}
 
 

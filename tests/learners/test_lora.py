@@ -27,8 +27,9 @@ from tests.learners.token_experience import (
     with_lora,
     write_model,
 )
+from tests.needs import require
 
-pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
+require("peft")
 
 GRPO_WITH_KL = GRPOConfig(kl_coef=0.1, epochs=2, num_minibatches=2, token_budget=TOKEN_BUDGET)
 
@@ -104,7 +105,9 @@ def test_published_weights_are_what_peft_merges(directory: Path) -> None:
     settings = PeftConfig(r=4, lora_alpha=8, target_modules="all-linear")
     other: Any = get_peft_model(load_policy_model(directory, LMPolicyConfig()), settings)  # type: ignore[arg-type]
     adapters = get_peft_model_state_dict(policy_of(learner).model)
-    result = set_peft_model_state_dict(other, {f"base_model.model.{name}": value for name, value in adapters.items()})
+    result: Any = set_peft_model_state_dict(
+        other, {f"base_model.model.{name}": value for name, value in adapters.items()}
+    )
     assert not result.unexpected_keys
     assert not [name for name in result.missing_keys if ".lora_" in name]
     merged = dict(other.merge_and_unload().named_parameters())

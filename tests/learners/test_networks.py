@@ -190,7 +190,7 @@ def test_orthogonal_layers_have_the_known_gains() -> None:
     assert network.value_head is not None
     for torso in (network.torso, network.value_torso):
         assert torso.mlp is not None
-        hidden = torso.mlp.layers[2].weight  # square: W W^T = gain^2 I
+        hidden: Tensor = torso.mlp.layers[2].get_parameter("weight")  # square: W W^T = gain^2 I
         torch.testing.assert_close(hidden @ hidden.T, 2.0 * torch.eye(16), atol=1e-5, rtol=0)
     weight = network.policy_head.weight
     torch.testing.assert_close(weight @ weight.T, 1e-4 * torch.eye(3), atol=1e-8, rtol=0)

@@ -26,6 +26,7 @@ from rollcall.learners.batches.token_batch import MAX_PADDING, TokenBatch, colla
 from rollcall.learners.models.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model, sharing_size
+from tests.needs import require
 
 SHARING = Sharing(hidden_size=64, max_row=200)
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
@@ -148,7 +149,7 @@ def test_without_sharing_every_sample_has_its_row() -> None:
 
 # With models.
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 
 @pytest.fixture(scope="module")

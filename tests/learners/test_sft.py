@@ -18,8 +18,9 @@ from rollcall.learners.data.demonstrations import Demonstration, DemonstrationEx
 from rollcall.learners.loop.learner import Learner, LearnerConfig, StepOrder
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.needs import require
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 ALPHABET = "0123456789+="
 EOS = 1

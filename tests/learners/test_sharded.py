@@ -7,6 +7,8 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,20 @@ from rollcall.learners.loop.learner import LearnerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
 from tests import ROOT
 from tests.learners.token_experience import make_learner, published, samples, write_model
+from tests.needs import require
 
-pytest.importorskip("peft", reason="needs the extra lm-cpu or lm-gpu")
-
-
-pytestmark = [pytest.mark.prove, pytest.mark.timeout(900)]
-RESUMED = ["grpo", "critic", "adapters"]
-SCENARIOS = [*RESUMED, "bfloat16", "one-by-one"]
+require("peft")
 
 
-def start(rank: int, count: int, address: str, folder: Path, *mode: str) -> subprocess.Popen[str]:
+RESUMED = ("grpo", "critic", "adapters")
+MORE = [pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[1:], "bfloat16", "one-by-one")]
+scenarios = pytest.mark.parametrize("name", [RESUMED[0], *MORE])
+resumed = pytest.mark.parametrize("name", [RESUMED[0], *MORE[:2]])
+
+
+def start(rank: int, count: int, address: str, folder: Path, scenario: str) -> subprocess.Popen[str]:
     program = [sys.executable, "-W", "error", "-m", "tests.learners.sharded_process", str(rank), str(count), address]
-    arguments = [str(folder / "model"), str(folder), *mode]
+    arguments = [str(folder / "model"), str(folder), scenario]
     return subprocess.Popen([*program, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
@@ -51,14 +55,29 @@ def free_address() -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where one process has gone through all scenarios, and after it two together."""
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model."""
     directory = tmp_path_factory.mktemp("sharded")
     write_model(directory / "model")
-    finish([start(0, 1, "", directory)])
-    address = free_address()
-    finish([start(rank, 2, address, directory) for rank in range(2)])
     return directory
+
+
+@pytest.fixture(scope="module")
+def gone_through(model: Path) -> Callable[[str], Path]:
+    @cache
+    def go_through(name: str) -> Path:
+        address = free_address()
+        finish([start(0, 1, "", model, name)])
+        finish([start(rank, 2, address, model, name) for rank in range(2)])
+        return model
+
+    return go_through
+
+
+@pytest.fixture
+def folder(gone_through: Callable[[str], Path], name: str) -> Path:
+    """Where one process has gone through the scenario, and after it two together."""
+    return gone_through(name)
 
 
 def report(folder: Path, name: str, count: int, rank: int = 0) -> dict[str, Any]:
@@ -73,7 +92,7 @@ def assert_near(one: Path, other: Path, *, atol: float = 1e-5) -> None:
         np.testing.assert_allclose(first[name], second[name], atol=atol, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios
 def test_two_processes_with_half_of_it_each_give_the_update_of_one(folder: Path, name: str) -> None:
     assert report(folder, name, 1)["kind"] == "ReplicatedParameters"
     assert report(folder, name, 2)["kind"] == "ShardedParameters"
@@ -84,7 +103,7 @@ def test_two_processes_with_half_of_it_each_give_the_update_of_one(folder: Path,
     assert max(np.abs(end[key] - begin[key]).max() for key in begin.files) > 2e-3  # it learned
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios
 def test_a_policy_in_pieces_says_of_fixed_tokens_what_it_says_whole(folder: Path, name: str) -> None:
     for when in ("0", "3"):
         alone, *both = (
@@ -94,7 +113,7 @@ def test_a_policy_in_pieces_says_of_fixed_tokens_what_it_says_whole(folder: Path
         np.testing.assert_allclose(both[0], alone, atol=0.05 if name == "bfloat16" else 1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios
 def test_all_processes_report_the_metrics_of_one(folder: Path, name: str) -> None:
     alone, *both = (report(folder, name, count, rank)["metrics"] for count, rank in ((1, 0), (2, 0), (2, 1)))
     assert both[0] == both[1]
@@ -102,7 +121,7 @@ def test_all_processes_report_the_metrics_of_one(folder: Path, name: str) -> Non
         assert shared == pytest.approx(one, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios
 def test_each_process_holds_about_half_of_all_bytes(folder: Path, name: str) -> None:
     """Of parameters, gradients and optimiser state, reference and critic included; of all tensors there are. What
     comes in odd numbers and what is no parameter (positions' angles, random states) is a little more than nothing."""
@@ -111,19 +130,19 @@ def test_each_process_holds_about_half_of_all_bytes(folder: Path, name: str) -> 
         assert 0.4 < report(folder, name, 2, rank)["held"] / whole < 0.6
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios
 def test_a_step_that_is_not_finite_is_taken_back_on_every_process(folder: Path, name: str) -> None:
     for rank in range(2):
         found = report(folder, name, 2, rank)
         assert found["skipped"] and found["unchanged"]
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@resumed
 def test_a_resumed_learner_goes_on_to_the_same_bits(folder: Path, name: str) -> None:
     assert_near(folder / f"{name}-2.3.npz", folder / f"{name}-2.resumed.npz", atol=0)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@scenarios
 def test_a_checkpoint_is_that_of_one_process_and_any_number_goes_on_from_it(folder: Path, name: str) -> None:
     one, two = (folder / f"{name}-{count}.checkpoint" for count in (1, 2))
     for file in ("learner.safetensors", "weights.safetensors"):
@@ -143,25 +162,26 @@ def test_a_checkpoint_is_that_of_one_process_and_any_number_goes_on_from_it(fold
             np.testing.assert_array_equal(value, weights[key], err_msg=key)
 
 
-def test_the_scenario_with_nine_parts_gives_the_processes_unequal_numbers(folder: Path) -> None:
-    batch = collate_samples(samples(folder / "model", step=0), step=0)
+def test_the_scenario_with_nine_parts_gives_the_processes_unequal_numbers(model: Path) -> None:
+    batch = collate_samples(samples(model / "model", step=0), step=0)
     assert len(batch.micro_batches(range(batch.num_samples), 1)) % 2 == 1
 
 
-def test_one_process_has_nobody_to_share_with_and_holds_all(folder: Path) -> None:
+def test_one_process_has_nobody_to_share_with_and_holds_all(model: Path) -> None:
     config = LearnerConfig(sharding="fsdp")
-    learner = make_learner(folder / "model", GRPO(GRPOConfig()), config=config)
+    learner = make_learner(model / "model", GRPO(GRPOConfig()), config=config)
     assert isinstance(learner._trained, ReplicatedParameters)
 
 
-def test_a_process_that_does_not_come_is_not_waited_for_for_ever(folder: Path) -> None:
+@pytest.mark.prove
+def test_a_process_that_does_not_come_is_not_waited_for_for_ever(model: Path) -> None:
     address = free_address()
-    processes = [start(rank, 2, address, folder, "in-vain") for rank in range(2)]
+    processes = [start(rank, 2, address, model, "in-vain") for rank in range(2)]
     try:
         processes[0].communicate(timeout=60)
     finally:
         for process in processes:
             process.kill()
             process.communicate()
-    found = json.loads((folder / "in-vain.json").read_text())
+    found = json.loads((model / "in-vain.json").read_text())
     assert found["waited_s"] < 20 and "imed out" in found["error"]

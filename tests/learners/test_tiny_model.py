@@ -6,25 +6,27 @@ import json
 import string
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from rollcall.cluster.errors import BadInput
 from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
-safetensors = pytest.importorskip("safetensors.torch")
+transformers = require_module("transformers")
 
 ALPHABET = "0123456789+="
-SMALL = {"alphabet": ALPHABET, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
+SMALL: dict[str, Any] = {"alphabet": ALPHABET, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1}
 AWKWARD = string.printable + " \u00a0\u2581Ġäß🙂\u0301"  # blanks, markers of other tokenizers, and a combining accent
 TOKENIZER = character_tokenizer(AWKWARD)
 
 
-def load(directory: Path) -> torch.nn.Module:
+def load(directory: Path) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
 
 
@@ -41,7 +43,7 @@ def test_a_model_read_from_its_files_computes_what_its_tensors_say(tmp_path: Pat
     assert model.config.model_type == "qwen3"
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     # Once more from the raw tensors, through the architecture that the config names and nothing else.
-    tensors = safetensors.load_file(tmp_path / "model.safetensors")
+    tensors = load_file(tmp_path / "model.safetensors")
     assert ("lm_head.weight" in tensors) != tied
     again = transformers.Qwen3ForCausalLM(transformers.Qwen3Config.from_pretrained(tmp_path)).eval()
     missing, unexpected = again.load_state_dict(tensors, strict=False)

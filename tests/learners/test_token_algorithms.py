@@ -31,7 +31,7 @@ LENGTHS = [3, 5, 1, 4, 2, 3]
 GROUPS = [0, 1, 0, 1, 0, 1]
 REWARDS = [1.0, 0.0, 0.25, 1.0, 0.5, 0.0]
 ALL = [GRPO, RLOO, ReinforcePP, LMPPO, GSPO, CISPO]
-DECOUPLED = {"decoupled": True, "truncate": 1.2}
+DECOUPLED: Any = {"decoupled": True, "truncate": 1.2}
 
 
 class TablePolicy(nn.Module):
@@ -109,9 +109,10 @@ def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBat
 
 
 def summed_gradient(
-    algorithm: Any, models: dict[str, nn.Module], minibatch: TokenMinibatch, num_processes: int = 1
+    algorithm: Any, models: dict[str, nn.Module], *minibatches: TokenMinibatch, num_processes: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of policy and critic as one vector, and the metrics with the loss, summed over parts and processes."""
+    (minibatch,) = minibatches
     parameters = [*models["policy"].parameters(), *models["critic"].parameters()]
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     metrics: dict[str, Tensor] = {}
@@ -279,7 +280,7 @@ def test_any_division_into_parts_and_processes_gives_the_same_update(kind: Any, 
     for token_budget, num_processes in ((1000, 1), (1, 1), (12, 2)):
         algorithm = kind(kind.Config(**common, token_budget=token_budget))
         shuffled = minibatches_of(algorithm, models, batch)[1]
-        results.append(summed_gradient(algorithm, models, shuffled, num_processes))
+        results.append(summed_gradient(algorithm, models, shuffled, num_processes=num_processes))
     for gradient, metrics in results[1:]:
         torch.testing.assert_close(gradient, results[0][0], rtol=1e-6, atol=1e-6)
         for name, value in results[0][1].items():
@@ -359,9 +360,9 @@ def test_decoupled_gspo_weighs_a_sequence_by_its_capped_sequence_ratio() -> None
 def test_the_pass_left_out_before_a_single_step_would_have_given_the_same_update() -> None:
     models, policy = make_models()
     batch = make_batch(policy.moved(0.5))
-    first = []
+    first, correction = [], DECOUPLED | {"band": (0.6, 1.5)}
     for epochs in (1, 2):
-        algorithm = GRPO(GRPO.Config(correction={**DECOUPLED, "band": (0.6, 1.5)}, epochs=epochs))
+        algorithm = GRPO(GRPO.Config(correction=correction, epochs=epochs))
         prepared = algorithm.prepare(models, batch, passes(batch))
         assert ("proximal_logprobs" in prepared.tensors) == (epochs == 2)
         minibatch = next(algorithm.minibatches(prepared, torch.Generator()))
@@ -424,8 +425,9 @@ def test_gspo_of_one_token_completions_is_grpo_with_the_same_clip() -> None:
     models, policy = make_models()
     batch = make_batch(policy.moved(0.5), lengths=[1] * 6)
     gradients = []
+    kind: Any
     for kind in (GRPO, GSPO):
-        algorithm: Any = kind(kind.Config(clip_low=0.2, clip_high=0.28, correction=DECOUPLED, aggregation="token_mean"))
+        algorithm = kind(kind.Config(clip_low=0.2, clip_high=0.28, correction=DECOUPLED, aggregation="token_mean"))
         gradients.append(summed_gradient(algorithm, models, *minibatches_of(algorithm, models, batch))[0])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-6, atol=1e-6)
 
@@ -545,6 +547,7 @@ def test_settings_that_contradict_each_other_are_refused(kind: Any) -> None:
 
 
 def test_a_kl_in_the_loss_refuses_the_estimator_without_a_gradient() -> None:
+    kind: Any
     for kind in (GRPO, GSPO, CISPO):
         with pytest.raises(ValidationError):
             kind.Config(kl_estimator="k1")

@@ -37,7 +37,7 @@ def test_the_three_aggregations_weigh_a_short_and_a_long_sample_as_documented() 
 def test_means_over_tokens_and_over_sequences_have_weights_that_add_up_to_one(lengths: list[int]) -> None:
     counts = torch.tensor(lengths)
     for mode in ("token_mean", "sequence_mean"):
-        weights = token_losses.aggregation_weights(lengths=counts, mode=mode)  # type: ignore[arg-type]
+        weights = token_losses.aggregation_weights(lengths=counts, mode=mode)
         assert float((weights * counts).sum()) == pytest.approx(1.0)
 
 

@@ -24,8 +24,9 @@ from rollcall.learners.models.token_policy import (
     autocast_dtype,
     load_policy_model,
 )
+from tests.needs import require
 
-pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+require("transformers")
 
 ALPHABET = "0123456789+="
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, top_k=12)

@@ -83,9 +83,8 @@ def literal_vtrace(x: dict[str, Tensor], *, lam: float, rho_bar: float, c_bar: f
 @unhurried
 @given(experiences, bounds, bounds, st.sampled_from([0.0, 0.7, 1.0]))
 def test_vtrace_equals_the_papers_definition(x: dict[str, Tensor], rho_bar: float, c_bar: float, lam: float) -> None:
-    bars = {"lam": lam, "rho_bar": rho_bar, "c_bar": c_bar}
-    vs, advantages = literal_vtrace(x, **bars)
-    result = vtrace(**x, discount=DISCOUNT, **bars)
+    vs, advantages = literal_vtrace(x, lam=lam, rho_bar=rho_bar, c_bar=c_bar)
+    result = vtrace(**x, discount=DISCOUNT, lam=lam, rho_bar=rho_bar, c_bar=c_bar)
     torch.testing.assert_close(result.vs, vs)
     torch.testing.assert_close(result.advantages, advantages)
 
@@ -120,9 +119,10 @@ def test_two_episodes_equal_their_concatenation(one: dict[str, Tensor], two: dic
     num_envs = min(one["rewards"].shape[1], two["rewards"].shape[1])
     one, two = ({name: tensor[:, :num_envs].clone() for name, tensor in x.items()} for x in (one, two))
     one["truncated"][-1] = ~one["terminated"][-1]
-    bars = {"discount": DISCOUNT, "lam": 1.0, "rho_bar": 2.0, "c_bar": 1.0}
-    together = vtrace(**{name: torch.cat([one[name], two[name]]) for name in one}, **bars)
-    first, second = vtrace(**one, **bars), vtrace(**two, **bars)
+    both = {name: torch.cat([one[name], two[name]]) for name in one}
+    together, first, second = (
+        vtrace(**x, discount=DISCOUNT, lam=1.0, rho_bar=2.0, c_bar=1.0) for x in (both, one, two)
+    )
     torch.testing.assert_close(together.vs, torch.cat([first.vs, second.vs]))
     torch.testing.assert_close(together.advantages, torch.cat([first.advantages, second.advantages]))
 

@@ -78,7 +78,7 @@ class Scorers:
         self.gate.set()
         self.building = threading.Event()
 
-    def build(self, config: Any, name: str) -> ScriptedScorer:
+    def build(self, config: Any, name: str) -> Any:
         self.building.set()
         assert self.gate.wait(60)
         path = Path(getattr(config, "path", "/nowhere"))
@@ -146,10 +146,3 @@ def metric(http: httpx.Client, line: str) -> float:
         if text.startswith(f"{line} "):
             return float(text.rpartition(" ")[2])
     return 0.0
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        time.sleep(0.01)

@@ -18,6 +18,7 @@ from rollcall.reward_service.scorer import Failure, Score
 from rollcall.reward_service.scorers.maths import MathsConfig, found_in, make_worker
 from rollcall.reward_service.scorers.rules import NumberConfig, same_number
 from tests import ROOT
+from tests.needs import require
 
 PAGE = (ROOT / "docs" / "answers.md").read_text()
 # A cell in backticks; a bar cannot stand in one.
@@ -213,5 +214,5 @@ def maths() -> Any:
 
 
 def _maths_worker(**config: Any) -> Any:
-    pytest.importorskip("math_verify", reason="symbolic equality needs the package math-verify")
+    require("math_verify")
     return make_worker(MathsConfig.model_validate(config).model_dump(mode="json"))

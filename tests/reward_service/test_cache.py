@@ -19,7 +19,8 @@ from rollcall.reward_service.protocol import ScoreItem, cache_key
 from rollcall.reward_service.scheduling.cache import CacheConfig, LocalCache, RedisCache, _decoded, _encoded, open_cache
 from rollcall.reward_service.scorer import Score
 from rollcall.reward_service.service.metrics import ServiceMetrics
-from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
+from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, item, metric, ready
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_two_services_share_scores_through_redis_and_compute_each_item_once(redi
     """The second one waits while the first computes, instead of computing too."""
     first, second = ScriptedScorer(), ScriptedScorer()
     first.gate.clear()
-    settings = {"redis": {"url": url_of(redis_server)}}
+    settings: dict[str, Any] = {"redis": {"url": url_of(redis_server)}}
     with (
         ready(Scorers(main=first), **settings) as (one, http_one),
         ready(Scorers(main=second), **settings) as (two, http),
@@ -149,7 +150,7 @@ def test_a_service_that_died_while_it_computed_is_not_waited_for_longer_than_its
     scorer = ScriptedScorer()
     thing = ScoreItem(id="0", prompt="p", response="7")
     client = redis_server.client(1.0)
-    settings = {"redis": {"url": url_of(redis_server)}, "cache": {"lock_s": 0.5}}
+    settings: dict[str, Any] = {"redis": {"url": url_of(redis_server)}, "cache": {"lock_s": 0.5}}
     with ready(Scorers(main=scorer), **settings) as (_, http):
         key = cache_key("scripted-0", thing)
         assert client.set(f"rollcall:reward:lock:{key}", "1", px=500)

@@ -173,7 +173,7 @@ def test_a_long_call_is_cut_into_requests_and_put_together_in_order() -> None:
 
 
 def test_what_the_service_finds_too_large_is_halved_until_it_fits() -> None:
-    limits = {"requests": {"max_items": 4, "max_tokens": 100}}
+    limits: dict[str, Any] = {"requests": {"max_items": 4, "max_tokens": 100}}
     with ready(Scorers(main=ScriptedScorer()), **limits) as (server, _), client_of(server) as client:
         answer = client.score([item(value) for value in range(30)])
         assert [result.score for result in answer.results] == list(map(float, range(30)))

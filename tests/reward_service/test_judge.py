@@ -175,7 +175,7 @@ def test_a_liking_for_the_first_response_cancels(server: JudgeServer, judge: Cal
 def test_soft_labels_are_the_probabilities_of_the_two_letters(server: JudgeServer, judge: Callable[..., Judge]) -> None:
     def reply(body: dict[str, Any]) -> dict[str, Any]:
         p_a = 0.6 if shown(body, "response A") == "ours" else 0.1
-        top = [
+        top: list[dict[str, Any]] = [
             {"token": " A", "logprob": math.log(p_a * 0.5)},
             {"token": "B", "logprob": math.log((1 - p_a) * 0.5)},
             {"token": "The", "logprob": math.log(0.5)},

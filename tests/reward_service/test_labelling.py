@@ -35,7 +35,7 @@ from tests.reward_service.label_service import (
     text,
 )
 
-ERRORS_OF_A_LABEL = (
+ERRORS_OF_A_LABEL: tuple[tuple[dict[str, Any], str], ...] = (
     ({"choice": "up"}, "choice"),
     ({}, "one of choice and ranks"),
     ({"choice": "left", "ranks": [0, 1]}, "one of choice and ranks"),
@@ -48,18 +48,6 @@ ERRORS_OF_A_LABEL = (
     ({"choice": "left", "token": "*"}, "token"),
     ({"choice": "left", "more": 1}, "more"),
 )
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def service(redis: PrivateRedis, tmp_path: Path) -> Iterator[Service]:
-    with labelling_service(redis, tmp_path) as service:
-        yield service
 
 
 @pytest.fixture

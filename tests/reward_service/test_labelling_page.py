@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.preferences.records import Comparison, Label, TextCandidate
+from tests.needs import CHROMIUM, require, require_module
 from tests.reward_service.label_service import TOKEN, Service, clips, labelling_service, private_redis, text
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-Page = playwright_api.Page
+playwright_api = require_module("playwright.sync_api")
+Page = Any  # of playwright, as its browser is
 OpenPage = Callable[..., Page]
 DESK, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
 WAIT_MS = 30_000
 
 
 @pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def service(redis: PrivateRedis, tmp_path: Path) -> Iterator[Service]:
-    with labelling_service(redis, tmp_path) as service:
-        yield service
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[playwright_api.Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine")
+def chromium() -> Iterator[Any]:
+    require("chromium")
     with playwright_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
 @pytest.fixture
-def open_page(chromium: playwright_api.Browser) -> Iterator[OpenPage]:
+def open_page(chromium: Any) -> Iterator[OpenPage]:
     """A page in a browser profile of its own. Whatever it asks of another host, or breaks of its policy, fails."""
-    opened: list[playwright_api.BrowserContext] = []
+    opened: list[Any] = []
     complaints: list[str] = []
+
+    def check(service: Service, url: str) -> None:
+        if not url.startswith((service.url, "data:")):
+            complaints.append(f"asked {url}")
 
     def open_page(service: Service, *, fragment: str = f"#token={TOKEN}&name=ada", phone: bool = False) -> Page:
         context = chromium.new_context(
@@ -65,10 +56,6 @@ def open_page(chromium: playwright_api.Browser) -> Iterator[OpenPage]:
         page.on("request", lambda request: check(service, request.url))
         page.goto(f"{service.url}/label{fragment}")
         return page
-
-    def check(service: Service, url: str) -> None:
-        if not url.startswith((service.url, "data:")):
-            complaints.append(f"asked {url}")
 
     yield open_page
     for context in opened:
@@ -198,7 +185,7 @@ def test_an_answer_that_came_too_late_is_said_and_the_next_one_is_shown(
         page.keyboard.press("ArrowLeft")
         page.wait_for_function("() => document.querySelector('#note').textContent.includes('gone to somebody else')")
         assert service.store.books().standing() == []
-        said = []
+        said: list[str] = []
         while len(said) < 2:  # on a slow machine one of these may be too late as well
             comparison, before = shown(page), len(service.store.books().standing())
             page.keyboard.press("ArrowLeft")

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("math_verify", reason="symbolic equality needs the package math-verify")
-
 from rollcall.reward_service.answers.answers import AnswerPart
+from rollcall.reward_service.answers.formulas import as_latex
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.scorers.maths import MathsConfig, as_latex, build_maths_scorer
+from rollcall.reward_service.scorers.maths import MathsConfig, build_maths_scorer
 from rollcall.reward_service.scorers.text_scorers import WorkerTextScorer
 from rollcall.reward_service.workers.pool import WorkersConfig
+from tests.needs import needs
+
+pytestmark = needs("math_verify")
 
 
 @pytest.fixture(scope="module")

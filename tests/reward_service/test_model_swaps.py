@@ -14,7 +14,8 @@ import pytest
 
 from rollcall.reward_service.client import RewardClient
 from tests import ROOT
-from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, eventually, item, metric, ready
+from tests.reward_service.live_service import Scorers, ScriptedScorer, body, client_of, item, metric, ready
+from tests.waiting import eventually
 
 Start = Callable[..., tuple[subprocess.Popen[str], str]]
 

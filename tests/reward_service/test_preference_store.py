@@ -19,7 +19,7 @@ from rollcall.reward_service.labelling.leases import Lease
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.log import PreferenceLog
-from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate
+from rollcall.reward_service.preferences.records import Comparison, Label, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
 from tests.reward_service.label_service import PlainRedis, private_redis, text
 
@@ -27,16 +27,10 @@ _numbers = itertools.count()
 Make = Callable[..., PreferenceStore]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
-    with private_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
 @pytest.fixture
-def make(server: PrivateRedis, tmp_path: Path) -> Iterator[Make]:
+def make(redis: PrivateRedis, tmp_path: Path) -> Iterator[Make]:
     """A store of this test; made again, as after a restart."""
-    client, namespace = server.client(5.0), f"test:{{{next(_numbers)}}}"
+    client, namespace = redis.client(5.0), f"test:{{{next(_numbers)}}}"
 
     def make(**config: object) -> PreferenceStore:
         return PreferenceStore(
@@ -219,8 +213,7 @@ def test_ranks_of_the_screen_are_turned_back_to_the_candidates(make: Make) -> No
         label = store.label(token=lease.token, rater="ada", ranks=[2, 0, 1, 0], duration_s=1)
         assert label.places is not None
         assert [label.places[index] for index in lease.order] == [2, 0, 1, 0]
-    lease = store.lease("ada")
-    assert lease is None
+    assert store.lease("ada") is None
 
 
 def test_what_cannot_be_said_of_a_comparison_is_refused_and_the_lease_stays(make: Make) -> None:
@@ -394,7 +387,8 @@ def test_whatever_happens_the_queue_is_what_the_books_say(make: Make, seed: int)
     rng = np.random.default_rng(seed)
     store = make(labels_per_comparison=2, max_skips=2)
     store.add(text(number) for number in range(12))
-    raters, said = ["ada", "bob", "eve"], []
+    raters = ["ada", "bob", "eve"]
+    said: list[Label] = []
     for _ in range(80):
         rater = str(rng.choice(raters))
         mine = [label for label in said if label.rater == rater]
@@ -411,7 +405,7 @@ def test_whatever_happens_the_queue_is_what_the_books_say(make: Make, seed: int)
     assert [store.progress(rater, since=midnight) for rater in raters] == before
     forget(store)  # with it all leases
     for rater, progress in zip(raters, before, strict=True):
-        asked = []
+        asked: list[str] = []
         while (lease := store.lease(rater, held=asked)) is not None:
             asked.append(lease.token)
         assert len(asked) == progress.waiting, rater

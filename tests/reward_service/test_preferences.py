@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages.records import Array
 from rollcall.reward_service.preferences.agreement import (
     agreement,
     cohen_kappa,
@@ -47,7 +49,7 @@ NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
 
 def segment(*observations: float, dtype: type = np.float32) -> Segment:
-    seen = np.array([[value, 0.0] for value in observations], dtype)
+    seen: Array = np.array([[value, 0.0] for value in observations], dtype)
     return Segment(observations=ArrayField.of(seen), actions=ArrayField.of(np.arange(len(seen))))
 
 
@@ -58,7 +60,7 @@ def label(comparison: str, rater: str, choice: str | None, **given: object) -> L
 
 # The file format.
 
-LINES = {
+LINES: dict[str, dict[str, Any]] = {
     "pair": {"prompt": "p", "chosen": "a", "rejected": "b", "margin": 0.5, "group": "g", "rater": "ada"},
     "tie": {"prompt": "p", "chosen": "a", "rejected": "a", "tie": True},
     "messages": {"messages": [{"role": "user", "content": "hä?"}], "chosen": "a", "rejected": "b"},

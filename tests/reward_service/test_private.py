@@ -16,7 +16,7 @@ from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.service.config import ServiceConfig
 from rollcall.reward_service.service.private import PrivateService, start_private
-from tests.reward_service.live_service import eventually
+from tests.waiting import eventually
 
 CONFIG = ServiceConfig.model_validate({"models": {"exact": {"kind": "exact_match"}}, "drain_timeout_s": 2})
 RIGHT = ScoreItem(id="i", prompt="1 + 1", response="2", metadata={"answer": "2"})

@@ -16,6 +16,7 @@ from rollcall.reward_service.sandbox.sandbox import Sandbox
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
 from rollcall.reward_service.service.scorer_config import build_scorer
+from tests.needs import lack
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, output_bytes=10_000)
 CONFIG = PythonTestsConfig(limits=LIMITS, score="fraction")
@@ -36,7 +37,7 @@ def built(config: PythonTestsConfig) -> Iterator[PythonTestsScorer]:
     scorer = build_scorer(config, name="code")
     assert isinstance(scorer, PythonTestsScorer)
     if not scorer.containment.contained:
-        pytest.skip(scorer.containment.describe())
+        lack("containment", scorer.containment.describe())
     yield scorer
     scorer.close()
 

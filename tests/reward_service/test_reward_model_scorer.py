@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import BadInput
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_model_files import (
     RewardModelCard,
     load_reward_model,
@@ -21,9 +22,10 @@ from rollcall.reward_service.models.reward_model_files import (
 from rollcall.reward_service.models.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
 from rollcall.reward_service.protocol import ArrayField, Message, ScoreItem, Segment
 from rollcall.reward_service.scorer import Failure, Score
-from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 
 

@@ -30,8 +30,9 @@ from rollcall.reward_service.models.reward_models import (
 )
 from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.protocol import ArrayField, Message, Segment
+from tests.needs import require_module
 
-transformers = pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+transformers = require_module("transformers")
 
 
 def segment(observations: Any, actions: Any) -> Segment:
@@ -215,7 +216,8 @@ def test_a_new_model_of_texts_says_0_and_keeps_the_language_models_body(language
     rewards = model(torch.tensor([[5, 6, 1]]), torch.tensor([3]))
     assert rewards.tolist() == [[0.0]]
     body = transformers.AutoModelForCausalLM.from_pretrained(language_model)
-    assert torch.equal(model.model.model.embed_tokens.weight, body.model.embed_tokens.weight)  # type: ignore[union-attr]
+    own: Any = model.model
+    assert torch.equal(own.model.embed_tokens.weight, body.model.embed_tokens.weight)
 
 
 def test_the_reward_is_read_from_the_last_token_whatever_the_padding_is(language_model: Path) -> None:

@@ -17,6 +17,7 @@ from rollcall.reward_service.answers.answers import final_number, last_box
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.service.scorer_config import ScorerConfig, build_scorer
+from tests.needs import require_module
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)
 
@@ -193,7 +194,7 @@ def test_length_is_free_within_its_range_and_falls_beyond_it() -> None:
 
 
 def test_length_in_tokens_is_the_tokenizers(tmp_path: Path) -> None:
-    tokenizers = pytest.importorskip("tokenizers", reason="token lengths need the package tokenizers")
+    tokenizers = require_module("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     tokenizer.save(str(tmp_path / "tokenizer.json"))

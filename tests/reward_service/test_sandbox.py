@@ -22,6 +22,8 @@ import pytest
 from rollcall.reward_service.sandbox import cgroups, kernel, seccomp
 from rollcall.reward_service.sandbox.jail_client import Finished, Limits, SandboxBroken
 from rollcall.reward_service.sandbox.sandbox import Sandbox
+from tests.needs import SYSTEM_PYTHON, lack, needs, require
+from tests.waiting import eventually
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, processes=12, output_bytes=100_000, disk_bytes=8 << 20)
 HASTE = LIMITS.model_copy(update={"wall_s": 1.5, "cpu_s": 1})  # for what never ends by itself
@@ -29,14 +31,13 @@ ROOT = os.geteuid() == 0
 USER = ["user"] if ROOT else []
 INSIDE = ["namespaces", *([] if ROOT else ["user_namespace"])]
 # Root gives its user away, and that user must be able to read this Python's library: a system's own can be read by all.
-SYSTEM_PYTHON = "/usr/bin/python3"
 MODES: dict[str, tuple[list[str] | None, str | None]] = {
     "strongest": (None, None),
     "namespaces": ([*INSIDE, *USER], None),
-    "filters": (["landlock", "seccomp", *USER], SYSTEM_PYTHON if ROOT else None),
+    "filters": (["landlock", "seccomp", *USER], str(SYSTEM_PYTHON) if ROOT else None),
 }
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox is Linux's")
+pytestmark = needs("linux")
 
 
 @pytest.fixture(scope="module", params=list(MODES))
@@ -47,11 +48,11 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def sandbox(mode: str) -> Sandbox:
     layers, python = MODES[mode]
-    if python is not None and not Path(python).exists():
-        pytest.skip(f"{python} is not there")
+    if python is not None:
+        require("system_python")
     sandbox = Sandbox(LIMITS, layers=layers, python=python)
     if not sandbox.containment.contained:
-        pytest.skip(f"this machine does not offer it: {sandbox.containment.problem}")
+        lack("containment", sandbox.containment.problem)
     return sandbox
 
 
@@ -108,7 +109,7 @@ def watched() -> Iterator[Callable[[], tuple[int, int]]]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(eventually: Callable[[Callable[[], bool], float], None]) -> Iterator[None]:
+def nothing_is_left() -> Iterator[None]:
     scratch = set(Path(tempfile.gettempdir()).glob("rollcall-sandbox-*"))
     yield
     eventually(lambda: not inhabitants(), 5)
@@ -411,9 +412,7 @@ def test_endless_output_is_cut(hasty: Sandbox) -> None:
     assert run(hasty, "import sys\nwhile True: print('x' * 1000, file=sys.stderr)").ended_for == "time"
 
 
-def test_a_daemon_does_not_outlive_its_run(
-    sandbox: Sandbox, eventually: Callable[[Callable[[], bool], float], None]
-) -> None:
+def test_a_daemon_does_not_outlive_its_run(sandbox: Sandbox) -> None:
     code = """
     import os, time
     try:
@@ -476,7 +475,7 @@ def test_a_program_cannot_change_or_keep_its_input(sandbox: Sandbox) -> None:
     assert [finished.output for finished in both] == [b"one\n", b"two\n"]
 
 
-def test_a_killed_service_takes_its_sandboxes_along(eventually: Callable[[Callable[[], bool], float], None]) -> None:
+def test_a_killed_service_takes_its_sandboxes_along() -> None:
     service = """
     from rollcall.reward_service.sandbox.jail_client import Limits
     from rollcall.reward_service.sandbox.sandbox import Sandbox
@@ -488,7 +487,7 @@ def test_a_killed_service_takes_its_sandboxes_along(eventually: Callable[[Callab
     try:
         assert process.stdout is not None
         if process.stdout.readline() != b"ready\n":
-            pytest.skip("this machine contains nothing")
+            lack("containment", "the service did not start")
         family: list[psutil.Process] = []
         eventually(lambda: len(family.__iadd__(psutil.Process(process.pid).children(recursive=True))) >= 3, 20)
     finally:
@@ -504,9 +503,9 @@ def test_without_containment_no_code_is_run_unless_that_is_wished() -> None:
     assert "no containment" in sandbox.containment.describe()
     with pytest.raises(SandboxBroken, match="code reaches"):
         run(sandbox, "print(1)")
-    if ROOT and not Path(SYSTEM_PYTHON).exists():
-        pytest.skip(f"{SYSTEM_PYTHON} is not there, and root's unsafe sandbox needs a Python that any user may read")
-    unsafe = Sandbox(LIMITS, layers=[], unsafe=True, python=SYSTEM_PYTHON if ROOT else None)
+    if ROOT:  # whose sandbox gives its user away
+        require("system_python")
+    unsafe = Sandbox(LIMITS, layers=[], unsafe=True, python=str(SYSTEM_PYTHON) if ROOT else None)
     assert run(unsafe, "print(1)").output == b"1\n"
 
 
@@ -519,7 +518,7 @@ def test_the_probe_says_what_there_is() -> None:
     assert "this machine offers" in containment.describe()
 
 
-@pytest.mark.skipif(not ROOT, reason="only root can become another user")
+@needs("root")
 @pytest.mark.parametrize("layers", [["namespaces", "user_namespace", "landlock", "seccomp"], ["landlock", "seccomp"]])
 def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     """The whole path of a service that is not root: user namespaces in place of privileges."""
@@ -530,7 +529,7 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)
-    sandbox = Sandbox(Limits(wall_s=5, cpu_s=1), layers={layers!r}, python={SYSTEM_PYTHON!r})
+    sandbox = Sandbox(Limits(wall_s=5, cpu_s=1), layers={layers!r}, python={str(SYSTEM_PYTHON)!r})
     print(sandbox.containment.describe())
     code = "import os\\ntry:\\n  while True: os.fork()\\nexcept OSError: print(os.getuid() == 65534)"
     print(sandbox.run_program(code, [""])[0].output.splitlines()[:1])
@@ -544,7 +543,7 @@ def test_an_ordinary_user_can_contain_code_as_well(layers: list[str]) -> None:
         [sys.executable, "-c", textwrap.dedent(service)], capture_output=True, text=True, timeout=60, check=False
     )
     if "no containment" in done.stdout:
-        pytest.skip(done.stdout)
+        lack("containment", done.stdout)
     assert done.stdout.splitlines()[1:] == ["[b'True']", "alive"], done
 
 

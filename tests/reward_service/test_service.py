@@ -23,11 +23,11 @@ from tests.reward_service.live_service import (
     ScriptedScorer,
     body,
     client_of,
-    eventually,
     metric,
     ready,
     serving,
 )
+from tests.waiting import eventually
 
 Live = tuple[Server, httpx.Client]
 SEGMENT = {

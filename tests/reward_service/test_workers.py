@@ -22,6 +22,7 @@ from rollcall.reward_service.scorers.function_scorer import FunctionConfig, Func
 from rollcall.reward_service.service.scorer_config import build_scorer
 from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
 from rollcall.reward_service.workers.printed_output import PrintedOutput
+from tests.waiting import eventually
 
 SCORERS = """
 import os, subprocess, sys, time
@@ -243,9 +244,7 @@ def test_results_come_in_the_order_of_the_jobs(folder: Path) -> None:
     pool.close()
 
 
-def test_workers_end_with_a_killed_service(
-    folder: Path, eventually: Callable[[Callable[[], bool], float], None]
-) -> None:
+def test_workers_end_with_a_killed_service(folder: Path) -> None:
     service = """
     import time
     from rollcall.reward_service.scorers.function_scorer import FunctionConfig, build_function_scorer

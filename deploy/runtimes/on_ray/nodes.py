@@ -73,7 +73,7 @@ def lacks(needs: Needs) -> str:
     if own_version() != needs.rollcall:
         return f"has Rollcall {own_version()}, the driver {needs.rollcall}: install the same on every node"
     if needs.generates:
-        from rollcall.actors.engine.vllm_engine import check_installed
+        from rollcall.actors.engine.settings import check_installed
 
         try:
             check_installed()

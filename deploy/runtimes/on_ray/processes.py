@@ -22,7 +22,7 @@ import torch
 from rollcall.actors.control.evaluation import Evaluator
 from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
-from rollcall.actors.engine.vllm_engine import MODEL_PREFIX
+from rollcall.actors.engine.published_weights import MODEL_PREFIX
 from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator

@@ -1,4 +1,4 @@
-"""A process of its own for what a benchmark measures and must not share ours. Must never know what it measures."""
+"""A process of its own for what a benchmark measures and must not share ours."""
 
 from __future__ import annotations
 

@@ -4,35 +4,28 @@ so that a noisy machine disturbs all of them alike. Measures the production code
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import GymTrajectory, ShardPayload, Ticket
+from rollcall.cluster.messages.records import GymTrajectory, ShardPayload
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.load import RunConfig, load_config
-from rollcall.deploy.drive import launch
 from rollcall.deploy.kinds.control_parts import ControlParts
-from rollcall.deploy.report.recorders import read_jsonl
 from rollcall.deploy.tools.bench import peers
-from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import StepOrder
+from rollcall.deploy.tools.bench.parts import Learning, make_ticket
+from rollcall.deploy.tools.bench.result import achieved_line, bound_line, compared, last_lines, say, tell, whole_run
 
 PART_S = 1.0  # how long each part is measured per repeat
 WHOLE_S = 5.0  # and the whole system
 WARM_UP = 0.3  # the first share of a whole run's steps is not counted: processes start, code is compiled
-# DESIGN: the setting every PPO implementation is timed at on CartPole.
+# The setting every PPO implementation is timed at on CartPole.
 CARTPOLE = (
     "env=CartPole-v1",
     "actors.num=1",
@@ -67,17 +60,15 @@ class PartsBench:
 
     def __init__(self, config: RunConfig, scratch: Path) -> None:
         parts = ControlParts(config, scratch, scratch / "consumption.jsonl")
-        self._server = ParameterServer()
-        self._actor = parts.actor("bench", self._server)
-        self._learner = parts.learner(Collective())
         self._config = config
-        self._server.publish(self._learner.weights(epoch=1, version=0))
-        self._unit = config.algorithm_class.unit
+        server = ParameterServer()
+        self._actor = parts.actor("bench", server)
+        self._learning = Learning(parts, lambda trajectory: trajectory.num_steps)
+        server.publish(self._learning.initial)
         self._next = 0
-        self._batch = [self._produce() for _ in range(config.tickets_per_step)]
-        self._steps = 0
+        self._learning.batch = [self._produce() for _ in range(config.tickets_per_step)]
         for _ in range(3):
-            self._learn()
+            self._learning(0.0)
 
     def measure(self) -> Parts:
         num_steps, env_s, inference_s, act_s = 0, 0.0, 0.0, 0.0
@@ -89,46 +80,20 @@ class PartsBench:
             num_steps += trajectory.num_steps
             env_s += trajectory.timing.env_s
             inference_s += trajectory.timing.inference_s
-        learned, learn_s = 0, 0.0
-        batch_steps = sum(item.num_steps for item in self._batch)
-        until = time.perf_counter() + PART_S
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            self._learn()
-            learn_s += time.perf_counter() - began
-            learned += batch_steps
         per_act = 1e6 / num_steps / self._config.actors.num
-        return Parts(env_s * per_act, inference_s * per_act, act_s * per_act, learn_s * 1e6 / learned)
+        return Parts(env_s * per_act, inference_s * per_act, act_s * per_act, 1e6 / self._learning(PART_S))
 
     def _produce(self) -> GymTrajectory:
         shard = self._next % self._config.actors.num_shards
-        ticket = Ticket(
-            ticket_id=self._next,
-            attempt=1,
-            epoch=1,
-            seed=derive_seed(self._config.seed, "ticket", self._next),
-            min_policy_version=0,
-            lane=shard,
-            payload=ShardPayload(shard, 0, self._unit),
-            deadline_s=600.0,
-        )
+        payload = ShardPayload(shard, 0, self._config.algorithm_class.unit)
+        ticket = make_ticket(self._next, self._config.seed, self._learning.initial.epoch, shard, payload)
         self._next += 1
         return self._actor.produce(ticket)[1]
 
-    def _learn(self) -> None:
-        self._learner.update(self._batch, StepOrder(self._steps, 1, 0.0))
-        self._steps += 1
-
 
 def measure_whole(config: RunConfig, directory: Path) -> float:
-    """Env steps per second of one complete run, with its books, its parameter server and its metrics."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
-    from rollcall.deploy.report.recorders import JsonLines
-
-    recorder = JsonLines(directory)
-    launch.train(config, directory, resume=False, recorders=[recorder], stop=threading.Event())
-    records = read_jsonl(directory / "metrics.jsonl")
+    """Env steps per second of one complete run."""
+    records = whole_run(config, directory)
     first = int(len(records) * WARM_UP)
     steps = records[-1]["env_steps"] - records[first]["env_steps"]
     return float(steps / sum(record["step_s"] for record in records[first + 1 :]))
@@ -137,53 +102,43 @@ def measure_whole(config: RunConfig, directory: Path) -> float:
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: recipe, overrides, peer, repeats, json."""
     overrides = [*(CARTPOLE if args.recipe == "cartpole-ppo" else ()), *args.overrides]
-    say = partial(print, file=sys.stderr, flush=True)
     peer = peers.prepare(args.peer, say) if args.peer else None
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
-        result = _measure(args.recipe, overrides, args.repeats, peer, Path(folder), say)
-    print(json.dumps(result) if args.json else _table(result))
-    return 0
+        result = _measure(args.recipe, overrides, args.repeats, peer, Path(folder))
+    return tell(result, _table, args)
 
 
 def _measure(
-    recipe: str, overrides: Sequence[str], repeats: int, peer: peers.Peer | None, scratch: Path, say: Any
+    recipe: str, overrides: Sequence[str], repeats: int, peer: peers.Peer | None, scratch: Path
 ) -> dict[str, Any]:
-    benches, fastest = _candidates(recipe, overrides, scratch, say)
+    benches, fastest = _candidates(recipe, overrides, scratch)
     bench = benches[fastest]
-    guess = bench.measure()
-    config = _config(recipe, overrides, fastest, total_env_steps=int(guess.bound * WHOLE_S))
+    config = _config(recipe, overrides, fastest, total_env_steps=int(bench.measure().bound * WHOLE_S))
     parts: list[Parts] = []
     whole: list[float] = []
-    peers: list[float] = []
+    peer_speeds: list[float] = []
     for repeat in range(repeats):
         parts.append(bench.measure())
         whole.append(measure_whole(config, scratch / "run"))
         parts.append(bench.measure())
         line = f"repeat {repeat + 1}/{repeats}: bound {parts[-1].bound:,.0f}, whole {whole[-1]:,.0f} env steps/s"
         if peer is not None:
-            peers.append(peer.measure())
-            line += f", {peer.name} {peers[-1]:,.0f}"
+            peer_speeds.append(peer.measure())
+            line += f", {peer.name} {peer_speeds[-1]:,.0f}"
         say(line)
     typical = Parts(**{name: statistics.median(asdict(part)[name] for part in parts) for name in asdict(parts[0])})
-    achieved = statistics.median(whole)
-    peer_speed = statistics.median(peers) if peers else None
-    learn_limits = typical.learn_us >= typical.act_us
+    bounds = [round(part.bound) for part in parts]
     return {
-        "bound": round(typical.bound),
-        "achieved": round(achieved),
-        "ratio_to_bound": round(achieved / typical.bound, 3),
-        "peer": peer.name if peer else None,
-        "peer_achieved": None if peer_speed is None else round(peer_speed),
-        "ratio_to_peer": None if peer_speed is None else round(achieved / peer_speed, 2),
+        **compared(typical.bound, whole, peer, peer_speeds),
         "unit": "env steps/s",
-        "limiter": _limiter(typical, learn_limits),
+        "limiter": _limiter(typical),
         "parts_us_per_env_step": {name: round(value, 3) for name, value in asdict(typical).items()},
-        "all": {"whole": [round(x) for x in whole], "bound": [round(p.bound) for p in parts], "peer": peers},
+        "all": {"whole": [round(x) for x in whole], "bound": bounds, "peer": peer_speeds},
         "settings": {"recipe": recipe, "overrides": list(overrides), "compile": fastest, "repeats": repeats},
     }
 
 
-def _candidates(recipe: str, overrides: Sequence[str], scratch: Path, say: Any) -> tuple[dict[str, PartsBench], str]:
+def _candidates(recipe: str, overrides: Sequence[str], scratch: Path) -> tuple[dict[str, PartsBench], str]:
     """The parts with and without compilation; the faster learner is measured further."""
     benches: dict[str, PartsBench] = {}
     for choice in ("off", "on"):
@@ -206,8 +161,8 @@ def _config(recipe: str, overrides: Sequence[str], compiled: str, *, total_env_s
     return config
 
 
-def _limiter(parts: Parts, learn_limits: bool) -> str:
-    if learn_limits:
+def _limiter(parts: Parts) -> str:
+    if parts.learn_us >= parts.act_us:
         return f"learning ({parts.learn_us:.2f} us per env step on one core; acting takes {parts.act_us:.2f})"
     return (
         f"acting ({parts.act_us:.2f} us per env step: env {parts.env_us:.2f}, inference {parts.inference_us:.2f}; "
@@ -215,22 +170,16 @@ def _limiter(parts: Parts, learn_limits: bool) -> str:
     )
 
 
-def _table(result: dict[str, Any]) -> str:
-    parts = result["parts_us_per_env_step"]
-    lines = [
-        f"settings    {result['settings']['recipe']} {' '.join(result['settings']['overrides'])}",
-        f"            compile {result['settings']['compile']}, median of {result['settings']['repeats']} repeats",
+def _table(result: Mapping[str, Any]) -> list[str]:
+    parts, settings = result["parts_us_per_env_step"], result["settings"]
+    return [
+        f"settings    {settings['recipe']} {' '.join(settings['overrides'])}",
+        f"            compile {settings['compile']}, median of {settings['repeats']} repeats",
         f"env step    {parts['env_us']:8.2f} us per env step",
         f"inference   {parts['inference_us']:8.2f} us",
         f"acting      {parts['act_us']:8.2f} us (both, and writing the trajectory)",
         f"learning    {parts['learn_us']:8.2f} us",
-        f"bound       {result['bound']:8,d} {result['unit']} = 1 / max(acting, learning), one core each",
-        f"achieved    {result['achieved']:8,d} {result['unit']}: {result['ratio_to_bound']:.2f} of the bound",
-        f"limiter     {result['limiter']}",
+        bound_line(result, "1 / max(acting, learning), one core each"),
+        achieved_line(result),
+        *last_lines(result),
     ]
-    if result["peer"]:
-        lines.append(
-            f"{result['peer']:<11} {result['peer_achieved']:8,d} {result['unit']}: Rollcall is "
-            f"{result['ratio_to_peer']:.2f} times as fast"
-        )
-    return "\n".join(lines)

@@ -8,11 +8,9 @@ import contextlib
 import json
 import math
 import os
-import shutil
 import statistics
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +20,11 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import LMTrajectory
 from rollcall.deploy.config.load import LanguageConfig, load_config
-from rollcall.deploy.drive import launch
 from rollcall.deploy.kinds.language_parts import LanguageParts
-from rollcall.deploy.report.recorders import JsonLines, read_jsonl
 from rollcall.deploy.tools.bench import peers
 from rollcall.deploy.tools.bench.aside import Aside
-from rollcall.deploy.tools.bench.parts import Generation, Learning
+from rollcall.deploy.tools.bench.parts import Generation, Learning, num_tokens
+from rollcall.deploy.tools.bench.result import achieved_line, bound_line, compared, last_lines, say, tell, whole_run
 
 PART_S = 3.0  # how long each part is measured, twice per repeat; at the least one batch
 WHOLE_S = 20.0  # and the whole system, at its bound
@@ -83,29 +80,20 @@ def counted(records: Sequence[Mapping[str, Any]]) -> Whole:
 
 
 def _whole_run(config: LanguageConfig, directory: Path) -> Callable[[], Whole]:
-    def run() -> Whole:
-        """With its books, its parameter server and its metrics."""
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        launch.train(config, directory, resume=False, recorders=[JsonLines(directory)], stop=threading.Event())
-        return counted(read_jsonl(directory / "metrics.jsonl"))
-
-    return run
+    return lambda: counted(whole_run(config, directory))
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: as arguments.py makes them."""
     dtype = [f"policy.dtype={args.dtype}", f"actors.engine.dtype={args.dtype}"]
     overrides = [*WORKLOADS[args.workload], *dtype, *args.overrides]
-    say = partial(print, file=sys.stderr, flush=True)
     config = _config(args.recipe, overrides)
     peer = peers.prepare(args.peer, say) if args.peer else None
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
-        result = _Measurement(config, args, Path(folder), peer, say).result()
+        result = _Measurement(config, args.repeats, Path(folder), peer).result()
     settings = {"recipe": args.recipe, "overrides": overrides, "workload": args.workload, "repeats": args.repeats}
     result["settings"] |= settings
-    print(json.dumps(result) if args.json else _table(result))
-    return 0
+    return tell(result, _table, args)
 
 
 def _config(recipe: str, overrides: Sequence[str]) -> LanguageConfig:
@@ -120,15 +108,13 @@ def _config(recipe: str, overrides: Sequence[str]) -> LanguageConfig:
 class _Measurement:
     """One benchmark, from its model to its result."""
 
-    def __init__(
-        self, config: LanguageConfig, args: argparse.Namespace, scratch: Path, peer: peers.Peer | None, say: Any
-    ) -> None:
-        self._repeats, self._scratch, self._peer, self._say = args.repeats, scratch, peer, say
+    def __init__(self, config: LanguageConfig, repeats: int, scratch: Path, peer: peers.Peer | None) -> None:
+        self._repeats, self._scratch, self._peer = repeats, scratch, peer
         self._parts = LanguageParts(config, scratch, scratch / "consumption.jsonl")
         self._parts.check()
         if peer is not None and self._parts.task.chat:
             raise BadInput(f"--peer {peer.name}: compared on plain prompts only: set task.chat=false")
-        self._say("making the model ...")
+        say("making the model ...")
         with contextlib.redirect_stdout(sys.stderr):
             self._parts.prepare()
         self._config = config
@@ -138,15 +124,15 @@ class _Measurement:
         self._peers: list[float] = []
 
     def result(self) -> dict[str, Any]:
-        learning = Learning(self._parts)
-        self._say("starting an engine ...")
+        learning = Learning(self._parts, num_tokens)
+        say("starting an engine ...")
         generation = Aside("generation", Generation, self._parts, learning.initial)
         try:
             rate, learning.batch = generation(0.0)
-            self._say_measured("warming up", "generation", rate)
+            self._tell_measured("warming up", "generation", rate)
             learning(0.0)  # twice: the first warms up
             learnt = learning(0.0)
-            self._say_measured("warming up", "learning", learnt)
+            self._tell_measured("warming up", "learning", learnt)
             config = self._run_config(min(rate, learnt), learning.batch)
             run = Aside("the whole run", _whole_run, config, self._scratch / "run")
             try:
@@ -160,29 +146,28 @@ class _Measurement:
 
     def _run_config(self, bound: float, batch: Sequence[LMTrajectory]) -> LanguageConfig:
         """Long enough to be measured; beginning with the model that there is already."""
-        num_tokens = sum(int(item.loss_mask.sum()) for item in batch)
-        steps = WARM_UP_STEPS + max(LEAST_STEPS, math.ceil(bound * WHOLE_S / num_tokens)) + 1
+        steps = WARM_UP_STEPS + max(LEAST_STEPS, math.ceil(bound * WHOLE_S / sum(map(num_tokens, batch)))) + 1
         policy = self._config.policy.model_copy(
             update={"model": str(self._parts.model_directory), "warm_start": None, "tiny": {}}
         )
         return self._config.model_copy(update={"policy": policy, "total_learner_steps": steps})
 
     def _repeat(self, repeat: int, learning: Learning, generation: Aside, run: Aside) -> None:
-        say = partial(self._say_measured, f"repeat {repeat + 1}/{self._repeats}")
+        told = partial(self._tell_measured, f"repeat {repeat + 1}/{self._repeats}")
         for position in range(2):
             self._generated.append(generation(PART_S)[0])
-            say("generation", self._generated[-1])
+            told("generation", self._generated[-1])
             self._learnt.append(learning(PART_S))
-            say("learning", self._learnt[-1])
+            told("learning", self._learnt[-1])
             if position == 0:
                 self._wholes.append(run())
-                say("whole", self._wholes[-1].tokens_per_s)
+                told("whole", self._wholes[-1].tokens_per_s)
         if self._peer is not None:
             self._peers.append(self._peer.measure(self._peer_settings()))
-            say(self._peer.name, self._peers[-1])
+            told(self._peer.name, self._peers[-1])
 
-    def _say_measured(self, when: str, what: str, tokens_per_s: float) -> None:
-        self._say(f"{when}: {what:<10} {tokens_per_s:8,.0f} tokens/s")
+    def _tell_measured(self, when: str, what: str, tokens_per_s: float) -> None:
+        say(f"{when}: {what:<10} {tokens_per_s:8,.0f} tokens/s")
 
     def _peer_settings(self) -> dict[str, Any]:
         """The same model directory, prompts, batch and optimiser settings."""
@@ -210,23 +195,17 @@ class _Measurement:
 
     def _summary(self, num_parameters: int, batch: Sequence[LMTrajectory]) -> dict[str, Any]:
         generate, learn = statistics.median(self._generated), statistics.median(self._learnt)
-        bound, achieved = min(generate, learn), statistics.median(whole.tokens_per_s for whole in self._wholes)
-        peer = statistics.median(self._peers) if self._peers else None
+        wholes = [whole.tokens_per_s for whole in self._wholes]
         step_s = {name: statistics.median(w.step_s[name] for w in self._wholes) for name in self._wholes[0].step_s}
         lengths = [int(x) for item in batch for x in _lengths(item)]
         return {
-            "bound": round(bound),
-            "achieved": round(achieved),
-            "ratio_to_bound": round(achieved / bound, 3),
-            "peer": self._peer.name if self._peer else None,
-            "peer_achieved": None if peer is None else round(peer),
-            "ratio_to_peer": None if peer is None else round(achieved / peer, 2),
+            **compared(min(generate, learn), wholes, self._peer, self._peers),
             "unit": "tokens/s",
             "limiter": limiter(generate, learn, step_s),
             "parts_tokens_per_s": {"generate": round(generate), "learn": round(learn)},
             "whole_step_s": {name: round(value, 4) for name, value in step_s.items()},
             "all": {
-                "whole": [round(whole.tokens_per_s) for whole in self._wholes],
+                "whole": [round(x) for x in wholes],
                 "generate": [round(x) for x in self._generated],
                 "learn": [round(x) for x in self._learnt],
                 "peer": [round(x) for x in self._peers],
@@ -256,22 +235,16 @@ def limiter(generate: float, learn: float, step_s: Mapping[str, float]) -> str:
     )
 
 
-def _table(result: dict[str, Any]) -> str:
+def _table(result: Mapping[str, Any]) -> list[str]:
     parts, step, settings = result["parts_tokens_per_s"], result["whole_step_s"], result["settings"]
-    lines = [
+    return [
         f"settings    {settings['recipe']} {' '.join(settings['overrides'])}",
         f"            {settings['completions']} completions of {settings['tokens_per_completion']:.1f} tokens, "
         f"{settings['parameters']:,} parameters; medians of {settings['repeats']} repeats",
         f"generation  {parts['generate']:8,d} {result['unit']} alone",
         f"learning    {parts['learn']:8,d} {result['unit']} alone",
-        f"bound       {result['bound']:8,d} {result['unit']} = min(generation, learning), one core each",
-        f"achieved    {result['achieved']:8,d} {result['unit']}: {result['ratio_to_bound']:.2f} of the bound",
+        bound_line(result, "min(generation, learning), one core each"),
+        achieved_line(result),
         "a step      " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in step.items()),
-        f"limiter     {result['limiter']}",
+        *last_lines(result),
     ]
-    if result["peer"]:
-        lines.append(
-            f"{result['peer']:<11} {result['peer_achieved']:8,d} {result['unit']}: Rollcall is "
-            f"{result['ratio_to_peer']:.2f} times as fast"
-        )
-    return "\n".join(lines)

@@ -1,17 +1,26 @@
-"""The parts of a language run, each alone, for the benchmarks.
+"""The parts of a run, each alone, for the benchmarks.
 Production code does the work: this file only hands it batches and looks at the clock."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
-from rollcall.cluster.messages.records import LMTrajectory, Ticket, Weights
+from rollcall.cluster.messages.records import LMTrajectory, PromptPayload, ShardPayload, Ticket, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.kinds.control_parts import ControlParts
 from rollcall.deploy.kinds.language_parts import LanguageParts
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import StepOrder
+from rollcall.learners.loop.learner import Learner, StepOrder
+
+
+def make_ticket(number: int, run_seed: int, epoch: int, lane: int, payload: ShardPayload | PromptPayload) -> Ticket:
+    """As the driver issues it the first time."""
+    seed = derive_seed(run_seed, "ticket", number)
+    return Ticket(number, 1, epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S)
 
 
 class Generation:
@@ -29,19 +38,18 @@ class Generation:
 
     def __call__(self, seconds: float) -> tuple[float, list[LMTrajectory]]:
         """Tokens per second over at least `seconds`, and the last batch."""
-        num_tokens, began = 0, time.perf_counter()
+        amount, began = 0, time.perf_counter()
         while True:
             batch = self._batch()
-            num_tokens += sum(int(item.loss_mask.sum()) for item in batch)
+            amount += sum(map(num_tokens, batch))
             if time.perf_counter() - began >= seconds:
-                return num_tokens / (time.perf_counter() - began), batch
+                return amount / (time.perf_counter() - began), batch
 
     def _batch(self) -> list[LMTrajectory]:
         tickets = []
         for ticket_id in range(self._next, self._next + self._config.tickets_per_step):
             lane, payload = self._work.assign(ticket_id)
-            seed = derive_seed(self._config.seed, "ticket", ticket_id)
-            tickets.append(Ticket(ticket_id, 1, self._epoch, seed, 0, lane, payload, deadline_s=MEASURE_TIMEOUT_S))
+            tickets.append(make_ticket(ticket_id, self._config.seed, self._epoch, lane, payload))
         self._next += len(tickets)
         outcomes = self._actor.produce_all(tickets)
         assert len(outcomes) == len(tickets) and all(isinstance(outcome, tuple) for outcome in outcomes)
@@ -49,20 +57,26 @@ class Generation:
 
 
 class Learning:
-    """The production learner alone, on one batch again and again."""
+    """The production learner alone, on one batch again and again. `amount`: a trajectory's env steps or tokens."""
 
-    def __init__(self, parts: LanguageParts) -> None:
-        self._learner = parts.learner(Collective())
+    def __init__(self, parts: ControlParts | LanguageParts, amount: Callable[[Any], int]) -> None:
+        self._learner: Learner = parts.learner(Collective())
+        self._amount = amount
         self._steps = 0
-        self.batch: list[LMTrajectory] = []
+        self.batch: list[Any] = []
         self.initial = self._learner.weights(epoch=1, version=0)
 
     def __call__(self, seconds: float) -> float:
-        """Tokens per second over at least `seconds`."""
-        num_tokens, began = 0, time.perf_counter()
+        """Env steps or tokens per second over at least `seconds`."""
+        amount, began = 0, time.perf_counter()
         while True:
             self._learner.update(self.batch, StepOrder(self._steps, 1, 0.0))
             self._steps += 1
-            num_tokens += sum(int(item.loss_mask.sum()) for item in self.batch)
+            amount += sum(map(self._amount, self.batch))
             if time.perf_counter() - began >= seconds:
-                return num_tokens / (time.perf_counter() - began)
+                return amount / (time.perf_counter() - began)
+
+
+def num_tokens(item: LMTrajectory) -> int:
+    """That the policy sampled."""
+    return int(item.loss_mask.sum())

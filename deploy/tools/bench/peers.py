@@ -1,5 +1,5 @@
 """Peers to be measured against, each in a virtual environment of its own, so that its dependencies cannot touch ours.
-Knows how to install and to time a peer; must never be imported by anything but the benchmarks."""
+Knows how to install and to time a peer."""
 
 from __future__ import annotations
 

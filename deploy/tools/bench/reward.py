@@ -4,10 +4,8 @@ same cores, with the load generator beside it. Every score is checked. Measures 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -15,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ import psutil
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.tools.bench.aside import Aside
+from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
 from rollcall.deploy.tools.bench.reward_load import LONGEST, MODEL, SHORTEST, Asked, Clients, OpenLoop, length_of
 from rollcall.deploy.tools.bench.reward_model import Forward, write_classifier
 from rollcall.reward_service.service.config import ServiceConfig
@@ -76,8 +74,8 @@ class Load:
 class Measurement:
     """One benchmark, from its model to its result."""
 
-    def __init__(self, args: argparse.Namespace, scratch: Path, say: Any, stack: ExitStack) -> None:
-        self._args, self._say = args, say
+    def __init__(self, args: argparse.Namespace, scratch: Path, stack: ExitStack) -> None:
+        self._args = args
         self._threads = args.threads
         model = scratch / "model"
         say("making the model ...")
@@ -103,7 +101,7 @@ class Measurement:
         stack.callback(self._open.close)
 
     def result(self) -> dict[str, Any]:
-        self._say("warming up ...")
+        say("warming up ...")
         self._raw("throughput", 2.0)
         self._ask(WARM_UP_S)
         raw, load = [self._raw("throughput", RAW_S)], Load()
@@ -112,12 +110,12 @@ class Measurement:
             self._loaded(load, self._args.seconds / self._args.repeats)
             raw.append(self._raw("throughput", RAW_S))
             line = f"model alone {raw[-1][0]:,.0f}, service {load.tokens_per_s[-1]:,.0f} tokens/s"
-            self._say(f"repeat {repeat + 1}/{self._args.repeats}: {line}")
+            say(f"repeat {repeat + 1}/{self._args.repeats}: {line}")
         megabytes = memory.close()
         full_batch_s = self._raw("full_batch_s")
         overload = self._overload(statistics.median(load.tokens_per_s), full_batch_s)
         cache = self._cached([one.number for one in load.asked[:CACHE_ITEMS]])
-        self._say("checking every score ...")
+        say("checking every score ...")
         checked = self._checked([*load.asked, *overload.pop("asked")])
         latencies = sorted(one.latency_s for one in load.asked)
         p50, p99 = (latencies[min(len(latencies) - 1, int(share * len(latencies)))] for share in (0.5, 0.99))
@@ -155,7 +153,7 @@ class Measurement:
         """Twice what it can do, without mercy."""
         mean = statistics.mean(length_of(number) for number in range(2000))
         per_second, deadline_s = OVERLOAD * tokens_per_s / mean, OVERLOAD_DEADLINES * full_batch_s
-        self._say(f"{per_second:.0f} requests a second with a deadline of {deadline_s:.1f} s ...")
+        say(f"{per_second:.0f} requests a second with a deadline of {deadline_s:.1f} s ...")
         asked = self._open(OVERLOAD_S, per_second, deadline_s)
         accepted = [one for one in asked if one.status != 429]
         kept = [one for one in accepted if one.status == 200 and one.latency_s <= deadline_s]
@@ -234,25 +232,22 @@ def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: as arguments.py makes them."""
     if args.clients < 1 or args.seconds <= 0 or args.threads < 1:
         raise BadInput("--clients, --seconds and --threads (command line): must be more than 0")
-    say = partial(print, file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder, ExitStack() as stack:
-        result = Measurement(args, Path(folder), say, stack).result()
-    print(json.dumps(result) if args.json else _table(result))
-    return 0
+        result = Measurement(args, Path(folder), stack).result()
+    return tell(result, _table, args)
 
 
-def _table(result: Mapping[str, Any]) -> str:
+def _table(result: Mapping[str, Any]) -> list[str]:
     settings, over, cache, scores = (result[name] for name in ("settings", "overload", "cache", "scores"))
     memory, latency = result["memory_mb"], result["latency_s"]
-    lines = [
+    return [
         f"settings    {settings['parameters']:,} parameters, {SHORTEST} to {LONGEST} tokens, {settings['clients']} "
         f"clients, {settings['seconds']:g} s in {settings['repeats']} repeats, threads: {settings['threads']}",
-        f"bound       {result['bound']:8,d} {result['unit']} = the forward pass alone, batched alike",
-        f"achieved    {result['achieved']:8,d} {result['unit']}: {result['ratio_to_bound']:.2f} of the bound "
-        f"({result['ratio_by_cpu_s']:.2f} by CPU time), {result['requests_per_s']} requests/s",
+        bound_line(result, "the forward pass alone, batched alike"),
+        f"{achieved_line(result)} ({result['ratio_by_cpu_s']:.2f} by CPU time), {result['requests_per_s']} requests/s",
         f"latency     p50 {latency['p50']:.2f} s, p99 {latency['p99']:.2f} s = {result['p99_in_full_batches']:.1f} "
         f"full batches of {result['full_batch_s']:.2f} s",
-        f"limiter     {result['limiter']}",
+        *last_lines(result),
         f"scores      {scores['wrong']} wrong of {scores['checked']}, {scores['unanswered']} unanswered; largest error "
         f"{scores['largest_error']:g}, scores' std {scores['std']:g}",
         f"memory      {memory['start']:.0f} MB at the start, {memory['end']:.0f} MB at the end",
@@ -261,4 +256,3 @@ def _table(result: Mapping[str, Any]) -> str:
         f"cache       a hit takes {cache['hit_ms']:.1f} ms, a miss {cache['miss_ms']:.0f} ms: "
         f"{cache['times_faster']:.0f} times faster",
     ]
-    return "\n".join(lines)

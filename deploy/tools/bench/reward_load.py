@@ -1,5 +1,5 @@
 """What `rollcall bench reward` asks the service, and who asks: items by number, and clients in processes of their own.
-They are the production client; must never know the model."""
+They are the production client."""
 
 from __future__ import annotations
 

@@ -4,10 +4,8 @@ through the object store, against a plain copy of the same bytes. The production
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -16,16 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import ray
 import torch
 from torch import nn
 
-from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.drive.launch import KEEP_VERSIONS
+from rollcall.deploy.runtimes.on_ray.cluster import connect
+from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess, PrefetchedWeights, RayWeightsSource
 from rollcall.deploy.tools.bench.aside import Aside
+from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
 from rollcall.learners.loop.flat import flatten_module, load_module_weights, module_weights
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 
 MODEL = "policy"
 EPOCH = 1
@@ -78,8 +83,6 @@ class Receiver:
     """The actor's end: what a generation actor's process does, with a module in place of its engine."""
 
     def __init__(self, server: Any, size_bytes: int) -> None:
-        from rollcall.deploy.runtimes.on_ray.weights import PrefetchedWeights, RayWeightsSource
-
         torch.set_num_threads(1)
         self._model = qwen3_like(size_bytes)
         flatten_module(self._model)
@@ -95,8 +98,6 @@ class Receiver:
 
     def alone(self, version: int) -> dict[str, float]:
         """Seconds of single operations on the same bytes, in memory that was touched before."""
-        import ray
-
         weights = self._wait(version)
         buffer = weights.buffers["float32"]
         target = np.zeros_like(buffer)
@@ -125,8 +126,6 @@ class EngineLoading:
     """Seconds in which a real engine takes weights that are at hand."""
 
     def __init__(self, directory: Path) -> None:
-        from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
-
         sampling = SamplingConfig()
         config = EngineConfig(max_model_len=32, max_num_seqs=8, enforce_eager=True)
         self._engine = VllmEngine(directory, config, sampling=sampling, stop_token_ids=[1], threads=1)
@@ -141,9 +140,6 @@ class EngineLoading:
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: as arguments.py makes them."""
     sizes = _sizes(args.sizes)
-    say = partial(print, file=sys.stderr, flush=True)
-    from rollcall.deploy.runtimes.on_ray.cluster import connect
-
     cluster = connect(num_cpus=2)
     try:
         measured = []
@@ -153,10 +149,9 @@ def main(args: argparse.Namespace) -> int:
     finally:
         cluster.close()
     result = _result(measured)
-    result["engine_load"] = _engine_loads(say) if args.engine else []
+    result["engine_load"] = _engine_loads() if args.engine else []
     result["settings"] = {"sizes": list(sizes), "repeats": args.repeats, "rounds": ROUNDS, "engine": args.engine}
-    print(json.dumps(result) if args.json else _table(result))
-    return 0
+    return tell(result, _table, args)
 
 
 def _sizes(text: str) -> list[float]:
@@ -171,9 +166,6 @@ def _sizes(text: str) -> list[float]:
 
 def _publications(size_bytes: int, count: int) -> list[dict[str, float]]:
     """Publishes versions one by one; of each, when what was done, and the single operations measured beside it."""
-    import ray
-
-    from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess
 
     def spawn(process: type, *arguments: Any, **options: Any) -> Any:
         remote: Any = ray.remote(process)
@@ -247,10 +239,8 @@ def _result(measured: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     }
 
 
-def _engine_loads(say: Any) -> list[dict[str, float]]:
+def _engine_loads() -> list[dict[str, float]]:
     """vLLM's own time to take new weights, for models of 1 and 10 MB."""
-    from rollcall.learners.models.tiny_model import write_tiny_model
-
     loads = []
     for megabytes, shape in ENGINE_MODELS.items():
         say(f"starting an engine with a model of {megabytes} MB ...")
@@ -275,15 +265,14 @@ def _line(item: Mapping[str, float]) -> str:
     )
 
 
-def _table(result: dict[str, Any]) -> str:
-    lines = [
-        *(_line(item) for item in result["sizes"]),
-        f"bound       {result['bound']:8,d} {result['unit']} = one plain copy of the largest model",
-        f"achieved    {result['achieved']:8,d} {result['unit']}: {result['ratio_to_bound']:.3f} of the bound",
-        f"limiter     {result['limiter']}",
+def _table(result: Mapping[str, Any]) -> list[str]:
+    return [
+        *map(_line, result["sizes"]),
+        bound_line(result, "one plain copy of the largest model"),
+        achieved_line(result, digits=3),
+        *last_lines(result),
+        *(
+            f"vLLM takes  {load['load_ms']:8.2f} ms to load {load['size_bytes'] / MEGABYTE:.1f} MB"
+            for load in result["engine_load"]
+        ),
     ]
-    loads = [
-        f"vLLM takes  {load['load_ms']:8.2f} ms to load {load['size_bytes'] / MEGABYTE:.1f} MB"
-        for load in result["engine_load"]
-    ]
-    return "\n".join([*lines, *loads])

@@ -1,6 +1,5 @@
 """What of the Prometheus operator's and Kueue's objects this repository uses, as schemas: their definitions are not
-at hand everywhere, and a typo is to be found anyway. A field that is not used here yet is to be added here first.
-Must never know what else an object holds."""
+at hand everywhere, and a typo is to be found anyway. A field that is not used here yet is to be added here first."""
 
 from __future__ import annotations
 

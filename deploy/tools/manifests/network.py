@@ -1,5 +1,5 @@
 """Who may talk to whom: everything is denied first, and what is allowed names its peers, its ports, and pods that
-exist. Must never know what is said."""
+exist."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Kubernetes objects as they were built, and the pods that they lead to, among them those that KubeRay makes. Must
-never know what is a mistake: that is the rules'."""
+"""Kubernetes objects as they were built, and the pods that they lead to, among them those that KubeRay makes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What every pod must be: nobody's root, without capabilities, with requests and limits, with an image that is one
-image, with time to end, and with no secret in clear. Must never know Ray."""
+image, with time to end, and with no secret in clear."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What KubeRay and Rollcall ask of a Ray cluster: names that fit, authentication, a head without work, groups that can
-be scaled, shared memory, and room to stop. Says before a cluster does. Must never know other kinds than Ray's."""
+be scaled, shared memory, and room to stop. Says before a cluster does."""
 
 from __future__ import annotations
 

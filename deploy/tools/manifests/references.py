@@ -1,5 +1,4 @@
-"""Whether what objects name is there: secrets and their keys, settings, claims, accounts, ports, queues, selectors.
-Must never know what it is for."""
+"""Whether what objects name is there: secrets and their keys, settings, claims, accounts, ports, queues, selectors."""
 
 from __future__ import annotations
 

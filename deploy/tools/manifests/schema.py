@@ -1,5 +1,5 @@
 """Validates objects strictly against the schemas of custom resources: an unknown field is an error, as it is to nobody
-else until a day was lost. Must never know what a field means."""
+else until a day was lost."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Asks a Prometheus everything that the shipped dashboards and rules ask: does each question parse, and does it have an
-answer, or a reason to have none? Must never know how Prometheus was started."""
+answer, or a reason to have none?"""
 
 from __future__ import annotations
 

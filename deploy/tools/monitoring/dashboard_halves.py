@@ -1,4 +1,4 @@
-"""A page for each half: what of learning is to be seen in control, and in language. Must never know Grafana's JSON."""
+"""A page for each half: what of learning is to be seen in control, and in language."""
 
 from __future__ import annotations
 

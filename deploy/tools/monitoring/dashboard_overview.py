@@ -1,9 +1,9 @@
 """The overview of runs, whose first screen says whether a run is healthy, whether it learns and what limits it; and the
-queries' building blocks for the pages beside it. Must never know Grafana's JSON: that is dashboards.py's."""
+queries' building blocks for the pages beside it."""
 
 from __future__ import annotations
 
-from rollcall.deploy.tools.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm
+from rollcall.deploy.tools.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm, stat
 
 RUN = 'run=~"$run"'
 OF = f'{{{RUN},policy=~"$policy"}}'
@@ -49,81 +49,60 @@ def mean(name: str, legend: str) -> Query:
 HEALTH = Row(
     "Is it healthy?",
     (
-        Panel(
+        stat(
             "State",
             "What the run does now: starting, training, evaluating or ending.",
             "none",
             [Query(f"rollcall_run_state{OF} == 1", "{{outcome}}")],
-            kind="stat",
-            width=3,
-            height=4,
             names=True,
         ),
-        Panel(
+        stat(
             "Alerts firing",
             "Of these runs, and of services for all. Named on Cluster and health, each with its page in the runbook.",
             "short",
             [Query(f'count(ALERTS{{alertstate="firing",alertname=~"Rollcall.*",{OR_NONE}}}) or vector(0)', "firing")],
-            kind="stat",
-            width=3,
-            height=4,
             thresholds=((None, "green"), (1, "red")),
         ),
-        Panel(
+        stat(
             "Since the last step",
             "Since a learner step ended; compare Seconds of a step. Five minutes and ten steps are an alert.",
             "s",
             [Query(f"time() - rollcall_last_step_timestamp_seconds{OF}", "{{run}}")],
-            kind="stat",
-            width=3,
-            height=4,
             thresholds=alarm(warn=60, bad=300),
             decimals=0,
         ),
-        Panel(
+        stat(
             "Lag left",
             "Versions between the largest lag of the newest batch and max_policy_lag. Below zero cannot happen.",
             "short",
             [Query(f"rollcall_policy_lag_bound{OF} - rollcall_policy_lag_max{OF}", "{{run}}")],
-            kind="stat",
-            width=3,
-            height=4,
             thresholds=((None, "red"), (0, "green")),
         ),
-        Panel(
+        stat(
             "Skipped steps",
             "Steps in this time range whose loss or gradient was not finite. They were taken back.",
             "short",
             [Query(f'increase(rollcall_learner_steps_total{{outcome="skipped",{RUN}}}[$__range])', "{{run}}")],
-            kind="stat",
-            width=3,
-            height=4,
             thresholds=alarm(warn=1, bad=3),
             decimals=0,
         ),
-        Panel(
+        stat(
             "Restarts",
             "Processes started again in this time range, all roles together.",
             "short",
             [Query(f"sum by (run) (increase(rollcall_restarts_total{{{RUN}}}[$__range]))", "{{run}}")],
-            kind="stat",
-            width=3,
-            height=4,
             thresholds=alarm(warn=1, bad=5),
             decimals=0,
         ),
-        Panel(
+        stat(
             "Work at risk",
             "Age of the newest checkpoint: what a dead learner would cost.",
             "s",
             [Query(f"time() - rollcall_last_checkpoint_timestamp_seconds{OF}", "{{run}}")],
-            kind="stat",
-            width=3,
-            height=4,
             thresholds=alarm(warn=1800, bad=3600),
             decimals=0,
         ),
-        Panel(
+        stat(
             "Time left",
             "By the pace of the last ten minutes.",
             "dtdurations",
@@ -133,9 +112,6 @@ HEALTH = Row(
                     "{{run}}",
                 )
             ],
-            kind="stat",
-            width=3,
-            height=4,
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""Pages of what runs stand on: the reward service, and the machines. Must never know Grafana's JSON."""
+"""Pages of what runs stand on: the reward service, and the machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rollcall.deploy.tools.monitoring.dashboard_overview import (
     VARIABLES,
     gauge,
 )
-from rollcall.deploy.tools.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm
+from rollcall.deploy.tools.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm, stat
 
 _OF = f'{{{OR_NONE},instance=~"$service"}}'
 _SERVICE = Variable("service", "Service", "label_values(rollcall_reward_requests_in_flight, instance)")
@@ -49,52 +49,42 @@ REWARD_SERVICE = Dashboard(
         Row(
             "Is it healthy?",
             (
-                Panel(
+                stat(
                     "Up",
                     "1 where the service answers Prometheus.",
                     "short",
                     [Query(f'up{{role="reward_service",{OR_NONE},instance=~"$service"}}', "{{instance}}")],
-                    kind="stat",
                     width=4,
-                    height=4,
                     thresholds=((None, "red"), (1, "green")),
                 ),
-                Panel(
+                stat(
                     "Scores a second",
                     "Items that got one.",
                     "ops",
                     [Query(_rate("items_total", "instance", more='outcome="scored"'), "{{instance}}")],
-                    kind="stat",
                     width=4,
-                    height=4,
                 ),
-                Panel(
+                stat(
                     "Failed items",
                     "Share of the items that got an error and no score. One in twenty is an alert.",
                     "percentunit",
                     [Query("1 - " + _share("items_total", "instance", 'outcome="scored"'), "{{instance}}")],
-                    kind="stat",
                     width=4,
-                    height=4,
                     thresholds=alarm(warn=0.01, bad=0.05),
                 ),
-                Panel(
+                stat(
                     "Under way",
                     "Requests being answered.",
                     "short",
                     [Query(f"rollcall_reward_requests_in_flight{_OF}", "{{instance}}")],
-                    kind="stat",
                     width=4,
-                    height=4,
                 ),
-                Panel(
+                stat(
                     "Models",
                     "What is served, by version.",
                     "none",
                     [Query(f"rollcall_reward_model_info{_OF}", "{{model}} {{version}} ({{kind}})")],
-                    kind="stat",
                     width=8,
-                    height=4,
                     names=True,
                 ),
             ),

@@ -1,5 +1,4 @@
-"""Grafana's JSON from a few plain records: queries, panels, rows, dashboards. Lays panels out, left to right. Must
-never know a metric's name: what is shown is the other dashboard_*.py's."""
+"""Grafana's JSON from a few plain records: queries, panels, rows, dashboards. Lays panels out, left to right."""
 
 from __future__ import annotations
 
@@ -47,6 +46,11 @@ class Panel:
     most: float | None = None
     names: bool = False  # a stat that shows what its series is called
     decimals: int | None = None
+
+
+def stat(title: str, about: str, unit: str, queries: Sequence[Query], *, width: int = 3, **more: Any) -> Panel:
+    """A number on the first line of a page."""
+    return Panel(title, about, unit, queries, kind="stat", width=width, height=4, **more)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """Every name that rules and dashboards may ask Prometheus for: the driver's, the reward service's, the recording rules'
-and what comes from others; and which of them a query asks for. Must never ask Prometheus itself."""
+and what comes from others; and which of them a query asks for."""
 
 from __future__ import annotations
 

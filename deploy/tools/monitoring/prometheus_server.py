@@ -1,5 +1,5 @@
 """A Prometheus of this machine as a child of this process: configured with the shipped rules and the user's
-directories, bound to loopback and to this process's life, asked over HTTP. Must never know what is asked."""
+directories, bound to loopback and to this process's life, asked over HTTP."""
 
 from __future__ import annotations
 

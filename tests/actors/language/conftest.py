@@ -3,7 +3,6 @@ of the same model, which every token that the engine samples is held against."""
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from rollcall.actors.engine.vllm_engine import Completion, EngineConfig, VllmEngine
+from rollcall.actors.engine.requests import Completion
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from rollcall.actors.tasks.calculator import Calculator, CalculatorConfig
@@ -26,6 +27,7 @@ from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.loop.flat import module_weights
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.needs import require
 
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=40)
 # 256, not less: vLLM's prefix cache on CPUs keeps blocks of 128 tokens, and a shorter prompt would never meet it.
@@ -148,7 +150,7 @@ def calculator() -> Calculator:
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory: pytest.TempPathFactory, calculator: Calculator) -> dict[str, Path]:
     """Model directories by name: the tasks' alphabet, small enough to start fast."""
-    pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
+    require("transformers")
     found = {}
     for name in ("tied", "untied"):
         found[name] = tmp_path_factory.mktemp(name)
@@ -174,8 +176,7 @@ def codec(directories: dict[str, Path]) -> TextCodec:
 @pytest.fixture(scope="session")
 def engine_of(directories: dict[str, Path], codec: TextCodec) -> Iterator[Callable[[str], VllmEngine]]:
     """The engine of a model, started when it is first asked for."""
-    if importlib.util.find_spec("vllm") is None:
-        pytest.skip("needs the extra lm-cpu or lm-gpu")
+    require("vllm")
     engines: dict[str, VllmEngine] = {}
 
     def engine_of(name: str) -> VllmEngine:

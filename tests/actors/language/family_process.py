@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from rollcall.actors.engine.vllm_engine import EngineConfig, VllmEngine
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.kinds.export import save_policy
 from rollcall.learners.loop.flat import module_weights

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.engine.vllm_engine import Completion, VllmEngine
+from rollcall.actors.engine.requests import Completion
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample, opening
 from rollcall.actors.language.lm_actor import Failure, LMActor
 from rollcall.actors.language.lm_evaluation import LMEvalConfig, LMEvaluator

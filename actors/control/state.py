@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_tensors
 
 from rollcall.actors.control.unroll import Shard, begin_shard
 from rollcall.actors.envs.plain_state import Capture, Restore, UnsupportedStateError
-from rollcall.actors.envs.vector import EnvGroup, Shown, Step
+from rollcall.actors.envs.vector import EnvGroup, Reset, Step
 from rollcall.cluster.errors import EnvFailure, NonFinite
 from rollcall.cluster.messages.records import Array
 
@@ -116,7 +116,7 @@ def _step_both(original: Shard, fresh: Shard, actions: Array) -> bool:
     return one.lost == other.lost and all(map(_same_bits, *zip(*pairs, strict=True))) and _shows_same(original, fresh)
 
 
-def _advance(shard: Shard, shown: Shown | Step) -> None:
+def _advance(shard: Shard, shown: Reset | Step) -> None:
     shard.observations, shard.action_mask = shown.observations, shown.action_mask
 
 

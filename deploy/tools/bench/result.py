@@ -1,0 +1,71 @@
+"""What the benchmarks have in common: their results, each one JSON object in the same terms or a table of it, and the
+whole run that is measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollcall.deploy.drive import launch
+from rollcall.deploy.report.recorders import JsonLines, read_jsonl
+from rollcall.deploy.tools.bench.peers import Peer
+
+
+def say(text: str) -> None:
+    """What is under way, beside the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def tell(
+    result: Mapping[str, Any], table: Callable[[Mapping[str, Any]], Sequence[str]], args: argparse.Namespace
+) -> int:
+    """Prints the result as `args` ask for it; returns the command's exit code."""
+    print(json.dumps(result) if args.json else "\n".join(table(result)))
+    return 0
+
+
+def compared(bound: float, wholes: Sequence[float], peer: Peer | None, peers: Sequence[float]) -> dict[str, Any]:
+    """The terms of a benchmark that measures whole runs, of which the median counts."""
+    achieved = statistics.median(wholes)
+    peer_speed = statistics.median(peers) if peers else None
+    return {
+        "bound": round(bound),
+        "achieved": round(achieved),
+        "ratio_to_bound": round(achieved / bound, 3),
+        "peer": peer.name if peer else None,
+        "peer_achieved": None if peer_speed is None else round(peer_speed),
+        "ratio_to_peer": None if peer_speed is None else round(achieved / peer_speed, 2),
+    }
+
+
+def bound_line(result: Mapping[str, Any], meaning: str) -> str:
+    return f"bound       {result['bound']:8,d} {result['unit']} = {meaning}"
+
+
+def achieved_line(result: Mapping[str, Any], *, digits: int = 2) -> str:
+    share = f"{result['ratio_to_bound']:.{digits}f} of the bound"
+    return f"achieved    {result['achieved']:8,d} {result['unit']}: {share}"
+
+
+def last_lines(result: Mapping[str, Any]) -> list[str]:
+    """What limits it, and the peer if there is one."""
+    lines = [f"limiter     {result['limiter']}"]
+    if result["peer"]:
+        speed = f"{result['peer']:<11} {result['peer_achieved']:8,d} {result['unit']}"
+        lines.append(f"{speed}: Rollcall is {result['ratio_to_peer']:.2f} times as fast")
+    return lines
+
+
+def whole_run(config: Any, directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl of one complete run, with its books, its parameter server and its metrics."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    launch.train(config, directory, resume=False, recorders=[JsonLines(directory)], stop=threading.Event())
+    return read_jsonl(directory / "metrics.jsonl")
