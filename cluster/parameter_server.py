@@ -75,20 +75,10 @@ class ParameterServer:
                     return None
                 self._changed.wait(remaining)
 
-    def get(self, version: int) -> Weights | None:
-        """A version of the current epoch, if it is still kept."""
-        with self._changed:
-            return self._versions.get(version)
-
     def running(self) -> dict[str, tuple[int, int]]:
         """(epoch, version) that each reader was given last."""
         with self._changed:
             return dict(self._running)
-
-    def forget(self, reader: str) -> None:
-        """A reader that has ended."""
-        with self._changed:
-            self._running.pop(reader, None)
 
     def _verify(self, weights: Weights) -> None:
         if weights.version in self._verified:

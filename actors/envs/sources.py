@@ -16,7 +16,8 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.inputs.import_path import did_you_mean, import_module, import_object
+from rollcall.cluster.inputs.import_path import import_module, import_object
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.cluster.inputs.user_code import user_line_of
 
 _log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def find_env(name: str) -> EnvSource:
     spec = gym.registry.get(name)
     if spec is None:
         latest = _latest_version(name)
-        hint = f": did you mean {latest}?" if latest else did_you_mean(name, gym.registry)
+        hint = f": did you mean {latest}?" if latest else did_you_mean(name, gym.registry, mark=":")
         raise BadInput(f"env {name!r} is not registered with gymnasium{hint or ': give an id or module:function'}")
     native = spec.vector_entry_point is not None and not spec.additional_wrappers
     return EnvSource(

@@ -50,7 +50,7 @@ def kindness(review: str) -> int:
 
 
 def kindness_of(prompt: str, review: str) -> float:
-    """As a synthetic rater's taste."""
+    """As a synthetic rater's true reward."""
     return float(kindness(review))
 
 

@@ -16,10 +16,11 @@ from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import Attempt, Key, LedgerTable, StepEntry, read_table
-from rollcall.cluster.books.segments import SEGMENTS, Segment, booked_segments
+from rollcall.cluster.books.settings_history import SEGMENTS, SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.run_lock import driver_alive
-from rollcall.cluster.store.store import RedisConfig, inspect_store
+from rollcall.cluster.store.store import inspect_store
 
 RULES = (
     audit_rules.tickets,
@@ -157,9 +158,9 @@ def _hashes(folder: Path) -> dict[str, str]:
     return hashes
 
 
-def _segments(run_directory: Path, unreadable: list[Discrepancy]) -> tuple[Segment, ...]:
+def _segments(run_directory: Path, unreadable: list[Discrepancy]) -> tuple[SettingsSpan, ...]:
     try:
-        return booked_segments(run_directory)
+        return booked_spans(run_directory)
     except CheckpointDamaged as error:
         unreadable.append(Discrepancy(SEGMENTS, str(error).partition(": ")[2]))
         return ()

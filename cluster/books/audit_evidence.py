@@ -10,7 +10,7 @@ from typing import Any
 from rollcall.cluster.books.consumption import LogReading
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import Attempt, Key, StepEntry
-from rollcall.cluster.books.segments import Segment
+from rollcall.cluster.books.settings_history import SettingsSpan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Evidence:
     metrics: tuple[Mapping[str, Any], ...] = ()
     summary: Mapping[str, Any] | None = None
     checkpoints: Mapping[str, LedgerPosition] = field(default_factory=dict)
-    segments: tuple[Segment, ...] = ()
+    segments: tuple[SettingsSpan, ...] = ()
     checkpoint_hashes: Mapping[str, str] = field(default_factory=dict)  # of the settings each was made under
 
     def void(self, step: int, epoch: int) -> bool:

@@ -12,7 +12,7 @@ from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence, about, 
 from rollcall.cluster.books.consumption import Consumed
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import RESTORED, Attempt, Key, StepEntry, recount
-from rollcall.cluster.books.segments import SEGMENTS
+from rollcall.cluster.books.settings_history import SEGMENTS
 
 # A trajectory may have been consumed although its attempt was dropped: the learner logs before the driver commits.
 CONSUMED_YET_DROPPED = frozenset({RESTORED, "learner_died", "non_finite"})

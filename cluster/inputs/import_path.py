@@ -3,30 +3,26 @@ Must never know what the object is for."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 
 # What earlier releases' recipes name, and runs that were made with them.
 _MOVED = {
     "rollcall.actors.envs": "rollcall.actors.envs.environment",
     "rollcall.actors.reviews": "rollcall.actors.tasks.reviews",
-    "rollcall.reward_service.tastes": "rollcall.reward_service.raters.tastes",
+    "rollcall.reward_service.tastes": "rollcall.reward_service.raters.true_rewards",
+    "rollcall.reward_service.raters.tastes": "rollcall.reward_service.raters.true_rewards",
 }
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`: did you mean X?`, or nothing where no known name is like it."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f": did you mean {near[0]}?" if near else ""
-
-
-def import_module(name: str) -> Any:
+def import_module(name: str) -> ModuleType:
     """A module by name, the working directory included in the search.
 
     Raises:
@@ -47,8 +43,8 @@ def import_module(name: str) -> Any:
         raise BadInput(f"module {name!r} fails on import ({text}): mend it") from error
 
 
-def import_object(path: str) -> Any:
-    """`my_module:make_env` -> that object.
+def import_object(path: str) -> Callable[..., Any]:
+    """`my_module:make_env` -> that function or class.
 
     Raises:
       BadInput: in one line, when the module cannot be imported or has no such name.
@@ -58,10 +54,11 @@ def import_object(path: str) -> Any:
         raise BadInput(f"{path!r} is no import path: write module:object")
     module = import_module(_MOVED.get(module_name, module_name))
     try:
-        return getattr(module, attribute)
+        found: Callable[..., Any] = getattr(module, attribute)
+        return found
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise BadInput(
             f"module {module_name!r} ({getattr(module, '__file__', 'built in')}) has no {attribute!r}"
-            f"{did_you_mean(attribute, public) or ': name one that it has'}"
+            f"{did_you_mean(attribute, public, mark=':') or ': name one that it has'}"
         ) from None

@@ -11,7 +11,7 @@ from rollcall.cluster.messages.attempt import Produced
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 
 RETURN_WINDOW = 100  # episodes over which the training return is averaged
-SHOWN_SAMPLES = 4  # completions in each step's record, for people
+LOGGED_SAMPLES = 4  # completions in each step's record, for people
 
 
 @dataclass(slots=True)
@@ -93,9 +93,9 @@ class Counters:
         components = {
             f"reward_{name}": _mean(sample.reward_components.get(name, 0.0) for sample in samples) for name in names
         }
-        shown = [
+        logged = [
             {"prompt": item.samples[0].prompt, "text": item.samples[0].text, "reward": item.samples[0].reward}
-            for item in produced[:SHOWN_SAMPLES]
+            for item in produced[:LOGGED_SAMPLES]
         ]
         return {
             "reward_mean": _mean(sample.reward for sample in samples),
@@ -111,7 +111,7 @@ class Counters:
             "tokens_per_s": num_tokens / step_s,
             **_engines(produced),
             **components,
-            "samples": shown,
+            "samples": logged,
         }
 
 

@@ -137,10 +137,6 @@ class FlowControl(Generic[Handle]):
         """The oldest batch in training will not be trained on: its tickets are forgotten, v stays."""
         self._training.pop(0)
 
-    def outstanding_versions(self) -> list[int]:
-        """The version (oldest possible) of each ticket that is queued or in flight."""
-        return [*self._in_flight.values(), *(ready.min_version for ready in self._ready.values())]
-
     def blocked_by(self) -> list[int]:
         """Ticket ids in flight that a step waits for, oldest version first."""
         return sorted(self._in_flight, key=lambda ticket_id: (self._in_flight[ticket_id], ticket_id))

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
+
+from pydantic import JsonValue
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
@@ -15,6 +17,7 @@ from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 # A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it
 # on; only the runtime can look inside.
 Handle = object
+States = tuple[dict[str, Array], dict[str, JsonValue]]  # of all env shards: arrays and JSON, from which they go on
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,27 @@ class StateLost:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
+    """A step has ended, and whoever asks gets its weights; of one that was interrupted there are none."""
+
     report: StepReport
-    weights: Handle  # of a step that was interrupted, nobody looks at them
+    publish_s: float = 0.0  # from its end to when its weights could be had
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSaved:
+    """The learner's part of a checkpoint is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnerLost:
     detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStates:
+    """What the actors keep. None where that cannot be had."""
+
+    states: States | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +85,46 @@ class EvalDone:
     error: str = ""
 
 
-Event = TicketProduced | TicketScored | TicketFailed | StateLost | StepDone | LearnerLost | EvalDone
+Event = (
+    TicketProduced
+    | TicketScored
+    | TicketFailed
+    | StateLost
+    | StepDone
+    | LearnerSaved
+    | LearnerLost
+    | ShardStates
+    | EvalDone
+)
 
 
 class Workers(Protocol):
-    """What the coordinator asks of a runtime. Nothing here waits, unless it has a timeout."""
+    """What the coordinator asks of a runtime. Only `poll` waits."""
 
     def submit_tickets(self, tickets: Sequence[Ticket]) -> None: ...
     def submit_scoring(self, produced: Produced, handle: Handle) -> None: ...
     def submit_step(self, order: StepOrder, handles: Sequence[Handle]) -> None: ...
     def submit_eval(self, *, step: int, env_steps: int) -> None: ...
     def poll(self, timeout_s: float) -> list[Event]: ...
-    def publish(self, weights: Handle) -> None: ...
-    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None: ...
-    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None: ...
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None:
+        """Answered by LearnerSaved, or LearnerLost."""
+
+    def submit_shard_states(self, undone: Collection[int] = ()) -> None:
+        """Answered by ShardStates, as it was before the tickets `undone`. It takes the place of an earlier question."""
+
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int) -> None:
+        """From a checkpoint. Steps may be submitted at once."""
+
     def interrupt_learner(self) -> None:
         """The learner takes back the step it is at, and begins no other: each comes back as interrupted, unless it was
         finished before. It can still be asked for a checkpoint."""
 
-    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        """What actors keep, as it was before the tickets `undone`; None where that cannot be had."""
-
     def waiting_for(self) -> str: ...
-    def release(self, handle: Handle) -> None: ...
+    @property
+    def have_started(self) -> bool:
+        """All that a run begins with."""
+        ...
+
     @property
     def restarts(self) -> int: ...
     @property

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rollcall.cluster.files import write_aside
+
 FOLDER = ".prometheus"  # of the directory that holds the runs
 CONNECT_TIMEOUT_S = 0.5
 FORGOTTEN_S = 86_400.0  # after which a file that nobody answers for is no news any more
@@ -49,9 +51,7 @@ def announce(runs: Path, name: str, address: str, labels: Mapping[str, str]) -> 
             forgotten = time.time() - other.stat().st_mtime > FORGOTTEN_S and not any(map(answers, targets))
             if other != path and (taken_over or forgotten):
                 other.unlink(missing_ok=True)
-        aside = path.with_name(f".{path.name}.new")
-        aside.write_text(json.dumps([{"targets": [target], "labels": dict(labels)}]) + "\n")
-        aside.replace(path)
+        write_aside(path, json.dumps([{"targets": [target], "labels": dict(labels)}]) + "\n")
     except OSError as error:
         _log.info("Prometheus will not find %s by itself: %s", target, error)
         return None

@@ -8,15 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.books.ledger_table import LedgerCounts
-from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.server import MetricsServer, serve
-from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, ROLES, STATES
+from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, ROLES, STATES, Sample
 
 DEFAULT_PORT = 9464
 
@@ -100,7 +100,7 @@ class RunMetrics:
             if metric.runs in ("either", kind)
         }
         self._kind = kind
-        self._children: dict[tuple[str, ...], Any] = {}
+        self._children: dict[tuple[str, ...], Sample] = {}
         self._seen: dict[tuple[str, ...], float] = {}
         self._reward_versions: tuple[str, ...] = ()
         self._state: Callable[[], RunState] | None = None
@@ -241,7 +241,7 @@ class RunMetrics:
                 self._at("reward_model_changed_timestamp_seconds").set_to_current_time()
             self._reward_versions = versions
 
-    def _at(self, name: str, *labels: str) -> Any:
+    def _at(self, name: str, *labels: str) -> Sample:
         """Made when it is first wanted."""
         key = (name, *labels)
         child = self._children.get(key)
@@ -274,6 +274,6 @@ def directory_bytes(directory: Path) -> int:
     return size
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     """What is not finite is left out: it would spoil a sum for good."""
     return isinstance(value, (int, float)) and math.isfinite(value)

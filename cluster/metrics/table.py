@@ -5,17 +5,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal, Protocol, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 PREFIX = "rollcall_"
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 STATES = ("starting", "training", "evaluating", "ending")  # of a run, in this order
-ROLES = ("actor", "learner", "parameter_server", "scoring", "reward_service", "redis")
+ROLES = ("actor", "learner", "parameter_server", "scoring", "preference_trainer", "reward_service", "redis")
 
 MetricKind = Literal["gauge", "counter", "histogram"]
 RunKind = Literal["either", "control", "language"]
+
+
+class Sample(Protocol):
+    """A metric under its labels. Each kind has what is meant for it: `inc` counters, `observe` histograms."""
+
+    def inc(self, amount: float = 1) -> None: ...
+    def set(self, value: float) -> None: ...
+    def observe(self, amount: float) -> None: ...
+    def set_to_current_time(self) -> None: ...
+
+
+class Family(Sample, Protocol):
+    """A metric; without labels it is its own sample."""
+
+    def labels(self, *values: str) -> Sample: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +60,14 @@ class Metric:
             return tuple(f"{self.family}_{part}" for part in ("bucket", "count", "sum"))
         return (self.family,)
 
-    def made(self, registry: CollectorRegistry, labels: Sequence[str] = ()) -> Any:
+    def made(self, registry: CollectorRegistry, labels: Sequence[str] = ()) -> Family:
         """The metric itself, in a registry; `labels` are those of the server."""
         names = [*labels, *self.labels]
         if self.kind == "histogram":
-            return Histogram(self.family, self.text, names, registry=registry, buckets=self.buckets)
-        return (Gauge if self.kind == "gauge" else Counter)(self.family, self.text, names, registry=registry)
+            made: object = Histogram(self.family, self.text, names, registry=registry, buckets=self.buckets)
+        else:
+            made = (Gauge if self.kind == "gauge" else Counter)(self.family, self.text, names, registry=registry)
+        return cast(Family, made)
 
 
 STEPPED, TRAINING = "the first learner step", "the beginning of training"  # of `when`: what others may look for

@@ -10,19 +10,19 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol, TypeVar
 
 import redis
 
 from rollcall.cluster.errors import RunAlive
 
-if TYPE_CHECKING:
-    from rollcall.cluster.store.store import Store
-
 GLANCE_S = 0.3  # longer than `driver_alive` holds the lock to see whether it is free
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # of file systems without them
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("rollcall")
 
@@ -90,6 +90,15 @@ _held: set[int] = set()
 os.register_at_fork(after_in_child=_forget_in_forked_child)
 
 
+class LockStore(Protocol):
+    """A store.Store, as far as its lock uses it."""
+
+    @property
+    def client(self) -> redis.Redis: ...
+    def key(self, *parts: str | int) -> str: ...
+    def call(self, operation: Callable[[redis.Redis], _T]) -> _T: ...
+
+
 class RunLock:
     """A lock in Redis with a time to live, kept by a thread, and a fencing token that grows with every holder."""
 
@@ -98,7 +107,7 @@ class RunLock:
     )
     _RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0"
 
-    def __init__(self, store: Store, ttl_s: float) -> None:
+    def __init__(self, store: LockStore, ttl_s: float) -> None:
         if ttl_s < 0.1:
             raise ValueError(f"ttl_s is {ttl_s}: a lock that short runs out between two refreshes; give at least 0.1")
         self.token = 0

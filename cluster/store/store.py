@@ -6,8 +6,6 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
-import os
-import random
 import re
 import secrets
 import shutil
@@ -17,46 +15,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit, urlunsplit
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 import redis
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
+from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import BadInput, StoreUnavailable
+from rollcall.cluster.files import write_aside
+from rollcall.cluster.store.redis_address import URL_VARIABLE, RedisConfig, connect, given_url, may_pass, safe_url
 from rollcall.cluster.store.redis_server import LOCK_NAME, PrivateRedis, redis_client
 from rollcall.cluster.store.run_lock import DirectoryLock, RunLock
 
-URL_VARIABLE = "ROLLCALL_REDIS_URL"
-PASSWORD_VARIABLE = "ROLLCALL_REDIS_PASSWORD_FILE"
 FIRST_PAUSE_S = 0.02
 LONGEST_PAUSE_S = 1.0
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-
-class RedisConfig(BaseModel):
-    """Where the run's books are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    url: SecretStr | None = Field(
-        default=None, description=f"redis://... to use; none: ${URL_VARIABLE}, else a private server on this machine"
-    )
-    password_file: Path | None = Field(
-        default=None,
-        description=f"a file with that Redis's password, in place of one in the url; none: ${PASSWORD_VARIABLE}",
-    )
-    start_timeout_s: float = Field(
-        default=10.0, gt=0, description="how long Redis may take to answer for the first time"
-    )
-    operation_timeout_s: float = Field(default=5.0, gt=0, description="how long one operation may take")
-    reconnect_timeout_s: float = Field(
-        default=60.0, gt=0, description="how long an outage may last before the run stops"
-    )
 
 
 class Store:
@@ -74,6 +49,7 @@ class Store:
         self._reviving = threading.Lock()
         self.restarts = 0  # of a private server
         self._given_up = False  # after one outage that lasted too long nobody waits for another
+        self.waits_no_longer: Callable[[], bool] = lambda: False  # asked while Redis is away; what it raises is raised
 
     @property
     def private(self) -> bool:
@@ -96,34 +72,40 @@ class Store:
           StoreUnavailable: Redis was away for reconnect_timeout_s, or no longer takes our password.
           RunAlive: another driver has taken this run over; nothing was written.
         """
-        deadline: float | None = None
-        pause_s = FIRST_PAUSE_S
+        backoff: Backoff | None = None
         while True:
             if self._run_lock is not None:
                 self._run_lock.check()
             try:
                 result = operation(self.client)
-                self._given_up = False
-                if deadline is not None:
-                    _log.warning("Redis answers again")
-                return result
             except redis.RedisError as error:
-                if not _passes(error):
+                if not may_pass(error):
                     raise
-                patience_s = self._config.reconnect_timeout_s
-                if deadline is None:
-                    deadline = time.monotonic() + patience_s
-                    _log.warning(
-                        "Redis is away (%s); trying again for %g s (redis.reconnect_timeout_s)", error, patience_s
-                    )
-                if self._given_up or time.monotonic() >= deadline:
-                    self._given_up = True
-                    raise StoreUnavailable(
-                        f"Redis did not answer for {patience_s:g} s (redis.reconnect_timeout_s): {error}"
-                    ) from error
-            self._revive()
-            time.sleep(min(pause_s * random.uniform(0.5, 1.5), max(0.0, deadline - time.monotonic())))
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                backoff = self._wait(backoff, error)
+                continue
+            self._given_up = False
+            if backoff is not None:
+                _log.warning("Redis answers again")
+            return result
+
+    def _wait(self, backoff: Backoff | None, error: redis.RedisError) -> Backoff:
+        """Until the next try. `backoff`: None after the first one.
+
+        Raises:
+          StoreUnavailable: there is none.
+        """
+        patience_s = self._config.reconnect_timeout_s
+        leaves = backoff is not None and self.waits_no_longer()
+        if backoff is None:
+            _log.warning("Redis is away (%s); trying again for %g s (redis.reconnect_timeout_s)", error, patience_s)
+            deadline = time.monotonic() + patience_s
+            backoff = Backoff(deadline, first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
+        self._revive()
+        if leaves or self._given_up or not backoff.wait():
+            self._given_up = True
+            away = "is away" if leaves else f"did not answer for {patience_s:g} s (redis.reconnect_timeout_s)"
+            raise StoreUnavailable(f"Redis {away}: {error}") from error
+        return backoff
 
     def acquire_lock(self, ttl_s: float = 10.0) -> RunLock:
         """Takes the run's lock in Redis and refreshes it until `close`; every `call` checks that it is ours still.
@@ -191,9 +173,9 @@ def open_store(config: RedisConfig, run_directory: Path) -> Store:
     server: PrivateRedis | None = None
     try:
         run_id = _run_id(run_directory)
-        url = _url(config)
+        url = given_url(config)
         if url is not None:
-            client = _connect(url, config)
+            client = connect(url, config)
             (folder / "url").write_text(safe_url(url) + "\n")
         elif config.password_file is not None:
             raise BadInput(f"redis.password_file={config.password_file}: of which Redis? Give redis.url too")
@@ -234,7 +216,7 @@ def inspect_store(config: RedisConfig, run_directory: Path) -> Iterator[Store]:
     server: PrivateRedis | None = None
     with tempfile.TemporaryDirectory(prefix="rollcall-books-") as aside:
         if (folder / "url").exists():
-            client = _connect(_url(config) or _public_url(folder), config)
+            client = connect(given_url(config) or _public_url(folder), config)
         else:
             running = _reach_or_copy(folder, Path(aside) / "redis", config)
             if running is None:
@@ -247,61 +229,6 @@ def inspect_store(config: RedisConfig, run_directory: Path) -> Iterator[Store]:
             yield store
 
 
-def safe_url(url: str) -> str:
-    """The url without its password, for messages and files."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
-
-
-def url_with_password(url: str) -> str:
-    """With the password of the file that $ROLLCALL_REDIS_PASSWORD_FILE names, where the url has none.
-
-    Raises:
-      BadInput: when the file cannot be read, or is empty.
-    """
-    parts = urlsplit(url)
-    password = None if parts.password is not None else _password(url, RedisConfig())
-    if password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{host}"))
-
-
-def _url(config: RedisConfig) -> str | None:
-    if config.url is not None:
-        return config.url.get_secret_value()
-    return os.environ.get(URL_VARIABLE) or None
-
-
-def _password_file(config: RedisConfig) -> Path | None:
-    if config.password_file is not None:
-        return config.password_file
-    return Path(os.environ[PASSWORD_VARIABLE]) if os.environ.get(PASSWORD_VARIABLE) else None
-
-
-def _password(url: str, config: RedisConfig) -> str | None:
-    """Of the file; None without one.
-
-    Raises:
-      BadInput: when it cannot be read, is empty, or the url has a password too.
-    """
-    path = _password_file(config)
-    if path is None:
-        return None
-    where = f"{path} (from redis.password_file or ${PASSWORD_VARIABLE})"
-    if urlsplit(url).password is not None:
-        raise BadInput(f"{where}: the url {safe_url(url)} has a password too: leave it out of there")
-    try:
-        password = path.read_text(encoding="utf-8").rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read Redis's password from {where}: {getattr(error, 'strerror', error)}") from None
-    if not password:
-        raise BadInput(f"{where} is empty: it has to hold Redis's password")
-    return password
-
-
 def _public_url(folder: Path) -> str:
     """Of the Redis that has this run's books, if it can be used without a password."""
     url = (folder / "url").read_text().strip()
@@ -312,44 +239,9 @@ def _public_url(folder: Path) -> str:
     return url
 
 
-def _connect(url: str, config: RedisConfig) -> redis.Redis:
-    timeouts: dict[str, Any] = {
-        "socket_timeout": config.operation_timeout_s,
-        "socket_connect_timeout": min(config.start_timeout_s, config.operation_timeout_s),
-    }
-    where = f"{safe_url(url)} (from redis.url or ${URL_VARIABLE})"
-    try:
-        password = _password(url, config)
-        if password is not None:
-            timeouts["password"] = password
-        client = redis.Redis.from_url(url, decode_responses=True, retry=Retry(NoBackoff(), 0), **timeouts)
-    except ValueError as error:
-        raise BadInput(f"not a Redis url: {where}: {error}") from None
-    deadline = time.monotonic() + config.start_timeout_s
-    while True:
-        try:
-            client.ping()
-            return client
-        except redis.RedisError as error:
-            refused = not _passes(error)
-            if refused or time.monotonic() > deadline:
-                client.close()
-                what = "refuses us" if refused else f"does not answer within {config.start_timeout_s:g} s"
-                raise BadInput(f"the Redis at {where} {what}: {error}") from None
-        time.sleep(0.1)
-
-
-def _passes(error: redis.RedisError) -> bool:
-    """Whether waiting may help: Redis is away, loading, failing over, or its disk is full. A wrong password is not."""
-    if isinstance(error, redis.AuthenticationError):
-        return False
-    away = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
-    return isinstance(error, away) or str(error).startswith(("MISCONF", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN"))
-
-
 def _reach_or_copy(folder: Path, copy: Path, config: RedisConfig) -> redis.Redis | None:
     """A client of the private server that runs on the folder; without one, None, and the folder is copied."""
-    deadline = time.monotonic() + config.start_timeout_s
+    backoff = Backoff(time.monotonic() + config.start_timeout_s, first_s=0.05, longest_s=0.05)
     while True:
         try:
             # Shared: audits may run side by side, but no server starts while the copy is made.
@@ -366,9 +258,8 @@ def _reach_or_copy(folder: Path, copy: Path, config: RedisConfig) -> redis.Redis
             client.ping()
             return client
         except (redis.RedisError, OSError) as error:  # it starts or ends just now: look again
-            if time.monotonic() > deadline:
+            if not backoff.wait():
                 raise BadInput(f"the redis-server on {folder} runs but does not answer: {error}") from None
-        time.sleep(0.05)
 
 
 def _run_id(run_directory: Path) -> str:
@@ -378,17 +269,11 @@ def _run_id(run_directory: Path) -> str:
         return path.read_text().strip()
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", run_directory.resolve().name)
     run_id = f"{name}-{secrets.token_hex(4)}"
-    aside = path.with_suffix(".new")
-    aside.write_text(run_id + "\n")
-    aside.rename(path)
+    write_aside(path, run_id + "\n")
     return run_id
 
 
 def _write_private(server: PrivateRedis) -> None:
     """Where the private server listens, for an audit of a run that is alive. Readable by this user alone."""
-    path = server.data_directory / "server.json"
-    aside = path.with_suffix(".new")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"port": server.port, "password": server.password, "pid": server.pid}, file)
-    aside.rename(path)
+    where = {"port": server.port, "password": server.password, "pid": server.pid}
+    write_aside(server.data_directory / "server.json", json.dumps(where), private=True)

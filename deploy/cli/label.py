@@ -12,7 +12,7 @@ from rollcall.deploy.config.settings import COMMAND_LINE
 
 def add_label(what: Any) -> None:
     """Adds `label` and its commands to the subparsers of `rollcall reward`."""
-    text = "ask people which of two is better, or make raters of a known taste; labels out as a preference file"
+    text = "ask people which of two is better, or make raters of a known reward; labels out as a preference file"
     label = what.add_parser("label", help=text, description=text)
     commands = label.add_subparsers(dest="label_command", metavar="COMMAND", required=True)
     _serve(commands)
@@ -80,13 +80,14 @@ def _judge(commands: Any) -> None:
 
 
 def _synth(commands: Any) -> None:
-    synth = _command(commands, "synth", "synth", "label with a known taste, and the noise of people")
+    synth = _command(commands, "synth", "synth", "label with a known reward, and the noise of people")
     synth.add_argument("target", metavar="DIRECTORY_OR_URL", help="a directory that nobody serves, or a service's URL")
     synth.add_argument(
+        "--true-reward",
         "--taste",
         required=True,
         metavar="MODULE:FUNCTION",
-        help="taste(prompt, response) or taste(observations, actions): a number, or one a step "
+        help="true_reward(prompt, response) or true_reward(observations, actions): a number, or one a step "
         f"({COMMAND_LINE} searches the working directory too)",
     )
     synth.add_argument("--rater", default="synthetic", metavar="NAME", help="default: synthetic")

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.cli.manifests import add_manifests
 from rollcall.deploy.cli.monitor import add_monitor
 from rollcall.deploy.cli.reward import add_reward
 from rollcall.deploy.config.settings import (
     COMMAND_LINE,
-    did_you_mean,
     learns_from_data,
     preference_recipes,
     read_recipe,
@@ -433,7 +433,7 @@ def _report(args: argparse.Namespace) -> int:
 
 def _audit(args: argparse.Namespace) -> int:
     from rollcall.cluster.books.audit import audit_run
-    from rollcall.cluster.books.segments import booked_segments
+    from rollcall.cluster.books.settings_history import booked_spans
     from rollcall.deploy.drive import runs
 
     directory = runs.find_run(args.directory)
@@ -444,7 +444,7 @@ def _audit(args: argparse.Namespace) -> int:
         print(discrepancy)
     if not discrepancies:
         print(f"{directory}: the books balance")
-        for segment in booked_segments(directory)[1:]:
+        for segment in booked_spans(directory)[1:]:
             print(f"segment {segment}")
     return FAILED if discrepancies else DONE
 

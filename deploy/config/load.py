@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import check_env, check_settings
 from rollcall.deploy.config.language_checks import check_language
@@ -27,7 +28,6 @@ from rollcall.deploy.config.settings import (
     COMMAND_LINE,
     KeyPath,
     Settings,
-    did_you_mean,
     flat_values,
     parse_override,
     read_recipe,

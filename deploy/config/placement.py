@@ -57,6 +57,10 @@ class ClusterConfig(BaseModel):
     learner: RoleConfig = Field(default_factory=RoleConfig, description="each learner process")
     evaluation: BesideConfig = Field(default_factory=BesideConfig, description="the evaluator")
     scoring: BesideConfig = Field(default_factory=BesideConfig, description="who asks the reward service")
+    preference_trainer: RoleConfig = Field(
+        default_factory=RoleConfig,
+        description="who trains reward models from preferences while the policy learns; always on the driver's node",
+    )
     parameter_server: BesideConfig = Field(
         default_factory=BesideConfig, description="the parameter server; unless it needs anything, beside the learner"
     )

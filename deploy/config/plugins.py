@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.deploy.config.settings import did_you_mean
+from rollcall.cluster.inputs.near_names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def find(plugin: Plugin, name: object) -> type[Any]:
     if not isinstance(name, str) or not name:
         raise BadInput(f"{_a(kind)} is named by its file ({', '.join(known)}) or as module:Class")
     if ":" in name:
-        found = import_object(name)
+        found: Any = import_object(name)
     elif name in known:
         found = getattr(importlib.import_module(known[name]), plugin.variable)
     else:

@@ -1,5 +1,4 @@
-"""A recipe's `preferences` section: who says what is better, how often, and what is made of it. Must never know
-how."""
+"""A recipe's `preferences` section: who says what is better, how often, and what is made of it."""
 
 from __future__ import annotations
 
@@ -20,12 +19,12 @@ class PreferencesConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rater: Literal["people", "synthetic"] = Field(
-        default="people", description="people label at the page that the run prints; synthetic: by a taste"
+        default="people", description="people label at the page that the run prints; synthetic: by a true reward"
     )
-    taste: str | None = Field(
+    true_reward: str | None = Field(
         default=None,
         pattern=r"^[\w.]+:\w+$",
-        description="module:function of (observations, actions): what a synthetic rater likes, one number a step",
+        description="module:function of (observations, actions): what a synthetic rater judges by, one number a step",
     )
     noise: SyntheticRaterConfig = Field(default=SyntheticRaterConfig(), description="of a synthetic rater")
     question: str = Field(default="Which one is better?", description="what people are asked")
@@ -51,8 +50,8 @@ class PreferencesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
-        if (self.rater == "synthetic") != (self.taste is not None):
-            raise ValueError("rater=synthetic and a taste go together: give both, or rater=people")
+        if (self.rater == "synthetic") != (self.true_reward is not None):
+            raise ValueError("rater=synthetic and a true_reward go together: give both, or rater=people")
         if self.initial_labels > self.total_labels:
             raise ValueError(f"initial_labels={self.initial_labels} of total_labels={self.total_labels}: lower it")
         return self
@@ -82,10 +81,10 @@ class TextPreferencesConfig(BaseModel):
     file: str | None = Field(
         default=None, description="preferences of people or a judge, as rollcall reward train reads"
     )
-    taste: str | None = Field(
+    true_reward: str | None = Field(
         default=None,
         pattern=r"^[\w.]+:\w+$",
-        description="module:function of (prompt, response): what a synthetic rater likes",
+        description="module:function of (prompt, response): what a synthetic rater judges by",
     )
     noise: SyntheticRaterConfig = Field(default=SyntheticRaterConfig(), description="of a synthetic rater")
     pairs: int = Field(default=1000, ge=10, description="comparisons that are sampled for it")
@@ -97,6 +96,6 @@ class TextPreferencesConfig(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.file is None) == (self.taste is None):
-            raise ValueError("give either a file of preferences or a taste to judge samples by")
+        if (self.file is None) == (self.true_reward is None):
+            raise ValueError("give either a file of preferences or a true_reward to judge samples by")
         return self

@@ -10,8 +10,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rollcall.actors.scoring import answer_metadata
 from rollcall.actors.tasks.text_task import Row
+from rollcall.actors.trajectory_scoring import answer_metadata
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig, answer_checks
 

@@ -19,7 +19,7 @@ from rollcall.cluster.checkpoint import CheckpointConfig
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.supervision import SupervisionConfig
 from rollcall.cluster.metrics.run_metrics import MetricsConfig
-from rollcall.cluster.store.store import URL_VARIABLE, RedisConfig
+from rollcall.cluster.store.redis_address import URL_VARIABLE, RedisConfig
 from rollcall.deploy.config import plugins, reward_config
 from rollcall.deploy.config.placement import ClusterConfig
 from rollcall.deploy.config.plugins import Plugin

@@ -3,12 +3,11 @@ Knows nothing of what the keys mean: that is config.py."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import yaml
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 
 KeyPath = tuple[str, ...]
 TAGS = ("kind", "name", "id", "init_from")  # the setting that says which other ones its section has
@@ -215,12 +215,6 @@ def flat_values(values: Mapping[str, Any], prefix: KeyPath = ()) -> list[tuple[K
         path = (*prefix, *str(key).split("."))
         flat += flat_values(value, path) if isinstance(value, Mapping) and value else [(path, value)]
     return flat
-
-
-def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """ "; did you mean X?" for the nearest candidate, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -8,24 +8,28 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.ledger import Ledger
-from rollcall.cluster.books.segments import Segments
+from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
 from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.files import write_aside
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.coordinator import Coordinator
-from rollcall.cluster.loop.plan import Plan
-from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.run import RunPlan
+from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.config.load import AnyConfig
+from rollcall.deploy.drive.nested_runs import train_reward_model
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.kinds.parts import POLICY_ID, Parts, parts_of
 from rollcall.deploy.report.recorders import Recorder, plain
 from rollcall.deploy.rundir.jobs import stop_patience_s
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.learners.loop.collective import Collective
 from rollcall.reward_service.scorer import Taken
 
@@ -40,7 +44,7 @@ def train(
     resume: bool,
     recorders: Sequence[Recorder],
     stop: threading.Event,
-    segments: Segments | None = None,
+    segments: SettingsHistory | None = None,
 ) -> dict[str, Any]:
     """Runs to the end, or to a checkpoint once `stop` is set. Returns the summary, which is also summary.json.
     `segments`: of a run whose settings were changed, or written by another release.
@@ -49,7 +53,7 @@ def train(
       BadInput: before anything is begun, where the parts do not fit or cannot be had.
       RollcallError: when the run cannot go on; the summary says "failed" then.
     """
-    segments = segments or Segments.single(config.config_hash)
+    segments = segments or SettingsHistory.single(config.config_hash)
     run = _Run(config, run_directory, recorders=recorders, stop=stop, segments=segments)
     return run.execute(resume=resume)
 
@@ -64,7 +68,7 @@ class _Run:
         *,
         recorders: Sequence[Recorder],
         stop: threading.Event,
-        segments: Segments,
+        segments: SettingsHistory,
     ) -> None:
         self.config = config
         self.segments = segments
@@ -107,6 +111,7 @@ class _Run:
         try:
             checkpoints = CheckpointWriter(self.directory, keep=self.config.checkpoint.keep)
             coordinator = self._coordinator(store, books, workers, checkpoints)
+            store.waits_no_longer = coordinator.stops_while_store_is_away
             self._begin(coordinator, workers, start, port)
             self.watch.training(coordinator.state, store)
             coordinator.run()
@@ -161,7 +166,15 @@ class _Run:
             return self._serial_workers()
         from rollcall.deploy.runtimes.on_ray.launch import ray_workers
 
-        return ray_workers(self.config, self.parts, self.directory, self._tell, keep_versions=KEEP_VERSIONS)
+        return ray_workers(
+            self.config,
+            self.parts,
+            self.directory,
+            self._tell,
+            keep_versions=KEEP_VERSIONS,
+            train_reward_model=train_reward_model,
+            stop_requested=self.stop.is_set,
+        )
 
     def _serial_workers(self) -> Any:
         from rollcall.deploy.runtimes.serial_runtime import SerialWorkers
@@ -174,13 +187,26 @@ class _Run:
             evaluator=self.parts.evaluator,
             episodes=self.parts.eval_episodes,
             scorer=self.parts.scorer() if self.parts.reward is not None else None,
+            gate=self._gate(),
         )
+
+    def _gate(self) -> PreferenceGate | None:
+        """Of a serial run from preferences."""
+        from rollcall.deploy.runtimes.serial_runtime import TrainerInTurn
+
+        training = self.parts.preference_training
+        if training is None:
+            return None
+        trainer = training.trainer(partial(train_reward_model, stop=self.stop))
+        budget = RestartBudget("the preference trainer", max_restarts=0, window_s=1.0)
+        patience_s = training.config.patience_s
+        return PreferenceGate(TrainerInTurn(trainer), due=training.due, patience_s=patience_s, budget=budget)
 
     def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
         config = self.config
         # A serial run, and one at lag 0, has nothing in flight at a step boundary: env state can be part of it.
         at_rest = config.runtime == "serial" or config.max_policy_lag == 0
-        plan = Plan(
+        plan = RunPlan(
             run_id=store.run_id,
             run_seed=config.seed,
             policy_id=POLICY_ID,
@@ -202,11 +228,11 @@ class _Run:
         )
         return Coordinator(
             plan,
-            work=self.parts.work(),
+            tasks=self.parts.work(),
             workers=workers,
             ledger=books,
             checkpoints=checkpoints,
-            recorders=self.recorders,
+            observers=self.recorders,
             watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
             failures=FailureBudget(max_failures=config.supervision.max_failures),
             stop_requested=self.stop.is_set,
@@ -229,6 +255,7 @@ class _Run:
             shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
         workers.start(checkpoint, shard_state=shard_state)
         workers.publish_initial(epoch=epoch, version=version)
+        coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,
@@ -297,9 +324,7 @@ class _Run:
         return {"env_steps": counters.env_steps, "steps_per_s": counters.env_steps / seconds}
 
     def _write_summary(self, summary: Mapping[str, Any]) -> None:
-        aside = self.directory / "summary.json.new"
-        aside.write_text(json.dumps(plain(summary), indent=1) + "\n")
-        aside.replace(self.directory / "summary.json")
+        write_aside(self.directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
 
     def _tell(self, kind: str, text: str) -> None:
         for recorder in self.recorders:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rollcall.actors.scoring import RewardEndpoint
+from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUnavailable
 from rollcall.cluster.loop.supervision import RestartBudget, SupervisionConfig
 from rollcall.cluster.metrics.discovery import Announcement, announce

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics

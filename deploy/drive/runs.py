@@ -22,9 +22,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollcall.cluster.books.segments import Segment, Segments, read_segments, write_segments
+from rollcall.cluster.books.settings_history import (
+    SettingsHistory,
+    SettingsSpan,
+    read_settings_history,
+    write_settings_history,
+)
 from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
-from rollcall.deploy.config.settings import did_you_mean
+from rollcall.cluster.files import write_aside
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.recorders import JsonLines, Recorder, TensorBoard, plain, read_jsonl
 from rollcall.deploy.rundir.earlier_runs import run_hash
@@ -147,14 +153,14 @@ def begin_run(config: Written, directory: Path, *, recipe: str, init_from: Mappi
     }
     try:
         (directory / "logs").mkdir(exist_ok=True)
-        _replace(directory / "run.json", json.dumps(origin, indent=1) + "\n")
+        write_aside(directory / "run.json", json.dumps(origin, indent=1) + "\n")
         _write_config(config, directory)
     except OSError as error:
         raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
 
 
 def _write_config(config: Written, directory: Path) -> None:
-    _replace(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
+    write_aside(directory / "config.yaml", f"# config hash {config.config_hash}\n{config.to_yaml()}")
 
 
 def _command() -> str:
@@ -171,12 +177,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 class _Started:
@@ -204,7 +204,9 @@ class _Books:
     """A recorder that books the segment which a run goes on in, once training has begun: of one that is refused before
     nothing is changed. The settings before are kept beside config.yaml, as config.0.yaml and so on."""
 
-    def __init__(self, config: AnyConfig, directory: Path, segments: Segments, recorders: Sequence[Recorder]) -> None:
+    def __init__(
+        self, config: AnyConfig, directory: Path, segments: SettingsHistory, recorders: Sequence[Recorder]
+    ) -> None:
         self._config = config
         self._directory = directory
         self._segments = segments
@@ -212,9 +214,9 @@ class _Books:
 
     def on_start(self, info: Mapping[str, Any]) -> None:
         segments = self._segments.beginning_at(int(info["start_step"]))
-        known = read_segments(self._directory, config_hash=run_hash(self._directory))
+        known = read_settings_history(self._directory, config_hash=run_hash(self._directory))
         if segments != known:
-            write_segments(self._directory, segments)
+            write_settings_history(self._directory, segments)
         if len(segments.all) > len(known.all):
             present = self._directory / "config.yaml"
             shutil.copyfile(present, self._directory / f"config.{len(known.all) - 1}.yaml")
@@ -252,7 +254,7 @@ def carry_out(
     say_it_once()
     started = _Started(directory)
     recorders: list[Recorder] = [started, JsonLines(directory), TensorBoard(directory), *console]
-    segments = read_segments(directory, config_hash=run_hash(directory))
+    segments = read_settings_history(directory, config_hash=run_hash(directory))
     if changes:
         segments = segments.followed_by(_new_segment(config, changes))
     recorders.append(_Books(config, directory, segments, list(recorders)))
@@ -297,9 +299,9 @@ def carry_out(
     return summary
 
 
-def _new_segment(config: AnyConfig, changes: Mapping[str, tuple[Any, Any]]) -> Segment:
+def _new_segment(config: AnyConfig, changes: Mapping[str, tuple[Any, Any]]) -> SettingsSpan:
     """It begins where the run goes on, which is known when it does."""
-    return Segment(
+    return SettingsSpan(
         step=sys.maxsize,
         config_hash=config.config_hash,
         changes=dict(changes),
@@ -341,7 +343,7 @@ def _finish(directory: Path, summary: dict[str, Any]) -> None:
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
-    _replace(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+    write_aside(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
 
 
 def _failed_summary(

@@ -16,12 +16,13 @@ from torch import nn
 
 from rollcall.actors.control.evaluation import Evaluator
 from rollcall.actors.control.gym_actor import GymActor
+from rollcall.actors.control.segments import ToEnv
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
 from rollcall.actors.policy import Policy, WeightsSource
-from rollcall.actors.scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
+from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.loop.work import ShardWork
+from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.checks import out_of_reach
@@ -29,7 +30,7 @@ from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds import initial_weights
 from rollcall.deploy.kinds.parts import POLICY_ID, scorer_of
-from rollcall.deploy.kinds.preference_loop import CURRENT, PreferenceLoop, PreferenceScorer, first_model
+from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
 from rollcall.learners.batches.control import ControlExperience
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
@@ -118,27 +119,31 @@ class ControlParts:
     def with_reward(self, endpoint: RewardEndpoint) -> ControlParts:
         return replace(self, reward=endpoint)
 
-    def scorer(self) -> TrajectoryScorer | PreferenceScorer:
+    def scorer(self) -> TrajectoryScorer:
         assert self.reward is not None
-        to_env = self.config.policy.distribution(self.spaces[1]).to_env
-        scorer = scorer_of(self.reward, SegmentScoring(to_env))
-        config = self.config
-        if config.preferences is None:
-            return scorer
-        loop = PreferenceLoop(
-            config.preferences,
-            self.reward,
-            self._reward_models,
-            architecture=self._architecture,
-            to_env=to_env,
-            env_id=config.env.id,
-            total_steps=config.learner_steps or 1,
-            run_seed=config.seed,
-        )
-        return PreferenceScorer(scorer, loop)
+        return scorer_of(self.reward, SegmentScoring(self._to_env))
 
-    def work(self) -> ShardWork:
-        return ShardWork(self.config.actors.num_shards, self.config.algorithm_class.unit)
+    @property
+    def preference_training(self) -> PreferenceTraining | None:
+        if self.config.preferences is None or self.reward is None:
+            return None
+        return PreferenceTraining(
+            config=self.config.preferences,
+            endpoint=self.reward,
+            directory=self._reward_models,
+            architecture=self._architecture,
+            to_env=self._to_env,
+            env_id=self.config.env.id,
+            run_seed=self.config.seed,
+            total_steps=self.config.learner_steps or 1,
+        )
+
+    @property
+    def _to_env(self) -> ToEnv:
+        return self.config.policy.distribution(self.spaces[1]).to_env
+
+    def work(self) -> ShardSource:
+        return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
 
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)

@@ -22,10 +22,10 @@ from rollcall.actors.language.lm_actor import LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.policy import WeightsSource
-from rollcall.actors.scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.actors.tasks.text_task import Task
+from rollcall.actors.trajectory_scoring import RewardEndpoint, TextScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.loop.work import PromptWork
+from rollcall.cluster.loop.task_source import PromptSource
 from rollcall.cluster.messages.records import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.language_config import LanguageConfig
@@ -104,10 +104,14 @@ class LanguageParts:
         rows = self.task.rows("train")
         check_answers(self.config.reward, rows)
         preferences = self.config.preferences
-        if preferences is not None and preferences.taste is not None and self.task.environment(rows[0]) is not None:
+        if (
+            preferences is not None
+            and preferences.true_reward is not None
+            and self.task.environment(rows[0]) is not None
+        ):
             raise BadInput(
-                f"preferences.taste: task {self.label} is a conversation of several turns, and pairs are sampled as "
-                "single responses, which are not what is scored then: give preferences.file"
+                f"preferences.true_reward: task {self.label} is a conversation of several turns, and pairs are sampled "
+                "as single responses, which are not what is scored then: give preferences.file"
             )
         if self.config.eval.episodes and not self.eval_episodes:
             _log.warning(
@@ -184,10 +188,10 @@ class LanguageParts:
     def codec(self) -> TextCodec:
         return TextCodec(self.given_model, chat=self.task.chat)
 
-    def work(self) -> PromptWork:
+    def work(self) -> PromptSource:
         """Prompts that fit; the others are skipped for good, and said."""
         rows = self.usable_rows()
-        return PromptWork(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
+        return PromptSource(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
 
     def usable_rows(self) -> list[int]:
         """Training rows whose prompt leaves room for a completion.
@@ -226,6 +230,11 @@ class LanguageParts:
 
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageParts:
         return replace(self, reward=endpoint)
+
+    @property
+    def preference_training(self) -> None:
+        """Its reward model is trained before the policy is."""
+        return None
 
     def scorer(self) -> TrajectoryScorer:
         assert self.reward is not None

@@ -7,21 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from rollcall.actors.scoring import Kind, RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.loop.work import Work
-from rollcall.cluster.messages.records import Produced
+from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
+from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.deploy.config.load import AnyConfig, LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
 
 POLICY_ID = "policy"
-
-
-class Scorer(Protocol):
-    """actors.scoring.TrajectoryScorer, or what stands before it."""
-
-    def score(self, produced: Produced, trajectory: Any) -> tuple[Produced, Any]: ...
 
 
 class Parts(Protocol):
@@ -80,21 +74,25 @@ class Parts(Protocol):
     def with_reward(self, endpoint: RewardEndpoint) -> Parts:
         """These parts, once the reward service's address is known."""
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> TrajectoryScorer:
         """Only with a reward endpoint."""
 
-    def work(self) -> Work: ...
+    @property
+    def preference_training(self) -> PreferenceTraining | None:
+        """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
+
+    def work(self) -> TaskSource: ...
     def actor(self, actor_id: str, source: Any) -> Any: ...
     def evaluator(self) -> Any: ...
     def learner(self, collective: Collective) -> Learner: ...
 
 
-def scorer_of(endpoint: RewardEndpoint, kind: Kind) -> TrajectoryScorer:
+def scorer_of(endpoint: RewardEndpoint, mapping: ItemMapping) -> TrajectoryScorer:
     """Asks the service of that endpoint."""
     from rollcall.reward_service.client import RewardClient
 
     client = RewardClient(endpoint.url, endpoint.token or None)
-    return TrajectoryScorer(client, kind, model=endpoint.model, patience_s=endpoint.patience_s)
+    return TrajectoryScorer(client, mapping, model=endpoint.model, patience_s=endpoint.patience_s)
 
 
 def parts_of(config: AnyConfig, run_directory: Path) -> Parts:

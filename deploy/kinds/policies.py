@@ -19,7 +19,7 @@ from rollcall.actors.envs.action_masks import MASK_KEYS
 from rollcall.actors.envs.contract import ContractError
 from rollcall.actors.envs.environment import spaces_of
 from rollcall.actors.envs.observations import ObservationReader, Space
-from rollcall.cluster.books.segments import read_segments
+from rollcall.cluster.books.settings_history import read_settings_history
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights, verify
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages.records import Array, Weights
@@ -126,7 +126,7 @@ def _verified(run_directory: Path, checkpoint: Path | None, config_hash: str) ->
         checkpoint, manifest, _ = latest_checkpoint(run_directory)
     else:
         manifest = verify(checkpoint)
-    if not read_segments(run_directory, config_hash=config_hash).made(manifest.config_hash):
+    if not read_settings_history(run_directory, config_hash=config_hash).made(manifest.config_hash):
         raise CheckpointDamaged(
             f"{checkpoint}: made under another config ({manifest.config_hash[:12]}) than its run's "
             f"config.yaml ({config_hash[:12]}): put back the file that the run wrote"

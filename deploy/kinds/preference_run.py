@@ -28,7 +28,7 @@ from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_
 from rollcall.deploy.preferences.text_models import given_model
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.learners.batches.preference_experience import PreferenceExperience
-from rollcall.learners.data.comparisons import Comparison, PreferenceSource, TokenSequence
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
@@ -171,11 +171,11 @@ class DirectJob:
         reference = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
         return {"policy": learnt, "reference": reference}
 
-    def _judge(self, comparisons: Sequence[Comparison[TokenSequence]]) -> PolicyJudgement:
+    def _judge(self, comparisons: Sequence[RankedCandidates[TokenSequence]]) -> PolicyJudgement:
         return judge_policy(self.algorithm, self._models, comparisons, budget=self.budget)
 
 
-def _imitated(item: Comparison[TokenSequence], *, best_only: bool) -> list[Demonstration]:
+def _imitated(item: RankedCandidates[TokenSequence], *, best_only: bool) -> list[Demonstration]:
     chosen = [c for c, rank in zip(item.candidates, item.ranks, strict=True) if rank == 0 or not best_only]
     return [Demonstration(c.token_ids, np.arange(len(c.token_ids)) >= c.num_prompt) for c in chosen]
 

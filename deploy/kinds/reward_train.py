@@ -22,7 +22,7 @@ from rollcall.deploy.preferences.data import counted, encode_segments, encode_te
 from rollcall.deploy.preferences.text_models import given_model
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
 from rollcall.learners.batches.preference_experience import PreferenceExperience
-from rollcall.learners.data.comparisons import Comparison, PreferenceSource, bootstrapped
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, bootstrapped
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
@@ -58,8 +58,8 @@ class RewardJob:
         self._directory = directory
         self._found = load_preferences(config.data, directory, seed=config.seed)
         self._start: Path | None = None
-        self._train: Sequence[Comparison[Any]]
-        self._held_out: Sequence[Comparison[Any]]
+        self._train: Sequence[RankedCandidates[Any]]
+        self._held_out: Sequence[RankedCandidates[Any]]
         self._module: TextRewardModel | SegmentRewardModel
         members = 1
         if isinstance(config.model, TextModelConfig):
@@ -199,10 +199,10 @@ class RewardJob:
         seen = [torch.from_numpy(steps.observations) for item in train for steps in item.candidates]
         self._module.normalise_by(torch.cat(seen))
 
-    def _reference(self) -> Sequence[Comparison[Any]]:
+    def _reference(self) -> Sequence[RankedCandidates[Any]]:
         return self._train[:_REFERENCE]
 
-    def _judge(self, comparisons: Sequence[Comparison[Any]]) -> reward_evaluation.Judged:
+    def _judge(self, comparisons: Sequence[RankedCandidates[Any]]) -> reward_evaluation.Judged:
         return reward_evaluation.judge(self.algorithm, self._module, comparisons)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.scoring import as_asked, asked_of
 from rollcall.actors.tasks.text_task import Task
+from rollcall.actors.trajectory_scoring import as_asked, asked_of
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.messages.sampling import SamplingConfig
@@ -143,8 +143,8 @@ def _judged(
 ) -> Iterator[PreferencePair]:
     """Pairs of samples of the model in `model_directory`, as a synthetic rater sees them, who is told a row's prompt as
     it stands; the pair has it as the reward model will be asked."""
-    assert config.taste is not None
-    rater = SyntheticRater("synthetic", import_object(config.taste), config.noise)
+    assert config.true_reward is not None
+    rater = SyntheticRater("synthetic", import_object(config.true_reward), config.noise)
     model = load_policy_model(model_directory, LMPolicyConfig(model=str(model_directory)))
     policy = TokenPolicy(model, sampling)
     device = resolve_device("auto")
@@ -162,10 +162,10 @@ def _judged(
                 if texts[0] == texts[1]:
                     continue
                 answer = rater.answer([TextCandidate(prompt=row.prompt, response=text) for text in texts])
-                best = 1 if answer["choice"] == "right" else 0
+                best = 1 if answer.choice == "right" else 0
                 yield PreferencePair(
                     prompt=asked_of(task, row),
                     chosen=texts[best],
                     rejected=texts[1 - best],
-                    tie=answer["choice"] == "tie",
+                    tie=answer.choice == "tie",
                 )

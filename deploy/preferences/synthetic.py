@@ -28,7 +28,10 @@ class SyntheticConfig(BaseModel):
     noise: float = Field(default=0.0, ge=0, lt=0.5, description="share of wrong labels among those to learn from")
     responses: int = Field(default=2, ge=2, le=9, description="per prompt; more than 2 are ranked")
     minority_share: float | None = Field(
-        default=None, gt=0, lt=1, description="share of a second group with the opposite taste, named in the prompt"
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of a second group with the opposite preference, named in the prompt",
     )
 
 
@@ -45,7 +48,7 @@ def write_synthetic(directory: Path, config: SyntheticConfig, *, seed: int) -> t
     return paths
 
 
-def taste(group: str | None) -> int:
+def preferred_sign(group: str | None) -> int:
     return -1 if group == MINORITY else 1
 
 
@@ -69,7 +72,7 @@ def _comparisons(
 
 
 def _judged(prompt: str, shown: list[tuple[int, str]], group: str | None, *, wrong: bool) -> PreferencePair | Ranking:
-    sign = taste(group) * (-1 if wrong else 1)
+    sign = preferred_sign(group) * (-1 if wrong else 1)
     places = sorted(range(len(shown)), key=lambda i: -sign * shown[i][0])
     details: Mapping[str, JsonValue] = {"kindness": [shown[i][0] for i in places]}
     ordered = [shown[i][1] for i in places]

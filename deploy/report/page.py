@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from rollcall.cluster.books.segments import Segment, booked_segments
+from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.files import write_aside
 from rollcall.deploy.report import preference_report
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.progress import duration, number, percent
@@ -75,9 +76,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     page = page.replace("<!--title-->", escape(f"{run_directory.resolve().name} · Rollcall"))
     page = page.replace("<!--body-->", "\n".join(sections)).replace("<!--charts-->", data)
     path = run_directory / "report.html"
-    aside = path.with_name("report.html.new")
-    aside.write_text(page, encoding="utf-8", errors="replace")  # a completion may hold half a surrogate pair
-    aside.replace(path)
+    write_aside(path, page.encode(errors="replace"))  # a completion may hold half a surrogate pair
     return path
 
 
@@ -254,14 +253,14 @@ def _ledger(summary: Mapping[str, Any]) -> str:
     return f'<div class="card"><table>{"".join(rows)}</table></div>'
 
 
-def _segments(run_directory: Path) -> tuple[Segment, ...]:
+def _segments(run_directory: Path) -> tuple[SettingsSpan, ...]:
     try:
-        return booked_segments(run_directory)
+        return booked_spans(run_directory)
     except CheckpointDamaged:
         return ()  # rollcall audit says so; a report is of what can be read
 
 
-def _segment_table(segments: Sequence[Segment]) -> str:
+def _segment_table(segments: Sequence[SettingsSpan]) -> str:
     if len(segments) < 2:
         return ""
     rows = [

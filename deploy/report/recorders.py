@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
+
+from rollcall.cluster.files import write_aside
 
 Record = Mapping[str, Any]
 
@@ -72,12 +73,7 @@ def truncate_after(path: Path, step: int) -> int:
     kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
     if len(kept) == len(lines):
         return 0
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    write_aside(path, b"".join(kept))
     return len(lines) - len(kept)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.books.segments import changes_between
+from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.load import AnyConfig, load_run, read_settings

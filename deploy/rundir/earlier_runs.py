@@ -11,7 +11,9 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, settings_hash
 
-RENAMED: Mapping[KeyPath, KeyPath] = {}  # old path -> new path: read as the new one
+RENAMED: Mapping[KeyPath, KeyPath] = {  # old path -> new path: read as the new one
+    ("preferences", "taste"): ("preferences", "true_reward"),
+}
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
 # What runs did before a setting was there, where its default does something else: such runs go on doing it.
 BEFORE: Mapping[KeyPath, Any] = {}

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from rollcall.cluster.books.segments import changes_between
+from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.run_lock import DirectoryLock

@@ -59,6 +59,10 @@ class Lanes(Generic[Actor]):
         if self._keep_state:
             self._holders[lane] = (actor, ticket_id)
 
+    def moved_home(self, lane: int) -> None:
+        """Its state, with it."""
+        self._holders[lane] = (self.home(lane), self._holders[lane][1])
+
     def stays(self, lane: int) -> None:
         """Its state cannot be moved."""
         self._stuck.add(lane)

@@ -20,10 +20,10 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.reward_service.labelling.client import LabelClient
-from rollcall.reward_service.labelling.directory import open_labelling
-from rollcall.reward_service.labelling.queue import LabelQueue, StoreQueue
+from rollcall.reward_service.labelling.leases import LabelQueue
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, PAGE_PATH, router
+from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.preferences.agreement import Agreement, agreement
 from rollcall.reward_service.preferences.files import Preference, read_preferences, write_preferences
 from rollcall.reward_service.preferences.log import PreferenceLog
@@ -101,16 +101,18 @@ def show_agreement(args: argparse.Namespace) -> int:
 
 
 def synth(args: argparse.Namespace) -> int:
-    """Labels with a known taste until nothing waits, or for as long as it is told to."""
-    taste = import_object(args.taste)
-    if not callable(taste):
-        raise BadInput(f"--taste = {args.taste!r} ({COMMAND_LINE}): no function")
+    """Labels with a known reward until nothing waits, or for as long as it is told to."""
+    true_reward = import_object(args.true_reward)
+    if not callable(true_reward):
+        raise BadInput(f"--true-reward = {args.true_reward!r} ({COMMAND_LINE}): no function")
     given = {name: getattr(args, name) for name in SyntheticRaterConfig.model_fields}
     try:
         config = SyntheticRaterConfig.model_validate({n: v for n, v in given.items() if v is not None})
     except ValidationError as error:
         raise _bad(error) from None
-    return _label_target(SyntheticRater(args.rater, taste, config), args, blame=f"--taste = {args.taste!r}")
+    return _label_target(
+        SyntheticRater(args.rater, true_reward, config), args, blame=f"--true-reward = {args.true_reward!r}"
+    )
 
 
 def judge(args: argparse.Namespace) -> int:
@@ -132,7 +134,7 @@ def _label_target(rater: Rater, args: argparse.Namespace, *, blame: str) -> int:
                 taken = _label(rater, client, args)
         else:
             with open_labelling(Path(args.target)) as store:
-                taken = _label(rater, StoreQueue(store), args)
+                taken = _label(rater, store, args)
     except ValueError as error:
         raise BadInput(f"{blame} ({COMMAND_LINE}): {error}") from None
     print(f"{args.target}: {taken} labels by {args.rater}")

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.cluster.metrics.discovery import announce
-from rollcall.deploy.config.settings import COMMAND_LINE, Settings, did_you_mean, parse_override, parse_yaml
+from rollcall.deploy.config.settings import COMMAND_LINE, Settings, parse_override, parse_yaml
 from rollcall.deploy.rundir.jobs import runs_root
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, PAGE_PATH
 from rollcall.reward_service.service.private import label_routers

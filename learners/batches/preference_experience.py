@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rollcall.learners.algorithm import Models
 from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferencePart, collate_comparisons
-from rollcall.learners.data.comparisons import Comparison
+from rollcall.learners.data.comparisons import RankedCandidates
 from rollcall.learners.loop.collective import Collective
 
 # A pass over the whole batch without gradient: one number per candidate, [N].
@@ -25,7 +25,7 @@ class PreferenceExperience:
         """`budget`: tokens or steps of one forward pass."""
         self._budget = budget
 
-    def collate(self, items: Sequence[Comparison[Any]], device: torch.device, *, step: int) -> PreferenceBatch:
+    def collate(self, items: Sequence[RankedCandidates[Any]], device: torch.device, *, step: int) -> PreferenceBatch:
         return collate_comparisons(items).to(device)
 
     def prepare(self, algorithm: Any, models: Models, batch: PreferenceBatch, collective: Collective) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollcall.cluster.loop.work import ShuffledRows
+from rollcall.cluster.loop.task_source import ShuffledRows
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithm import Algorithm, Models

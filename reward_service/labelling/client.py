@@ -1,5 +1,4 @@
-"""How programs ask raters and rate themselves over HTTP: comparisons in, labels out, deadlines and typed errors.
-Must never know what the labels are for."""
+"""How programs ask raters and rate themselves over HTTP: comparisons in, labels out, deadlines and typed errors."""
 
 from __future__ import annotations
 
@@ -13,6 +12,7 @@ import httpx
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from rollcall.cluster.errors import LeaseLost, RewardError, RewardRefused, RewardTimeout, RewardUnavailable
+from rollcall.reward_service.labelling.leases import LeasedComparison
 from rollcall.reward_service.labelling.protocol import (
     AddRequest,
     AddResponse,
@@ -20,15 +20,14 @@ from rollcall.reward_service.labelling.protocol import (
     LabelledResponse,
     LabelRequest,
     LabelResponse,
+    LeasedSegment,
     LeaseRequest,
     LeaseResponse,
     NewComparison,
-    ProgressBody,
-    ShownSegment,
+    Progress,
 )
-from rollcall.reward_service.labelling.queue import Shown
 from rollcall.reward_service.preferences.clips import RecordedFrames
-from rollcall.reward_service.preferences.lines import Preference, parse_preference_values
+from rollcall.reward_service.preferences.files import Preference, parse_preference_values
 from rollcall.reward_service.preferences.records import Choice, Comparison
 from rollcall.reward_service.protocol import ErrorBody
 
@@ -73,14 +72,14 @@ class LabelClient:
         """The name of frames that were recorded with a segment, for its candidate's `clip`."""
         return self._post("frames", frames, ClipResponse).clip
 
-    def next(self, rater: str, session: str = "") -> Shown | None:
+    def lease(self, rater: str, *, session: str = "") -> LeasedComparison | None:
         """What the rater is asked next, segments as arrays; None where nothing waits for it."""
         lease = self._post("lease", LeaseRequest(rater=rater, session=session, segments=True), LeaseResponse).lease
         if lease is None:
             return None
-        candidates = [c.candidate if isinstance(c, ShownSegment) else c for c in lease.candidates]
+        candidates = [c.candidate if isinstance(c, LeasedSegment) else c for c in lease.candidates]
         assert None not in candidates, "segments were asked for"
-        return Shown(lease.token, lease.comparison_id, tuple(c for c in candidates if c is not None))
+        return LeasedComparison(lease.token, tuple(c for c in candidates if c is not None))
 
     def label(
         self,
@@ -90,20 +89,11 @@ class LabelClient:
         duration_s: float,
         choice: Choice | None = None,
         ranks: Sequence[int] | None = None,
-    ) -> bool:
-        """Whether the label was taken; False where the lease was lost."""
-        said = LabelRequest(
-            token=token,
-            rater=rater,
-            duration_s=duration_s,
-            choice=choice,
-            ranks=None if ranks is None else tuple(ranks),
-        )
-        try:
-            self._post("labels", said, LabelResponse)
-        except LeaseLost:
-            return False
-        return True
+    ) -> None:
+        """Raises LeaseLost."""
+        places = None if ranks is None else tuple(ranks)
+        said = LabelRequest(token=token, rater=rater, duration_s=duration_s, choice=choice, ranks=places)
+        self._post("labels", said, LabelResponse)
 
     def labelled(self, after: int = 0) -> tuple[list[Preference], int]:
         """Labels that came after a place in the log, and the place to ask from next time."""
@@ -111,9 +101,9 @@ class LabelClient:
         where = f"{self.url} labels after {after}"
         return [parse_preference_values(values, source=where) for values in found.preferences], found.next
 
-    def progress(self, rater: str) -> ProgressBody:
+    def progress(self, rater: str) -> Progress:
         """As the rater sees it."""
-        return self._send("GET", "progress", None, ProgressBody, rater=rater)
+        return self._send("GET", "progress", None, Progress, rater=rater)
 
     def close(self) -> None:
         self._http.close()

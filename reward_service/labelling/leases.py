@@ -1,13 +1,14 @@
 """A lease: permission to label one comparison once, shown in an order drawn for it. Turns what was said of the screen
-into what was said of the candidates. Must never know where either is kept."""
+into what was said of the candidates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Protocol
 
-from rollcall.reward_service.preferences.records import Choice, Comparison, Label, check_answer
+from rollcall.reward_service.preferences.records import Answer, Candidate, Choice, Comparison, Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +20,24 @@ class Lease:
     order: tuple[int, ...]
     ttl_s: float
 
-    def label(
-        self, *, rater: str, duration_s: float, choice: Choice | None = None, ranks: Sequence[int] | None = None
-    ) -> Label:
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """In the order of the screen."""
+        return tuple(self.comparison.candidates[index] for index in self.order)
+
+    def label(self, answer: Answer, *, rater: str, duration_s: float) -> Label:
         """The label that is said in the order of the screen.
 
         Raises:
           ValueError: where this cannot be said of so many candidates.
         """
-        check_answer(num_candidates=len(self.order), choice=choice, ranks=ranks)
-        choice, placed = on_candidates(self.order, choice, ranks)
+        answer.check(num_candidates=len(self.order))
+        said = answer.reordered(self.order)
         return Label(
             comparison_id=self.comparison.id,
             rater=rater,
-            choice=choice,
-            ranks=placed,
+            choice=said.choice,
+            ranks=said.ranks,
             shown=self.order,
             created_at=datetime.now(UTC),
             duration_s=duration_s,
@@ -42,22 +46,22 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """`waiting` is what this rater may still be asked; `today` is what he has decided since a given time."""
+class LeasedComparison:
+    """What a rater elsewhere sees of a lease."""
 
-    comparisons: int
-    labels: int
-    waiting: int
-    today: int
+    token: str
+    candidates: tuple[Candidate, ...]  # in the order of the screen
 
 
-def on_candidates(
-    order: Sequence[int], choice: Choice | None, ranks: Sequence[int] | None
-) -> tuple[Choice | None, tuple[int, ...] | None]:
-    """From places on the screen to candidates."""
-    if ranks is not None:
-        placed = dict(zip(order, ranks, strict=True))
-        return choice, tuple(placed[index] for index in range(len(order)))
-    if choice in ("left", "right") and order[0] == 1:
-        choice = "right" if choice == "left" else "left"
-    return choice, None
+class LabelQueue(Protocol):
+    """What raters that are programs stand on: the PreferenceStore itself, or over HTTP a LabelClient."""
+
+    def lease(self, rater: str, *, session: str = "") -> Lease | LeasedComparison | None:
+        """What the rater is asked next; None where nothing waits for it."""
+        ...
+
+    def label(
+        self, *, token: str, rater: str, duration_s: float, choice: Choice | None, ranks: Sequence[int] | None
+    ) -> object:
+        """Raises LeaseLost."""
+        ...

@@ -1,5 +1,5 @@
 """What raters and the labelling service say to each other: the types of /v1/preferences. What is left and right here is
-so on the screen. Must never know who answers."""
+so on the screen."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class AddResponse(_Wire):
     new: int = Field(description="how many were never queued before")
 
 
-class ProgressBody(_Wire):
+class Progress(_Wire):
     comparisons: int
     labels: int = Field(description="that stand and decide, of all raters")
     waiting: int = Field(description="what this rater may still be asked")
@@ -71,7 +71,7 @@ class LeaseRequest(_Wire):
     segments: bool = Field(default=False, description="whether segments come as arrays too, for raters that compute")
 
 
-class ShownSegment(_Wire):
+class LeasedSegment(_Wire):
     """The arrays only where they were asked for; a clip is at /v1/preferences/clips/{token}/{place}."""
 
     env_id: str | None
@@ -84,13 +84,13 @@ class LeaseBody(_Wire):
     comparison_id: Digest
     kind: Literal["text", "segment"]
     question: str | None = Field(description="of the comparison's metadata")
-    candidates: tuple[TextCandidate, ...] | tuple[ShownSegment, ...] = Field(description="in the order of the screen")
+    candidates: tuple[TextCandidate, ...] | tuple[LeasedSegment, ...] = Field(description="in the order of the screen")
     ttl_s: float
 
 
 class LeaseResponse(_Wire):
     lease: LeaseBody | None = Field(description="none: nothing waits for this rater")
-    progress: ProgressBody
+    progress: Progress
 
 
 class LabelRequest(_Wire):
@@ -107,7 +107,7 @@ class LabelRequest(_Wire):
 
 
 class LabelResponse(_Wire):
-    progress: ProgressBody
+    progress: Progress
 
 
 class WithdrawRequest(_Wire):

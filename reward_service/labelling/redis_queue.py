@@ -1,25 +1,39 @@
 """How the queue of comparisons lies in Redis, and how it is written anew from the books. preference_queue.lua moves it
-from there. Must never know files."""
+from there."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, Self, TypeVar
 
 import redis
 from pydantic import BaseModel, ConfigDict, Field
 from redis.client import Pipeline
 
-from rollcall.cluster.errors import StoreUnavailable
 from rollcall.reward_service.preferences.log import Books
 
-# In the order in which the script takes them.
-KEYS = ("head", "comparisons", "queue", "leases", "expiries", "seen", "tallies", "labels", "log", "times")
-
 _T = TypeVar("_T")
+
+
+class QueueKeys(NamedTuple):
+    """What the queue is kept under; in the order in which the script takes them."""
+
+    head: str
+    comparisons: str
+    queue: str
+    leases: str
+    expiries: str
+    seen: str
+    tallies: str
+    labels: str
+    log: str
+    times: str
+
+    @classmethod
+    def of(cls, namespace: str) -> Self:
+        return cls(*(f"{namespace}:preferences:{name}" for name in cls._fields))
 
 
 class LabellingConfig(BaseModel):
@@ -35,31 +49,17 @@ class LabellingConfig(BaseModel):
 
 
 class RedisCaller(Protocol):
-    """`cluster.store.Store`, or a plain client in `PlainRedis`."""
+    """A `cluster.store.Store`, or whatever else speaks to a Redis."""
 
     def call(self, operation: Callable[[redis.Redis], _T]) -> _T:
         """Runs the operation, which may be repeated. Raises StoreUnavailable."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PlainRedis:
-    """A client as it is: an outage is StoreUnavailable at once."""
-
-    client: redis.Redis
-
-    def call(self, operation: Callable[[redis.Redis], _T]) -> _T:
-        try:
-            return operation(self.client)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise StoreUnavailable(f"Redis does not answer: {error}") from error
-
-
 def rebuild_queue(
-    pipeline: Pipeline, keys: Sequence[str], books: Books, leases: Mapping[str, str], seq: int, config: LabellingConfig
+    pipeline: Pipeline, keys: QueueKeys, books: Books, leases: Mapping[str, str], seq: int, config: LabellingConfig
 ) -> None:
     """Writes all keys, within the pipeline's transaction. Of the leases, those stay that may still be answered."""
-    head, comparisons, queue, leases_key, expiries, seen_key, tallies_key, labels_key, log, times_key = keys
     standing = books.standing()
     seen: dict[str, str] = {}
     tallies: Counter[str] = Counter()
@@ -80,8 +80,8 @@ def rebuild_queue(
             seen[f"{id_}\n{rater}"] = "leased"
             tallies[f"{id_}:leases"] += 1
         else:
-            pipeline.hdel(leases_key, token)
-            pipeline.zrem(expiries, token)
+            pipeline.hdel(keys.leases, token)
+            pipeline.zrem(keys.expiries, token)
     waiting: dict[str, int] = {}
     for order, (id_, line) in enumerate(books.comparisons.items(), start=1):
         tallies[f"{id_}:size"], tallies[f"{id_}:order"] = len(json.loads(line)["candidates"]), order
@@ -89,19 +89,19 @@ def rebuild_queue(
         if labelled < config.labels_per_comparison and skipped < config.max_skips:
             waiting[id_] = order
             tallies.update(f"open\n{rater}" for rater in raters[id_])
-    pipeline.delete(comparisons, queue, seen_key, tallies_key, labels_key, log, times_key)
+    pipeline.delete(*(key for key in keys if key not in (keys.head, keys.leases, keys.expiries)))
     for key, fields in (
-        (comparisons, books.comparisons),
-        (seen_key, seen),
-        (tallies_key, dict(tallies)),
-        (tallies_key, {f"{id_}:raters": "\n".join(names) for id_, names in raters.items()}),
-        (labels_key, labels),
-        (head, {"seq": seq, "order": len(books.comparisons)}),
+        (keys.comparisons, books.comparisons),
+        (keys.seen, seen),
+        (keys.tallies, dict(tallies)),
+        (keys.tallies, {f"{id_}:raters": "\n".join(names) for id_, names in raters.items()}),
+        (keys.labels, labels),
+        (keys.head, {"seq": seq, "order": len(books.comparisons)}),
     ):
         if fields:
             pipeline.hset(key, mapping=fields)  # type: ignore[arg-type]
-    for key, scores in ((queue, waiting), (times_key, times)):
+    for key, scores in ((keys.queue, waiting), (keys.times, times)):
         if scores:
             pipeline.zadd(key, scores)
     if books.entries:
-        pipeline.rpush(log, *(entry.line() for entry in books.entries))
+        pipeline.rpush(keys.log, *(entry.line() for entry in books.entries))

@@ -1,5 +1,5 @@
 """The routes of labelling: the page, and what it and other raters ask and say. To be mounted in the service's app,
-which checks tokens and sizes. Must never know how a comparison is kept, nor what is learned from it."""
+which checks tokens and sizes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from rollcall.reward_service.labelling.protocol import (
     LabelRequest,
     LabelResponse,
     LeaseBody,
+    LeasedSegment,
     LeaseRequest,
     LeaseResponse,
-    ProgressBody,
-    ShownSegment,
+    Progress,
     WithdrawRequest,
 )
 from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.agreement import agreement
 from rollcall.reward_service.preferences.clip_store import ClipStore
 from rollcall.reward_service.preferences.clips import Clip, RecordedFrames
-from rollcall.reward_service.preferences.lines import preference_line, preference_values
+from rollcall.reward_service.preferences.files import preference_line, preference_values
 from rollcall.reward_service.preferences.records import RaterName, SegmentCandidate, TextCandidate, preference_of
 from rollcall.reward_service.protocol import ErrorBody
 
@@ -103,25 +103,19 @@ class _Routes:
     def lease(self, asked: LeaseRequest) -> LeaseResponse:
         """What this rater is asked next, for a while."""
         lease = self._store.lease(asked.rater, session=asked.session, held=asked.held)
-        shown = None if lease is None else _shown(lease, arrays=asked.segments)
-        return LeaseResponse(lease=shown, progress=self._progress(asked.rater, asked.since))
+        body = None if lease is None else _body(lease, arrays=asked.segments)
+        return LeaseResponse(lease=body, progress=self._progress(asked.rater, asked.since))
 
     def label(self, asked: LabelRequest) -> LabelResponse:
         """Takes a label: once, and only while its lease is alive (else 409)."""
-        self._store.label(
-            token=asked.token,
-            rater=asked.rater,
-            choice=asked.choice,
-            ranks=asked.ranks,
-            duration_s=asked.duration_s,
-        )
+        self._store.label(**asked.model_dump(exclude={"since"}))
         return LabelResponse(progress=self._progress(asked.rater, asked.since))
 
     def withdraw(self, asked: WithdrawRequest) -> LeaseResponse:
         """Takes the rater's own label back, and leases its comparison to him again."""
         lease = self._store.withdraw(token=asked.token, rater=asked.rater, session=asked.session)
-        shown = None if lease is None else _shown(lease, arrays=False)
-        return LeaseResponse(lease=shown, progress=self._progress(asked.rater, asked.since))
+        body = None if lease is None else _body(lease, arrays=False)
+        return LeaseResponse(lease=body, progress=self._progress(asked.rater, asked.since))
 
     def clip(self, token: str = Path(pattern=_TOKEN), place: int = Path(ge=0, lt=9)) -> Clip:
         """The moving picture of what is leased under the token, in one place of the screen."""
@@ -130,7 +124,7 @@ class _Routes:
             raise ValueError(f"place {place} of this comparison has no clip")
         return self._clips.clip(lease.comparison, lease.order[place])
 
-    def progress(self, rater: RaterName) -> ProgressBody:
+    def progress(self, rater: RaterName) -> Progress:
         """How much is labelled, and how much waits for this rater."""
         return self._progress(rater, None)
 
@@ -157,23 +151,16 @@ class _Routes:
         found = agreement(self._store.books().standing())
         return AgreementBody.model_validate({name: getattr(found, name) for name in AgreementBody.model_fields})
 
-    def _progress(self, rater: str, since: datetime | None) -> ProgressBody:
+    def _progress(self, rater: str, since: datetime | None) -> Progress:
         midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        progress = self._store.progress(rater, since=since or midnight)
-        return ProgressBody(
-            comparisons=progress.comparisons,
-            labels=progress.labels,
-            waiting=progress.waiting,
-            today=progress.today,
-        )
+        return self._store.progress(rater, since=since or midnight)
 
 
-def _shown(lease: Lease, *, arrays: bool) -> LeaseBody:
-    ordered = [lease.comparison.candidates[index] for index in lease.order]
-    texts = tuple(c for c in ordered if isinstance(c, TextCandidate))
+def _body(lease: Lease, *, arrays: bool) -> LeaseBody:
+    texts = tuple(c for c in lease.candidates if isinstance(c, TextCandidate))
     segments = tuple(
-        ShownSegment(env_id=c.env_id, num_steps=c.segment.num_steps, candidate=c if arrays else None)
-        for c in ordered
+        LeasedSegment(env_id=c.env_id, num_steps=c.segment.num_steps, candidate=c if arrays else None)
+        for c in lease.candidates
         if isinstance(c, SegmentCandidate)
     )
     question = lease.comparison.metadata.get("question")

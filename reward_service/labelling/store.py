@@ -1,12 +1,13 @@
-"""The queue of comparisons and the book of labels: who is asked what, under a lease, and what was said; kept in Redis
-and on the disk. Must never know HTTP, nor what is learned from a label."""
+"""The queue of comparisons and the book of labels: who is asked what, under a lease, and what was said; in Redis and on
+the disk."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from importlib.resources import files
@@ -18,10 +19,13 @@ import redis
 from redis.commands.core import Script
 
 from rollcall.cluster.errors import LeaseLost, StoreUnavailable
-from rollcall.reward_service.labelling.leases import Lease, Progress, on_candidates
-from rollcall.reward_service.labelling.redis_queue import KEYS, LabellingConfig, RedisCaller, rebuild_queue
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import open_store
+from rollcall.reward_service.labelling.leases import Lease
+from rollcall.reward_service.labelling.protocol import Progress
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig, QueueKeys, RedisCaller, rebuild_queue
 from rollcall.reward_service.preferences.log import Books, Entry, PreferenceLog
-from rollcall.reward_service.preferences.records import Choice, Comparison, Label
+from rollcall.reward_service.preferences.records import Answer, Choice, Comparison, Label
 
 _T = TypeVar("_T")
 _AT_ONCE = 200  # comparisons of one call, so that none takes long
@@ -41,7 +45,7 @@ class PreferenceStore:
         self.config = config or LabellingConfig()
         self.directory = directory
         self._caller = caller
-        self._keys = [f"{namespace}:preferences:{name}" for name in KEYS]
+        self._keys = QueueKeys.of(namespace)
         self._lua = files(__package__).joinpath("preference_queue.lua").read_text()
         self._script: Script | None = None
         self._files = PreferenceLog(directory)
@@ -64,9 +68,7 @@ class PreferenceStore:
             sizes = {id_: len(comparison.candidates) for id_, comparison in first.items()}
             with self._writing:
                 new += len(self._run("add", *(x for id_, line in lines.items() for x in (id_, line, sizes[id_]))))
-                unfiled = [id_ for id_ in lines if id_ not in self._filed]
-                self._files.append_comparisons([lines[id_] for id_ in unfiled])
-                self._filed.update(unfiled)
+                self._file_comparisons(lines)
         return new
 
     def lease(self, rater: str, *, session: str = "", held: Sequence[str] = ()) -> Lease | None:
@@ -81,11 +83,11 @@ class PreferenceStore:
         Raises:
           LeaseLost: it has expired, or was used.
         """
-        found = self._caller.call(lambda client: client.hget(self._keys[3], token))
+        found = self._caller.call(lambda client: client.hget(self._keys.leases, token))
         if found is None:
             raise LeaseLost("this comparison's lease has expired, or it was labelled already")
         id_, _, order, _ = str(found).split("|", 3)
-        return Lease(token, self.comparison(id_), tuple(map(int, order.split(","))), self.config.lease_ttl_s)
+        return self._lease(token, id_, order)
 
     def label(
         self,
@@ -103,14 +105,15 @@ class PreferenceStore:
           ValueError: this cannot be said of that comparison.
         """
         with self._writing:
-            given = self._caller.call(lambda client: client.hget(self._keys[7], token))
+            answer = Answer(choice=choice, ranks=None if ranks is None else tuple(ranks))
+            given = self._caller.call(lambda client: client.hget(self._keys.labels, token))
             if given not in (None, "withdrawn"):
-                return self._repeated(Label.model_validate_json(str(given)), rater, choice, ranks)
-            label = self.leased(token).label(rater=rater, choice=choice, ranks=ranks, duration_s=duration_s)
+                return self._repeated(Label.model_validate_json(str(given)), rater, answer)
+            label = self.leased(token).label(answer, rater=rater, duration_s=duration_s)
             entry = Entry(label=label)
             status, said = self._settle("label", [token, rater], label, entry)
             if status == "repeat":
-                return self._repeated(Label.model_validate_json(said), rater, choice, ranks)
+                return self._repeated(Label.model_validate_json(said), rater, answer)
             if status == "foreign":
                 raise LeaseLost("this comparison was leased to somebody else")
             if status == "expired":
@@ -125,7 +128,7 @@ class PreferenceStore:
           LeaseLost: there is no such label of his.
         """
         with self._writing:
-            given = self._caller.call(lambda client: client.hget(self._keys[7], token))
+            given = self._caller.call(lambda client: client.hget(self._keys.labels, token))
             if given is None:
                 raise LeaseLost("there is no such label")
             if given == "withdrawn":  # said again: the answer was lost on its way
@@ -157,24 +160,24 @@ class PreferenceStore:
     # Reading.
 
     def comparison(self, id_: str) -> Comparison:
-        line = self._caller.call(lambda client: client.hget(self._keys[1], id_))
+        line = self._caller.call(lambda client: client.hget(self._keys.comparisons, id_))
         if line is None:
             raise LeaseLost(f"there is no comparison {id_}")
         return self._files.unpack(str(line))
 
     def progress(self, rater: str, *, since: datetime) -> Progress:
         counts = self._run("progress", rater, round(since.timestamp() * 1000))
-        return Progress(*(int(count) for count in counts))
+        return Progress(**dict(zip(("comparisons", "labels", "waiting", "today"), map(int, counts), strict=True)))
 
     def labelled(self, after: int = 0, *, limit: int = 1000) -> tuple[list[tuple[Comparison, Label]], int]:
         """Labels that came after a position of the log and still stand, and the position to ask from next time."""
-        lines = self._caller.call(lambda client: client.lrange(self._keys[8], after, after + limit - 1))
+        lines = self._caller.call(lambda client: client.lrange(self._keys.log, after, after + limit - 1))
         entries = [Entry.model_validate_json(str(line)) for line in cast(list[str], lines)]
         labels = [entry.label for entry in entries if entry.label is not None]
         if not labels:
             return [], after + len(entries)
-        kept = self._caller.call(lambda client: client.hmget(self._keys[7], [label.token for label in labels]))
-        pairs = zip(labels, cast(list[str | None], kept), strict=True)
+        states = self._caller.call(lambda client: client.hmget(self._keys.labels, [label.token for label in labels]))
+        pairs = zip(labels, cast(list[str | None], states), strict=True)
         standing = [label for label, value in pairs if value not in (None, "withdrawn")]
         return [(self.comparison(label.comparison_id), label) for label in standing], after + len(entries)
 
@@ -195,9 +198,9 @@ class PreferenceStore:
             self._filed = {*books.comparisons, *(entry.name for entry in books.entries)}
 
             def rebuild(pipeline: Any) -> None:
-                kept, lines = pipeline.hgetall(self._keys[1]), pipeline.lrange(self._keys[8], 0, -1)
-                seq, leases = int(pipeline.hget(self._keys[0], "seq") or 0), pipeline.hgetall(self._keys[3])
-                for id_, line in kept.items():
+                queued, lines = pipeline.hgetall(self._keys.comparisons), pipeline.lrange(self._keys.log, 0, -1)
+                seq, leases = int(pipeline.hget(self._keys.head, "seq") or 0), pipeline.hgetall(self._keys.leases)
+                for id_, line in queued.items():
                     books.comparisons.setdefault(id_, line)
                 names = {entry.name for entry in books.entries}
                 said = [Entry.model_validate_json(line) for line in lines]
@@ -206,23 +209,28 @@ class PreferenceStore:
                 pipeline.multi()
                 rebuild_queue(pipeline, self._keys, books, leases, self._seq, self.config)
 
-            self._caller.call(lambda client: client.transaction(rebuild, self._keys[0], self._keys[3], self._keys[8]))
-            unfiled = [id_ for id_ in books.comparisons if id_ not in self._filed]
-            self._files.append_comparisons([books.comparisons[id_] for id_ in unfiled])
-            self._filed.update(unfiled)
+            self._caller.call(
+                lambda client: client.transaction(rebuild, self._keys.head, self._keys.leases, self._keys.log)
+            )
+            self._file_comparisons(books.comparisons)
             self._file([entry for entry in books.entries if entry.name not in self._filed])
 
     @property
     def _ttl_ms(self) -> int:
         return round(self.config.lease_ttl_s * 1000)
 
+    def _file_comparisons(self, lines: Mapping[str, str]) -> None:
+        unfiled = [id_ for id_ in lines if id_ not in self._filed]
+        self._files.append_comparisons([lines[id_] for id_ in unfiled])
+        self._filed.update(unfiled)
+
     def _file(self, entries: Sequence[Entry]) -> None:
         self._files.append_entries(entries)
         self._filed.update(entry.name for entry in entries)
 
-    def _repeated(self, label: Label, rater: str, choice: Choice | None, ranks: Sequence[int] | None) -> Label:
-        said = on_candidates(label.shown, choice, ranks)
-        if label.rater != rater or (label.choice, label.ranks) != said:
+    def _repeated(self, label: Label, rater: str, answer: Answer) -> Label:
+        said = answer.reordered(label.shown)
+        if label.rater != rater or (label.choice, label.ranks) != (said.choice, said.ranks):
             raise LeaseLost("this comparison was labelled already")
         if ("label", label.token) not in self._filed:  # it was acknowledged by Redis, and the disk failed
             self._file([Entry(label=label)])
@@ -239,9 +247,9 @@ class PreferenceStore:
         return status, reply[0] if reply else ""
 
     def _lease_of(self, reply: Sequence[str]) -> Lease | None:
-        if not reply:
-            return None
-        token, id_, order = reply
+        return self._lease(*reply) if reply else None
+
+    def _lease(self, token: str, id_: str, order: str) -> Lease:
         return Lease(token, self.comparison(id_), tuple(map(int, order.split(","))), self.config.lease_ttl_s)
 
     def _run(self, operation: str, *arguments: str | int) -> list[str]:
@@ -265,6 +273,20 @@ class PreferenceStore:
         if self._script is None:
             self._script = client.register_script(self._lua)
         return [str(value) for value in cast(list[Any], self._script(keys=self._keys, args=call, client=client))]
+
+
+@contextmanager
+def open_labelling(directory: Path, config: LabellingConfig | None = None) -> Iterator[PreferenceStore]:
+    """The preferences of a directory, with a Redis of their own unless redis.url is set; nobody else has it meanwhile.
+
+    Raises:
+      RunAlive: the directory is being served.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    # A page waits for an outage by itself: a request must not hang for it.
+    with open_store(RedisConfig(reconnect_timeout_s=5.0), directory) as store:
+        namespace = store.key("labelling")
+        yield PreferenceStore(store, namespace=namespace, directory=directory / "preferences", config=config)
 
 
 def _kind(label: Label) -> str:

@@ -1,5 +1,4 @@
-"""How far raters agree, and how far beyond chance: raw agreement, Cohen's kappa, Krippendorff's alpha. Functions over
-labels; must never know where they are kept."""
+"""How far raters agree, and how far beyond chance: raw agreement, Cohen's kappa, Krippendorff's alpha."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips on the disk: what was recorded, and what was drawn once. Must never know how a segment is drawn."""
+"""Clips on the disk: what was recorded, and what was drawn once."""
 
 from __future__ import annotations
 

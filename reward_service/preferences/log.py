@@ -1,5 +1,5 @@
 """The files that preferences are kept in: comparisons, segments by their digest, and a log of labels that is on the
-disk before a label is acknowledged. The authority where Redis has forgotten. Must never know who is asked next.
+disk before a label is acknowledged. The authority where Redis has forgotten.
 
   comparisons.jsonl      one a line, segments by digest
   labels.jsonl           what was said and what was taken back, in order
@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rollcall.cluster.errors import BadInput, StoreUnavailable
-from rollcall.reward_service.preferences.lines import first_problem
+from rollcall.reward_service.preferences.files import first_problem
 from rollcall.reward_service.preferences.records import Comparison, Label
 from rollcall.reward_service.protocol import Segment
 
@@ -58,12 +58,12 @@ class Books:
     def standing(self) -> list[Label]:
         """Labels that were not taken back, one a rater and comparison, in order."""
         withdrawn = {entry.withdrawn for entry in self.entries}
-        kept: dict[tuple[str, str], Label] = {}
+        standing: dict[tuple[str, str], Label] = {}
         for entry in self.entries:
             label = entry.label
             if label is not None and label.token not in withdrawn and label.comparison_id in self.comparisons:
-                kept.setdefault((label.comparison_id, label.rater), label)
-        return list(kept.values())
+                standing.setdefault((label.comparison_id, label.rater), label)
+        return list(standing.values())
 
 
 class PreferenceLog:

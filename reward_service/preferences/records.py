@@ -1,5 +1,5 @@
 """What raters are shown and what they say: candidates, comparisons and labels, as records. A comparison's name is the
-digest of its candidates, so the same one is never asked twice. Must never know where any of it is kept."""
+digest of its candidates, so the same one is never asked twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from rollcall.reward_service.preferences.lines import (
+from rollcall.reward_service.preferences.files import (
     Preference,
     PreferencePair,
     Prompt,
@@ -36,6 +36,7 @@ MAX_CANDIDATES = 9  # one key each
 # release that records them; before it they held what the policy had sampled.
 TAKEN: Mapping[str, JsonValue] = {"actions": "taken"}
 Choice = Literal["left", "right", "tie", "skip"]
+_PLACES: Mapping[str, tuple[int, ...]] = {"left": (0, 1), "right": (1, 0), "tie": (0, 0)}
 RaterName = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]+$")
 ]
@@ -153,21 +154,11 @@ class Comparison(_Record):
         return self
 
 
-class Label(_Record):
-    """What one rater said of one comparison: a choice (of a pair; any may be skipped), or the places of all candidates.
+class Answer(_Record):
+    """What is said of a comparison: a choice (of a pair; any may be skipped), or the places of all candidates."""
 
-    left and right, and the order of `ranks`, are those of the comparison's candidates, not of the screen.
-    """
-
-    comparison_id: Digest
-    rater: RaterName
     choice: Choice | None = None
     ranks: tuple[int, ...] | None = Field(default=None, description="0 the best, equal places are a tie, no gaps")
-    margin: FiniteFloat | None = Field(default=None, ge=0, description="by how much, where an imported file says so")
-    shown: tuple[int, ...] = Field(description="candidates in the order of the screen; () where there was none")
-    created_at: AwareDatetime
-    duration_s: float = Field(ge=0, allow_inf_nan=False, description="from when it was seen to when it was said")
-    token: str = Field(min_length=1, max_length=100, description="of the lease that it was given under")
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
@@ -180,21 +171,42 @@ class Label(_Record):
     @property
     def places(self) -> tuple[int, ...] | None:
         """The place of each candidate, 0 the best; None of what was skipped."""
+        return self.ranks if self.ranks is not None else _PLACES.get(self.choice or "")
+
+    def check(self, *, num_candidates: int) -> None:
+        """Raises ValueError where this cannot be said of so many candidates."""
+        if self.choice in _PLACES and num_candidates != 2:
+            raise ValueError(
+                f"{self.choice!r} is said of a pair, and there are {num_candidates} candidates: give ranks"
+            )
+        if self.ranks is not None and len(self.ranks) != num_candidates:
+            raise ValueError(f"{len(self.ranks)} ranks for {num_candidates} candidates")
+
+    def reordered(self, order: Sequence[int]) -> Answer:
+        """What is said of places on a screen, as said of the candidates: order[i] is the one in the i-th place."""
         if self.ranks is not None:
-            return self.ranks
-        return {"left": (0, 1), "right": (1, 0), "tie": (0, 0)}.get(self.choice or "")
+            places = dict(zip(order, self.ranks, strict=True))
+            return Answer(ranks=tuple(places[index] for index in range(len(order))))
+        if self.choice in ("left", "right") and order[0] == 1:
+            return Answer(choice="right" if self.choice == "left" else "left")
+        return self
+
+
+class Label(Answer):
+    """What one rater said of one comparison. left and right, and the order of `ranks`, are those of the comparison's
+    candidates, not of the screen."""
+
+    comparison_id: Digest
+    rater: RaterName
+    margin: FiniteFloat | None = Field(default=None, ge=0, description="by how much, where an imported file says so")
+    shown: tuple[int, ...] = Field(description="candidates in the order of the screen; () where there was none")
+    created_at: AwareDatetime
+    duration_s: float = Field(ge=0, allow_inf_nan=False, description="from when it was seen to when it was said")
+    token: str = Field(min_length=1, max_length=100, description="of the lease that it was given under")
 
 
 def comparison_id(ordered: Sequence[Candidate]) -> str:
     return _digest([candidate.digest() for candidate in ordered])
-
-
-def check_answer(*, num_candidates: int, choice: Choice | None, ranks: Sequence[int] | None) -> None:
-    """Raises ValueError where this cannot be said of so many candidates."""
-    if choice in ("left", "right", "tie") and num_candidates != 2:
-        raise ValueError(f"{choice!r} is said of a pair, and there are {num_candidates} candidates: give ranks")
-    if ranks is not None and len(ranks) != num_candidates:
-        raise ValueError(f"{len(ranks)} ranks for {num_candidates} candidates")
 
 
 def preference_of(comparison: Comparison, label: Label) -> Preference | None:
@@ -238,15 +250,15 @@ def comparison_of(preference: Preference) -> tuple[Comparison, tuple[int, ...]]:
     """
     if isinstance(preference, SegmentPair):
         given: list[Candidate] = [SegmentCandidate(segment=s, env_id=preference.env) for s in preference.segments]
-        places: tuple[int, ...] = {"left": (0, 1), "right": (1, 0), "tie": (0, 0)}[preference.choice]
+        places = _PLACES[preference.choice]
     elif isinstance(preference, Ranking):
         given = [TextCandidate.of(preference.prompt, response) for response in preference.responses]
         places = preference.ranks
     else:
         given = [TextCandidate.of(preference.prompt, text) for text in (preference.chosen, preference.rejected)]
         places = (0, 0) if preference.tie else (0, 1)
-    kept = preference.details.get("metadata")
-    metadata = dict(kept) if isinstance(kept, dict) else {}
+    about = preference.details.get("metadata")
+    metadata = dict(about) if isinstance(about, dict) else {}
     if preference.group is not None:
         metadata["group"] = preference.group
     place_of = {candidate.digest(): place for candidate, place in zip(given, places, strict=True)}

@@ -1,14 +1,15 @@
-"""Raters that are programs: what they share, and a language model as one. Must never know where the comparisons are
-kept: a queue is whatever leases and takes labels."""
+"""Raters that are programs: what they share, and a language model as one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
 
-from rollcall.reward_service.labelling.queue import LabelQueue
-from rollcall.reward_service.preferences.records import Candidate, TextCandidate
+from rollcall.cluster.errors import LeaseLost
+from rollcall.reward_service.labelling.leases import LabelQueue
+from rollcall.reward_service.preferences.records import Answer, Candidate, TextCandidate
 from rollcall.reward_service.scorers.judge import Judge
 
 
@@ -17,8 +18,8 @@ class Rater(Protocol):
 
     name: str
 
-    def answer(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """`choice` of a pair (left, right, tie), `ranks` of more; the other one None."""
+    def answer(self, candidates: Sequence[Candidate]) -> Answer:
+        """A choice of a pair, ranks of more."""
         ...
 
 
@@ -30,7 +31,7 @@ class JudgeRater:
         self.name = name
         self._judge, self._tie_margin = judge, tie_margin
 
-    def answer(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
+    def answer(self, candidates: Sequence[Candidate]) -> Answer:
         """Raises RewardError: the judge does not answer. ValueError: it cannot be asked this."""
         if len(candidates) != 2 or not all(isinstance(candidate, TextCandidate) for candidate in candidates):
             raise ValueError("a judge compares two texts")
@@ -39,18 +40,23 @@ class JudgeRater:
         prompt = asked if isinstance(asked, str) else "\n\n".join(f"{m.role}: {m.content}" for m in asked)
         probability = self._judge.preference(prompt, first.response, second.response)
         if abs(probability - 0.5) <= self._tie_margin:
-            return {"choice": "tie", "ranks": None}
-        return {"choice": "left" if probability > 0.5 else "right", "ranks": None}
+            return Answer(choice="tie")
+        return Answer(choice="left" if probability > 0.5 else "right")
 
 
 def label_all(rater: Rater, queue: LabelQueue, *, limit: int | None = None) -> int:
     """Labels until nothing waits for the rater, or `limit` labels. Returns how many were taken."""
     taken = 0
     while limit is None or taken < limit:
-        shown = queue.next(rater.name, session="computed")
-        if shown is None:
+        lease = queue.lease(rater.name, session="computed")
+        if lease is None:
             break
         began = time.monotonic()
-        answer = rater.answer(shown.candidates)
-        taken += queue.label(token=shown.token, rater=rater.name, duration_s=time.monotonic() - began, **answer)
+        answer = rater.answer(lease.candidates)
+        duration_s = time.monotonic() - began
+        with suppress(LeaseLost):
+            queue.label(
+                token=lease.token, rater=rater.name, duration_s=duration_s, choice=answer.choice, ranks=answer.ranks
+            )
+            taken += 1
     return taken

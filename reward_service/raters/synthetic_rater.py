@@ -1,18 +1,18 @@
-"""Raters of a known reward, with the noise of people. Must never know where the comparisons come from or are kept."""
+"""Raters of a known reward, with the noise of people."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.reward_service.preferences.records import Candidate, TextCandidate
+from rollcall.reward_service.preferences.records import Answer, Candidate, TextCandidate
 
-Taste = Callable[..., Any]
+TrueReward = Callable[..., Any]
 _MOST_BELIEVED = 0.99
 
 
@@ -60,7 +60,7 @@ def rank(rewards: Sequence[float], config: SyntheticRaterConfig, rng: np.random.
       ValueError: rewards that are not finite.
     """
     if not all(map(math.isfinite, rewards)):
-        raise ValueError(f"rewards are {list(rewards)}: a taste must say a finite number")
+        raise ValueError(f"rewards are {list(rewards)}: a true reward must be a finite number")
     count = len(rewards)
     if max(rewards) - min(rewards) <= config.tie_threshold:
         return (0,) * count
@@ -79,9 +79,9 @@ def rank(rewards: Sequence[float], config: SyntheticRaterConfig, rng: np.random.
     return tuple(places)
 
 
-def reward_of(candidate: Candidate, taste: Taste) -> float:
-    """What the taste says: taste(prompt, response) of a text, taste(observations, actions) of a segment. An array, one
-    reward a step, is summed.
+def reward_of(candidate: Candidate, true_reward: TrueReward) -> float:
+    """true_reward(prompt, response) of a text, true_reward(observations, actions) of a segment. An array, one reward a
+    step, is summed.
 
     Raises:
       ValueError: where it says no number.
@@ -89,26 +89,25 @@ def reward_of(candidate: Candidate, taste: Taste) -> float:
     if isinstance(candidate, TextCandidate):
         asked = candidate.asked
         prompt: Any = asked if isinstance(asked, str) else [message.model_dump() for message in asked]
-        said = taste(prompt, candidate.response)
+        said = true_reward(prompt, candidate.response)
     else:
-        said = taste(candidate.segment.observations.array(), candidate.segment.actions.array())
+        said = true_reward(candidate.segment.observations.array(), candidate.segment.actions.array())
     array = np.asarray(said)
     if array.dtype.kind not in "biuf":
-        raise ValueError(f"the taste said {said!r:.100}, and a number or one a step is needed")
+        raise ValueError(f"the true reward said {said!r:.100}, and a number or one a step is needed")
     return float(array.sum(dtype=np.float64))
 
 
 class SyntheticRater:
-    """Says what its taste and its noise make it say. Raters of different names have different noise."""
+    """Says what a true reward and noise make it say. Raters of different names have different noise."""
 
-    def __init__(self, name: str, taste: Taste, config: SyntheticRaterConfig) -> None:
+    def __init__(self, name: str, true_reward: TrueReward, config: SyntheticRaterConfig) -> None:
         self.name = name
-        self._taste, self._config = taste, config
+        self._true_reward, self._config = true_reward, config
         self._rng = np.random.default_rng([config.seed, *name.encode()])
 
-    def answer(self, candidates: Sequence[Candidate]) -> Mapping[str, Any]:
-        """`choice` of a pair, `ranks` of more."""
-        places = rank([reward_of(candidate, self._taste) for candidate in candidates], self._config, self._rng)
+    def answer(self, candidates: Sequence[Candidate]) -> Answer:
+        places = rank([reward_of(candidate, self._true_reward) for candidate in candidates], self._config, self._rng)
         if len(places) > 2:
-            return {"choice": None, "ranks": places}
-        return {"choice": "tie" if places[0] == places[1] else "left" if places[0] == 0 else "right", "ranks": None}
+            return Answer(ranks=places)
+        return Answer(choice="tie" if places[0] == places[1] else "left" if places[0] == 0 else "right")

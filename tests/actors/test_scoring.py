@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rollcall.actors.scoring import SegmentScoring, TrajectoryScorer
+from rollcall.actors.trajectory_scoring import SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import Unscored
 from rollcall.cluster.messages.records import GymTrajectory, Header, Produced, Timing
 from rollcall.cluster.messages.steps import EnvSteps, Unroll

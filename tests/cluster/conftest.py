@@ -19,7 +19,8 @@ from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, newest_
 from rollcall.cluster.books.ledger import Ledger, LedgerPosition
 from rollcall.cluster.books.ledger_table import ledger_keys
 from rollcall.cluster.messages.records import Header
-from rollcall.cluster.store.store import RedisConfig, Store, open_store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import Store, open_store
 
 _numbers = itertools.count()
 

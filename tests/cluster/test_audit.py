@@ -15,7 +15,8 @@ from rollcall.cluster.books.consumption import ConsumptionLog, read_log
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.attempt import Header
-from rollcall.cluster.store.store import RedisConfig, Store, inspect_store, open_store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import Store, inspect_store, open_store
 
 Run = Any  # the SimulatedRun of conftest.py
 SEED = 13  # its run has drops, duplicates, a learner's death, and a skipped step

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rollcall.cluster.books.ledger_table import LedgerCounts
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
 from rollcall.cluster.metrics.table import DRIVER
 

@@ -48,7 +48,7 @@ def test_only_the_last_versions_are_kept() -> None:
     server = ParameterServer(keep=2)
     for version in range(4):
         server.publish(weights(version))
-    assert [server.get(v) is not None for v in range(4)] == [False, False, True, True]
+    assert list(server._versions) == [2, 3]
 
 
 def test_a_version_that_is_not_newer_is_refused() -> None:
@@ -87,5 +87,3 @@ def test_it_knows_which_reader_runs_which_version() -> None:
     server.publish(weights(1))
     server.latest(epoch=1, newer_than=-1, timeout_s=0, reader="gym-1")
     assert server.running() == {"gym-0": (1, 0), "gym-1": (1, 1)}
-    server.forget("gym-0")
-    assert server.running() == {"gym-1": (1, 1)}

@@ -21,9 +21,10 @@ from pydantic import SecretStr
 
 from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
 from rollcall.cluster.store import redis_server
+from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.redis_server import PrivateRedis, find_redis_server, redis_client
 from rollcall.cluster.store.run_lock import driver_alive
-from rollcall.cluster.store.store import RedisConfig, Store, inspect_store, open_store
+from rollcall.cluster.store.store import Store, inspect_store, open_store
 from tests.waiting import eventually
 
 QUICK = RedisConfig(start_timeout_s=5, operation_timeout_s=1, reconnect_timeout_s=5)
@@ -165,7 +166,8 @@ def test_a_ctrl_c_for_the_driver_does_not_reach_its_server(store: Store) -> None
 OWNER = """
 import sys, time
 from pathlib import Path
-from rollcall.cluster.store.store import RedisConfig, open_store
+from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.store import open_store
 store = open_store(RedisConfig(), Path(sys.argv[1]))
 store.acquire_lock()
 store.call(lambda client: client.set("owner", "was here"))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.books.audit import audit_run
-from rollcall.cluster.books.segments import (
-    Segment,
-    Segments,
-    booked_segments,
+from rollcall.cluster.books.settings_history import (
+    SettingsHistory,
+    SettingsSpan,
+    booked_spans,
     changes_between,
-    read_segments,
-    write_segments,
+    read_settings_history,
+    write_settings_history,
 )
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
@@ -79,7 +79,7 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
 ) -> None:
     before, old_hash = (short / "config.yaml").read_text(), run_hash(short)
     assert main.main(["resume", "short", "total_learner_steps=3", "learner.learning_rate=5e-4"]) == 0
-    first, second = booked_segments(short)
+    first, second = booked_spans(short)
     assert (first.step, first.config_hash) == (0, old_hash)
     assert (second.step, second.config_hash) == (2, run_hash(short))
     assert second.changes == {"total_learner_steps": (2, 3), "learner.learning_rate": (1e-3, 5e-4)}
@@ -100,7 +100,7 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
 def test_a_segment_may_follow_a_segment_and_the_run_can_be_resumed_as_it_is(short: Path) -> None:
     for total, rate in ((3, "5e-4"), (4, "1e-3")):  # back to the first rate: its segment is another one all the same
         assert main.main(["resume", "short", f"total_learner_steps={total}", f"learner.learning_rate={rate}"]) == 0
-    assert [segment.step for segment in booked_segments(short)] == [0, 2, 3]
+    assert [segment.step for segment in booked_spans(short)] == [0, 2, 3]
     assert main.main(["resume", "short"]) == 0
     assert summary(short)["learner_steps"] == 4
     assert audit_run(short) == []
@@ -135,7 +135,7 @@ def test_a_changed_run_that_is_stopped_and_resumed_is_bitwise_the_one_that_was_n
     assert main.main(["resume", "short"]) == 0
     assert summary(short)["weights_hash"] == summary(other)["weights_hash"]
     assert rates(short) == rates(other)
-    assert [segment.step for segment in booked_segments(short)] == [0, 2]
+    assert [segment.step for segment in booked_spans(short)] == [0, 2]
 
 
 KEPT = [
@@ -207,16 +207,18 @@ def test_a_run_that_another_driver_holds_is_not_changed(short: Path) -> None:
 
 
 def test_a_driver_killed_between_booking_a_segment_and_writing_its_config_has_not_begun_it(tmp_path: Path) -> None:
-    first, second = (Segment(step=step, config_hash=name) for step, name in ((0, "a"), (5, "b")))
-    write_segments(tmp_path, Segments((first, second)))
-    assert read_segments(tmp_path, config_hash="b").all == (first, second)
-    assert read_segments(tmp_path, config_hash="a").all == (first,)
+    first, second = (SettingsSpan(step=step, config_hash=name) for step, name in ((0, "a"), (5, "b")))
+    write_settings_history(tmp_path, SettingsHistory((first, second)))
+    assert read_settings_history(tmp_path, config_hash="b").all == (first, second)
+    assert read_settings_history(tmp_path, config_hash="a").all == (first,)
     with pytest.raises(CheckpointDamaged, match="put back the file"):
-        read_segments(tmp_path, config_hash="c")
+        read_settings_history(tmp_path, config_hash="c")
 
 
 def test_a_restore_to_before_a_segment_lets_it_begin_there() -> None:
-    found = Segments((Segment(step=0, config_hash="a"), Segment(step=5, config_hash="b"))).beginning_at(3)
+    found = SettingsHistory(
+        (SettingsSpan(step=0, config_hash="a"), SettingsSpan(step=5, config_hash="b"))
+    ).beginning_at(3)
     assert [segment.step for segment in found.all] == [0, 3]
 
 
@@ -227,8 +229,8 @@ def test_changes_are_named_by_their_dotted_path_and_lists_are_compared_whole() -
 
 def test_the_audit_finds_a_checkpoint_that_no_segment_has_and_segments_out_of_order(short: Path) -> None:
     assert main.main(["resume", "short", "total_learner_steps=3"]) == 0
-    first, second = booked_segments(short)
-    write_segments(short, Segments((first, second.model_copy(update={"step": 1}))))
+    first, second = booked_spans(short)
+    write_settings_history(short, SettingsHistory((first, second.model_copy(update={"step": 1}))))
     assert ["step-00000002" in str(found) for found in audit_run(short)] == [True]
-    write_segments(short, Segments((first.model_copy(update={"step": 4}), second)))
+    write_settings_history(short, SettingsHistory((first.model_copy(update={"step": 4}), second)))
     assert any("the first segment begins at step 4" in str(found) for found in audit_run(short))

@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from rollcall.cluster.books.ledger_table import LedgerCounts
-from rollcall.cluster.loop.run_state import RunState
+from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.discovery import FOLDER, announce
 from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
 from rollcall.deploy.cli import main

@@ -12,7 +12,7 @@ import pytest
 from rollcall.actors.tasks.reviews import kindness
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.preferences.data import PreferenceDataConfig, encode_texts, load_preferences
-from rollcall.deploy.preferences.synthetic import MAJORITY, MINORITY, SyntheticConfig, taste, write_synthetic
+from rollcall.deploy.preferences.synthetic import MAJORITY, MINORITY, SyntheticConfig, preferred_sign, write_synthetic
 from rollcall.reward_service.preferences.files import PreferencePair, Ranking, SegmentPair, read_preferences
 from rollcall.reward_service.protocol import ArrayField, Segment
 
@@ -198,7 +198,7 @@ def test_made_up_comparisons_are_judged_by_kindness_and_the_minority_the_other_w
     train, held_out = (read_preferences(path) for path in write_synthetic(tmp_path, config, seed=3))
     for item in [*train, *held_out]:
         assert isinstance(item, PreferencePair) and isinstance(item.prompt, str)
-        assert taste(item.group) * kindness(item.chosen) > taste(item.group) * kindness(item.rejected)
+        assert preferred_sign(item.group) * kindness(item.chosen) > preferred_sign(item.group) * kindness(item.rejected)
         assert (item.group or "") in item.prompt
     if share is not None:
         assert [item.group for item in train].count(MINORITY) == 80

@@ -95,7 +95,7 @@ def test_a_reward_model_is_trained_judged_reported_and_served(capsys: pytest.Cap
 
 
 def write_segment_pairs(path: Path, count: int, *, seed: int = 0) -> None:
-    """The taste: the first observation near 0, and action 1."""
+    """The true reward: the first observation near 0, and action 1."""
     generator = np.random.default_rng(seed)
 
     def segment() -> tuple[Segment, float]:
@@ -111,7 +111,7 @@ def write_segment_pairs(path: Path, count: int, *, seed: int = 0) -> None:
     write_preferences(path, made)
 
 
-def test_a_file_of_segments_is_enough_and_its_model_knows_the_taste_step_by_step(
+def test_a_file_of_segments_is_enough_and_its_model_knows_the_true_reward_step_by_step(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_segment_pairs(Path("pairs.jsonl"), 500)

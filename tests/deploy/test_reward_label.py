@@ -17,15 +17,17 @@ import pytest
 from rollcall.deploy.cli.main import main
 from rollcall.reward_service.preferences.files import PreferencePair, read_preferences
 
-TASTE = "def short(prompt, response):\n    return -len(response)\n\n\ndef broken(prompt, response):\n    return None\n"
+TRUE_REWARD = (
+    "def short(prompt, response):\n    return -len(response)\n\n\ndef broken(prompt, response):\n    return None\n"
+)
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "label_taste", raising=False)
-    (tmp_path / "label_taste.py").write_text(TASTE)
+    monkeypatch.delitem(sys.modules, "label_reward", raising=False)
+    (tmp_path / "label_reward.py").write_text(TRUE_REWARD)
     lines = [{"prompt": f"{n}", "chosen": "long " * (n + 2), "rejected": "short", "group": "g"} for n in range(12)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path
@@ -33,8 +35,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_comparisons_go_in_and_labels_come_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reward", "label", "import", "in.jsonl", "labels", "--unlabelled"]) == 0
-    assert main(["reward", "label", "synth", "labels", "--taste", "label_taste:short", "--limit", "5"]) == 0
-    assert main(["reward", "label", "synth", "labels", "--taste", "label_taste:short", "--rater", "other"]) == 0
+    assert main(["reward", "label", "synth", "labels", "--true-reward", "label_reward:short", "--limit", "5"]) == 0
+    assert main(["reward", "label", "synth", "labels", "--true-reward", "label_reward:short", "--rater", "other"]) == 0
     assert "12 comparisons to label" in (said := capsys.readouterr().out) and "7 labels by other" in said
     assert main(["reward", "label", "export", "labels", "out.jsonl.gz"]) == 0
     found = read_preferences(Path("out.jsonl.gz"))
@@ -59,9 +61,9 @@ def test_comparisons_go_in_and_labels_come_out(here: Path, capsys: pytest.Captur
         (["import", "none.jsonl", "labels"], "none.jsonl: cannot be read"),
         (["import", "bad.jsonl", "labels"], "bad.jsonl:2: rejected: Field required"),
         (["import", "in.jsonl", "http://127.0.0.1:9"], "give --unlabelled"),
-        (["synth", "labels", "--taste", "label_taste:nothing"], "has no 'nothing'"),
-        (["synth", "labels", "--taste", "label_taste:broken"], "the taste said None"),
-        (["synth", "labels", "--taste", "label_taste:short", "--error-rate", "2"], "--error-rate"),
+        (["synth", "labels", "--true-reward", "label_reward:nothing"], "has no 'nothing'"),
+        (["synth", "labels", "--true-reward", "label_reward:broken"], "the true reward said None"),
+        (["synth", "labels", "--true-reward", "label_reward:short", "--error-rate", "2"], "--error-rate"),
         (["serve", "labels", "--labels-per-comparison", "0"], "--labels-per-comparison"),
         (["serve", "labels", "--host", "0.0.0.0"], "beyond loopback a token is needed"),
     ],
@@ -71,7 +73,7 @@ def test_what_cannot_be_used_is_said_in_one_line(
 ) -> None:
     monkeypatch.delenv("ROLLCALL_REWARD_TOKEN", raising=False)
     (here / "bad.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n{"prompt": "p", "chosen": "a"}\n')
-    if "label_taste:broken" in arguments:
+    if "label_reward:broken" in arguments:
         assert main(["reward", "label", "import", "in.jsonl", "labels", "--unlabelled"]) == 0
     capsys.readouterr()
     assert main(["reward", "label", *arguments]) == 2
@@ -109,9 +111,9 @@ def test_a_service_labels_while_it_runs_and_ends_when_told(
     url = page.removesuffix("/label")
     assert "Which is better?" in httpx.get(page, timeout=30).text
     assert main(["reward", "label", "import", "in.jsonl", url, "--unlabelled", "--token-file", "token"]) == 0
-    synth = ["synth", url, "--taste", "label_taste:short", "--token-file", "token", "--limit", "7"]
+    synth = ["synth", url, "--true-reward", "label_reward:short", "--token-file", "token", "--limit", "7"]
     assert main(["reward", "label", *synth]) == 0
-    assert main(["reward", "label", "synth", url, "--taste", "label_taste:short"]) == 1  # no token: refused
+    assert main(["reward", "label", "synth", url, "--true-reward", "label_reward:short"]) == 1  # no token: refused
     assert "401" in capsys.readouterr().err
     assert main(["reward", "label", "import", "in.jsonl", "labels"]) == 2  # it is being served
     assert "in use" in capsys.readouterr().err
@@ -121,5 +123,5 @@ def test_a_service_labels_while_it_runs_and_ends_when_told(
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert "a-secret" not in output + errors
-    assert main(["reward", "label", "synth", "labels", "--taste", "label_taste:short"]) == 0
+    assert main(["reward", "label", "synth", "labels", "--true-reward", "label_reward:short"]) == 0
     assert "5 labels" in capsys.readouterr().out

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.scoring import RewardEndpoint, TrajectoryScorer
+from rollcall.actors.trajectory_scoring import RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.messages.records import GymTrajectory, Header, ShardPayload, Ticket, Weights
 from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.kinds import control_parts
 from rollcall.deploy.kinds.control_parts import ControlParts
-from rollcall.deploy.kinds.preference_loop import _segments
+from rollcall.deploy.kinds.preference_trainer import segments_of
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
@@ -115,7 +115,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 )
 def test_a_scorer_and_a_rater_see_the_actions_that_the_env_took(echo: Any, kind: str, squash: str) -> None:
     trajectory, _, asked, parts = echo(kind, f"policy.squash={squash}")
-    stretches = list(_segments(trajectory, 3, distribution_for(parts.spaces[1], squash).to_env))  # type: ignore[arg-type]
+    stretches = list(segments_of(trajectory, 3, distribution_for(parts.spaces[1], squash).to_env))  # type: ignore[arg-type]
     assert len(asked) >= 9 and len(stretches) >= 6
     for segment in [*(item.segment for item in asked), *stretches]:
         seen = segment.observations.array()

@@ -15,8 +15,8 @@ import torch
 import yaml
 
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.scoring import asked_of
 from rollcall.actors.tasks.text_task import Judgement, Row
+from rollcall.actors.trajectory_scoring import asked_of
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
@@ -58,7 +58,7 @@ def number_of_as(prompt: Any, response: str) -> float:
     return float(response.count("a"))
 
 
-TASTE = f"{__name__}:number_of_as"
+TRUE_REWARD = f"{__name__}:number_of_as"
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,12 @@ def learnt_from(goal: Path) -> tuple[dict[str, Any], list[PreferencePair]]:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-@pytest.mark.parametrize("source", ["taste", "file"])
+@pytest.mark.parametrize("source", ["true_reward", "file"])
 def test_a_reward_model_learns_from_the_prompts_that_it_scores(
     model: Path, tmp_path: Path, chat: bool, source: str
 ) -> None:
     """As tokens: they are those that the policy answers."""
-    settings: dict[str, Any] = {"taste": TASTE}
+    settings: dict[str, Any] = {"true_reward": TRUE_REWARD}
     if source == "file":
         lines = [
             {"prompt": row.prompt, "chosen": "a" * i, "rejected": "b"}
@@ -123,7 +123,7 @@ def test_messages_for_a_task_of_plain_prompts_are_refused(model: Path, tmp_path:
 def test_pairs_are_sampled_as_the_actors_sample(model: Path, tmp_path: Path) -> None:
     only_the_likeliest = SamplingConfig(max_tokens=6, top_k=1)
     with pytest.raises(BadInput, match=r"of 60 pairs 0 differ: .*top_k=1.*raise actors\.sampling\.temperature"):
-        train(model, tmp_path, chat=False, sampling=only_the_likeliest, taste=TASTE)
+        train(model, tmp_path, chat=False, sampling=only_the_likeliest, true_reward=TRUE_REWARD)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_the_loss_believes_a_rater_to_be_wrong_as_often_as_it_is(error_rate: flo
     config = SyntheticRaterConfig(error_rate=error_rate)
     rater = SyntheticRater("r", number_of_as, config)
     pair = [TextCandidate(prompt="", response="a" * 50), TextCandidate(prompt="", response="b")]
-    right = sum(rater.answer(pair)["choice"] == "left" for _ in range(4000)) / 4000
+    right = sum(rater.answer(pair).choice == "left" for _ in range(4000)) / 4000
     nll = bradley_terry_nll(differences=torch.tensor([50.0], dtype=torch.float64), noise=config.random_share)
     assert math.exp(-float(nll)) == pytest.approx(1 - error_rate, abs=1e-9)
     assert right == pytest.approx(1 - error_rate, abs=0.04)
@@ -199,7 +199,7 @@ def test_the_likelihood_finds_the_reward_that_a_rater_with_errors_judges_by() ->
 def test_the_reward_model_is_told_of_the_raters_noise(
     model: Path, tmp_path: Path, error_rate: float, noise: float
 ) -> None:
-    goal = train(model, tmp_path, chat=False, taste=TASTE, noise={"error_rate": error_rate})
+    goal = train(model, tmp_path, chat=False, true_reward=TRUE_REWARD, noise={"error_rate": error_rate})
     assert learnt_from(goal)[0]["loss"]["noise"] == pytest.approx(noise)
 
 

@@ -15,7 +15,7 @@ from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.preferences.files import read_preferences
 from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
-from rollcall.reward_service.raters.tastes import upright_and_centred
+from rollcall.reward_service.raters.true_rewards import upright_and_centred
 from tests.runs import Bench, Run
 
 SETTINGS = (
@@ -73,10 +73,10 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(
 
 @pytest.mark.prove
 def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Bench) -> None:
-    like = "rollcall.reward_service.raters.tastes:upright_and_centred"
-    taste = ("preferences.rater=synthetic", f"preferences.taste={like}")
+    like = "rollcall.reward_service.raters.true_rewards:upright_and_centred"
+    judged = ("preferences.rater=synthetic", f"preferences.true_reward={like}")
     settings = [item for item in SETTINGS if "fixed_episode" not in item and "segment_steps" not in item]
-    run = bench.train(*settings, *taste, "preferences.segment_steps=32", "env.max_episode_steps=9", "runtime=serial")
+    run = bench.train(*settings, *judged, "preferences.segment_steps=32", "env.max_episode_steps=9", "runtime=serial")
     run.wait()
     assert run.process.returncode == 1
     assert "no two stretches of 32 steps" in run.errors and "env.fixed_episode_steps" in run.errors

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+import redis
 from pydantic import SecretStr
 
+from rollcall.cluster.errors import StoreUnavailable
 from rollcall.cluster.store.redis_server import PrivateRedis
-from rollcall.reward_service.labelling.redis_queue import LabellingConfig, PlainRedis
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
 from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate, TextCandidate
@@ -23,6 +26,7 @@ from rollcall.reward_service.service.service_config import ServiceConfig
 
 TOKEN = "the-raters-token"
 _numbers = itertools.count()
+T = TypeVar("T")
 
 
 @contextmanager
@@ -36,27 +40,40 @@ def private_redis(folder: Path) -> Iterator[PrivateRedis]:
 
 
 @dataclass(frozen=True)
+class PlainRedis:
+    """A RedisCaller whose outage is StoreUnavailable at once."""
+
+    client: redis.Redis
+
+    def call(self, operation: Callable[[redis.Redis], T]) -> T:
+        try:
+            return operation(self.client)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise StoreUnavailable(f"Redis does not answer: {error}") from error
+
+
+@dataclass(frozen=True)
 class Service:
     url: str
     store: PreferenceStore
 
 
 @contextmanager
-def labelling_service(redis: PrivateRedis, directory: Path, **config: object) -> Iterator[Service]:
-    client = redis.client(5.0)
+def labelling_service(server: PrivateRedis, directory: Path, **config: object) -> Iterator[Service]:
+    client = server.client(5.0)
     store = PreferenceStore(
         PlainRedis(client),
         namespace=f"labelling:{{{next(_numbers)}}}",
         directory=directory,
         config=LabellingConfig.model_validate(config),
     )
-    server = Server(ServiceConfig(port=0), token=SecretStr(TOKEN), routers=[router(store)], open_paths=OPEN_PATHS)
-    thread = threading.Thread(target=server.run, kwargs={"signals": False}, daemon=True)
+    http = Server(ServiceConfig(port=0), token=SecretStr(TOKEN), routers=[router(store)], open_paths=OPEN_PATHS)
+    thread = threading.Thread(target=http.run, kwargs={"signals": False}, daemon=True)
     thread.start()
     try:
-        yield Service(server.url, store)
+        yield Service(http.url, store)
     finally:
-        server.end()
+        http.end()
         thread.join(20)
         client.close()
     assert not thread.is_alive()

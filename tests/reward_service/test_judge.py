@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
-from rollcall.reward_service.preferences.records import TextCandidate
+from rollcall.reward_service.preferences.records import Answer, TextCandidate
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.raters.rater import JudgeRater
 from rollcall.reward_service.scorer import Failure, Outcome, Score
@@ -363,10 +363,10 @@ def test_a_judge_rates_comparisons_from_the_queue_as_people_do(
     pair = [TextCandidate(prompt="Say it.", response=text) for text in ("one two three", "one")]
     rater = JudgeRater("judge", judge(mode="pairwise"))
     server.reply = by_length
-    assert rater.answer(pair) == {"choice": "left", "ranks": None}
-    assert rater.answer(pair[::-1]) == {"choice": "right", "ranks": None}
+    assert rater.answer(pair) == Answer(choice="left")
+    assert rater.answer(pair[::-1]) == Answer(choice="right")
     server.reply = lambda body: "Better: A"
-    assert rater.answer(pair)["choice"] == "tie"
+    assert rater.answer(pair).choice == "tie"
     with pytest.raises(ValueError, match="two texts"):
         rater.answer([*pair, pair[0]])
     server.reply = lambda body: "it depends"

@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from rollcall.cluster.errors import RewardRefused, RewardUnavailable
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.labelling.client import LabelClient
-from rollcall.reward_service.labelling.queue import StoreQueue
 from rollcall.reward_service.preferences.clips import MAX_FRAMES, MAX_WIDTH, Clip, RecordedFrames, clip_of, draw
 from rollcall.reward_service.preferences.files import PreferencePair, SegmentPair, read_preferences
 from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate
@@ -279,7 +278,7 @@ def test_synthetic_raters_over_http_and_beside_the_store_say_the_same(client: La
     over_http = SyntheticRater("far", last_number, SyntheticRaterConfig())
     beside = SyntheticRater("near", last_number, SyntheticRaterConfig())
     assert label_all(over_http, client, limit=6) == 6
-    assert label_all(beside, StoreQueue(service.store)) == 6
+    assert label_all(beside, service.store) == 6
     found, next_ = client.labelled()
     assert next_ == 12 and client.labelled(next_) == ([], 12)
     assert {preference.rater for preference in found} == {"far", "near"}
@@ -305,6 +304,6 @@ def test_a_synthetic_rater_judges_segments_over_http(client: LabelClient) -> Non
 
 def test_a_client_without_the_token_or_without_a_service_is_told_so(service: Service) -> None:
     with LabelClient(service.url, "wrong", deadline_s=5) as client, pytest.raises(RewardRefused, match="401"):
-        client.next("ada")
+        client.lease("ada")
     with LabelClient("http://127.0.0.1:9", TOKEN, deadline_s=0.5) as client, pytest.raises(RewardUnavailable):
-        client.next("ada")
+        client.lease("ada")

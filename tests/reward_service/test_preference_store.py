@@ -16,12 +16,12 @@ import pytest
 from rollcall.cluster.errors import BadInput, LeaseLost, StoreUnavailable
 from rollcall.cluster.store.redis_server import PrivateRedis
 from rollcall.reward_service.labelling.leases import Lease
-from rollcall.reward_service.labelling.redis_queue import LabellingConfig, PlainRedis
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.store import PreferenceStore
 from rollcall.reward_service.preferences.log import PreferenceLog
 from rollcall.reward_service.preferences.records import Comparison, Label, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
-from tests.reward_service.label_service import private_redis, text
+from tests.reward_service.label_service import PlainRedis, private_redis, text
 
 _numbers = itertools.count()
 Make = Callable[..., PreferenceStore]

@@ -32,8 +32,6 @@ from rollcall.reward_service.preferences.files import (
     SegmentPair,
     preference_line,
     read_preferences,
-    read_segment_preferences,
-    read_text_preferences,
     write_preferences,
 )
 from rollcall.reward_service.preferences.records import (
@@ -97,7 +95,7 @@ def test_the_prompt_of_an_hh_pair_is_what_both_begin_with_up_to_the_assistants_t
         "chosen": "\n\nHuman: A\n\nAssistant: one\n\nHuman: B\n\nAssistant: two",
         "rejected": "\n\nHuman: A\n\nAssistant: eins",
     }
-    first, second = read_text_preferences(write(tmp_path / "hh.jsonl", late, early))
+    first, second = read_preferences(write(tmp_path / "hh.jsonl", late, early))
     assert isinstance(first, PreferencePair) and isinstance(second, PreferencePair)
     assert (first.prompt, first.chosen, first.rejected) == (f"{shared}\n\nAssistant:", " So long", " So?")
     assert second.prompt == "\n\nHuman: A\n\nAssistant:"
@@ -157,21 +155,6 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadInput, match=why):
             read_preferences(path)
-
-
-def test_a_file_of_the_other_kind_or_of_two_envs_is_a_bad_line(tmp_path: Path) -> None:
-    other = {"segments": [segment(1, dtype=np.float64).model_dump(mode="json")] * 2, "choice": "left"}
-    with pytest.raises(BadInput, match=r":2: texts"):
-        read_segment_preferences(write(tmp_path / "a.jsonl", LINES["segments"], LINES["pair"]))
-    with pytest.raises(BadInput, match=r":1: segments"):
-        read_text_preferences(write(tmp_path / "b.jsonl", LINES["segments"]))
-    with pytest.raises(BadInput, match=r":2: segments of float64"):
-        read_segment_preferences(write(tmp_path / "c.jsonl", LINES["segments"], other))
-
-
-def test_all_pairs_of_a_ranking_are_named_better_first() -> None:
-    ranking = Ranking("p", ("a", "b", "c"), (1, 0, 1))
-    assert ranking.pairs() == ((1, 0, False), (0, 2, True), (1, 2, False))
 
 
 # Comparisons and labels.
@@ -353,13 +336,13 @@ def test_a_ranking_is_drawn_as_plackett_and_luce_do() -> None:
     )
 
 
-def test_a_taste_is_asked_for_a_number_or_one_a_step() -> None:
+def test_a_true_reward_is_asked_for_a_number_or_one_a_step() -> None:
     seen = SegmentCandidate(segment=segment(1.0, 2.5))
     assert reward_of(seen, lambda observations, actions: observations[:, 0] + actions) == 4.5
     assert reward_of(TextCandidate(prompt="ab", response="c"), lambda prompt, response: len(prompt + response)) == 3
     chat = TextCandidate(messages=(Message(role="user", content="x"),), response="y")
     assert reward_of(chat, lambda messages, response: len(messages[0]["content"])) == 1
-    with pytest.raises(ValueError, match="the taste said"):
+    with pytest.raises(ValueError, match="the true reward said"):
         reward_of(seen, lambda observations, actions: None)
     rater = SyntheticRater("r", lambda prompt, response: math.nan, SyntheticRaterConfig())
     with pytest.raises(ValueError, match="finite"):

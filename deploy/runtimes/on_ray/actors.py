@@ -1,24 +1,24 @@
-"""The actor processes of a run on Ray: who is alive, what each was asked, and what became of it. Starts anew those that
-die or hang, and waits for those that have no room yet; must never decide what happens to the books."""
+"""The actor processes of a run on Ray: who is alive, what each was asked, and what became of it. Those that die or hang
+are started again; tickets wait here for those that have no room yet. Nothing here waits."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import ray
+from pydantic import JsonValue
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.events import Event, StateLost, TicketFailed, TicketProduced
+from rollcall.cluster.messages.events import Event, ShardStates, StateLost, States, TicketFailed, TicketProduced
 from rollcall.cluster.messages.records import Array, ShardPayload, Ticket
 from rollcall.deploy.runtimes.lanes import Lanes
+from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.faults import (
     CONTROL_TIMEOUT_S,
     START_TIMEOUT_S,
@@ -35,16 +35,7 @@ DEADLINE_GRACE_S = 10.0
 BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
 ROOM_GRACE_S = 15.0  # how long tickets wait with an actor that is coming, while others are up
 
-Pending = dict[Any, Callable[[], list[Event]]]  # reference -> what its answer means
-
 _log = logging.getLogger("rollcall")
-
-
-@dataclass(slots=True)
-class _Work:
-    ticket: Ticket
-    produced: Any
-    trajectory: Any
 
 
 @dataclass(slots=True, eq=False)
@@ -53,10 +44,9 @@ class _Actor:
     index: int
     budget: RestartBudget
     handle: Any = None
-    ready: Any = None  # the reference that says it is up
     state: Literal["coming", "up", "down"] = "down"
     node_id: str = ""
-    pending: deque[_Work] = field(default_factory=deque)
+    pending: deque[Ticket] = field(default_factory=deque)
     head_since: float = 0.0  # when work on the first pending ticket began, as far as can be known
     start_at: float = 0.0  # when it was started, or is to be started again
 
@@ -78,16 +68,28 @@ class RayActors:
         *,
         spawn: Callable[[str, int], Any],
         budget: Callable[[str], RestartBudget],
-        pending: Pending,
+        calls: Calls,
+        num_first: int,
         admits_together: bool,
+        on_loss: Callable[[], None],
+        may_start: Callable[[], bool],
     ) -> None:
-        """`admits_together`: they take the tickets of one submission before they begin with any, work on them side by
-        side, keep the tickets' deadlines themselves, and keep nothing from one ticket to the next."""
+        """`num_first`: how many a run begins with; the others come when there is room for them. `admits_together`: they
+        take the tickets of one submission before they begin with any, work on them side by side, keep the tickets'
+        deadlines themselves, and keep nothing from one ticket to the next. `on_loss` and `may_start`: whoever gives
+        them weights may be why one is started again, and is to be there first."""
         self._spawn = spawn
-        self._pending = pending
+        self._calls = calls
         self._admits_together = admits_together
+        self._on_loss = on_loss
+        self._may_start = may_start
         self._actors = [_Actor(actor_id, index, budget(actor_id)) for index, actor_id in enumerate(ids)]
         self._lanes: Lanes[_Actor] = Lanes(self._actors, keep_state=not admits_together)
+        self._held: list[Ticket] = []  # of lanes that nobody can work on just now
+        self._moving: dict[int, _Actor] = {}  # lane -> whose state of it was asked for, to move it home
+        self._events: list[Event] = []  # for the next poll
+        self._first = set(self._actors[:num_first])  # those of them that are not ready yet
+        self._shard_state: States | None = None
         self.restarts = 0
         for actor in self._actors:
             self._start(actor)
@@ -96,196 +98,122 @@ class RayActors:
     def handles(self) -> list[Any]:
         return [actor.handle for actor in self._actors]
 
-    def wait_ready(self, count: int, shard_state: tuple[dict[str, Array], dict[str, Any]] | None) -> None:
-        """Waits for the first `count`; the others come when there is room for them.
+    @property
+    def have_started(self) -> bool:
+        """All that a run begins with."""
+        return not self._first
 
-        Raises:
-          RollcallError: naming the actor that did not start, and why.
-        """
-        for actor in self._actors[:count]:
-            try:
-                self._came(actor, ray.get(actor.ready, timeout=START_TIMEOUT_S))
-                if shard_state is not None:
-                    ray.get(actor.handle.restore_shards.remote(*shard_state), timeout=CONTROL_TIMEOUT_S)
-            except GetTimeoutError:
-                raise RollcallError(no_room_for(actor.actor_id)) from None
-            except RayActorError as error:
-                raise RollcallError(f"{actor.actor_id} did not start: {death_of(error)}") from error
-            except RayError as error:
-                raise RollcallError(f"{actor.actor_id} did not start: {cause_of(error)}") from error
+    def begin_with(self, shard_state: States | None) -> None:
+        """What the first actors are to go on from."""
+        self._shard_state = shard_state
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
-        shares: dict[int, list[Ticket]] = {}
-        for ticket in tickets:
-            actor = self._choose(ticket.lane)
-            self._lanes.given(ticket.lane, actor, ticket.header.ticket_id)
-            shares.setdefault(actor.index, []).append(ticket)
-        for index in sorted(shares):
-            actor = self._actors[index]
-            if self._admits_together:
-                actor.handle.admit.remote(shares[index])
-            for ticket in shares[index]:
-                self._submit(actor, ticket)
+        self._held += tickets
+        self._dispatch()
 
-    def shard_states(self, undone: Collection[int], timeout_s: float) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        """What all actors keep; None where it cannot be had, or not in time."""
-        tensors: dict[str, Array] = {}
-        meta: dict[str, Any] = {}
-        calls = [actor.handle.shard_states.remote(frozenset(undone)) for actor in self._actors if actor.is_up]
-        try:
-            states = ray.get(calls, timeout=timeout_s)
-        except RayError as error:
-            _log.warning("the actors' states cannot be had: %s", cause_of(error))
-            return None
-        for state in states:
-            if state is None:
-                return None
-            tensors |= state[0]
-            meta |= state[1]
-        return tensors, meta
+    def submit_shard_states(self, undone: Collection[int], timeout_s: float) -> None:
+        """What all actors keep, answered by ShardStates."""
+        self._calls.forget(self)  # an earlier question
+        replies = [actor.handle.shard_states.remote(frozenset(undone)) for actor in self._actors if actor.is_up]
+        if replies:
+            self._calls.expect_all(replies, _merged, owner=self, timeout_s=timeout_s)
+        else:
+            self._events.append(ShardStates(({}, {})))
 
     def doing(self) -> list[str]:
         """In words: who works on what, for how long."""
-        now = time.monotonic()
+        now = self._calls.clock()
         busy = [
-            f"{actor.actor_id} on ticket {actor.pending[0].ticket.header.ticket_id} "
-            f"({_what(actor.pending[0].ticket)}) for {now - actor.head_since:.0f} s"
+            f"{actor.actor_id} on ticket {actor.pending[0].header.ticket_id} "
+            f"({_what(actor.pending[0])}) for {now - actor.head_since:.0f} s"
             for actor in self._actors
             if actor.pending and actor.is_up
         ]
-        return busy + [f"{actor.actor_id} to have room" for actor in self._actors if actor.is_coming]
+        waits = {"coming": "to have room", "down": "to be started again"}
+        return busy + [f"{actor.actor_id} {waits[actor.state]}" for actor in self._actors if not actor.is_up]
 
     def tend(self) -> list[Event]:
         """Ends actors whose unit takes longer than its deadline, and starts those again whose back-off is over."""
-        now = time.monotonic()
-        events: list[Event] = []
+        now = self._calls.clock()
+        events, self._events = self._events, []
         for actor in self._actors:
-            if actor.state == "down" and now >= actor.start_at:
+            if actor.state == "down" and now >= actor.start_at and self._may_start():
                 self._start(actor)
             if actor.is_coming and actor.pending and now > actor.start_at + ROOM_GRACE_S:
                 self._reroute(actor)
             # Actors that keep deadlines themselves are ended only when they do not.
             grace_s = DEADLINE_GRACE_S if self._admits_together else 0.0
-            if actor.is_up and actor.pending and now - actor.head_since > actor.pending[0].ticket.deadline_s + grace_s:
-                ticket = actor.pending[0].ticket
+            if actor.is_up and actor.pending and now - actor.head_since > actor.pending[0].deadline_s + grace_s:
+                ticket = actor.pending[0]
                 detail = (
                     f"{actor.actor_id}: {_what(ticket)} has not returned within "
                     f"{ticket.deadline_s:.0f} s; logs/{actor.actor_id}.trace shows where it hangs"
                 )
                 events += self._lose(actor, "deadline", detail)
+        self._dispatch()
         return events
 
     # Coming and going.
 
     def _start(self, actor: _Actor) -> None:
         actor.handle = self._spawn(actor.actor_id, actor.index)
-        actor.ready = actor.handle.ready.remote()
-        actor.state, actor.node_id, actor.start_at = "coming", "", time.monotonic()
-        self._pending[actor.ready] = partial(self._on_ready, actor, actor.ready)
+        actor.state, actor.node_id, actor.start_at = "coming", "", self._calls.clock()
+        timeout_s = START_TIMEOUT_S if actor in self._first else float("inf")
+        self._calls.expect(
+            actor.handle.ready.remote(), partial(self._on_ready, actor), owner=actor, timeout_s=timeout_s
+        )
+
+    def _on_ready(self, actor: _Actor, answer: Answer) -> list[Event]:
+        try:
+            actor.node_id = answer()
+        except RayError as error:
+            return self._did_not_start(actor, error)
+        actor.state, actor.head_since = "up", self._calls.clock()
+        _log.info("%s is up on node %s", actor.actor_id, actor.node_id[:8])
+        if actor in self._first and self._shard_state is not None:
+            restored = actor.handle.restore_shards.remote(*self._shard_state)
+            self._calls.expect(restored, partial(self._on_restored, actor), owner=actor, timeout_s=CONTROL_TIMEOUT_S)
+        else:
+            self._first.discard(actor)
+        return []
+
+    def _on_restored(self, actor: _Actor, answer: Answer) -> list[Event]:
+        try:
+            answer()
+        except RayError as error:
+            return self._did_not_start(actor, error)
+        self._first.discard(actor)
+        return []
+
+    def _did_not_start(self, actor: _Actor, error: RayError) -> list[Event]:
+        """Raises RollcallError: naming the actor, and why, where the run cannot begin without it."""
+        if actor not in self._first:
+            return self._lose_for(actor, error)
+        if isinstance(error, GetTimeoutError):
+            raise RollcallError(no_room_for(actor.actor_id)) from None
+        why = death_of(error) if isinstance(error, RayActorError) else cause_of(error)
+        raise RollcallError(f"{actor.actor_id} did not start: {why}") from error
 
     def _reroute(self, actor: _Actor) -> None:
         """What waits with an actor that has no room goes to others, if any are up. It asks for room anew."""
         if not any(other.is_up for other in self._actors):
             return
-        tickets = [work.ticket for work in actor.pending]
-        for work in actor.pending:
-            self._pending.pop(work.produced, None)
-        self._pending.pop(actor.ready, None)
-        actor.pending.clear()
-        ray.kill(actor.handle)
+        self._held += self._end(actor)
         self._lanes.lost(actor)
-        self._start(actor)
-        self.submit(tickets)
+        actor.start_at = self._calls.clock()
 
-    def _on_ready(self, actor: _Actor, ready: Any) -> list[Event]:
-        del self._pending[ready]
-        try:
-            self._came(actor, ray.get(ready, timeout=CONTROL_TIMEOUT_S))
-        except RayActorError as error:
-            return self._lose_dead(actor, error)
-        return []
-
-    def _came(self, actor: _Actor, node_id: str) -> None:
-        self._pending.pop(actor.ready, None)
-        actor.state, actor.node_id, actor.head_since = "up", node_id, time.monotonic()
-        _log.info("%s is up on node %s", actor.actor_id, node_id[:8])
-
-    def _lose_dead(self, actor: _Actor, error: RayActorError) -> list[Event]:
-        detail = f"{actor.actor_id} died ({death_of(error)})"
-        return self._lose(actor, "actor_died", detail, blameless=node_of(error, actor.node_id))
-
-    def _lose(
-        self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False, raised: bool = False
-    ) -> list[Event]:
-        """All its pending units fail; it is started again when its back-off allows, and its shards start anew. What a
-        node or the parameter server took along was not the actor's fault; what its own code `raised` was."""
-        if actor.state == "down":
-            return []
-        ray.kill(actor.handle)  # also where it seems dead: if it is not, it keeps the room that the next one needs
-        lost = [work.ticket for work in actor.pending]
-        for work in actor.pending:
-            self._pending.pop(work.produced, None)
-        self._pending.pop(actor.ready, None)
-        actor.pending.clear()
+    def _end(self, actor: _Actor) -> list[Ticket]:
+        """Returns what it was to work on. (It is killed also where it seems dead: if it is not, it keeps the room that
+        the next one needs.)"""
+        self._calls.api.kill(actor.handle)
+        self._calls.forget(actor)
+        lost, actor.pending = list(actor.pending), deque()
         actor.state = "down"
-        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail, raised=raised)
-        actor.start_at = time.monotonic() + delay_s
-        self.restarts += 1
-        idle = self._lanes.lost(actor).items() - {(ticket.lane, ticket.header.ticket_id) for ticket in lost}
-        events: list[Event] = [
-            TicketFailed(
-                ticket.header,
-                reason=reason if position == 0 else "actor_died",
-                detail=detail,
-                state_lost=True,
-            )
-            for position, ticket in enumerate(lost)
-        ]
-        return [*events, StateLost(tuple(sorted(ticket_id for _, ticket_id in idle)))] if idle else events
+        return lost
 
-    # Work.
-
-    def _choose(self, lane: int) -> _Actor:
-        if self._lanes.may_move_home(lane):
-            self._move_home(lane)
-        actor = self._lanes.choose(lane)
-        while actor is None:  # all of them are down
-            first = min(self._actors, key=lambda one: one.start_at)
-            time.sleep(max(0.0, first.start_at - time.monotonic()))  # at most max_delay_s of its budget
-            self._start(first)
-            actor = self._lanes.choose(lane)
-        return actor
-
-    def _move_home(self, lane: int) -> None:
-        """Its state goes along, as it is after what is under way there. This waits for that, once in a lane's move."""
-        holder, home = self._lanes.holder(lane), self._lanes.home(lane)
-        assert holder is not None
-        if not holder.is_up:
-            return
-        try:
-            moves, state = ray.get(holder.handle.shard_state.remote(lane), timeout=CONTROL_TIMEOUT_S)
-        except RayError:
-            return  # whoever works on the lane next finds out what is the matter
-        if moves:
-            holder.handle.take_over.remote(lane, None)
-            home.handle.take_over.remote(lane, state)
-            self._lanes.given(lane, home, -1)
-        else:
-            self._lanes.stays(lane)
-
-    def _submit(self, actor: _Actor, ticket: Ticket) -> None:
-        produced, trajectory = actor.handle.produce.options(num_returns=2).remote(ticket)
-        if not actor.pending:
-            actor.head_since = time.monotonic()
-        work = _Work(ticket, produced, trajectory)
-        actor.pending.append(work)
-        self._pending[produced] = partial(self._on_answer, actor, work)
-
-    def _on_answer(self, actor: _Actor, work: _Work) -> list[Event]:
-        del self._pending[work.produced]
-        try:
-            outcome = ray.get(work.produced, timeout=CONTROL_TIMEOUT_S)
-        except RayTaskError as error:
+    def _lose_for(self, actor: _Actor, error: RayError) -> list[Event]:
+        """The actor that a call ended for with this error."""
+        if isinstance(error, RayTaskError):
             cause = cause_of(error)
             if isinstance(cause, RayActorError):
                 detail = f"{actor.actor_id} lost whoever gave it weights"
@@ -295,18 +223,123 @@ class RayActors:
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
             detail = raised_in(actor.actor_id, error, f"logs/{actor.actor_id}.log")
             return self._lose(actor, "actor_failed", detail, raised=is_raised(error))
-        except RayActorError as error:
-            return self._lose_dead(actor, error)
+        if isinstance(error, RayActorError):
+            blameless = node_of(error, actor.node_id, self._calls.api.nodes())
+            return self._lose(actor, "actor_died", f"{actor.actor_id} died ({death_of(error)})", blameless=blameless)
+        return self._lose(actor, "actor_failed", f"{actor.actor_id}: {in_a_line(error)}")
+
+    def _lose(
+        self, actor: _Actor, reason: str, detail: str, *, blameless: bool = False, raised: bool = False
+    ) -> list[Event]:
+        """All its pending units fail; it is started again when its back-off allows, and its shards start anew. What a
+        node or the parameter server took along was not the actor's fault; what its own code `raised` was."""
+        if actor.state == "down":
+            return []
+        lost = self._end(actor)
+        lost += [ticket for ticket in self._held if self._moving.get(ticket.lane) is actor]
+        self._held = [ticket for ticket in self._held if self._moving.get(ticket.lane) is not actor]
+        self._moving = {lane: holder for lane, holder in self._moving.items() if holder is not actor}
+        delay_s = BLAMELESS_DELAY_S if blameless else actor.budget.next_delay_s(detail, raised=raised)
+        actor.start_at = self._calls.clock() + delay_s
+        self.restarts += 1
+        self._on_loss()
+        lanes = {ticket.lane for ticket in lost}
+        idle = [ticket_id for lane, ticket_id in self._lanes.lost(actor).items() if lane not in lanes]
+        events: list[Event] = [
+            TicketFailed(
+                ticket.header,
+                reason=reason if position == 0 else "actor_died",
+                detail=detail,
+                state_lost=True,
+            )
+            for position, ticket in enumerate(lost)
+        ]
+        return [*events, StateLost(tuple(sorted(idle)))] if idle else events
+
+    # Tickets.
+
+    def _dispatch(self) -> None:
+        """Gives the tickets that wait to whoever is to work on them; those that nobody can work on now wait on."""
+        waiting, self._held = self._held, []
+        shares: dict[int, list[Ticket]] = {}
+        for ticket in waiting:
+            actor = None if self._moves(ticket.lane) else self._lanes.choose(ticket.lane)
+            if actor is None:
+                self._held.append(ticket)
+                continue
+            self._lanes.given(ticket.lane, actor, ticket.header.ticket_id)
+            shares.setdefault(actor.index, []).append(ticket)
+        for index in sorted(shares):
+            actor = self._actors[index]
+            if self._admits_together:
+                actor.handle.admit.remote(shares[index])
+            for ticket in shares[index]:
+                self._ask(actor, ticket)
+
+    def _moves(self, lane: int) -> bool:
+        """Whether the lane's state is on its way home; asks for it where its home is up again. It goes along as it is
+        after what is under way there."""
+        holder = self._lanes.holder(lane)
+        if lane not in self._moving and self._lanes.may_move_home(lane) and holder is not None and holder.is_up:
+            self._moving[lane] = holder
+            self._calls.expect(
+                holder.handle.shard_state.remote(lane),
+                partial(self._on_state, lane),
+                owner=holder,
+                timeout_s=CONTROL_TIMEOUT_S,
+            )
+        return lane in self._moving
+
+    def _on_state(self, lane: int, answer: Answer) -> list[Event]:
+        holder, home = self._moving.pop(lane), self._lanes.home(lane)
+        try:
+            moves, state = answer()
+        except RayError:
+            moves = False  # whoever works on the lane next finds out what is the matter
+        if home.is_up and moves:
+            holder.handle.take_over.remote(lane, None)
+            home.handle.take_over.remote(lane, state)
+            self._lanes.moved_home(lane)
+        elif home.is_up:
+            self._lanes.stays(lane)
+        self._dispatch()
+        return []
+
+    def _ask(self, actor: _Actor, ticket: Ticket) -> None:
+        produced, trajectory = actor.handle.produce.options(num_returns=2).remote(ticket)
+        if not actor.pending:
+            actor.head_since = self._calls.clock()
+        actor.pending.append(ticket)
+        self._calls.expect(produced, partial(self._on_produced, actor, ticket, trajectory), owner=actor)
+
+    def _on_produced(self, actor: _Actor, ticket: Ticket, trajectory: Any, answer: Answer) -> list[Event]:
+        try:
+            outcome = answer()
         except RayError as error:
-            return self._lose(actor, "actor_failed", f"{actor.actor_id}: {in_a_line(error)}")
-        finally:
-            if work in actor.pending:
-                actor.pending.remove(work)
-                actor.head_since = time.monotonic()
+            return self._lose_for(actor, error)
+        actor.pending.remove(ticket)
+        actor.head_since = self._calls.clock()
         if isinstance(outcome, TicketFailed):
             return [outcome]
         actor.budget.came_through()
-        return [TicketProduced(outcome, work.trajectory)]
+        return [TicketProduced(outcome, trajectory)]
+
+
+def _merged(answer: Answer) -> list[Event]:
+    """The states of all actors, if every one of them has one."""
+    tensors: dict[str, Array] = {}
+    meta: dict[str, JsonValue] = {}
+    try:
+        states = answer()
+    except RayError as error:
+        _log.warning("the actors' states cannot be had: %s", cause_of(error))
+        return [ShardStates(None)]
+    if any(state is None for state in states):
+        return [ShardStates(None)]
+    for state in states:
+        tensors |= state[0]
+        meta |= state[1]
+    return [ShardStates((tensors, meta))]
 
 
 def _what(ticket: Ticket) -> str:

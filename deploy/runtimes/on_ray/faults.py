@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.inputs.user_code import described
@@ -55,10 +57,11 @@ def raised_in(member: str, error: RayError, log: str) -> str:
     return f"{member} raised {line}; what it printed is in {log}{separator}{trace}"
 
 
-def death_of(error: RayActorError) -> str:
+def death_of(error: RayActorError | GetTimeoutError) -> str:
     if memory := _out_of_memory(error):
         return memory
-    if error.actor_init_failed:  # its last words come last, after Ray's and the traceback
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        # Its last words come last, after Ray's and the traceback.
         return str(error).strip().splitlines()[-1][:LONGEST]
     return " ".join(str(error).split())[:200]
 
@@ -81,11 +84,12 @@ def _out_of_memory(error: BaseException) -> str:
     return f"out of memory: {used}; {_TAKES_LESS}"
 
 
-def node_of(actor_died: RayActorError, node_id: str) -> bool:
-    """Whether the node went, and the actor only with it. `node_id`: where it ran, as far as that is known."""
+def node_of(actor_died: RayActorError, node_id: str, nodes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the node went, and the actor only with it. `node_id`: where it ran, as far as that is known; `nodes`: as
+    Ray lists them."""
     if actor_died.preempted or "node has died" in str(actor_died) or "node was terminated" in str(actor_died):
         return True
-    return any(node["NodeID"] == node_id and not node["Alive"] for node in ray.nodes())
+    return any(node["NodeID"] == node_id and not node["Alive"] for node in nodes)
 
 
 def no_room_for(member: str) -> str:

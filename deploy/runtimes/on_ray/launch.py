@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rollcall.deploy.config.load import AnyConfig
 from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.rundir.jobs import current_job, stop_patience_s
 from rollcall.deploy.runtimes.on_ray.cluster import connect
 
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def ray_workers(
-    config: AnyConfig, parts: Parts, directory: Path, tell: Callable[[str, str], None], *, keep_versions: int
+    config: AnyConfig,
+    parts: Parts,
+    directory: Path,
+    tell: Callable[[str, str], None],
+    *,
+    keep_versions: int,
+    train_reward_model: TrainRewardModel,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> RayWorkers:
     """Connected, with room on the cluster, and nothing begun.
 
@@ -27,6 +35,8 @@ def ray_workers(
     """
     roles = config.cluster
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
+    if parts.preference_training is not None:
+        demand += roles.preference_trainer.num_cpus
     cluster = connect(num_cpus=demand)
     from rollcall.deploy.runtimes.on_ray.members import (
         Composition,  # these import ray, which had to be told of tokens first
@@ -46,8 +56,9 @@ def ray_workers(
             cluster=roles,
             needs=_needs(config, parts, directory),
             stop_patience_s=stop_patience_s(),
+            train_reward_model=train_reward_model,
         )
-        return RayWorkers(composition, cluster, tell)
+        return RayWorkers(composition, cluster, tell, stop_requested)
     except BaseException:
         cluster.close()
         raise

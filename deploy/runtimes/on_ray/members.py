@@ -11,6 +11,7 @@ import ray
 from rollcall.cluster.loop.supervision import SupervisionConfig
 from rollcall.deploy.config.placement import ClusterConfig
 from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.runtimes.on_ray.nodes import Needs
 from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.processes import (
@@ -20,6 +21,7 @@ from rollcall.deploy.runtimes.on_ray.processes import (
     GymActorProcess,
     LearnerProcess,
     LMActorProcess,
+    PreferenceTrainerProcess,
     ScoringProcess,
 )
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess
@@ -42,6 +44,7 @@ class Composition:
     cluster: ClusterConfig
     needs: Needs
     stop_patience_s: float  # how long a stop may wait for anybody
+    train_reward_model: TrainRewardModel
 
 
 class Members:
@@ -84,4 +87,12 @@ class Members:
         options = self._placement.scoring(beside_driver=wanted is None or wanted.url is None)
         return remote.options(**options, max_restarts=0, max_concurrency=SCORING_CONCURRENCY).remote(
             self._plan.parts, *self._where
+        )
+
+    def preference_trainer(self) -> Any:
+        untyped: Any = ray.remote
+        remote = untyped(concurrency_groups={ASIDE: 1})(PreferenceTrainerProcess)
+        options = self._placement.preference_trainer()
+        return remote.options(**options, max_restarts=0).remote(
+            self._plan.parts, self._plan.train_reward_model, *self._where
         )

@@ -11,7 +11,7 @@ import ray
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.config.placement import Bundle, ClusterConfig, Node, bundle, shortage, total
 
 SLICE_S = 1  # of the wait for room
@@ -32,6 +32,7 @@ class Placement:
         actors_generate: bool,
         learner_uses_gpu: bool,
         private: bool,
+        trains_on_preferences: bool = False,
     ) -> None:
         """`private`: the cluster is this run's own, and nobody adds nodes to it."""
         self._config = config
@@ -44,16 +45,20 @@ class Placement:
         gpu = 1.0 if actors_generate and spare >= self.min_actors else 0.0
         self._actor = bundle("actors", config.actors, num_gpus=gpu)
         groups = [self._learner] * num_learners + [self._actor] * self.min_actors
+        self._trainer = bundle("preference trainer", config.preference_trainer, num_gpus=0.0)
+        self._beside_driver = [self._trainer] if trains_on_preferences and self._trainer.demand else []
         self._bundles = [item for item in groups if item.demand]  # who needs nothing has no bundle
         self._first_actor = num_learners if self._learner.demand else 0
         self._group: Any = None
 
-    def reserve(self, tell: Callable[[str], None]) -> None:
+    def reserve(self, tell: Callable[[str], None], stop_requested: Callable[[], bool]) -> None:
         """Waits until there is room for the group. `tell`: told when that takes a while.
 
         Raises:
           BadInput: what is missing, and for which role, when there is no room in time.
+          RollcallError: a stop was requested.
         """
+        self._check_beside_driver()
         if not self._bundles:
             return
         missing = self._shortage()
@@ -69,6 +74,8 @@ class Placement:
             raise BadInput(f"section cluster: {' '.join(str(error).split())}") from None
         began, told = time.monotonic(), False
         while not self._group.wait(SLICE_S):
+            if stop_requested():
+                raise RollcallError("stopped while it waited for room on the cluster: nothing had begun")
             waited_s = time.monotonic() - began
             if waited_s > self._config.room_timeout_s:
                 raise BadInput(self._no_room())
@@ -110,12 +117,20 @@ class Placement:
     def scoring(self, *, beside_driver: bool) -> dict[str, Any]:
         """`beside_driver`: a private reward service listens on the driver's machine alone."""
         plain = _plain(bundle("", self._config.scoring, num_gpus=0.0))
-        if not beside_driver:
-            return plain
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        return {name: value for name, value in plain.items() if name != "label_selector"} | {
-            "scheduling_strategy": here
-        }
+        return _on_driver(plain) if beside_driver else plain
+
+    def preference_trainer(self) -> dict[str, Any]:
+        """Beside the reward service, which is private, and the models that it loads."""
+        return _on_driver(_plain(self._trainer))
+
+    def _check_beside_driver(self) -> None:
+        """Raises BadInput: where the driver's node has never room for who must be on it."""
+        here = [node for node in _ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id()]
+        missing = shortage(self._beside_driver, [Node(node["Resources"], {}) for node in here], "PACK")
+        if missing:
+            raise BadInput(
+                f"the driver's node lacks {missing}; set cluster.preference_trainer.num_cpus=0 where it may share"
+            )
 
     def close(self) -> None:
         if self._group is not None:
@@ -156,6 +171,11 @@ def _plain(item: Bundle) -> dict[str, Any]:
         "resources": others or None,
         "label_selector": dict(item.labels) or None,
     }
+
+
+def _on_driver(options: dict[str, Any]) -> dict[str, Any]:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {**options, "label_selector": None, "scheduling_strategy": here}
 
 
 def _counted(bundles: Sequence[Bundle]) -> str:

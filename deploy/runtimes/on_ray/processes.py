@@ -30,6 +30,7 @@ from rollcall.cluster.messages.events import TicketFailed
 from rollcall.cluster.messages.records import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardModel
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
@@ -37,7 +38,7 @@ from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner, resolve_device
 
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs
-ASIDE = "aside"  # the thread of the learner's process that hears while the other works
+ASIDE = "aside"  # the thread of a learner's or trainer's process that hears while the other works
 TRANSFER = "transfer"  # and the one that sends weights to engines
 
 
@@ -166,6 +167,26 @@ class ScoringProcess:
             return self._scorer.score(produced, trajectory)
         except CONTAINED as error:
             return ticket_failure(produced, error), None
+
+
+class PreferenceTrainerProcess:
+    """A PreferenceTrainer as a Ray actor, which says that it is at work while it works."""
+
+    def __init__(self, parts: Parts, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
+        _settle(working_directory, logs / "preference-trainer.log")
+        training = parts.preference_training
+        assert training is not None
+        self._trainer = training.trainer(train)
+
+    def offer(self, trajectory: GymTrajectory) -> None:
+        self._trainer.offer(trajectory)
+
+    def advance(self, due: int) -> TrainerReport:
+        return self._trainer.advance(due)
+
+    @ray.method(concurrency_group=ASIDE)
+    def get_beats(self) -> int:
+        return self._trainer.beats
 
 
 class LearnerProcess:

@@ -1,50 +1,45 @@
-"""The Ray runtime: the coordinator's Workers, with every member of the run a Ray actor in processes.py.
-Knows who is alive and what each was asked; must never decide what happens to the books."""
+"""The Ray runtime: the coordinator's Workers, with every member of the run a Ray actor. Puts the members together; what
+is to be done when one of them dies, each member's own file knows."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
-from rollcall.cluster.errors import EngineMismatch, RollcallError
+from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.events import EvalDone, Event, Handle, LearnerLost, StepDone
-from rollcall.cluster.messages.records import Array, Produced, Ticket
+from rollcall.cluster.messages.events import EvalDone, Event, Handle, States
+from rollcall.cluster.messages.records import Produced, Ticket
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.deploy.rundir.storage_faults import storage_fault
-from rollcall.deploy.runtimes.on_ray.actors import Pending, RayActors
+from rollcall.deploy.runtimes.on_ray.actors import RayActors
+from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
-from rollcall.deploy.runtimes.on_ray.faults import (
-    CONTROL_TIMEOUT_S,
-    START_TIMEOUT_S,
-    cause_of,
-    death_of,
-    in_a_line,
-    is_raised,
-    no_room_for,
-    node_of,
-    raised_in,
-)
+from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, death_of, in_a_line
+from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
+from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
 from rollcall.deploy.runtimes.on_ray.placement import Placement
-from rollcall.deploy.runtimes.on_ray.scoring import RayScoring
-
-_log = logging.getLogger("rollcall")
+from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
+from rollcall.deploy.runtimes.on_ray.trainer_calls import RayTrainerCalls
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 
 
 class RayWorkers:
     """The coordinator's Workers, on Ray."""
 
-    def __init__(self, composition: Composition, cluster: Cluster, tell: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        composition: Composition,
+        cluster: Cluster,
+        tell: Callable[[str, str], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
         """`tell`: (kind, text) of what takes long before anything begins.
 
         Raises:
@@ -60,83 +55,82 @@ class RayWorkers:
             actors_generate=generates,
             learner_uses_gpu=composition.learner_device != "cpu",
             private=cluster.private,
+            trains_on_preferences=composition.parts.preference_training is not None,
         )
-        self._placement.reserve(lambda text: tell("room", text))
+        self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs)
-        self._members = Members(composition, self._placement)
-        self._pending: Pending = {}
-        self._server = self._members.server()
-        self._server_budget = self._budget("the parameter server")
-        self._server_restarts = 0
-        self._weights: Any = None  # the newest
+        self._members = members = Members(composition, self._placement)
+        self._calls = Calls()
+        self._server = RayParameterServer(members.server, self._budget("the parameter server"), self._calls)
+        self._learner = RayLearner(
+            members.learners,
+            self._budget("the learner"),
+            self._calls,
+            self._server,
+            device=composition.learner_device,
+            sends_weights=composition.parts.weight_transfer != "object_store",
+        )
         self._actors = RayActors(
             [f"{composition.parts.actor_prefix}-{index}" for index in range(composition.num_actors)],
-            spawn=self._spawn_actor,
+            spawn=lambda actor_id, index: members.actor(actor_id, index, self._server.handle),
             budget=self._budget,
-            pending=self._pending,
+            calls=self._calls,
+            num_first=self._placement.min_actors,
             admits_together=generates,
+            on_loss=self._check_suppliers,
+            may_start=lambda: self._server.is_up,
         )
         self._scoring = (
-            RayScoring(self._members.scoring, self._budget("the scoring process"), self._pending)
+            RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
             if composition.scored
             else None
         )
-        self._learners: list[Any] = []
-        self._learner_node = ""
-        self._learner_budget = self._budget("the learner")
-        self._newest_step = -1  # that was ever done here
-        self._steps: deque[tuple[StepOrder, list[Any], Any]] = deque()
+        self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
+        self._gate = self._preference_gate()
         self._evaluator: Any = None
         self._num_evals = 0  # under way
 
-    # Start.
-
-    def start(self, checkpoint: Path | None, *, shard_state: tuple[dict[str, Array], dict[str, Any]] | None) -> None:
-        """Starts all processes, in parallel; each has a deadline.
-
-        Raises:
-          RollcallError: naming the member that did not start, and why.
-        """
-        self._start_learner(checkpoint)
-        if self._plan.eval_episodes:
-            self._evaluator = self._members.evaluator()
-        self._actors.wait_ready(self._placement.min_actors, shard_state)
-
-    def publish_initial(self, *, epoch: int, version: int) -> None:
-        replies = [item.weights.remote(epoch, version) for item in self._learners]
-        self.publish(replies[0])
-
-    def _spawn_actor(self, actor_id: str, index: int) -> Any:
-        """With a parameter server and a learner that live: they may be why the actor is started again."""
-        if self._weights is not None:
-            self._ask_learner()
-            try:
-                ray.get(self._server.running.remote(), timeout=CONTROL_TIMEOUT_S)
-            except RayActorError:
-                self.publish(self._weights)
-        return self._members.actor(actor_id, index, self._server)
-
-    def _start_learner(self, checkpoint: Path | None) -> None:
-        self._learners = self._members.learners()
-        try:
-            alone = len(self._learners) == 1
-            address = "" if alone else ray.get(self._learners[0].address.remote(), timeout=START_TIMEOUT_S)
-            started = [item.start.remote(address, self._plan.learner_device, checkpoint) for item in self._learners]
-            self._learner_node = ray.get(started, timeout=START_TIMEOUT_S)[0]
-        except GetTimeoutError:
-            raise RollcallError(no_room_for("the learner")) from None
-        except RayTaskError as error:
-            cause = cause_of(error)
-            if isinstance(cause, RollcallError):
-                raise cause from None
-            raise RollcallError(storage_fault(cause) or f"the learner did not start: {cause}") from error
-        except RayActorError as error:
-            raise RollcallError(f"the learner did not start: {death_of(error)}") from error
+    def _preference_gate(self) -> PreferenceGate | None:
+        """Of a run from preferences."""
+        training = self._plan.parts.preference_training
+        if training is None:
+            return None
+        budget, patience_s = self._budget("the preference trainer"), training.config.patience_s
+        return PreferenceGate(self._trainer, due=training.due, patience_s=patience_s, budget=budget)
 
     def _budget(self, component: str) -> RestartBudget:
         limits = self._plan.supervision
         return RestartBudget(component, max_restarts=limits.max_restarts, window_s=limits.restart_window_s)
+
+    # Beginning and end.
+
+    def start(self, checkpoint: Path | None, *, shard_state: States | None) -> None:
+        """Starts all processes, in parallel. `poll` raises RollcallError for a member that does not start in time,
+        naming it, and why."""
+        self._learner.start(checkpoint)
+        if self._gate is not None:
+            self._gate.start()
+        if self._plan.eval_episodes:
+            self._evaluator = self._members.evaluator()
+        self._actors.begin_with(shard_state)
+
+    def publish_initial(self, *, epoch: int, version: int) -> None:
+        self._learner.publish_initial(epoch=epoch, version=version)
+
+    @property
+    def have_started(self) -> bool:
+        return self._learner.is_up and self._actors.have_started
+
+    def close(self) -> None:
+        """Ends every process of this run."""
+        scoring = self._scoring.handle if self._scoring is not None else None
+        others = [scoring, self._trainer.handle, self._evaluator, self._server.handle]
+        for handle in [*self._actors.handles, *self._learner.processes, *others]:
+            if handle is not None:
+                ray.kill(handle)
+        self._placement.close()
+        self._cluster.close()
 
     # Work.
 
@@ -145,19 +139,34 @@ class RayWorkers:
 
     def submit_scoring(self, produced: Produced, handle: Handle) -> None:
         assert self._scoring is not None
-        self._scoring.submit(produced, handle)
+        if self._gate is not None:
+            self._gate.hold(produced, handle)
+        else:
+            self._scoring.submit(produced, handle)
 
     def submit_step(self, order: StepOrder, handles: Sequence[Handle]) -> None:
-        replies = [item.step.options(num_returns=2).remote(order, *handles) for item in self._learners]
-        reports = [reply[0] for reply in replies]
-        self._steps.append((order, reports, replies[0][1]))
-        for report in reports:
-            self._pending[report] = self._on_step
+        self._learner.submit(order, handles)
 
     def submit_eval(self, *, step: int, env_steps: int) -> None:
-        reference = self._evaluator.evaluate.remote(self._weights, self._plan.eval_episodes)
+        reference = self._evaluator.evaluate.remote(self._server.newest, self._plan.eval_episodes)
         self._num_evals += 1
-        self._pending[reference] = partial(self._on_eval, reference, step, env_steps)
+        self._calls.expect(reference, partial(self._on_eval, step, env_steps), owner=self)
+
+    def submit_save(self, directory: Path, *, epoch: int, version: int) -> None:
+        self._learner.save(directory, epoch=epoch, version=version)
+
+    def submit_shard_states(self, undone: Collection[int] = ()) -> None:
+        patience_s = min(self._plan.stop_patience_s, CONTROL_TIMEOUT_S) if undone else CONTROL_TIMEOUT_S
+        self._actors.submit_shard_states(undone, patience_s)
+
+    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int) -> None:
+        self._learner.start(checkpoint)
+        self._learner.publish_initial(epoch=epoch, version=version)
+
+    def interrupt_learner(self) -> None:
+        self._learner.interrupt()
+
+    # How it stands.
 
     @property
     def evals_pending(self) -> bool:
@@ -171,111 +180,42 @@ class RayWorkers:
     def restarts_by_role(self) -> Mapping[str, int]:
         return {
             "actor": self._actors.restarts,
-            "parameter_server": self._server_restarts,
+            "parameter_server": self._server.restarts,
             "scoring": self._scoring.restarts if self._scoring is not None else 0,
+            "preference_trainer": self._gate.restarts if self._gate is not None else 0,
         }
-
-    def publish(self, weights: Handle) -> None:
-        """Also replaces a parameter server that has died: the newest weights are all that it had to keep. Actors that
-        still ask the old one fail, and are started again with the new one."""
-        self._weights = weights
-        while (death := self._offer_weights()) is not None:
-            self._server_restarts += 1
-            time.sleep(self._server_budget.next_delay_s(death_of(death)))
-            self._server = self._members.server()
-
-    def _offer_weights(self) -> RayActorError | None:
-        """To the parameter server; why it has died, where it has."""
-        try:
-            sender = None if self._plan.parts.weight_transfer == "object_store" else self._learners[0]
-            ray.get(self._server.publish.remote([self._weights], sender), timeout=START_TIMEOUT_S)
-        except RayTaskError as error:
-            if not isinstance(cause_of(error), ObjectLostError | RayActorError):
-                raise
-            _log.warning("the newest weights went with the learner, which is started again and publishes anew")
-        except RayActorError as error:
-            return error
-        return None
 
     @property
     def weights_hash(self) -> str:
         """Of the newest weights; empty if they are lost."""
-        if self._weights is None:
+        if self._server.newest is None:
             return ""
         try:
-            return str(ray.get(self._weights, timeout=CONTROL_TIMEOUT_S).checksum)
+            return str(ray.get(self._server.newest, timeout=CONTROL_TIMEOUT_S).checksum)
         except RayError:
             return ""
-
-    def close(self) -> None:
-        """Ends every process of this run."""
-        scoring = self._scoring.handle if self._scoring is not None else None
-        for handle in [*self._actors.handles, scoring, *self._learners, self._evaluator, self._server]:
-            if handle is not None:
-                ray.kill(handle)
-        self._placement.close()
-        self._cluster.close()
-
-    def release(self, handle: Handle) -> None:
-        """References free themselves when the coordinator forgets them."""
-
-    def save_learner(self, directory: Path, *, epoch: int, version: int) -> None:
-        ray.get([item.save.remote(directory, epoch, version) for item in self._learners], timeout=START_TIMEOUT_S)
-
-    def interrupt_learner(self) -> None:
-        for item in self._learners:
-            item.interrupt.remote()
-
-    def shard_states(self, undone: Collection[int] = ()) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        patience_s = min(self._plan.stop_patience_s, CONTROL_TIMEOUT_S) if undone else CONTROL_TIMEOUT_S
-        return self._actors.shard_states(undone, patience_s)
 
     def waiting_for(self) -> str:
         """In words: who works on what, for how long."""
         scoring = self._scoring.doing() if self._scoring is not None else []
-        learner = [f"the learner on step {self._steps[0][0].step}"] if self._steps else []
-        return ", ".join(self._actors.doing() + scoring + learner) or "nobody: no work is submitted"
+        labels = self._gate.doing() if self._gate is not None else []
+        doing = [*self._actors.doing(), *labels, *scoring, *self._learner.doing(), *self._server.doing()]
+        return ", ".join(doing) or "nobody: no work is submitted"
 
     # Events.
 
     def poll(self, timeout_s: float) -> list[Event]:
-        events = self._actors.tend()
-        references = list(self._pending)
-        if not references or events:
-            return events
-        ready, _ = ray.wait(references, num_returns=1, timeout=timeout_s, fetch_local=False)
-        if ready and len(references) > 1:
-            ready, _ = ray.wait(references, num_returns=len(references), timeout=0, fetch_local=False)
-        for reference in ready:
-            answer = self._pending.get(reference)
-            if answer is not None:  # not settled by an event before it
-                events += answer()
-        return events
+        self._server.tend()
+        if self._scoring is not None:
+            self._scoring.tend()
+            for produced, trajectory in self._gate.tend() if self._gate is not None else ():
+                self._scoring.submit(produced, trajectory)
+        return [*self._actors.tend(), *self._learner.tend()] or self._calls.wait(timeout_s)
 
-    def _on_step(self) -> list[Event]:
-        _, reports, weights = self._steps[0]
-        done, waiting = ray.wait(reports, num_returns=len(reports), timeout=0, fetch_local=False)
-        try:
-            results = ray.get(done, timeout=CONTROL_TIMEOUT_S)
-        except RayError as error:
-            return [self._lose_learner(error)]
-        if waiting:
-            for reference in done:  # the other processes finish within their collective's deadline
-                self._pending.pop(reference, None)
-            return []
-        order, _, _ = self._steps.popleft()
-        for reference in reports:
-            self._pending.pop(reference, None)
-        if order.step > self._newest_step:  # a step done again, after a restore, is no sign that the next one can be
-            self._newest_step = order.step
-            self._learner_budget.came_through()
-        return [StepDone(results[0], weights)]
-
-    def _on_eval(self, reference: Any, step: int, env_steps: int) -> list[Event]:
-        del self._pending[reference]
+    def _on_eval(self, step: int, env_steps: int, answer: Answer) -> list[Event]:
         self._num_evals -= 1
         try:
-            return [EvalDone(step, env_steps, ray.get(reference, timeout=CONTROL_TIMEOUT_S))]
+            return [EvalDone(step, env_steps, answer())]
         except RayActorError as error:
             self._evaluator = self._members.evaluator()
             return [EvalDone(step, env_steps, None, f"the evaluator died ({death_of(error)}) and was started again")]
@@ -285,44 +225,8 @@ class RayWorkers:
                 raise cause from None
             return [EvalDone(step, env_steps, None, in_a_line(cause))]
 
-    # Faults.
-
-    def _lose_learner(self, error: RayError) -> Event:
-        cause = cause_of(error)
-        if isinstance(cause, RollcallError):
-            raise cause
-        if refused := storage_fault(cause):
-            raise RollcallError(f"the learner cannot write: {refused}") from error
-        if isinstance(error, RayActorError):
-            detail, blameless = f"the learner died ({death_of(error)})", node_of(error, self._learner_node)
-        else:
-            detail, blameless = raised_in("the learner", error, "logs/learner-0.log"), False
-        if not blameless:
-            self._learner_budget.next_delay_s(detail, raised=is_raised(error))
-        for _, reports, _weights in self._steps:
-            for reference in reports:
-                self._pending.pop(reference, None)
-        self._steps.clear()
-        for learner in self._learners:
-            ray.kill(learner)
-        return LearnerLost(detail)
-
-    def _ask_learner(self) -> None:
-        """Whether it lives. While it has no step to do nobody else finds out, and actors that fetch their weights from
-        it fail until it is replaced."""
-        learner = self._learners[0]
-        answer = learner.is_here.remote()
-        self._pending[answer] = partial(self._on_learner_answer, learner, answer)
-
-    def _on_learner_answer(self, learner: Any, answer: Any) -> list[Event]:
-        del self._pending[answer]
-        try:
-            ray.get(answer, timeout=CONTROL_TIMEOUT_S)
-        except RayActorError as error:
-            if learner is self._learners[0]:  # and not replaced already
-                return [self._lose_learner(error)]
-        return []
-
-    def restart_learner(self, checkpoint: Path, *, epoch: int, version: int, detail: str) -> None:
-        self._start_learner(checkpoint)
-        self.publish_initial(epoch=epoch, version=version)
+    def _check_suppliers(self) -> None:
+        """Whoever gives an actor its weights may be why it is to be started again."""
+        if self._server.newest is not None:
+            self._server.check()
+            self._learner.check()

@@ -1,5 +1,5 @@
-"""What the shipped recipes' synthetic raters like, one number a step. The policies that learn from them never see these
-functions, nor the envs' own rewards. Must never know who asks."""
+"""The true rewards that the shipped recipes' synthetic raters judge by, one number a step. The policies that learn from
+those raters never see these functions, nor the envs' own rewards."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Trajectories to the reward service and back: what of them is to be scored, and where the scores go. Every score is
-the service's own; where there is none, the trajectory is not scored at all. Must never know how a score is made."""
+the service's own; where there is none, the trajectory is not scored at all."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class RewardClient(Protocol):
         ...
 
 
-class Kind(Protocol):
-    """What scoring differs in between control and language."""
+class ItemMapping(Protocol):
+    """From a trajectory to what of it is scored, and back; of control or of language."""
 
     def items(self, trajectory: Any) -> list[ScoreItem]: ...
     def rescored(
@@ -52,9 +52,9 @@ class Kind(Protocol):
 class TrajectoryScorer:
     """Gives trajectories the service's rewards. May be called from several threads."""
 
-    def __init__(self, client: RewardClient, kind: Kind, *, model: str, patience_s: float) -> None:
+    def __init__(self, client: RewardClient, mapping: ItemMapping, *, model: str, patience_s: float) -> None:
         self._client = client
-        self._kind = kind
+        self._mapping = mapping
         self._model = model
         self._patience_s = patience_s
 
@@ -67,9 +67,9 @@ class TrajectoryScorer:
           RewardError: when it does not answer within the patience, or refuses.
         """
         began = time.perf_counter()
-        items = self._kind.items(trajectory)
+        items = self._mapping.items(trajectory)
         if not items:  # no step of it is experience: nothing to ask about, and nothing to learn from
-            nothing, rewarded, _ = self._kind.rescored(produced, trajectory, (), "")
+            nothing, rewarded, _ = self._mapping.rescored(produced, trajectory, (), "")
             return nothing, rewarded
         response = self._client.score_group(items, model=self._model, deadline_s=self._patience_s)
         errors = [(result.id, result.error) for result in response.results if result.error is not None]
@@ -78,7 +78,7 @@ class TrajectoryScorer:
             fruitless = len(errors) == len(response.results)
             raise Unscored(f"item {item}: {error.kind}: {error.message}", fruitless=fruitless)
         version = response.model_version
-        scored, rewarded, mean = self._kind.rescored(produced, trajectory, response.results, version)
+        scored, rewarded, mean = self._mapping.rescored(produced, trajectory, response.results, version)
         scoring = Scoring(version, mean, time.perf_counter() - began)
         return replace(scored, scoring=scoring), rewarded
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol, cast
 
 import numpy as np
+from pydantic import JsonValue
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import PromptPayload, ShardPayload, Unit
 from rollcall.cluster.seeds import derive_seed
 
 
-class Work(Protocol):
-    """A kind of work."""
+class TaskSource(Protocol):
+    """What a run works on, ticket by ticket."""
 
     def assign(self, ticket_id: int) -> tuple[int, ShardPayload | PromptPayload]:
         """(lane, payload) of a ticket: all tickets of a lane go to one actor."""
@@ -26,13 +27,13 @@ class Work(Protocol):
     def all_lost(self) -> None:
         """All actors are new."""
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, JsonValue]:
         """JSON for the checkpoint."""
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, JsonValue]) -> None: ...
 
 
-class ShardWork:
+class ShardSource:
     """Units of env shards, in turn. A shard that is lost starts anew under the next incarnation."""
 
     def __init__(self, num_shards: int, unit: Unit) -> None:
@@ -49,14 +50,14 @@ class ShardWork:
     def all_lost(self) -> None:
         self.incarnations = [incarnation + 1 for incarnation in self.incarnations]
 
-    def state(self) -> dict[str, Any]:
-        return {"incarnations": self.incarnations}
+    def state(self) -> dict[str, JsonValue]:
+        return {"incarnations": [*self.incarnations]}
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.incarnations = list(state["incarnations"])
+    def load_state(self, state: dict[str, JsonValue]) -> None:
+        self.incarnations = list(cast(list[int], state["incarnations"]))
 
 
-class PromptWork:
+class PromptSource:
     """Prompts of a data set, each once per pass, every pass in an order of its own. The position is the ticket id,
     which the ledger keeps: no prompt is skipped and none comes twice, whatever is killed."""
 
@@ -74,10 +75,10 @@ class PromptWork:
 
     def all_lost(self) -> None: ...
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, JsonValue]:
         return {}
 
-    def load_state(self, state: dict[str, Any]) -> None: ...
+    def load_state(self, state: dict[str, JsonValue]) -> None: ...
 
 
 class ShuffledRows:

@@ -1,26 +1,24 @@
-"""The scoring process of a run on Ray: it asks the reward service about what was produced, and hands back new records.
-A trajectory outlives it: when it dies, another one is asked again. Must never decide what happens to the books."""
+"""The scoring process of a run on Ray: it asks the reward service about what was produced, and gives back new records.
+A trajectory outlives it: when it dies, another one is asked again."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
 from rollcall.cluster.messages.events import Event, TicketFailed, TicketScored
 from rollcall.cluster.messages.records import Produced
-from rollcall.deploy.runtimes.on_ray.actors import Pending
-from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, death_of
+from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
+from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Asked:
     produced: Produced
     trajectory: Any
@@ -30,58 +28,64 @@ class _Asked:
 class RayScoring:
     """Keeps one scoring process at work."""
 
-    def __init__(self, spawn: Callable[[], Any], budget: RestartBudget, pending: Pending) -> None:
+    def __init__(self, spawn: Callable[[], Any], budget: RestartBudget, calls: Calls) -> None:
         self._spawn = spawn
         self._budget = budget
-        self._pending = pending
+        self._calls = calls
         self.handle = spawn()
-        self._asked: dict[Any, _Asked] = {}
+        self._asked: list[_Asked] = []  # and not answered yet
+        self._start_at: float | None = None  # of the next process, when this one has died
         self.restarts = 0
 
     def submit(self, produced: Produced, trajectory: Any) -> None:
-        self._ask(_Asked(produced, trajectory, time.monotonic()))
+        asked = _Asked(produced, trajectory, self._calls.clock())
+        self._asked.append(asked)
+        if self._start_at is None:
+            self._ask(asked)
+
+    def tend(self) -> None:
+        """Starts another process when its back-off is over, and asks it for all that is unanswered."""
+        if self._start_at is not None and self._calls.clock() >= self._start_at:
+            self._start_at = None
+            self.handle = self._spawn()
+            for asked in self._asked:
+                self._ask(asked)
 
     def doing(self) -> list[str]:
         """In words, for how long the service has been waited for."""
         if not self._asked:
             return []
-        oldest = min(asked.since for asked in self._asked.values())
-        return [f"the reward service on {len(self._asked)} trajectories for {time.monotonic() - oldest:.0f} s"]
+        oldest = min(asked.since for asked in self._asked)
+        return [f"the reward service on {len(self._asked)} trajectories for {self._calls.clock() - oldest:.0f} s"]
 
     def _ask(self, asked: _Asked) -> None:
         scored, trajectory = self.handle.score.options(num_returns=2).remote(asked.produced, asked.trajectory)
-        self._asked[scored] = asked
-        self._pending[scored] = partial(self._on_answer, scored, trajectory)
+        self._calls.expect(scored, partial(self._on_answer, asked, trajectory), owner=self)
 
-    def _on_answer(self, scored: Any, trajectory: Any) -> list[Event]:
-        del self._pending[scored]
-        asked = self._asked.pop(scored)
+    def _on_answer(self, asked: _Asked, trajectory: Any, answer: Answer) -> list[Event]:
         try:
-            outcome = ray.get(scored, timeout=CONTROL_TIMEOUT_S)
+            outcome = answer()
         except RayActorError as error:
-            self._start_again(error, asked)
+            self._lose(error)
             return []
         except RayError as error:
             cause = cause_of(error)
             if isinstance(cause, RollcallError):
                 raise cause from None  # the service was away for longer than the run is patient
             if isinstance(cause, ObjectLostError):
+                self._asked.remove(asked)
                 return [_lost(asked.produced, str(cause))]
             raise RollcallError(f"scoring failed: {cause!r}") from error
+        self._asked.remove(asked)
         if isinstance(outcome, TicketFailed):
             return [outcome]
         return [TicketScored(outcome, trajectory)]
 
-    def _start_again(self, error: RayActorError, asked: _Asked) -> None:
-        unanswered = [asked, *self._asked.values()]
-        for reference in self._asked:
-            self._pending.pop(reference, None)
-        self._asked.clear()
-        time.sleep(self._budget.next_delay_s(f"the scoring process died ({death_of(error)})"))
+    def _lose(self, error: RayActorError) -> None:
+        self._calls.forget(self)
         self.restarts += 1
-        self.handle = self._spawn()
-        for item in unanswered:
-            self._ask(item)
+        delay_s = self._budget.next_delay_s(f"the scoring process died ({death_of(error)})")
+        self._start_at = self._calls.clock() + delay_s
 
 
 def _lost(produced: Produced, detail: str) -> TicketFailed:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollcall.cluster.loop.work import PromptWork, ShardWork, ShuffledRows
+from rollcall.cluster.loop.task_source import PromptSource, ShardSource, ShuffledRows
 from rollcall.cluster.messages.records import PromptPayload, ShardPayload
 
 ROWS = [2, 3, 5, 7, 11, 13, 17, 19]  # of a longer data set: the others do not fit
@@ -17,11 +17,11 @@ row_sets = st.lists(st.integers(0, 10_000), min_size=1, max_size=40, unique=True
 seeds = st.integers(0, 2**63 - 1)
 
 
-def make_work(*, run_seed: int = 0, rows: list[int] = ROWS, samples: int = 4) -> PromptWork:
-    return PromptWork(rows, run_seed=run_seed, samples_per_prompt=samples)
+def make_work(*, run_seed: int = 0, rows: list[int] = ROWS, samples: int = 4) -> PromptSource:
+    return PromptSource(rows, run_seed=run_seed, samples_per_prompt=samples)
 
 
-def rows_of_pass(work: PromptWork, number: int, size: int = len(ROWS)) -> list[int]:
+def rows_of_pass(work: PromptSource, number: int, size: int = len(ROWS)) -> list[int]:
     payloads = [work.assign(ticket_id)[1] for ticket_id in range(number * size, (number + 1) * size)]
     assert all(payload.pass_number == number for payload in payloads)
     return [payload.row for payload in payloads]
@@ -90,14 +90,14 @@ def test_there_must_be_something_to_learn_from() -> None:
 
 
 def test_shards_take_turns_and_each_has_a_lane() -> None:
-    work = ShardWork(3, "fragment")
+    work = ShardSource(3, "fragment")
     assert [work.assign(ticket_id) for ticket_id in range(7)] == [
         (ticket_id % 3, ShardPayload(ticket_id % 3, 0, "fragment")) for ticket_id in range(7)
     ]
 
 
 def test_a_shard_that_is_lost_begins_a_new_incarnation_and_the_others_do_not() -> None:
-    work = ShardWork(3, "episode")
+    work = ShardSource(3, "episode")
     work.lost(4)
     assert [work.assign(shard)[1].incarnation for shard in range(3)] == [0, 1, 0]
     work.lost(1)
@@ -106,16 +106,16 @@ def test_a_shard_that_is_lost_begins_a_new_incarnation_and_the_others_do_not() -
 
 
 def test_when_all_actors_are_new_every_shard_begins_a_new_incarnation() -> None:
-    work = ShardWork(3, "fragment")
+    work = ShardSource(3, "fragment")
     work.lost(0)
     work.all_lost()
     assert work.incarnations == [2, 1, 1]
 
 
 def test_incarnations_come_back_from_a_checkpoint_and_live_on_apart_from_it() -> None:
-    work = ShardWork(3, "fragment")
+    work = ShardSource(3, "fragment")
     work.lost(1)
-    resumed = ShardWork(3, "fragment")
+    resumed = ShardSource(3, "fragment")
     resumed.load_state(work.state())
     assert resumed.incarnations == [0, 1, 0]
     resumed.lost(0)

@@ -1,11 +1,9 @@
-"""The segments of a run: stretches of learner steps, each with one set of settings. `segments.json`, beside the run's
-config.yaml, books where each began and what changed; config.yaml has the settings of the last. Must never know what
-they mean."""
+"""The settings of a run over time: spans of learner steps, each with one set of settings. `segments.json`, beside the
+run's config.yaml, books where each began and what changed; config.yaml has the settings of the last."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +12,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from rollcall.cluster.errors import CheckpointDamaged
+from rollcall.cluster.files import write_aside
 
 SEGMENTS = "segments.json"
 
 
-class Segment(BaseModel):
-    """One stretch, from learner step `step` to where the next begins."""
+class SettingsSpan(BaseModel):
+    """From learner step `step` to where the next begins."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,19 +35,19 @@ class Segment(BaseModel):
         return f"from step {self.step}: {changed}" if changed else f"from step {self.step}"
 
 
-_FILE: TypeAdapter[tuple[Segment, ...]] = TypeAdapter(tuple[Segment, ...])
+_FILE: TypeAdapter[tuple[SettingsSpan, ...]] = TypeAdapter(tuple[SettingsSpan, ...])
 
 
 @dataclass(frozen=True, slots=True)
-class Segments:
+class SettingsHistory:
     """All of a run, oldest first; at least one."""
 
-    all: tuple[Segment, ...]
+    all: tuple[SettingsSpan, ...]
 
     @classmethod
-    def single(cls, config_hash: str, *, began_unix_s: float = 0.0, command: str = "") -> Segments:
+    def single(cls, config_hash: str, *, began_unix_s: float = 0.0, command: str = "") -> SettingsHistory:
         """Of a run whose settings were never changed."""
-        return cls((Segment(step=0, config_hash=config_hash, began_unix_s=began_unix_s, command=command),))
+        return cls((SettingsSpan(step=0, config_hash=config_hash, began_unix_s=began_unix_s, command=command),))
 
     @property
     def config_hash(self) -> str:
@@ -57,18 +56,18 @@ class Segments:
 
     def made(self, config_hash: str) -> bool:
         """Whether a checkpoint of this hash is the run's."""
-        return any(segment.config_hash == config_hash for segment in self.all)
+        return any(span.config_hash == config_hash for span in self.all)
 
-    def followed_by(self, segment: Segment) -> Segments:
-        return replace(self, all=(*self.all, segment))
+    def followed_by(self, span: SettingsSpan) -> SettingsHistory:
+        return replace(self, all=(*self.all, span))
 
-    def beginning_at(self, step: int) -> Segments:
+    def beginning_at(self, step: int) -> SettingsHistory:
         """Those that were to begin after `step` begin there: a restore went back, and nothing learnt in them stands."""
         return replace(self, all=tuple(s.model_copy(update={"step": min(s.step, step)}) for s in self.all))
 
 
-def read_segments(run_directory: Path, *, config_hash: str) -> Segments:
-    """The segments of a run whose config.yaml has the hash `config_hash`.
+def read_settings_history(run_directory: Path, *, config_hash: str) -> SettingsHistory:
+    """The settings of a run whose config.yaml has the hash `config_hash`.
 
     Raises:
       CheckpointDamaged: when the file cannot be read, or config.yaml is of none of them.
@@ -77,12 +76,13 @@ def read_segments(run_directory: Path, *, config_hash: str) -> Segments:
     if not path.exists():
         origin = _origin(run_directory)
         began, command = float(origin.get("began_unix_s") or 0.0), str(origin.get("command") or "")
-        return Segments.single(config_hash, began_unix_s=began, command=command)
-    found = booked_segments(run_directory)
+        return SettingsHistory.single(config_hash, began_unix_s=began, command=command)
+    found = booked_spans(run_directory)
     if found and found[-1].config_hash == config_hash:
-        return Segments(found)
+        return SettingsHistory(found)
     if len(found) > 1 and found[-2].config_hash == config_hash:
-        return Segments(found[:-1])  # killed between booking the new one and writing its config.yaml: it never began
+        # Killed between booking the new one and writing its config.yaml: it never began.
+        return SettingsHistory(found[:-1])
     raise CheckpointDamaged(
         f"{run_directory / 'config.yaml'}: its settings ({config_hash[:12]}) are not those that {SEGMENTS} has booked "
         f"({found[-1].config_hash[:12] if found else 'none'}): put back the file that the run wrote; settings are "
@@ -90,7 +90,7 @@ def read_segments(run_directory: Path, *, config_hash: str) -> Segments:
     )
 
 
-def booked_segments(run_directory: Path) -> tuple[Segment, ...]:
+def booked_spans(run_directory: Path) -> tuple[SettingsSpan, ...]:
     """As segments.json has them; of a run that was never changed the one that run.json knows, or none.
 
     Raises:
@@ -99,7 +99,7 @@ def booked_segments(run_directory: Path) -> tuple[Segment, ...]:
     path = run_directory / SEGMENTS
     if not path.exists():
         known = _origin(run_directory).get("config_hash")
-        return Segments.single(str(known)).all if known else ()
+        return SettingsHistory.single(str(known)).all if known else ()
     try:
         return _FILE.validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
@@ -114,15 +114,8 @@ def _origin(run_directory: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_segments(run_directory: Path, segments: Segments) -> None:
-    """In one move."""
-    path = run_directory / SEGMENTS
-    aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(_FILE.dump_json(segments.all, indent=1) + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+def write_settings_history(run_directory: Path, history: SettingsHistory) -> None:
+    write_aside(run_directory / SEGMENTS, _FILE.dump_json(history.all, indent=1) + b"\n")
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

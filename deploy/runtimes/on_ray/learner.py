@@ -1,0 +1,256 @@
+"""The learner processes of a run on Ray, as one member: started, given steps, interrupted, saved, and lost. A step ends
+when its weights are published, and the steps end in their order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from rollcall.cluster.errors import RollcallError
+from rollcall.cluster.loop.supervision import RestartBudget
+from rollcall.cluster.messages.events import Event, Handle, LearnerLost, LearnerSaved, StepDone
+from rollcall.cluster.messages.reports import StepOrder, StepReport
+from rollcall.deploy.rundir.storage_faults import storage_fault
+from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
+from rollcall.deploy.runtimes.on_ray.faults import (
+    START_TIMEOUT_S,
+    cause_of,
+    death_of,
+    is_raised,
+    no_room_for,
+    node_of,
+    raised_in,
+)
+from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    order: StepOrder
+    handles: Sequence[Handle]
+    weights: Any = None
+    report: StepReport | None = None
+    done_at: float = 0.0
+
+
+class RayLearner:
+    """All processes of one learner. What is asked of them before they are up is asked once they are."""
+
+    def __init__(
+        self,
+        spawn: Callable[[], list[Any]],
+        budget: RestartBudget,
+        calls: Calls,
+        server: RayParameterServer,
+        *,
+        device: str,
+        sends_weights: bool,
+    ) -> None:
+        """`sends_weights`: to engines, from process 0, beside what the parameter server keeps."""
+        self._spawn = spawn
+        self._budget = budget
+        self._calls = calls
+        self._server = server
+        self._device = device
+        self._sends_weights = sends_weights
+        self.processes: list[Any] = []
+        self.is_up = False
+        self._node_id = ""
+        self._newest_step = -1  # that was ever done here
+        self._steps: deque[_Step] = deque()
+        self._once_up: list[Callable[[], None]] = []
+        self._interrupted = False
+
+    def start(self, checkpoint: Path | None) -> None:
+        self.processes = self._spawn()
+        if len(self.processes) == 1:
+            self._start_at("", checkpoint)
+        else:
+            self._expect([self.processes[0].address.remote()], partial(self._on_address, checkpoint), START_TIMEOUT_S)
+
+    def publish_initial(self, *, epoch: int, version: int) -> None:
+        """The weights that it starts from."""
+        if not self._is_asked_later(partial(self.publish_initial, epoch=epoch, version=version)):
+            replies = [process.weights.remote(epoch, version) for process in self.processes]
+            self._publish(replies[0], list)
+
+    def submit(self, order: StepOrder, handles: Sequence[Handle]) -> None:
+        step = _Step(order, handles)
+        self._steps.append(step)
+        self._send(step)
+
+    def save(self, directory: Path, *, epoch: int, version: int) -> None:
+        """Answered by LearnerSaved."""
+        if not self._is_asked_later(partial(self.save, directory, epoch=epoch, version=version)):
+            replies = [process.save.remote(directory, epoch, version) for process in self.processes]
+            self._expect(replies, self._on_saved, START_TIMEOUT_S)
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        for process in self.processes:
+            process.interrupt.remote()
+
+    def check(self) -> None:
+        """Finds out whether it lives: while it has no step to do nobody else does, and actors that fetch their weights
+        from it fail until it is replaced."""
+        if self.is_up:
+            self._expect([self.processes[0].is_here.remote()], self._on_here)
+
+    def tend(self) -> list[Event]:
+        """Of an interrupted learner, the steps end that wait for something else than the learner itself."""
+        if not self._interrupted or not self._steps:
+            return []
+        first = self._steps[0]
+        if first.report is not None:  # a run that stops needs its weights nowhere
+            return self._end(first)
+        if self.is_up:
+            return []
+        steps, self._steps = self._steps, deque()
+        return [StepDone(_interrupted(step.order)) for step in steps]
+
+    def doing(self) -> list[str]:
+        """In words: what it works on."""
+        if not self.is_up:
+            return ["the learner to start"]
+        return [f"the learner on step {self._steps[0].order.step}"] if self._steps else []
+
+    # Start.
+
+    def _on_address(self, checkpoint: Path | None, answer: Answer) -> list[Event]:
+        (address,) = self._started(answer)
+        self._start_at(address, checkpoint)
+        return []
+
+    def _start_at(self, address: str, checkpoint: Path | None) -> None:
+        replies = [process.start.remote(address, self._device, checkpoint) for process in self.processes]
+        self._expect(replies, self._on_started, START_TIMEOUT_S)
+
+    def _on_started(self, answer: Answer) -> list[Event]:
+        self._node_id = self._started(answer)[0]
+        self.is_up = True
+        once_up, self._once_up = self._once_up, []
+        for ask in once_up:
+            ask()
+        return []
+
+    def _started(self, answer: Answer) -> Any:
+        """What the processes answered while they started.
+
+        Raises:
+          RollcallError: why they did not.
+        """
+        try:
+            return answer()
+        except GetTimeoutError:
+            raise RollcallError(no_room_for("the learner")) from None
+        except RayTaskError as error:
+            cause = cause_of(error)
+            if isinstance(cause, RollcallError):
+                raise cause from None
+            raise RollcallError(storage_fault(cause) or f"the learner did not start: {cause}") from error
+        except RayActorError as error:
+            raise RollcallError(f"the learner did not start: {death_of(error)}") from error
+
+    # Steps.
+
+    def _send(self, step: _Step) -> None:
+        if self._is_asked_later(partial(self._send, step)):
+            return
+        replies = [process.step.options(num_returns=2).remote(step.order, *step.handles) for process in self.processes]
+        step.weights = replies[0][1]
+        self._expect([reply[0] for reply in replies], partial(self._on_reports, step))
+
+    def _on_reports(self, step: _Step, answer: Answer) -> list[Event]:
+        try:
+            step.report = answer()[0]
+        except RayError as error:
+            return [self._lose(error)]
+        step.done_at = self._calls.clock()
+        if step.order.step > self._newest_step:  # a step done again, after a restore, is no sign that the next can be
+            self._newest_step = step.order.step
+            self._budget.came_through()
+        return self._advance() if step is self._steps[0] else []
+
+    def _advance(self) -> list[Event]:
+        """Publishes what the first step learnt, if it is done."""
+        if not self._steps or (report := self._steps[0].report) is None:
+            return []
+        first = self._steps[0]
+        if report.interrupted:
+            return self._end(first)
+        self._publish(first.weights, partial(self._end, first))
+        return []
+
+    def _end(self, step: _Step) -> list[Event]:
+        if not self._steps or step is not self._steps[0]:  # it was lost with the learner, or has ended already
+            return []
+        assert step.report is not None
+        self._steps.popleft()
+        return [StepDone(step.report, self._calls.clock() - step.done_at), *self._advance()]
+
+    def _publish(self, weights: Any, then: Callable[[], list[Event]]) -> None:
+        self._server.publish(weights, self.processes[0] if self._sends_weights else None, then)
+
+    def _on_saved(self, answer: Answer) -> list[Event]:
+        try:
+            answer()
+        except RayError as error:
+            return [self._lose(error)]
+        return [LearnerSaved()]
+
+    # Inside.
+
+    def _is_asked_later(self, ask: Callable[[], None]) -> bool:
+        if not self.is_up:
+            self._once_up.append(ask)
+        return not self.is_up
+
+    def _expect(
+        self, replies: list[Any], then: Callable[[Answer], list[Event]], timeout_s: float = float("inf")
+    ) -> None:
+        self._calls.expect_all(replies, then, owner=self, timeout_s=timeout_s)
+
+    def _on_here(self, answer: Answer) -> list[Event]:
+        try:
+            answer()
+        except RayActorError as error:
+            return [self._lose(error)]
+        return []
+
+    def _lose(self, error: RayError) -> Event:
+        """The driver is to start it again, from a checkpoint.
+
+        Raises:
+          RollcallError: when another one would end the same way, or has to be started too often.
+        """
+        cause = cause_of(error)
+        if isinstance(cause, RollcallError):
+            raise cause
+        if refused := storage_fault(cause):
+            raise RollcallError(f"the learner cannot write: {refused}") from error
+        blameless = False
+        if isinstance(error, RayActorError):
+            detail = f"the learner died ({death_of(error)})"
+            blameless = node_of(error, self._node_id, self._calls.api.nodes())
+        else:
+            detail = raised_in("the learner", error, "logs/learner-0.log")
+        if not blameless:
+            self._budget.next_delay_s(detail, raised=is_raised(error))
+        self._calls.forget(self)
+        self._steps.clear()
+        self._once_up.clear()
+        self.is_up = False
+        for process in self.processes:
+            self._calls.api.kill(process)
+        return LearnerLost(detail)
+
+
+def _interrupted(order: StepOrder) -> StepReport:
+    """Of a step that never began."""
+    return StepReport(order.step, order.epoch, False, 0.0, 0.0, 0.0, interrupted=True)
