@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rollcall.deploy.drive.training import train
-    from rollcall.deploy.kinds.export import export_policy
-    from rollcall.deploy.kinds.policies import load_policy
+    from rollcall.deploy.kinds.loading import export_policy, load_policy
 
 __all__ = ["export_policy", "load_policy", "train"]
 
@@ -23,11 +22,11 @@ def __getattr__(name: str) -> Any:
 
         return train
     if name == "export_policy":
-        from rollcall.deploy.kinds.export import export_policy
+        from rollcall.deploy.kinds.loading import export_policy
 
         return export_policy
     if name == "load_policy":
-        from rollcall.deploy.kinds.policies import load_policy
+        from rollcall.deploy.kinds.loading import load_policy
 
         return load_policy
     raise AttributeError(f"module 'rollcall.deploy' has no attribute {name!r}")

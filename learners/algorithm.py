@@ -1,53 +1,122 @@
-"""What the learner asks of an algorithm. One algorithm is one file that satisfies `Algorithm`; there is no base class
-to inherit and no registry to edit: a recipe names the file. The learner knows nothing else about it."""
+"""The seam between the learner and an algorithm. One algorithm is one file that satisfies `Algorithm`; there is no base
+class to inherit and no registry to edit: a recipe names the file. The learner knows nothing else about it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.loop.collective import Collective
 
 Models = Mapping[str, nn.Module]  # control: {"actor_critic": ActorCritic}; language: {"policy": TokenPolicy, ...}
 Metrics = dict[str, Tensor]  # 0-dim tensors
 
+TARGET = "target_"  # a target network is called as the model that it follows, with this before it
 
-class Minibatch(Protocol):
-    """What one gradient is computed from: StepMinibatch in control, TokenMinibatch in language."""
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What an algorithm asks of whoever builds a run around it."""
+
+    critic: bool = False
+    reference: bool = False  # the policy of version 0, frozen
+    target_networks: tuple[str, ...] = ()  # models of which a copy is kept, which only `after_step` changes
+    replay: bool = False  # its batches are drawn from what was seen before
+    min_group_size: int = 1  # samples of one prompt
+    corrects_policy_lag: bool = False  # False: the loss assumes on-policy data, so max_policy_lag must be 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an algorithm may use of the learner process that it runs in."""
+
+    models: Models
+    generator: torch.Generator  # of all shuffling, the same on every process
+    collective: Collective
+    spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None  # (observation, action) in control
+
+
+class Loss(NamedTuple):
+    """Of one part of a minibatch, in a form that adds up: the sum over its valid steps / the number of the whole
+    minibatch's, so that sums over parts and processes are those of the whole."""
+
+    loss: Tensor  # 0-dim, with gradient
+    metrics: Metrics
+    # [N], of the samples of the whole batch, 0 where the part has none: priorities, say. Of the batch's last epoch.
+    per_sample: Tensor | None = None
+
+
+Batch = TypeVar("Batch", contravariant=True)
+Prepared = TypeVar("Prepared")
+Part = TypeVar("Part")
+PartOut = TypeVar("PartOut", covariant=True)
+
+
+class Minibatch(Protocol[PartOut]):
+    """What one gradient is computed from."""
 
     @property
     def ends_epoch(self) -> bool: ...
 
-    def shards(self, rank: int, num_processes: int) -> Iterable[Any]:
-        """What this learner process computes the loss of, in portions that fit into memory: at least one. The losses,
-        metrics and gradients of all portions of all processes add up to the minibatch's."""
+    def shards(self, rank: int, num_processes: int) -> Iterable[PartOut]:
+        """What this learner process computes the loss of, in parts that fit into memory: at least one."""
 
 
-class Algorithm(Protocol):
+class Algorithm(Protocol[Batch, Prepared, Part]):
     """An algorithm is a small object built from its frozen config, `Algorithm(config)`. Its file names the class in the
-    module variable ALGORITHM, and the class names its config model in the class attribute Config."""
+    module variable ALGORITHM, and the class names its config model in the class attribute Config.
+
+    Some have more: an update of their own (`update.py`), or what the protocols below say.
+    """
 
     name: str
     unit: Unit  # what one ticket produces for it
-    corrects_policy_lag: bool  # False: the loss assumes on-policy data, so max_policy_lag must be 0
-    needs_critic: bool
+    needs: Needs  # the class's hold for every config, an instance's for its own
 
-    def extra_models(self) -> Mapping[str, nn.Module]:
-        """State of its own (a moving-average baseline, say), as buffers: put into `models` and saved with them."""
+    def prepare(self, context: Context, batch: Batch) -> Prepared:
+        """Once per batch, before the first epoch, without gradients: advantages, targets, flat views."""
 
-    def prepare(self, models: Models, batch: Any) -> Any:
-        """Once per batch, before the first epoch, without gradients: advantages, targets, flat views. A language
-        algorithm is given a third argument, `each_token` (token_algorithm.py), for its forward passes."""
+    def minibatches(self, context: Context, prepared: Prepared) -> Iterator[Minibatch[Part]]:
+        """All minibatches of all epochs, in order."""
 
-    def minibatches(self, prepared: Any, generator: torch.Generator) -> Iterator[Minibatch]:
-        """All minibatches of all epochs, in order. All shuffling draws from `generator`."""
+    def loss(self, context: Context, part: Part) -> Loss:
+        """Pure: may be compiled."""
 
-    def loss(self, models: Models, part: Any) -> tuple[Tensor, Metrics]:
-        """Of one part of a minibatch: (sum over its valid steps / number of the whole minibatch's, metrics of the same
-        form), so that sums over parts and processes are those of the whole. Pure: may be compiled."""
+
+@runtime_checkable
+class StopsEarly(Protocol):
+    """An algorithm that may end a batch's updates before its last epoch."""
 
     def stops_early(self, metrics: Metrics) -> bool:
-        """Asked after each epoch with the mean metrics of that epoch's minibatches: True ends the batch's updates."""
+        """Asked after each epoch with the mean metrics of that epoch's minibatches."""
+
+
+@runtime_checkable
+class HasModels(Protocol):
+    """An algorithm with state of its own: a moving-average baseline, say, as a buffer."""
+
+    def extra_models(self) -> Models:
+        """Put into the learner's models, and saved with them."""
+
+
+@runtime_checkable
+class FollowsSteps(Protocol):
+    """An algorithm with something to do after every optimiser step: to move target networks, say."""
+
+    def after_step(self, context: Context) -> None:
+        """Without gradients."""
+
+
+def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models) -> dict[str, nn.Module]:
+    """The models, and those that the algorithm brings along or has copied, as far as they are not among them."""
+    own = dict(algorithm.extra_models()) if isinstance(algorithm, HasModels) else {}
+    for name in algorithm.needs.target_networks:
+        own[TARGET + name] = deepcopy(models[name]).requires_grad_(False)
+    return {**models, **{name: model for name, model in own.items() if name not in models}}

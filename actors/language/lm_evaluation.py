@@ -22,7 +22,7 @@ class LMEvalConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    episodes: int = Field(default=500, ge=0, le=1_000_000, description="held-out rows that are answered; 0: none")
+    num_rows: int = Field(default=500, ge=0, le=1_000_000, description="held-out rows that are answered; 0: none")
     every_steps: int | None = Field(
         default=None, ge=1, description="learner steps between evaluations during the run; default: only at its ends"
     )
@@ -51,7 +51,7 @@ class LMEvaluator:
         Raises:
           ValueError: for none.
         """
-        wanted = self._config.episodes if episodes is None else episodes
+        wanted = self._config.num_rows if episodes is None else episodes
         rows = self._rows[:wanted]
         if not rows:
             raise ValueError(f"episodes={wanted} of {len(self._rows)} held-out rows: an evaluation needs at least one")

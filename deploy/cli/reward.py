@@ -76,7 +76,7 @@ def _train(what: Any) -> None:
     train = _command(
         what,
         "train",
-        "rollcall.deploy.cli.preferences",
+        "rollcall.deploy.cli.running",
         "train_reward",
         "train a reward model from preferences; prints the run directory first, and how to serve the model last",
     )

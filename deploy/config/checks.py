@@ -1,25 +1,23 @@
 """What no component can check alone: settings that contradict each other, the environment, or the machine. Each problem
-names the setting to change; config.py says where that was written."""
+names the setting to change; validation.py says where that was written."""
 
 from __future__ import annotations
 
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
-
-if TYPE_CHECKING:
-    from rollcall.deploy.config.run_config import CommonConfig, RunConfig
-    from rollcall.deploy.config.settings import KeyPath
-    from rollcall.learners.models.networks import PolicyConfig
-
+from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
+from rollcall.deploy.config.settings import KeyPath
+from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
 # more than the other.
@@ -88,12 +86,12 @@ def _shards(config: RunConfig) -> list[Problem]:
     return problems
 
 
-def check_lag(config: CommonConfig) -> list[Problem]:
-    if config.max_policy_lag == 0 or config.algorithm_class.corrects_policy_lag:
+def check_lag(config: OnlineConfig) -> list[Problem]:
+    if config.max_policy_lag == 0 or config.algorithm_class.needs.corrects_policy_lag:
         return []
     half = plugins.is_language(config.algorithm_class)
     known = {name: plugins.find(plugins.ALGORITHM, name) for name in plugins.shipped(plugins.ALGORITHM)}
-    able = [n for n, found in known.items() if found.corrects_policy_lag and plugins.is_language(found) == half]
+    able = [n for n, found in known.items() if found.needs.corrects_policy_lag and plugins.is_language(found) == half]
     text = f"{config.algorithm_name} has no correction for a policy that lags behind: set max_policy_lag=0"
     return [Problem(("max_policy_lag",), f"{text}, or use an algorithm that has one ({', '.join(able)})")]
 
@@ -121,9 +119,7 @@ def _sharding(config: RunConfig) -> list[Problem]:
     return [Problem(("learner", "sharding"), "a control network is small: cutting it gains nothing; use auto or none")]
 
 
-def check_device(config: CommonConfig) -> list[Problem]:
-    import torch
-
+def check_device(config: OnlineConfig) -> list[Problem]:
     name, path = config.learner.device, ("learner", "device")
     if name == "auto":
         return []
@@ -140,8 +136,6 @@ def check_device(config: CommonConfig) -> list[Problem]:
 
 def check_env(config: RunConfig) -> list[Problem]:
     """Whether the environment can be made as the settings say, and whether the network fits its spaces."""
-    from rollcall.learners.models.networks import build_actor_critic
-
     try:
         observation_space, action_space = _spaces(config)
     except BadInput as error:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 from rollcall.actors.engine.settings import check_installed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_device, check_lag
-
-if TYPE_CHECKING:
-    from rollcall.deploy.config.language_config import LanguageConfig
-    from rollcall.deploy.config.settings import KeyPath
-    from rollcall.learners.models.lora import LoraConfig
+from rollcall.deploy.config.language_config import LanguageConfig, SupervisedConfig
+from rollcall.deploy.config.settings import KeyPath
+from rollcall.learners.models.lora import LoraConfig
 
 
 def check_language(config: LanguageConfig) -> list[Problem]:
@@ -35,6 +32,19 @@ def check_language(config: LanguageConfig) -> list[Problem]:
         *_learner(config),
     ]
     return [*problems, *_weight_transfer(config)] or check_device(config)
+
+
+def check_supervised(config: SupervisedConfig) -> list[Problem]:
+    """As check_language, of a run that imitates and does not act.
+
+    Raises:
+      BadInput: when vLLM is missing, or of an unknown version.
+    """
+    check_installed()
+    if config.policy.warm_start is None:
+        text = "nothing to imitate is asked for: give policy.warm_start.steps=400, or a recipe with a warm start"
+        return [Problem(("policy", "warm_start"), text)]
+    return [*_model(config), *_context(config), *_learner(config)] or check_device(config)
 
 
 def _length(config: LanguageConfig) -> list[Problem]:
@@ -60,7 +70,7 @@ def _context(config: LanguageConfig) -> list[Problem]:
 def _algorithm(config: LanguageConfig) -> list[Problem]:
     problems = []
     try:
-        least = int(config.build_algorithm().min_group_size)
+        least = int(config.build_algorithm().needs.min_group_size)
     except ValueError as error:
         return [Problem(("algorithm", "name"), str(error))]
     if config.actors.samples_per_prompt < least:

@@ -4,20 +4,22 @@ language model in place of a network."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator
 
 from rollcall.actors.language.lm_actor import LMActorsConfig
 from rollcall.actors.language.lm_evaluation import LMEvalConfig
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
-from rollcall.deploy.config.run_config import CommonConfig, plugin_settings
+from rollcall.deploy.config.root_config import plugin_settings, section_settings
+from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
+from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 
-class LanguageConfig(CommonConfig):
+class LanguageConfig(OnlineConfig):
     """One run of the language half. Immutable; built by `load_config`."""
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM, "task": plugins.TASK}
@@ -32,8 +34,12 @@ class LanguageConfig(CommonConfig):
 
     @field_validator("task", mode="before")
     @classmethod
-    def _task_by_name(cls, value: Any) -> Any:
-        return plugin_settings(plugins.TASK, value)
+    def _task_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        return plugin_settings(plugins.TASK, value, info)
+
+    @property
+    def begins_from(self) -> str | None:
+        return self.policy.init_from
 
     @property
     def task_name(self) -> str:
@@ -65,3 +71,34 @@ class LanguageConfig(CommonConfig):
             "learner steps": f"{self.learner_steps:,}",
             "max policy lag": f"{lag}{' (synchronous)' if lag == 0 else ''}",
         }
+
+
+ActingConfig: TypeAlias = RunConfig | LanguageConfig  # of runs with actors
+
+
+class SupervisedConfig(LanguageConfig):
+    """Supervised fine-tuning alone: a language recipe of which the warm start is the run."""
+
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"task": plugins.TASK}
+
+    algorithm: SerializeAsAny[BaseModel] = Field(
+        default=SFTConfig(), description="supervised fine-tuning, and no other"
+    )
+    max_policy_lag: int = Field(default=0, ge=0, le=64, description="nobody acts: of no meaning here")
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _algorithm_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        return section_settings(SFTConfig, value)
+
+    @property
+    def algorithm_class(self) -> type[Any]:
+        return SFT
+
+    @property
+    def learner_steps(self) -> int | None:
+        return None if self.policy.warm_start is None else self.policy.warm_start.steps
+
+    def derived(self) -> dict[str, str]:
+        warm_start = self.policy.warm_start
+        return {} if warm_start is None else {"learner steps": f"{warm_start.steps:,}"}

@@ -33,14 +33,14 @@ ALGORITHM = Plugin(
     "algorithm",
     "rollcall.learners.algorithms",
     "ALGORITHM",
-    needs=("unit", "corrects_policy_lag", "prepare", "minibatches", "loss"),
+    needs=("unit", "needs", "prepare", "minibatches", "loss"),
     protocol="rollcall/learners/algorithm.py",
 )
 DIRECT_METHOD = Plugin(
     "direct method",
     "rollcall.learners.algorithms",
     "DIRECT_METHOD",
-    needs=("prepare", "minibatches", "loss", "pair_losses"),
+    needs=("needs", "prepare", "minibatches", "loss"),
     protocol="rollcall/learners/algorithm.py",
 )
 TASK = Plugin(
@@ -84,10 +84,16 @@ def find(plugin: Plugin, name: object) -> type[Any]:
         raise BadInput(f"{name} is no {kind}: it has no attribute Config that is a pydantic model")
     if "name" not in config.model_fields:
         raise BadInput(f"{name} is no {kind}: its Config needs a field `name: str`")
-    missing = [attribute for attribute in plugin.needs if not hasattr(found, attribute)]
+    made = getattr(found, "made", found)  # of what is no class itself, but says which class it makes
+    missing = [attribute for attribute in plugin.needs if not hasattr(made, attribute)]
     if missing:
         raise BadInput(f"{name} is no {kind}: it lacks {', '.join(missing)} (see {plugin.protocol})")
     return found  # type: ignore[no-any-return]
+
+
+def modules_of(*names: str) -> tuple[str, ...]:
+    """The modules of the user's own among names such as module:Class."""
+    return tuple(name.partition(":")[0] for name in names if ":" in name)
 
 
 def is_language(algorithm: type[Any]) -> bool:

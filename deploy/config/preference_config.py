@@ -1,37 +1,26 @@
-"""The configurations of runs on a file of preferences, in place of actors: reward models (`rollcall reward train`) and
-the direct methods (`rollcall train` of a recipe with data). Must never know how anything is trained."""
+"""The configurations of runs on a file of preferences, in place of actors: reward models, and the direct methods."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from rollcall.cluster.checkpoint import CheckpointConfig
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.load import read_settings, validated
 from rollcall.deploy.config.plugins import Plugin
-from rollcall.deploy.config.run_config import DEFAULT_NUM_CHECKPOINTS, plugin_settings
-from rollcall.deploy.config.settings import Settings, settings_hash, to_yaml
+from rollcall.deploy.config.root_config import RootConfig, plugin_settings
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig, in_sections, section
+from rollcall.learners.loop.optimizers import AdamConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 
-class _PreferenceRun(BaseModel):
-    """What both kinds have in common."""
+class PreferenceRunConfig(RootConfig):
+    """What runs on preferences have in common."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    PLUGINS: ClassVar[Mapping[str, Plugin]] = {}
-
-    name: str = Field(
-        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run directory is runs/<name>"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
     data: PreferenceDataConfig = Field(description="the comparisons to learn from")
     batch_size: int = Field(default=64, ge=1, description="comparisons of one gradient step")
     epochs: int = Field(default=1, ge=1, description="passes over the comparisons")
@@ -44,8 +33,6 @@ class _PreferenceRun(BaseModel):
         description="learner steps between evaluations; default: five over the run, and the last; ten where the best "
         "reward model is kept",
     )
-    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
 
     @model_validator(mode="after")
     def _one_process(self) -> Self:
@@ -60,18 +47,6 @@ class _PreferenceRun(BaseModel):
         if self.total_learner_steps is not None:
             return self.total_learner_steps
         return max(1, math.ceil(self.epochs * num_comparisons / self.batch_size))
-
-    def checkpoint_every(self, steps: int) -> int:
-        return self.checkpoint.every_steps or max(1, steps // DEFAULT_NUM_CHECKPOINTS)
-
-    @property
-    def config_hash(self) -> str:
-        """SHA-256 over the canonical JSON of what determines the result."""
-        return settings_hash(self.model_dump(mode="json"))
-
-    def to_yaml(self) -> str:
-        """A recipe that gives this configuration again, every setting written out."""
-        return to_yaml(self.model_dump(mode="json"))
 
     def derived(self) -> dict[str, str]:
         source = self.data.train or "made by the run"
@@ -117,11 +92,11 @@ class SegmentModelConfig(BaseModel):
 REWARD_WEIGHT_DECAY = 0.1
 
 
-class RewardTrainConfig(_PreferenceRun):
-    """`rollcall reward train`."""
+class RewardTrainConfig(PreferenceRunConfig):
+    """A reward model from comparisons."""
 
     learner: LearnerConfig = Field(
-        default=LearnerConfig(weight_decay=REWARD_WEIGHT_DECAY),
+        default=LearnerConfig(optimizer=AdamConfig(weight_decay=REWARD_WEIGHT_DECAY)),
         description=f"how the parameters are optimised; weight_decay is {REWARD_WEIGHT_DECAY} where it is not given",
     )
     keep: Literal["auto", "best", "last"] = Field(
@@ -144,15 +119,18 @@ class RewardTrainConfig(_PreferenceRun):
     @field_validator("learner", mode="before")
     @classmethod
     def _decayed(cls, value: Any) -> Any:
-        return {"weight_decay": REWARD_WEIGHT_DECAY, **value} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+        learner = in_sections(value)
+        return {**learner, "optimizer": {"weight_decay": REWARD_WEIGHT_DECAY, **section(learner.get("optimizer"))}}
 
     @property
     def algorithm_name(self) -> str:
         return self.loss.name
 
 
-class DirectRunConfig(_PreferenceRun):
-    """`rollcall train` of a recipe with data: a policy from comparisons."""
+class DirectRunConfig(PreferenceRunConfig):
+    """A policy from comparisons, by a direct method."""
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.DIRECT_METHOD}
 
@@ -171,8 +149,8 @@ class DirectRunConfig(_PreferenceRun):
 
     @field_validator("algorithm", mode="before")
     @classmethod
-    def _algorithm_by_name(cls, value: Any) -> Any:
-        return plugin_settings(plugins.DIRECT_METHOD, value)
+    def _algorithm_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        return plugin_settings(plugins.DIRECT_METHOD, value, info)
 
     @model_validator(mode="after")
     def _begins_with_a_model(self) -> Self:
@@ -186,23 +164,3 @@ class DirectRunConfig(_PreferenceRun):
     @property
     def algorithm_name(self) -> str:
         return str(getattr(self.algorithm, "name", type(self.algorithm).__name__))
-
-
-PreferenceRunConfig = RewardTrainConfig | DirectRunConfig
-
-
-def load_preference_config(recipe: str | Path | Settings, overrides: Iterable[str] = ()) -> PreferenceRunConfig:
-    """The configuration of a recipe with data: with an algorithm it is a direct method's, else a reward model's.
-
-    Raises:
-      BadInput: one line for each thing that is wrong.
-    """
-    settings = read_settings(recipe, overrides)
-    if "algorithm" in settings.tree:
-        return validated(settings, DirectRunConfig)
-    model = settings.tree.get("model")
-    if isinstance(model, dict) and "kind" not in model:  # a union's tag has no default of its own
-        model["kind"] = "text"
-    is_segment = isinstance(model, dict) and model.get("kind") == "segment"
-    sections = {"model": SegmentModelConfig if is_segment else TextModelConfig}
-    return validated(settings, RewardTrainConfig, sections if isinstance(model, dict) else None)

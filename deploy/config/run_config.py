@@ -1,22 +1,19 @@
-"""The configuration of a run: every component's own model, composed, and what follows from it. Knows all components'
-settings and none of their defaults; how it is read from a recipe is config.py's."""
+"""The configuration of runs with actors: what those of both halves have in common, and the control half's own. Knows
+all components' settings and none of their defaults; how it is read from a recipe is reading.py's."""
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator
 
 from rollcall.actors.control.evaluation import EvalConfig
 from rollcall.actors.control.gym_actor import ActorsConfig
 from rollcall.actors.envs.environment import EnvConfig
-from rollcall.cluster.checkpoint import CheckpointConfig
-from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.supervision import SupervisionConfig
 from rollcall.cluster.metrics.run_metrics import MetricsConfig
 from rollcall.cluster.store.redis_address import URL_VARIABLE, RedisConfig
@@ -25,28 +22,27 @@ from rollcall.deploy.config.placement import ClusterConfig
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.config.reward_config import RewardConfig
-from rollcall.deploy.config.settings import settings_hash, to_yaml
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.deploy.config.root_config import (
+    DEFAULT_NUM_CHECKPOINTS,
+    RootConfig,
+    plugin_name_of,
+    plugin_settings,
+    section_settings,
+)
+from rollcall.deploy.config.settings import to_yaml
 from rollcall.learners.models.networks import PolicyConfig
 
 # torch.compile of a small net's loss takes about 20 s when nothing is cached, and saves about 0.25 ms per minibatch
 # (measured on one core, minibatches of 256, two 64x64 MLPs): it pays from this many minibatches on.
 COMPILE_PAYS_FROM_MINIBATCHES = 80_000
-DEFAULT_NUM_CHECKPOINTS = 10
 
 
-class CommonConfig(BaseModel):
-    """What runs of both halves have in common."""
+class OnlineConfig(RootConfig):
+    """What runs with actors have in common, of both halves."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}  # sections of a plug-in's own model
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}
 
-    name: str = Field(
-        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run directory is runs/<name>"
-    )
-    seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
     runtime: Literal["ray", "serial"] = Field(default="ray", description="serial: one process, for debugging")
-    total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
     algorithm: SerializeAsAny[BaseModel] = Field(description="the algorithm's own settings; a plain string is its name")
     max_policy_lag: int = Field(
         default_factory=lambda known: _default_lag(known.get("algorithm")),
@@ -58,8 +54,6 @@ class CommonConfig(BaseModel):
         default=None,
         description="who scores what was produced; none: the env or task. my_module:score, or the name of a scorer",
     )
-    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
     cluster: ClusterConfig = Field(default_factory=ClusterConfig, description="what the run needs of a Ray cluster")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="where the books are kept")
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="the Prometheus endpoint")
@@ -69,8 +63,8 @@ class CommonConfig(BaseModel):
 
     @field_validator("algorithm", mode="before")
     @classmethod
-    def _algorithm_by_name(cls, value: Any) -> Any:
-        return plugin_settings(plugins.ALGORITHM, value)
+    def _algorithm_by_name(cls, value: Any, info: ValidationInfo) -> Any:
+        return plugin_settings(plugins.ALGORITHM, value, info)
 
     @field_validator("reward", mode="before")
     @classmethod
@@ -97,31 +91,30 @@ class CommonConfig(BaseModel):
         return self.total_learner_steps
 
     @property
+    def names_store(self) -> bool:
+        return self.redis.url is not None
+
+    @property
+    def env_steps(self) -> int | None:
+        """Env steps after which the run ends, where it ends by them."""
+        return None
+
+    @property
+    def drop_degenerate(self) -> bool:
+        """Whether groups of samples that teach nothing are dropped, and others asked for in their place."""
+        return False
+
+    @property
     def tickets_per_step(self) -> int:
         """B of the flow control."""
         raise NotImplementedError
 
     @property
     def checkpoint_every_steps(self) -> int:
-        if self.checkpoint.every_steps is not None:
-            return self.checkpoint.every_steps
-        return max(1, (self.learner_steps or 100 * DEFAULT_NUM_CHECKPOINTS) // DEFAULT_NUM_CHECKPOINTS)
-
-    def resolved(self) -> Self:
-        """With what is `auto` decided for this machine, so that the hash says which it was."""
-        return self
-
-    def derived(self) -> dict[str, str]:
-        """What is not written in the recipe but follows from it, by name, for people."""
-        raise NotImplementedError
-
-    @property
-    def config_hash(self) -> str:
-        """SHA-256 over the canonical JSON of what determines the result: not the name, nor who watches."""
-        return settings_hash(self.resolved().model_dump(mode="json"))
+        return self.checkpoint_every(self.learner_steps or 100 * DEFAULT_NUM_CHECKPOINTS)
 
     def to_yaml(self) -> str:
-        """A recipe that gives this configuration again, every setting written out. A password is left out."""
+        """As of every run. A password is left out."""
         values = self.resolved().model_dump(mode="json", exclude={"redis": {"url"}})
         if self.redis.url is not None:
             url = self.redis.url.get_secret_value()
@@ -133,7 +126,7 @@ class CommonConfig(BaseModel):
         return to_yaml(values)
 
 
-class RunConfig(CommonConfig):
+class RunConfig(OnlineConfig):
     """One run of the control half. Immutable; built by `load_config`, which also checks it against the environment."""
 
     total_env_steps: int | None = Field(default=None, ge=1, description="the run ends once it learned from so many")
@@ -149,6 +142,14 @@ class RunConfig(CommonConfig):
     @classmethod
     def _env_by_name(cls, value: Any) -> Any:
         return section_settings(EnvConfig, {"id": value} if isinstance(value, str) else value)
+
+    @property
+    def begins_from(self) -> str | None:
+        return self.policy.init_from
+
+    @property
+    def env_steps(self) -> int | None:
+        return self.total_env_steps
 
     @property
     def tickets_per_step(self) -> int:
@@ -213,45 +214,12 @@ class RunConfig(CommonConfig):
         return self.actors.num_envs // self.actors.num_shards
 
 
-def section_settings(model: type[BaseModel], value: Any) -> Any:
-    """A section that may be written shorter, as its model. A validator that runs before pydantic's own hands on Python
-    values, and of those a strict model takes no list for a tuple: so the section is read as JSON, as all others are."""
-    if value is None or isinstance(value, BaseModel):
-        return value
-    return model.model_validate_json(json.dumps(value, default=str), strict=True)
-
-
-def plugin_settings(plugin: Plugin, value: Any) -> Any:
-    """A section as the settings of the plug-in that it names.
-
-    Raises:
-      ValueError: in pydantic's manner.
-    """
-    if isinstance(value, BaseModel):
-        return value
-    try:
-        model = plugins.find(plugin, plugin_name_of(value)).Config
-        settings = dict(value) if isinstance(value, Mapping) else {"name": value}
-        return model.model_validate_json(json.dumps(settings), strict=True)
-    except BadInput as error:
-        raise ValueError(f"{error}") from None
-    except ValidationError as error:
-        raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
-
-
 def _default_lag(algorithm: Any) -> int:
     """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
     name = plugin_name_of(algorithm)
-    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).corrects_policy_lag)
+    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).needs.corrects_policy_lag)
 
 
 def cpp_compiler() -> str | None:
     """The compiler that torch.compile would call; None when the machine has none."""
     return next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
-
-
-def plugin_name_of(value: Any) -> Any:
-    """What a plug-in's section calls itself; anything at all if the user wrote anything at all."""
-    if isinstance(value, BaseModel):
-        return getattr(value, "name", None)
-    return value.get("name") if isinstance(value, Mapping) else value

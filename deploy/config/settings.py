@@ -1,5 +1,5 @@
 """Reads a recipe's YAML and the command line's overrides into one tree that remembers where every value came from.
-Knows nothing of what the keys mean: that is config.py."""
+Knows nothing of what the keys mean: that is validation.py's."""
 
 from __future__ import annotations
 
@@ -108,6 +108,13 @@ class Settings:
                 raise KeyError(key)
         return node
 
+    def get(self, path: KeyPath) -> Any:
+        """The value at `path`; None where nothing was written."""
+        try:
+            return self.value(path)
+        except KeyError:
+            return None
+
     def has(self, path: KeyPath) -> bool:
         try:
             self.value(path)
@@ -134,6 +141,15 @@ class Settings:
         node[path[-1]] = value
         self.origins = {p: o for p, o in self.origins.items() if p[: len(path)] != path}
         self.origins[path] = origin
+
+    def rename(self, names: Mapping[KeyPath, KeyPath]) -> None:
+        """What was written at an old path is read as written at its new one: old path -> new path."""
+        for old, new in names.items():
+            if self.has(old):
+                origin, value = self.origin(old), self.value(old)
+                section = self.value(old[:-1]) if old[:-1] else self.tree
+                del section[old[-1]]
+                self.set(new, value, origin)
 
 
 def parse_yaml(text: str, source: str) -> Settings:
@@ -225,11 +241,6 @@ def shipped_recipes() -> dict[str, Path]:
 def preference_recipes() -> dict[str, Path]:
     """Those that learn from a file of preferences, without actors."""
     return {path.stem: path for path in sorted((_RECIPES / "preferences").glob("*.yaml"))}
-
-
-def learns_from_data(recipe: str | Path) -> bool:
-    """Whether a recipe, or a run's config.yaml, is of a run on preferences. Raises BadInput: as read_recipe."""
-    return "data" in read_recipe(recipe).tree
 
 
 def recipe_title(path: Path) -> str:

@@ -16,10 +16,13 @@ from rollcall.cluster.loop.supervision import RestartBudget, SupervisionConfig
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.deploy.config.reward_config import MODEL, REWARD_MODELS, RewardConfig
 from rollcall.reward_service.client import RewardClient
+from rollcall.reward_service.labelling.routes import PAGE_PATH
 from rollcall.reward_service.scorer import Taken
-from rollcall.reward_service.service.auth import client_token
+from rollcall.reward_service.service.auth import TOKEN_VARIABLE, client_token
 from rollcall.reward_service.service.private import PrivateService, start_private
 from rollcall.reward_service.service.service_config import ServiceConfig
+
+__all__ = ["PAGE_PATH", "TOKEN_VARIABLE", "reward_endpoint"]
 
 LOOK_S = 0.5  # between looks whether a private service lives
 FIRST_CONTACT_S = 30.0

@@ -3,26 +3,25 @@ finds it, and the probe that looks after what the run stands on. Must never chan
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.cluster.store.store import Store
-from rollcall.deploy.config.load import AnyConfig
-from rollcall.deploy.kinds.parts import POLICY_ID, Parts
+from rollcall.deploy.config.run_config import OnlineConfig
+from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
+from rollcall.deploy.rundir.files import read_json
 
 
 class RunWatch:
     """One driver's. `open`, then `probe`, then `training`; `close` whatever happened."""
 
-    def __init__(self, config: AnyConfig, run_directory: Path, parts: Parts) -> None:
+    def __init__(self, config: OnlineConfig, run_directory: Path, factory: MemberFactory) -> None:
         self._config = config.metrics
         self._directory = run_directory.resolve()
         self._probe: MetricsProbe | None = None
@@ -30,10 +29,10 @@ class RunWatch:
         self._service_restarts = 0
         self.port: int | None = None
         self.failed = False  # then its file stays: a target that is down is what an alert is for
-        self.metrics = RunMetrics(run=self._directory.name, policy=POLICY_ID, env=parts.label, kind=parts.kind)
+        self.metrics = RunMetrics(run=self._directory.name, policy=POLICY_ID, env=factory.label, kind=factory.kind)
         self.metrics.describe(
             version=_own_version(),
-            recipe=_recipe(run_directory) or config.name,
+            recipe=str(read_json(run_directory / "run.json").get("recipe") or config.name),
             algorithm=config.algorithm_name,
             runtime=config.runtime,
         )
@@ -81,14 +80,6 @@ class RunWatch:
         self.metrics.close()
         if self._announcement is not None and not self.failed:
             self._announcement.withdraw()
-
-
-def _recipe(run_directory: Path) -> str:
-    try:
-        origin: Any = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))
-        return str(origin["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _own_version() -> str:

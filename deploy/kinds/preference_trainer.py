@@ -26,7 +26,7 @@ from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentM
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.labelling.leases import LabelQueue

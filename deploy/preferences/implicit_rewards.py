@@ -16,7 +16,7 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithm import Models
 from rollcall.learners.algorithms.preferences import direct_preference
 from rollcall.learners.batches.preference_batch import PreferenceBatch, collate_comparisons
-from rollcall.learners.batches.preference_experience import each_candidate
+from rollcall.learners.batches.preference_collator import each_candidate
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.models.token_policy import TokenPolicy

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rollcall.deploy.report.counted import ENV_STEPS, TOKENS, Counted
 from rollcall.deploy.report.recorders import STEP_KEYS
 
 MAX_POINTS = 400
@@ -51,8 +52,8 @@ _TITLES = {
     "learning_rate": "Learning rate",
 }
 _ELSEWHERE = {
-    *STEP_KEYS["control"],
-    *STEP_KEYS["language"],
+    *STEP_KEYS["env_steps"],
+    *STEP_KEYS["tokens"],
     *("elapsed_s", "bound_fraction", "steps_per_s", "tokens_per_s", "step_s", "act_s"),
     *("episodes", "restarts", "env_restarts", "skipped"),
     *("exact_match", "length_mean", "length_max", "degenerate_dropped"),
@@ -265,16 +266,15 @@ def comparison_charts(runs: Mapping[str, Records]) -> list[dict[str, Any]]:
 
 
 def build_charts(
-    records: Records, evals: Records, *, language: bool = False, marks: Sequence[tuple[int, str]] = ()
+    records: Records, evals: Records, *, counts: Counted = ENV_STEPS, marks: Sequence[tuple[int, str]] = ()
 ) -> list[dict[str, Any]]:
     """Every chart that has something to show, the most important first; at most MAX_POINTS points each. `marks`:
     learner steps at which something changed, and what."""
-    experience = "tokens" if language else "env_steps"
-    unit = experience.replace("_", " ")
+    experience, unit = counts.key, counts.units
     x = _pooled(_column(records, experience), max)
     if any("trained_comparisons" in record for record in records):
         charts = _preference_charts(evals, records, x)
-    elif language:
+    elif counts is TOKENS:
         charts = _exact_match_chart(records, evals, x) + _completion_charts(records, x)
     else:
         charts = _return_chart(records, evals, x)

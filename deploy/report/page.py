@@ -16,6 +16,7 @@ from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.files import write_aside
 from rollcall.deploy.report import preference_report
+from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.recorders import read_jsonl
@@ -44,25 +45,23 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
     events = read_jsonl(run_directory / "events.jsonl")
     summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
-    preferences = "data" in config
-    language = "task" in config or preferences
+    counts = counted_in([*records, *evals])
+    pairs = any(evaluation.get("unit") == PAIRS_RIGHT for evaluation in evals)
     segments = _segments(run_directory)
-    charts = build_charts(records, evals, language=language, marks=[(s.step, str(s)) for s in segments[1:]])
+    charts = build_charts(records, evals, counts=counts, marks=[(s.step, str(s)) for s in segments[1:]])
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
     compared, others = _compared((run_directory, *beside), records)
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
-        _tile_row(
-            preference_report.tiles(summary) if preferences else _tiles(summary, records, evals, language=language)
-        ),
+        _tile_row(preference_report.tiles(summary) if pairs else _tiles(summary, records, evals, counts)),
         _figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
         _figures(charts, first=len(compared)),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
         '<h2>Accounts</h2><div class="columns">',
-        "" if preferences else _ledger(summary),
+        "" if "ledger" not in summary and (pairs or summary) else _ledger(summary),
         _machine(origin),
         "</div>",
         _segment_table(segments),
@@ -125,26 +124,25 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
 
 
 def _tiles(
-    summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]], *, language: bool
+    summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]], counts: Counted
 ) -> list[tuple[str | None, str]]:
     last = records[-1] if records else {}
     final = summary.get("final_eval") or (evals[-1] if evals else {})
     wall = summary.get("wall_s", last.get("elapsed_s"))
     lag = summary.get("policy_lag") or {}
-    experience, unit, trials = ("tokens", "tokens", "problems") if language else ("env_steps", "env steps", "episodes")
-    speed = summary.get("tokens_per_s" if language else "steps_per_s")
+    speed = summary.get(counts.speed)
     if speed is None and last.get("elapsed_s"):
-        speed = (last.get(experience) or 0) / last["elapsed_s"]
-    total = summary.get("generated_tokens" if language else "env_steps", last.get(experience))
-    score = _score(final, language=language) if final else None
+        speed = (last.get(counts.key) or 0) / last["elapsed_s"]
+    total = summary.get(counts.total, last.get(counts.key))
+    score = _score(final, counts) if final else None
     left = f", {final['unfinished']} unfinished" if final.get("unfinished") else ""
     whose = "final" if summary.get("final_eval") else "latest"
     return [
-        (score, f"{whose} evaluation, {final.get('n', '?')} {trials}{left}"),
-        (number(total), f"generated {unit}" if language else unit),
+        (score, f"{whose} evaluation, {final.get('n', '?')} {counts.trial}{left}"),
+        (number(total), counts.total.replace("_", " ")),
         (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
         (duration(float(wall)) if wall is not None else None, "wall time"),
-        (number(speed), f"{unit} per second"),
+        (number(speed), f"{counts.units} per second"),
         (f"{summary['bound_fraction']:.0%}" if summary.get("bound_fraction") else None, "of this machine's bound"),
         (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),
     ]
@@ -155,8 +153,8 @@ def _tile_row(tiles: list[tuple[str | None, str]]) -> str:
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
-def _score(evaluation: Mapping[str, Any], *, language: bool) -> str:
-    if language:
+def _score(evaluation: Mapping[str, Any], counts: Counted) -> str:
+    if counts.trial == TOKENS.trial:
         return percent(evaluation.get("mean"))
     return f"{number(evaluation.get('mean'))} ± {number(evaluation.get('std'))}"
 

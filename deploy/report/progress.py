@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rollcall.deploy.report.counted import ENV_STEPS, Counted, counted_in
 from rollcall.deploy.report.event_lines import DROPS, EventLines
 from rollcall.deploy.report.recorders import Record, plain
 
@@ -88,13 +89,13 @@ class Tally:
             self._waits.popleft()
 
     @property
-    def is_language(self) -> bool:
-        return self.start.get("kind") == "language"
+    def _counts(self) -> Counted:
+        return counted_in([{str(self.start.get("counts")): 0}])
 
     @property
     def _experience(self) -> str:
         """The key that counts what is learned from."""
-        return "tokens" if self.is_language else "env_steps"
+        return self._counts.key
 
     @property
     def experience_per_s(self) -> float | None:
@@ -116,7 +117,7 @@ class Tally:
             done = int(self.last["step"]) + 1 if self.last else int(self.start.get("start_step") or 0)
             return done, int(total_steps), "step"
         total, done = self.start.get(f"total_{self._experience}"), int(self.last.get(self._experience) or 0)
-        return done, int(total) if total else None, "token" if self.is_language else "env step"
+        return done, int(total) if total else None, self._counts.unit
 
     @property
     def eta_s(self) -> float | None:
@@ -131,7 +132,7 @@ class Tally:
     def facts(self) -> list[tuple[str, str]]:
         """(name, value) pairs worth a glance; those without a value yet are left out."""
         last, rate, share = self.last, self.experience_per_s, self.wait_share
-        unit, bound = " tokens" if self.is_language else "", plain(last.get("bound_fraction"))
+        unit, bound = "" if self._counts is ENV_STEPS else f" {self._counts.units}", plain(last.get("bound_fraction"))
         speed = f"{number(rate)}{unit}/s" if rate else None
         if speed and bound:
             speed += f" ({bound:.0%} of bound)"
@@ -140,7 +141,7 @@ class Tally:
             (self._experience.replace("_", " "), number(int(experience)) if experience else None),
             ("speed", speed),
             ("lag", number(last.get("lag_max"))),
-            *(self._of_completions() if self.is_language else [("return", number(last.get("return_mean")))]),
+            *([("return", number(last.get("return_mean")))] if self._counts is ENV_STEPS else self._of_completions()),
             ("eval", eval_text(self.evaluation) if self.evaluation else None),
             ("waiting", f"{share:.0%}" if share is not None else None),
             ("drops", number(self._drops) if self._drops else None),
@@ -291,6 +292,15 @@ class LiveView:
             if name != f"{what}s":
                 facts.append(f"{name} ", style="dim").append(f"{value}   ", style="bold")
         return Group(top, facts, *([_sample_table(self._tally.samples)] if self._tally.samples else []))
+
+
+def online_console(stream: TextIO, *, live: bool) -> PlainLines | LiveView:
+    """What a run with actors shows: on a terminal the live view."""
+    if live:
+        from rich.console import Console
+
+        return LiveView(Console())
+    return PlainLines(stream)
 
 
 def _sample_row(sample: Any) -> tuple[str, str, str]:

@@ -14,11 +14,11 @@ from rollcall.cluster.files import write_aside
 
 Record = Mapping[str, Any]
 
-_EITHER_KIND = ("step", "epoch", "policy_version", "wait_batch_s", "update_s", "publish_s", "lag_max", "lag_mean")
-# What every line of metrics.jsonl has, by the kind of the run.
+_ALWAYS = ("step", "epoch", "policy_version", "wait_batch_s", "update_s", "publish_s", "lag_max", "lag_mean")
+# What every line of metrics.jsonl has, by what the run counts.
 STEP_KEYS = {
-    "control": (*_EITHER_KIND, "return_mean", "env_steps"),
-    "language": (*_EITHER_KIND, "reward_mean", "tokens"),
+    "env_steps": (*_ALWAYS, "return_mean", "env_steps"),
+    "tokens": (*_ALWAYS, "reward_mean", "tokens"),
 }
 
 
@@ -30,11 +30,11 @@ class Recorder(Protocol):
 
     def on_start(self, info: Record) -> None:
         """`info` has at least `start_step` (learner steps already done), `epoch`, `total_learner_steps` (None when only
-        env steps are bounded) and `total_env_steps`; `kind` is "control" (also when it is absent) or "language"."""
+        env steps are bounded) and `total_env_steps`; `counts` is "env_steps" (also when it is absent) or "tokens"."""
 
     def on_step(self, record: Record) -> None:
-        """One learner step: STEP_KEYS of the kind and whatever the algorithm adds; what does not exist yet is None or
-        NaN. A language step may show a few `samples`: mappings with `prompt text reward`."""
+        """One learner step: STEP_KEYS of what is counted and whatever the algorithm adds; what does not exist yet is
+        None or NaN. A step of a language model may show a few `samples`: mappings with `prompt text reward`."""
 
     def on_eval(self, record: Record) -> None:
         """One finished evaluation: at least `step policy_version mean std n`, and `env_steps` or `tokens`. Where `unit`
@@ -108,7 +108,7 @@ class JsonLines:
     def __init__(self, run_directory: Path) -> None:
         self._directory = run_directory
         self._files: dict[str, TextIO] = {}
-        self._no_step: dict[str, Any] = dict.fromkeys(STEP_KEYS["control"])
+        self._no_step: dict[str, Any] = dict.fromkeys(STEP_KEYS["env_steps"])
         self._step = 0
         self._offset_s = 0.0
         self._began = time.monotonic()
@@ -125,7 +125,7 @@ class JsonLines:
         file.flush()
 
     def on_start(self, info: Record) -> None:
-        self._no_step = dict.fromkeys(STEP_KEYS[info.get("kind") or "control"])
+        self._no_step = dict.fromkeys(STEP_KEYS[info.get("counts") or "env_steps"])
         self._rewind(int(info.get("start_step") or 0))
         done = read_jsonl(self._directory / "metrics.jsonl")
         self._offset_s = float(done[-1].get("elapsed_s") or 0.0) if done else 0.0

@@ -3,15 +3,17 @@ renamed, removed, or added with another default than what runs did without it st
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, settings_hash
+from rollcall.deploy.rundir.files import read_json
+from rollcall.learners.loop.config import in_sections
 
-RENAMED: Mapping[KeyPath, KeyPath] = {  # old path -> new path: read as the new one
+# Old path -> new path: read as the new one. What is renamed in runs of one kind alone stands in its file (`renamed`).
+RENAMED: Mapping[KeyPath, KeyPath] = {
     ("preferences", "taste"): ("preferences", "true_reward"),
 }
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
@@ -19,8 +21,11 @@ REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has i
 BEFORE: Mapping[KeyPath, Any] = {}
 # The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
 BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
-    "loss": {("keep",): "last", ("patience",): None, ("learner", "weight_decay"): 0.0},
+    "loss": {("keep",): "last", ("patience",): None, ("learner", "optimizer", "weight_decay"): 0.0},
 }
+
+
+SUPERVISED = "sft"  # the algorithm of supervised fine-tuning, in summaries of every release
 
 
 def read_run(run_directory: Path) -> tuple[Settings, str]:
@@ -33,14 +38,13 @@ def read_run(run_directory: Path) -> tuple[Settings, str]:
     settings = read_recipe(run_directory / "config.yaml")
     config_hash = settings_hash(settings.tree)
     settings.made_by = _made_by(run_directory)
+    _refuse_supervised(run_directory, settings)
     for path, remedy in REMOVED.items():
         if settings.has(path):
             raise BadInput(f"{'.'.join(path)} ({settings.origin(path)}): this version has no such setting: {remedy}")
-    for old, new in RENAMED.items():
-        if settings.has(old):
-            origin, value = settings.origin(old), settings.value(old)
-            del (settings.value(old[:-1]) if old[:-1] else settings.tree)[old[-1]]
-            settings.set(new, value, origin)
+    settings.rename(RENAMED)
+    if _is_section(settings, ("learner",)):  # its optimiser and schedule had no sections
+        settings.tree["learner"] = in_sections(settings.tree["learner"])
     before = dict(BEFORE)
     for name, more in BEFORE_WITH.items():
         before |= more if settings.has((name,)) else {}
@@ -60,9 +64,16 @@ def run_hash(run_directory: Path) -> str:
     return settings_hash(read_recipe(run_directory / "config.yaml").tree)
 
 
+def _refuse_supervised(run_directory: Path, settings: Settings) -> None:
+    """Raises BadInput: for a run of `rollcall sft` of a release in which those had a model and no checkpoints."""
+    if read_json(run_directory / "summary.json").get("algorithm") != SUPERVISED:
+        return
+    if settings.get(("algorithm", "name")) != SUPERVISED:
+        model = run_directory / "warm_start"
+        what = f"its model is {model}" if model.is_dir() else "it ended without a model: begin it again"
+        raise BadInput(f"{run_directory}: a run of rollcall sft, which has no checkpoints: {what}")
+
+
 def _made_by(run_directory: Path) -> str:
-    try:
-        version = json.loads((run_directory / "run.json").read_text(encoding="utf-8"))["versions"]["rollcall-rl"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another version of Rollcall"
-    return f"rollcall-rl {version}"
+    version = (read_json(run_directory / "run.json").get("versions") or {}).get("rollcall-rl")
+    return f"rollcall-rl {version}" if version else "another version of Rollcall"

@@ -11,8 +11,9 @@ from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.run_lock import DirectoryLock
+from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, parse_yaml
-from rollcall.deploy.drive.runs import Written, read_json
+from rollcall.deploy.rundir.files import read_json
 from rollcall.deploy.rundir.jobs import current_job, runs_root
 
 # What a run that has no checkpoint yet leaves, and must not find when it begins again. Models made for it are kept.
@@ -22,7 +23,7 @@ _UNWRITTEN = {"logs", "run.json", "run.json.new", "config.yaml.new"}
 
 
 def find_to_go_on_with(
-    config: Written, name: str, *, explicit: bool, wanted: bool, read: Callable[[Path], Written]
+    config: RootConfig, *, explicit: bool, wanted: bool, read: Callable[[Path], RootConfig]
 ) -> Path | None:
     """The run directory that this command goes on with: where the run has a name of its own (`explicit`), that run has
     begun before, and this is a job or going on is `wanted`. None: the run is a new one.
@@ -34,6 +35,7 @@ def find_to_go_on_with(
     """
     if wanted and not explicit:
         raise BadInput(f"--resume ({COMMAND_LINE}): say which run to go on with: name=...")
+    name = config.name
     directory = runs_root() / name
     if not explicit or not (wanted or current_job() is not None):
         return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +12,8 @@ import torch
 from rollcall.cluster.loop.task_source import ShuffledRows
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.algorithm import Algorithm, Models
 from rollcall.learners.batches.token_batch import TokenBatch, TokenSample, collate_tokens
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.collator import Stateless
 
 
 @dataclass(frozen=True)
@@ -42,24 +40,14 @@ class DemonstrationSource:
         return [self._demonstrations[self._order.row(position)[0]] for position in positions]
 
 
-class DemonstrationExperience:
-    """What the learner asks of its experience, for demonstrations."""
+class DemonstrationCollator(Stateless):
+    """A Collator of demonstrations."""
 
     def collate(self, items: Sequence[Demonstration], device: torch.device, *, step: int) -> TokenBatch:
         return collate_tokens([_sample(item) for item in items], step=step).to(device)
 
-    def prepare(self, algorithm: Algorithm, models: Models, batch: TokenBatch, collective: Collective) -> Any:
-        return algorithm.prepare(models, batch)
-
-    def learned(self, batch: TokenBatch) -> None: ...
-
     def metrics(self, batch: TokenBatch) -> dict[str, float]:
         return {"trained_tokens": float(batch.num_sampled)}
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def load_state(self, state: dict[str, Any]) -> None: ...
 
 
 def _sample(item: Demonstration) -> TokenSample:

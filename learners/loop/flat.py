@@ -52,6 +52,7 @@ class FlatParameters:
 
     parameter: nn.Parameter  # float32 [size]; its .grad is `gradient`
     gradient: Tensor  # float32 [size]
+    specs: Sequence[TensorSpec]  # where each of the module's lies
 
 
 def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatParameters:
@@ -82,7 +83,7 @@ def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatPara
         parameter.grad = gradients[spec.offset : spec.offset + spec.size].view(spec.shape)
     flat = nn.Parameter(values)
     flat.grad = gradients
-    return FlatParameters(flat, gradients)
+    return FlatParameters(flat, gradients, specs)
 
 
 def module_weights(
@@ -126,13 +127,13 @@ def load_module_weights(
 ) -> None:
     """Copies the tensors of the model called `name` into a module. What weights hold of other models is left aside, and
     so is what they hold of this model's children `without`, for a module that has none of them. A child with a method
-    `stand_in` that the weights do not know, since they are older than it, does as was done before it.
+    `init_missing` that the weights do not know, since they are older than it, does as was done before it.
 
     Raises:
       ValueError: naming the first tensor in which the index and the module differ; nothing is copied then.
     """
     placed, _ = _layout(module, name)
-    younger = stand_ins(module, name, [spec.name for spec in weights.index])
+    younger = init_missing(module, name, [spec.name for spec in weights.index])
     placed = [item for item in placed if not item.spec.name.startswith(younger)]
     left_aside = tuple(f"{name}.{child}." for child in without)
     given = [
@@ -159,15 +160,15 @@ def load_module_weights(
         _copy_into(tensor, part.reshape(theirs.shape))
 
 
-def stand_ins(module: nn.Module, name: str, known: Collection[str]) -> tuple[str, ...]:
-    """Lets the children of a module called `name` that have a `stand_in`, and of whose tensors none is `known`, do as
-    was done before there was such a child. Returns the beginnings of their tensors' names."""
+def init_missing(module: nn.Module, name: str, known: Collection[str]) -> tuple[str, ...]:
+    """Lets the children of a module called `name` that have an `init_missing`, and of whose tensors none is `known`, do
+    as was done before there was such a child. Returns the beginnings of their tensors' names."""
     found = []
     for child_name, child in module.named_children():
         prefix = f"{name}.{child_name}."
-        stand_in: Callable[[], None] | None = getattr(child, "stand_in", None)
-        if stand_in is not None and not any(key.startswith(prefix) for key in known):
-            stand_in()
+        init: Callable[[], None] | None = getattr(child, "init_missing", None)
+        if init is not None and not any(key.startswith(prefix) for key in known):
+            init()
             found.append(prefix)
     return tuple(found)
 

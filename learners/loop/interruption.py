@@ -5,21 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rollcall.learners.loop.collator import Collator, CollatorState
+
 
 class Interrupted(Exception):
     """Out of the middle of a step that is to be taken back."""
-
-
-class Stateful(Protocol):
-    """The learner's Experience, as far as it remembers anything."""
-
-    def state(self) -> dict[str, Any]: ...
-    def load_state(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +23,16 @@ class BeforeStep:
 
     buffers: Mapping[str, Tensor]
     generator: Tensor
-    experience: dict[str, Any]
+    collator: CollatorState
 
     @classmethod
-    def of(cls, buffers: Mapping[str, Tensor], generator: torch.Generator, experience: Stateful) -> BeforeStep:
+    def of(cls, buffers: Mapping[str, Tensor], generator: torch.Generator, collator: Collator[Any, Any]) -> BeforeStep:
         copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
-        return cls(copies, generator.get_state(), experience.state())
+        return cls(copies, generator.get_state(), collator.state())
 
-    def put_back(self, buffers: Mapping[str, Tensor], generator: torch.Generator, experience: Stateful) -> None:
+    def put_back(self, buffers: Mapping[str, Tensor], generator: torch.Generator, collator: Collator[Any, Any]) -> None:
         with torch.no_grad():
             for name, buffer in buffers.items():
                 buffer.copy_(self.buffers[name])
         generator.set_state(self.generator)
-        experience.load_state(self.experience)
+        collator.load_state(self.collator)

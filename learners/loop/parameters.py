@@ -3,7 +3,6 @@ process or (learners/loop/sharded.py) in pieces. Knows tensors; must never know 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,29 +12,44 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.flat import Whole, flatten_module
+from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
 
-BuildOptimizer = Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
-Units = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
+FsdpUnits = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
 
 
 class TrainedParameters(Protocol):
     """The trained parameters of all models of a learner, as one."""
 
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def gradient(self) -> Tensor:
+        """[P]: what backward has added up, side by side; live. Of this process's pieces, where there are pieces."""
+
+    def flat(self) -> Tensor:
+        """[P]: the parameters themselves side by side; live. Raises ValueError where each process has a piece."""
+
+    def places(self) -> Iterable[tuple[nn.Parameter, TensorSpec]]:
+        """Each parameter, and where it lies in `flat`."""
+
     def zero_gradients(self) -> None: ...
 
-    def sum_gradients(self) -> Tensor:
-        """Adds the processes' gradients up, if backward has not; returns the global norm of the sum."""
+    def sum_gradients(self) -> None:
+        """Adds the processes' gradients up, if backward has not."""
+
+    def gradient_norm(self) -> Tensor:
+        """Of all parameters together, 0-dim."""
 
     def scale_gradients(self, factor: Tensor) -> None: ...
 
     def set_learning_rate(self, learning_rate: float) -> None: ...
 
-    def decay(self, weight_decay: float) -> None:
-        """Before a step: takes the share weight_decay * learning rate away from every weight that `decays`."""
-
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser state as this process holds them: live, to be read or copied into."""
@@ -58,20 +72,43 @@ class ReplicatedParameters:
     """All of it on every process: one flat parameter, one flat gradient, so that everything is one operation."""
 
     def __init__(
-        self, models: Mapping[str, nn.Module], *, collective: Collective, build_optimizer: BuildOptimizer
+        self,
+        models: Mapping[str, nn.Module],
+        *,
+        collective: Collective,
+        optimizer: OptimizerConfig,
+        learning_rate: float,
     ) -> None:
         module = nn.ModuleDict(dict(models))
         self._flat = flatten_module(module, only_trained=True)
+        self._trained = [p for p in module.parameters() if p.requires_grad]
         self._decayed = [p for name, p in module.named_parameters() if p.requires_grad and decays(name, p)]
+        self._weight_decay = optimizer.weight_decay
         self._collective = collective
-        self._optimizer = build_optimizer([self._flat.parameter])
+        self._optimizer = build_optimizer([self._flat.parameter], optimizer, learning_rate=learning_rate)
         allocate_state(self._optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self._flat.gradient.device
+
+    @property
+    def gradient(self) -> Tensor:
+        return self._flat.gradient
+
+    def flat(self) -> Tensor:
+        return self._flat.parameter
+
+    def places(self) -> Iterable[tuple[nn.Parameter, TensorSpec]]:
+        return zip(self._trained, self._flat.specs, strict=True)
 
     def zero_gradients(self) -> None:
         self._flat.gradient.zero_()
 
-    def sum_gradients(self) -> Tensor:
+    def sum_gradients(self) -> None:
         self._collective.sum_(self._flat.gradient)
+
+    def gradient_norm(self) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(self._flat.gradient)
         return norm
 
@@ -81,12 +118,10 @@ class ReplicatedParameters:
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self._optimizer, learning_rate)
 
-    def decay(self, weight_decay: float) -> None:
-        shrink(self._decayed, weight_decay, self._optimizer)
-
     def step(self) -> None:
         """Adam through its functional form: of the 0.1 ms that Optimizer.step takes for one small flat parameter, nine
         tenths are its hooks and checks (measured), a seventh of a small network's whole update."""
+        shrink(self._decayed, self._weight_decay, self._optimizer)
         group, parameter = self._optimizer.param_groups[0], self._flat.parameter
         if not isinstance(self._optimizer, torch.optim.Adam):
             self._optimizer.step()
@@ -138,8 +173,9 @@ def decays(name: str, parameter: Tensor) -> bool:
 def shrink(parameters: Sequence[Tensor], weight_decay: float, optimizer: torch.optim.Optimizer) -> None:
     """Decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101): of the weights, not of their gradients,
     so that what Adam makes of a gradient does not scale it."""
-    with torch.no_grad():
-        torch._foreach_mul_(list(parameters), 1.0 - float(optimizer.param_groups[0]["lr"]) * weight_decay)
+    if weight_decay:
+        with torch.no_grad():
+            torch._foreach_mul_(list(parameters), 1.0 - float(optimizer.param_groups[0]["lr"]) * weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -148,17 +184,3 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
             group["lr"].fill_(learning_rate)
         else:
             group["lr"] = learning_rate
-
-
-def allocate_state(optimizer: torch.optim.Optimizer) -> None:
-    """Makes the optimiser's state before its first step, so that the first checkpoint has the layout of all others: by
-    a step with a zero gradient that is taken back."""
-    with torch.no_grad():
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        before = [parameter.detach().clone() for parameter in parameters]
-        optimizer.step()
-        for parameter, value in zip(parameters, before, strict=True):
-            parameter.copy_(value)
-            for tensor in optimizer.state[parameter].values():
-                tensor.zero_()
-        assert all(math.isfinite(float(torch.linalg.vector_norm(parameter))) for parameter in parameters)

@@ -1,10 +1,11 @@
 """A learner's models in pieces: each process holds its share of every parameter, gradient and optimiser state, and a
 layer is gathered for the moment in which it is computed (FSDP: Zhao et al., 2023, arXiv:2304.11277; torch's
-fully_shard). Must never know losses; imported only where it is used."""
+fully_shard). Torch's distributed state dicts are not used: a checkpoint here has one flat array for any number of
+processes, which they would only be cut out of again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -15,9 +16,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.flat import Whole, place
-from rollcall.learners.loop.parameters import BuildOptimizer, Units, allocate_state, decays, set_learning_rate, shrink
+from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
+from rollcall.learners.loop.parameters import FsdpUnits, decays, set_learning_rate, shrink
 
 
 class ShardedParameters:
@@ -32,10 +35,11 @@ class ShardedParameters:
         self,
         models: Mapping[str, nn.Module],
         *,
-        units: Units,
+        units: FsdpUnits,
         device: torch.device,
         collective: Collective,
-        build_optimizer: BuildOptimizer,
+        optimizer: OptimizerConfig,
+        learning_rate: float,
     ) -> None:
         self._collective = collective
         if device.type == "cuda":
@@ -52,13 +56,33 @@ class ShardedParameters:
         self._shards, self._gradient = _as_plain(self._trained, self._mesh)
         pairs = zip(trained, self._shards, strict=True)
         self._decayed = [shard for (name, parameter), shard in pairs if decays(name, parameter)]
-        self._optimizer = build_optimizer(self._shards)
+        self._weight_decay = optimizer.weight_decay
+        self._optimizer = build_optimizer(self._shards, optimizer, learning_rate=learning_rate)
         allocate_state(self._optimizer)
+
+    @property
+    def device(self) -> torch.device:
+        return self._gradient.device
+
+    @property
+    def gradient(self) -> Tensor:
+        return self._gradient
+
+    def flat(self) -> Tensor:
+        raise ValueError(
+            "learner.sharding=fsdp: this algorithm's update reads and writes whole parameters, and each process holds "
+            "a part of them: set learner.sharding=none"
+        )
+
+    def places(self) -> Iterable[tuple[nn.Parameter, TensorSpec]]:
+        return zip(cast(Sequence[nn.Parameter], self._trained), self._specs, strict=True)
 
     def zero_gradients(self) -> None:
         self._gradient.zero_()
 
-    def sum_gradients(self) -> Tensor:
+    def sum_gradients(self) -> None: ...
+
+    def gradient_norm(self) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(self._gradient)
         square = norm.double().square()  # double: a float32 square overflows early
         self._collective.sum_(square)
@@ -70,12 +94,9 @@ class ShardedParameters:
     def set_learning_rate(self, learning_rate: float) -> None:
         set_learning_rate(self._optimizer, learning_rate)
 
-    def decay(self, weight_decay: float) -> None:
-        self._let_go()
-        shrink(self._decayed, weight_decay, self._optimizer)
-
     def step(self) -> None:
         self._let_go()
+        shrink(self._decayed, self._weight_decay, self._optimizer)
         self._optimizer.step()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -139,7 +160,7 @@ class ShardedParameters:
         return _from_shard(parameter, shard.detach(), self._mesh)
 
 
-def _shard(model: nn.Module, units: Units, mesh: DeviceMesh) -> FSDPModule:
+def _shard(model: nn.Module, units: FsdpUnits, mesh: DeviceMesh) -> FSDPModule:
     """In place: units first, then what they leave. On a GPU, each unit is moved there and cut before the next."""
     for part in [*units(model), model]:
         shard = fully_shard(part, mesh=mesh)

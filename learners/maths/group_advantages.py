@@ -1,5 +1,4 @@
 """Advantages of whole samples from the rewards of their group, and of tokens from rewards and values: pure functions.
-This file must never know of models, configs or losses.
 
 Per sample: rewards float [N] and group int64 [N], numbers 0..P-1, of any sizes and in any order. Per token: flat [S],
 sample after sample, `lengths` int64 [N] saying how many tokens each sample has.
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rollcall.learners.maths.losses import normalise_advantages
+from rollcall.learners.maths.returns import linear_recurrence
 
 
 def group_relative(*, rewards: Tensor, group: Tensor, normalise_std: bool, epsilon: float = 1e-6) -> Tensor:
@@ -114,23 +114,16 @@ def token_gae(
     for name, tensor in (("rewards", rewards), ("values", values)):
         if tensor.shape != (num_tokens,):
             raise ValueError(f"{name} has shape {list(tensor.shape)}, the lengths add up to {num_tokens} tokens")
-    width = int(lengths.max())
-    row = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    column = torch.arange(num_tokens, device=lengths.device) - (lengths.cumsum(0) - lengths)[row]
-    # One column of zeros behind each sample is the value of its end; padding adds nothing to what stands before it.
-    padded = values.new_zeros(len(lengths), width + 1)
+    column = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    row = torch.arange(num_tokens, device=lengths.device) - (lengths.cumsum(0) - lengths)[column]
+    # A column for each sample. One row of zeros behind it is the value of its end; padding adds nothing to what stands
+    # before it.
+    padded = values.new_zeros(int(lengths.max()) + 1, len(lengths))
     padded[row, column] = values
-    advantages = rewards.new_zeros(len(lengths), width)
-    advantages[row, column] = rewards + discount * padded[row, column + 1] - values
-    # After each round x[t] is the sum of the next 2 * shift deltas, discounted: log2(width) operations, not width.
-    shift = 1
-    while shift < width:
-        ahead = torch.zeros_like(advantages)
-        ahead[:, :-shift] = advantages[:, shift:]
-        advantages = advantages + (discount * lam) ** shift * ahead
-        shift *= 2
-    flat = advantages[row, column]
-    return flat, flat + values
+    deltas = rewards.new_zeros(int(lengths.max()), len(lengths))
+    deltas[row, column] = rewards + discount * padded[row + 1, column] - values
+    advantages = linear_recurrence(increments=deltas, decays=discount * lam)[row, column]
+    return advantages, advantages + values
 
 
 def _num_groups(group: Tensor) -> int:

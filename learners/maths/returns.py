@@ -30,19 +30,22 @@ def check_shapes(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} has shape {list(tensor.shape)}: it must be {list(shape)}, that of {first[0]}")
 
 
-def linear_recurrence(*, increments: Tensor, decays: Tensor) -> Tensor:
-    """x with x[t] = increments[t] + decays[t] * x[t + 1] and x[T] = 0. All [T, B].
+def linear_recurrence(*, increments: Tensor, decays: Tensor | float) -> Tensor:
+    """x with x[t] = increments[t] + decays[t] * x[t + 1] and x[T] = 0. All [T, B]; a number is the decay of all steps.
 
     Solved by recursive doubling: log2(T) rounds over whole tensors instead of T rounds over rows, since a dispatched
     operation costs more than the arithmetic on a row. After the round of `reach` s, x[t] covers steps t .. t + 2s - 1.
     Nothing is divided, so decays of zero (the ends of episodes) are exact.
     """
-    result, products = increments.clone(), decays.clone()
+    result, products = increments.clone(), decays.clone() if isinstance(decays, Tensor) else None
     reach, num_steps = 1, increments.shape[0]
     while reach < num_steps:
-        # Both right sides are whole before anything is written: the slices overlap.
-        arriving = products[:-reach] * result[reach:]
-        products[:-reach] = products[:-reach] * products[reach:]
+        # All right sides are whole before anything is written: the slices overlap.
+        if products is None:
+            arriving = decays**reach * result[reach:]
+        else:
+            arriving = products[:-reach] * result[reach:]
+            products[:-reach] = products[:-reach] * products[reach:]
         result[:-reach] += arriving
         reach *= 2
     return result

@@ -1,5 +1,5 @@
-"""Losses of language models as pure functions over flat sampled tokens, [K]: one term per token, not yet summed up.
-This file must never know of models, configs, batches or processes.
+"""What losses of language models have of their own, as pure functions over flat sampled tokens, [K]: one term per
+token, not yet summed up.
 
 A loss is sum(weights * terms). The weights (`aggregation_weights`) are made for a whole minibatch, so the losses and
 gradients of its parts add up to those of the whole, however it is divided into micro-batches and among processes.
@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rollcall.learners.maths.losses import same_shape
+
 Aggregation = Literal["token_mean", "sequence_mean", "fixed_length"]
-KLEstimator = Literal["k1", "k2", "k3"]
 
 
 def aggregation_weights(*, lengths: Tensor, mode: Aggregation, fixed_length: int | None = None) -> Tensor:
@@ -44,51 +45,6 @@ def aggregation_weights(*, lengths: Tensor, mode: Aggregation, fixed_length: int
     return torch.full_like(count, 1.0 / (len(lengths) * fixed_length))
 
 
-def clipped_surrogate(
-    *,
-    logprobs: Tensor,
-    anchor_logprobs: Tensor,
-    advantages: Tensor,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A) (Schulman et al., 2017, arXiv:1707.06347).
-
-    The ratio is pi / anchor, where the anchor is the behaviour or the proximal policy. With dual_clip = c, where A < 0
-    the objective is not below c * A: a ratio above c pushes no more (Ye et al., 2020, arXiv:1912.09729).
-
-    Returns:
-      The loss [K], and clipped [K]: 1 where a bound is the active branch, so the token has no gradient.
-
-    Raises:
-      ValueError: when shapes differ, or dual_clip is not above 1.
-    """
-    _same_shape(logprobs=logprobs, anchor_logprobs=anchor_logprobs, advantages=advantages)
-    return _surrogate(logprobs - anchor_logprobs, advantages, clip_low, clip_high, dual_clip)
-
-
-def kl_estimate(*, logprobs: Tensor, reference_logprobs: Tensor, estimator: KLEstimator) -> Tensor:
-    """[K]: KL(pi || reference) from tokens of pi (Schulman, 2020, "Approximating KL divergence").
-
-    With log r = log reference - log pi: k1 is -log r, unbiased; k2 is (log r)^2 / 2, biased, but its gradient is that
-    of the KL; k3 is r - 1 - log r, unbiased and never negative. As a term of a loss k1 does nothing: its gradient has
-    mean zero.
-
-    Raises:
-      ValueError: when shapes differ or the estimator is unknown.
-    """
-    _same_shape(logprobs=logprobs, reference_logprobs=reference_logprobs)
-    log_ratio = reference_logprobs - logprobs
-    if estimator == "k1":
-        return -log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio.square()
-    if estimator == "k3":
-        return log_ratio.expm1() - log_ratio
-    raise ValueError(f"estimator={estimator!r}: is k1, k2 or k3")
-
-
 def sequence_log_ratios(
     *, logprobs: Tensor, anchor_logprobs: Tensor, sequence: Tensor, num_sequences: int, mask: Tensor | None = None
 ) -> Tensor:
@@ -102,39 +58,13 @@ def sequence_log_ratios(
     Raises:
       ValueError: when shapes differ.
     """
-    _same_shape(logprobs=logprobs, anchor_logprobs=anchor_logprobs, sequence=sequence)
+    same_shape(logprobs=logprobs, anchor_logprobs=anchor_logprobs, sequence=sequence)
     log_ratios = logprobs - anchor_logprobs
     counted = torch.ones_like(log_ratios) if mask is None else mask.to(log_ratios.dtype)
     zeros = log_ratios.new_zeros(num_sequences)
     totals = zeros.index_add(0, sequence, log_ratios * counted)
     counts = zeros.index_add(0, sequence, counted)
     return (totals / counts.clamp(min=1.0))[sequence]
-
-
-def gspo_surrogate(
-    *,
-    logprobs: Tensor,
-    anchor_logprobs: Tensor,
-    advantages: Tensor,
-    sequence: Tensor,
-    num_sequences: int,
-    clip_low: float,
-    clip_high: float,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The clipped surrogate of the sequence ratio, at each of the sequence's tokens (GSPO, arXiv:2507.18071).
-
-    Returns:
-      The loss [K], and clipped [K]: 1 where the token's whole sequence has no gradient.
-
-    Raises:
-      ValueError: when shapes differ.
-    """
-    _same_shape(logprobs=logprobs, advantages=advantages)
-    log_ratios = sequence_log_ratios(
-        logprobs=logprobs, anchor_logprobs=anchor_logprobs, sequence=sequence, num_sequences=num_sequences, mask=mask
-    )
-    return _surrogate(log_ratios, advantages, clip_low, clip_high, None)
 
 
 def cispo_loss(
@@ -145,15 +75,15 @@ def cispo_loss(
     The importance weight is clipped, not the update: every token keeps a gradient.
 
     Returns:
-      The loss [K], and clipped [K]: 1 where the weight is a bound.
+      The loss [K], and a mask [K], True where the weight is a bound.
 
     Raises:
       ValueError: when shapes differ.
     """
-    _same_shape(logprobs=logprobs, anchor_logprobs=anchor_logprobs, advantages=advantages)
+    same_shape(logprobs=logprobs, anchor_logprobs=anchor_logprobs, advantages=advantages)
     ratio = (logprobs.detach() - anchor_logprobs).exp()
     weight = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    return -weight * advantages * logprobs, (weight != ratio).to(logprobs.dtype)
+    return -weight * advantages * logprobs, weight != ratio
 
 
 def truncated_importance_weights(*, proximal_logprobs: Tensor, behaviour_logprobs: Tensor, cap: float) -> Tensor:
@@ -162,7 +92,7 @@ def truncated_importance_weights(*, proximal_logprobs: Tensor, behaviour_logprob
     Raises:
       ValueError: when shapes differ, or cap is not above 0.
     """
-    _same_shape(proximal_logprobs=proximal_logprobs, behaviour_logprobs=behaviour_logprobs)
+    same_shape(proximal_logprobs=proximal_logprobs, behaviour_logprobs=behaviour_logprobs)
     if not cap > 0:
         raise ValueError(f"cap={cap}: must be above 0")
     return (proximal_logprobs - behaviour_logprobs).detach().exp().clamp(max=cap)
@@ -178,32 +108,3 @@ def band_mask(*, log_ratio: Tensor, low: float, high: float) -> Tensor:
         raise ValueError(f"low={low}, high={high}: the band is empty")
     ratio = log_ratio.detach().exp()
     return ((ratio >= low) & (ratio <= high)).to(log_ratio.dtype)
-
-
-def _surrogate(
-    log_ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
-) -> tuple[Tensor, Tensor]:
-    ratio = log_ratio.exp()
-    free = ratio * advantages
-    bound = ratio.detach().clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    # Within the band the branches are equal, and torch.minimum would halve the gradient: the free one carries it.
-    clipped = bound < free
-    objective = torch.where(clipped, bound, free)
-    if dual_clip is not None:
-        if dual_clip <= 1.0:
-            raise ValueError(f"dual_clip={dual_clip}: must be above 1, or it would cut where the policy did not move")
-        floor = dual_clip * advantages
-        floored = (advantages < 0) & (objective.detach() < floor)
-        objective = torch.where(floored, floor, objective)
-        clipped = clipped | floored
-    return -objective, clipped.to(log_ratio.dtype)
-
-
-def _same_shape(**tensors: Tensor) -> None:
-    first, *others = tensors
-    for name in others:
-        if tensors[name].shape != tensors[first].shape:
-            raise ValueError(
-                f"{name} has shape {list(tensors[name].shape)}, {first} has {list(tensors[first].shape)}: "
-                "each needs one value per token"
-            )

@@ -132,7 +132,7 @@ class ByteRanges(nn.Module):
     def concerns(space: gym.Space[Any]) -> bool:
         return isinstance(space, gym.spaces.Box) and space.dtype == np.uint8 and not _is_full_range(space)
 
-    def stand_in(self) -> None:
+    def init_missing(self) -> None:
         """Scales as releases did that had no ByteRanges in their weights: all bytes by 255."""
         for index in range(len(self.names)):
             self.get_buffer(f"low_{index}").zero_()

@@ -16,7 +16,7 @@ from rollcall.actors.language.conversations import Conversations, opening
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
 from rollcall.actors.tasks.text_task import Row, Segment, TextStep
-from rollcall.deploy.kinds.warm_start import demonstration
+from rollcall.deploy.kinds.language.warm_start import demonstration
 from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.models.text_tokens import TextTokens
 from rollcall.reward_service.protocol import Message

@@ -12,9 +12,10 @@ from safetensors.numpy import load_file
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import language_checks
-from rollcall.deploy.config.load import LanguageConfig, load_config
-from rollcall.deploy.kinds.language_parts import LanguageParts
-from rollcall.deploy.kinds.parts import parts_of
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.drive.lifecycle import prepare
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.loop.collective import Collective
 from tests.needs import require
 
@@ -41,12 +42,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def parts(work: Path, *overrides: str, run: str = "run") -> LanguageParts:
+def parts(work: Path, *overrides: str, run: str = "run") -> LanguageFactory:
     """A run's parts, its model made."""
     (work / run).mkdir(exist_ok=True)
-    made = parts_of(load_config("sums.yaml", overrides), work / run)
-    assert isinstance(made, LanguageParts)
-    made.prepare()
+    made = LanguageFactory(load_config("sums.yaml", overrides), work / run)
+    assert isinstance(made, LanguageFactory)
+    prepare(made)
     return made
 
 

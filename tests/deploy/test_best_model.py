@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from rollcall.deploy.config.preference_config import RewardTrainConfig, load_preference_config
+from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.settings import Settings
-from rollcall.deploy.drive import runs
-from rollcall.deploy.kinds import preference_runs, reward_train
-from rollcall.deploy.kinds.reward_train import ENOUGH_HELD_OUT, RewardJob
+from rollcall.deploy.drive.lifecycle import carry_out
+from rollcall.deploy.kinds.beginning import new_run
+from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
+from rollcall.deploy.kinds.loading import evaluate
+from rollcall.deploy.kinds.preferences.reward_model import ENOUGH_HELD_OUT, REWARD_MODEL, RewardModelRun
+from rollcall.deploy.kinds.recipes import Recipe, load_config
 from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.reward_service.preferences.files import SegmentPair, write_preferences
 from rollcall.reward_service.protocol import ArrayField, Segment
@@ -55,15 +58,13 @@ def config_of(name: str, *, pairs: int = 240, held_out: int = 200, **settings: A
         "learner": {"learning_rate": 3e-3},
         **settings,
     }
-    config = load_preference_config(Settings(tree=tree, origins={}, source="test"))
+    config = load_config(Settings(tree=tree, origins={}, source="test"))
     assert isinstance(config, RewardTrainConfig)
     return config
 
 
-def begun(config: RewardTrainConfig) -> Path:
-    directory = runs.claim_directory(config.name, explicit=True)
-    runs.begin_run(config, directory, recipe="test")
-    return directory
+def begun(config: RewardTrainConfig) -> StoredRun:
+    return new_run(Recipe(REWARD_MODEL, config), named="test", explicit=True)
 
 
 def evaluations(directory: Path) -> list[dict[str, Any]]:
@@ -72,8 +73,8 @@ def evaluations(directory: Path) -> list[dict[str, Any]]:
 
 def test_the_model_that_is_kept_is_the_best_on_held_out_pairs_and_training_ends_when_none_is_better() -> None:
     config = config_of("r", patience=3)
-    directory = begun(config)
-    summary = reward_train.carry_out(config, directory)
+    run = begun(config)
+    directory, summary = run.directory, carry_out(run)
     found = evaluations(directory)
     trained = found[1:]  # the first is of a model that has learnt nothing
     best = min(trained, key=lambda record: record["eval_loss"])
@@ -84,18 +85,18 @@ def test_the_model_that_is_kept_is_the_best_on_held_out_pairs_and_training_ends_
     assert summary["status"] == "completed" and summary["learner_steps"] == found[-1]["step"] < 200
     assert found[-4]["step"] == best["step"]  # and three that were no better
     # What is served, and what `rollcall eval` judges, is that model.
-    assert preference_runs.evaluate(directory)["eval_loss"] == pytest.approx(best["eval_loss"])
+    assert evaluate(directory, EvalOptions())[1]["eval_loss"] == pytest.approx(best["eval_loss"])
     report = (directory / "report.html").read_text()
     assert "by the model of the last step" in report and f"of step {best['step']}" in report
 
 
 def test_with_few_held_out_pairs_the_best_would_be_the_luckiest_and_the_last_is_kept() -> None:
     config = config_of("few", held_out=ENOUGH_HELD_OUT - 1, epochs=10)
-    summary = reward_train.carry_out(config, begun(config))
+    summary = carry_out(begun(config))
     assert summary["kept"] == {"which": "last"} and "held_out_last" not in summary
     assert summary["learner_steps"] == 40
     config = config_of("asked", held_out=ENOUGH_HELD_OUT - 1, epochs=10, keep="best")
-    assert reward_train.carry_out(config, begun(config))["kept"]["which"] == "best"
+    assert carry_out(begun(config))["kept"]["which"] == "best"
 
 
 class StopsAt:
@@ -116,15 +117,15 @@ class StopsAt:
 def test_an_interrupted_run_keeps_the_same_model_to_the_bit(when: str) -> None:
     config = config_of("whole", patience=3)
     whole = begun(config)
-    summary = reward_train.carry_out(config, whole)
+    summary = carry_out(whole)
     config = config.model_copy(update={"name": "parted"})
     parted, stop = begun(config), threading.Event()
     step = summary["kept"]["step"] // 2 if when == "before its best" else summary["learner_steps"] - 3
-    stopped = reward_train.carry_out(config, parted, stop=stop, console=[StopsAt(step, stop)])
+    stopped = carry_out(parted, stop_requested=stop.is_set, console=[StopsAt(step, stop)])
     assert stopped["status"] == "stopped"
-    again = reward_train.carry_out(config, parted, resume=True)
+    again = carry_out(parted, resume=True)
     assert (again["kept"], again["learner_steps"]) == (summary["kept"], summary["learner_steps"])
-    one, other = (load_file(path / "model" / "model.safetensors") for path in (whole, parted))
+    one, other = (load_file(path / "model" / "model.safetensors") for path in (whole.directory, parted.directory))
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name])
@@ -152,12 +153,12 @@ def test_a_best_model_is_a_copy_that_ties_leave_alone(tmp_path: Path) -> None:
 
 def test_weight_decay_of_reward_models_has_a_default_that_is_written_out() -> None:
     config = config_of("w")
-    assert config.learner.weight_decay == 0.1 and config.learner.learning_rate == 3e-3
-    assert config_of("w", learner={"weight_decay": 0.0}).learner.weight_decay == 0.0
+    assert config.learner.optimizer.weight_decay == 0.1 and config.learner.learning_rate == 3e-3
+    assert config_of("w", learner={"weight_decay": 0.0}).learner.optimizer.weight_decay == 0.0
     assert "weight_decay: 0.1" in config.to_yaml()
 
 
 def test_a_checkpoint_of_an_earlier_release_has_no_best_model_yet() -> None:
-    job = RewardJob(config_of("old"), Path())
+    job = RewardModelRun(config_of("old"), Path())
     job.restore(Path())
     assert job.keep() == {"kept": {"which": "last"}}

@@ -24,10 +24,11 @@ from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.cli import main
-from rollcall.deploy.drive import runs
-from rollcall.deploy.kinds import policies
+from rollcall.deploy.drive.changes import changed
+from rollcall.deploy.drive.lifecycle import carry_out
+from rollcall.deploy.kinds.loading import load
+from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.report.recorders import read_jsonl
-from rollcall.deploy.rundir.changes import changed
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from tests.runs import trained as two_steps
 
@@ -94,7 +95,7 @@ def test_a_new_segment_is_booked_beside_the_config_and_shown_by_audit_and_report
     at = read_jsonl(short / "metrics.jsonl")[1]["env_steps"]
     assert f'"marks":[{{"x":{float(at)},"text":"{text}"}}]'.replace(">", ">") in page
     # Checkpoints of both segments are the run's still.
-    assert [policies.load(path).weights.version for path in list_checkpoints(short)] == [0, 1, 2, 3]
+    assert [load(path).weights.version for path in list_checkpoints(short)] == [0, 1, 2, 3]
 
 
 def test_a_segment_may_follow_a_segment_and_the_run_can_be_resumed_as_it_is(short: Path) -> None:
@@ -128,9 +129,9 @@ def test_a_changed_run_that_is_stopped_and_resumed_is_bitwise_the_one_that_was_n
     other = short.with_name("other")
     shutil.copytree(short, other, ignore=shutil.ignore_patterns("*.sock", "lock"))
     assert main.main(["resume", "other", *settings]) == 0
-    config, changes = changed(short, settings)
+    run, changes = changed(load_run(short), settings)
     stopper = StopAfter(3)
-    stopped = runs.carry_out(config, short, resume=True, stop=stopper.stop, console=[stopper], changes=changes)
+    stopped = carry_out(run, resume=True, stop_requested=stopper.stop.is_set, console=[stopper], changes=changes)
     assert stopped["status"] == "stopped" and stopped["learner_steps"] < 5
     assert main.main(["resume", "short"]) == 0
     assert summary(short)["weights_hash"] == summary(other)["weights_hash"]
@@ -149,7 +150,7 @@ KEPT = [
 def test_what_the_books_and_the_models_are_made_with_stays(trained: Path, override: str) -> None:
     run = trained / "runs" / "short"
     with pytest.raises(BadInput) as caught:
-        changed(run, [override, "total_learner_steps=9"])
+        changed(load_run(run), [override, "total_learner_steps=9"])
     lines = str(caught.value).splitlines()
     named = {"env": "env.id", "algorithm": "algorithm.", "reward": "reward"}.get(
         override.partition("=")[0], override.partition("=")[0]
@@ -159,7 +160,7 @@ def test_what_the_books_and_the_models_are_made_with_stays(trained: Path, overri
 
 
 MAY = [
-    *("total_learner_steps=9", "total_env_steps=900", "learner.warmup_steps=3", "learner.max_grad_norm=1.0"),
+    *("total_learner_steps=9", "total_env_steps=900", "learner.schedule.warmup_steps=3", "learner.max_grad_norm=1.0"),
     *("algorithm.clip_range=0.1", "algorithm.entropy_coef=0.01", "eval.episodes=3", "eval.every_steps=1"),
     *("checkpoint.keep=2", "actors.ticket_deadline_s=60.0", "supervision.max_restarts=1", "metrics.port=9999"),
 ]
@@ -167,12 +168,12 @@ MAY = [
 
 @pytest.mark.parametrize("override", MAY)
 def test_how_long_how_and_where_a_run_goes_on_may_change(trained: Path, override: str) -> None:
-    _, changes = changed(trained / "runs" / "short", [override])
+    _, changes = changed(load_run(trained / "runs" / "short"), [override])
     assert override.partition("=")[0] in changes
 
 
 def test_settings_given_as_they_are_change_nothing(trained: Path) -> None:
-    assert changed(trained / "runs" / "short", ["total_learner_steps=2", "seed=0"])[1] == {}
+    assert changed(load_run(trained / "runs" / "short"), ["total_learner_steps=2", "seed=0"])[1] == {}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pytest
 
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.deploy.cli import main
-from rollcall.deploy.drive import launch
+from rollcall.deploy.drive.online import OnlineDrive
 from rollcall.deploy.report.recorders import read_jsonl
 from tests.runs import Bench
 
@@ -270,12 +270,11 @@ def test_an_audit_that_finds_something_exits_1_with_a_line_for_each(
 def test_an_unexpected_failure_is_one_line_and_its_traceback_is_in_the_runs_log(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*args: Any, recorders: Any, **kwargs: Any) -> dict[str, Any]:
-        for recorder in recorders:
-            recorder.on_start({"start_step": 0, "epoch": 1})
+    def broken(drive: Any, *, resume: bool) -> str:
+        drive._recorder.on_start({"start_step": 0, "epoch": 1})
         raise RuntimeError("the disk\nis on fire")
 
-    monkeypatch.setattr(launch, "train", broken)
+    monkeypatch.setattr(OnlineDrive, "carry_out", broken)
     assert main.main(["train", "small.yaml"]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["rollcall: error: RuntimeError: the disk is on fire (traceback in runs/small-2/logs/driver.log)"]
@@ -335,7 +334,7 @@ def rollcall(*arguments: str) -> list[str]:
 
 def test_help_and_recipes_answer_at_once_without_importing_torch_or_ray() -> None:
     code = (
-        "import sys, time; began = time.perf_counter(); from rollcall.deploy import cli; "
+        "import sys, time; began = time.perf_counter(); from rollcall.deploy.cli import main; "
         "code = main.main(['recipes']); took = time.perf_counter() - began; "
         "heavy = {'torch', 'ray', 'gymnasium', 'pydantic', 'numpy'} & set(sys.modules); "
         "assert code == 0 and not heavy, heavy; assert took < 0.5, took"
@@ -383,7 +382,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path: Path, checkpoint: bool, 
         (tmp_path / "checkpoints/step-00000001").mkdir(parents=True)
         (tmp_path / "checkpoints/step-00000001/manifest.json").write_text("{}")
     program = (
-        "import time; from pathlib import Path; from rollcall.deploy.drive.runs import stop_on_signals\n"
+        "import time; from pathlib import Path; from rollcall.deploy.drive.signals import stop_on_signals\n"
         "with stop_on_signals(Path('.')) as stop:\n"
         "    print('ready', flush=True)\n"
         "    stop.wait()\n"

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.load import load_config
-from rollcall.deploy.drive import runs
-from rollcall.deploy.kinds.parts import parts_of
+from rollcall.deploy.drive import lifecycle
+from rollcall.deploy.drive.lifecycle import prepare
+from rollcall.deploy.drive.records import RunRecorder
+from rollcall.deploy.kinds.beginning import new_run
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.recipes import load_config, load_recipe
 from rollcall.deploy.report.recorders import read_jsonl
 
 RECIPE = """\
@@ -36,7 +39,7 @@ actors:
   prompts_per_batch: 4
   sampling: {max_tokens: 4}
   engine: {max_model_len: 16, max_num_seqs: 32, enforce_eager: true}
-eval: {episodes: 0}
+eval: {num_rows: 0}
 metrics: {enabled: false}
 """
 WEIGHTS = "model.safetensors"
@@ -80,28 +83,45 @@ def test_sft_makes_the_very_model_that_a_run_would_begin_with(work: Path, capsys
     assert printed.startswith("run directory: runs/sums\n") and "model: runs/sums/warm_start\n" in printed
     run = Path("run")
     run.mkdir()
-    parts_of(load_config("sums.yaml"), run).prepare()
+    prepare(LanguageFactory(load_config("sums.yaml"), run))
     assert (directory / "warm_start" / WEIGHTS).read_bytes() == (run / "warm_start" / WEIGHTS).read_bytes()
     summary = read(directory / "summary.json")
     assert {key: summary[key] for key in ("status", "recipe", "algorithm", "seed", "learner_steps")} == {
         **{"status": "completed", "recipe": "sums", "algorithm": "sft", "seed": 0, "learner_steps": 60}
     }
-    assert summary["first_eval"] is None and summary["final_eval"] is None  # eval.episodes is 0
+    assert summary["first_eval"] is None and summary["final_eval"] is None  # eval.num_rows is 0
     assert summary["model_directory"] == "runs/sums/warm_start"
-    losses = [line["negative_log_likelihood"] for line in read_jsonl(directory / "warm_start.jsonl")]
+    losses = [line["negative_log_likelihood"] for line in read_jsonl(directory / "metrics.jsonl")]
+    assert losses == [line["negative_log_likelihood"] for line in read_jsonl(run / "warm_start.jsonl")]
     assert np.mean(losses[-5:]) < 0.8 * losses[0]
     assert read(directory / "run.json")["versions"].keys() >= {"transformers", "torch"}
 
 
-def test_a_run_of_sft_is_neither_resumed_nor_evaluated_and_the_message_names_its_model(
+def test_a_run_of_sft_of_an_earlier_release_is_neither_resumed_nor_evaluated_and_the_message_names_its_model(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["sft", "sums.yaml", "policy.warm_start.steps=1"]) == 0
+    path = Path("runs/sums/config.yaml")  # those had the recipe's algorithm there
+    path.write_text(path.read_text().replace("algorithm:\n  name: sft\n", "algorithm:\n  name: grpo\n"))
     for command in ("resume", "eval", "export"):
         capsys.readouterr()
         assert main.main([command, "sums"]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "a run of rollcall sft" in line and line.endswith("its model is runs/sums/warm_start")
+
+
+def test_a_run_of_sft_is_a_run_like_any_other(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["sft", "sums.yaml", "policy.warm_start.steps=20"]) == 0
+    assert "report: runs/sums/report.html" in capsys.readouterr().out
+    assert main.main(["resume", "sums"]) == 0
+    assert "nothing to go on with" in capsys.readouterr().out
+    assert main.main(["export", "sums"]) == 0
+    exported, model = Path("runs/sums/policy"), Path("runs/sums/warm_start")
+    assert (exported / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
+    assert main.main(["audit", "sums"]) == 2
+    assert "a run on demonstrations" in capsys.readouterr().err
+    assert main.main(["train", "runs/sums/config.yaml", "name=again"]) == 0  # it is a recipe, too
+    assert Path("runs/again/warm_start", WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -125,23 +145,23 @@ def test_a_wrong_command_line_gets_one_clear_line_and_leaves_no_run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_sft_leaves_no_model(work: Path, number: signal.Signals) -> None:
+def test_an_interrupted_sft_leaves_no_model_and_goes_on_from_its_checkpoint(work: Path, number: signal.Signals) -> None:
     process = start(work, "sft", "sums.yaml", "policy.warm_start.steps=1000000")
     directory = work / "runs" / "sums"
     deadline = time.monotonic() + 90
-    while not (directory / "warm_start.jsonl").exists():
+    while not (directory / "metrics.jsonl").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "training did not begin"
         time.sleep(0.1)
     time.sleep(1.0)  # a few steps
     process.send_signal(number)
     code, output, errors = finish(process, 60)
-    assert code == 1, errors
+    assert code == 130, errors
     assert "model: none was written" in output and "Traceback" not in errors
+    assert output.endswith("go on with: rollcall resume runs/sums\n")
     summary = read(directory / "summary.json")
     assert summary["status"] == "stopped" and summary["model_directory"] is None and summary["learner_steps"] > 0
-    kept = {path.name for path in directory.iterdir()}
-    assert kept == {"config.yaml", "logs", "model", "run.json", "summary.json", "warm_start.jsonl"}
+    assert not (directory / "warm_start").exists()
 
 
 def test_a_signal_ends_a_run_that_is_still_in_its_warm_start(work: Path) -> None:
@@ -159,11 +179,13 @@ def test_a_signal_ends_a_run_that_is_still_in_its_warm_start(work: Path) -> None
 
 
 def test_a_language_run_that_failed_is_summed_up_in_tokens(work: Path) -> None:
-    config = load_config("sums.yaml")
-    directory = runs.claim_directory("sums", explicit=True)
+    run = new_run(load_recipe("sums.yaml"), named="sums", explicit=True)
     steps = [{"step": 0, "tokens": 40, "elapsed_s": 2.0}, {"step": 1, "tokens": 90, "elapsed_s": 3.0}]
-    (directory / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    summary = runs._failed_summary(config, directory, "sums", RuntimeError("no more"), 5.0)
+    (run.directory / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    recorder = RunRecorder(run, [], None)
+    drive = lifecycle._drive_of(run, recorder, lambda: False)
+    lifecycle._sum_up_failed(RuntimeError("no more"), run, drive, {"status": "failed", "wall_s": 5.0})
+    summary = read(run.directory / "summary.json")
     assert summary["generated_tokens"] == 90 and summary["tokens_per_s"] == 30.0 and summary["learner_steps"] == 2
     assert "env_steps" not in summary and "steps_per_s" not in summary
 

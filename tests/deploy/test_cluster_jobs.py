@@ -12,8 +12,8 @@ import pytest
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
-from rollcall.deploy.drive.runs import claim_directory
 from rollcall.deploy.rundir import jobs
+from rollcall.deploy.rundir.directories import claim_directory
 
 RECIPE = """\
 name: small

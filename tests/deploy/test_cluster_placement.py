@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.load import load_config
 from rollcall.deploy.config.placement import Bundle, Node, RoleConfig, bundle, matches, shortage, total
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.runtimes.lanes import Lanes
 
 LEARNER = Bundle("learner processes", {"CPU": 1, "GPU": 1}, {})

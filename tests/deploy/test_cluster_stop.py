@@ -10,8 +10,8 @@ import pytest
 
 from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import latest_checkpoint
-from rollcall.deploy.config.load import load_config
-from rollcall.deploy.drive.launch import train
+from rollcall.deploy.drive.lifecycle import drive_alone
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.report.recorders import JsonLines
 
 SETTINGS = {
@@ -39,7 +39,7 @@ def run(folder: Path, looks: float = float("inf"), *, resume: bool = False) -> d
     config = load_config("cartpole-ppo", values=SETTINGS)
     lines, stop = JsonLines(folder), Countdown(looks)
     try:
-        return train(config, folder, resume=resume, recorders=[lines], stop=stop)  # type: ignore[arg-type]
+        return drive_alone(config, folder, lines, resume=resume, stop_requested=stop.is_set)
     finally:
         lines.close({})
 

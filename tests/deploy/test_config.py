@@ -11,9 +11,10 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import run_config
-from rollcall.deploy.config.load import RunConfig, json_schema, load_config
 from rollcall.deploy.config.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipped
+from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.config.settings import recipe_title, shipped_recipes
+from rollcall.deploy.kinds.recipes import json_schema, load_config
 
 RECIPE = """\
 # A small run
@@ -149,7 +150,7 @@ def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
 def test_the_schema_knows_every_setting_of_both_halves() -> None:
     schema = json_schema()
     json.dumps(schema)
-    control, language, direct, reward = schema["anyOf"]
+    control, language, _, reward, direct = schema["anyOf"]
     named = {half["title"]: _variants(half, "algorithm") for half in (control, language)}
     assert sorted(len(names) for names in named.values()) == [4, 6]
     assert sum(len(names) for names in named.values()) == len(shipped(ALGORITHM))
@@ -170,6 +171,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
 ) -> None:
     (tmp_path / "own_algorithm.py").write_text(
         "from pydantic import BaseModel, ConfigDict\n"
+        "from rollcall.learners.algorithm import Needs\n"
         "from rollcall.learners.algorithms.control.ppo import PPO\n"
         "class OwnConfig(BaseModel):\n"
         "    model_config = ConfigDict(extra='forbid', frozen=True)\n"
@@ -177,7 +179,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         "    strength: int = 3\n"
         "class Own(PPO):\n"
         "    Config = OwnConfig\n"
-        "    corrects_policy_lag = False\n"
+        "    needs = Needs(critic=True)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.load import AnyConfig, load_config
-from rollcall.deploy.config.preference_config import load_preference_config
+from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.reward_service.scorers.rules import Pattern, RegexConfig
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 
@@ -61,7 +61,7 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
-def again(config: AnyConfig, tmp_path: Path) -> AnyConfig:
+def again(config: ActingConfig, tmp_path: Path) -> ActingConfig:
     saved = tmp_path / "config.yaml"
     saved.write_text(config.to_yaml())
     return load_config(saved)
@@ -139,11 +139,11 @@ def test_every_shipped_recipe_is_the_same_when_its_run_is_read_again(name: str, 
 
 @pytest.mark.parametrize("name", sorted(preference_recipes()))
 def test_every_recipe_on_preferences_is_the_same_when_its_run_is_read_again(name: str, tmp_path: Path) -> None:
-    config = load_preference_config(name)
+    config = load_config(name)
     saved = tmp_path / "config.yaml"
     saved.write_text(config.to_yaml())
-    assert load_preference_config(saved) == config
-    assert load_preference_config(saved).config_hash == config.config_hash
+    assert load_config(saved) == config
+    assert load_config(saved).config_hash == config.config_hash
 
 
 def test_text_that_looks_like_a_number_or_a_truth_stays_text_in_the_saved_config() -> None:

@@ -16,10 +16,11 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.load import load_config, load_run
-from rollcall.deploy.config.preference_config import RewardTrainConfig, load_preference_config
+from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig
-from rollcall.deploy.kinds import policies
+from rollcall.deploy.kinds.kind import EvalOptions
+from rollcall.deploy.kinds.loading import evaluate, export_policy, load, load_policy
+from rollcall.deploy.kinds.recipes import load_config, load_run
 from rollcall.deploy.rundir import earlier_runs
 from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
 from rollcall.deploy.rundir.resubmission import find_to_go_on_with
@@ -39,16 +40,16 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("half", ["control", "language"])
 def test_the_hash_is_of_what_was_written_whatever_settings_there_are_now(half: str) -> None:
     run = EARLIER / half
-    config, config_hash = load_run(run)
-    assert config.config_hash != config_hash  # this release has settings that the run's had not
+    config_hash = load_run(run).config_hash
+    assert load_run(run).config.config_hash != config_hash  # this release has settings that the run's had not
     assert config_hash == latest_checkpoint(run)[1].config_hash
     assert config_hash == json.loads((run / "run.json").read_text())["config_hash"]
 
 
 def test_an_earlier_control_run_is_evaluated_loaded_and_audited(earlier: Path) -> None:
-    result = policies.evaluate(policies.load("control"), episodes=None, seed=None, stochastic=False)
+    result = evaluate("control", EvalOptions())[1]
     assert result["returns"] == [9.0, 10.0]  # as that release gave
-    policy = policies.load_policy("control")
+    policy = load_policy("control")
     assert policy.version == 2
     assert policy.act(np.zeros(4, np.float32)) in (0, 1)
     assert audit_run(earlier / "control") == []
@@ -70,13 +71,11 @@ def test_an_earlier_run_goes_on_to_its_end_under_the_settings_it_was_written_wit
 
 
 def test_a_command_that_is_submitted_again_under_a_new_release_goes_on_with_its_run(earlier: Path) -> None:
-    config, _ = load_run(earlier / "control")
-
     def found(overrides: list[str]) -> Path | None:
-        again, _ = load_run(earlier / "control", overrides)
-        return find_to_go_on_with(again, "control", explicit=True, wanted=True, read=lambda path: load_run(path)[0])
+        again = load_config(read_run(earlier / "control")[0], overrides)
+        return find_to_go_on_with(again, explicit=True, wanted=True, read=lambda path: load_run(path).config)
 
-    assert config.name == "control"
+    assert load_run(earlier / "control").config.name == "control"
     assert found([]) == Path("runs/control")
     assert found(["metrics.port=9999"]) == Path("runs/control")
     with pytest.raises(BadInput, match=r"other settings \(seed was 0, is 3\).*rollcall resume"):
@@ -99,7 +98,7 @@ def with_settings(run: Path, *lines: tuple[str, str]) -> None:
 def test_a_setting_of_a_later_release_is_named_with_the_version_that_has_it(earlier: Path) -> None:
     with_settings(earlier / "control", ("  squash: clip\n", "  squash: clip\n  shine: 3\n"))
     with pytest.raises(BadInput) as caught:
-        policies.load("control")
+        load("control")
     line = str(caught.value)
     assert "\n" not in line
     assert "policy.shine = 3 (runs/control/config.yaml:" in line
@@ -113,25 +112,25 @@ def test_settings_that_were_renamed_removed_or_added_are_read_as_the_run_had_the
     with_settings(run, ("  squash: clip\n", "  crush: tanh\n"), ("  log_std_init: 0.0\n", ""))
     monkeypatch.setattr(earlier_runs, "RENAMED", {("policy", "crush"): ("policy", "squash")})
     monkeypatch.setattr(earlier_runs, "BEFORE", {("policy", "log_std_init"): -1.0, ("preferences", "none"): 3})
-    loaded = policies.load("control")
+    loaded: Any = load("control")
     assert (loaded.config.policy.squash, loaded.config.policy.log_std_init) == ("tanh", -1.0)
     monkeypatch.setattr(earlier_runs, "REMOVED", {("policy", "crush"): "train it anew"})
     with pytest.raises(
         BadInput, match=r"policy\.crush \(.*config\.yaml:\d+\): this version has no such setting: train"
     ):
-        policies.load("control")
+        load("control")
 
 
 def test_a_reward_model_of_an_earlier_release_goes_on_as_it_began(tmp_path: Path) -> None:
-    text = load_preference_config("hh-reward", ["data.train=hh.jsonl"]).to_yaml()
+    text = load_config("hh-reward", ["data.train=hh.jsonl"]).to_yaml()
     lines = [
         line for line in text.splitlines() if not line.strip().startswith(("keep: auto", "patience:", "weight_decay:"))
     ]
     assert len(lines) == len(text.splitlines()) - 3
     (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
-    config = load_preference_config(read_run(tmp_path)[0])
+    config = load_config(read_run(tmp_path)[0])
     assert isinstance(config, RewardTrainConfig)
-    assert (config.keep, config.patience, config.learner.weight_decay) == ("last", None, 0.0)
+    assert (config.keep, config.patience, config.learner.optimizer.weight_decay) == ("last", None, 0.0)
 
 
 @pytest.mark.parametrize("module", ["rollcall.reward_service.tastes", "rollcall.reward_service.raters.tastes"])
@@ -150,15 +149,13 @@ def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:
     path = earlier / "control" / "config.yaml"
     path.write_text(path.read_text().replace("squash: clip", "squash: tanh"))
     with pytest.raises(CheckpointDamaged, match="put back the file that the run wrote"):
-        policies.load("control")
+        load("control")
 
 
 def test_an_earlier_language_run_loads_with_all_its_settings(earlier: Path) -> None:
     require("vllm")
-    from rollcall.deploy.kinds.export import export_policy
-
-    loaded = policies.load_language("language")
-    assert loaded.config.learner.optimizer_eps == 1e-5  # whatever the default is now
+    loaded: Any = load("language")
+    assert loaded.config.learner.optimizer.eps == 1e-5  # whatever the default is now
     assert loaded.weights.version == 2
     assert audit_run(earlier / "language") == []
     exported: Any = export_policy("language", earlier / "exported")

@@ -17,11 +17,14 @@ from rollcall.cluster.checkpoint import CheckpointWriter, Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import export_policy, load_policy
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.load import LanguageConfig, load_config
-from rollcall.deploy.drive import runs
-from rollcall.deploy.kinds.export import MARKER, save_policy
-from rollcall.deploy.kinds.language_parts import LanguageParts
-from rollcall.deploy.kinds.parts import parts_of
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.drive import lifecycle
+from rollcall.deploy.drive.lifecycle import prepare
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.language.model_directory import MARKER, save_policy
+from rollcall.deploy.kinds.recipes import load_config, load_run
+from rollcall.deploy.rundir.directories import claim_directory
+from rollcall.deploy.rundir.files import begin_run
 from rollcall.learners.loop.collective import Collective
 
 RECIPE = """\
@@ -54,11 +57,11 @@ def trained(*overrides: str, steps: tuple[int, ...] = (2,)) -> tuple[Path, dict[
     its parameters moved by hand. Returns the directory and the tensors of the last."""
     config = load_config("sums.yaml", overrides)
     assert isinstance(config, LanguageConfig)
-    directory = runs.claim_directory(config.name, explicit=True)
-    runs.begin_run(config, directory, recipe="sums")
-    parts = parts_of(config, directory)
-    assert isinstance(parts, LanguageParts)
-    parts.prepare()
+    directory = claim_directory(config.name, explicit=True)
+    begin_run(config, directory, recipe="sums")
+    parts = LanguageFactory(config, directory)
+    assert isinstance(parts, LanguageFactory)
+    prepare(parts)
     learner = parts.learner(Collective())
     writer = CheckpointWriter(directory, keep=3)
     policy: Any = learner._models["policy"]
@@ -169,7 +172,7 @@ def test_an_export_that_fails_leaves_the_older_one_and_nothing_half_written(work
 def test_a_run_ends_as_it_did_when_its_policy_cannot_be_exported(work: Path) -> None:
     directory, _ = trained()
     (directory / "policy").write_text("in the way")
-    assert runs._export(directory) is None
+    assert lifecycle._export(load_run(directory)) is None
     log = (directory / "logs" / "driver.log").read_text()
     assert f"rollcall export {directory}" in log and "in the way" not in log
     assert not logging.getLogger("rollcall").handlers
@@ -191,7 +194,7 @@ def test_what_cannot_be_evaluated_or_exported_gets_one_line(
 ) -> None:
     trained()
     control = load_config("cartpole-ppo", ["name=poles"])
-    runs.begin_run(control, runs.claim_directory("poles", explicit=True), recipe="cartpole-ppo")
+    begin_run(control, claim_directory("poles", explicit=True), recipe="cartpole-ppo")
     before = sorted(work.rglob("*"))
     capsys.readouterr()
     assert main.main(arguments) == 2

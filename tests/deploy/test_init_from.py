@@ -16,10 +16,11 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.load import load_config
+from rollcall.deploy.config.language_config import ActingConfig, LanguageConfig
 from rollcall.deploy.drive.training import train
-from rollcall.deploy.kinds.init_from import beginning_of
+from rollcall.deploy.kinds.beginning import Beginning
+from rollcall.deploy.kinds.beginning import beginning_of as beginning_of_recipe
+from rollcall.deploy.kinds.recipes import Recipe, kind_of_config, load_config
 from tests import EARLIER
 from tests.needs import require
 from tests.runs import trained
@@ -44,6 +45,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     )
     with trained(folder, "source"):
         yield folder
+
+
+def beginning_of(config: ActingConfig) -> Beginning | None:
+    return beginning_of_recipe(Recipe(kind_of_config(config), config))
 
 
 def tensors(checkpoint: Path) -> dict[str, Any]:
@@ -136,7 +141,7 @@ def test_another_runs_language_model_takes_the_place_of_the_recipes_model_and_wa
     assert config.policy.warm_start is None
     beginning = beginning_of(config)
     assert beginning is not None
-    beginning.write(tmp_path)
+    beginning.loaded.write_beginning(tmp_path, beginning.origin)
     from safetensors.numpy import load_file
 
     ended = tensors(list_checkpoints(EARLIER / "language")[-1])

@@ -10,14 +10,13 @@ import pytest
 
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.load import load_config
-from rollcall.deploy.kinds.language_parts import LanguageParts
-from rollcall.deploy.kinds.parts import parts_of
-from rollcall.deploy.kinds.warm_start import warm_start
-from rollcall.learners.data.demonstrations import DemonstrationSource
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.deploy.drive.lifecycle import prepare
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.language.warm_start import demonstrations_of
+from rollcall.deploy.kinds.recipes import load_config
+from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import LMPolicyConfig, model_length
+from rollcall.learners.models.token_policy import model_length
 from tests.needs import require
 
 require("transformers")
@@ -50,9 +49,9 @@ def write_rows(*prompts: str) -> None:
     Path("rows.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": "2"}) + "\n" for p in prompts))
 
 
-def parts(*overrides: str) -> LanguageParts:
-    made = parts_of(load_config("sums.yaml", overrides), Path("run"))
-    assert isinstance(made, LanguageParts)
+def parts(*overrides: str) -> LanguageFactory:
+    made = LanguageFactory(load_config("sums.yaml", overrides), Path("run"))
+    assert isinstance(made, LanguageFactory)
     return made
 
 
@@ -65,7 +64,7 @@ def test_a_task_without_held_out_rows_is_not_evaluated_and_that_is_said(
     assert "no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100" in caplog.text
     assert parts("task.num_eval_rows=1").eval_episodes == 1
     caplog.clear()
-    parts("eval.episodes=0").check()
+    parts("eval.num_rows=0").check()
     assert not caplog.text
 
 
@@ -79,10 +78,10 @@ def test_a_tiny_models_own_length_counts_too(work: Path) -> None:
     (work / "tiny.yaml").write_text(
         RECIPE.replace("{name: jsonl, path: rows.jsonl}", "arithmetic").replace(": model}", ": tiny}")
     )
-    made = parts_of(load_config("tiny.yaml", ["actors.engine.max_model_len=1000"]), work / "run")
+    made = LanguageFactory(load_config("tiny.yaml", ["actors.engine.max_model_len=1000"]), work / "run")
     (work / "run").mkdir()
     with pytest.raises(BadInput, match="takes at most 512 tokens"):
-        made.prepare()
+        prepare(made)
 
 
 @pytest.mark.parametrize(
@@ -109,27 +108,16 @@ def test_a_config_that_its_class_refuses_is_one_line(work: Path) -> None:
 
 
 def test_demonstrations_longer_than_the_model_are_left_out_and_said(
-    work: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    work: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen = []
-    monkeypatch.setattr(
-        "rollcall.deploy.kinds.warm_start.DemonstrationSource",
-        lambda demonstrations, **settings: (
-            seen.append(demonstrations) or DemonstrationSource(demonstrations, **settings)
-        ),
-    )
-    policy = LMPolicyConfig.model_validate({"model": "model", "warm_start": {"steps": 1, "batch_size": 2}})
-
-    def imitate() -> None:
-        codec, learner = TextCodec(Path("model")), LearnerConfig()
-        warm_start(parts().task, codec, Path("model"), Path("out"), policy, learner, seed=0, tell=lambda _: None)
+    def fitting() -> list[Demonstration]:
+        return demonstrations_of(parts().task, TextCodec(Path("model")), Path("model"), num_rows=None, seed=0)
 
     write_rows("1+1=", "1" * 30, "1" * 31, "1" * 100)  # the answer and the end are two more tokens
-    imitate()
-    assert sorted(len(item.token_ids) for item in seen[0]) == [6, 32]
+    assert sorted(len(item.token_ids) for item in fitting()) == [6, 32]
     assert (
         "2 of 4 demonstrations are longer than the 32 tokens that the model takes (the longest has 102)" in caplog.text
     )
     write_rows("1" * 31)
     with pytest.raises(BadInput, match="all 1 demonstrations are longer"):
-        imitate()
+        fitting()

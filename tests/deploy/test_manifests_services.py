@@ -19,7 +19,7 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.redis_server import find_redis_server, redis_client
-from rollcall.deploy.config.load import load_config
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.objects import Objects
 from rollcall.deploy.tools.manifests.references import USER_SECRETS

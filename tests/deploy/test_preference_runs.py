@@ -15,10 +15,12 @@ import torch
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli.main import main
-from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrainConfig, load_preference_config
 from rollcall.deploy.config.settings import preference_recipes, recipe_title
-from rollcall.deploy.drive import runs
-from rollcall.deploy.kinds import preference_run, preference_runs, reward_train
+from rollcall.deploy.drive.lifecycle import carry_out
+from rollcall.deploy.kinds.beginning import new_run
+from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
+from rollcall.deploy.kinds.loading import evaluate, export_policy
+from rollcall.deploy.kinds.recipes import load_config, load_recipe
 from rollcall.reward_service.preferences.files import SegmentPair, read_preferences, write_preferences
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.scorer import Score
@@ -53,14 +55,14 @@ def lines(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", sorted(preference_recipes()))
 def test_every_shipped_recipe_of_a_preference_run_is_sound_titled_and_short(name: str) -> None:
     path = preference_recipes()[name]
-    config = load_preference_config(name)
+    config = load_config(name)
     assert config.name == name
     assert recipe_title(path)
     assert "# Source" in path.read_text()
     assert len([line for line in path.read_text().splitlines() if ":" in line and not line.startswith("#")]) <= 28
     saved = Path("again.yaml")
     saved.write_text(config.to_yaml())
-    assert load_preference_config(saved) == config
+    assert load_config(saved) == config
 
 
 # Reward models.
@@ -198,12 +200,9 @@ def test_a_policy_learns_from_comparisons_and_is_a_hugging_face_model_in_the_end
 def test_a_stopped_run_goes_on_to_the_same_weights() -> None:
     overrides = ("algorithm=group_dpo", *DIRECT, "kl_prompts=0", "eval_every=3")
 
-    def begun(name: str) -> tuple[DirectRunConfig, Path]:
-        config = load_preference_config("synthetic-dpo", [*overrides, f"name={name}"])
-        assert isinstance(config, DirectRunConfig)
-        directory = runs.claim_directory(name, explicit=True)
-        runs.begin_run(config, directory, recipe="synthetic-dpo")
-        return config, directory
+    def begun(name: str) -> StoredRun:
+        recipe = load_recipe("synthetic-dpo", [*overrides, f"name={name}"])
+        return new_run(recipe, named="synthetic-dpo", explicit=True)
 
     class StopsAt:
         """A recorder that asks for the end after a step."""
@@ -218,17 +217,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights() -> None:
         def __getattr__(self, name: str) -> Any:
             return lambda *_: None
 
-    config, whole = begun("whole")
-    preference_run.carry_out(config, whole)
-    config, parted = begun("parted")
+    whole, parted = begun("whole"), begun("parted")
+    carry_out(whole)
     stop = threading.Event()
-    summary = preference_run.carry_out(config, parted, stop=stop, console=[StopsAt(4, stop)])  # type: ignore[list-item]
+    summary = carry_out(parted, stop_requested=stop.is_set, console=[StopsAt(4, stop)])  # type: ignore[list-item]
     assert (summary["status"], summary["learner_steps"]) == ("stopped", 5)
-    summary = preference_run.carry_out(config, parted, resume=True)
+    summary = carry_out(parted, resume=True)
     assert (summary["status"], summary["learner_steps"]) == ("completed", 8)
-    one, other = (load_weights(list_checkpoints(path)[-1]) for path in (whole, parted))
+    one, other = (load_weights(list_checkpoints(path)[-1]) for path in (whole.directory, parted.directory))
     assert one.checksum == other.checksum
-    steps = [lines(path / "metrics.jsonl") for path in (whole, parted)]
+    steps = [lines(path / "metrics.jsonl") for path in (whole.directory, parted.directory)]
     for a, b in zip(*steps, strict=True):
         assert (a["step"], a["loss"], a["tokens"], a["group_weight_0"]) == (
             b["step"],
@@ -236,7 +234,10 @@ def test_a_stopped_run_goes_on_to_the_same_weights() -> None:
             b["tokens"],
             b["group_weight_0"],
         )
-    evals = [[(e["step"], e["eval_loss"]) for e in lines(path / "evals.jsonl")] for path in (whole, parted)]
+    evals = [
+        [(e["step"], e["eval_loss"]) for e in lines(path / "evals.jsonl")]
+        for path in (whole.directory, parted.directory)
+    ]
     assert evals[0] == evals[1]
 
 
@@ -260,9 +261,7 @@ def test_a_direct_run_that_cannot_be_is_refused_in_a_line(
     assert not list(Path().glob("runs/*"))
 
 
-def test_each_kind_of_recipe_has_its_own_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "synthetic-reward"]) == 2
-    assert "rollcall reward train synthetic-reward" in capsys.readouterr().err
+def test_recipes_of_all_kinds_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "synthetic-group-dpo"]) == 0
     assert "group_step" in capsys.readouterr().out
     assert main(["recipes"]) == 0
@@ -270,12 +269,11 @@ def test_each_kind_of_recipe_has_its_own_command(capsys: pytest.CaptureFixture[s
 
 
 def test_a_loss_that_stops_being_finite_ends_the_run_with_its_summary() -> None:
-    config = load_preference_config("synthetic-reward", [*REWARD, "name=n", "learner.learning_rate=1e30"])
-    assert isinstance(config, RewardTrainConfig)
-    directory = runs.claim_directory("n", explicit=True)
-    runs.begin_run(config, directory, recipe="synthetic-reward")
+    recipe = load_recipe("synthetic-reward", [*REWARD, "name=n", "learner.learning_rate=1e30"])
+    run = new_run(recipe, named="synthetic-reward", explicit=True)
+    directory = run.directory
     with pytest.raises(Exception, match="not finite"):
-        reward_train.carry_out(config, directory)
+        carry_out(run)
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert "NonFinite" in summary["error"]
@@ -284,13 +282,11 @@ def test_a_loss_that_stops_being_finite_ends_the_run_with_its_summary() -> None:
 
 
 def test_only_a_direct_run_has_a_policy_to_export() -> None:
-    config = load_preference_config("synthetic-reward", [*REWARD, "name=r", "total_learner_steps=2"])
-    assert isinstance(config, RewardTrainConfig)
-    directory = runs.claim_directory("r", explicit=True)
-    runs.begin_run(config, directory, recipe="synthetic-reward")
+    recipe = load_recipe("synthetic-reward", [*REWARD, "name=r", "total_learner_steps=2"])
+    run = new_run(recipe, named="synthetic-reward", explicit=True)
     threads = torch.get_num_threads()
-    reward_train.carry_out(config, directory)
+    carry_out(run)
     assert torch.get_num_threads() == threads
     with pytest.raises(BadInput, match="has no policy"):
-        preference_runs.export("r", None)
-    assert preference_runs.evaluate("r")["n"] == 60
+        export_policy("r")
+    assert evaluate("r", EvalOptions())[1]["n"] == 60

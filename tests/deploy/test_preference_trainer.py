@@ -16,9 +16,9 @@ from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import BadInput, RewardError
 from rollcall.cluster.messages.records import GymTrajectory, Header
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
-from rollcall.deploy.config.load import RunConfig, load_config
 from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.preference_trainer import (
     LOOK_S,
     PreferenceTrainer,
@@ -28,6 +28,7 @@ from rollcall.deploy.kinds.preference_trainer import (
     segments_of,
     with_taken_actions,
 )
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.labelling.protocol import Progress
 from rollcall.reward_service.models.reward_models import SegmentArchitecture

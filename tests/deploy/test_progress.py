@@ -12,7 +12,7 @@ from rich.console import Console
 from rollcall.deploy.report.progress import LiveView, PlainLines, Tally, duration, eval_text, number, one_line, percent
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
-LANGUAGE: dict[str, Any] = {"kind": "language", "start_step": 0, "epoch": 1, "total_learner_steps": 100}
+LANGUAGE: dict[str, Any] = {"counts": "tokens", "start_step": 0, "epoch": 1, "total_learner_steps": 100}
 HOSTILE = "[red]4[/red]\x1b[2J\r\nA:\u202e 4"  # markup, a cleared screen, new lines, text turned round
 
 

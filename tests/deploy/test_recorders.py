@@ -56,7 +56,7 @@ def test_metrics_hold_every_fixed_key_in_every_line(tmp_path: Path) -> None:
     recorder.on_step(step_record(1, entropy=torch.tensor(0.6), clip_fraction=np.float32(0.25)))
     recorder.close({})
     first, second = read_jsonl(tmp_path / "metrics.jsonl")
-    assert set(STEP_KEYS["control"]) <= first.keys()
+    assert set(STEP_KEYS["env_steps"]) <= first.keys()
     assert not {"reward_mean", "tokens"} & first.keys()
     assert first["return_mean"] is None
     assert second["entropy"] == pytest.approx(0.6)
@@ -66,11 +66,11 @@ def test_metrics_hold_every_fixed_key_in_every_line(tmp_path: Path) -> None:
 
 def test_a_language_line_has_the_keys_of_its_kind_and_none_of_the_other(tmp_path: Path) -> None:
     recorder = JsonLines(tmp_path)
-    recorder.on_start(START | {"kind": "language"})
+    recorder.on_start(START | {"counts": "tokens"})
     recorder.on_step({"step": 0, "policy_version": 1, "tokens": 4096})
     recorder.close({})
     (line,) = read_jsonl(tmp_path / "metrics.jsonl")
-    assert set(STEP_KEYS["language"]) <= line.keys()
+    assert set(STEP_KEYS["tokens"]) <= line.keys()
     assert not {"return_mean", "env_steps"} & line.keys()
     assert line["reward_mean"] is None
     assert not (tmp_path / "samples.jsonl").exists()  # no step showed any
@@ -78,7 +78,7 @@ def test_a_language_line_has_the_keys_of_its_kind_and_none_of_the_other(tmp_path
 
 def test_completions_go_to_a_file_of_their_own_character_by_character(tmp_path: Path) -> None:
     recorder = JsonLines(tmp_path)
-    recorder.on_start(START | {"kind": "language"})
+    recorder.on_start(START | {"counts": "tokens"})
     for step in range(2):
         recorder.on_step(language_record(step))
     recorder.close({})
@@ -89,13 +89,13 @@ def test_completions_go_to_a_file_of_their_own_character_by_character(tmp_path: 
 
 def test_completions_of_steps_that_come_again_are_replaced(tmp_path: Path) -> None:
     killed = JsonLines(tmp_path)
-    killed.on_start(START | {"kind": "language"})
+    killed.on_start(START | {"counts": "tokens"})
     for step in [0, 1, 2, 3, 2, 3]:  # a learner was lost and started again
         killed.on_step(language_record(step))
     killed.close({})
     assert [line["step"] for line in read_jsonl(tmp_path / "samples.jsonl")] == [0, 1, 2, 3]
     resumed = JsonLines(tmp_path)
-    resumed.on_start(START | {"kind": "language", "start_step": 2})
+    resumed.on_start(START | {"counts": "tokens", "start_step": 2})
     resumed.close({})
     assert [line["step"] for line in read_jsonl(tmp_path / "samples.jsonl")] == [0, 1]
 
@@ -191,7 +191,7 @@ def test_tensorboard_reads_back_what_was_recorded(tmp_path: Path) -> None:
 
 def test_tensorboard_groups_what_a_language_run_measures_and_leaves_out_the_texts(tmp_path: Path) -> None:
     recorder = TensorBoard(tmp_path)
-    recorder.on_start(START | {"kind": "language"})
+    recorder.on_start(START | {"counts": "tokens"})
     recorder.on_step(language_record(0, exact_match=0.25, reward_format=0.5, tokens_per_s=900.0, apply_s=0.2, loss=1.0))
     recorder.on_eval({"step": 1, "tokens": 4096, "mean": 0.75, "std": 0.4, "n": 8, "unit": "exact match"})
     recorder.close({})

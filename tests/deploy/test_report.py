@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.report.counted import TOKENS
 from rollcall.deploy.report.curves import MAX_POINTS, build_charts
 from rollcall.deploy.report.page import write_report
 from tests.needs import CHROMIUM, needs
@@ -271,7 +272,7 @@ def test_the_page_of_a_language_run_speaks_of_tokens_and_problems(tmp_path: Path
 
 def test_a_language_run_has_its_own_curves_over_tokens() -> None:
     evaluation = {"step": 1, "tokens": 4096, "mean": 0.5, "std": 0.5, "n": 100}
-    charts = build_charts([language_record(s) for s in range(3)], [evaluation], language=True)
+    charts = build_charts([language_record(s) for s in range(3)], [evaluation], counts=TOKENS)
     assert [chart["title"] for chart in charts] == [
         "Exact match",
         "Reward",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.metrics.discovery import FOLDER
-from rollcall.deploy.config.load import load_config
-from rollcall.deploy.drive import launch
+from rollcall.deploy.drive.lifecycle import drive_alone
+from rollcall.deploy.kinds.recipes import load_config
 
 SMALL = (
     "runtime=serial",
@@ -66,7 +65,7 @@ def run(tmp_path: Path, visitor: Visitor, *overrides: str) -> dict[str, Any]:
     directory = tmp_path / "watched"
     directory.mkdir(exist_ok=True)
     (directory / "run.json").write_text('{"recipe": "my-recipe"}')
-    return launch.train(config, directory, resume=False, recorders=[visitor], stop=threading.Event())
+    return drive_alone(config, directory, visitor)
 
 
 def test_a_run_is_found_tells_where_it_stands_and_signs_off(tmp_path: Path) -> None:

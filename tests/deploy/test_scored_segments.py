@@ -12,10 +12,11 @@ import pytest
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.messages.records import GymTrajectory, Header, ShardPayload, Ticket, Weights
-from rollcall.deploy.config.load import RunConfig, load_config
-from rollcall.deploy.kinds import control_parts
-from rollcall.deploy.kinds.control_parts import ControlParts
+from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.kinds.control import factory as control_factory
+from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.preference_trainer import segments_of
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
@@ -87,15 +88,15 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(tmp_path))
     service = Service()
     monkeypatch.setattr(
-        control_parts, "scorer_of", lambda _, kind: TrajectoryScorer(service, kind, model="reward", patience_s=5)
+        control_factory, "scorer_of", lambda _, kind: TrajectoryScorer(service, kind, model="reward", patience_s=5)
     )
 
-    def run(kind: str, *overrides: str) -> tuple[GymTrajectory, GymTrajectory, list[ScoreItem], ControlParts]:
+    def run(kind: str, *overrides: str) -> tuple[GymTrajectory, GymTrajectory, list[ScoreItem], ControlFactory]:
         settings = [f"env.kwargs.kind={kind}", "env.vectorization=sync", "env=echo_env:Echo", "actors.num_envs=3"]
         sizes = ["actors.num_shards=1", "actors.unroll_length=17", "total_env_steps=1000", "reward=math:fsum"]
         config = load_config("cartpole-ppo", [*reversed(settings), *sizes, *overrides])
         assert isinstance(config, RunConfig)
-        parts = ControlParts(config, tmp_path, tmp_path / "log").with_reward(RewardEndpoint("http://x", "", "r", 5))
+        parts = ControlFactory(config, tmp_path).with_reward(RewardEndpoint("http://x", "", "r", 5))
         weights = parts.learner(Collective()).weights(epoch=1, version=0)
         actor = parts.actor("gym-0", OneVersion(weights))  # type: ignore[arg-type]
         ticket = Ticket(Header(0, 1, 1), 7, 0, 0, ShardPayload(0, 0, "fragment"), 60.0)

@@ -20,7 +20,8 @@ from rollcall.actors.trajectory_scoring import asked_of
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
-from rollcall.deploy.kinds.text_preferences import train_reward_model
+from rollcall.deploy.drive.lifecycle import run_nested
+from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
 from rollcall.learners.maths.preference_losses import bradley_terry_nll
 from rollcall.learners.models.tiny_model import write_tiny_model
@@ -76,7 +77,9 @@ def train(model: Path, directory: Path, *, chat: bool, sampling: SamplingConfig 
     codec = TextCodec(model, chat=chat)
     sampling = sampling or SamplingConfig(max_tokens=6)
     goal = directory / "trained"
-    train_reward_model(config, task, codec, model, goal, sampling=sampling, seed=1, tell=lambda _: None)  # type: ignore[arg-type]
+    run_nested(
+        reward_model_run(config, task, codec, model, goal, sampling=sampling, seed=1, tell=lambda _: None)  # type: ignore[arg-type]
+    )
     return goal
 
 

@@ -15,7 +15,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy import train
 from rollcall.deploy.cli import main
 from rollcall.deploy.config.checks import out_of_reach
-from rollcall.deploy.config.load import load_config
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.models.networks import PolicyConfig
 
 _RECIPE = """\

@@ -22,10 +22,12 @@ from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import A, EnvSteps, SampledTokens
 from rollcall.cluster.messages.weights import Weights
+from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
-from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.batches.token_batch import TokenMinibatch, collate_samples
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
 
@@ -42,11 +44,12 @@ class WithCosts(A2C):
         super().__init__(A2CConfig())
         self.seen: list[Tensor] = []
 
-    def loss(self, models: Any, minibatch: Any) -> Any:
-        loss, metrics = super().loss(models, minibatch)
+    def loss(self, context: Context, minibatch: Any) -> Loss:
+        found = super().loss(context, minibatch)
         steps = minibatch.rows.steps
         self.seen.append(steps.costs)
-        return loss, {**metrics, "cost": (steps.costs * steps.mask).sum() / minibatch.num_valid}
+        cost = (steps.costs * steps.mask).sum() / minibatch.num_valid
+        return Loss(found.loss, {**found.metrics, "cost": cost})
 
 
 class OneVersion:
@@ -110,7 +113,7 @@ def learner_of(algorithm: A2C, policy: PolicyConfig) -> tuple[Learner, Any]:
         config=LearnerConfig(),
         policy_id="policy",
         run_seed=0,
-        experience=ControlExperience(network),
+        collator=ControlCollator(network),
     )
     return learner, spaces
 

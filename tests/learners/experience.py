@@ -7,17 +7,26 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import nn
 
 from rollcall.cluster.messages.records import GymTrajectory, Header, Weights
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
-from rollcall.learners.batches.control import ControlExperience
+from rollcall.learners.algorithm import Context, Models
+from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
 
 SPACES = (gym.spaces.Box(-5, 5, (4,), np.float32), gym.spaces.Discrete(2))
+
+
+def context_of(models: Models, seed: int = 0) -> Context:
+    """Of the only learner process."""
+    return Context(models, torch.Generator().manual_seed(seed), Collective())
 
 
 def make_learner(
@@ -27,10 +36,11 @@ def make_learner(
     config: LearnerConfig | None = None,
     collective: Collective | None = None,
     log: Path | None = None,
+    kind_of_collator: type[ControlCollator] = ControlCollator,
 ) -> Learner:
     policy = policy or PolicyConfig()
-    network = build_actor_critic(*SPACES, policy, with_critic=algorithm.needs_critic, seed=3)
-    models = {"actor_critic": network, **algorithm.extra_models()}
+    network = build_actor_critic(*SPACES, policy, with_critic=algorithm.needs.critic, seed=3)
+    models: dict[str, nn.Module] = {"actor_critic": network}
     normaliser = RewardNormaliser(0.99, policy.reward_clip) if policy.normalise_rewards else None
     if normaliser is not None:
         models["reward_normaliser"] = normaliser
@@ -40,7 +50,7 @@ def make_learner(
         config=config or LearnerConfig(learning_rate=1e-3),
         policy_id="policy",
         run_seed=0,
-        experience=ControlExperience(network, normaliser),
+        collator=kind_of_collator(network, normaliser),
         consumption_log=log,
         collective=collective,
     )

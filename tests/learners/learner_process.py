@@ -13,11 +13,12 @@ import torch
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
+from tests.learners.own_update import NaturalGradient
 
-KINDS = ("feedforward", "recurrent")
+KINDS = ("feedforward", "recurrent", "own-update")
 
 
 def main(rank: int, num_processes: int, address: str, out: Path) -> None:
@@ -28,7 +29,9 @@ def main(rank: int, num_processes: int, address: str, out: Path) -> None:
         )
     for kind in KINDS:
         policy = PolicyConfig(recurrent="gru" if kind == "recurrent" else "none", recurrent_size=32)
-        algorithm = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+        algorithm: Any = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+        if kind == "own-update":
+            algorithm = NaturalGradient()
         config = LearnerConfig(learning_rate=1e-3)
         learner = make_learner(algorithm, policy=policy, config=config, collective=collective)
         first = learner.weights(epoch=1, version=0)

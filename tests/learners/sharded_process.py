@@ -20,7 +20,7 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 from tests.learners.token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
 
@@ -44,7 +44,7 @@ class Case:
 
     def __init__(self, name: str, collective: Collective, model: Path, out: Path) -> None:
         self.algorithm, self.policy, optimizer, rate = SCENARIOS[name]
-        settings: dict[str, Any] = {"learning_rate": rate, "optimizer": optimizer, "weight_decay": 0.1}
+        settings: dict[str, Any] = {"learning_rate": rate, "optimizer": {"kind": optimizer, "weight_decay": 0.1}}
         self.config = LearnerConfig(**settings, sharding="fsdp", max_grad_norm=0.5)
         self.name, self.collective, self.model = name, collective, model
         self.label = str(out / f"{name}-{collective.num_processes}")

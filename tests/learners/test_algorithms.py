@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from rollcall.learners.algorithm import Algorithm
+from rollcall.learners.algorithm import Algorithm, StopsEarly, with_own_models
 from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.impala import IMPALA
 from rollcall.learners.algorithms.control.ppo import PPO
@@ -21,6 +21,7 @@ from rollcall.learners.algorithms.control.reinforce import REINFORCE
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.batches.samples import ActorCriticMinibatch
 from rollcall.learners.models.networks import ActorCritic
+from tests.learners.experience import context_of
 
 MakePolicy = Callable[..., ActorCritic]
 MakeBatch = Callable[..., GymBatch]
@@ -37,27 +38,26 @@ ALGORITHMS = [
 ]
 
 
-def build(kind: Any, **settings: Any) -> Algorithm:
-    algorithm: Algorithm = kind(kind.Config(**settings))
+def build(kind: Any, **settings: Any) -> Algorithm[Any, Any, Any]:
+    algorithm: Algorithm[Any, Any, Any] = kind(kind.Config(**settings))
     return algorithm
 
 
-def models_for(algorithm: Algorithm, policy: ActorCritic) -> dict[str, torch.nn.Module]:
-    return {"actor_critic": policy, **algorithm.extra_models()}
+def models_for(algorithm: Algorithm[Any, Any, Any], policy: ActorCritic) -> dict[str, torch.nn.Module]:
+    return with_own_models(algorithm, {"actor_critic": policy})
 
 
-def minibatches_of(algorithm: Algorithm, policy: ActorCritic, batch: GymBatch) -> list[ActorCriticMinibatch]:
-    prepared = algorithm.prepare(models_for(algorithm, policy), batch)
-    found: list[Any] = list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
-    return found
+def minibatches_of(algorithm: Any, policy: ActorCritic, batch: GymBatch) -> list[ActorCriticMinibatch]:
+    context = context_of(models_for(algorithm, policy))
+    return list(algorithm.minibatches(context, algorithm.prepare(context, batch)))
 
 
 def gradient_of(
-    algorithm: Algorithm, policy: ActorCritic, minibatch: ActorCriticMinibatch
+    algorithm: Algorithm[Any, Any, Any], policy: ActorCritic, minibatch: ActorCriticMinibatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """All parameters' gradients as one vector, and the metrics with the loss among them."""
     policy.zero_grad()
-    loss, metrics = algorithm.loss(models_for(algorithm, policy), minibatch)
+    loss, metrics, _ = algorithm.loss(context_of(models_for(algorithm, policy)), minibatch)
     torch.autograd.backward(loss)
     gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in policy.parameters()]
     return torch.cat([g.flatten() for g in gradient]), {**metrics, "loss": loss.detach()}
@@ -91,11 +91,11 @@ def test_a_loss_compiles_as_one_graph(
     # backend="eager" traces and guards as the real one does, and spares the C++ compiler.
     policy = make_policy()
     algorithm = build(kind, **settings)
-    models = models_for(algorithm, policy)
+    context = context_of(models_for(algorithm, policy))
     compiled: Callable[..., Any] = torch.compile(algorithm.loss, fullgraph=True, dynamic=False, backend="eager")
     for minibatch in minibatches_of(algorithm, policy, make_batch(policy, lag=0.3))[:2]:
-        loss, metrics = compiled(models, minibatch)
-        expected, expected_metrics = algorithm.loss(models, minibatch)
+        loss, metrics, _ = compiled(context, minibatch)
+        expected, expected_metrics, _ = algorithm.loss(context, minibatch)
         torch.testing.assert_close(loss, expected)
         torch.testing.assert_close(metrics, expected_metrics)
 
@@ -202,7 +202,7 @@ def test_the_value_clip_holds_the_critic_near_its_values_from_before_the_update(
     before, _ = policy.bootstrap(batch)
     assert policy.value_head is not None
     with torch.no_grad():
-        policy.value_head.bias += 0.5  # beyond the clip: what pulls back counts in full, what leaps further does not
+        policy.value_head.bias.add_(0.5)  # beyond the clip: what pulls back counts in full, what leaps further does not
     errors = (before.flatten() + 0.5 - first.rows.targets.returns, before.flatten() + 0.1 - first.rows.targets.returns)
     worse = torch.maximum(errors[0].square(), errors[1].square())[first.rows.mask.bool()]
     _, metrics = gradient_of(algorithm, policy, first)
@@ -245,7 +245,7 @@ def test_truncation_bootstraps_from_the_true_final_observation(make_policy: Make
     policy = make_policy()
     batch = make_batch(policy, dead_rate=0.0, end_rate=0.5)
     prepared = build(PPO, gae_lambda=0.0, discount=0.9, normalise_advantages="none").prepare(
-        {"actor_critic": policy}, batch
+        context_of({"actor_critic": policy}), batch
     )
     returns = prepared.targets.returns.view(batch.shape)
     with torch.no_grad():
@@ -296,7 +296,7 @@ def test_an_algorithm_with_a_critic_refuses_a_policy_without(
 ) -> None:
     policy = make_policy(with_critic=False)
     with pytest.raises(ValueError, match=f"{kind.name} needs a critic and the policy has none"):
-        build(kind).prepare({"actor_critic": policy}, make_batch(policy))
+        build(kind).prepare(context_of({"actor_critic": policy}), make_batch(policy))
 
 
 @pytest.mark.parametrize("kind", [PPO, A2C, IMPALA, REINFORCE])
@@ -310,10 +310,11 @@ def test_a_config_refuses_what_it_does_not_know_and_survives_a_round_trip(kind: 
 
 
 def test_ppo_stops_early_only_beyond_its_target_kl() -> None:
-    algorithm = build(PPO, target_kl=0.02)
+    algorithm, never = PPO(PPO.Config(target_kl=0.02)), PPO(PPO.Config())
     assert algorithm.stops_early({"approx_kl": torch.tensor(0.021)})
     assert not algorithm.stops_early({"approx_kl": torch.tensor(0.019)})
-    assert not build(PPO).stops_early({"approx_kl": torch.tensor(9.0)})
+    assert not never.stops_early({"approx_kl": torch.tensor(9.0)})
+    assert isinstance(algorithm, StopsEarly) and not isinstance(build(A2C), StopsEarly)
 
 
 def test_ppo_makes_all_its_epochs(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
@@ -330,9 +331,8 @@ def test_every_algorithm_learns_which_action_is_right(
     # 0.4 to at least 0.9 in 60 steps leaves no room for a gradient of the wrong sign or of the wrong action.
     policy = make_policy(seed=3)
     algorithm = build(kind, **settings)
-    models = models_for(algorithm, policy)
+    context = context_of(models_for(algorithm, policy))
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.02)
-    generator = torch.Generator().manual_seed(0)
     rates = []
     for step in range(60):
         batch = make_batch(policy, num_steps=4, num_envs=32, seed=step, dead_rate=0.0, end_rate=2.0)
@@ -345,9 +345,9 @@ def test_every_algorithm_learns_which_action_is_right(
             truncated=~batch.steps.mask,
         )
         batch = replace(batch, steps=steps)
-        for minibatch in algorithm.minibatches(algorithm.prepare(models, batch), generator):
+        for minibatch in algorithm.minibatches(context, algorithm.prepare(context, batch)):
             optimizer.zero_grad()
-            torch.autograd.backward(algorithm.loss(models, minibatch)[0])
+            torch.autograd.backward(algorithm.loss(context, minibatch).loss)
             optimizer.step()
     assert rates[0] < 0.4
     assert sum(rates[-5:]) / 5 >= 0.9

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, Steps, TokenSequence, bootstrapped
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
+from tests.learners.experience import context_of
 
 
 class LinearSteps(nn.Module):
@@ -59,8 +61,8 @@ def segments(count: int, *, seed: int = 0) -> list[RankedCandidates[Steps]]:
 
 def summed(algorithm: BradleyTerry, module: nn.Module, items: list[Any]) -> tuple[Tensor, dict[str, float]]:
     batch = collate_comparisons(items)
-    (minibatch,) = algorithm.minibatches(algorithm.prepare({}, batch), torch.Generator())
-    found = [algorithm.loss({"reward": module}, part) for part in minibatch.shards(0, 1)]
+    (minibatch,) = algorithm.minibatches(context_of({}), algorithm.prepare(context_of({}), batch))
+    found = [algorithm.loss(context_of({"reward": module}), part)[:2] for part in minibatch.shards(0, 1)]
     return torch.stack([loss for loss, _ in found]).sum(), {
         name: sum(float(m[name]) for _, m in found) for name in found[0][1]
     }
@@ -142,7 +144,7 @@ def test_the_learner_finds_a_linear_reward_from_comparisons(ties: Any) -> None:
         config=LearnerConfig(learning_rate=0.05, device="cpu"),
         policy_id="reward",
         run_seed=0,
-        experience=PreferenceExperience(budget=10_000),
+        collator=PreferenceCollator(),
     )
     source = PreferenceSource(bootstrapped(items, members=2, seed=2), batch_size=100, steps=120, seed=3)
     for step in range(120):

@@ -18,12 +18,10 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
-from rollcall.learners.batches.language import LanguageExperience
+from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_experience import PreferenceExperience
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
-from rollcall.learners.loop.collective import Collective
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters
 from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.models.token_policy import (
@@ -33,6 +31,7 @@ from rollcall.learners.models.token_policy import (
     load_policy_model,
     sharing_size,
 )
+from tests.learners.experience import context_of
 from tests.needs import require_module
 
 transformers = require_module("transformers")
@@ -231,10 +230,10 @@ def test_the_first_loss_of_dpo_is_the_logarithm_of_2(directories: dict[str, Path
 
     batch = collate_comparisons([RankedCandidates((sequence(5, 16, 1), sequence(27, 1)), (0, 1))])
     algorithm = DPO(DPOConfig(beta=1.0))
-    prepared = PreferenceExperience(budget=1000).prepare(algorithm, models, batch, Collective())
-    (minibatch,) = algorithm.minibatches(prepared, torch.Generator())
+    context = context_of(models)
+    (minibatch,) = algorithm.minibatches(context, algorithm.prepare(context, batch))
     (part,) = minibatch.shards(0, 1)
-    loss, _ = algorithm.loss(models, part)
+    loss = algorithm.loss(context, part).loss
     assert loss.item() == pytest.approx(math.log(2), abs=1e-6)
 
 
@@ -262,11 +261,11 @@ def test_at_lag_0_the_ratio_is_1_and_the_kl_to_the_reference_0(directories: dict
         finish_reasons=("stop",) * len(SEQUENCES),
     )
     algorithm = GRPO(GRPO.Config(kl_coef=0.1))
-    experience = LanguageExperience(token_budget=1000)
+    experience = LanguageCollator(token_budget=1000)
     batch = experience.collate([trajectory], torch.device("cpu"), step=0)
-    prepared = experience.prepare(algorithm, models, batch, Collective())  # type: ignore[arg-type]
-    (minibatch,) = algorithm.minibatches(prepared, torch.Generator())
-    metrics = [algorithm.loss(models, part)[1] for part in minibatch.shards(0, 1)]
+    context = context_of(models)
+    (minibatch,) = algorithm.minibatches(context, algorithm.prepare(context, batch))
+    metrics = [algorithm.loss(context, part).metrics for part in minibatch.shards(0, 1)]
     assert sum(float(part["mismatch"]) for part in metrics) < 1e-5
     assert sum(float(part["kl_reference"]) for part in metrics) == 0.0
 

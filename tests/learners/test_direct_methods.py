@@ -17,12 +17,13 @@ from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
 from rollcall.learners.algorithms.preferences.ipo import IPO, IPOConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_experience import PreferenceExperience
+from rollcall.learners.batches.preference_collator import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
-from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.learners.experience import context_of
 from tests.needs import require
 
 require("transformers")
@@ -101,16 +102,12 @@ def literal_losses(models: dict[str, nn.Module], term: Any) -> list[Tensor]:
     return found
 
 
-def experience(budget: int) -> PreferenceExperience:
-    return PreferenceExperience(budget=budget)
-
-
 def total_loss(algorithm: Any, models: dict[str, nn.Module], budget: int) -> tuple[Tensor, dict[str, float], int]:
     """The losses of all parts added up, and their metrics."""
     batch = collate_comparisons(COMPARISONS)
-    prepared = experience(budget).prepare(algorithm, models, batch, Collective())
-    (minibatch,) = algorithm.minibatches(prepared, torch.Generator())
-    found = [algorithm.loss(models, part) for part in minibatch.shards(0, 1)]
+    context = context_of(models)
+    (minibatch,) = algorithm.minibatches(context, algorithm.prepare(context, batch))
+    found = [algorithm.loss(context, part)[:2] for part in minibatch.shards(0, 1)]
     metrics = {name: sum(float(m[name]) for _, m in found) for name in found[0][1]}
     return torch.stack([loss for loss, _ in found]).sum(), metrics, len(found)
 
@@ -190,13 +187,12 @@ def learner(directory: Path, algorithm: Any) -> Learner:
         models={
             "policy": policy(directory),
             "reference": policy(directory).requires_grad_(False),
-            **algorithm.extra_models(),
         },
         algorithm=algorithm,
         config=LearnerConfig(learning_rate=3e-3, max_grad_norm=1.0, device="cpu"),
         policy_id="policy",
         run_seed=1,
-        experience=experience(4096),
+        collator=PreferenceCollator(),
         published=("policy",),
     )
 

@@ -20,7 +20,9 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.loop.learner import LearnerConfig, _build_optimizer
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, RMSpropConfig, SGDConfig
+from rollcall.learners.loop.schedules import LinearSchedule
 from rollcall.learners.models.networks import PolicyConfig
 from tests import ROOT
 from tests.learners import learner_process
@@ -105,10 +107,14 @@ def test_skipped_steps_in_a_row_stop_the_run_and_say_what_to_do() -> None:
         learner.update([bad], StepOrder(3, 1, 0.0))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [AdamConfig(), RMSpropConfig(form="tensorflow"), RMSpropConfig(momentum=0.9), SGDConfig(), SGDConfig(momentum=0.9)],
+    ids=["adam", "tensorflow-rmsprop", "rmsprop", "sgd", "momentum"],
+)
 def test_a_restored_learner_goes_on_to_the_same_bits(tmp_path: Path, optimizer: Any) -> None:
     policy = PolicyConfig(normalise_observations=True, normalise_rewards=True)
-    config = LearnerConfig(learning_rate=1e-3, optimizer=optimizer, anneal_learning_rate=True)
+    config = LearnerConfig(learning_rate=1e-3, optimizer=optimizer, schedule=LinearSchedule())
 
     def fresh() -> Any:
         return make_learner(PPO(PPOConfig(epochs=2, num_minibatches=2)), policy=policy, config=config)
@@ -130,35 +136,13 @@ def test_a_restored_learner_goes_on_to_the_same_bits(tmp_path: Path, optimizer: 
     assert_same(tensors(whole), tensors(second))
 
 
-def test_adams_step_is_the_learning_rate_for_the_small_gradients_of_language_too() -> None:
-    """The first step is g / (|g| + epsilon) learning rates: at a gradient of 1e-6, a tenth of one by PPO's 1e-5."""
-    for config, share in ((LearnerConfig(), 1 / 11), (LearnerConfig().for_language(), 1 / 1.01)):
-        parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        parameter.grad = torch.full_like(parameter, 1e-6)
-        _build_optimizer([parameter], config).step()
-        assert float(-parameter.detach() / config.learning_rate) == pytest.approx(share, rel=1e-4)
-    assert LearnerConfig(optimizer_eps=1e-3).for_language().optimizer_eps == 1e-3
-
-
-def test_rmsprop_is_torchs_with_epsilon_outside_the_root_and_an_average_from_zero() -> None:
-    parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-    optimizer = _build_optimizer([parameter], LearnerConfig(optimizer="rmsprop", learning_rate=0.1, optimizer_eps=0.5))
-    expected, average = 0.0, 0.0
-    for gradient in (2.0, -1.0, 3.0):
-        parameter.grad = torch.full_like(parameter, gradient)
-        optimizer.step()
-        average = 0.99 * average + 0.01 * gradient**2
-        expected -= 0.1 * gradient / (average**0.5 + 0.5)
-    assert float(parameter.detach()) == pytest.approx(expected, rel=1e-9)
-
-
 def test_weight_decay_takes_its_share_of_matrices_whatever_their_gradient_and_none_of_biases() -> None:
     """AdamW's decay is decoupled: one step with it less one without is - learning_rate * weight_decay * what was."""
     after = []
     for weight_decay in (0.0, 0.5):
         learner = make_learner(
             PPO(PPOConfig(epochs=1, num_minibatches=1)),
-            config=LearnerConfig(learning_rate=0.01, weight_decay=weight_decay),
+            config=LearnerConfig(learning_rate=0.01, optimizer=AdamWConfig(weight_decay=weight_decay)),
         )
         before = tensors(learner)
         learner.update([cartpole(learner.weights(epoch=1, version=0))], StepOrder(0, 1, 0.0))
@@ -176,7 +160,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_annealing_counts_the_consumed_part_of_the_run() -> None:
-    learner = make_learner(PPO(PPOConfig()), config=LearnerConfig(learning_rate=1e-3, anneal_learning_rate=True))
+    learner = make_learner(PPO(PPOConfig()), config=LearnerConfig(learning_rate=1e-3, schedule=LinearSchedule()))
     item = cartpole(learner.weights(epoch=1, version=0))
     rates = [learner.update([item], StepOrder(0, 1, progress))[0].learning_rate for progress in (0.0, 0.25, 0.9)]
     assert rates == pytest.approx([1e-3, 7.5e-4, 1e-4])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
-from rollcall.learners.batches import token_batch
 from rollcall.learners.batches.token_batch import MAX_PADDING, TokenBatch, collate_samples
 from rollcall.learners.models.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model, sharing_size
+from tests.learners.experience import context_of
 from tests.needs import require
 
 SHARING = Sharing(hidden_size=64, max_row=200)
@@ -227,12 +226,12 @@ def test_every_algorithms_update_is_that_of_rows_apart(policy: TokenPolicy, kind
         said[indices] = policy(rows).logprobs.detach()
         tokens = SampledTokens(said + 0.1 * torch.arange(len(said)).cos())
         batch = replace(batch, rewards=rewards, tokens=tokens)
-        each_token = partial(token_batch.each_token, batch, token_budget=150, rank=0, num_processes=1)
-        prepared = algorithm.prepare({"policy": policy}, batch, each_token)
+        context = context_of({"policy": policy})
+        prepared = algorithm.prepare(context, batch)
         total = torch.zeros(sum(p.numel() for p in policy.parameters()))
-        for minibatch in algorithm.minibatches(prepared, torch.Generator().manual_seed(0)):
+        for minibatch in algorithm.minibatches(context, prepared):
             for part in minibatch.shards(0, 1):
-                loss, _ = algorithm.loss({"policy": policy}, part)
+                loss = algorithm.loss(context, part).loss
                 total += torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(policy.parameters()))])
         updates.append(total)
     shared, apart = updates

@@ -13,6 +13,7 @@ from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.algorithms.control.reinforce import REINFORCE, MovingAverage
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.models.networks import ActorCritic
+from tests.learners.experience import context_of
 
 MakePolicy = Callable[..., ActorCritic]
 
@@ -47,7 +48,7 @@ def advantages(policy: ActorCritic, average: MovingAverage | None = None, **sett
     models: dict[str, torch.nn.Module] = {"actor_critic": policy}
     if average is not None:
         models["baseline"] = average
-    result: Tensor = algorithm.prepare(models, two_episodes()).targets.advantages.view(3, 2)
+    result: Tensor = algorithm.prepare(context_of(models), two_episodes()).targets.advantages.view(3, 2)
     return result
 
 
@@ -92,7 +93,7 @@ def test_the_critic_learns_what_follows_a_state_whatever_actions_are_credited_wi
     make_policy: MakePolicy, reward_to_go: bool
 ) -> None:
     algorithm = REINFORCE(REINFORCE.Config(discount=0.5, baseline="value", reward_to_go=reward_to_go))
-    prepared = algorithm.prepare({"actor_critic": make_policy()}, two_episodes())
+    prepared = algorithm.prepare(context_of({"actor_critic": make_policy()}), two_episodes())
     assert prepared.targets.returns.view(3, 2)[:, 0].tolist() == [3, 4, 4]
 
 
@@ -101,7 +102,7 @@ def test_a_return_that_is_not_finite_leaves_no_trace_in_the_baseline(make_policy
     algorithm = REINFORCE(REINFORCE.Config())
     batch = two_episodes()
     batch.steps.rewards[0, 0] = torch.nan
-    algorithm.prepare({"actor_critic": make_policy(with_critic=False), "baseline": baseline}, batch)
+    algorithm.prepare(context_of({"actor_critic": make_policy(with_critic=False), "baseline": baseline}), batch)
     assert float(baseline.value) == 0.0
 
 
@@ -113,7 +114,7 @@ def test_the_baseline_is_a_model_to_be_saved_and_only_where_it_is_used() -> None
 
 
 def test_only_the_learned_baseline_needs_a_critic(make_policy: MakePolicy) -> None:
-    assert [REINFORCE(REINFORCE.Config(baseline=b)).needs_critic for b in ("none", "moving_average", "value")] == [
+    assert [REINFORCE(REINFORCE.Config(baseline=b)).needs.critic for b in ("none", "moving_average", "value")] == [
         False,
         False,
         True,

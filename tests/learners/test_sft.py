@@ -15,10 +15,12 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch
-from rollcall.learners.data.demonstrations import Demonstration, DemonstrationExperience, DemonstrationSource
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from tests.learners.experience import context_of
 from tests.needs import require
 
 require("transformers")
@@ -59,15 +61,15 @@ def make_policy(directory: Path) -> TokenPolicy:
 
 
 def collate(items: list[Demonstration]) -> TokenBatch:
-    return DemonstrationExperience().collate(items, torch.device("cpu"), step=0)
+    return DemonstrationCollator().collate(items, torch.device("cpu"), step=0)
 
 
 def losses_of_parts(policy: TokenPolicy, items: list[Demonstration], token_budget: int) -> list[torch.Tensor]:
     algorithm = SFT(SFTConfig(token_budget=token_budget))
     models = {"policy": policy}
-    prepared = algorithm.prepare(models, collate(items))
-    (minibatch,) = algorithm.minibatches(prepared, torch.Generator())
-    return [algorithm.loss(models, part)[0] for part in minibatch.shards(0, 1)]
+    context = context_of(models)
+    (minibatch,) = algorithm.minibatches(context, algorithm.prepare(context, collate(items)))
+    return [algorithm.loss(context, part).loss for part in minibatch.shards(0, 1)]
 
 
 def literal_loss(policy: TokenPolicy, items: list[Demonstration]) -> torch.Tensor:
@@ -170,7 +172,7 @@ def train(directory: Path, steps: range, learner: Learner | None = None) -> tupl
         config=LearnerConfig(learning_rate=5e-3),
         policy_id="warm_start",
         run_seed=0,
-        experience=DemonstrationExperience(),
+        collator=DemonstrationCollator(),
     )
     source = DemonstrationSource(DEMONSTRATIONS, batch_size=3, steps=100, seed=0)
     found = []

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.batches.token_batch import collate_samples
-from rollcall.learners.loop.learner import LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
 from tests import ROOT
 from tests.learners.token_experience import make_learner, published, samples, write_model

@@ -21,10 +21,12 @@ from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
-from rollcall.learners.algorithms.language.token_algorithm import EachToken, LagCorrection, LMMinibatch
+from rollcall.learners.algorithms.language.token_algorithm import LMMinibatch
+from rollcall.learners.algorithms.language.token_settings import LagCorrection
 from rollcall.learners.batches import token_batch
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths.sampling import Processed
+from tests.learners.experience import context_of
 
 VOCABULARY, WIDTH = 5, 8
 PROMPTS = [2, 1, 3, 1, 2, 2]  # tokens of each sample's prompt
@@ -94,7 +96,7 @@ def make_batch(behaviour: TablePolicy, lengths: list[int] = LENGTHS) -> TokenBat
     return replace(batch, tokens=SampledTokens(passes(batch)(lambda rows: behaviour(rows).logprobs)))
 
 
-def passes(batch: TokenBatch) -> EachToken:
+def passes(batch: TokenBatch) -> Callable[[Callable[[TokenRows], Tensor]], Tensor]:
     return partial(token_batch.each_token, batch, token_budget=16, rank=0, num_processes=1)
 
 
@@ -104,8 +106,8 @@ def make_models(outside: int | None = None) -> tuple[dict[str, nn.Module], Table
 
 
 def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBatch) -> list[LMMinibatch]:
-    prepared = algorithm.prepare(models, batch, passes(batch))
-    return list(algorithm.minibatches(prepared, torch.Generator().manual_seed(0)))
+    context = context_of(models)
+    return list(algorithm.minibatches(context, algorithm.prepare(context, batch)))
 
 
 def summed_gradient(
@@ -118,7 +120,7 @@ def summed_gradient(
     metrics: dict[str, Tensor] = {}
     for rank in range(num_processes):
         for part in minibatch.shards(rank, num_processes):
-            loss, of_part = algorithm.loss(models, part)
+            loss, of_part, _ = algorithm.loss(context_of(models), part)
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             total += torch.cat([g.flatten().double() for g in gradients])
             for name, value in {**of_part, "loss": loss.detach()}.items():
@@ -304,9 +306,9 @@ def test_where_proximal_and_behaviour_policy_are_one_the_corrections_change_noth
     results = []
     for correction in ({}, {"decoupled": True}, {**DECOUPLED, "band": (0.9, 1.1)}):
         algorithm = kind(kind.Config(correction=correction, epochs=2))
-        prepared = algorithm.prepare(models, batch, passes(batch))
+        prepared = algorithm.prepare(context_of(models), batch)
         later = {**models, "policy": policy.moved(0.2)}  # as after some updates on this batch
-        minibatch = list(algorithm.minibatches(prepared, torch.Generator()))[1]
+        minibatch = list(algorithm.minibatches(context_of(models), prepared))[1]
         results.append(summed_gradient(algorithm, later, minibatch)[0])
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(results[2], results[0], rtol=1e-5, atol=1e-6)
@@ -363,9 +365,9 @@ def test_the_pass_left_out_before_a_single_step_would_have_given_the_same_update
     first, correction = [], DECOUPLED | {"band": (0.6, 1.5)}
     for epochs in (1, 2):
         algorithm = GRPO(GRPO.Config(correction=correction, epochs=epochs))
-        prepared = algorithm.prepare(models, batch, passes(batch))
+        prepared = algorithm.prepare(context_of(models), batch)
         assert (prepared.targets.proximal_logprobs is not None) == (epochs == 2)
-        minibatch = next(algorithm.minibatches(prepared, torch.Generator()))
+        minibatch = next(algorithm.minibatches(context_of(models), prepared))
         first.append(summed_gradient(algorithm, models, minibatch)[0])
     torch.testing.assert_close(first[0], first[1], rtol=1e-5, atol=1e-6)
 
@@ -447,8 +449,8 @@ def test_an_overlong_sample_loses_reward_before_the_limit(kind: Any) -> None:
     batch = make_batch(policy)
     # Lengths 3 5 1 4 2 3, the limit 5 and the buffer 4: penalties 0.5, 1, 0, 0.75, 0.25, 0.5.
     shaped = replace(batch, rewards=batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.75, 0.25, 0.5]))
-    prepared = kind(kind.Config(overlong_buffer=4), max_tokens=5).prepare(models, batch, passes(batch))
-    expected = kind(kind.Config()).prepare(models, shaped, passes(batch))
+    prepared = kind(kind.Config(overlong_buffer=4), max_tokens=5).prepare(context_of(models), batch)
+    expected = kind(kind.Config()).prepare(context_of(models), shaped)
     torch.testing.assert_close(prepared.targets.advantages, expected.targets.advantages)
 
 
@@ -477,8 +479,8 @@ def test_the_overlong_penalty_of_a_conversation_is_that_of_its_longest_turn(kind
     batch = in_turns(make_batch(policy), answered=1)
     assert batch.longest_turns().tolist() == [2, 3, 1, 2, 2, 2]
     shaped = replace(batch, rewards=batch.rewards - torch.tensor([0.5, 1.0, 0.0, 0.5, 0.5, 0.5]))
-    prepared = kind(kind.Config(overlong_buffer=2), max_tokens=3).prepare(models, batch, passes(batch))
-    expected = kind(kind.Config()).prepare(models, shaped, passes(batch))
+    prepared = kind(kind.Config(overlong_buffer=2), max_tokens=3).prepare(context_of(models), batch)
+    expected = kind(kind.Config()).prepare(context_of(models), shaped)
     torch.testing.assert_close(prepared.targets.advantages, expected.targets.advantages)
 
 
@@ -496,9 +498,9 @@ def test_a_turns_reward_is_credited_at_that_turn_where_credit_differs_within_a_s
     )
     to_go = torch.zeros(batch.num_sampled)
     to_go[:3] = torch.tensor([1.0, 1.0, 0.25])
-    advantages = ReinforcePP(ReinforcePP.Config()).prepare(models, batch, passes(batch)).targets.advantages
+    advantages = ReinforcePP(ReinforcePP.Config()).prepare(context_of(models), batch).targets.advantages
     torch.testing.assert_close(advantages, (to_go - to_go.mean()) / (to_go.std(correction=0) + 1e-8))
-    critic = LMPPO(LMPPO.Config(gae_lambda=1.0)).prepare(models, batch, passes(batch))
+    critic = LMPPO(LMPPO.Config(gae_lambda=1.0)).prepare(context_of(models), batch)
     torch.testing.assert_close(critic.targets.returns, to_go)
 
 
@@ -509,7 +511,7 @@ def test_where_a_sample_is_one_action_the_sum_of_its_turns_counts(kind: Any) -> 
     earned = torch.rand(batch.num_sampled, generator=torch.Generator().manual_seed(1))
     turns = replace(batch, tokens=replace(batch.tokens, turn_rewards=earned))
     algorithm = kind(kind.Config())
-    prepared = [algorithm.prepare(models, b, passes(b)).targets.advantages for b in (batch, turns)]
+    prepared = [algorithm.prepare(context_of(models), b).targets.advantages for b in (batch, turns)]
     torch.testing.assert_close(*prepared)
 
 
@@ -517,7 +519,7 @@ def test_a_clipped_value_does_not_leap() -> None:
     (models, policy), critic = make_models(), TableCritic()
     batch = make_batch(policy)
     algorithm = LMPPO(LMPPO.Config(value_clip_range=0.1, value_coef=1.0, epochs=2))
-    prepared = algorithm.prepare(models, batch, passes(batch))
+    prepared = algorithm.prepare(context_of(models), batch)
     with torch.no_grad():
         critic.table.add_(0.3)
     rows, _ = batch.rows(range(batch.num_samples))
@@ -527,15 +529,15 @@ def test_a_clipped_value_does_not_leap() -> None:
         0.5 * max((v - r) ** 2, (o + min(max(v - o, -0.1), 0.1) - r) ** 2)
         for v, o, r in zip(critic(rows).tolist(), before.tolist(), returns.tolist(), strict=True)
     ]
-    minibatch = next(algorithm.minibatches(prepared, torch.Generator()))
+    minibatch = next(algorithm.minibatches(context_of(models), prepared))
     _, metrics = summed_gradient(algorithm, {**models, "critic": critic}, minibatch)
     assert float(metrics["value_loss"]) == pytest.approx(statistics.mean(terms), rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_reference_is_needed_only_for_a_kl(kind: Any) -> None:
-    assert not kind(kind.Config()).needs_reference
-    assert kind(kind.Config(kl_coef=0.1)).needs_reference
+    assert not kind(kind.Config()).needs.reference
+    assert kind(kind.Config(kl_coef=0.1)).needs.reference
 
 
 @pytest.mark.parametrize("kind", ALL)

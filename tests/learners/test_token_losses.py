@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.learners.maths import token_losses
+from rollcall.learners.maths import losses, token_losses
 
 unhurried = settings(deadline=None)  # torch's first calls are slow, and so is a busy machine
 sizes, seeds = st.integers(1, 20), st.integers(0, 2**32 - 1)
@@ -52,9 +52,8 @@ def test_aggregation_refuses_an_empty_sample_and_a_missing_length() -> None:
 @given(sizes, seeds, st.sampled_from([None, 1.5]))
 def test_the_clipped_surrogate_equals_a_loop_over_tokens(size: int, seed: int, dual_clip: float | None) -> None:
     logprobs, anchor, advantages = random_tokens(size, seed, 3)
-    loss, clipped = token_losses.clipped_surrogate(
-        logprobs=logprobs.requires_grad_(),
-        anchor_logprobs=anchor,
+    loss, clipped = losses.clipped_surrogate(
+        ratio=(logprobs.requires_grad_() - anchor).exp(),
         advantages=advantages,
         clip_low=0.2,
         clip_high=0.3,
@@ -77,9 +76,8 @@ def test_the_clipped_surrogate_equals_a_loop_over_tokens(size: int, seed: int, d
 @given(sizes, seeds)
 def test_the_surrogate_where_nothing_moved_clips_nothing_and_has_the_policy_gradient(size: int, seed: int) -> None:
     logprobs, advantages = random_tokens(size, seed, 2)
-    loss, clipped = token_losses.clipped_surrogate(
-        logprobs=logprobs.requires_grad_(),
-        anchor_logprobs=logprobs.detach(),
+    loss, clipped = losses.clipped_surrogate(
+        ratio=(logprobs.requires_grad_() - logprobs.detach()).exp(),
         advantages=advantages,
         clip_low=0.2,
         clip_high=0.2,
@@ -91,11 +89,11 @@ def test_the_surrogate_where_nothing_moved_clips_nothing_and_has_the_policy_grad
 
 @pytest.mark.parametrize(("estimator", "unbiased"), [("k1", True), ("k2", False), ("k3", True)])
 def test_kl_estimators_have_the_kl_as_their_exact_mean_or_come_near(
-    estimator: token_losses.KLEstimator, unbiased: bool
+    estimator: losses.KLEstimator, unbiased: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     policy, reference = (torch.randn(2, 6, generator=generator, dtype=torch.float64) * 0.3).log_softmax(-1)
-    estimate = token_losses.kl_estimate(logprobs=policy, reference_logprobs=reference, estimator=estimator)
+    estimate = losses.kl_estimate(logprobs=policy, reference_logprobs=reference, estimator=estimator)
     mean, exact = float((policy.exp() * estimate).sum()), float((policy.exp() * (policy - reference)).sum())
     assert mean == pytest.approx(exact, rel=1e-9 if unbiased else 0.2)
     assert (estimator == "k1") == bool((estimate < 0).any())
@@ -108,9 +106,9 @@ def test_in_a_loss_k2_has_the_gradient_of_the_kl_and_k1_has_none() -> None:
     policy = logits.log_softmax(-1)
     (exact,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)
 
-    def mean_gradient(estimator: token_losses.KLEstimator) -> Tensor:
+    def mean_gradient(estimator: losses.KLEstimator) -> Tensor:
         """The expectation over sampled tokens: their probabilities are not differentiated."""
-        estimate = token_losses.kl_estimate(logprobs=policy, reference_logprobs=reference, estimator=estimator)
+        estimate = losses.kl_estimate(logprobs=policy, reference_logprobs=reference, estimator=estimator)
         return torch.autograd.grad((policy.exp().detach() * estimate).sum(), logits, retain_graph=True)[0]
 
     torch.testing.assert_close(mean_gradient("k2"), exact)
@@ -132,14 +130,12 @@ def test_a_sequence_ratio_is_the_geometric_mean_of_its_kept_tokens_ratios() -> N
 
 @unhurried
 @given(sizes, seeds)
-def test_gspo_of_one_token_sequences_is_the_clipped_surrogate(size: int, seed: int) -> None:
-    logprobs, anchor, advantages = random_tokens(size, seed, 3)
-    common = {"logprobs": logprobs, "anchor_logprobs": anchor, "advantages": advantages}
-    bounds = {"clip_low": 0.2, "clip_high": 0.28}
-    of_sequences = token_losses.gspo_surrogate(
-        **common, sequence=torch.arange(size), num_sequences=size, clip_low=0.2, clip_high=0.28
+def test_the_ratio_of_a_sequence_of_one_token_is_the_tokens(size: int, seed: int) -> None:
+    logprobs, anchor = random_tokens(size, seed, 2)
+    of_sequences = token_losses.sequence_log_ratios(
+        logprobs=logprobs, anchor_logprobs=anchor, sequence=torch.arange(size), num_sequences=size
     )
-    torch.testing.assert_close(of_sequences, token_losses.clipped_surrogate(**common, **bounds))  # type: ignore[arg-type]
+    torch.testing.assert_close(of_sequences, logprobs - anchor)
 
 
 def test_cispo_clips_the_weight_of_a_token_and_never_its_gradient() -> None:
@@ -186,18 +182,14 @@ two, three, ones = torch.zeros(2), torch.zeros(3), torch.ones(2)
     ("call", "named"),
     [
         (
-            lambda: token_losses.clipped_surrogate(
-                logprobs=two, anchor_logprobs=two, advantages=three, clip_low=0.2, clip_high=0.2
-            ),
+            lambda: losses.clipped_surrogate(ratio=two, advantages=three, clip_low=0.2, clip_high=0.2),
             "advantages",
         ),
         (
-            lambda: token_losses.clipped_surrogate(
-                logprobs=two, anchor_logprobs=two, advantages=ones, clip_low=0.2, clip_high=0.2, dual_clip=1.0
-            ),
+            lambda: losses.clipped_surrogate(ratio=two, advantages=ones, clip_low=0.2, clip_high=0.2, dual_clip=1.0),
             "dual_clip",
         ),
-        (lambda: token_losses.kl_estimate(logprobs=two, reference_logprobs=three, estimator="k1"), "reference"),
+        (lambda: losses.kl_estimate(logprobs=two, reference_logprobs=three, estimator="k1"), "reference"),
         (
             lambda: token_losses.truncated_importance_weights(proximal_logprobs=two, behaviour_logprobs=two, cap=0.0),
             "cap",

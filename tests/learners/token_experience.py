@@ -13,11 +13,12 @@ from torch import nn
 from rollcall.cluster.messages.records import Array, Header, LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.batches.language import LanguageExperience
+from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.batches.token_batch import collate_samples, each_token
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.learner import Learner, LearnerConfig
+from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import (
@@ -50,7 +51,7 @@ def write_model(directory: Path, *, tied: bool = True) -> None:
 
 
 def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict[str, nn.Module]:
-    """As deploy/kinds/language_parts.py makes them."""
+    """As deploy/kinds/language/factory.py makes them."""
 
     def load() -> nn.Module:
         model = load_policy_model(directory, config)
@@ -61,10 +62,10 @@ def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict
     autocast = autocast_dtype(config)
     policy = TokenPolicy(load(), SAMPLING, autocast=autocast)
     models: dict[str, nn.Module] = {"policy": policy}
-    if algorithm.needs_critic:
+    if algorithm.needs.critic:
         torch.manual_seed(0)
         models["critic"] = TokenCritic(load(), autocast=autocast)
-    if algorithm.needs_reference:
+    if algorithm.needs.reference:
         plain = TokenPolicy(load_policy_model(directory, config), SAMPLING, autocast=autocast).requires_grad_(False)
         models["reference"] = plain if config.lora is None else WithoutAdapters(policy)
     return models
@@ -86,10 +87,10 @@ def make_learner(
         config=config or LearnerConfig(learning_rate=1e-2),
         policy_id="policy",
         run_seed=0,
-        experience=LanguageExperience(token_budget=TOKEN_BUDGET),
+        collator=LanguageCollator(token_budget=TOKEN_BUDGET),
         published=("policy",),
         collective=collective,
-        units=decoder_layers,
+        fsdp_units=decoder_layers,
         read_out=None if policy.lora is None else merged_parameters,
         keep_on_device=keep_on_device,
         canary=lambda models: canary(models["policy"], room=32, dtype=policy.dtype),  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rollcall.deploy.config.load import AnyConfig
-from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.rundir.jobs import current_job, stop_patience_s
 from rollcall.deploy.runtimes.on_ray.cluster import connect
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def ray_workers(
-    config: AnyConfig,
-    parts: Parts,
+    config: ActingConfig,
+    parts: MemberFactory,
     directory: Path,
     tell: Callable[[str, str], None],
     *,
@@ -54,7 +54,7 @@ def ray_workers(
             keep_versions=keep_versions,
             supervision=config.supervision,
             cluster=roles,
-            needs=_needs(config, parts, directory),
+            needs=_needs(parts, directory),
             stop_patience_s=stop_patience_s(),
             train_reward_model=train_reward_model,
         )
@@ -64,17 +64,15 @@ def ray_workers(
         raise
 
 
-def _needs(config: AnyConfig, parts: Parts, directory: Path) -> Needs:
+def _needs(parts: MemberFactory, directory: Path) -> Needs:
     """What every node must have that works for this run."""
     from rollcall.deploy.runtimes.on_ray.nodes import Needs, own_version
 
     job = current_job()
-    sections = (getattr(config, "env", None), getattr(config, "task", None), config.algorithm)
-    names = [str(getattr(item, "id", None) or getattr(item, "name", "")) for item in sections if item is not None]
     return Needs(
         rollcall=own_version(),
-        generates=parts.kind == "language",
-        modules=tuple(name.partition(":")[0] for name in names if ":" in name),
+        generates=parts.generates,
+        modules=tuple(parts.modules),
         working_directory="" if job is not None and job.has_working_dir else os.getcwd(),
         run_directory=directory.resolve(),
     )

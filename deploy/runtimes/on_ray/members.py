@@ -10,7 +10,7 @@ import ray
 
 from rollcall.cluster.loop.supervision import SupervisionConfig
 from rollcall.deploy.config.placement import ClusterConfig
-from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.runtimes.on_ray.nodes import Needs
 from rollcall.deploy.runtimes.on_ray.placement import Placement
@@ -33,7 +33,7 @@ SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring proce
 class Composition:
     """What to run; `parts` travels to the processes."""
 
-    parts: Parts
+    parts: MemberFactory
     num_actors: int
     eval_episodes: int
     scored: bool
@@ -62,7 +62,7 @@ class Members:
         return remote.options(**options, max_concurrency=readers).remote(self._plan.keep_versions)
 
     def actor(self, actor_id: str, index: int, server: Any) -> Any:
-        remote: Any = ray.remote(LMActorProcess if self._plan.parts.kind == "language" else GymActorProcess)
+        remote: Any = ray.remote(LMActorProcess if self._plan.parts.generates else GymActorProcess)
         options = self._placement.actor(index)
         return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.parts, server, *self._where)
 

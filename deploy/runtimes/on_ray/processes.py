@@ -29,7 +29,7 @@ from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.events import TicketFailed
 from rollcall.cluster.messages.records import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
-from rollcall.deploy.kinds.parts import Parts
+from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardModel
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
@@ -45,7 +45,7 @@ TRANSFER = "transfer"  # and the one that sends weights to engines
 class GymActorProcess:
     """A GymActor as a Ray actor. A unit that hangs leaves a trace of where in its log before the driver ends it."""
 
-    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, logs: Path) -> None:
+    def __init__(self, actor_id: str, parts: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
         self._actor: GymActor = parts.actor(actor_id, RayWeightsSource(server))
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
@@ -78,7 +78,7 @@ class GymActorProcess:
 class LMActorProcess:
     """An LMActor as a Ray actor. Its engine steps in a thread of its own; calls wait on the event loop."""
 
-    def __init__(self, actor_id: str, parts: Parts, server: Any, working_directory: str, logs: Path) -> None:
+    def __init__(self, actor_id: str, parts: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
         self._control = ControlCalls(_leave)
         source = (
@@ -158,7 +158,7 @@ class LMActorProcess:
 class ScoringProcess:
     """A TrajectoryScorer as a Ray actor, asked from several threads at once: what it does is wait for answers."""
 
-    def __init__(self, parts: Parts, working_directory: str, logs: Path) -> None:
+    def __init__(self, parts: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "scoring.log")
         self._scorer = parts.scorer()
 
@@ -172,7 +172,7 @@ class ScoringProcess:
 class PreferenceTrainerProcess:
     """A PreferenceTrainer as a Ray actor, which says that it is at work while it works."""
 
-    def __init__(self, parts: Parts, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
+    def __init__(self, parts: MemberFactory, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "preference-trainer.log")
         training = parts.preference_training
         assert training is not None
@@ -192,7 +192,7 @@ class PreferenceTrainerProcess:
 class LearnerProcess:
     """One learner process as a Ray actor, which hears of an interruption while it works."""
 
-    def __init__(self, parts: Parts, rank: int, num_processes: int, working_directory: str, logs: Path) -> None:
+    def __init__(self, parts: MemberFactory, rank: int, num_processes: int, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"learner-{rank}.log")
         self._parts = parts
         self._rank = rank
@@ -234,10 +234,8 @@ class LearnerProcess:
         return copy.epoch, copy.version, copy.canary
 
     def _checkpoint_names(self) -> CheckpointNames:
-        from rollcall.deploy.kinds.language_parts import LanguageParts
-
-        assert isinstance(self._parts, LanguageParts)
         if self._names is None:
+            assert self._parts.model_directory is not None, "there are engines to send to"
             self._names = CheckpointNames(self._parts.model_directory)
         return self._names
 
@@ -268,18 +266,18 @@ class LearnerProcess:
     def weights(self, epoch: int, version: int) -> Weights | None:
         """From process 0; asked of all."""
         assert self._learner is not None
-        return self._learner.hand_out(epoch=epoch, version=version)
+        return self._learner.publish(epoch=epoch, version=version)
 
     def save(self, directory: Path, epoch: int, version: int) -> None:
         """By process 0; asked of all."""
         assert self._learner is not None
-        self._learner.hand_out(epoch=epoch, version=version, checkpoint=directory)
+        self._learner.publish(epoch=epoch, version=version, checkpoint=directory)
 
 
 class EvalProcess:
     """Evaluation in a process of its own."""
 
-    def __init__(self, parts: Parts, working_directory: str, logs: Path) -> None:
+    def __init__(self, parts: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "evaluation.log")
         self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
 

@@ -47,7 +47,7 @@ class RayWorkers:
         """
         self._plan = composition
         self._cluster = cluster
-        generates = composition.parts.kind == "language"
+        generates = composition.parts.generates
         self._placement = Placement(
             composition.cluster,
             num_learners=composition.num_learner_processes,

@@ -16,8 +16,9 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import GymTrajectory, ShardPayload
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.deploy.config.load import RunConfig, load_config
-from rollcall.deploy.kinds.control_parts import ControlParts
+from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.kinds.control.factory import ControlFactory
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.bench import peers
 from rollcall.deploy.tools.bench.parts import Learning, make_ticket
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, compared, last_lines, say, tell, whole_run
@@ -59,7 +60,7 @@ class PartsBench:
     """Actor and learner of one config, in this process, each alone."""
 
     def __init__(self, config: RunConfig, scratch: Path) -> None:
-        parts = ControlParts(config, scratch, scratch / "consumption.jsonl")
+        parts = ControlFactory(config, scratch)
         self._config = config
         server = ParameterServer()
         self._actor = parts.actor("bench", server)

@@ -19,8 +19,10 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import LMTrajectory
-from rollcall.deploy.config.load import LanguageConfig, load_config
-from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.drive.lifecycle import prepare
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.bench import peers
 from rollcall.deploy.tools.bench.aside import Aside
 from rollcall.deploy.tools.bench.parts import Generation, Learning, num_tokens
@@ -98,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _config(recipe: str, overrides: Sequence[str]) -> LanguageConfig:
     # Two checkpoints only: at the beginning, and with the last step, which is not counted.
-    more = ("runtime=ray", "max_policy_lag=1", "eval.episodes=0", "name=bench", "checkpoint.every_steps=1000000")
+    more = ("runtime=ray", "max_policy_lag=1", "eval.num_rows=0", "name=bench", "checkpoint.every_steps=1000000")
     config = load_config(recipe, [*overrides, *more])
     if not isinstance(config, LanguageConfig):
         raise BadInput(f"{recipe}: bench lm measures language recipes; for control: rollcall bench gym {recipe}")
@@ -110,13 +112,13 @@ class _Measurement:
 
     def __init__(self, config: LanguageConfig, repeats: int, scratch: Path, peer: peers.Peer | None) -> None:
         self._repeats, self._scratch, self._peer = repeats, scratch, peer
-        self._parts = LanguageParts(config, scratch, scratch / "consumption.jsonl")
+        self._parts = LanguageFactory(config, scratch)
         self._parts.check()
         if peer is not None and self._parts.task.chat:
             raise BadInput(f"--peer {peer.name}: compared on plain prompts only: set task.chat=false")
         say("making the model ...")
         with contextlib.redirect_stdout(sys.stderr):
-            self._parts.prepare()
+            prepare(self._parts)
         self._config = config
         self._generated: list[float] = []
         self._learnt: list[float] = []

@@ -11,8 +11,8 @@ from rollcall.cluster.messages.records import Header, LMTrajectory, PromptPayloa
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.kinds.control_parts import ControlParts
-from rollcall.deploy.kinds.language_parts import LanguageParts
+from rollcall.deploy.kinds.control.factory import ControlFactory
+from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
@@ -27,7 +27,7 @@ def make_ticket(number: int, run_seed: int, epoch: int, lane: int, payload: Shar
 class Generation:
     """The production actor alone: batches of tickets, one after the other, under one version of the weights."""
 
-    def __init__(self, parts: LanguageParts, weights: Weights) -> None:
+    def __init__(self, parts: LanguageFactory, weights: Weights) -> None:
         self._server = ParameterServer()
         self._server.publish(weights)
         self._epoch = weights.epoch
@@ -60,7 +60,7 @@ class Generation:
 class Learning:
     """The production learner alone, on one batch again and again. `amount`: a trajectory's env steps or tokens."""
 
-    def __init__(self, parts: ControlParts | LanguageParts, amount: Callable[[Any], int]) -> None:
+    def __init__(self, parts: ControlFactory | LanguageFactory, amount: Callable[[Any], int]) -> None:
         self._learner: Learner = parts.learner(Collective())
         self._amount = amount
         self._steps = 0

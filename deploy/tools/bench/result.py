@@ -8,12 +8,11 @@ import json
 import shutil
 import statistics
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollcall.deploy.drive import launch
+from rollcall.deploy.drive.lifecycle import drive_alone
 from rollcall.deploy.report.recorders import JsonLines, read_jsonl
 from rollcall.deploy.tools.bench.peers import Peer
 
@@ -67,5 +66,5 @@ def whole_run(config: Any, directory: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of one complete run, with its books, its parameter server and its metrics."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    launch.train(config, directory, resume=False, recorders=[JsonLines(directory)], stop=threading.Event())
+    drive_alone(config, directory, JsonLines(directory))
     return read_jsonl(directory / "metrics.jsonl")

@@ -23,7 +23,7 @@ from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.sampling import SamplingConfig
-from rollcall.deploy.drive.launch import KEEP_VERSIONS
+from rollcall.deploy.drive.online import KEEP_VERSIONS
 from rollcall.deploy.runtimes.on_ray.cluster import connect
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess, PrefetchedWeights, RayWeightsSource
 from rollcall.deploy.tools.bench.aside import Aside

@@ -1,17 +1,24 @@
-"""A2C: the synchronous form of A3C (Mnih et al., 2016, arXiv:1602.01783), one policy-gradient step per batch.
-This file must never know where batches come from, nor what steps the optimiser."""
+"""A2C: the synchronous form of A3C (Mnih et al., 2016, arXiv:1602.01783), one policy-gradient step per batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Metrics, Models
+from rollcall.learners.algorithm import Context, Loss, Needs
+from rollcall.learners.algorithms.control import actor_critic
+from rollcall.learners.algorithms.control.actor_critic import (
+    Discount,
+    EntropyCoef,
+    NormaliseAdvantages,
+    ValueCoef,
+    credit,
+)
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
@@ -23,7 +30,7 @@ class A2CConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["a2c"] = Field(default="a2c", description="the algorithm")
-    discount: float = Field(default=0.99, ge=0, le=1, description="weight of a reward one step later: the horizon")
+    discount: Discount = 0.99
     gae_lambda: float = Field(
         default=1.0,
         ge=0,
@@ -33,13 +40,9 @@ class A2CConfig(BaseModel):
     n_step: int | None = Field(
         default=None, ge=1, description="steps of reward before the critic's value, in place of gae_lambda's mixture"
     )
-    value_coef: float = Field(
-        default=0.5, ge=0, description="weight of the value loss: actor and critic share a trunk, or a gradient clip"
-    )
-    entropy_coef: float = Field(default=0.01, ge=0, description="weight of the entropy bonus: keeps exploration alive")
-    normalise_advantages: bool = Field(
-        default=False, description="to mean 0, deviation 1 over the batch: frees the step from the reward's scale"
-    )
+    value_coef: ValueCoef = 0.5
+    entropy_coef: EntropyCoef = 0.01
+    normalise_advantages: NormaliseAdvantages = False
 
 
 class A2C:
@@ -48,79 +51,48 @@ class A2C:
     Config = A2CConfig
     name = "a2c"
     unit: Unit = "fragment"
-    corrects_policy_lag = False
-    needs_critic = True
+    needs = Needs(critic=True)
 
     def __init__(self, config: A2CConfig) -> None:
         self._config = config
 
-    def extra_models(self) -> Mapping[str, nn.Module]:
-        return {}
-
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> ActorCriticRows:
+    def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns with the present critic.
 
         Raises:
           ValueError: when the policy has no critic.
         """
-        network = samples.actor_critic(models)
+        network = samples.actor_critic(context.models)
         values, next_values = samples.state_values(network, batch, algorithm=self.name)
         advantages, returns = self._advantages(batch, values, next_values)
-        if self._config.normalise_advantages:
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
+        advantages = actor_critic.over_batch(advantages, batch, normalise=self._config.normalise_advantages)
         return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns))
 
-    def minibatches(self, prepared: ActorCriticRows, generator: torch.Generator) -> Iterator[ActorCriticMinibatch]:
-        """The batch itself: a second step on it would be off-policy."""
-        yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, generator))
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
+        return actor_critic.minibatches(context, prepared)
 
-    def loss(self, models: Models, minibatch: ActorCriticMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
-        now = samples.evaluate(samples.actor_critic(models), rows)
+    def loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
+        rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
+        now = samples.evaluate(samples.actor_critic(context.models), rows)
         assert now.values is not None, "prepare refuses a policy without a critic"
-        policy_loss = losses.policy_gradient_loss(
-            target_logprobs=now.logprobs, advantages=rows.targets.advantages, mask=mask, num_valid=num_valid
+        return actor_critic.joined(
+            now,
+            minibatch,
+            policy_loss=losses.policy_gradient_loss(
+                target_logprobs=now.logprobs, advantages=rows.targets.advantages, **over
+            ),
+            log_ratio=now.logprobs - rows.steps.behaviour_logprobs,
+            value_loss=losses.squared_value_loss(values=now.values, returns=rows.targets.returns, **over),
+            value_coef=self._config.value_coef,
+            entropy_coef=self._config.entropy_coef,
         )
-        value_loss = losses.squared_value_loss(
-            values=now.values, returns=rows.targets.returns, mask=mask, num_valid=num_valid
-        )
-        entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
-        total = policy_loss + self._config.value_coef * value_loss - self._config.entropy_coef * entropy
-        with torch.no_grad():
-            log_ratio = now.logprobs - rows.steps.behaviour_logprobs  # zero, unless the policy lags
-            approx_kl = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
-        return total, {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "entropy": entropy.detach(),
-            "approx_kl": approx_kl,
-        }
-
-    def stops_early(self, metrics: Metrics) -> bool:
-        return False
 
     def _advantages(self, batch: GymBatch, values: Tensor, next_values: Tensor) -> tuple[Tensor, Tensor]:
-        if self._config.n_step is None:
-            return gae(
-                rewards=batch.steps.rewards,
-                values=values,
-                next_values=next_values,
-                terminated=batch.steps.terminated,
-                truncated=batch.steps.truncated,
-                mask=batch.steps.mask,
-                discount=self._config.discount,
-                lam=self._config.gae_lambda,
-            )
-        returns = n_step_returns(
-            rewards=batch.steps.rewards,
-            next_values=next_values,
-            terminated=batch.steps.terminated,
-            truncated=batch.steps.truncated,
-            mask=batch.steps.mask,
-            discount=self._config.discount,
-            n=self._config.n_step,
-        )
+        discount, n, lam = self._config.discount, self._config.n_step, self._config.gae_lambda
+        if n is None:
+            return gae(values=values, next_values=next_values, discount=discount, lam=lam, **credit(batch))
+        returns = n_step_returns(next_values=next_values, discount=discount, n=n, **credit(batch))
         return (returns - values).masked_fill(~batch.steps.mask, 0.0), returns
 
 

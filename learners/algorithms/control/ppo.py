@@ -1,18 +1,25 @@
-"""PPO (Schulman et al., 2017, arXiv:1707.06347): several epochs of clipped updates on one batch.
-This file must never know where batches come from, nor what steps the optimiser."""
+"""PPO (Schulman et al., 2017, arXiv:1707.06347): several epochs of clipped updates on one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Metrics, Models
+from rollcall.learners.algorithm import Context, Loss, Metrics, Needs
+from rollcall.learners.algorithms.control import actor_critic
+from rollcall.learners.algorithms.control.actor_critic import (
+    Discount,
+    EntropyCoef,
+    NumMinibatches,
+    ValueCoef,
+    credit,
+)
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
@@ -27,12 +34,10 @@ class PPOConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["ppo"] = Field(default="ppo", description="the algorithm")
-    discount: float = Field(default=0.99, ge=0, le=1, description="weight of a reward one step later: the horizon")
+    discount: Discount = 0.99
     gae_lambda: float = Field(default=0.95, ge=0, le=1, description="lower: less variance, more of the critic's bias")
     epochs: int = Field(default=4, ge=1, description="passes over a batch: more is learnt from it, and drifts further")
-    num_minibatches: int = Field(
-        default=4, ge=1, description="gradient steps per pass; a recurrent policy's minibatch is whole env columns"
-    )
+    num_minibatches: NumMinibatches = 4
     clip_range: float = Field(
         default=0.2, gt=0, lt=1, description="how far a ratio may leave 1 before its gradient ends: bounds the update"
     )
@@ -50,10 +55,8 @@ class PPOConfig(BaseModel):
     value_huber_delta: float = Field(
         default=1.0, gt=0, description="for value_loss=huber, in units of returns: the error beyond which it is linear"
     )
-    value_coef: float = Field(
-        default=0.5, ge=0, description="weight of the value loss: actor and critic share a trunk, or a gradient clip"
-    )
-    entropy_coef: float = Field(default=0.0, ge=0, description="weight of the entropy bonus: keeps exploration alive")
+    value_coef: ValueCoef = 0.5
+    entropy_coef: EntropyCoef = 0.0
     normalise_advantages: Literal["minibatch", "batch", "none"] = Field(
         default="minibatch",
         description="to mean 0, deviation 1 over these steps: frees the step from the reward's scale",
@@ -69,44 +72,32 @@ class PPO:
     Config = PPOConfig
     name = "ppo"
     unit: Unit = "fragment"
-    corrects_policy_lag = True
-    needs_critic = True
+    needs = Needs(critic=True, corrects_policy_lag=True)
 
     def __init__(self, config: PPOConfig) -> None:
         self._config = config
-        self._clip_low = config.clip_range
-        self._clip_high = config.clip_range if config.clip_range_high is None else config.clip_range_high
-
-    def extra_models(self) -> Mapping[str, nn.Module]:
-        return {}
+        high = config.clip_range if config.clip_range_high is None else config.clip_range_high
+        self._clip_low, self._clip_high = config.clip_range, high
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: GymBatch) -> ActorCriticRows:
+    def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns, with the critic from before the batch's first update.
 
         Raises:
           ValueError: when the policy has no critic.
         """
-        network = samples.actor_critic(models)
+        config, network = self._config, samples.actor_critic(context.models)
         values, next_values = samples.state_values(network, batch, algorithm=self.name)
         advantages, returns = gae(
-            rewards=batch.steps.rewards,
-            values=values,
-            next_values=next_values,
-            terminated=batch.steps.terminated,
-            truncated=batch.steps.truncated,
-            mask=batch.steps.mask,
-            discount=self._config.discount,
-            lam=self._config.gae_lambda,
+            values=values, next_values=next_values, discount=config.discount, lam=config.gae_lambda, **credit(batch)
         )
-        if self._config.normalise_advantages == "batch":
-            advantages = losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
-        clipped = self._config.value_loss == "clipped"
-        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns, values if clipped else None))
+        advantages = actor_critic.over_batch(advantages, batch, normalise=config.normalise_advantages == "batch")
+        before = values if config.value_loss == "clipped" else None
+        return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns, before))
 
-    def minibatches(self, prepared: ActorCriticRows, generator: torch.Generator) -> Iterator[ActorCriticMinibatch]:
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
         for _ in range(self._config.epochs):
-            grid = samples.shuffled_grid(prepared, self._config.num_minibatches, generator)
+            grid = samples.shuffled_grid(prepared, self._config.num_minibatches, context.generator)
             if self._config.normalise_advantages == "minibatch":
                 # Here and not in the loss: the moments are the whole minibatch's, and processes share it later.
                 advantages = losses.normalise_advantages(
@@ -115,63 +106,42 @@ class PPO:
                 grid = replace(grid, targets=replace(grid.targets, advantages=advantages))
             yield from samples.grid_minibatches(grid)
 
-    def loss(self, models: Models, minibatch: ActorCriticMinibatch) -> tuple[Tensor, Metrics]:
-        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
-        now = samples.evaluate(samples.actor_critic(models), rows)
+    def loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
+        rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
+        now = samples.evaluate(samples.actor_critic(context.models), rows)
         log_ratio = now.logprobs - rows.steps.behaviour_logprobs
         ratio = log_ratio.exp()
-        policy_loss = losses.clipped_surrogate_loss(
-            ratio=ratio,
-            advantages=rows.targets.advantages,
-            clip_low=self._clip_low,
-            clip_high=self._clip_high,
-            mask=mask,
-            num_valid=num_valid,
+        low, high = self._clip_low, self._clip_high
+        surrogate, _ = losses.clipped_surrogate(
+            ratio=ratio, advantages=rows.targets.advantages, clip_low=low, clip_high=high
         )
-        value_loss = self._value_loss(now, minibatch)
-        entropy = losses.masked_mean(now.entropy, mask=mask, num_valid=num_valid)
-        total = policy_loss + self._config.value_coef * value_loss
-        if self._config.entropy_coef:
-            total = total - self._config.entropy_coef * entropy
-        with torch.no_grad():
-            approx_kl = losses.approximate_kl(log_ratio=log_ratio, mask=mask, num_valid=num_valid)
-            clip_fraction = losses.clip_fraction(
-                ratio=ratio, clip_low=self._clip_low, clip_high=self._clip_high, mask=mask, num_valid=num_valid
-            )
-        return total, {
-            "policy_loss": policy_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "entropy": entropy.detach(),
-            "approx_kl": approx_kl,
-            "clip_fraction": clip_fraction,
-        }
+        return actor_critic.joined(
+            now,
+            minibatch,
+            policy_loss=losses.masked_mean(surrogate, **over),
+            log_ratio=log_ratio,
+            value_loss=self._value_loss(now, minibatch),
+            value_coef=self._config.value_coef,
+            entropy_coef=self._config.entropy_coef,
+            clip_fraction=losses.clip_fraction(ratio=ratio.detach(), clip_low=low, clip_high=high, **over),
+        )
 
     def stops_early(self, metrics: Metrics) -> bool:
         return self._config.target_kl is not None and float(metrics["approx_kl"]) > self._config.target_kl
 
     def _value_loss(self, now: samples.Evaluation, minibatch: ActorCriticMinibatch) -> Tensor:
-        rows, mask, num_valid = minibatch.rows, minibatch.rows.mask, minibatch.num_valid
+        config, rows = self._config, minibatch.rows
+        over = {"mask": rows.mask, "num_valid": minibatch.num_valid}
         assert now.values is not None, "prepare refuses a policy without a critic"
-        if self._config.value_loss == "mse":
-            return losses.squared_value_loss(
-                values=now.values, returns=rows.targets.returns, mask=mask, num_valid=num_valid
-            )
-        if self._config.value_loss == "huber":
-            return losses.huber_value_loss(
-                values=now.values,
-                returns=rows.targets.returns,
-                delta=self._config.value_huber_delta,
-                mask=mask,
-                num_valid=num_valid,
-            )
-        assert rows.targets.behaviour_values is not None
+        values, returns = now.values, rows.targets.returns
+        if config.value_loss == "mse":
+            return losses.squared_value_loss(values=values, returns=returns, **over)
+        if config.value_loss == "huber":
+            return losses.huber_value_loss(values=values, returns=returns, delta=config.value_huber_delta, **over)
+        before, clip_range = rows.targets.behaviour_values, config.value_clip_range
+        assert before is not None
         return losses.clipped_value_loss(
-            values=now.values,
-            behaviour_values=rows.targets.behaviour_values,
-            returns=rows.targets.returns,
-            clip_range=self._config.value_clip_range,
-            mask=mask,
-            num_valid=num_valid,
+            values=values, behaviour_values=before, returns=returns, clip_range=clip_range, **over
         )
 
 

@@ -1,30 +1,16 @@
 """CISPO (MiniMax-M1, 2025, arXiv:2506.13585): REINFORCE with group-relative advantages and a clipped importance weight.
-No token loses its gradient: those that a clipped surrogate drops first are the rare ones that turn an argument.
-This file must never know where batches come from, nor what steps the optimiser."""
+No token loses its gradient: those that a clipped surrogate drops first are the rare ones that turn an argument."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Metrics, Models
-from rollcall.learners.algorithms.language import token_algorithm
-from rollcall.learners.algorithms.language.token_algorithm import (
-    EachToken,
-    LMMinibatch,
-    LMPart,
-    Prepared,
-    TokenAlgorithmConfig,
-    TokenTargets,
-)
-from rollcall.learners.batches.token_batch import TokenBatch
+from rollcall.learners.algorithms.language.token_algorithm import LMPart, PolicyTerms, TokenMethod, group_advantages
+from rollcall.learners.algorithms.language.token_settings import LossKL, NormaliseStd, TokenAlgorithmConfig
 from rollcall.learners.maths import token_losses
-from rollcall.learners.maths.group_advantages import group_relative
 
 
 class CISPOConfig(TokenAlgorithmConfig):
@@ -37,61 +23,18 @@ class CISPOConfig(TokenAlgorithmConfig):
     clip_high: float = Field(
         default=2.0, gt=0, description="the weight is at most 1 + clip_high: bounds the variance of older experience"
     )
-    normalise_std: bool = Field(
-        default=True,
-        description="divide by the group's deviation; False (Dr. GRPO): hard and easy prompts count as others do",
+    normalise_std: NormaliseStd = True
+    kl_estimator: LossKL = "k3"
+
+
+def token_loss(config: CISPOConfig, part: LMPart, terms: PolicyTerms) -> tuple[Tensor, Tensor]:
+    return token_losses.cispo_loss(
+        logprobs=terms.logprobs,
+        anchor_logprobs=terms.anchor_logprobs,
+        advantages=part.targets.advantages,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
     )
-    kl_estimator: Literal["k2", "k3"] = Field(
-        default="k3",
-        description="of the KL in the loss; k3: never negative; k2: its gradient is the KL's; k1 would do nothing here",
-    )
 
 
-class CISPO:
-    """The importance weight is pi / behaviour (or pi / proximal, weighed): older experience stays sound."""
-
-    Config = CISPOConfig
-    name = "cispo"
-    unit: Unit = "prompt"
-    corrects_policy_lag = True
-    needs_critic = False
-    min_group_size = 2
-
-    def __init__(self, config: CISPOConfig, *, max_tokens: int | None = None) -> None:
-        token_algorithm.check_max_tokens(config, max_tokens)
-        self.config = config
-        self._max_tokens = max_tokens
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.config.kl_coef > 0
-
-    def extra_models(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    @torch.no_grad()
-    def prepare(self, models: Models, batch: TokenBatch, each_token: EachToken) -> Prepared:
-        rewards = token_algorithm.shaped_rewards(batch, self.config, max_tokens=self._max_tokens)
-        advantages = group_relative(rewards=rewards, group=batch.group, normalise_std=self.config.normalise_std)
-        tensors = token_algorithm.evaluate_policies(models, self.config, each_token)
-        return Prepared(batch, TokenTargets(advantages[batch.sequence], **tensors))
-
-    def minibatches(self, prepared: Prepared, generator: torch.Generator) -> Iterator[LMMinibatch]:
-        return token_algorithm.minibatches(prepared, generator, self.config)
-
-    def loss(self, models: Models, part: LMPart) -> tuple[Tensor, Metrics]:
-        terms = token_algorithm.policy_terms(models, part, self.config)
-        surrogate = token_losses.cispo_loss(
-            logprobs=terms.logprobs,
-            anchor_logprobs=terms.anchor_logprobs,
-            advantages=part.targets.advantages,
-            clip_low=self.config.clip_low,
-            clip_high=self.config.clip_high,
-        )
-        return token_algorithm.policy_loss(part, terms, surrogate, self.config, kl_in_loss=True)
-
-    def stops_early(self, metrics: Metrics) -> bool:
-        return False
-
-
-ALGORITHM = CISPO
+ALGORITHM = CISPO = TokenMethod(CISPOConfig, group_advantages, token_loss)

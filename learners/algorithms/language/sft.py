@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Metrics, Models
+from rollcall.learners.algorithm import Context, Loss, Needs
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
 from rollcall.learners.maths.sampling import Processed
 
@@ -30,32 +29,23 @@ class SFT:
 
     name = "sft"
     unit: Unit = "prompt"
-    corrects_policy_lag = False
-    needs_critic = False
+    needs = Needs()
 
     def __init__(self, config: SFTConfig) -> None:
         self.config = config
 
-    def prepare(self, models: Models, batch: TokenBatch, each_token: object = None) -> TokenBatch:
+    def prepare(self, context: Context, batch: TokenBatch) -> TokenBatch:
         return batch
 
-    def minibatches(self, prepared: TokenBatch, generator: torch.Generator) -> Iterator[TokenMinibatch[None]]:
+    def minibatches(self, context: Context, prepared: TokenBatch) -> Iterator[TokenMinibatch[None]]:
         weights = torch.full_like(prepared.tokens.behaviour_logprobs, 1.0 / prepared.num_sampled)
         parts = prepared.micro_batches(range(prepared.num_samples), self.config.token_budget)
         yield TokenMinibatch(
             batch=prepared, weights=weights, metric_weights=weights, targets=None, parts=parts, ends_epoch=True
         )
 
-    def loss(self, models: Models, part: TokenPart[None]) -> tuple[Tensor, Metrics]:
-        now = cast(Processed, models["policy"](part.rows))
+    def loss(self, context: Context, part: TokenPart[None]) -> Loss:
+        now = cast(Processed, context.models["policy"](part.rows))
         loss = -(part.weights * now.logprobs).sum()
-        return loss, {
-            "negative_log_likelihood": loss.detach(),
-            "entropy": (part.weights * now.entropy).sum(),
-        }
-
-    def stops_early(self, metrics: Metrics) -> bool:
-        return False
-
-    def extra_models(self) -> Mapping[str, nn.Module]:
-        return {}
+        entropy = (part.weights * now.entropy).sum()
+        return Loss(loss, {"negative_log_likelihood": loss.detach(), "entropy": entropy})

@@ -1,18 +1,17 @@
 """Reward models from comparisons, by maximum likelihood of who was preferred (Bradley and Terry, 1952): of responses
-(Ouyang et al., 2022, arXiv:2203.02155) and of segments (Christiano et al., 2017, arXiv:1706.03741), with the same loss.
-This file must never know what a reward model is made of, nor what steps the optimiser."""
+(Ouyang et al., 2022, arXiv:2203.02155) and of segments (Christiano et al., 2017, arXiv:1706.03741), with one loss."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Metrics, Models
+from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferenceMinibatch, PreferencePart
 from rollcall.learners.maths import preference_losses
 
@@ -50,32 +49,32 @@ class BradleyTerry:
     Config = BradleyTerryConfig
     name = "bradley_terry"
     unit: Unit = "prompt"
-    corrects_policy_lag = False
-    needs_critic = False
+    needs = Needs()
 
     def __init__(self, config: BradleyTerryConfig) -> None:
         self.config = config
 
-    def prepare(self, models: Models, batch: PreferenceBatch, each_candidate: object = None) -> PreferenceBatch:
+    def prepare(self, context: Context, batch: PreferenceBatch) -> PreferenceBatch:
         return batch
 
-    def minibatches(self, prepared: PreferenceBatch, generator: torch.Generator) -> Iterator[PreferenceMinibatch]:
+    def minibatches(self, context: Context, prepared: PreferenceBatch) -> Iterator[PreferenceMinibatch]:
         yield PreferenceMinibatch(prepared, prepared.parts(self.config.budget))
 
-    def loss(self, models: Models, part: PreferencePart) -> tuple[Tensor, Metrics]:
+    def loss(self, context: Context, part: PreferencePart) -> Loss:
         """The sum over members; the metrics are means over them."""
-        pairs, rewards = part.pairs, candidate_rewards(models, part)
+        pairs, rewards = part.pairs, candidate_rewards(context.models, part)
         differences = pairs.differences(rewards)
         loss = (pairs.weights * self.nll(differences, part)).sum()
         share = pairs.weights[0] if len(pairs.weights) == 1 else pairs.weights.mean(0)
         with torch.no_grad():
             members = len(rewards)
-            return loss, {
+            metrics = {
                 "negative_log_likelihood": loss.detach() / members,
                 "accuracy": _share_right(differences, pairs.weights, pairs.tied) / members,
                 "margin": (share * differences.mean(0)).sum(),
                 "reward_mean": rewards.mean(0).sum() / part.batch.num_candidates,
             }
+        return Loss(loss, metrics)
 
     def nll(self, differences: Tensor, part: PreferencePart) -> Tensor:
         """[M, P]"""
@@ -90,12 +89,6 @@ class BradleyTerry:
         )
         tie = preference_losses.half_tie_nll(differences=differences, noise=config.noise)
         return torch.where(pairs.tied, tie, preferred)
-
-    def stops_early(self, metrics: Metrics) -> bool:
-        return False
-
-    def extra_models(self) -> Mapping[str, nn.Module]:
-        return {}
 
 
 def candidate_rewards(models: Models, part: PreferencePart) -> Tensor:

@@ -1,5 +1,5 @@
 """What the direct methods share (DPO, IPO, group-robust DPO): log-probabilities of whole responses under the policy and
-the frozen reference, and what is reported of them. This file must never know one method from another.
+the frozen reference, and what is reported of them. A method is its config and the loss of a pair.
 
 The implicit reward of a response is log pi(response | prompt) - log ref(response | prompt), in units of beta (Rafailov
 et al., 2023, arXiv:2305.18290, eq. 5): a sum over the response's tokens alone.
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from rollcall.learners.algorithm import Metrics, Models
+from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferenceMinibatch, PreferencePart
-from rollcall.learners.batches.preference_experience import EachCandidate
+from rollcall.learners.batches.preference_collator import each_candidate
 from rollcall.learners.maths.preference_losses import sums_by_owner
 from rollcall.learners.maths.sampling import Processed
 
@@ -28,6 +30,14 @@ class DirectMethodConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass: changes no result")
+
+    @property
+    def reward_scale(self) -> float:
+        """What makes a reward of a log-ratio."""
+        raise NotImplementedError
+
+
+ConfigT = TypeVar("ConfigT", bound=DirectMethodConfig)
 
 
 @dataclass(frozen=True)
@@ -63,15 +73,81 @@ class ReferencedMinibatch:
             )
 
 
-def with_reference(models: Models, batch: PreferenceBatch, each_candidate: EachCandidate) -> Referenced:
-    """Before the update, without gradients."""
-    reference = each_candidate(lambda part: response_logprobs(models, part, name="reference"))
-    return Referenced(batch, reference, torch.ones_like(batch.pairs.margins))
+class DirectAlgorithm(Generic[ConfigT]):
+    """A mean over comparisons of the method's losses of pairs; the reference is the policy as it was."""
+
+    unit: Unit = "prompt"
+    needs = Needs(reference=True)
+
+    def __init__(self, method: DirectMethod[ConfigT], config: ConfigT) -> None:
+        self.config = config
+        self.name = method.name
+        self.beta = config.reward_scale
+        self.pair_losses = partial(method.pair_losses, config)
+
+    @torch.no_grad()
+    def prepare(self, context: Context, batch: PreferenceBatch) -> Referenced:
+        reference = self.each_response(context, batch, name="reference")
+        return Referenced(batch, reference, torch.ones_like(batch.pairs.margins))
+
+    def minibatches(self, context: Context, prepared: Referenced) -> Iterator[ReferencedMinibatch]:
+        """One: the whole batch."""
+        parts = prepared.batch.parts(self.config.budget)
+        yield ReferencedMinibatch(prepared, PreferenceMinibatch(prepared.batch, parts))
+
+    def loss(self, context: Context, part: ReferencedPart) -> Loss:
+        """The part's share of the batch's mean over comparisons, and its share of the metrics."""
+        pairs = part.part.pairs
+        # [n]: log pi / ref of each response: its implicit reward in units of beta.
+        ratios = response_logprobs(context.models, part.part) - part.reference_logprobs
+        differences, weights = pairs.differences(ratios), pairs.weights[0]
+        losses = self.judged(differences, pairs.tied)
+        loss = (weights * part.pair_scale * losses).sum()
+        with torch.no_grad():
+            right = torch.where(pairs.tied, torch.zeros_like(differences), differences.sign()) / 2 + 0.5
+            metrics = {
+                "mean_loss": (weights * losses).sum(),
+                "implicit_accuracy": (weights * right).sum(),
+                "implicit_margin": self.beta * (weights * differences).sum(),
+                # Of the data's responses, not of the policy's own: how far their log-probabilities have moved.
+                "log_ratio_mean": ratios.sum() / part.part.batch.num_candidates,
+                "better_log_ratio": (weights * ratios[pairs.better]).sum(),
+                "worse_log_ratio": (weights * ratios[pairs.worse]).sum(),
+            }
+        return Loss(loss, metrics)
+
+    def judged(self, differences: Tensor, tied: Tensor) -> Tensor:
+        """[P]: the pairs' losses, that of a tie the mean of both answers'."""
+        losses = self.pair_losses(differences)
+        return torch.where(tied, 0.5 * (losses + self.pair_losses(-differences)), losses)
+
+    def each_response(self, context: Context, batch: PreferenceBatch, *, name: str) -> Tensor:
+        """[N]: of a whole batch, without gradient."""
+        return each_candidate(
+            batch,
+            self.config.budget,
+            context.collective,
+            lambda part: response_logprobs(context.models, part, name=name),
+        )
 
 
-def minibatches(prepared: Referenced, budget: int) -> Iterator[ReferencedMinibatch]:
-    """One: the whole batch."""
-    yield ReferencedMinibatch(prepared, PreferenceMinibatch(prepared.batch, prepared.batch.parts(budget)))
+@dataclass(frozen=True)
+class DirectMethod(Generic[ConfigT]):
+    """A direct method as a recipe names it: `method(config)` is one that learns."""
+
+    Config: type[ConfigT]
+    pair_losses: Callable[[ConfigT, Tensor], Tensor]  # of differences of log-ratios [P], better minus worse -> [P]
+
+    unit: ClassVar[Unit] = "prompt"
+    needs: ClassVar[Needs] = DirectAlgorithm.needs
+    made: ClassVar[type[DirectAlgorithm[Any]]] = DirectAlgorithm
+
+    @property
+    def name(self) -> str:
+        return str(self.Config.model_fields["name"].default)
+
+    def __call__(self, config: ConfigT) -> DirectAlgorithm[ConfigT]:
+        return DirectAlgorithm(self, config)
 
 
 def response_logprobs(models: Models, part: PreferencePart, *, name: str = "policy") -> Tensor:
@@ -79,41 +155,3 @@ def response_logprobs(models: Models, part: PreferencePart, *, name: str = "poli
     rows, owner = part.response_rows()
     logprobs = cast(Processed, models[name](rows)).logprobs
     return sums_by_owner(values=logprobs, owner=owner, num_owners=part.num_candidates)
-
-
-def log_ratios(models: Models, referenced: ReferencedPart) -> Tensor:
-    """[n]: log pi / ref of each response: its implicit reward in units of beta."""
-    return response_logprobs(models, referenced.part) - referenced.reference_logprobs
-
-
-def judged(pair_losses: Callable[[Tensor], Tensor], differences: Tensor, tied: Tensor) -> Tensor:
-    """[P]: the pairs' losses, that of a tie the mean of both answers'."""
-    losses = pair_losses(differences)
-    return torch.where(tied, 0.5 * (losses + pair_losses(-differences)), losses)
-
-
-def weighed_loss(
-    losses: Tensor, differences: Tensor, ratios: Tensor, referenced: ReferencedPart, *, beta: float
-) -> tuple[Tensor, Metrics]:
-    """The part's share of the batch's mean over comparisons, and its share of the metrics.
-
-    Args:
-      losses, differences: [P]: of the pairs; the latter log-ratios.
-      ratios: [n]: log-ratios of the responses.
-      beta: makes implicit rewards of log-ratios.
-    """
-    pairs = referenced.part.pairs
-    weights = pairs.weights[0]
-    loss = (weights * referenced.pair_scale * losses).sum()
-    with torch.no_grad():
-        right = torch.where(pairs.tied, torch.zeros_like(differences), differences.sign()) / 2 + 0.5
-        responses = referenced.part.batch.num_candidates
-        return loss, {
-            "mean_loss": (weights * losses).sum(),
-            "implicit_accuracy": (weights * right).sum(),
-            "implicit_margin": beta * (weights * differences).sum(),
-            # Of the data's responses, not of the policy's own: how far their log-probabilities have moved.
-            "log_ratio_mean": ratios.sum() / responses,
-            "better_log_ratio": (weights * ratios[pairs.better]).sum(),
-            "worse_log_ratio": (weights * ratios[pairs.worse]).sum(),
-        }

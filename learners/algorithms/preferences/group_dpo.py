@@ -1,6 +1,6 @@
 """Group-robust direct preference optimisation (Ramesh et al., 2024, "Group Robust Preference Optimization in
 Reward-free RLHF", arXiv:2405.20304): the policy whose worst group's loss is least, with DPO's loss (GR-DPO) or IPO's
-(GR-IPO). This file must never know where comparisons or groups come from.
+(GR-IPO).
 
 Algorithm 1, mirror descent: min over policies, max over alpha in the simplex, of sum_g alpha_g * mean loss of group g.
 For every step, with the losses of the policy as it is,
@@ -15,7 +15,7 @@ The optimiser is the learner's (Adam, say) in place of the paper's projected gra
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -24,16 +24,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Metrics, Models
-from rollcall.learners.algorithms.preferences import direct_preference
+from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.algorithms.preferences.direct_preference import (
+    DirectAlgorithm,
+    DirectMethod,
     DirectMethodConfig,
     Referenced,
     ReferencedMinibatch,
     ReferencedPart,
 )
 from rollcall.learners.batches.preference_batch import PreferenceBatch
-from rollcall.learners.batches.preference_experience import EachCandidate
 from rollcall.learners.maths import preference_losses
 
 GROUPS = "groups"
@@ -57,6 +57,10 @@ class GroupDPOConfig(DirectMethodConfig):
         default=0.05, ge=0, description="step size of the group weights; 0: every group weighs the same for good"
     )
 
+    @property
+    def reward_scale(self) -> float:
+        return self.beta
+
 
 class GroupWeights(nn.Module):
     """alpha, and how often each group is drawn, in any unit: buffers, so that a checkpoint has them."""
@@ -71,41 +75,41 @@ class GroupWeights(nn.Module):
         self.alpha: Tensor
 
 
+def pair_losses(config: GroupDPOConfig, differences: Tensor) -> Tensor:
+    """[P]"""
+    if config.base == "ipo":
+        return preference_losses.ipo_loss(differences=differences, tau=config.beta)
+    return preference_losses.dpo_loss(differences=differences, beta=config.beta, label_smoothing=config.label_smoothing)
+
+
 class GroupDPO:
     """Group weights by exponentiated gradient, the policy by the learner's optimiser."""
 
     Config = GroupDPOConfig
     name = "group_dpo"
     unit: Unit = "prompt"
-    corrects_policy_lag = False
-    needs_critic = False
-    needs_reference = True
+    needs = Needs(reference=True)
 
     def __init__(self, config: GroupDPOConfig, *, group_sizes: list[int]) -> None:
         """`group_sizes`: comparisons of each group in the whole training set; their batches must be drawn as
         `config.draw` says."""
         self.config = config
+        self._direct = DirectAlgorithm(DirectMethod(GroupDPOConfig, pair_losses), config)
         self._group_sizes = group_sizes if config.draw == "by_size" else [1] * len(group_sizes)
+        self.beta, self.pair_losses = self._direct.beta, self._direct.pair_losses
 
-    @property
-    def beta(self) -> float:
-        """What makes a reward of a log-ratio."""
-        return self.config.beta
-
-    def extra_models(self) -> Mapping[str, nn.Module]:
+    def extra_models(self) -> Models:
         return {GROUPS: GroupWeights(self._group_sizes)}
 
     @torch.no_grad()
-    def prepare(self, models: Models, batch: PreferenceBatch, each_candidate: EachCandidate) -> Referenced:
+    def prepare(self, context: Context, batch: PreferenceBatch) -> Referenced:
         """The step of the group weights, by the losses before the policy's own step."""
-        referenced = direct_preference.with_reference(models, batch, each_candidate)
-        now = each_candidate(lambda part: direct_preference.response_logprobs(models, part))
-        pairs, groups = batch.pairs, _groups(models)
-        differences = pairs.differences(now - referenced.reference_logprobs)
-        losses = direct_preference.judged(self.pair_losses, differences, pairs.tied)
+        referenced = self._direct.prepare(context, batch)
+        now = self._direct.each_response(context, batch, name="policy")
+        pairs, groups = batch.pairs, _groups(context.models)
         alpha = preference_losses.exponentiated_gradient(
             group_weights=groups.alpha,
-            losses=losses,
+            losses=self._direct.judged(pairs.differences(now - referenced.reference_logprobs), pairs.tied),
             group=pairs.group,
             group_sizes=groups.sizes,
             sample_weights=pairs.weights[0],
@@ -116,31 +120,15 @@ class GroupDPO:
         importance = preference_losses.importance_weights(group=pairs.group, group_sizes=groups.sizes)
         return replace(referenced, pair_scale=importance * groups.alpha[pairs.group])
 
-    def minibatches(self, prepared: Referenced, generator: torch.Generator) -> Iterator[ReferencedMinibatch]:
-        return direct_preference.minibatches(prepared, self.config.budget)
+    def minibatches(self, context: Context, prepared: Referenced) -> Iterator[ReferencedMinibatch]:
+        return self._direct.minibatches(context, prepared)
 
-    def loss(self, models: Models, part: ReferencedPart) -> tuple[Tensor, Metrics]:
-        ratios = direct_preference.log_ratios(models, part)
-        pairs, groups = part.part.pairs, _groups(models)
-        differences = pairs.differences(ratios)
-        losses = direct_preference.judged(self.pair_losses, differences, pairs.tied)
-        loss, metrics = direct_preference.weighed_loss(losses, differences, ratios, part, beta=self.beta)
+    def loss(self, context: Context, part: ReferencedPart) -> Loss:
+        groups, found = _groups(context.models), self._direct.loss(context, part)
         with torch.no_grad():
-            share = pairs.weights[0].sum()  # of the batch, so that the parts' metrics add up
-            metrics |= {f"group_weight_{g}": groups.alpha[g] * share for g in range(len(groups.alpha))}
-        return loss, metrics
-
-    def pair_losses(self, differences: Tensor) -> Tensor:
-        """[P]"""
-        config = self.config
-        if config.base == "ipo":
-            return preference_losses.ipo_loss(differences=differences, tau=config.beta)
-        return preference_losses.dpo_loss(
-            differences=differences, beta=config.beta, label_smoothing=config.label_smoothing
-        )
-
-    def stops_early(self, metrics: Metrics) -> bool:
-        return False
+            share = part.part.pairs.weights[0].sum()  # of the batch, so that the parts' metrics add up
+            of_groups = {f"group_weight_{g}": groups.alpha[g] * share for g in range(len(groups.alpha))}
+        return Loss(found.loss, found.metrics | of_groups)
 
 
 def _groups(models: Models) -> GroupWeights:

@@ -1,0 +1,32 @@
+"""What the commands share: their exit codes, and how one is added to the parser."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.settings import COMMAND_LINE
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+SETTINGS = "settings such as actors.num=4 algorithm.clip_range=0.1 env=my_module:make_env"
+
+
+class Add(Protocol):
+    """Adds a command, and what carries it out."""
+
+    def __call__(self, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser: ...
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, like everything else here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{' '.join(message.split())} ({COMMAND_LINE}); see {self.prog} --help")
+
+
+def at_least(name: str, value: int | None, least: int) -> None:
+    """Raises BadInput: for a number on the command line that is too small."""
+    if value is not None and value < least:
+        raise BadInput(f"{name} = {value} ({COMMAND_LINE}): must be {least} or more")

@@ -1,0 +1,96 @@
+"""`rollcall eval`, `export`, `report` and `audit`: what is asked of a run that was made."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.cli.commands import DONE, FAILED, Add, at_least
+from rollcall.deploy.config.settings import read_recipe
+
+
+def add_learnt(add: Add) -> None:
+    """Adds the commands that look at runs."""
+    evaluate = add("eval", _eval, "evaluate a run's last checkpoint, or a given one, on fixed seeds or held-out rows")
+    evaluate.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    evaluate.add_argument(
+        "--episodes",
+        type=int,
+        metavar="N",
+        help="episodes, or held-out rows; default: the recipe's eval.episodes or eval.num_rows",
+    )
+    evaluate.add_argument("--seed", type=int, metavar="S", help="default: the run's own evaluation seeds")
+    evaluate.add_argument("--video", type=Path, metavar="FILE", help="also film one episode, as a .gif (control)")
+    evaluate.add_argument("--stochastic", action="store_true", help="sample actions or tokens, not the likeliest")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    export = add(
+        "export", _export, "write a language run's policy as a Hugging Face directory, for transformers or vLLM"
+    )
+    export.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    export.add_argument("directory", nargs="?", type=Path, metavar="DIRECTORY", help="default: RUN/policy")
+    report = add("report", _report, "write report.html, a self-contained page of curves")
+    report.add_argument("directory", metavar="RUN")
+    report.add_argument(
+        "--beside",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="another run in the same charts; may be given again",
+    )
+    audit = add("audit", _audit, "check that the books balance: every rollout exactly once")
+    audit.add_argument("directory", metavar="RUN")
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from rollcall.deploy.kinds.kind import EvalOptions
+    from rollcall.deploy.kinds.loading import evaluate
+
+    at_least("--episodes", args.episodes, 1)
+    at_least("--seed", args.seed, 0)
+    options = EvalOptions(episodes=args.episodes, seed=args.seed, stochastic=args.stochastic, video=args.video)
+    kind, result = evaluate(args.target, options)
+    if args.json:
+        print(json.dumps(result))
+        return DONE
+    print(kind.eval_line(result))
+    if args.video is not None:
+        print(f"video: {result['video']}")
+    return DONE
+
+
+def _export(args: argparse.Namespace) -> int:
+    from rollcall.deploy.kinds.loading import export_policy
+
+    print(export_policy(args.target, args.directory))
+    return DONE
+
+
+def _report(args: argparse.Namespace) -> int:
+    from rollcall.deploy.report.page import write_report
+    from rollcall.deploy.rundir.directories import find_run
+
+    beside = [find_run(run) for run in args.beside]
+    print(write_report(find_run(args.directory), beside=beside))
+    return DONE
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from rollcall.cluster.books.audit import audit_run
+    from rollcall.cluster.books.settings_history import booked_spans
+    from rollcall.deploy.kinds.registry import kind_of
+    from rollcall.deploy.rundir.directories import find_run
+
+    directory = find_run(args.directory)
+    data = kind_of(read_recipe(directory / "config.yaml").tree).data
+    if data:
+        raise BadInput(f"{directory}: a run on {data}: it made no rollouts, so there are no books to audit")
+    discrepancies = audit_run(directory)
+    for discrepancy in discrepancies:
+        print(discrepancy)
+    if not discrepancies:
+        print(f"{directory}: the books balance")
+        for segment in booked_spans(directory)[1:]:
+            print(f"segment {segment}")
+    return FAILED if discrepancies else DONE

@@ -1,0 +1,175 @@
+"""`rollcall train`, `resume`, `sft` and `reward train`: what each takes, and the run that it carries out. Runs of
+whatever kind are begun, gone on with and told of alike."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add
+from rollcall.deploy.config.settings import COMMAND_LINE, Settings, recipe_name
+
+if TYPE_CHECKING:
+    from rollcall.deploy.drive.records import Changes
+    from rollcall.deploy.kinds.kind import StoredRun
+    from rollcall.deploy.kinds.recipes import Recipe
+
+_FILES = (".jsonl", ".jsonl.gz")
+
+
+def add_running(add: Add) -> None:
+    """Adds the commands that begin runs, or go on with them."""
+    train = add("train", _train, "train a policy; prints the run directory first")
+    train.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file")
+    train.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=SETTINGS)
+    train.add_argument(
+        "--resume", action="store_true", help="go on with the run of that name=... if there is one; in a Ray job always"
+    )
+    resume = add("resume", _resume, "go on with a run from its last checkpoint, as it was or with other settings")
+    resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
+    change = "what is to change from here on: total_env_steps=..., learner.learning_rate=...; booked in segments.json"
+    resume.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=change)
+    resume.epilog = (
+        "may change: total_env_steps, total_learner_steps, algorithm.* but its name, learner.* but optimizer, eval.*, "
+        "checkpoint.*, actors.num, threads, deadlines and sizes of the engine, reward.url, reward.patience_s, "
+        "cluster.*, metrics.*, supervision.*; what the books and the models are made with stays (docs/going-on.md)"
+    )
+    sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
+    sft.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file, with policy.warm_start")
+    sft.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=SETTINGS)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from rollcall.deploy.kinds.recipes import load_recipe
+    from rollcall.deploy.rundir.jobs import named_overrides
+
+    args.overrides = named_overrides(args.overrides)
+    return _train_or_go_on(load_recipe(args.recipe, args.overrides), args, named=recipe_name(args.recipe))
+
+
+def _sft(args: argparse.Namespace) -> int:
+    from rollcall.deploy.kinds.recipes import load_supervised
+
+    recipe = load_supervised(args.recipe, args.overrides)
+    return _carry_out(_begin(recipe, args, named=recipe_name(args.recipe)), resume=False)
+
+
+def train_reward(args: argparse.Namespace) -> int:
+    """`rollcall reward train FILE_OR_RECIPE key=value ...`"""
+    from rollcall.deploy.kinds.recipes import load_reward_model, settings_of
+
+    of_file = args.source.endswith(_FILES)
+    settings = settings_of(_for_file(Path(args.source)) if of_file else args.source, args.overrides)
+    recipe = load_reward_model(settings, args.source)
+    named = "reward" if of_file else recipe_name(args.source)
+    return _carry_out(_begin(recipe, args, named=named), resume=False)
+
+
+def _resume(args: argparse.Namespace) -> int:
+    from rollcall.cluster.checkpoint import latest_checkpoint
+    from rollcall.deploy.drive.changes import changed, refuse_no_more
+    from rollcall.deploy.kinds.recipes import stored_run
+    from rollcall.deploy.kinds.registry import kind_of
+    from rollcall.deploy.rundir.directories import find_run
+    from rollcall.deploy.rundir.earlier_runs import read_run
+    from rollcall.deploy.rundir.files import read_json
+
+    directory = find_run(args.directory)
+    settings, config_hash = read_run(directory)
+    data = kind_of(settings.tree).data
+    run = None if not data else stored_run(directory, settings, config_hash)
+    if run is not None:
+        changed(run, args.overrides)  # which a run on data refuses
+    print(f"run directory: {directory}", flush=True)
+    completed = read_json(directory / "summary.json").get("status") == "completed"
+    if completed and not args.overrides:
+        total = "total_learner_steps" if settings.get(("total_env_steps",)) is None else "total_env_steps"
+        more = "" if data else f" (to make it longer: rollcall resume {args.directory} {total}=...)"
+        print(f"the run is completed: nothing to go on with{more}")
+        return DONE
+    run, changes = changed(run or stored_run(directory, settings, config_hash), args.overrides)
+    if completed and not changes:
+        print("the run is completed, and nothing is changed: nothing to go on with")
+        return DONE
+    if changes:
+        refuse_no_more(run.config, latest_checkpoint(directory)[1], changes)
+        for name, (before, after) in changes.items():
+            print(f"{name}: {before} -> {after}", flush=True)
+    return _carry_out(run, resume=True, changes=changes)
+
+
+def _train_or_go_on(recipe: Recipe, args: argparse.Namespace, *, named: str) -> int:
+    """A new run, or the one that a command like this one began, as far as it came."""
+    from dataclasses import replace
+
+    from rollcall.deploy.kinds.beginning import begin_again
+    from rollcall.deploy.kinds.recipes import load_run
+    from rollcall.deploy.rundir import resubmission
+
+    before = resubmission.find_to_go_on_with(
+        recipe.config, explicit=_named(args), wanted=args.resume, read=lambda directory: load_run(directory).config
+    )
+    if before is None:
+        return _carry_out(_begin(recipe, args, named=named), resume=False)
+    begun = resubmission.take_up(before)
+    _say_job(before)
+    if begun is None:
+        return DONE
+    run = replace(load_run(before), config=recipe.config) if begun else begin_again(recipe, before, named=named)
+    return _carry_out(run, resume=begun)
+
+
+def _begin(recipe: Recipe, args: argparse.Namespace, *, named: str) -> StoredRun:
+    """A directory for a new run, said before anything else."""
+    from rollcall.deploy.kinds.beginning import new_run
+
+    def tell(directory: Path) -> None:
+        print(f"run directory: {directory}", flush=True)
+        for name, value in recipe.config.derived().items():
+            print(f"{name:<30}{value}")
+        _say_job(directory)
+
+    return new_run(recipe, named=named, explicit=_named(args), tell=tell)
+
+
+def _named(args: argparse.Namespace) -> bool:
+    return any(override.partition("=")[0].strip() == "name" for override in args.overrides)
+
+
+def _say_job(directory: Path) -> None:
+    from rollcall.deploy.rundir.jobs import current_job
+
+    job = current_job()
+    if job is not None:
+        print(f"Ray job: {job.submission_id}, run {directory.name}")
+    sys.stdout.flush()
+
+
+def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) -> int:
+    from rollcall.deploy.drive.lifecycle import carry_out
+    from rollcall.deploy.drive.signals import stop_on_signals
+
+    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    with stop_on_signals(run.directory) as stop:
+        console = run.kind.console(sys.stdout, live=live)
+        summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=[console], changes=changes)
+    for line in run.kind.closing_lines(summary, run.directory):
+        print(line)
+    if summary["status"] == "completed":
+        return DONE
+    if summary["status"] == "stopped":
+        print(f"go on with: rollcall resume {run.directory}")
+        return INTERRUPTED
+    return FAILED
+
+
+def _for_file(path: Path) -> Settings:
+    """A recipe that says nothing but where the comparisons are, and of which kind the first is."""
+    from rollcall.reward_service.preferences.files import SegmentPair, read_preferences
+
+    kind = "segment" if isinstance(read_preferences(path)[0], SegmentPair) else "text"
+    tree = {"name": "reward", "data": {"train": str(path)}, "model": {"kind": kind}}
+    return Settings(tree=tree, origins={("data",): COMMAND_LINE}, source=COMMAND_LINE)

@@ -1,0 +1,114 @@
+"""Reads a recipe and what is written over it, on the command line or in Python, into one tree of settings. Knows how a
+setting may be written shorter; whether it is right is validation.py's to say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.learner_settings import write_out_kinds, written_over
+from rollcall.deploy.config.reward_config import by_name
+from rollcall.deploy.config.settings import (
+    CALLER,
+    COMMAND_LINE,
+    KeyPath,
+    Settings,
+    flat_values,
+    parse_override,
+    read_recipe,
+    recipe_name,
+)
+
+_TOTALS = ("total_env_steps", "total_learner_steps")
+
+
+def read_settings(
+    recipe: str | Path | Settings,
+    overrides: Iterable[str] = (),
+    values: Mapping[str, Any] | None = None,
+    *,
+    renamed: Callable[[Mapping[str, Any]], Mapping[KeyPath, KeyPath]] = lambda tree: {},
+) -> Settings:
+    """A recipe with what was written over it, not yet checked. `renamed`: settings that had other names, old -> new, in
+    recipes with such keys.
+
+    Raises:
+      BadInput: when it cannot be read.
+    """
+    settings = recipe if isinstance(recipe, Settings) else read_recipe(recipe)
+    if settings.tree.get("name") is None and not isinstance(recipe, Settings):
+        settings.tree["name"] = recipe_name(recipe)
+    for section, key in (("env", "id"), ("algorithm", "name"), ("task", "name")):
+        value = settings.tree.get(section)
+        if isinstance(value, str):
+            settings.set((section,), {key: value}, settings.origins[section,])
+    write_out_kinds(settings)
+    if isinstance(settings.tree.get("reward"), str):
+        settings.set(("reward",), by_name(settings.tree["reward"]), settings.origins["reward",])
+    written = [(*parse_override(text), COMMAND_LINE) for text in overrides]
+    written += [(path, _named_object(path, value), CALLER) for path, value in flat_values(values or {})]
+    written.sort(key=lambda item: item[0] != ("policy", "init_from"))  # before what is written of a warm start after it
+    names = renamed(settings.tree)
+    settings.rename(names)
+    for path, value, origin in written:
+        _write(settings, names.get(path, path), value, origin)
+    settings.rename(names)  # what came in a section
+    totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
+    if len(totals) == 1:  # whoever says how long the run is says it instead of the recipe
+        settings.tree.pop(next(name for name in _TOTALS if name not in totals), None)
+    return settings
+
+
+def _named_object(path: KeyPath, value: Any) -> Any:
+    """What a recipe can hold. Processes on other machines make the object anew, from its name.
+
+    Raises:
+      BadInput: for a class, a function or an object, with the name to be given instead.
+    """
+    if value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping, Path, BaseModel)):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    setting = ".".join(path)
+    if not callable(value) or not hasattr(value, "__qualname__"):
+        made = f"give the name of what makes it, {setting}='module:name', not a {type(value).__name__}"
+        raise BadInput(f"{setting} ({CALLER}): a recipe holds names and numbers: {made}")
+    module, name = value.__module__, value.__qualname__
+    if module != "__main__" and name.isidentifier():
+        raise BadInput(f"{setting} ({CALLER}): is {name} itself: give its name, {setting}='{module}:{name}'")
+    own = name.split(".")[-1] if name.split(".")[-1].isidentifier() else "name"
+    remedy = f"put it at the top of a module, my_module.py, and give its name, {setting}='my_module:{own}'"
+    raise BadInput(f"{setting} ({CALLER}): is {name} of {module}, which other processes cannot import: {remedy}")
+
+
+def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:
+    """`env=NAME` keeps the recipe's other env settings, but not the arguments of the env it replaces; `algorithm=NAME`
+    starts from that algorithm's defaults, `task=NAME` and `reward=NAME` likewise, and a scorer of another kind.
+    `policy.init_from=RUN` takes the place of the recipe's model and warm start."""
+    of_scorer = path[:2] == ("reward", "scorer") and path[-1] == "kind"
+    names = (("algorithm", "name"), ("task", "name"), ("model", "kind"))
+    if (of_scorer or path in names) and settings.get(path) not in (None, value):
+        settings.set(path[:-1], {}, origin)
+    if written_over(settings, path, value, origin):
+        return
+    if path == ("reward",) and isinstance(value, str):
+        settings.set(path, by_name(value), origin)
+    elif path in (("algorithm",), ("task",)) and isinstance(value, str):
+        settings.set(path, {"name": value}, origin)
+    elif path == ("env",) and isinstance(value, str):
+        section = settings.tree.get("env")
+        if isinstance(section, dict) and section.get("id") != value:
+            section.pop("kwargs", None)
+        elif not isinstance(section, dict):
+            settings.set(path, {}, origin)
+        settings.set(("env", "id"), value, origin)
+    else:
+        settings.set(path, value, origin)
+        if path == ("policy", "init_from") and value is not None:  # in place of the recipe's own model and warm start
+            for name in ("model", "tiny", "warm_start"):
+                settings.tree["policy"].pop(name, None)

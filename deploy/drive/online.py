@@ -1,0 +1,318 @@
+"""The drive of a run with actors: opens the books, starts the members, runs the coordinator, and puts together what
+there is to say of it. No algorithm and no environment is known by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.books.ledger import Ledger
+from rollcall.cluster.books.settings_history import SettingsHistory
+from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.loop.coordinator import Coordinator
+from rollcall.cluster.loop.run import RunPlan
+from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
+from rollcall.cluster.parameter_server import ParameterServer
+from rollcall.cluster.store.store import Store, open_store
+from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.drive.nested import NestedRuns
+from rollcall.deploy.drive.records import refuse_foreign
+from rollcall.deploy.drive.run_watch import RunWatch
+from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
+from rollcall.deploy.report.recorders import Record, Recorder
+from rollcall.deploy.rundir.jobs import stop_patience_s
+from rollcall.deploy.runtimes.preference_gate import PreferenceGate
+from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
+from rollcall.learners.loop.collective import Collective
+
+KEEP_VERSIONS = 2
+FINAL_EVAL_TIMEOUT_S = 900.0
+
+
+class OnlineDrive:
+    """One driver's part of a run with actors: from opening the books to its last evaluation."""
+
+    def __init__(
+        self,
+        config: ActingConfig,
+        factory: MemberFactory,
+        recorder: Recorder,
+        segments: SettingsHistory,
+        stop_requested: Callable[[], bool],
+        nested: NestedRuns,
+    ) -> None:
+        """`segments`: of a run whose settings were changed, or written by another release."""
+        self._config = config
+        self._factory = factory
+        self._directory = factory.run_directory
+        self._recorder = recorder
+        self._segments = segments
+        self._stop_requested = stop_requested
+        self._nested = nested
+        self._evaluations: list[Mapping[str, Any]] = []  # of the policy before its first update, and the newest
+        self.facts: dict[str, Any] = {"runtime": config.runtime}  # for the summary
+
+    def carry_out(self, *, resume: bool) -> str:
+        """To the end, or to a checkpoint once a stop is requested. Returns the run's status.
+
+        Raises:
+          BadInput: before anything is begun, where the members do not fit or cannot be had.
+          RollcallError: when the run cannot go on.
+        """
+        config = self._config
+        self._watch = RunWatch(config, self._directory, self._factory)
+        self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
+        self._factory.check()  # what does not fit is said before anything is begun
+        (self._directory / "logs").mkdir(parents=True, exist_ok=True)
+        start = self._starting_point() if resume else None
+        workers: Any = None
+        try:
+            port = self._watch.open()
+            with open_store(config.redis, self._directory) as store:
+                store.acquire_lock()
+                self._watch.probe(store)
+                books = Ledger(store, tickets_per_step=config.tickets_per_step)
+                self._nested.prepare(self._factory, self._stop_requested)
+                with self._reward_service():
+                    workers = self._workers()
+                    return self._see_through(store, books, workers, start, port)
+        finally:
+            if workers is not None:
+                workers.close()  # after the store: Ray's end ends every child of this process, and Redis is one
+            self._watch.close()
+
+    def known_from(self, records: Sequence[Record]) -> dict[str, Any]:
+        """What metrics.jsonl still says of a run that failed."""
+        last = records[-1] if records else {}
+        lags = [record["lag_max"] for record in records if record.get("lag_max") is not None]
+        means = [record["lag_mean"] for record in records if record.get("lag_mean") is not None]
+        train_s, counts = float(last.get("elapsed_s") or 0.0), self._factory.counts
+        return {
+            "train_s": train_s,
+            "learner_steps": int(last["step"]) + 1 if last else 0,
+            **counts.done(int(last.get(counts.key) or 0), train_s),
+            "final_eval": None,
+            "policy_lag": {"max": max(lags, default=0), "mean": sum(means) / len(means) if means else 0.0},
+            "ledger": None,
+            "restarts": None,
+        }
+
+    def _see_through(
+        self, store: Store, books: Ledger, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
+    ) -> str:
+        """From the first ticket to the last evaluation. What there is to say is put together however it ends, while the
+        books are open."""
+        coordinator: Coordinator | None = None
+        try:
+            checkpoints = CheckpointWriter(self._directory, keep=self._config.checkpoint.keep)
+            coordinator = self._coordinator(store, books, workers, checkpoints)
+            store.waits_no_longer = coordinator.stops_while_store_is_away
+            self._begin(coordinator, workers, start, port)
+            self._watch.training(coordinator.state, store)
+            coordinator.run()
+            self._watch.metrics.enter("evaluating")
+            self._evaluate(coordinator, workers)
+        except BaseException as problem:
+            self._watch.failed = not isinstance(problem, BadInput)
+            raise
+        finally:
+            self._watch.rest()
+            if coordinator is not None:
+                self.facts |= self._facts(coordinator, books, workers)
+        return "completed" if coordinator.finished else "stopped"
+
+    # Beginning.
+
+    def _starting_point(self) -> tuple[Path, Manifest]:
+        checkpoint, manifest, warnings = latest_checkpoint(self._directory)
+        for warning in warnings:
+            self._tell("checkpoint_damaged", warning)
+        refuse_foreign(self._segments, checkpoint, manifest)
+        return checkpoint, manifest
+
+    @contextmanager
+    def _reward_service(self) -> Iterator[None]:
+        config = self._factory.reward_config
+        if config is None:
+            yield
+            return
+        from rollcall.deploy.drive.reward_launch import PAGE_PATH, TOKEN_VARIABLE, reward_endpoint  # a web server's
+
+        watched, members = (self._config.supervision, self._tell), self._factory
+        with reward_endpoint(
+            config, self._directory, *watched, scored=members.scored, labels=members.takes_labels
+        ) as endpoint:
+            if members.asks_people:
+                self._tell("labels", f"label at {endpoint.url}{PAGE_PATH}, with the token of ${TOKEN_VARIABLE}")
+            self._factory = members.with_reward(endpoint)
+            yield
+
+    def _workers(self) -> Any:
+        if self._config.runtime == "serial":
+            return self._serial_workers()
+        from rollcall.deploy.runtimes.on_ray.launch import ray_workers  # and ray with it
+
+        return ray_workers(
+            self._config,
+            self._factory,
+            self._directory,
+            self._tell,
+            keep_versions=KEEP_VERSIONS,
+            train_reward_model=self._nested.train_reward_model,
+            stop_requested=self._stop_requested,
+        )
+
+    def _serial_workers(self) -> Any:
+        server = ParameterServer(keep=KEEP_VERSIONS)
+        return SerialWorkers(
+            actor=self._factory.actor(f"{self._factory.actor_prefix}-0", server),
+            learner=self._factory.learner(Collective()),
+            parameter_server=server,
+            evaluator=self._factory.evaluator,
+            episodes=self._factory.eval_episodes,
+            scorer=self._factory.scorer() if self._factory.reward is not None else None,
+            gate=self._gate(),
+        )
+
+    def _gate(self) -> PreferenceGate | None:
+        """Of a serial run from preferences."""
+        training = self._factory.preference_training
+        if training is None:
+            return None
+        trainer = training.trainer(partial(self._nested.train_reward_model, stop_requested=self._stop_requested))
+        budget = RestartBudget("the preference trainer", max_restarts=0, window_s=1.0)
+        patience_s = training.config.patience_s
+        return PreferenceGate(TrainerInTurn(trainer), due=training.due, patience_s=patience_s, budget=budget)
+
+    def _coordinator(self, store: Store, books: Ledger, workers: Any, checkpoints: CheckpointWriter) -> Coordinator:
+        config = self._config
+        # A serial run, and one at lag 0, has nothing in flight at a step boundary: env state can be part of it.
+        at_rest = config.runtime == "serial" or config.max_policy_lag == 0
+        plan = RunPlan(
+            run_id=store.run_id,
+            run_seed=config.seed,
+            policy_id=POLICY_ID,
+            config_hash=self._segments.config_hash,
+            tickets_per_step=config.tickets_per_step,
+            max_policy_lag=config.max_policy_lag if config.runtime == "ray" else 0,
+            on_stale=config.actors.on_stale,
+            total_learner_steps=config.learner_steps,
+            total_env_steps=config.env_steps,
+            ticket_deadline_s=config.actors.ticket_deadline_s,
+            checkpoint_every_steps=config.checkpoint_every_steps,
+            eval_every_steps=config.eval.every_steps if self._factory.eval_episodes else None,
+            prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
+            consumption_log=self._factory.consumption_log,
+            exact_checkpoints=at_rest and self._factory.can_be_exact,
+            scored=self._factory.reward is not None,
+            stop_patience_s=stop_patience_s(),
+            drop_degenerate=config.drop_degenerate,
+        )
+        return Coordinator(
+            plan,
+            tasks=self._factory.work(),
+            workers=workers,
+            ledger=books,
+            checkpoints=checkpoints,
+            observers=self._recorders,
+            watchdog=Watchdog(warning_s=config.supervision.stall_warning_s, timeout_s=self._stall_timeout_s),
+            failures=FailureBudget(max_failures=config.supervision.max_failures),
+            stop_requested=self._stop_requested,
+        )
+
+    @property
+    def _stall_timeout_s(self) -> float:
+        """Whoever waits for a reward service, or for people, ends the run itself when its patience is over."""
+        reward = self._factory.reward
+        return max(self._config.supervision.stall_timeout_s, 0.0 if reward is None else 1.1 * reward.patience_s)
+
+    def _begin(
+        self, coordinator: Coordinator, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
+    ) -> None:
+        if start is None:
+            epoch, version, checkpoint, shard_state = coordinator.begin(), 0, None, None
+        else:
+            checkpoint, manifest = start
+            epoch, version = coordinator.resume(manifest), manifest.step
+            shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
+        workers.start(checkpoint, shard_state=shard_state)
+        workers.publish_initial(epoch=epoch, version=version)
+        coordinator.wait_for_workers()
+        info = {
+            "start_step": version,
+            "epoch": epoch,
+            "total_learner_steps": self._config.learner_steps,
+            "total_env_steps": self._config.env_steps,
+            "counts": self._factory.counts.key,
+            "metrics_url": f"http://{self._config.metrics.host}:{port}/metrics" if port else None,
+        }
+        for recorder in self._recorders:
+            recorder.on_start(info)
+        if start is None:
+            coordinator.checkpoint_now()  # where a learner that dies early goes back to
+            if self._factory.eval_episodes and self._factory.evaluates_at_start:
+                workers.submit_eval(step=0, env_steps=0)
+
+    # Ending.
+
+    def _evaluate(self, coordinator: Coordinator, workers: Any) -> None:
+        """Finishes evaluations under way, and after a completed run makes the final one."""
+        if coordinator.finished and self._factory.eval_episodes > 0:
+            workers.submit_eval(step=coordinator.step, env_steps=coordinator.counters.env_steps)
+            coordinator.wait_for_evals(FINAL_EVAL_TIMEOUT_S, lambda: workers.evals_pending)
+
+    def _facts(self, coordinator: Coordinator, books: Ledger, workers: Any) -> dict[str, Any]:
+        counters, counts = coordinator.counters, self._factory.counts
+        try:
+            ledger = books.counts().model_dump(exclude={"skipped_steps"})
+        except RollcallError:  # whoever asks why finds it in the summary's `error`
+            ledger = None
+        lag_mean = counters.lag_sum / counters.lag_count if counters.lag_count else 0.0
+        first = next((found for found in self._evaluations if found["step"] == 0), None)
+        last = self._evaluations[-1] if self._evaluations and coordinator.finished else None
+        if last is not None and last["step"] != coordinator.step:  # the final one failed
+            last = None
+        return {
+            "train_s": counters.train_s,
+            "learner_steps": coordinator.step,
+            "skipped_steps": counters.skipped_steps,
+            **counts.done(getattr(counters, counts.key), counters.train_s),
+            "first_eval": _shown(first),
+            "final_eval": _shown(last),
+            "policy_lag": {"max": counters.lag_max, "mean": lag_mean},
+            "ledger": ledger,
+            "restarts": coordinator.restarts,
+            "env_restarts": counters.env_restarts,
+            "weights_hash": workers.weights_hash,
+        }
+
+    def _tell(self, kind: str, text: str) -> None:
+        for recorder in self._recorders:
+            recorder.on_event(kind, text)
+
+
+def _shown(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    keys = ("mean", "std", "n", "unit", "unfinished")
+    return None if evaluation is None else {key: evaluation[key] for key in keys if key in evaluation}
+
+
+class _MetricsRecorder:
+    """Feeds the /metrics endpoint, and remembers the evaluations for the summary."""
+
+    def __init__(self, watch: RunWatch, evaluations: list[Mapping[str, Any]]) -> None:
+        self.on_step: Callable[[Record], None] = watch.metrics.on_step
+        self.on_event = watch.on_event
+        self._metrics = watch.metrics
+        self._evaluations = evaluations
+
+    def on_start(self, info: Record) -> None: ...
+
+    def on_eval(self, record: Record) -> None:
+        self._metrics.on_eval(record)
+        self._evaluations[1:] = [record]
+
+    def close(self, summary: Record) -> None: ...

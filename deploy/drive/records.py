@@ -1,0 +1,127 @@
+"""What a run writes down of itself while it goes and when it ends, the same for runs of every kind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.books.settings_history import (
+    SettingsHistory,
+    SettingsSpan,
+    read_settings_history,
+    write_settings_history,
+)
+from rollcall.cluster.checkpoint import Manifest
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.kinds.kind import StoredRun
+from rollcall.deploy.report.page import write_report
+from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, plain
+from rollcall.deploy.rundir.files import command_line, replace_file, write_config
+
+Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
+
+
+class RunRecorder:
+    """Tells everybody who records of a run, and books that it has begun: before that, nothing of a refused run is kept
+    or changed. What an earlier process of a resumed run summed up is void from then on; and the settings before a
+    change are kept beside config.yaml, as config.0.yaml and so on."""
+
+    def __init__(self, run: StoredRun, console: Sequence[Recorder], changes: Changes | None) -> None:
+        """`changes`: settings in which a resumed run's config is not what it was: a new segment of the run."""
+        self._run = run
+        self._recorders: list[Recorder] = [JsonLines(run.directory), TensorBoard(run.directory), *console]
+        self._known = read_settings_history(run.directory, config_hash=run.config_hash)
+        self.segments = self._known
+        if changes:
+            self.segments = self._known.followed_by(_new_segment(run, changes))
+        self.begun = False
+
+    def on_start(self, info: Record) -> None:
+        self.begun = True
+        (self._run.directory / "summary.json").unlink(missing_ok=True)
+        for recorder in self._recorders:
+            recorder.on_start(info)
+        self._book(self.segments.beginning_at(int(info["start_step"])))
+
+    def on_step(self, record: Record) -> None:
+        for recorder in self._recorders:
+            recorder.on_step(record)
+
+    def on_eval(self, record: Record) -> None:
+        for recorder in self._recorders:
+            recorder.on_eval(record)
+
+    def on_event(self, kind: str, text: str) -> None:
+        for recorder in self._recorders:
+            recorder.on_event(kind, text)
+
+    def close(self, summary: Record) -> None:
+        """A recorder that cannot close (a full disk) must not hide how the run ended."""
+        for recorder in self._recorders:
+            try:
+                recorder.close(summary)
+            except Exception:
+                logging.getLogger("rollcall").exception("%s did not close", type(recorder).__name__)
+
+    def _book(self, segments: SettingsHistory) -> None:
+        directory = self._run.directory
+        if segments != self._known:
+            write_settings_history(directory, segments)
+        if len(segments.all) > len(self._known.all):
+            shutil.copyfile(directory / "config.yaml", directory / f"config.{len(self._known.all) - 1}.yaml")
+            write_config(self._run.config, directory)
+            self.on_event("segment", str(segments.all[-1]))
+
+
+def _new_segment(run: StoredRun, changes: Changes) -> SettingsSpan:
+    """It begins where the run goes on, which is known when it does."""
+    return SettingsSpan(
+        step=sys.maxsize,
+        config_hash=run.config.config_hash,
+        changes=dict(changes),
+        began_unix_s=round(time.time(), 3),
+        command=command_line(),
+    )
+
+
+def refuse_foreign(segments: SettingsHistory, checkpoint: Path, manifest: Manifest) -> None:
+    """Raises BadInput: when a checkpoint was not made under the run's settings, of now or before."""
+    if not segments.made(manifest.config_hash):
+        raise BadInput(
+            f"{checkpoint}: made under another config ({manifest.config_hash[:12]}, this one is "
+            f"{segments.config_hash[:12]}): put back the config.yaml that the run wrote; settings are changed "
+            "with rollcall resume RUN key=value"
+        )
+
+
+def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
+    """summary.json, and report.html that shows it."""
+    replace_file(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+    write_report(directory)
+
+
+@contextlib.contextmanager
+def warnings_told(recorder: Recorder) -> Iterator[None]:
+    """Warnings in Rollcall's log are events of the run: prompts that were left out, say. Those of other threads are in
+    the log alone: recorders are the driver's."""
+    driver = threading.get_ident()
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == driver and record.levelno == logging.WARNING:  # what is worse, the command says itself
+                recorder.on_event("warning", record.getMessage().partition("\n")[0])
+
+    handler, logger = Handler(level=logging.WARNING), logging.getLogger("rollcall")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,1 @@
+"""Control: a policy network in a gymnasium env."""

@@ -1,0 +1,43 @@
+"""Control: a policy network learns to act in a gymnasium env, from what actors do there. A recipe with an env."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.checks import Problem, check_env, check_settings
+from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.kinds.control.beginning import misfit_of
+from rollcall.deploy.kinds.control.factory import ControlFactory
+from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
+from rollcall.deploy.kinds.kind import RunKind
+from rollcall.deploy.report.closing import eval_line, online_lines
+from rollcall.deploy.report.counted import ENV_STEPS
+from rollcall.deploy.report.progress import online_console
+
+
+def _make(config: RunConfig, run_directory: Path) -> ControlFactory:
+    return ControlFactory(config, run_directory.resolve())
+
+
+def _problems(config: RunConfig) -> list[Problem]:
+    return check_settings(config) or check_env(config)
+
+
+CONTROL = RunKind(
+    name="control",
+    config=RunConfig,
+    counts=ENV_STEPS,
+    claims=lambda tree: "env" in tree,
+    make=_make,
+    load=LoadedControl.of,
+    elsewhere=elsewhere,
+    closing_lines=partial(online_lines, ENV_STEPS),
+    console=online_console,
+    eval_line=eval_line,
+    policy="network",
+    misfit=misfit_of,
+    problems=_problems,
+    fits=lambda algorithm: not plugins.is_language(algorithm),
+)

@@ -1,0 +1,229 @@
+"""How each member of a control run is made from its config. The object travels to the processes that need them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from gymnasium import spaces
+from torch import nn
+
+from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.gym_actor import GymActor
+from rollcall.actors.control.segments import ToEnv
+from rollcall.actors.control.state import is_exact
+from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.actors.policy import Policy, WeightsSource
+from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.loop.task_source import ShardSource
+from rollcall.cluster.messages.weights import Weights
+from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.checks import out_of_reach
+from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
+from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.kinds.control import initial_weights
+from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
+from rollcall.deploy.report.counted import ENV_STEPS, Counted
+from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.batches.control_collator import ControlCollator
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
+from rollcall.learners.models.normaliser import RewardNormaliser
+from rollcall.learners.models.policy import TorchPolicy
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
+from rollcall.reward_service.models.reward_models import SegmentArchitecture
+from rollcall.reward_service.scorer import Taken
+
+_log = logging.getLogger("rollcall")
+
+
+@dataclass(frozen=True)
+class ControlFactory:
+    """Of a run with a gymnasium env."""
+
+    config: RunConfig
+    run_directory: Path
+    reward: RewardEndpoint | None = None
+
+    drive: ClassVar[Literal["online"]] = "online"
+    kind: ClassVar[Literal["control"]] = "control"
+    counts: ClassVar[Counted] = ENV_STEPS
+    generates: ClassVar[bool] = False
+    scored: ClassVar[Taken] = "segment"
+    evaluates_at_start: ClassVar[bool] = False
+    actor_prefix: ClassVar[str] = "gym"
+    model_directory: ClassVar[None] = None
+    weight_transfer: ClassVar[Literal["object_store"]] = "object_store"
+
+    @property
+    def consumption_log(self) -> Path:
+        return self.run_directory.resolve() / "logs" / "consumption.jsonl"
+
+    @property
+    def modules(self) -> Sequence[str]:
+        return plugins.modules_of(self.config.env.id, self.config.algorithm_name)
+
+    @cached_property
+    def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
+        """(observation space, action space)"""
+        return spaces_of(self.config.env)
+
+    @property
+    def label(self) -> str:
+        return self.config.env.id
+
+    @property
+    def can_be_exact(self) -> bool:
+        """Env state can be captured, and was seen to restore exactly."""
+        return is_exact(partial(make_vector_env, self.config.env, self.config.envs_per_shard))
+
+    @property
+    def eval_episodes(self) -> int:
+        return self.config.eval.episodes
+
+    def check(self) -> None:
+        models = self.models()
+        for text in out_of_reach(self.config.env.id, self.spaces[1], self.config.policy):
+            _log.warning(text)
+        if self.config.policy.init_from is not None:
+            initial_weights.take_up(models, self.run_directory)
+
+    def preparations(self) -> Iterator[Preparation]:
+        """No nested run. A reward that is learnt from raters begins with a model that nobody has trained yet."""
+        if self.config.preferences is not None:
+            first_model(self._reward_models, self._architecture, seed=derive_seed(self.config.seed, "reward"))
+        yield from ()
+
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        preferences = self.config.preferences
+        if preferences is None:
+            return self.config.reward
+        return RewardConfig(
+            scorer=RewardModelConfig(path=str(self._reward_models / CURRENT)), patience_s=preferences.patience_s
+        )
+
+    @property
+    def takes_labels(self) -> bool:
+        return self.config.preferences is not None
+
+    @property
+    def asks_people(self) -> bool:
+        return self.config.preferences is not None and self.config.preferences.rater == "people"
+
+    @property
+    def _reward_models(self) -> Path:
+        return self.run_directory / REWARD_MODELS
+
+    @property
+    def _architecture(self) -> SegmentArchitecture:
+        observations, actions = self.spaces
+        assert self.config.preferences is not None and observations.shape is not None
+        return SegmentArchitecture(
+            observation_shape=observations.shape,
+            num_actions=int(actions.n) if isinstance(actions, spaces.Discrete) else None,
+            first_action=int(actions.start) if isinstance(actions, spaces.Discrete) else 0,
+            action_shape=None if isinstance(actions, spaces.Discrete) else actions.shape,
+            members=self.config.preferences.members,
+            hidden_sizes=self.config.preferences.hidden_sizes,
+        )
+
+    def with_reward(self, endpoint: RewardEndpoint) -> ControlFactory:
+        return replace(self, reward=endpoint)
+
+    def scorer(self) -> TrajectoryScorer:
+        assert self.reward is not None
+        return scorer_of(self.reward, SegmentScoring(self._to_env))
+
+    @property
+    def preference_training(self) -> PreferenceTraining | None:
+        if self.config.preferences is None or self.reward is None:
+            return None
+        return PreferenceTraining(
+            config=self.config.preferences,
+            endpoint=self.reward,
+            directory=self._reward_models,
+            architecture=self._architecture,
+            to_env=self._to_env,
+            env_id=self.config.env.id,
+            run_seed=self.config.seed,
+            total_steps=self.config.learner_steps or 1,
+        )
+
+    @property
+    def _to_env(self) -> ToEnv:
+        return self.config.policy.distribution(self.spaces[1]).to_env
+
+    def work(self) -> ShardSource:
+        return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
+
+    def policy(self) -> Policy:
+        return TorchPolicy(*self.spaces, self.config.policy)
+
+    def actor(self, actor_id: str, source: WeightsSource[Weights]) -> GymActor:
+        torch.set_num_threads(self.config.actors.torch_threads)
+        return GymActor(
+            actor_id=actor_id,
+            run_seed=self.config.seed,
+            env_config=self.config.env,
+            config=self.config.actors,
+            policy_factory=self.policy,
+            weights_source=source,
+            # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
+            can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
+        )
+
+    def evaluator(self) -> Evaluator:
+        torch.set_num_threads(self.config.actors.torch_threads)
+        return Evaluator(self.config.env, self.config.eval, self.policy)
+
+    def models(self) -> dict[str, nn.Module]:
+        """The models of a run, the same for the same seed.
+
+        Raises:
+          BadInput: where the spaces and the settings do not fit.
+        """
+        config, algorithm = self.config, self.config.build_algorithm()
+        try:
+            network = build_actor_critic(
+                *self.spaces,
+                config.policy,
+                with_critic=algorithm.needs.critic,
+                seed=derive_seed(config.seed, "network"),
+            )
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+        models = with_own_models(algorithm, {"actor_critic": network})
+        if config.policy.normalise_rewards:
+            discount = getattr(config.algorithm, "discount", 1.0)
+            models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
+        return models
+
+    def learner(self, collective: Collective) -> Learner:
+        config, models = self.config, self.models()
+        if config.policy.init_from is not None:
+            initial_weights.take_up(models, self.run_directory)
+        return Learner(
+            models=models,
+            algorithm=config.build_algorithm(),
+            config=config.learner,
+            policy_id=POLICY_ID,
+            run_seed=config.seed,
+            spaces=self.spaces,
+            collator=ControlCollator(
+                cast(ActorCritic, models["actor_critic"]),
+                cast("RewardNormaliser | None", models.get("reward_normaliser")),
+            ),
+            compile_loss=config.resolved().learner.compile == "on",
+            consumption_log=self.consumption_log,
+            collective=collective,
+        )

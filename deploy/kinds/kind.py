@@ -1,0 +1,304 @@
+"""What a kind of run is: the one seam at which runs differ. The command line, the lifecycle, the drives and the
+runtimes ask these protocols, and none of them asks which kind it has before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeAlias
+
+from pydantic import BaseModel
+
+from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
+from rollcall.cluster.loop.task_source import TaskSource
+from rollcall.cluster.messages.records import Weights
+from rollcall.deploy.config.checks import Problem
+from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.deploy.config.validation import validated
+from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
+from rollcall.deploy.report.counted import Counted
+from rollcall.deploy.report.recorders import Recorder
+from rollcall.learners.loop.collator import BatchSource
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import Learner
+from rollcall.reward_service.client import RewardClient
+from rollcall.reward_service.scorer import Taken
+
+POLICY_ID = "policy"
+MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
+INIT_FROM = "init_from"  # of a run directory: what it begins with
+POLICY = "policy"  # of a run directory: its policy as a Hugging Face directory
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What `rollcall eval` asks for beside the checkpoint."""
+
+    episodes: int | None = None
+    seed: int | None = None
+    stochastic: bool = False
+    video: Path | None = None
+
+
+class LoadedRun(Protocol):
+    """A checkpoint of a run, whose weights are at hand."""
+
+    @property
+    def checkpoint(self) -> Path: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    def evaluate(self, options: EvalOptions) -> dict[str, Any]:
+        """The same checkpoint and options give the same result.
+
+        Raises:
+          BadInput: for an option that the run has no use for, or where there is nothing to evaluate on.
+        """
+
+    def export(self, directory: Path | None) -> Path:
+        """Writes the policy in Hugging Face's format to `directory` (default: <run>/policy), in one move; an earlier
+        export there is replaced. Returns where it is.
+
+        Raises:
+          BadInput: when the run's policy is no language model, or `directory` holds anything but an earlier export.
+        """
+
+    def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:
+        """Puts what a new run begins with into that run's `directory`, in one move; `origin` says where it is from."""
+
+
+@dataclass(frozen=True)
+class RunKind:
+    """One kind of run. Adding one: a file with such an object, and its place in registry.py."""
+
+    name: str
+    config: type[RootConfig]
+    counts: Counted  # what its steps and its summary count
+    claims: Callable[[Mapping[str, Any]], bool]  # whether the keys of a recipe are its own
+    make: Callable[[Any, Path], Driven]  # what a run of such a config is made of, in its directory; begins nothing
+    load: Callable[[StoredRun], LoadedRun]  # what a checkpoint of it holds
+    elsewhere: Callable[[Path], str]  # where its policy is, for somebody who asked for one of another form
+    closing_lines: Callable[[Mapping[str, Any], Path], list[str]]  # printed of a summary when a run has ended
+    console: Callable[..., Recorder]  # (stream, live=...): what a run shows of itself while it goes
+    eval_line: Callable[[Mapping[str, Any]], str]  # an evaluation in one line
+    data: str = ""  # the data set that its runs learn from; empty: they have actors
+    policy: Literal["network", "language model", "none"] = "none"  # in its checkpoints, for another run to begin with
+    misfit: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot begin with such a policy
+    problems: Callable[[Any], list[Problem]] = lambda config: []  # in a config, that no component can check alone
+    fits: Callable[[type[Any]], bool] = lambda algorithm: False  # whether one that is shipped is for this kind
+    sections: Callable[[Settings], Mapping[str, type[BaseModel]]] = lambda settings: {}  # whose model depends on them
+    renamed: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # settings that had another name: old -> new path
+    exports: bool = False  # its policy is exported when the run has ended and is summed up
+
+    def read(self, settings: Settings) -> RootConfig:
+        """The configuration of a recipe of this kind.
+
+        Raises:
+          BadInput: one line for each thing that is wrong.
+        """
+        return validated(settings, self.config, self.sections(settings))
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run in its directory, as config.yaml has it."""
+
+    kind: RunKind
+    config: Any  # of the class `kind.config`
+    directory: Path
+    config_hash: str  # of config.yaml as it was written
+    checkpoint: Path | None = None  # the one that was named
+    written: Settings = field(default_factory=Settings)  # what is in config.yaml, of a run that was read from there
+
+
+@dataclass(frozen=True)
+class NestedRun:
+    """A run of another kind that is made before a run's own, in a directory of its own."""
+
+    kind: RunKind
+    config: RootConfig
+    directory: Path
+    told: Callable[[Mapping[str, Any]], None] = lambda summary: None  # with its summary
+
+
+class Imitation(Protocol):
+    """Training alone, before a run's own: what it leaves is what its `finish` writes."""
+
+    @property
+    def learner(self) -> Learner: ...
+
+    @property
+    def source(self) -> BatchSource[Any]: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def recorder(self) -> Recorder: ...
+
+    def finish(self, steps_done: int) -> Mapping[str, Any]:
+        """Writes the model, in one move.
+
+        Raises:
+          RollcallError: when it was stopped before its last step; nothing is written then.
+        """
+
+
+class OfflineRun(Protocol):
+    """A run on a data set. Built anew in every process of the run; its models are made when its learner is asked for,
+    which is after its preparations."""
+
+    @property
+    def drive(self) -> Literal["offline"]: ...
+
+    @property
+    def learner(self) -> Learner: ...
+
+    @property
+    def source(self) -> BatchSource[Any]: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def policy_id(self) -> str: ...
+
+    @property
+    def eval_every(self) -> int:
+        """Learner steps between evaluations."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is no point in more steps, after an evaluation."""
+
+    def preparations(self) -> Iterator[Preparation]:
+        """As of MemberFactory.
+
+        Raises:
+          BadInput: when the data cannot be learnt from, or there is no model to begin with.
+        """
+
+    def save(self, checkpoint: Path) -> None:
+        """Writes what `restore` needs beside the learner's state into a checkpoint that is being made."""
+
+    def restore(self, checkpoint: Path) -> None: ...
+
+    def evaluate(self, step: int) -> Mapping[str, Any] | None:
+        """On what is held out: `mean`, `std`, `n`, `unit`, and whatever else is known. None: not while it trains."""
+
+    def finish(self, steps_done: int) -> Mapping[str, Any]:
+        """After the last step, or where the run was stopped: writes the model; what is to be added to the summary."""
+
+
+Preparation: TypeAlias = NestedRun | Imitation
+
+
+class MemberFactory(Protocol):
+    """Makes the members of one run with actors. Travels to their processes."""
+
+    @property
+    def drive(self) -> Literal["online"]: ...
+
+    @property
+    def run_directory(self) -> Path: ...
+
+    @property
+    def counts(self) -> Counted:
+        """What its steps and its summary count."""
+
+    @property
+    def consumption_log(self) -> Path:
+        """Which the learner writes."""
+
+    @property
+    def kind(self) -> Literal["control", "language"]:
+        """For metrics and for those who record: what the run counts."""
+
+    @property
+    def generates(self) -> bool:
+        """Whether an actor is an engine that works on many tickets at a time."""
+
+    @property
+    def actor_prefix(self) -> str:
+        """What actors are called: gym-0, lm-0."""
+
+    @property
+    def label(self) -> str:
+        """The env or task, for metrics."""
+
+    @property
+    def modules(self) -> Sequence[str]:
+        """Of the user's own, which every process imports."""
+
+    @property
+    def model_directory(self) -> Path | None:
+        """Of the model whose names for tensors engines go by, where there are engines."""
+
+    @property
+    def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:
+        """How actors get new weights."""
+
+    @property
+    def can_be_exact(self) -> bool:
+        """Whether a run at rest can be continued bit for bit from its checkpoint."""
+
+    @property
+    def eval_episodes(self) -> int:
+        """Of each evaluation: episodes, or held-out rows. 0: there is none."""
+
+    @property
+    def evaluates_at_start(self) -> bool: ...
+
+    def check(self) -> None:
+        """Raises BadInput where they do not fit, before anything is begun."""
+
+    def preparations(self) -> Iterator[Preparation]:
+        """What is to be made, once per run directory, for the members to load; each is done before the next is asked
+        for. What an earlier process of this run has made is not made again."""
+
+    @property
+    def reward(self) -> RewardEndpoint | None:
+        """Where trajectories are scored; None: by the env or the task itself."""
+
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        """What the launcher is to provide as `reward`."""
+
+    @property
+    def scored(self) -> Taken:
+        """What the run gives to score."""
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether its reward service takes the labels of raters."""
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether the run waits for labels of people."""
+
+    def with_reward(self, endpoint: RewardEndpoint) -> MemberFactory:
+        """This factory, once the reward service's address is known."""
+
+    def scorer(self) -> TrajectoryScorer:
+        """Only with a reward endpoint."""
+
+    @property
+    def preference_training(self) -> PreferenceTraining | None:
+        """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
+
+    def work(self) -> TaskSource: ...
+    def actor(self, actor_id: str, source: Any) -> Any: ...
+    def evaluator(self) -> Any: ...
+    def learner(self, collective: Collective) -> Learner: ...
+
+
+Driven: TypeAlias = MemberFactory | OfflineRun  # what a run is made of, for its drive
+
+
+def scorer_of(endpoint: RewardEndpoint, mapping: ItemMapping) -> TrajectoryScorer:
+    """Asks the service of that endpoint."""
+    client = RewardClient(endpoint.url, endpoint.token or None)
+    return TrajectoryScorer(client, mapping, model=endpoint.model, patience_s=endpoint.patience_s)

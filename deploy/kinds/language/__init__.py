@@ -1,0 +1,1 @@
+"""Language: a language model and a task, by reinforcement or by imitation."""

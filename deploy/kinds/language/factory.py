@@ -1,0 +1,346 @@
+"""How each member of a language run is made from its config. The object travels to the processes that need them; the
+model that all of them load is made once, in the run directory."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from rollcall.actors.engine.published_weights import WeightsOffer
+from rollcall.actors.engine.settings import EngineConfig
+from rollcall.actors.engine.vllm_engine import VllmEngine
+from rollcall.actors.language.conversations import Conversations, opening
+from rollcall.actors.language.lm_actor import LMActor
+from rollcall.actors.language.lm_evaluation import LMEvaluator
+from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.policy import WeightsSource
+from rollcall.actors.tasks.text_task import Task
+from rollcall.actors.trajectory_scoring import RewardEndpoint, TextScoring, TrajectoryScorer
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.loop.task_source import PromptSource
+from rollcall.cluster.messages.weights import Canary, Weights
+from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
+from rollcall.deploy.kinds.kind import INIT_FROM, POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.language.text_preferences import reward_model_run
+from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
+from rollcall.deploy.kinds.preferences.reward_model import MODEL
+from rollcall.deploy.report.counted import TOKENS, Counted
+from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.batches.language_collator import LanguageCollator
+from rollcall.learners.loop.canary import canary
+from rollcall.learners.loop.collective import Collective
+from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
+from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import (
+    TokenCritic,
+    TokenPolicy,
+    autocast_dtype,
+    decoder_layers,
+    load_policy_model,
+    model_length,
+    sharing_size,
+)
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
+from rollcall.reward_service.scorer import Taken
+
+_log = logging.getLogger("rollcall")
+
+
+@dataclass(frozen=True)
+class LanguageFactory:
+    """Of a run with a text task."""
+
+    config: LanguageConfig
+    run_directory: Path
+    reward: RewardEndpoint | None = None
+
+    drive: ClassVar[Literal["online"]] = "online"
+    kind: ClassVar[Literal["language"]] = "language"
+    counts: ClassVar[Counted] = TOKENS
+    generates: ClassVar[bool] = True
+    scored: ClassVar[Taken] = "text"
+    asks_people: ClassVar[bool] = False
+    actor_prefix: ClassVar[str] = "lm"
+    can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
+
+    @property
+    def consumption_log(self) -> Path:
+        return self.run_directory.resolve() / "logs" / "consumption.jsonl"
+
+    @property
+    def modules(self) -> Sequence[str]:
+        return plugins.modules_of(self.config.task_name, self.config.algorithm_name)
+
+    @property
+    def evaluates_at_start(self) -> bool:
+        return self.config.eval.at_start
+
+    @property
+    def takes_labels(self) -> bool:
+        return self.config.preferences is not None
+
+    @property
+    def label(self) -> str:
+        return self.config.task_name
+
+    @property
+    def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:
+        return self.config.actors.engine.weight_transfer
+
+    @property
+    def model_directory(self) -> Path:
+        """Where the policy of version 0 is: the model as given, or after its warm start."""
+        if self.config.policy.warm_start is not None:
+            return self.run_directory / WARM_START
+        return self.given_model
+
+    @property
+    def given_model(self) -> Path:
+        name = self.config.policy.model
+        if self.config.policy.init_from is not None:
+            return self.run_directory / INIT_FROM
+        return self.run_directory / "model" if name == "tiny" else Path(name)
+
+    @property
+    def _makes_model(self) -> bool:
+        return self.config.policy.model == "tiny" and self.config.policy.init_from is None
+
+    @property
+    def eval_episodes(self) -> int:
+        return min(self.config.eval.num_rows, len(self.task.rows("eval")))
+
+    def check(self) -> None:
+        rows = self.task.rows("train")
+        check_answers(self.config.reward, rows)
+        preferences = self.config.preferences
+        if (
+            preferences is not None
+            and preferences.true_reward is not None
+            and self.task.environment(rows[0]) is not None
+        ):
+            raise BadInput(
+                f"preferences.true_reward: task {self.label} is a conversation of several turns, and pairs are sampled "
+                "as single responses, which are not what is scored then: give preferences.file"
+            )
+        if self.config.eval.num_rows and not self.eval_episodes:
+            _log.warning(
+                "task %s has no held-out rows, so nothing is evaluated: hold some out (task.num_eval_rows=100, of a "
+                "jsonl task), or set eval.num_rows=0",
+                self.label,
+            )
+        if self._makes_model and not hasattr(self.task, "alphabet"):
+            raise BadInput(
+                f"policy.model = 'tiny': task {self.label} does not say its alphabet, so no character model can be "
+                "made for it: name a Hugging Face directory"
+            )
+        if not self._makes_model:
+            self.codec  # noqa: B018 - raises BadInput for a directory without tokenizer, or without chat template
+            self._check_length()
+
+    def _check_length(self) -> None:
+        wanted, longest = self.config.actors.engine.max_model_len, model_length(self.given_model)
+        if longest is not None and wanted > longest:
+            raise BadInput(
+                f"actors.engine.max_model_len = {wanted}: policy.model = {str(self.given_model)!r} takes at most "
+                f"{longest} tokens of prompt and completion: lower it, and actors.sampling.max_tokens"
+            )
+
+    def preparations(self) -> Iterator[Preparation]:
+        """The tiny model, the warm start, and the reward model from preferences."""
+        self.make_model()
+        if self.config.policy.warm_start is not None and not self.model_directory.exists():
+            yield self.warm_start()
+        if self.config.preferences is not None and not self._reward_model.exists():
+            yield reward_model_run(
+                self.config.preferences,
+                self.task,
+                self.codec,
+                self.model_directory,
+                self._reward_model.parent,
+                sampling=self.config.actors.sampling,
+                seed=derive_seed(self.config.seed, "reward"),
+            )
+
+    def make_model(self) -> None:
+        """The tiny one, unless an earlier process of this run has."""
+        if self._makes_model and not self.given_model.exists():
+            self._make_tiny_model()
+            self._check_length()
+
+    def warm_start(self) -> WarmStart:
+        policy, seed = self.config.policy, derive_seed(self.config.seed, "warm_start")
+        assert policy.warm_start is not None
+        num_rows = policy.warm_start.num_rows
+        return WarmStart(
+            demonstrations=demonstrations_of(self.task, self.codec, self.given_model, num_rows=num_rows, seed=seed),
+            given=self.given_model,
+            goal=self.run_directory / WARM_START,
+            policy=policy,
+            optimised=self.config.learner,
+            seed=seed,
+        )
+
+    def _make_tiny_model(self) -> None:
+        """Its tokens are the task's characters, or with `vocab_size` pieces of the task's demonstrations."""
+        aside = self.given_model.with_name("model.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        settings = dict(self.config.policy.tiny)
+        vocab_size, seed = settings.pop("vocab_size", None), derive_seed(self.config.seed, "network")
+        if vocab_size is None:
+            alphabet = self.task.alphabet()  # type: ignore[attr-defined]
+            write_tiny_model(aside, alphabet=alphabet, seed=seed, **settings)
+        else:
+            rows = self.task.rows("train")
+            texts = (segment.text for row in rows for segment in self.task.demonstration(row))
+            write_tiny_model(aside, tokenizer=byte_tokenizer(texts, vocab_size=vocab_size), seed=seed, **settings)
+        aside.replace(self.given_model)
+
+    @cached_property
+    def task(self) -> Task:
+        task: Task = self.config.build_task()
+        return task
+
+    @cached_property
+    def codec(self) -> TextCodec:
+        return TextCodec(self.given_model, chat=self.task.chat)
+
+    def work(self) -> PromptSource:
+        """Prompts that fit; the others are skipped for good, and said."""
+        rows = self.usable_rows()
+        return PromptSource(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
+
+    def usable_rows(self) -> list[int]:
+        """Training rows whose prompt leaves room for a completion.
+
+        Raises:
+          BadInput: when there is none.
+        """
+        rows = self.task.rows("train")
+        room = self.config.actors.engine.max_model_len - self.config.actors.sampling.max_tokens
+        lengths = [len(opening(self.task, self.codec, row)) for row in rows]
+        usable = [index for index, length in enumerate(lengths) if length <= room]
+        if len(usable) < len(rows):
+            longest = max(range(len(rows)), key=lengths.__getitem__)
+            _log.warning(
+                "%d of %d prompts are longer than the %d tokens that max_tokens leaves of max_model_len, and are "
+                "skipped; the longest is row %d (%s) with %d tokens",
+                *(len(rows) - len(usable), len(rows), room, longest, rows[longest].source, lengths[longest]),
+            )
+        if not usable:
+            raise BadInput(f"task {self.label}: no training row has a prompt of at most {room} tokens")
+        return usable
+
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        if self.config.preferences is None:
+            return self.config.reward
+        return RewardConfig(scorer=RewardModelConfig(path=str(self._reward_model)))
+
+    @property
+    def _reward_model(self) -> Path:
+        return self.run_directory / REWARD_MODELS / "trained" / MODEL
+
+    def with_reward(self, endpoint: RewardEndpoint) -> LanguageFactory:
+        return replace(self, reward=endpoint)
+
+    @property
+    def preference_training(self) -> None:
+        """Its reward model is trained before the policy is."""
+        return None
+
+    def scorer(self) -> TrajectoryScorer:
+        assert self.reward is not None
+        return scorer_of(self.reward, TextScoring(self.task, self.codec, self.task.rows("train")))
+
+    def actor(self, actor_id: str, source: WeightsSource[Weights | WeightsOffer]) -> LMActor:
+        engine = self._engine(self.config.actors.engine)
+        return LMActor(
+            actor_id=actor_id,
+            engine=engine,
+            conversations=self._conversations(engine, greedy=False),
+            rows=self.task.rows("train"),
+            weights_source=source,
+        )
+
+    def evaluator(self) -> LMEvaluator:
+        # It is handed the weights of the version that it is to judge, which the learner may no longer have.
+        engine = self._engine(self.config.actors.engine.model_copy(update={"weight_transfer": "object_store"}))
+        conversations = self._conversations(engine, greedy=self.config.eval.greedy)
+        return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
+
+    def models(self) -> dict[str, nn.Module]:
+        """policy, and reference and critic where the algorithm needs them. With LoRA, policy and critic have adapters,
+        and the reference is the policy without: the adapters of version 0 change nothing."""
+        algorithm, policy = self.config.build_algorithm(), self.config.policy
+        autocast, sampling = autocast_dtype(policy), self.config.actors.sampling
+
+        def load(name: str) -> nn.Module:
+            model = load_policy_model(self.model_directory, policy)
+            if policy.lora is not None:
+                add_adapters(model, policy.lora, seed=derive_seed(self.config.seed, "lora", name))
+            return model
+
+        models: dict[str, nn.Module] = {"policy": TokenPolicy(load("policy"), sampling, autocast=autocast)}
+        if algorithm.needs.critic:
+            models["critic"] = TokenCritic(load("critic"), autocast=autocast)
+        if algorithm.needs.reference and policy.lora is not None:
+            models["reference"] = WithoutAdapters(models["policy"])
+        elif algorithm.needs.reference:
+            models["reference"] = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
+        return with_own_models(algorithm, models)
+
+    def learner(self, collective: Collective) -> Learner:
+        config, models = self.config, self.models()
+        return Learner(
+            models=models,
+            algorithm=config.build_algorithm(),
+            config=config.learner.for_language(),
+            policy_id=POLICY_ID,
+            run_seed=config.seed,
+            collator=LanguageCollator(
+                token_budget=int(getattr(config.algorithm, "token_budget", 16384)),
+                hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
+            ),
+            published=("policy",),
+            consumption_log=self.consumption_log,
+            collective=collective,
+            fsdp_units=decoder_layers,
+            read_out=None if config.policy.lora is None else merged_parameters,
+            keep_on_device=self.weight_transfer != "object_store",
+            canary=self._canary,
+        )
+
+    def _canary(self, models: Mapping[str, nn.Module]) -> Canary:
+        """What goes out with each version of the weights, for engines to see that they have them rightly."""
+        policy = models["policy"]
+        assert isinstance(policy, TokenPolicy)
+        return canary(policy, room=self.config.actors.engine.max_model_len, dtype=self.config.policy.dtype)
+
+    def _engine(self, config: EngineConfig) -> VllmEngine:
+        actors = self.config.actors
+        torch.set_num_threads(actors.threads)
+        return VllmEngine(
+            self.model_directory,
+            config,
+            sampling=actors.sampling,
+            stop_token_ids=[self.codec.eos_token_id],
+            threads=actors.threads,
+        )
+
+    def _conversations(self, engine: VllmEngine, *, greedy: bool) -> Conversations:
+        return Conversations(
+            engine, self.task, self.codec, max_tokens=self.config.actors.sampling.max_tokens, greedy=greedy
+        )

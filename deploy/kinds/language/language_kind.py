@@ -1,0 +1,55 @@
+"""Language: a language model learns from what it writes in answer to a task's prompts. A recipe with a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.language_checks import check_language
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.settings import KeyPath
+from rollcall.deploy.kinds.kind import POLICY, RunKind
+from rollcall.deploy.kinds.language.factory import LanguageFactory
+from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
+from rollcall.deploy.report.closing import eval_line, online_lines, policy_line
+from rollcall.deploy.report.counted import TOKENS
+from rollcall.deploy.report.progress import online_console
+
+RENAMED: Mapping[KeyPath, KeyPath] = {("eval", "episodes"): ("eval", "num_rows")}
+
+
+def elsewhere(run_directory: Path) -> str:
+    return (
+        f"{run_directory}: a language run: transformers loads its policy from {run_directory / POLICY} "
+        f"(rollcall export {run_directory} writes it)"
+    )
+
+
+def _make(config: LanguageConfig, run_directory: Path) -> LanguageFactory:
+    return LanguageFactory(config, run_directory.resolve())
+
+
+def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+    return online_lines(TOKENS, summary, run_directory) + policy_line(summary, run_directory)
+
+
+LANGUAGE = RunKind(
+    name="language",
+    config=LanguageConfig,
+    counts=TOKENS,
+    claims=lambda tree: "task" in tree,
+    make=_make,
+    load=LoadedLanguage.of,
+    elsewhere=elsewhere,
+    closing_lines=_closing_lines,
+    console=online_console,
+    eval_line=eval_line,
+    policy="language model",
+    misfit=misfit_of,
+    problems=check_language,
+    fits=plugins.is_language,
+    renamed=RENAMED,
+    exports=True,
+)

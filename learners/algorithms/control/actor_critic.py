@@ -1,0 +1,79 @@
+"""What the algorithms of control share beside mathematics: settings, what returns are made of, minibatches, and how the
+terms of a loss come together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rollcall.learners.algorithm import Context, Loss
+from rollcall.learners.batches import samples
+from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows
+from rollcall.learners.maths import losses
+
+Discount = Annotated[float, Field(ge=0, le=1, description="weight of a reward one step later: the horizon")]
+NumMinibatches = Annotated[
+    int, Field(ge=1, description="gradient steps per pass; a recurrent policy's minibatch is whole env columns")
+]
+ValueCoef = Annotated[
+    float, Field(ge=0, description="weight of the value loss: actor and critic share a trunk, or a gradient clip")
+]
+EntropyCoef = Annotated[float, Field(ge=0, description="weight of the entropy bonus: keeps exploration alive")]
+NormaliseAdvantages = Annotated[
+    bool, Field(description="to mean 0, deviation 1 over the batch: frees the step from the reward's scale")
+]
+
+
+def credit(batch: GymBatch) -> dict[str, Tensor]:
+    """What every estimate of returns takes from a batch, by name."""
+    return {
+        "rewards": batch.steps.rewards,
+        "terminated": batch.steps.terminated,
+        "truncated": batch.steps.truncated,
+        "mask": batch.steps.mask,
+    }
+
+
+def over_batch(advantages: Tensor, batch: GymBatch, *, normalise: bool) -> Tensor:
+    """The advantages, with mean 0 and deviation 1 over the batch if they are to be normalised."""
+    if not normalise:
+        return advantages
+    return losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
+
+
+def minibatches(
+    context: Context, rows: ActorCriticRows, *, epochs: int = 1, num_minibatches: int = 1
+) -> Iterator[ActorCriticMinibatch]:
+    """By default the batch itself, once: a second step on it would be off-policy."""
+    for _ in range(epochs):
+        yield from samples.grid_minibatches(samples.shuffled_grid(rows, num_minibatches, context.generator))
+
+
+def joined(
+    now: samples.Evaluation,
+    minibatch: ActorCriticMinibatch,
+    *,
+    policy_loss: Tensor,
+    log_ratio: Tensor,
+    entropy_coef: float,
+    value_loss: Tensor | None = None,
+    value_coef: float = 0.0,
+    **metrics: Tensor,
+) -> Loss:
+    """The loss of its terms, and what is reported of any of them."""
+    over = {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
+    entropy = losses.masked_mean(now.entropy, **over)
+    total = policy_loss if value_loss is None else policy_loss + value_coef * value_loss
+    if entropy_coef:
+        total = total - entropy_coef * entropy
+    with torch.no_grad():
+        approx_kl = losses.masked_mean(losses.k3(log_ratio), **over)  # zero, unless the policy lags or has moved
+    terms = {"policy_loss": policy_loss, "entropy": entropy, "approx_kl": approx_kl, **metrics}
+    if value_loss is not None:
+        terms["value_loss"] = value_loss
+    return Loss(total, {name: term.detach() for name, term in terms.items()})

@@ -1,0 +1,29 @@
+"""How language trajectories become a batch of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rollcall.cluster.messages.experience import LMTrajectory
+from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
+from rollcall.learners.loop.collator import Stateless
+from rollcall.learners.models.prompt_sharing import Sharing
+
+
+class LanguageCollator(Stateless):
+    """A Collator of language trajectories."""
+
+    def __init__(self, *, token_budget: int, hidden_size: int | None = None) -> None:
+        """`hidden_size`: of the models, where all of them can compute a prompt once for several samples."""
+        self._token_budget = token_budget
+        self._sharing = None if hidden_size is None else Sharing(hidden_size, max_row=token_budget)
+
+    def collate(self, trajectories: Sequence[LMTrajectory], device: torch.device, *, step: int) -> TokenBatch:
+        return collate_samples(trajectories, step=step, sharing=self._sharing).to(device)
+
+    def metrics(self, batch: TokenBatch) -> dict[str, float]:
+        """Of the batch as a whole, beside the algorithm's."""
+        parts = batch.micro_batches(range(batch.num_samples), self._token_budget)
+        return {"padding_fraction": batch.padding_fraction(parts), "trained_tokens": float(batch.num_sampled)}

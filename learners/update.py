@@ -1,0 +1,202 @@
+"""How a batch's updates are made. An algorithm that needs more than an optimiser step per minibatch (a natural gradient
+with a line search, gradients that come from elsewhere) has an `update` of its own, over the same small stepper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from rollcall.learners.algorithm import Algorithm, Context, FollowsSteps, Loss, Metrics, Minibatch, StopsEarly
+from rollcall.learners.loop.parameters import TrainedParameters
+
+LossFunction = Callable[[Context, Any], Loss]
+Prepared = TypeVar("Prepared", contravariant=True)
+
+
+@runtime_checkable
+class UpdatesItself(Protocol[Prepared]):
+    """An algorithm with an update of its own."""
+
+    def update(self, context: Context, prepared: Prepared, stepper: Stepper) -> Metrics:
+        """All that is learnt from one batch. Returns what is to be reported, of all processes together."""
+
+
+class Stepper:
+    """Gradients of the trained parameters, and steps. With several learner processes all of them call it alike; losses,
+    metrics and gradients are those of the whole minibatch, of all parts and processes."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm[Any, Any, Any],
+        context: Context,
+        trained: TrainedParameters,
+        *,
+        loss: LossFunction | None = None,
+        max_grad_norm: float | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`loss`: the algorithm's, compiled, say. `check` is called between passes, and ends the update by raising."""
+        self._context = context
+        self._trained = trained
+        self._loss = loss or algorithm.loss
+        self._after_step = algorithm.after_step if isinstance(algorithm, FollowsSteps) else None
+        self._max_grad_norm = max_grad_norm
+        self._check = check
+        self.begin()
+
+    def begin(self) -> None:
+        """Before a batch."""
+        # NaN or infinity in any loss, gradient or written parameter reaches this sum, which is looked at once, after
+        # the batch: looking at each would stall a GPU.
+        self.broken = torch.zeros((), device=self._trained.device)
+        self.per_sample: Tensor | None = None  # of this process's parts
+        self._epoch_ended = False
+
+    def loss_and_gradient(self, minibatch: Minibatch[Any], loss: LossFunction | None = None) -> Loss:
+        """Computes the gradient anew: of the algorithm's loss, or of another one of the same form (a Fisher-vector
+        product is the gradient of such a one)."""
+        found = self._summed(self._backward(minibatch, loss or self._loss))
+        self._trained.sum_gradients()
+        self.broken.add_(found.loss)
+        if loss is None:
+            self._keep(found.per_sample, minibatch)
+        return found
+
+    @torch.no_grad()
+    def loss(self, minibatch: Minibatch[Any], loss: LossFunction | None = None) -> Loss:
+        """Without gradient: how good the parameters are that a line search tries."""
+        return self._summed(self._add_up(minibatch, loss or self._loss, lambda part: part))
+
+    def step(self) -> Tensor:
+        """One optimiser step along the gradient, clipped. Returns the gradient's norm before that."""
+        norm = self._trained.gradient_norm()
+        self.broken.add_(norm)
+        if self._max_grad_norm is not None:
+            self._trained.scale_gradients((self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+        self._trained.step()
+        self._stepped()
+        return norm
+
+    def gradient_step(self, minibatch: Minibatch[Any]) -> Metrics:
+        """Both in one, for a minibatch after the other. The metrics are this process's share, but for the last, the
+        gradient's norm: they are summed up over processes once an epoch."""
+        loss, metrics, per_sample = self._backward(minibatch, self._loss)
+        self._trained.sum_gradients()
+        self.broken.add_(loss)
+        self._keep(per_sample, minibatch)
+        return {**metrics, "loss": loss, "grad_norm": self.step()}
+
+    @property
+    def gradient(self) -> Tensor:
+        """[P]: the last computed one, all parameters' side by side; live."""
+        return self._trained.gradient
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """[P]: what the next step is to go along besides."""
+        self.gradient.add_(gradient)
+
+    @property
+    def parameters(self) -> Tensor:
+        """[P]: a copy of the trained parameters side by side.
+
+        Raises:
+          ValueError: where each process holds a part of them.
+        """
+        return self._trained.flat().detach().clone()
+
+    @torch.no_grad()
+    def write(self, parameters: Tensor) -> None:
+        """[P]: in place of an optimiser step."""
+        self._trained.flat().copy_(parameters)
+        self.broken.add_(parameters.sum() * 0.0)
+        self._stepped()
+
+    def views(self, vector: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """Each trained parameter with its place in a vector [P], in the parameter's shape."""
+        return [
+            (parameter, vector[spec.offset : spec.offset + spec.size].view(spec.shape))
+            for parameter, spec in self._trained.places()
+        ]
+
+    def _backward(self, minibatch: Minibatch[Any], loss: LossFunction) -> Loss:
+        self._trained.zero_gradients()
+
+        def backward(part: Loss) -> Loss:
+            torch.autograd.backward(part.loss)
+            return part
+
+        return self._add_up(minibatch, loss, backward)
+
+    def _add_up(self, minibatch: Minibatch[Any], loss: LossFunction, each: Callable[[Loss], Loss]) -> Loss:
+        """This process's parts, one after the other: memory holds the graph of one."""
+        total: Loss | None = None
+        for part in minibatch.shards(self._context.collective.rank, self._context.collective.num_processes):
+            self._check()
+            own = each(loss(self._context, part))
+            own = own._replace(loss=own.loss.detach())
+            total = own if total is None else _added(total, own)
+        assert total is not None, "every process has a part of every minibatch"
+        return total
+
+    def _summed(self, share: Loss) -> Loss:
+        """Over all processes."""
+        if self._context.collective.num_processes == 1:
+            return share
+        sums = torch.stack([share.loss, *share.metrics.values()])
+        self._context.collective.sum_(sums)
+        if share.per_sample is not None:
+            self._context.collective.sum_(share.per_sample)
+        return Loss(sums[0], dict(zip(share.metrics, sums[1:], strict=True)), share.per_sample)
+
+    def _keep(self, per_sample: Tensor | None, minibatch: Minibatch[Any]) -> None:
+        if per_sample is not None:
+            before = None if self._epoch_ended else self.per_sample
+            self.per_sample = per_sample.detach() if before is None else before + per_sample.detach()
+        self._epoch_ended = minibatch.ends_epoch
+
+    def _stepped(self) -> None:
+        if self._after_step is not None:
+            with torch.no_grad():
+                self._after_step(self._context)
+
+
+def minibatch_steps(
+    algorithm: Algorithm[Any, Any, Any], context: Context, prepared: object, stepper: Stepper
+) -> Metrics:
+    """The update of most algorithms: an optimiser step for each minibatch of each epoch. Returns the metrics' means."""
+    names: list[str] = []
+    of_epoch: list[Tensor] = []
+    means: list[Tensor] = []
+    for minibatch in algorithm.minibatches(context, prepared):
+        metrics = stepper.gradient_step(minibatch)
+        names = list(metrics)
+        of_epoch.append(torch.stack(list(metrics.values())))
+        if minibatch.ends_epoch:
+            mean = torch.stack(of_epoch).mean(0)
+            context.collective.sum_(mean[:-1])  # the gradient norm, last, is already everyone's
+            means.append(mean)
+            of_epoch = []
+            if isinstance(algorithm, StopsEarly) and algorithm.stops_early(dict(zip(names, mean, strict=True))):
+                break
+    if stepper.per_sample is not None:
+        context.collective.sum_(stepper.per_sample)
+    return dict(zip(names, torch.stack(means).mean(0), strict=True))
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, *, rate: float = 1.0) -> None:
+    """Moves a target network towards the one that it follows: by a share `rate` of the way (Polyak averaging; 1: a
+    copy), buffers and all."""
+    pairs = zip(target.state_dict().values(), source.state_dict().values(), strict=True)
+    for own, theirs in pairs:
+        own.lerp_(theirs, rate) if own.is_floating_point() else own.copy_(theirs)
+
+
+def _added(one: Loss, other: Loss) -> Loss:
+    metrics = {name: value + other.metrics[name] for name, value in one.metrics.items()}
+    if one.per_sample is None or other.per_sample is None:
+        return Loss(one.loss + other.loss, metrics)
+    return Loss(one.loss + other.loss, metrics, one.per_sample + other.per_sample)
