@@ -6,11 +6,12 @@ import os
 from pathlib import Path
 
 
-def write_aside(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
-    """Replaces `path` in one move, once the bytes are on the disk. `mode`: before the umask."""
+def write_aside(path: Path, content: str | bytes, *, private: bool = False) -> None:
+    """Replaces `path` in one move, once the bytes are on the disk. `private`: readable by this user alone."""
     aside = path.with_name(path.name + ".new")
-    aside.unlink(missing_ok=True)  # of a process that was killed: its mode may be another
-    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    with open(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600 if private else 0o666), "wb") as file:
+        if private:
+            os.fchmod(file.fileno(), 0o600)  # it may be of a process that was killed
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())

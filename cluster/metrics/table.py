@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 PREFIX = "rollcall_"
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 STATES = ("starting", "training", "evaluating", "ending")  # of a run, in this order
-ROLES = ("actor", "learner", "parameter_server", "scoring", "reward_service", "redis")
+ROLES = ("actor", "learner", "parameter_server", "scoring", "preference_trainer", "reward_service", "redis")
 
 MetricKind = Literal["gauge", "counter", "histogram"]
 RunKind = Literal["either", "control", "language"]

@@ -276,4 +276,4 @@ def _run_id(run_directory: Path) -> str:
 def _write_private(server: PrivateRedis) -> None:
     """Where the private server listens, for an audit of a run that is alive. Readable by this user alone."""
     where = {"port": server.port, "password": server.password, "pid": server.pid}
-    write_aside(server.data_directory / "server.json", json.dumps(where), mode=0o600)
+    write_aside(server.data_directory / "server.json", json.dumps(where), private=True)

@@ -17,7 +17,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.preferences import held_out
 from rollcall.deploy.preferences.synthetic import SyntheticConfig, write_synthetic
-from rollcall.learners.data.comparisons import Comparison, Steps, TokenSequence
+from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
 from rollcall.reward_service.preferences.files import (
     Preference,
@@ -193,7 +193,7 @@ def encode_texts(
     max_tokens: int,
     groups: Sequence[str] = (),
     for_policy: bool = False,
-) -> list[Comparison[TokenSequence]]:
+) -> list[RankedCandidates[TokenSequence]]:
     """Prompt tokens followed by response tokens, nothing tokenised across the seam. Comparisons with a candidate of
     more than `max_tokens` are left out, and counted in the log. A policy cannot begin with nothing: it needs prompts.
 
@@ -223,7 +223,7 @@ def encode_texts(
         if length > max_tokens or any(len(c.token_ids) == c.num_prompt for c in candidates):
             continue
         margin = (item.margin or 0.0) if isinstance(item, PreferencePair) else 0.0
-        encoded.append(Comparison(candidates, ranks, margin=margin, group=numbers.get(item.group or "", 0)))
+        encoded.append(RankedCandidates(candidates, ranks, margin=margin, group=numbers.get(item.group or "", 0)))
     left_out = len(preferences) - len(encoded)
     if not encoded:
         raise BadInput(
@@ -242,7 +242,9 @@ def _responses(item: PreferencePair | Ranking) -> tuple[tuple[str, ...], tuple[i
     return (item.chosen, item.rejected), (0, 0) if item.tie else (0, 1)
 
 
-def encode_segments(preferences: Sequence[Preference], architecture: SegmentArchitecture) -> list[Comparison[Steps]]:
+def encode_segments(
+    preferences: Sequence[Preference], architecture: SegmentArchitecture
+) -> list[RankedCandidates[Steps]]:
     """Raises BadInput: naming the line whose segments the model does not take."""
     encoded = []
     for item in preferences:
@@ -251,7 +253,7 @@ def encode_segments(preferences: Sequence[Preference], architecture: SegmentArch
             steps = tuple(Steps(*architecture.arrays(segment)) for segment in item.segments)
         except ValueError as error:
             raise BadInput(f"{item.source}: {error}; nothing of the file was loaded") from None
-        encoded.append(Comparison(steps, _RANKS[item.choice]))
+        encoded.append(RankedCandidates(steps, _RANKS[item.choice]))
     return encoded
 
 

@@ -17,7 +17,7 @@ from rollcall.learners.algorithm import Models
 from rollcall.learners.algorithms.preferences import direct_preference
 from rollcall.learners.batches.preference_batch import PreferenceBatch, collate_comparisons
 from rollcall.learners.batches.preference_collator import each_candidate
-from rollcall.learners.data.comparisons import Comparison, TokenSequence
+from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.collective import Collective
 from rollcall.learners.models.token_policy import TokenPolicy
 
@@ -36,7 +36,7 @@ class PolicyJudgement:
 
 
 def judge_policy(
-    algorithm: Any, models: Models, comparisons: Sequence[Comparison[TokenSequence]], *, budget: int
+    algorithm: Any, models: Models, comparisons: Sequence[RankedCandidates[TokenSequence]], *, budget: int
 ) -> PolicyJudgement:
     """Without gradients."""
     differences, groups = [], []
@@ -52,7 +52,7 @@ def judge_policy(
 
 
 def sampled_kl(
-    models: Models, comparisons: Sequence[Comparison[TokenSequence]], *, max_tokens: int, budget: int, seed: int
+    models: Models, comparisons: Sequence[RankedCandidates[TokenSequence]], *, max_tokens: int, budget: int, seed: int
 ) -> dict[str, float]:
     """KL(pi || reference) of whole responses, in nats: the mean of log pi / ref over two samples of pi for each prompt.
     Unbiased (k1, Schulman, 2020), and for a response cut at max_tokens that of its beginning."""
@@ -63,7 +63,7 @@ def sampled_kl(
         torch.manual_seed(seed)
         answers = sampled_pairs(policy, prompts, SamplingConfig(max_tokens=max_tokens), device)
     samples = [
-        Comparison(tuple(TokenSequence(np.concatenate([prompt, tokens]), len(prompt)) for tokens in both), (0, 0))
+        RankedCandidates(tuple(TokenSequence(np.concatenate([prompt, tokens]), len(prompt)) for tokens in both), (0, 0))
         for prompt, both in zip(prompts, answers, strict=True)
     ]
     ratios = _log_ratios(models, collate_comparisons(samples).to(device), budget).double().cpu()

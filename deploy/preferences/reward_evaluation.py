@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rollcall.deploy.preferences.accuracy import Accuracy, accuracy_of, calibration
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.data.comparisons import Comparison
+from rollcall.learners.data.comparisons import RankedCandidates
 from rollcall.learners.maths.preference_losses import bradley_terry_nll, sums_by_owner
 from rollcall.reward_service.models.reward_models import Statistics
 
@@ -46,7 +46,7 @@ class Judged:
         return (-bradley_terry_nll(differences=raw, noise=noise)).exp().mean(0)
 
 
-def judge(algorithm: BradleyTerry, module: nn.Module, comparisons: Sequence[Comparison[Any]]) -> Judged:
+def judge(algorithm: BradleyTerry, module: nn.Module, comparisons: Sequence[RankedCandidates[Any]]) -> Judged:
     """Without gradients, on the device where the module is."""
     device = next(module.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in ("rewards", "sums", "num_rows", "better", "worse")}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
 from rollcall.learners.batches.token_batch import TokenRows, at_least
-from rollcall.learners.data.comparisons import Comparison, Steps, TokenSequence
+from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class PreferenceMinibatch:
             yield self.batch.part(part)
 
 
-def collate_comparisons(items: Sequence[Comparison[Any]]) -> PreferenceBatch:
+def collate_comparisons(items: Sequence[RankedCandidates[Any]]) -> PreferenceBatch:
     """One batch of comparisons of one kind, in the given order.
 
     Raises:
@@ -212,7 +212,7 @@ def collate_comparisons(items: Sequence[Comparison[Any]]) -> PreferenceBatch:
     return PreferenceBatch(joined, tuple(int(i) for i in first), _pairs(items, first))
 
 
-def _pairs(items: Sequence[Comparison[Any]], first: Array) -> Pairs:
+def _pairs(items: Sequence[RankedCandidates[Any]], first: Array) -> Pairs:
     better, worse, tied, owner, share = [], [], [], [], []
     for c, item in enumerate(items):
         pairs = list(combinations(range(len(item.ranks)), 2))

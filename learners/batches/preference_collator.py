@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferencePart, collate_comparisons
-from rollcall.learners.data.comparisons import Comparison
+from rollcall.learners.data.comparisons import RankedCandidates
 from rollcall.learners.loop.collator import Stateless
 from rollcall.learners.loop.collective import Collective
 
@@ -17,7 +17,7 @@ from rollcall.learners.loop.collective import Collective
 class PreferenceCollator(Stateless):
     """A Collator of comparisons."""
 
-    def collate(self, items: Sequence[Comparison[Any]], device: torch.device, *, step: int) -> PreferenceBatch:
+    def collate(self, items: Sequence[RankedCandidates[Any]], device: torch.device, *, step: int) -> PreferenceBatch:
         return collate_comparisons(items).to(device)
 
     def metrics(self, batch: PreferenceBatch) -> dict[str, float]:

@@ -34,7 +34,7 @@ Candidate = TypeVar("Candidate", TokenSequence, Steps)
 
 
 @dataclass(frozen=True)
-class Comparison(Generic[Candidate]):
+class RankedCandidates(Generic[Candidate]):
     """K candidates and what was said of them."""
 
     candidates: tuple[Candidate, ...]
@@ -49,7 +49,7 @@ class PreferenceSource(Generic[Candidate]):
 
     def __init__(
         self,
-        comparisons: Sequence[Comparison[Candidate]],
+        comparisons: Sequence[RankedCandidates[Candidate]],
         *,
         batch_size: int,
         steps: int,
@@ -58,7 +58,7 @@ class PreferenceSource(Generic[Candidate]):
     ) -> None:
         """`groups_in_turn`: one comparison of each group after the other, so that those of a small group come again
         sooner."""
-        self._comparisons: Sequence[Comparison[Candidate]] = comparisons
+        self._comparisons: Sequence[RankedCandidates[Candidate]] = comparisons
         rows = {0: list(range(len(comparisons)))}
         if groups_in_turn:
             numbers = sorted({item.group for item in comparisons})
@@ -70,7 +70,7 @@ class PreferenceSource(Generic[Candidate]):
         self._batch_size = batch_size
         self._steps = steps
 
-    def take(self, step: int) -> list[Comparison[Candidate]] | None:
+    def take(self, step: int) -> list[RankedCandidates[Candidate]] | None:
         if step >= self._steps:
             return None
         positions = range(step * self._batch_size, (step + 1) * self._batch_size)
@@ -82,8 +82,8 @@ class PreferenceSource(Generic[Candidate]):
 
 
 def bootstrapped(
-    comparisons: Sequence[Comparison[Candidate]], *, members: int, seed: int
-) -> list[Comparison[Candidate]]:
+    comparisons: Sequence[RankedCandidates[Candidate]], *, members: int, seed: int
+) -> list[RankedCandidates[Candidate]]:
     """The comparisons with their `draws`: each member's sample is as many of them as there are, drawn with replacement
     (Christiano et al., 2017, arXiv:1706.03741, section 2.2.3)."""
     size = len(comparisons)

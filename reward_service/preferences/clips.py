@@ -85,13 +85,13 @@ def clip_of(frames: Frames, *, fps: float, caption: str) -> Clip:
     from PIL import Image
 
     stride = _stride(len(frames), fps)
-    kept = frames[::stride]
-    count, full_height, full_width = kept.shape[:3]
+    chosen = frames[::stride]
+    count, full_height, full_width = chosen.shape[:3]
     scale = min(1.0, MAX_WIDTH / full_width)
     width, height = max(1, round(full_width * scale)), max(1, round(full_height * scale))
     columns = math.ceil(math.sqrt(count * height / width)) or 1
     sheet = Image.new("RGB", (columns * width, math.ceil(count / columns) * height))
-    for index, frame in enumerate(kept):
+    for index, frame in enumerate(chosen):
         picture = Image.fromarray(np.ascontiguousarray(frame))
         if scale < 1.0:
             picture = picture.resize((width, height), Image.Resampling.BOX)

@@ -58,12 +58,12 @@ class Books:
     def standing(self) -> list[Label]:
         """Labels that were not taken back, one a rater and comparison, in order."""
         withdrawn = {entry.withdrawn for entry in self.entries}
-        kept: dict[tuple[str, str], Label] = {}
+        standing: dict[tuple[str, str], Label] = {}
         for entry in self.entries:
             label = entry.label
             if label is not None and label.token not in withdrawn and label.comparison_id in self.comparisons:
-                kept.setdefault((label.comparison_id, label.rater), label)
-        return list(kept.values())
+                standing.setdefault((label.comparison_id, label.rater), label)
+        return list(standing.values())
 
 
 class PreferenceLog:

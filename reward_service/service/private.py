@@ -24,6 +24,7 @@ from fastapi import APIRouter
 from pydantic import SecretStr
 
 from rollcall.cluster.errors import BadInput, RewardUnavailable
+from rollcall.cluster.files import write_aside
 from rollcall.reward_service.labelling.routes import OPEN_PATHS, router
 from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE
@@ -226,9 +227,7 @@ def _end_with_input(server: Server) -> None:
 
 def _write_endpoint(path: Path, url: str) -> None:
     content: dict[str, Any] = {"port": int(url.rpartition(":")[2]), "pid": os.getpid()}
-    aside = path.with_suffix(".new")
-    aside.write_text(json.dumps(content))
-    aside.rename(path)
+    write_aside(path, json.dumps(content))
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_shards_that_share_a_process_do_not_share_draws(module: str, make_actor:
         result = {}
         for shard, ticket_id in order:
             _, trajectory = actor.produce(make_ticket(ticket_id, shard=shard))
-            result[shard, ticket_id] = trajectory.observations["observation"].tobytes()
+            result[shard, ticket_id] = trajectory.steps.observations["observation"].tobytes()
         actor.close()
         return result
 

@@ -14,14 +14,17 @@ import pytest
 from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.cli import main
 from rollcall.deploy.config.preference_config import RewardTrainConfig
+from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.kinds.kind import EvalOptions
 from rollcall.deploy.kinds.loading import evaluate, export_policy, load, load_policy
 from rollcall.deploy.kinds.recipes import load_config, load_run
 from rollcall.deploy.rundir import earlier_runs
 from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
 from rollcall.deploy.rundir.resubmission import find_to_go_on_with
+from rollcall.reward_service.raters.true_rewards import upright_and_centred
 from tests import EARLIER
 from tests.needs import require
 
@@ -128,6 +131,18 @@ def test_a_reward_model_of_an_earlier_release_goes_on_as_it_began(tmp_path: Path
     config = load_config(read_run(tmp_path)[0])
     assert isinstance(config, RewardTrainConfig)
     assert (config.keep, config.patience, config.learner.optimizer.weight_decay) == ("last", None, 0.0)
+
+
+@pytest.mark.parametrize("module", ["rollcall.reward_service.tastes", "rollcall.reward_service.raters.tastes"])
+def test_a_run_from_preferences_of_an_earlier_release_knows_its_true_reward(tmp_path: Path, module: str) -> None:
+    text = load_config("cartpole-preferences").to_yaml()
+    now = "true_reward: rollcall.reward_service.raters.true_rewards:"
+    assert now in text
+    (tmp_path / "config.yaml").write_text(text.replace(now, f"taste: {module}:"))
+    config = load_config(read_run(tmp_path)[0])
+    assert config.preferences is not None and isinstance(config.preferences, PreferencesConfig)
+    assert config.preferences.true_reward is not None
+    assert import_object(config.preferences.true_reward) is upright_and_centred
 
 
 def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:

@@ -183,9 +183,10 @@ class Desk:
             run_seed=3,
             total_steps=10,
         )
+        labels: Any = book
         self.trainer = PreferenceTrainer(
-            training, self.train, labels=book, serve=self.serve, clock=lambda: self.now, pause=self.pause
-        )  # type: ignore[arg-type]
+            training, self.train, labels=labels, serve=self.serve, clock=lambda: self.now, pause=self.pause
+        )
 
     def train(self, config: RewardTrainConfig, directory: Path, *, on_step: Callable[[], None]) -> Path | None:
         if self.fails:

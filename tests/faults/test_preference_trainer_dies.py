@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.reward_service.preferences.files import read_preferences
+from tests.runs import Bench
 
 SETTINGS = (
     "env.fixed_episode_steps=50",
@@ -25,7 +25,7 @@ SETTINGS = (
 )
 
 
-def test_a_killed_preference_trainer_is_started_again_and_loses_no_label(bench: Any) -> None:
+def test_a_killed_preference_trainer_is_started_again_and_loses_no_label(bench: Bench) -> None:
     run = bench.train(*SETTINGS)
     models = run.directory / "reward_models"
     deadline = time.monotonic() + 200

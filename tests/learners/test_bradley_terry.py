@@ -15,7 +15,7 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, Steps, TokenSequence, bootstrapped
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from tests.learners.experience import context_of
@@ -45,7 +45,7 @@ class TokenSums(nn.Module):
         return (self.values[token_ids] * present).sum(-1).unsqueeze(0)
 
 
-def segments(count: int, *, seed: int = 0) -> list[Comparison[Steps]]:
+def segments(count: int, *, seed: int = 0) -> list[RankedCandidates[Steps]]:
     generator = np.random.default_rng(seed)
 
     def steps() -> Steps:
@@ -54,7 +54,9 @@ def segments(count: int, *, seed: int = 0) -> list[Comparison[Steps]]:
             generator.normal(size=(length, 3)).astype(np.float32), generator.normal(size=(length, 1)).astype("f")
         )
 
-    return [Comparison((steps(), steps()), [(0, 1), (1, 0), (0, 0)][int(generator.integers(3))]) for _ in range(count)]
+    return [
+        RankedCandidates((steps(), steps()), [(0, 1), (1, 0), (0, 0)][int(generator.integers(3))]) for _ in range(count)
+    ]
 
 
 def summed(algorithm: BradleyTerry, module: nn.Module, items: list[Any]) -> tuple[Tensor, dict[str, float]]:
@@ -98,8 +100,8 @@ def test_of_a_ranking_the_loss_is_the_mean_over_all_its_pairs() -> None:
     """InstructGPT's equation 1: - 1 / (K choose 2) * sum of log sigmoid(r_better - r_worse), all pairs in one batch."""
     module = TokenSums()
     items = [
-        Comparison((sequence(1, 2), sequence(1, 9, 9), sequence(1, 4)), (2, 0, 1)),
-        Comparison((sequence(3, 3), sequence(3, 4, 5, 6)), (0, 1), margin=0.5),
+        RankedCandidates((sequence(1, 2), sequence(1, 9, 9), sequence(1, 4)), (2, 0, 1)),
+        RankedCandidates((sequence(3, 3), sequence(3, 4, 5, 6)), (0, 1), margin=0.5),
     ]
     reward = [[module.values[c.token_ids.astype(int)].sum().item() for c in item.candidates] for item in items]
 
@@ -116,10 +118,10 @@ def test_of_a_ranking_the_loss_is_the_mean_over_all_its_pairs() -> None:
 def test_accuracy_counts_a_tie_as_half() -> None:
     module = TokenSums()  # larger tokens are worth more
     items = [
-        Comparison((sequence(1, 9), sequence(1, 2)), (0, 1)),
-        Comparison((sequence(1, 9), sequence(1, 2)), (1, 0)),
-        Comparison((sequence(1, 9), sequence(1, 2)), (0, 0)),
-        Comparison((sequence(1, 9), sequence(1, 2)), (0, 1)),
+        RankedCandidates((sequence(1, 9), sequence(1, 2)), (0, 1)),
+        RankedCandidates((sequence(1, 9), sequence(1, 2)), (1, 0)),
+        RankedCandidates((sequence(1, 9), sequence(1, 2)), (0, 0)),
+        RankedCandidates((sequence(1, 9), sequence(1, 2)), (0, 1)),
     ]
     _, metrics = summed(BradleyTerry(BradleyTerryConfig()), module, items)
     assert metrics["accuracy"] == pytest.approx(2.5 / 4)
@@ -134,7 +136,7 @@ def test_the_learner_finds_a_linear_reward_from_comparisons(ties: Any) -> None:
     for item in segments(400, seed=1):
         returns = [float(np.concatenate([c.observations, c.actions], 1).sum(0) @ true.numpy()) for c in item.candidates]
         gap = returns[0] - returns[1]
-        items.append(Comparison(item.candidates, (0, 0) if abs(gap) < 0.3 else (0, 1) if gap > 0 else (1, 0)))
+        items.append(RankedCandidates(item.candidates, (0, 0) if abs(gap) < 0.3 else (0, 1) if gap > 0 else (1, 0)))
     module = LinearSteps(2, 4)
     trainer = Learner(
         models={"reward": module},

@@ -21,7 +21,7 @@ from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.token_batch import TokenRows
-from rollcall.learners.data.comparisons import Comparison, TokenSequence
+from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters
 from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.models.token_policy import (
@@ -228,7 +228,7 @@ def test_the_first_loss_of_dpo_is_the_logarithm_of_2(directories: dict[str, Path
     def sequence(*response: int) -> TokenSequence:
         return TokenSequence(np.array([3, 4, *response], np.int32), 2)
 
-    batch = collate_comparisons([Comparison((sequence(5, 16, 1), sequence(27, 1)), (0, 1))])
+    batch = collate_comparisons([RankedCandidates((sequence(5, 16, 1), sequence(27, 1)), (0, 1))])
     algorithm = DPO(DPOConfig(beta=1.0))
     context = context_of(models)
     (minibatch,) = algorithm.minibatches(context, algorithm.prepare(context, batch))

@@ -18,7 +18,7 @@ from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO,
 from rollcall.learners.algorithms.preferences.ipo import IPO, IPOConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import Comparison, TokenSequence
+from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
@@ -54,11 +54,13 @@ def sequence(prompt: list[int], response: list[int]) -> TokenSequence:
 
 
 COMPARISONS = [
-    Comparison((sequence([3, 4], [5, 6, 1]), sequence([3, 4], [7, 1])), (0, 1), group=0),
-    Comparison((sequence([5], [8, 8, 8, 8, 1]), sequence([5], [9, 1])), (1, 0), group=1),
-    Comparison((sequence([6, 6, 6], [4, 1]), sequence([6, 6, 6], [5, 5, 1])), (0, 1), group=0),
-    Comparison((sequence([7], [3, 1]), sequence([7], [4, 4, 1]), sequence([7], [9, 3, 4, 1])), (2, 0, 1), group=0),
-    Comparison((sequence([4], [3, 1]), sequence([4], [8, 1])), (0, 0), group=1),
+    RankedCandidates((sequence([3, 4], [5, 6, 1]), sequence([3, 4], [7, 1])), (0, 1), group=0),
+    RankedCandidates((sequence([5], [8, 8, 8, 8, 1]), sequence([5], [9, 1])), (1, 0), group=1),
+    RankedCandidates((sequence([6, 6, 6], [4, 1]), sequence([6, 6, 6], [5, 5, 1])), (0, 1), group=0),
+    RankedCandidates(
+        (sequence([7], [3, 1]), sequence([7], [4, 4, 1]), sequence([7], [9, 3, 4, 1])), (2, 0, 1), group=0
+    ),
+    RankedCandidates((sequence([4], [3, 1]), sequence([4], [8, 1])), (0, 0), group=1),
 ]
 
 
@@ -70,7 +72,9 @@ def logprob(model: nn.Module, item: TokenSequence) -> Tensor:
     return torch.stack(terms).sum()
 
 
-def literal_differences(models: dict[str, nn.Module], item: Comparison[TokenSequence]) -> list[tuple[Tensor, bool]]:
+def literal_differences(
+    models: dict[str, nn.Module], item: RankedCandidates[TokenSequence]
+) -> list[tuple[Tensor, bool]]:
     """(h, tied) of every pair of a comparison."""
     ratios = [logprob(models["policy"], c) - logprob(models["reference"], c).detach() for c in item.candidates]
     pairs = []

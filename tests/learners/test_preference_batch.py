@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rollcall.learners.batches.preference_batch import PreferenceMinibatch, collate_comparisons
-from rollcall.learners.data.comparisons import Comparison, PreferenceSource, Steps, TokenSequence, bootstrapped
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, Steps, TokenSequence, bootstrapped
 
 
 def sequence(*tokens: int, num_prompt: int = 1) -> TokenSequence:
     return TokenSequence(np.array(tokens, np.int32), num_prompt)
 
 
-def ranking(*ranks: int, first: int = 10) -> Comparison[TokenSequence]:
-    return Comparison(tuple(sequence(1, first + i, *range(2, 2 + i)) for i in range(len(ranks))), ranks)
+def ranking(*ranks: int, first: int = 10) -> RankedCandidates[TokenSequence]:
+    return RankedCandidates(tuple(sequence(1, first + i, *range(2, 2 + i)) for i in range(len(ranks))), ranks)
 
 
 def test_a_ranking_of_k_gives_k_choose_2_pairs_that_weigh_as_much_as_one_pair() -> None:
@@ -49,7 +49,7 @@ def test_parts_hold_every_comparison_once_with_its_own_pairs(
     lengths: list[tuple[int, int]], budget: int, processes: int
 ) -> None:
     items = [
-        Comparison((sequence(*[1] * a), sequence(*[2] * b)), (0, 1), margin=float(c))
+        RankedCandidates((sequence(*[1] * a), sequence(*[2] * b)), (0, 1), margin=float(c))
         for c, (a, b) in enumerate(lengths)
     ]
     batch = collate_comparisons(items)
@@ -69,7 +69,7 @@ def test_parts_hold_every_comparison_once_with_its_own_pairs(
 
 
 def test_a_policys_rows_are_the_responses_tokens_each_predicted_by_the_one_before() -> None:
-    items = [Comparison((sequence(5, 6, 7, 8, num_prompt=2), sequence(5, 6, 9, num_prompt=2)), (0, 1))]
+    items = [RankedCandidates((sequence(5, 6, 7, 8, num_prompt=2), sequence(5, 6, 9, num_prompt=2)), (0, 1))]
     rows, owner = collate_comparisons(items).part([0]).response_rows()
     assert rows.targets.tolist() == [7, 8, 9]
     assert owner.tolist() == [0, 0, 1]
@@ -81,7 +81,7 @@ def test_segments_steps_are_told_apart_whatever_part_they_are_in() -> None:
     def steps(length: int, value: float) -> Steps:
         return Steps(np.full((length, 2), value, np.float32), np.full((length, 1), value, np.float32))
 
-    items = [Comparison((steps(2, 1), steps(3, 2)), (0, 1)), Comparison((steps(1, 3), steps(4, 4)), (1, 0))]
+    items = [RankedCandidates((steps(2, 1), steps(3, 2)), (0, 1)), RankedCandidates((steps(1, 3), steps(4, 4)), (1, 0))]
     batch = collate_comparisons(items)
     inputs, owner = batch.part([1]).reward_inputs()
     assert owner.tolist() == [0, 1, 1, 1, 1]
@@ -126,10 +126,10 @@ def test_what_is_no_comparison_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one comparison"):
         collate_comparisons([])
     with pytest.raises(ValueError, match=r"ranks \(0,\) of 1 candidates"):
-        collate_comparisons([Comparison((sequence(1, 2),), (0,))])
+        collate_comparisons([RankedCandidates((sequence(1, 2),), (0,))])
     with pytest.raises(ValueError, match="the response needs one"):
-        collate_comparisons([Comparison((sequence(1, 2, num_prompt=2), sequence(1, 2)), (0, 1))])
+        collate_comparisons([RankedCandidates((sequence(1, 2, num_prompt=2), sequence(1, 2)), (0, 1))])
     with pytest.raises(ValueError, match="no prompt"):
-        collate_comparisons([Comparison((sequence(1, 2, num_prompt=0), sequence(1, 2)), (0, 1))]).part(
+        collate_comparisons([RankedCandidates((sequence(1, 2, num_prompt=0), sequence(1, 2)), (0, 1))]).part(
             [0]
         ).response_rows()

@@ -31,7 +31,7 @@ from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import Comparison, PreferenceSource, TokenSequence
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
@@ -93,7 +93,7 @@ class DirectRun:
         return self._given if self._config.policy.warm_start is None else self._directory / WARM_START
 
     @cached_property
-    def _comparisons(self) -> tuple[list[Comparison[TokenSequence]], list[Comparison[TokenSequence]]]:
+    def _comparisons(self) -> tuple[list[RankedCandidates[TokenSequence]], list[RankedCandidates[TokenSequence]]]:
         """(those learnt from, those held out)"""
         groups, encoder = self.groups, TextEncoder(self._given)
         train, held_out = (
@@ -103,11 +103,11 @@ class DirectRun:
         return train, held_out
 
     @property
-    def _train(self) -> list[Comparison[TokenSequence]]:
+    def _train(self) -> list[RankedCandidates[TokenSequence]]:
         return self._comparisons[0]
 
     @property
-    def _held_out(self) -> list[Comparison[TokenSequence]]:
+    def _held_out(self) -> list[RankedCandidates[TokenSequence]]:
         return self._comparisons[1]
 
     @cached_property
@@ -222,11 +222,11 @@ class DirectRun:
         reference = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
         return {"policy": learnt, "reference": reference}
 
-    def _judge(self, comparisons: Sequence[Comparison[TokenSequence]]) -> PolicyJudgement:
+    def _judge(self, comparisons: Sequence[RankedCandidates[TokenSequence]]) -> PolicyJudgement:
         return judge_policy(self.algorithm, self._models, comparisons, budget=self.budget)
 
 
-def _imitated(item: Comparison[TokenSequence], *, best_only: bool) -> list[Demonstration]:
+def _imitated(item: RankedCandidates[TokenSequence], *, best_only: bool) -> list[Demonstration]:
     chosen = [c for c, rank in zip(item.candidates, item.ranks, strict=True) if rank == 0 or not best_only]
     return [Demonstration(c.token_ids, np.arange(len(c.token_ids)) >= c.num_prompt) for c in chosen]
 

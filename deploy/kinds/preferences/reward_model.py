@@ -28,7 +28,7 @@ from rollcall.deploy.report.counted import LEARNT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
 from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import Comparison, PreferenceSource, bootstrapped
+from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, bootstrapped
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
@@ -63,8 +63,8 @@ class RewardModelRun:
         self._config = config
         self._directory = directory
         self._start: Path | None = None
-        self._train: Sequence[Comparison[Any]]
-        self._held_out: Sequence[Comparison[Any]]
+        self._train: Sequence[RankedCandidates[Any]]
+        self._held_out: Sequence[RankedCandidates[Any]]
         self._module: TextRewardModel | SegmentRewardModel
         self._best: BestModel | None = None
 
@@ -77,7 +77,7 @@ class RewardModelRun:
         return load_preferences(self._config.data, self._directory, seed=self._config.seed)
 
     @cached_property
-    def _learnt(self) -> Sequence[Comparison[Any]]:
+    def _learnt(self) -> Sequence[RankedCandidates[Any]]:
         """What is learnt from, once the model is made."""
         model = self._config.model
         if isinstance(model, TextModelConfig):
@@ -229,10 +229,10 @@ class RewardModelRun:
         seen = [torch.from_numpy(steps.observations) for item in train for steps in item.candidates]
         self._module.normalise_by(torch.cat(seen))
 
-    def _reference(self) -> Sequence[Comparison[Any]]:
+    def _reference(self) -> Sequence[RankedCandidates[Any]]:
         return self._train[:_REFERENCE]
 
-    def _judge(self, comparisons: Sequence[Comparison[Any]]) -> reward_evaluation.Judged:
+    def _judge(self, comparisons: Sequence[RankedCandidates[Any]]) -> reward_evaluation.Judged:
         return reward_evaluation.judge(self.algorithm, self._module, comparisons)
 
 

@@ -87,14 +87,17 @@ class RayWorkers:
             else None
         )
         self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
-        training = composition.parts.preference_training
-        self._gate: PreferenceGate | None = None  # of a run from preferences
-        if training is not None:
-            budget = self._budget("the preference trainer")
-            patience_s = training.config.patience_s
-            self._gate = PreferenceGate(self._trainer, due=training.due, patience_s=patience_s, budget=budget)
+        self._gate = self._preference_gate()
         self._evaluator: Any = None
         self._num_evals = 0  # under way
+
+    def _preference_gate(self) -> PreferenceGate | None:
+        """Of a run from preferences."""
+        training = self._plan.parts.preference_training
+        if training is None:
+            return None
+        budget, patience_s = self._budget("the preference trainer"), training.config.patience_s
+        return PreferenceGate(self._trainer, due=training.due, patience_s=patience_s, budget=budget)
 
     def _budget(self, component: str) -> RestartBudget:
         limits = self._plan.supervision
