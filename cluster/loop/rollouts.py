@@ -14,8 +14,8 @@ from rollcall.cluster.loop.observers import Observers
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget
 from rollcall.cluster.loop.task_source import TaskSource
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import Handle, TicketFailed, TicketProduced, TicketScored, Workers
-from rollcall.cluster.messages.records import Header, Produced, Ticket
 from rollcall.cluster.seeds import derive_seed
 
 MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.loop.task_source import TaskSource
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig

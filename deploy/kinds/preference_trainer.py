@@ -20,7 +20,8 @@ from rollcall.actors.control.segments import SegmentsOf, Stretch, ToEnv, episode
 from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import RewardError
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithm import Models
 from rollcall.learners.algorithms.preferences import direct_preference

@@ -12,8 +12,8 @@ from rollcall.cluster.errors import (
     VersionsMixed,
     WeightsTimeout,
 )
+from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import TicketFailed
-from rollcall.cluster.messages.records import Produced, Ticket
 
 _REASONS: dict[type[Exception], str] = {
     NonFinite: "non_finite",

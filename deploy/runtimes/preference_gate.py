@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 from rollcall.cluster.errors import RewardTimeout
 from rollcall.cluster.loop.supervision import Clock, RestartBudget
+from rollcall.cluster.messages.attempt import Produced
 from rollcall.cluster.messages.events import Handle
-from rollcall.cluster.messages.records import Produced
 from rollcall.deploy.kinds.preference_trainer import TrainerReport
 
 SILENT_S = 300.0  # a trainer at work that was not heard of for so long hangs; starting one may take as long

@@ -17,6 +17,7 @@ from rollcall.actors.language.lm_actor import Failure, LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.actors.trajectory_scoring import TrajectoryScorer
 from rollcall.cluster.errors import EngineMismatch, NonFinite, RewardError, RollcallError
+from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import (
     EvalDone,
     Event,
@@ -28,8 +29,9 @@ from rollcall.cluster.messages.events import (
     TicketProduced,
     TicketScored,
 )
-from rollcall.cluster.messages.records import GymTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.kinds.preference_trainer import PreferenceTrainer, TrainerReport
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure

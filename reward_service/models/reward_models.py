@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rollcall.cluster.inputs.strict import Strict
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.reward_service.protocol import Segment
 
 _STD_FLOOR = 1e-6

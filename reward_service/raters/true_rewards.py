@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 
 
 def upright_and_centred(observations: Array, actions: Array) -> Array:

@@ -15,7 +15,9 @@ import pytest
 
 from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
 from rollcall.actors.envs.environment import EnvConfig
-from rollcall.cluster.messages.records import Array, Header, ShardPayload, Ticket, Unit, Weights, pack_weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket, Unit
+from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
 
 HIDDEN = 3

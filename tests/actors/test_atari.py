@@ -12,7 +12,7 @@ from rollcall.actors.control.state import is_exact
 from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import pack_weights
+from rollcall.cluster.messages.weights import pack_weights
 from tests.needs import needs
 
 pytestmark = needs("ale_py")

@@ -7,7 +7,8 @@ import pytest
 
 from rollcall.actors.engine.canary import check_canary
 from rollcall.cluster.errors import EngineMismatch
-from rollcall.cluster.messages.records import Array, Canary
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Canary
 
 SAID = np.linspace(-8, -0.1, 20, dtype=np.float32)
 

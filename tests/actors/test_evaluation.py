@@ -16,8 +16,8 @@ from rollcall.actors.control.evaluation import EvalConfig, Evaluator
 from rollcall.actors.control.video import record_video
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import BadInput, EnvFailure
-from rollcall.cluster.messages.records import Weights, pack_weights
 from rollcall.cluster.messages.reports import EvalReport
+from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy, module_weights

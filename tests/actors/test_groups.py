@@ -23,7 +23,7 @@ from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import EnvGroup, Restarts
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import EnvFailure
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from tests.waiting import eventually
 
 Transition = tuple[bytes, bytes, float, bool, bool, bytes]

@@ -14,8 +14,8 @@ import pytest
 
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
-from rollcall.cluster.messages.arrays import named_arrays
-from rollcall.cluster.messages.records import Array, GymTrajectory
+from rollcall.cluster.messages.arrays import Array, named_arrays
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.seeds import derive_seed
 
 CARTPOLE = EnvConfig(id="CartPole-v1", vectorization="sync")

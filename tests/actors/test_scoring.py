@@ -10,7 +10,8 @@ import pytest
 
 from rollcall.actors.trajectory_scoring import SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import Unscored
-from rollcall.cluster.messages.records import GymTrajectory, Header, Produced, Timing
+from rollcall.cluster.messages.attempt import Header, Produced, Timing
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.reward_service.protocol import ItemError, ItemResult, ScoreItem, ScoreResponse
 

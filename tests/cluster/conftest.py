@@ -18,7 +18,7 @@ import pytest
 from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, newest_epoch
 from rollcall.cluster.books.ledger import Ledger, LedgerPosition
 from rollcall.cluster.books.ledger_table import ledger_keys
-from rollcall.cluster.messages.records import Header
+from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 

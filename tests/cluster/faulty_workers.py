@@ -19,6 +19,7 @@ from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import ShardSource
+from rollcall.cluster.messages.attempt import EpisodeStats, Header, Produced, Scoring, ShardPayload, Ticket, Timing
 from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
@@ -29,17 +30,8 @@ from rollcall.cluster.messages.events import (
     TicketProduced,
     TicketScored,
 )
-from rollcall.cluster.messages.records import (
-    EpisodeStats,
-    Header,
-    Produced,
-    Scoring,
-    ShardPayload,
-    Ticket,
-    Timing,
-    pack_weights,
-)
 from rollcall.cluster.messages.reports import StepOrder, StepReport
+from rollcall.cluster.messages.weights import pack_weights
 from rollcall.cluster.store.store import Store
 
 BATCH = 3

@@ -20,7 +20,8 @@ from rollcall.cluster.checkpoint import (
     write_weights,
 )
 from rollcall.cluster.errors import CheckpointDamaged
-from rollcall.cluster.messages.records import Array, pack_weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import pack_weights
 
 
 def manifest(step: int) -> Manifest:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.books.consumption import Consumed, ConsumptionLog, newest_epoch, read_log
-from rollcall.cluster.messages.records import Header
+from rollcall.cluster.messages.attempt import Header
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,12 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled, StoreUnavailable
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import ShardSource
+from rollcall.cluster.messages.attempt import Ticket
 from rollcall.cluster.messages.events import (
     Event,
     LearnerLost,
     TicketFailed,
     TicketProduced,
-)
-from rollcall.cluster.messages.records import (
-    Ticket,
 )
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.redis_address import RedisConfig

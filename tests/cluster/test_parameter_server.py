@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import ChecksumMismatch, StaleEpoch
-from rollcall.cluster.messages.records import Array, Weights, pack_weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.cluster.parameter_server import ParameterServer
 
 

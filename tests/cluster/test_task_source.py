@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollcall.cluster.loop.task_source import PromptSource, ShardSource, ShuffledRows
-from rollcall.cluster.messages.records import PromptPayload, ShardPayload
+from rollcall.cluster.messages.attempt import PromptPayload, ShardPayload
 
 ROWS = [2, 3, 5, 7, 11, 13, 17, 19]  # of a longer data set: the others do not fit
 row_sets = st.lists(st.integers(0, 10_000), min_size=1, max_size=40, unique=True)

@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from rollcall.cluster.errors import BudgetSpent, RollcallError
+from rollcall.cluster.messages.attempt import Header, Produced, ShardPayload, Ticket, Timing
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, TicketFailed, TicketProduced
-from rollcall.cluster.messages.records import Header, Produced, ShardPayload, Ticket, Timing
 from rollcall.deploy.runtimes.on_ray.actors import BLAMELESS_DELAY_S, ROOM_GRACE_S, RayActors
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from tests.deploy.fake_ray import FakeRay, Handle, Spawner

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.cluster.messages.records import Header, LMTrajectory
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.deploy.tools.bench import lm as bench_lm
 from rollcall.deploy.tools.bench import peers as bench_peers

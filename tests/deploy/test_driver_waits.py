@@ -9,8 +9,8 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from rollcall.cluster.errors import BudgetSpent, RollcallError
+from rollcall.cluster.messages.attempt import Header, Produced, Timing
 from rollcall.cluster.messages.events import Event, LearnerLost, LearnerSaved, StepDone, TicketScored
-from rollcall.cluster.messages.records import Header, Produced, Timing
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner

@@ -8,7 +8,7 @@ import pytest
 
 from rollcall.cluster.errors import BudgetSpent, RewardError, RewardTimeout
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.records import Header, Produced, Timing
+from rollcall.cluster.messages.attempt import Header, Produced, Timing
 from rollcall.deploy.kinds.preference_trainer import TrainerReport
 from rollcall.deploy.runtimes.preference_gate import BEATS_EVERY_S, SILENT_S, PreferenceGate, TrainerLost
 

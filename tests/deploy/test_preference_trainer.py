@@ -14,7 +14,8 @@ import pytest
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import BadInput, RewardError
-from rollcall.cluster.messages.records import GymTrajectory, Header
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig

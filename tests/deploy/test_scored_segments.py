@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint, TrajectoryScorer
-from rollcall.cluster.messages.records import GymTrajectory, Header, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket
+from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control import factory as control_factory
 from rollcall.deploy.kinds.control.factory import ControlFactory
@@ -157,6 +159,6 @@ def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: 
 
 
 def _produced() -> Any:
-    from rollcall.cluster.messages.records import Produced, Timing
+    from rollcall.cluster.messages.attempt import Produced, Timing
 
     return Produced(Header(0, 1, 1, "policy", "gym-0"), 0, 0, Timing())

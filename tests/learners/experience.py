@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from rollcall.cluster.messages.records import GymTrajectory, Header, Weights
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
+from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithm import Context, Models
 from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.loop.collective import Collective

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Unit
+from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Metrics, Needs
 from rollcall.learners.batches import samples
 from rollcall.learners.batches.control_collator import ControlCollator

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
-from rollcall.cluster.messages.records import GymTrajectory
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Array, GymTrajectory, Header
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.batches.gym_batch import stack_trajectories
 from rollcall.learners.models.normaliser import ObservationNormaliser, RewardNormaliser, RunningMoments

@@ -12,7 +12,8 @@ import torch
 from gymnasium import Space, spaces
 
 from rollcall.actors.policy import Policy, Rollout
-from rollcall.cluster.messages.records import Array, Weights, pack_weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy, flatten_module, load_module_weights, module_weights
 

@@ -13,7 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rollcall.cluster.messages.records import Header, LMTrajectory
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.cispo import CISPO

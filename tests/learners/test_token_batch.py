@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rollcall.cluster.messages.records import Header, LMTrajectory
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.batches.token_batch import (
     MAX_PADDING,

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from rollcall.cluster.messages.records import Array, Header, LMTrajectory
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Header
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.batches.language_collator import LanguageCollator

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Array
+from rollcall.cluster.messages.arrays import Array
 from rollcall.reward_service.preferences.agreement import (
     agreement,
     cohen_kappa,

@@ -21,7 +21,8 @@ from rollcall.actors.envs.environment import spaces_of
 from rollcall.actors.envs.observations import ObservationReader, Space
 from rollcall.cluster.checkpoint import load_weights, write_weights
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
-from rollcall.cluster.messages.records import Array, Weights
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of

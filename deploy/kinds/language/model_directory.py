@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.actors.engine.published_weights import published_model
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.kinds.kind import MARKER
 
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.cluster.checkpoint import load_weights, read_manifest
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.kinds.checkpoints import checkpoint_of

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 
-from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.language_checks import check_supervised
 from rollcall.deploy.config.language_config import SupervisedConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from rollcall.cluster.checkpoint import load_weights
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.kind import EvalOptions, OfflineRun, StoredRun

@@ -15,8 +15,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import ShardPayload, Ticket
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, States, TicketFailed, TicketProduced
-from rollcall.cluster.messages.records import Array, ShardPayload, Ticket
 from rollcall.deploy.runtimes.lanes import Lanes
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.faults import (

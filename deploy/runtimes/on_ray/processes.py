@@ -26,9 +26,12 @@ from rollcall.actors.engine.published_weights import MODEL_PREFIX
 from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import TicketFailed
-from rollcall.cluster.messages.records import Array, Canary, GymTrajectory, LMTrajectory, Produced, Ticket, Weights
+from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
+from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardModel
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure

@@ -13,8 +13,8 @@ from ray.exceptions import RayActorError, RayError
 
 from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.loop.supervision import RestartBudget
+from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import EvalDone, Event, Handle, States
-from rollcall.cluster.messages.records import Produced, Ticket
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls

@@ -12,8 +12,8 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
+from rollcall.cluster.messages.attempt import Produced
 from rollcall.cluster.messages.events import Event, TicketFailed, TicketScored
-from rollcall.cluster.messages.records import Produced
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of
 

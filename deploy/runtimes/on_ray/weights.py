@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from rollcall.cluster.errors import RollcallError, StaleEpoch
-from rollcall.cluster.messages.records import Canary, Weights
+from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S
 

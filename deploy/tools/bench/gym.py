@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import GymTrajectory, ShardPayload
+from rollcall.cluster.messages.attempt import ShardPayload
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory

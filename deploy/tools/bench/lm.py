@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import LMTrajectory
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rollcall.cluster.messages.records import Header, LMTrajectory, PromptPayload, ShardPayload, Ticket, Weights
+from rollcall.cluster.messages.attempt import Header, PromptPayload, ShardPayload, Ticket
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.reports import StepOrder
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.control.factory import ControlFactory

@@ -21,8 +21,8 @@ from torch import nn
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.records import Weights
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.drive.online import KEEP_VERSIONS
 from rollcall.deploy.runtimes.on_ray.cluster import connect
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess, PrefetchedWeights, RayWeightsSource

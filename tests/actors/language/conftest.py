@@ -20,8 +20,9 @@ from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from rollcall.actors.tasks.calculator import Calculator, CalculatorConfig
 from rollcall.cluster.errors import StaleEpoch
-from rollcall.cluster.messages.records import Header, PromptPayload, Ticket, Weights
+from rollcall.cluster.messages.attempt import Header, PromptPayload, Ticket
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.loop.flat import module_weights

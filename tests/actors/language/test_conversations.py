@@ -18,7 +18,7 @@ from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic
 from rollcall.actors.tasks.calculator import Calculator
 from rollcall.actors.tasks.text_task import Judgement, Row, Segment, Split, TextStep
-from rollcall.cluster.messages.records import Weights
+from rollcall.cluster.messages.weights import Weights
 
 EOS = 1
 MAX_TOKENS = 12

@@ -17,7 +17,8 @@ from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.messages.arrays import named_arrays
-from rollcall.cluster.messages.records import LMTrajectory, Produced, Ticket
+from rollcall.cluster.messages.attempt import Produced, Ticket
+from rollcall.cluster.messages.experience import LMTrajectory
 
 EOS = 1
 MAX_TOKENS = 40

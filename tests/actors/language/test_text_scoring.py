@@ -10,7 +10,8 @@ import pytest
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic, ArithmeticConfig
 from rollcall.actors.trajectory_scoring import TextScoring, TrajectoryScorer
-from rollcall.cluster.messages.records import Header, LMTrajectory, Produced, SampleStats, Timing
+from rollcall.cluster.messages.attempt import Header, Produced, SampleStats, Timing
+from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse

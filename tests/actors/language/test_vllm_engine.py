@@ -19,8 +19,9 @@ from rollcall.actors.engine.requests import Completion
 from rollcall.actors.engine.settings import EngineConfig, check_installed
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
-from rollcall.cluster.messages.records import EngineLoad, pack_weights
+from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.messages.weights import pack_weights
 from rollcall.learners.loop.canary import canary
 from tests.needs import require
 
