@@ -37,5 +37,6 @@ PAIRS_RIGHT = "pairs right"  # the unit of an evaluation on comparisons
 
 
 def counted_in(records: Sequence[Mapping[str, Any]]) -> Counted:
-    """By what steps and evaluations say; env steps where they say nothing."""
-    return TOKENS if any("tokens" in record for record in records) else ENV_STEPS
+    """By what steps and evaluations say, of which the latter may say both; env steps where they say nothing."""
+    of_tokens = (record.get("tokens") or ("tokens" in record and "env_steps" not in record) for record in records)
+    return TOKENS if any(of_tokens) else ENV_STEPS
