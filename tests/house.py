@@ -35,6 +35,7 @@ LATE = {
     "deploy": "`import rollcall.deploy` costs nothing until something of it is called",
     "deploy.drive.online -> deploy.drive.reward_launch": "a web server: for runs that are scored",
     "deploy.drive.online -> deploy.runtimes.on_ray.launch": "Ray: a serial run does without it",
+    "deploy.runtimes.on_ray.launch": "Ray is told of tokens and ports before it is imported",
     "learners.loop.learner -> learners.loop.sharded": "torch's FSDP: seconds, for those who shard",
     "reward_service.scorers.maths -> reward_service.answers.maths_equality": "math-verify is an extra",
     "reward_service.scorers.scorer_config -> reward_service.scorers.reward_model_scorer": "torch and transformers",

@@ -132,7 +132,7 @@ class _BodyOutput:
     def __init__(self, states: Tensor) -> None:
         self.last_hidden_state = states
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int | slice) -> object:
         return (self.last_hidden_state,)[index]
 
     def __getattr__(self, name: str) -> None:

@@ -3,9 +3,9 @@ The only file that knows peft, which is imported when there are adapters; it mus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -74,12 +74,22 @@ def target_names(model: nn.Module, config: LoraConfig) -> list[str]:
     return [name for name in linear if name in chosen]
 
 
+class _LoraLayer(Protocol):
+    """peft's, as far as we look into it."""
+
+    lora_A: Mapping[str, nn.Linear]
+    lora_B: Mapping[str, nn.Linear]
+    scaling: Mapping[str, float]
+
+    def get_base_layer(self) -> nn.Linear: ...
+
+
 def merged_parameters(module: nn.Module, whole: Whole = Tensor.detach) -> Iterator[Readable]:
     """The parameters as they would be without adapters, under the names from before: W + alpha / rank * B A, anew each
     time. W itself stays, so no rounding adds up over versions. `whole`: how a parameter is read."""
     from peft.tuners.lora import LoraLayer
 
-    layers = [cast(Any, part) for part in module.modules() if isinstance(part, LoraLayer)]
+    layers = [cast(_LoraLayer, part) for part in module.modules() if isinstance(part, LoraLayer)]
     adapted = {id(layer.get_base_layer().weight): layer for layer in layers}
     adapters = {id(part[_ADAPTER].weight) for layer in layers for part in (layer.lora_A, layer.lora_B)}
     for name, parameter in module.named_parameters():
@@ -91,7 +101,7 @@ def merged_parameters(module: nn.Module, whole: Whole = Tensor.detach) -> Iterat
 
 
 @torch.no_grad()
-def _merged(layer: Any, whole: Whole) -> Tensor:
+def _merged(layer: _LoraLayer, whole: Whole) -> Tensor:
     weight, a, b = (
         whole(part.weight) for part in (layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
     )
@@ -105,7 +115,7 @@ class WithoutAdapters(nn.Module):
         super().__init__()
         self._adapted = (model,)  # in a tuple, so that it is no child: its parameters are counted once
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> object:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         (model,) = self._adapted

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, ParamSpec, Self, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +21,9 @@ from rollcall.learners.models.causal_model import CausalModel, body_states
 from rollcall.learners.models.lora import LoraConfig
 
 LANGUAGE_EXTRA = "pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class WarmStartConfig(BaseModel):
@@ -138,10 +141,11 @@ def _checkpoint_layers(model: nn.Module) -> None:
         setattr(layer, "forward", partial(_checkpointed, layer.forward))  # noqa: B010 - mypy: a method
 
 
-def _checkpointed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _checkpointed(forward: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    called = partial(forward, *args, **kwargs)
+    return cast(_T, checkpoint(called, use_reentrant=False, preserve_rng_state=False))
 
 
 def autocast_dtype(config: LMPolicyConfig) -> torch.dtype | None:

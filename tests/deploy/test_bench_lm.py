@@ -78,7 +78,7 @@ def test_a_workload_is_of_the_promised_size(workload: str, completions: int, tok
     assert actors.prompts_per_batch * actors.samples_per_prompt == completions
     assert actors.sampling.max_tokens == tokens and actors.sampling.ignore_eos
     assert actors.engine.max_num_seqs >= completions  # no completion waits for another
-    assert config.max_policy_lag == 1 and config.policy.warm_start is None and config.eval.episodes == 0
+    assert config.max_policy_lag == 1 and config.policy.warm_start is None and config.eval.num_rows == 0
     write_tiny_model(tmp_path, alphabet="0123456789+=", seed=0, **config.policy.tiny)
     num_parameters = (tmp_path / "model.safetensors").stat().st_size / 4
     assert 0.75e6 < num_parameters < 0.85e6 if workload == "small" else 9e6 < num_parameters < 10e6

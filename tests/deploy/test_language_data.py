@@ -40,7 +40,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sums.yaml").write_text(RECIPE)
     write_rows("1+1=", "1+2=")
-    sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_heads": 1,
+        "num_kv_heads": 1,
+        "intermediate_size": 32,
+    }
     write_tiny_model(Path("model"), alphabet="0123456789+=", max_position_embeddings=32, seed=0, **sizes)
     return tmp_path
 

@@ -21,10 +21,11 @@ from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
 from rollcall.deploy.kinds.loading import evaluate, export_policy
 from rollcall.deploy.kinds.recipes import load_config, load_recipe
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.files import SegmentPair, read_preferences, write_preferences
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.scorers.reward_model_scorer import RewardModelConfig, build_reward_model_scorer
+from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
 from tests.needs import require_module
 
 transformers = require_module("transformers")
