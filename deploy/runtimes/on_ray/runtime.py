@@ -44,9 +44,11 @@ class RayWorkers:
 
         Raises:
           BadInput: when the cluster has no room for the run, or its nodes lack what the run needs.
+          RollcallError: a stop was requested before that was known.
         """
         self._plan = composition
         self._cluster = cluster
+        self._calls = Calls()
         generates = composition.parts.generates
         self._placement = Placement(
             composition.cluster,
@@ -59,9 +61,8 @@ class RayWorkers:
         )
         self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
-            check_nodes(self._placement.node_ids(), composition.needs)
+            check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
         self._members = members = Members(composition, self._placement)
-        self._calls = Calls()
         self._server = RayParameterServer(members.server, self._budget("the parameter server"), self._calls)
         self._learner = RayLearner(
             members.learners,
