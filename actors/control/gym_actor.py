@@ -1,5 +1,5 @@
 """The producer of control experience: takes a ticket, acts with weights that are new enough, hands back a trajectory.
-Plain Python; a runtime decides where it lives. It must never know what becomes of what it produces."""
+Plain Python: a runtime decides where it lives."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """One batch of comparisons as tensors: the candidates, the judged pairs among them, and parts that fit into memory and
-keep a comparison together. Must never know which loss learns from it.
+keep a comparison together.
 
 A comparison of K candidates gives K choose 2 pairs, each with 1 / (K choose 2) of the comparison's weight: all pairs of
 a ranking stand in one batch, and a long ranking counts no more than a pair (InstructGPT, Ouyang et al., 2022,

@@ -182,6 +182,7 @@ def test_every_record_comes_back_as_it_was(kind: type, data: st.DataObject) -> N
 @given(gym_trajectories())
 def test_the_names_of_observations_keep_their_order(record: GymTrajectory) -> None:
     found: object = wire.from_bytes(wire.to_bytes(record), GymTrajectory)
+    assert isinstance(found, GymTrajectory)
     assert list(found.steps.observations) == list(record.steps.observations)
 
 
