@@ -76,9 +76,7 @@ def gym_trajectories(draw: st.DrawFn) -> GymTrajectory:
         final_observations={name: draw(arrays(n, 2)) for name in names},
         initial_recurrent_state=draw(st.none() | arrays(1, b, 5, dtype=np.float32)),
     )
-    return GymTrajectory(
-        draw(headers), 1, 2, draw(numbers), unroll, draw(episodes), draw(numbers), draw(timings), draw(texts)
-    )
+    return GymTrajectory(draw(headers), 1, 2, draw(numbers), unroll, draw(texts))
 
 
 @st.composite
