@@ -3,14 +3,16 @@ with a line search, gradients that come from elsewhere) has an `update` of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.algorithm import Algorithm, Context, FollowsSteps, Loss, Metrics, Minibatch, StopsEarly
-from rollcall.learners.loop.parameters import TrainedParameters
+from rollcall.learners.models.flat import Whole
 
 LossFunction = Callable[[Context, Any], Loss]
 Prepared = TypeVar("Prepared", contravariant=True)
@@ -22,6 +24,54 @@ class UpdatesItself(Protocol[Prepared]):
 
     def update(self, context: Context, prepared: Prepared, stepper: Stepper) -> Metrics:
         """All that is learnt from one batch. Returns what is to be reported, of all processes together."""
+
+
+class TrainedParameters(Protocol):
+    """The trained parameters of all models of a learner, as one."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def gradient(self) -> Tensor:
+        """[P]: what backward has added up, side by side; live. Of this process's pieces, where there are pieces."""
+
+    def flat(self) -> Tensor:
+        """[P]: the parameters themselves side by side; live. Raises ValueError where each process has a piece."""
+
+    def places(self) -> Iterable[tuple[nn.Parameter, TensorSpec]]:
+        """Each parameter, and where it lies in `flat`."""
+
+    def zero_gradients(self) -> None: ...
+
+    def sum_gradients(self) -> None:
+        """Adds the processes' gradients up, if backward has not."""
+
+    def gradient_norm(self) -> Tensor:
+        """Of all parameters together, 0-dim."""
+
+    def scale_gradients(self, factor: Tensor) -> None: ...
+
+    def set_learning_rate(self, learning_rate: float) -> None: ...
+
+    def step(self) -> None:
+        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and optimiser state as this process holds them: live, to be read or copied into."""
+
+    def state(self) -> dict[str, Array]:
+        """The same as wholes, for a checkpoint that does not depend on how many processes there are. Every process
+        calls; process 0 gets it, the others may get nothing."""
+
+    def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def load_state(self, state: Mapping[str, Array]) -> None:
+        """Takes up what `state` gave; names and shapes are known to fit."""
+
+    def whole(self) -> Whole | None:
+        """How a parameter is read of which each process holds a piece: by all processes together, which read the same
+        parameters in the same order. None where every process has them whole."""
 
 
 class Stepper:

@@ -26,7 +26,7 @@ FLOORS = {
     "reward_service": "raters service labelling preferences scheduling scorers answers workers sandbox models"
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language engine|envs|tasks policy",
-    "learners": "algorithms loop|collators|batches|data|models|update|algorithm maths",
+    "learners": "algorithms loop update algorithm collective collators models batches data maths",
     "deploy": "cli tools drive runtimes kinds report rundir config preferences",
 }
 # Where modules of ours are imported inside a function, and why: all of a room, or one module's import of another.

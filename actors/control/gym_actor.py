@@ -1,5 +1,5 @@
 """The producer of control experience: takes a ticket, acts with weights that are new enough, hands back a trajectory.
-Plain Python; a runtime decides where it lives. It must never know what becomes of what it produces."""
+Plain Python: a runtime decides where it lives."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
 from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
@@ -110,14 +111,20 @@ class GymActor:
             raise type(error)(where + str(error)) from error
         finally:
             self._doing = None
-        timing = Timing(
-            act_s=time.perf_counter() - began,
-            env_s=result.env_s,
-            inference_s=result.inference_s,
-            wait_weights_s=wait_weights_s,
+        act_s = time.perf_counter() - began
+        trajectory = self._trajectory(ticket, payload, result.unroll)
+        produced = Produced(
+            header=trajectory.header,
+            min_policy_version=trajectory.policy_version,
+            num_steps=trajectory.num_steps,
+            size_bytes=trajectory.size_bytes,
+            episodes=result.episodes,
+            env_restarts=shard.group.restarts.total - restarts,
+            timing=Timing(
+                act_s=act_s, env_s=result.env_s, inference_s=result.inference_s, wait_weights_s=wait_weights_s
+            ),
         )
-        trajectory = self._trajectory(ticket, payload, result, shard.group.restarts.total - restarts, timing)
-        return _summary(trajectory), trajectory
+        return produced, trajectory
 
     def doing(self) -> str:
         """In words, what the call under way is busy with, for whoever wonders why it takes so long."""
@@ -255,29 +262,12 @@ class GymActor:
             self._drop(shard.index)  # somewhere in the middle of a step: of no use any more
             raise
 
-    def _trajectory(
-        self, ticket: Ticket, payload: ShardPayload, result: UnitOfExperience, env_restarts: int, timing: Timing
-    ) -> GymTrajectory:
-        clip, found = self._env_config.reward_clip, result.unroll
+    def _trajectory(self, ticket: Ticket, payload: ShardPayload, unrolled: Unroll[Array]) -> GymTrajectory:
+        clip = self._env_config.reward_clip
         return GymTrajectory(
             header=replace(ticket.header, actor_id=self.actor_id),
             shard=payload.shard,
             incarnation=payload.incarnation,
             policy_version=self._policy.version,
-            unroll=found if clip is None else found.with_rewards(np.clip(found.steps.rewards, -clip, clip)),
-            episodes=result.episodes,
-            env_restarts=env_restarts,
-            timing=timing,
+            unroll=unrolled if clip is None else unrolled.with_rewards(np.clip(unrolled.steps.rewards, -clip, clip)),
         )
-
-
-def _summary(trajectory: GymTrajectory) -> Produced:
-    return Produced(
-        header=trajectory.header,
-        min_policy_version=trajectory.policy_version,
-        num_steps=trajectory.num_steps,
-        size_bytes=trajectory.size_bytes,
-        episodes=trajectory.episodes,
-        env_restarts=trajectory.env_restarts,
-        timing=trajectory.timing,
-    )

@@ -1,5 +1,4 @@
-"""What env and policy did as segments, for whoever judges it: one episode each, and every action as the env took it.
-Must never know who judges, nor how a policy samples."""
+"""What env and policy did as segments, for whoever judges it: one episode each, and every action as the env took it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """The producer of language experience: owns a generation engine's step loop, and between two steps admits tickets and
-loads newer weights, so that generation never drains. Plain Python; must never know what becomes of what it produces."""
+loads newer weights, so that generation never drains. Plain Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back, by a model's own tokenizer. Must never know what the text means."""
+"""Text to tokens and back, by a model's own tokenizer."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from rollcall.cluster.messages.arrays import Array, digest_of, named_arrays
-from rollcall.cluster.messages.attempt import EpisodeStats, Header, Timing
+from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.steps import EnvSteps, SampledTokens, Unroll
 
 SCHEMA_VERSION = 1
@@ -23,9 +23,6 @@ class GymTrajectory:
     incarnation: int
     policy_version: int  # of every step: a gym unit is produced under one version
     unroll: Unroll[Array]
-    episodes: tuple[EpisodeStats, ...] = ()
-    env_restarts: int = 0
-    timing: Timing = field(default_factory=Timing)
     reward_model_version: str = ""  # of a reward service's model, whose rewards took the place of the env's own
     schema_version: int = SCHEMA_VERSION
 

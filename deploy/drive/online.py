@@ -27,7 +27,7 @@ from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.jobs import stop_patience_s
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 
 KEEP_VERSIONS = 2
 FINAL_EVAL_TIMEOUT_S = 900.0

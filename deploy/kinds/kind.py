@@ -21,8 +21,8 @@ from rollcall.deploy.config.validation import validated
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
-from rollcall.learners.loop.collator import BatchSource
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
+from rollcall.learners.data.source import BatchSource
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.scorer import Taken

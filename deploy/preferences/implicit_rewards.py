@@ -16,9 +16,8 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithm import Models
 from rollcall.learners.algorithms.preferences import direct_preference
 from rollcall.learners.batches.preference_batch import PreferenceBatch, collate_comparisons
-from rollcall.learners.batches.preference_collator import each_candidate
+from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
-from rollcall.learners.loop.collective import Collective
 from rollcall.learners.models.token_policy import TokenPolicy
 
 _CHUNK = 256  # comparisons collated at once
@@ -118,14 +117,12 @@ def _ended(tokens: Array, eos: list[int]) -> Array:
 
 
 def _log_ratios(models: Models, batch: PreferenceBatch, budget: int) -> Tensor:
-    """[N]"""
-
-    def of(name: str) -> Tensor:
-        return each_candidate(
-            batch, budget, Collective(), lambda part: direct_preference.response_logprobs(models, part, name=name)
-        )
-
-    return of("policy") - of("reference")
+    """Of each candidate [N]."""
+    policy, reference = (
+        direct_preference.batch_logprobs(models, batch, name=name, budget=budget, collective=Collective())
+        for name in ("policy", "reference")
+    )
+    return policy - reference
 
 
 def _device(models: Mapping[str, Any]) -> torch.device:

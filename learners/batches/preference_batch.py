@@ -1,5 +1,5 @@
 """One batch of comparisons as tensors: the candidates, the judged pairs among them, and parts that fit into memory and
-keep a comparison together. Must never know which loss learns from it.
+keep a comparison together.
 
 A comparison of K candidates gives K choose 2 pairs, each with 1 / (K choose 2) of the comparison's weight: all pairs of
 a ranking stand in one batch, and a long ranking counts no more than a pair (InstructGPT, Ouyang et al., 2022,
@@ -45,7 +45,7 @@ class Sequences:
 
 
 @dataclass(frozen=True)
-class StepRows:
+class SegmentRows:
     """The steps of N stretches, one after the other."""
 
     observations: Tensor  # float32 [S, D]
@@ -56,7 +56,7 @@ class StepRows:
     def sizes(self) -> list[int]:
         return [end - begin for begin, end in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
 
-    def to(self, device: torch.device) -> StepRows:
+    def to(self, device: torch.device) -> SegmentRows:
         return replace(self, observations=self.observations.to(device), actions=self.actions.to(device))
 
 
@@ -84,7 +84,7 @@ class Pairs:
 class PreferenceBatch:
     """C comparisons of N candidates in all."""
 
-    candidates: Sequences | StepRows
+    candidates: Sequences | SegmentRows
     first: tuple[int, ...]  # [C + 1]: each comparison's first candidate
     pairs: Pairs
 
@@ -246,8 +246,8 @@ def _sequences(candidates: Sequence[TokenSequence]) -> Sequences:
     )
 
 
-def _step_rows(candidates: Sequence[Steps]) -> StepRows:
-    return StepRows(
+def _step_rows(candidates: Sequence[Steps]) -> SegmentRows:
+    return SegmentRows(
         observations=torch.from_numpy(np.concatenate([item.observations for item in candidates]).astype(np.float32)),
         actions=torch.from_numpy(np.concatenate([item.actions for item in candidates]).astype(np.float32)),
         offsets=_offsets([len(item.observations) for item in candidates]),

@@ -1,5 +1,4 @@
 """One learner batch of language experience: samples flat over their tokens, and how they become padded micro-batches.
-Knows lengths and masks; must never know which algorithm learns, nor of rewards beyond carrying them.
 
 Positions: a sample's tokens are prompt and completion (and, in a conversation, what tools answered). The tokens to be
 learnt from are those the policy sampled; all mathematics runs over these alone, flat, [S], sample after sample. Padding
@@ -21,7 +20,7 @@ from torch import Tensor
 from rollcall.cluster.messages.arrays import Array, map_arrays
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
+from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
 
 Targets = TypeVar("Targets")  # what an algorithm has computed of every token: a frozen dataclass of tensors
 
@@ -61,7 +60,7 @@ class TokenBatch:
 
     @property
     def num_sampled(self) -> int:
-        """S"""
+        """Number of tokens to be learnt from, S."""
         return len(self.sampled)
 
     def to(self, device: torch.device) -> TokenBatch:

@@ -1,1 +1,1 @@
-"""Data sets as sources of batches."""
+"""Data sets: what is in them, and the order in which a learner meets it."""

@@ -1,5 +1,4 @@
-"""Comparisons as a data set: candidates, who was preferred to whom, and the seeded order in which a learner meets them.
-Knows arrays; must never know texts, envs or files, nor which loss learns from it."""
+"""Comparisons as a learner meets them: candidates as arrays, and who was preferred to whom."""
 
 from __future__ import annotations
 
@@ -9,7 +8,6 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from rollcall.cluster.loop.task_source import ShuffledRows
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.seeds import derive_seed
 
@@ -42,43 +40,6 @@ class RankedCandidates(Generic[Candidate]):
     margin: float = 0.0  # by how much the better one is better, in units of the reward
     group: int = 0  # who judged: 0, 1, ...
     draws: tuple[int, ...] = (1,)  # of each ensemble member: how often its bootstrap sample holds this comparison
-
-
-class PreferenceSource(Generic[Candidate]):
-    """A BatchSource: batches of comparisons, each once per pass, every pass in an order of its own."""
-
-    def __init__(
-        self,
-        comparisons: Sequence[RankedCandidates[Candidate]],
-        *,
-        batch_size: int,
-        steps: int,
-        seed: int,
-        groups_in_turn: bool = False,
-    ) -> None:
-        """`groups_in_turn`: one comparison of each group after the other, so that those of a small group come again
-        sooner."""
-        self._comparisons: Sequence[RankedCandidates[Candidate]] = comparisons
-        rows = {0: list(range(len(comparisons)))}
-        if groups_in_turn:
-            numbers = sorted({item.group for item in comparisons})
-            rows = {g: [i for i, item in enumerate(comparisons) if item.group == g] for g in numbers}
-        self._orders = [
-            ShuffledRows(own, seed=derive_seed(seed, "group", number) if groups_in_turn else seed)
-            for number, own in rows.items()
-        ]
-        self._batch_size = batch_size
-        self._steps = steps
-
-    def take(self, step: int) -> list[RankedCandidates[Candidate]] | None:
-        if step >= self._steps:
-            return None
-        positions = range(step * self._batch_size, (step + 1) * self._batch_size)
-        return [self._comparisons[self._row(position)] for position in positions]
-
-    def _row(self, position: int) -> int:
-        place, turn = divmod(position, len(self._orders))
-        return self._orders[turn].row(place)[0]
 
 
 def bootstrapped(

@@ -1,5 +1,5 @@
 """What a learner says of fixed tokens, beside each version of its weights: for engines to see that they have them
-rightly. Knows a token policy; must never know who compares."""
+rightly."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.weights import Canary
-from rollcall.learners.loop.flat import Readable
+from rollcall.learners.models.flat import Readable
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,4 @@
-"""How a learner step is given up in its middle: whoever is within it is thrown out, and what it changed is put back.
-Knows tensors and random streams; must never know why somebody interrupts."""
+"""How a learner step is given up in its middle: whoever is within it is thrown out, and what it changed is put back."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollcall.learners.loop.collator import Collator, CollatorState
+from rollcall.learners.collators.collator import Collator, CollatorState
 
 
 class Interrupted(Exception):

@@ -23,15 +23,15 @@ from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import TARGET, Algorithm, Context, Models, with_own_models
-from rollcall.learners.loop.collator import Collator, CollatorState
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collators.collator import Collator, CollatorState
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
-from rollcall.learners.loop.flat import Readable, ReadOut, init_missing, module_weights, own_parameters
 from rollcall.learners.loop.interruption import BeforeStep, Interrupted
-from rollcall.learners.loop.parameters import FsdpUnits, ReplicatedParameters, TrainedParameters
+from rollcall.learners.loop.parameters import FsdpUnits, ReplicatedParameters
 from rollcall.learners.loop.schedules import rate_fraction
-from rollcall.learners.update import LossFunction, Stepper, UpdatesItself, minibatch_steps
+from rollcall.learners.models.flat import Readable, ReadOut, init_missing, module_weights, own_parameters
+from rollcall.learners.update import LossFunction, Stepper, TrainedParameters, UpdatesItself, minibatch_steps
 
 COLLATOR = "collator."  # before the names of a collator's arrays in a checkpoint
 

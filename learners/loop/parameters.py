@@ -1,10 +1,9 @@
 """What the optimiser steps: a learner's trained parameters, their gradients and the optimiser's state, whole on every
-process or (learners/loop/sharded.py) in pieces. Knows tensors; must never know losses, or what the models compute."""
+process or (learners/loop/sharded.py) in pieces."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,59 +12,11 @@ from torch.optim.adam import adam
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
-from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.flat import Whole, flatten_module
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
+from rollcall.learners.models.flat import Whole, flatten_module
 
 FsdpUnits = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
-
-
-class TrainedParameters(Protocol):
-    """The trained parameters of all models of a learner, as one."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def gradient(self) -> Tensor:
-        """[P]: what backward has added up, side by side; live. Of this process's pieces, where there are pieces."""
-
-    def flat(self) -> Tensor:
-        """[P]: the parameters themselves side by side; live. Raises ValueError where each process has a piece."""
-
-    def places(self) -> Iterable[tuple[nn.Parameter, TensorSpec]]:
-        """Each parameter, and where it lies in `flat`."""
-
-    def zero_gradients(self) -> None: ...
-
-    def sum_gradients(self) -> None:
-        """Adds the processes' gradients up, if backward has not."""
-
-    def gradient_norm(self) -> Tensor:
-        """Of all parameters together, 0-dim."""
-
-    def scale_gradients(self, factor: Tensor) -> None: ...
-
-    def set_learning_rate(self, learning_rate: float) -> None: ...
-
-    def step(self) -> None:
-        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`."""
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Parameters and optimiser state as this process holds them: live, to be read or copied into."""
-
-    def state(self) -> dict[str, Array]:
-        """The same as wholes, for a checkpoint that does not depend on how many processes there are. Every process
-        calls; process 0 gets it, the others may get nothing."""
-
-    def state_shapes(self) -> dict[str, tuple[int, ...]]: ...
-
-    def load_state(self, state: Mapping[str, Array]) -> None:
-        """Takes up what `state` gave; names and shapes are known to fit."""
-
-    def whole(self) -> Whole | None:
-        """How a parameter is read of which each process holds a piece: by all processes together, which read the same
-        parameters in the same order. None where every process has them whole."""
 
 
 class ReplicatedParameters:

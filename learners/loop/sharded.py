@@ -17,10 +17,10 @@ from torch.distributed.tensor import DTensor
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
-from rollcall.learners.loop.collective import Collective
-from rollcall.learners.loop.flat import Whole, place
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
 from rollcall.learners.loop.parameters import FsdpUnits, decays, set_learning_rate, shrink
+from rollcall.learners.models.flat import Whole, place
 
 
 class ShardedParameters:

@@ -36,7 +36,7 @@ class ActionDistribution(Protocol):
 
     @property
     def num_params(self) -> int:
-        """P."""
+        """How many numbers one distribution takes, P."""
 
     @property
     def action_shape(self) -> tuple[int, ...]:

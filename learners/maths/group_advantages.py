@@ -131,7 +131,7 @@ def _num_groups(group: Tensor) -> int:
 
 
 def _group_sums(x: Tensor, group: Tensor) -> Tensor:
-    """[P]"""
+    """Of each group."""
     return x.new_zeros(_num_groups(group)).index_add(0, group, x)
 
 

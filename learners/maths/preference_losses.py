@@ -1,5 +1,5 @@
 """The mathematics of learning from comparisons, as pure functions: likelihoods of what was preferred, losses of the
-direct methods, weights of groups. This file must never know of models, configs, batches or processes.
+direct methods, weights of groups.
 
 `differences` are always better minus worse: of rewards, or of log-ratios to a reference.
 """

@@ -1,5 +1,4 @@
-"""Returns and advantages as pure functions over [T, B] tensors: time first, one env per column.
-This file must never know of policies, configs, devices or processes."""
+"""Returns and advantages as pure functions over [T, B] tensors: time first, one env per column."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""V-trace: off-policy corrected value targets and policy-gradient advantages, a pure function over [T, B] tensors.
-This file must never know of policies, configs, devices or processes."""
+"""V-trace: off-policy corrected value targets and policy-gradient advantages, a pure function over [T, B] tensors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """A causal language model taken apart: a body that gives hidden states, and the model's own way from there to logits,
-which are then computed for the tokens that need them alone. Knows Hugging Face models; must never know a loss."""
+which are then computed for the tokens that need them alone."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
+from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.batches.token_batch import TokenRows
-from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, attends
 
 _AGREE = 1e-3  # relative: other float32 arithmetic stays below, another computation does not
 _WINDOWS = ("window", "window_size", "chunk_size")  # how configs name attention that does not reach back to the start

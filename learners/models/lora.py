@@ -1,5 +1,5 @@
 """Low-rank adapters beside a language model's frozen matrices (LoRA: Hu et al., 2021, arXiv:2106.09685), through peft.
-The only file that knows peft, which is imported when there are adapters; it must never know what trains them."""
+The only file that knows peft, which is imported when there are adapters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
-from rollcall.learners.loop.flat import Readable, Whole
+from rollcall.learners.models.flat import Readable, Whole
 
 ALL_LINEAR = "all-linear"
 _ADAPTER = "default"

@@ -14,19 +14,10 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
-from rollcall.learners.loop.flat import FlatParameters, flatten_module, load_module_weights, module_weights
 from rollcall.learners.maths.distributions import DiagonalGaussian
+from rollcall.learners.models.flat import flatten_module, load_module_weights
 from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.models.torsos import Activation
-
-__all__ = [
-    "FlatParameters",
-    "TorchPolicy",
-    "TorchRollout",
-    "flatten_module",
-    "load_module_weights",
-    "module_weights",
-]
 
 _IN_PLACE: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,

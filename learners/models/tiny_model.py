@@ -1,5 +1,5 @@
 """A language model small enough to learn on two cores: Qwen3's architecture, seeded weights, one token a character.
-Must never know of tasks: it is given their alphabet. transformers is imported only when a model is written."""
+It is given a task's alphabet. transformers is imported only when a model is written."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Language models as the learner uses them: padded rows in, one number per sampled token out. With causal_model.py the
-only file of the learners that knows Hugging Face models; it must never know a loss."""
+"""Language models as the learner uses them: padded rows in, one number per sampled token out."""
 
 from __future__ import annotations
 

@@ -193,14 +193,14 @@ def test_shards_go_on_exactly_in_another_actor(make_actor: Any, make_ticket: Any
         saved = actor.shard_states()
         assert saved is not None
         tensors, meta = load(save(saved[0])), json.loads(json.dumps(saved[1]))
-        expected = [actor.produce(make_ticket(i, shard=i % 2))[1] for i in range(4, 8)]
+        expected = [actor.produce(make_ticket(i, shard=i % 2)) for i in range(4, 8)]
         # Each of two actors takes all shards, and builds the one whose tickets it gets.
         restored = [make_actor(env, space, recurrent=True, num_shards=2, actor_id=f"gym-{i}") for i in range(2)]
         for other in restored:
             other.restore_shards(tensors, meta)
-        found = [restored[i % 2].produce(make_ticket(i, shard=i % 2))[1] for i in range(4, 8)]
-        assert [item.digest() for item in found] == [item.digest() for item in expected]
-        assert [item.episodes for item in found] == [item.episodes for item in expected]
+        found = [restored[i % 2].produce(make_ticket(i, shard=i % 2)) for i in range(4, 8)]
+        assert [item.digest() for _, item in found] == [item.digest() for _, item in expected]
+        assert [summary.episodes for summary, _ in found] == [summary.episodes for summary, _ in expected]
         states = [other.shard_states() for other in restored]
         assert [list(state[1]) for state in states if state] == [["0"], ["1"]]
 

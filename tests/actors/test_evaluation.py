@@ -19,8 +19,9 @@ from rollcall.cluster.errors import BadInput, EnvFailure
 from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
+from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
-from rollcall.learners.models.policy import TorchPolicy, module_weights
+from rollcall.learners.models.policy import TorchPolicy
 
 CARTPOLE = EnvConfig(id="CartPole-v1")
 

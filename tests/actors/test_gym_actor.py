@@ -15,6 +15,7 @@ import pytest
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array, named_arrays
+from rollcall.cluster.messages.attempt import Produced
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.seeds import derive_seed
 
@@ -67,7 +68,7 @@ def test_episode_returns_and_lengths_are_counted_across_fragments(
         assert len(episodes) == 4
         assert all((item.episode_return, item.length) == (50 * 51 / 2, 50) for item in episodes)
         assert produced[0][0].episodes == ()
-        assert [len(item.episodes) for _, item in produced] == [0, 2, 0, 2]
+        assert [len(summary.episodes) for summary, _ in produced] == [0, 2, 0, 2]
 
 
 def test_episode_unit_runs_each_env_exactly_once(make_actor: Any, make_ticket: Any) -> None:
@@ -75,9 +76,10 @@ def test_episode_unit_runs_each_env_exactly_once(make_actor: Any, make_ticket: A
     for vectorization in ("sync", "async", "native"):
         config = CARTPOLE.model_copy(update={"vectorization": vectorization})
         actor = make_actor(config, unroll_length=300)
-        trajectories = [actor.produce(make_ticket(i, unit="episode"))[1] for i in range(3)]
-        for item in trajectories:
-            assert_one_episode_per_env(item)
+        produced = [actor.produce(make_ticket(i, unit="episode")) for i in range(3)]
+        trajectories = [item for _, item in produced]
+        for summary, item in produced:
+            assert_one_episode_per_env(summary, item)
         starts = [item.steps.observations["observation"][0].tobytes() for item in trajectories]
         assert len(set(starts)) == 3, "every unit begins new episodes"
         found.append(digests(*trajectories))
@@ -85,7 +87,7 @@ def test_episode_unit_runs_each_env_exactly_once(make_actor: Any, make_ticket: A
     assert found[0] == found[1], "what an env does after its episode does not show"
 
 
-def assert_one_episode_per_env(trajectory: GymTrajectory) -> None:
+def assert_one_episode_per_env(summary: Produced, trajectory: GymTrajectory) -> None:
     num_steps, num_envs = trajectory.steps.mask.shape
     lengths = trajectory.steps.mask.sum(axis=0)
     ends = trajectory.steps.terminated | trajectory.steps.truncated
@@ -96,7 +98,7 @@ def assert_one_episode_per_env(trajectory: GymTrajectory) -> None:
         assert np.flatnonzero(trajectory.steps.episode_starts[:, b]).tolist() == [0]
         assert not trajectory.steps.rewards[lengths[b] :, b].any()
     assert sorted(trajectory.unroll.final_index[:, 1].tolist()) == list(range(num_envs))
-    assert sorted(item.length for item in trajectory.episodes) == sorted(lengths.tolist())
+    assert sorted(item.length for item in summary.episodes) == sorted(lengths.tolist())
     assert trajectory.num_steps == lengths.sum()
 
 
@@ -104,13 +106,13 @@ def test_an_episode_that_outlasts_the_unit_is_truncated_with_its_final_observati
     make_actor: Any, make_ticket: Any, counter_module: str
 ) -> None:
     actor = make_actor(counter(counter_module, length=100), num_envs=3)
-    _, item = actor.produce(make_ticket(0, unit="episode"))
+    summary, item = actor.produce(make_ticket(0, unit="episode"))
     assert item.steps.mask.all()
     assert item.steps.truncated.tolist() == [[False] * 3] * 31 + [[True] * 3]
     assert not item.steps.terminated.any()
     assert item.unroll.final_index.tolist() == [[31, 0], [31, 1], [31, 2]]
     assert (item.unroll.final_observations["observation"][:, 0] == 32).all()
-    assert [stats.length for stats in item.episodes] == [32] * 3
+    assert [stats.length for stats in summary.episodes] == [32] * 3
 
 
 def test_arrays_of_a_trajectory_are_its_own(make_actor: Any, make_ticket: Any) -> None:
@@ -128,9 +130,9 @@ def test_rewards_are_clipped_for_learning_and_returns_are_not(
     make_actor: Any, make_ticket: Any, counter_module: str
 ) -> None:
     actor = make_actor(counter(counter_module).model_copy(update={"reward_clip": 2.0}), num_envs=1)
-    _, item = actor.produce(make_ticket(0))
+    summary, item = actor.produce(make_ticket(0))
     assert item.steps.rewards[:5, 0].tolist() == [1.0, 2.0, 2.0, 2.0, 2.0]
-    assert item.episodes[0].episode_return == 15.0
+    assert summary.episodes[0].episode_return == 15.0
 
 
 @pytest.mark.parametrize(
@@ -161,9 +163,9 @@ def test_actions_of_every_kind_of_space_are_stored_as_sampled_and_taken_as_the_e
         """
     )
     actor = make_actor(EnvConfig(id=f"{module}:Echo"), space)
-    _, item = actor.produce(make_ticket(0))
+    summary, item = actor.produce(make_ticket(0))
     assert (item.steps.actions.dtype, item.steps.actions.shape[2:]) == stored
-    assert item.env_restarts == 0
+    assert summary.env_restarts == 0
     start = getattr(space, "start", 0) if isinstance(space, gym.spaces.Discrete) else 0
     reached = item.steps.actions if item.steps.actions.dtype == np.int64 else np.clip(item.steps.actions, -1, 1)
     sums = reached.reshape(*item.steps.rewards.shape, -1).sum(axis=2) + start
@@ -298,8 +300,8 @@ def test_an_env_that_raises_is_restarted_and_its_boundary_masked(
     assert not item.steps.terminated.any()
     assert int(item.steps.truncated.sum()) == len(item.unroll.final_index)
     assert item.unroll.final_index.tolist() == sorted(item.unroll.final_index.tolist())
-    assert summary.env_restarts == item.env_restarts > 0
-    assert item.episodes == (), "an episode that broke off is no episode"
+    assert summary.env_restarts > 0
+    assert summary.episodes == (), "an episode that broke off is no episode"
     actor.close()
 
 
@@ -337,13 +339,13 @@ def test_an_env_whose_episode_breaks_off_is_done_with_its_unit(
     make_actor: Any, make_ticket: Any, counter_module: str
 ) -> None:
     actor = make_actor(counter(counter_module, raise_at=3, length=5))
-    _, item = actor.produce(make_ticket(0, unit="episode"))
+    summary, item = actor.produce(make_ticket(0, unit="episode"))
     raising = misbehaving()
     lengths = item.steps.mask.sum(axis=0)
     assert lengths.tolist() == [2 if b in raising else 5 for b in range(4)]
     assert all(item.steps.truncated[lengths[b] - 1, b] for b in range(4))
     assert int(item.steps.truncated.sum()) == 4
-    assert [stats.length for stats in item.episodes] == [5] * (4 - len(raising))
+    assert [stats.length for stats in summary.episodes] == [5] * (4 - len(raising))
 
 
 @pytest.mark.parametrize("field", ["reward", "observation"])

@@ -16,7 +16,7 @@ from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.recipes import load_config
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 from tests.needs import require
 
 require("peft")

@@ -26,7 +26,7 @@ from rollcall.deploy.kinds.language.model_directory import save_policy
 from rollcall.deploy.kinds.recipes import load_config, load_run
 from rollcall.deploy.rundir.directories import claim_directory
 from rollcall.deploy.rundir.files import begin_run
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 
 RECIPE = """\
 # One-digit addition for a moment

@@ -19,7 +19,7 @@ from rollcall.deploy.kinds.control import factory as control_factory
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.preference_trainer import segments_of
 from rollcall.deploy.kinds.recipes import load_config
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
 

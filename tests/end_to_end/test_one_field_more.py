@@ -24,8 +24,8 @@ from rollcall.cluster.messages.steps import A, EnvSteps, SampledTokens
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
-from rollcall.learners.batches.control_collator import ControlCollator
 from rollcall.learners.batches.token_batch import TokenMinibatch, collate_samples
+from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic

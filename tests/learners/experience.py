@@ -15,8 +15,8 @@ from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithm import Context, Models
-from rollcall.learners.batches.control_collator import ControlCollator
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic

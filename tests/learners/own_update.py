@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Metrics, Needs
-from rollcall.learners.batches import samples
-from rollcall.learners.batches.control_collator import ControlCollator
+from rollcall.learners.algorithms.control import samples
+from rollcall.learners.algorithms.control.samples import StepMinibatch, StepRows
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import StepMinibatch, StepRows
-from rollcall.learners.loop.collator import CollatorState
+from rollcall.learners.collators.collator import CollatorState
+from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.maths import losses
 from rollcall.learners.update import Stepper, follow
 

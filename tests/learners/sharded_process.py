@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 from tests.learners.token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora

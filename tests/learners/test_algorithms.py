@@ -18,8 +18,8 @@ from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.impala import IMPALA
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.algorithms.control.reinforce import REINFORCE
+from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import ActorCriticMinibatch
 from rollcall.learners.models.networks import ActorCritic
 from tests.learners.experience import context_of
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, Steps, TokenSequence, bootstrapped
+from rollcall.learners.collators.preferences import PreferenceCollator
+from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence, bootstrapped
+from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from tests.learners.experience import context_of
@@ -146,7 +147,7 @@ def test_the_learner_finds_a_linear_reward_from_comparisons(ties: Any) -> None:
         run_seed=0,
         collator=PreferenceCollator(),
     )
-    source = PreferenceSource(bootstrapped(items, members=2, seed=2), batch_size=100, steps=120, seed=3)
+    source = ShuffledSource(bootstrapped(items, members=2, seed=2), batch_size=100, steps=120, seed=3)
     for step in range(120):
         batch = source.take(step)
         assert batch is not None

@@ -19,12 +19,12 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
-from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.batches.preference_batch import collate_comparisons
+from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters
-from rollcall.learners.models.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
     TokenCritic,

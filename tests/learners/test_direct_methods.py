@@ -17,7 +17,7 @@ from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
 from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
 from rollcall.learners.algorithms.preferences.ipo import IPO, IPOConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
-from rollcall.learners.batches.preference_collator import PreferenceCollator
+from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rollcall.learners.batches.preference_batch import PreferenceMinibatch, collate_comparisons
-from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, Steps, TokenSequence, bootstrapped
+from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence, bootstrapped
+from rollcall.learners.data.source import ShuffledSource
 
 
 def sequence(*tokens: int, num_prompt: int = 1) -> TokenSequence:
@@ -104,7 +105,7 @@ def test_every_member_has_a_bootstrap_sample_of_its_own_of_the_same_size() -> No
 
 def test_a_source_gives_each_comparison_once_a_pass_and_the_same_batch_again() -> None:
     items = [ranking(0, 1, first=20 + i) for i in range(10)]
-    source = PreferenceSource(items, batch_size=5, steps=4, seed=3)
+    source = ShuffledSource(items, batch_size=5, steps=4, seed=3)
     batches = [source.take(step) for step in range(4)]
     assert all(batch is not None for batch in batches)
     first_pass = [*(batches[0] or []), *(batches[1] or [])]
@@ -115,7 +116,7 @@ def test_a_source_gives_each_comparison_once_a_pass_and_the_same_batch_again() -
 
 def test_groups_in_turn_fill_a_batch_evenly_and_a_small_groups_comparisons_come_again_sooner() -> None:
     items = [replace(ranking(0, 1, first=20 + i), group=int(i >= 8)) for i in range(10)]
-    source = PreferenceSource(items, batch_size=4, steps=4, seed=3, groups_in_turn=True)
+    source = ShuffledSource(items, batch_size=4, steps=4, seed=3, groups=[item.group for item in items])
     met = [item for step in range(4) for item in source.take(step) or []]
     assert [item.group for item in met] == [0, 1] * 8
     counts = Counter(id(item) for item in met)

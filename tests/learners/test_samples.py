@@ -14,8 +14,15 @@ from hypothesis import strategies as st
 
 from rollcall.cluster.messages.arrays import map_arrays
 from rollcall.cluster.messages.steps import EnvSteps
+from rollcall.learners.algorithms.control.samples import (
+    StepRows,
+    assess,
+    batch_rows,
+    evaluate,
+    grid_minibatches,
+    shuffled_grid,
+)
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import StepRows, assess, batch_rows, evaluate, grid_minibatches, shuffled_grid
 from rollcall.learners.models.networks import ActorCritic
 
 MakePolicy = Callable[..., ActorCritic]

@@ -15,7 +15,9 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch
-from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
+from rollcall.learners.collators.demonstrations import DemonstrationCollator
+from rollcall.learners.data.demonstrations import Demonstration
+from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.tiny_model import write_tiny_model
@@ -123,7 +125,7 @@ def numbered(count: int) -> list[Demonstration]:
     return [Demonstration(np.array([number, EOS], np.int32), np.array([False, True])) for number in range(count)]
 
 
-def taken(source: DemonstrationSource, steps: range) -> list[list[int]]:
+def taken(source: ShuffledSource[Demonstration], steps: range) -> list[list[int]]:
     batches = []
     for step in steps:
         batch = source.take(step)
@@ -132,8 +134,8 @@ def taken(source: DemonstrationSource, steps: range) -> list[list[int]]:
     return batches
 
 
-def make_source(seed: int = 0, steps: int = 30) -> DemonstrationSource:
-    return DemonstrationSource(numbered(20), batch_size=6, steps=steps, seed=seed)
+def make_source(seed: int = 0, steps: int = 30) -> ShuffledSource[Demonstration]:
+    return ShuffledSource(numbered(20), batch_size=6, steps=steps, seed=seed)
 
 
 def test_every_demonstration_comes_once_per_pass_across_the_borders_of_batches() -> None:
@@ -159,7 +161,7 @@ def test_there_are_no_batches_beyond_the_last_step() -> None:
     assert source.take(2) is not None
     assert source.take(3) is None
     with pytest.raises(ValueError, match="rows is empty"):
-        DemonstrationSource([], batch_size=1, steps=1, seed=0)
+        ShuffledSource([], batch_size=1, steps=1, seed=0)
 
 
 # Through the learner.
@@ -174,7 +176,7 @@ def train(directory: Path, steps: range, learner: Learner | None = None) -> tupl
         run_seed=0,
         collator=DemonstrationCollator(),
     )
-    source = DemonstrationSource(DEMONSTRATIONS, batch_size=3, steps=100, seed=0)
+    source = ShuffledSource(DEMONSTRATIONS, batch_size=3, steps=100, seed=0)
     found = []
     for step in steps:
         batch = source.take(step)

@@ -15,10 +15,10 @@ from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.batches.language_collator import LanguageCollator
 from rollcall.learners.batches.token_batch import collate_samples, each_token
+from rollcall.learners.collators.language import LanguageCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
-from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters

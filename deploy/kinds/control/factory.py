@@ -33,8 +33,8 @@ from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.learners.algorithm import with_own_models
-from rollcall.learners.batches.control_collator import ControlCollator
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser

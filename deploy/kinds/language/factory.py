@@ -37,9 +37,9 @@ from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, dem
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
 from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.learners.algorithm import with_own_models
-from rollcall.learners.batches.language_collator import LanguageCollator
+from rollcall.learners.collators.language import LanguageCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
-from rollcall.learners.loop.collective import Collective
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters

@@ -25,9 +25,10 @@ from rollcall.deploy.report.closing import eval_line, evaluated, report_line, st
 from rollcall.deploy.report.counted import IMITATED
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.learners.algorithms.language.sft import SFT
-from rollcall.learners.data.demonstrations import DemonstrationSource
-from rollcall.learners.loop.flat import module_weights
+from rollcall.learners.data.demonstrations import Demonstration
+from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 
 
@@ -57,7 +58,7 @@ class SupervisedRun:
         return self._imitation.learner
 
     @property
-    def source(self) -> DemonstrationSource:
+    def source(self) -> ShuffledSource[Demonstration]:
         return self._imitation.source
 
     @property

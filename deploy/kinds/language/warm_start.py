@@ -23,7 +23,9 @@ from rollcall.deploy.kinds.language.model_directory import model_source, save_po
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Record
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
-from rollcall.learners.data.demonstrations import Demonstration, DemonstrationCollator, DemonstrationSource
+from rollcall.learners.collators.demonstrations import DemonstrationCollator
+from rollcall.learners.data.demonstrations import Demonstration
+from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
@@ -58,8 +60,8 @@ class WarmStart:
         return self._settings.steps
 
     @cached_property
-    def source(self) -> DemonstrationSource:
-        return DemonstrationSource(
+    def source(self) -> ShuffledSource[Demonstration]:
+        return ShuffledSource(
             self.demonstrations, batch_size=self._settings.batch_size, steps=self.steps, seed=self.seed
         )
 

@@ -30,9 +30,10 @@ from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.rundir.earlier_runs import run_hash
-from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, TokenSequence
+from rollcall.learners.collators.preferences import PreferenceCollator
+from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
+from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
 from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, load_policy_model
@@ -119,13 +120,14 @@ class DirectRun:
         return self._config.eval_every or max(1, self.steps // NUM_EVALUATIONS)
 
     @cached_property
-    def source(self) -> PreferenceSource[TokenSequence]:
-        return PreferenceSource(
+    def source(self) -> ShuffledSource[RankedCandidates[TokenSequence]]:
+        in_turn = getattr(self._config.algorithm, "draw", "by_size") == "evenly"
+        return ShuffledSource(
             self._train,
             batch_size=self._config.batch_size,
             steps=self.steps,
             seed=derive_seed(self._config.seed, "batches"),
-            groups_in_turn=getattr(self._config.algorithm, "draw", "by_size") == "evenly",
+            groups=[item.group for item in self._train] if in_turn else None,
         )
 
     @cached_property

@@ -27,8 +27,9 @@ from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
-from rollcall.learners.batches.preference_collator import PreferenceCollator
-from rollcall.learners.data.comparisons import PreferenceSource, RankedCandidates, bootstrapped
+from rollcall.learners.collators.preferences import PreferenceCollator
+from rollcall.learners.data.comparisons import RankedCandidates, bootstrapped
+from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
@@ -97,9 +98,9 @@ class RewardModelRun:
         return BradleyTerry(self._config.loss)
 
     @cached_property
-    def source(self) -> PreferenceSource[Any]:
+    def source(self) -> ShuffledSource[RankedCandidates[Any]]:
         config = self._config
-        return PreferenceSource(
+        return ShuffledSource(
             self._learnt, batch_size=config.batch_size, steps=self.steps, seed=derive_seed(config.seed, "batches")
         )
 

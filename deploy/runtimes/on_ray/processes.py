@@ -37,7 +37,7 @@ from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardM
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner, resolve_device
 
 ENGINE_STEP_TIMEOUT_S = 60.0  # after which a trace shows where an engine's step hangs

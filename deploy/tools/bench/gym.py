@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.messages.attempt import ShardPayload
+from rollcall.cluster.messages.attempt import Produced, ShardPayload
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.config.run_config import RunConfig
@@ -68,7 +68,7 @@ class PartsBench:
         self._learning = Learning(parts, lambda trajectory: trajectory.num_steps)
         server.publish(self._learning.initial)
         self._next = 0
-        self._learning.batch = [self._produce() for _ in range(config.tickets_per_step)]
+        self._learning.batch = [self._produce()[1] for _ in range(config.tickets_per_step)]
         for _ in range(3):
             self._learning(0.0)
 
@@ -77,20 +77,20 @@ class PartsBench:
         until = time.perf_counter() + PART_S
         while time.perf_counter() < until:
             began = time.perf_counter()
-            trajectory = self._produce()
+            produced, _ = self._produce()
             act_s += time.perf_counter() - began
-            num_steps += trajectory.num_steps
-            env_s += trajectory.timing.env_s
-            inference_s += trajectory.timing.inference_s
+            num_steps += produced.num_steps
+            env_s += produced.timing.env_s
+            inference_s += produced.timing.inference_s
         per_act = 1e6 / num_steps / self._config.actors.num
         return Parts(env_s * per_act, inference_s * per_act, act_s * per_act, 1e6 / self._learning(PART_S))
 
-    def _produce(self) -> GymTrajectory:
+    def _produce(self) -> tuple[Produced, GymTrajectory]:
         shard = self._next % self._config.actors.num_shards
         payload = ShardPayload(shard, 0, self._config.algorithm_class.unit)
         ticket = make_ticket(self._next, self._config.seed, self._learning.initial.epoch, shard, payload)
         self._next += 1
-        return self._actor.produce(ticket)[1]
+        return self._actor.produce(ticket)
 
 
 def measure_whole(config: RunConfig, directory: Path) -> float:

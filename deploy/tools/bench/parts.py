@@ -16,7 +16,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.tools.bench.aside import MEASURE_TIMEOUT_S
-from rollcall.learners.loop.collective import Collective
+from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
 
 

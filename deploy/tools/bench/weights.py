@@ -28,7 +28,7 @@ from rollcall.deploy.runtimes.on_ray.cluster import connect
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess, PrefetchedWeights, RayWeightsSource
 from rollcall.deploy.tools.bench.aside import Aside
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
-from rollcall.learners.loop.flat import flatten_module, load_module_weights, module_weights
+from rollcall.learners.models.flat import flatten_module, load_module_weights, module_weights
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Needs
-from rollcall.learners.algorithms.control import actor_critic
+from rollcall.learners.algorithms.control import actor_critic, samples
 from rollcall.learners.algorithms.control.actor_critic import (
     Discount,
     EntropyCoef,
@@ -19,9 +19,8 @@ from rollcall.learners.algorithms.control.actor_critic import (
     ValueCoef,
     credit,
 )
-from rollcall.learners.batches import samples
+from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae, n_step_returns
 

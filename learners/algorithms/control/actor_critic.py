@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rollcall.learners.algorithm import Context, Loss
-from rollcall.learners.batches import samples
+from rollcall.learners.algorithms.control import samples
+from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows
 from rollcall.learners.maths import losses
 
 Discount = Annotated[float, Field(ge=0, le=1, description="weight of a reward one step later: the horizon")]

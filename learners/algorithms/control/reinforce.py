@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
-from rollcall.learners.algorithms.control import actor_critic
+from rollcall.learners.algorithms.control import actor_critic, samples
 from rollcall.learners.algorithms.control.actor_critic import Discount, EntropyCoef, NormaliseAdvantages, credit
-from rollcall.learners.batches import samples
+from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.batches.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import discounted_returns, episode_starts_within, whole_episode_returns
 

@@ -36,7 +36,7 @@ def token_loss(config: GSPOConfig, part: LMPart, terms: PolicyTerms) -> tuple[Te
         anchor_logprobs=terms.anchor_logprobs,
         sequence=part.sequence,
         num_sequences=part.num_samples,
-        mask=terms.kept,
+        mask=terms.mask,
     )
     return losses.clipped_surrogate(
         ratio=log_ratio.exp(),

@@ -62,9 +62,9 @@ class BeforeUpdate(NamedTuple):
 class PolicyTerms:
     """What every policy loss is made of, for the K tokens of one part."""
 
-    logprobs: Tensor  # [K], of pi, with gradient; where kept is 0, the anchor's: a ratio of 1 and no gradient
+    logprobs: Tensor  # [K], of pi, with gradient; where the mask is 0, the anchor's: a ratio of 1 and no gradient
     anchor_logprobs: Tensor  # [K], of the policy that the ratio is clipped around
-    kept: Tensor  # [K]: 1 where the token is in the loss
+    mask: Tensor  # [K]: 1 where the token is in the loss
     metrics: Metrics  # token means, added up over parts
 
 
@@ -170,13 +170,13 @@ class TokenAlgorithm(Generic[ConfigT]):
 
     def loss(self, context: Context, part: LMPart) -> Loss:
         """An algorithm's token losses summed up, corrected for lag, with the KL to the reference if it belongs into
-        the loss. The KL is not weighed by the correction: it pulls at every kept token alike."""
+        the loss. The KL is not weighed by the correction: it pulls at every token of the mask alike."""
         config = self.config
         terms = policy_terms(context.models, part, config)
         per_token, clipped = self._method.token_loss(config, part, terms)
-        weights = part.weights * terms.kept
+        weights = part.weights * terms.mask
         loss = (weights * self._lag_weights(part, terms) * per_token).sum()
-        metrics = {**terms.metrics, "policy_loss": loss.detach(), "clip_fraction": _mean(part, clipped * terms.kept)}
+        metrics = {**terms.metrics, "policy_loss": loss.detach(), "clip_fraction": _mean(part, clipped * terms.mask)}
         if config.kl_in_loss and config.kl_coef > 0:
             assert part.targets.reference_logprobs is not None
             kl = losses.kl_estimate(
@@ -229,7 +229,7 @@ class TokenAlgorithm(Generic[ConfigT]):
         token's sample, for a loss that has such a ratio itself."""
         correction = self.config.correction
         if not correction.decoupled:
-            return torch.ones_like(terms.kept)
+            return torch.ones_like(terms.mask)
         proximal, behaviour = terms.anchor_logprobs, part.tokens.behaviour_logprobs
         if self._method.per_sequence:
             log_ratios = token_losses.sequence_log_ratios(
@@ -237,7 +237,7 @@ class TokenAlgorithm(Generic[ConfigT]):
                 anchor_logprobs=behaviour,
                 sequence=part.sequence,
                 num_sequences=part.num_samples,
-                mask=terms.kept,
+                mask=terms.mask,
             )
             proximal, behaviour = log_ratios, torch.zeros_like(log_ratios)
         cap = math.inf if correction.truncate is None else correction.truncate
@@ -256,25 +256,25 @@ def policy_terms(models: Models, part: LMPart, config: TokenAlgorithmConfig) -> 
     behaviour, correction = part.tokens.behaviour_logprobs, config.correction
     # Not prepared where the batch has one gradient step: then pi is still the proximal policy.
     proximal = now.logprobs.detach() if part.targets.proximal_logprobs is None else part.targets.proximal_logprobs
-    kept = 1.0 - now.outside.to(behaviour.dtype)
+    mask = 1.0 - now.outside.to(behaviour.dtype)
     metrics = {
         "entropy": now.entropy,
         "approx_kl": losses.k3(now.logprobs.detach() - behaviour),
         "mismatch": (now.logprobs.detach() - behaviour).abs(),
-        "outside_nucleus": 1.0 - kept,
+        "outside_nucleus": 1.0 - mask,
     }
     if correction.band is not None:
         low, high = correction.band
-        in_band = token_losses.band_mask(log_ratio=proximal - behaviour, low=low, high=high).to(kept.dtype)
+        in_band = token_losses.band_mask(log_ratio=proximal - behaviour, low=low, high=high).to(mask.dtype)
         metrics["masked_fraction"] = 1.0 - in_band
-        kept = kept * in_band
+        mask = mask * in_band
     if part.targets.reference_logprobs is not None:
         metrics["kl_reference"] = losses.k3(part.targets.reference_logprobs - now.logprobs.detach())
     anchor = proximal if correction.decoupled else behaviour
     return PolicyTerms(
-        logprobs=torch.where(kept.bool(), now.logprobs, anchor.to(now.logprobs.dtype)),
+        logprobs=torch.where(mask.bool(), now.logprobs, anchor.to(now.logprobs.dtype)),
         anchor_logprobs=anchor,
-        kept=kept,
+        mask=mask,
         metrics={name: _mean(part, x) for name, x in metrics.items()},
     )
 

@@ -77,7 +77,7 @@ class BradleyTerry:
         return Loss(loss, metrics)
 
     def nll(self, differences: Tensor, part: PreferencePart) -> Tensor:
-        """[M, P]"""
+        """Of each member and pair [M, P]."""
         config, pairs = self.config, part.pairs
         margins = pairs.margins if config.use_margins else None
         if config.ties == "rao_kupper":

@@ -19,7 +19,7 @@ from torch import Tensor
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferenceMinibatch, PreferencePart
-from rollcall.learners.batches.preference_collator import each_candidate
+from rollcall.learners.collective import Collective
 from rollcall.learners.maths.preference_losses import sums_by_owner
 from rollcall.learners.maths.sampling import Processed
 
@@ -123,11 +123,8 @@ class DirectAlgorithm(Generic[ConfigT]):
 
     def each_response(self, context: Context, batch: PreferenceBatch, *, name: str) -> Tensor:
         """[N]: of a whole batch, without gradient."""
-        return each_candidate(
-            batch,
-            self.config.budget,
-            context.collective,
-            lambda part: response_logprobs(context.models, part, name=name),
+        return batch_logprobs(
+            context.models, batch, name=name, budget=self.config.budget, collective=context.collective
         )
 
 
@@ -155,3 +152,14 @@ def response_logprobs(models: Models, part: PreferencePart, *, name: str = "poli
     rows, owner = part.response_rows()
     logprobs = cast(Processed, models[name](rows)).logprobs
     return sums_by_owner(values=logprobs, owner=owner, num_owners=part.num_candidates)
+
+
+@torch.no_grad()
+def batch_logprobs(models: Models, batch: PreferenceBatch, *, name: str, budget: int, collective: Collective) -> Tensor:
+    """[N], without gradient: each process evaluates its share of the batch's parts, and all get the whole."""
+    logprobs = torch.zeros(batch.num_candidates, device=batch.pairs.better.device)
+    for comparisons in batch.parts(budget)[collective.rank :: collective.num_processes]:
+        part = batch.part(comparisons)
+        logprobs[list(part.chosen)] = response_logprobs(models, part, name=name).float()
+    collective.sum_(logprobs)
+    return logprobs

@@ -76,7 +76,7 @@ class GroupWeights(nn.Module):
 
 
 def pair_losses(config: GroupDPOConfig, differences: Tensor) -> Tensor:
-    """[P]"""
+    """Of each pair [P]."""
     if config.base == "ipo":
         return preference_losses.ipo_loss(differences=differences, tau=config.beta)
     return preference_losses.dpo_loss(differences=differences, beta=config.beta, label_smoothing=config.label_smoothing)

@@ -25,7 +25,7 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.batches.token_batch import TokenRows
-from rollcall.learners.loop.flat import module_weights
+from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
 from tests.needs import require

@@ -1,7 +1,6 @@
 """Samples of one prompt in one row: the prompt once, then each sample's own tokens, which see the prompt and themselves
 but not one another. The same numbers as with a row for each sample, for less work: of 8 answers of 3 tokens to a prompt
-of 8, 32 tokens are computed in place of 88. Knows lengths and masks; must never know models or losses.
-"""
+of 8, 32 tokens are computed in place of 88."""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from rollcall.cluster.messages.experience import LMTrajectory
+from rollcall.learners.batches.prompt_sharing import Sharing
 from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
-from rollcall.learners.loop.collator import Stateless
-from rollcall.learners.models.prompt_sharing import Sharing
+from rollcall.learners.collators.collator import Stateless
 
 
 class LanguageCollator(Stateless):

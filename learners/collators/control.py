@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.learners.batches.gym_batch import GymBatch, stack_trajectories
-from rollcall.learners.loop.collator import CollatorState
+from rollcall.learners.collators.collator import CollatorState
 from rollcall.learners.models.networks import ActorCritic
 from rollcall.learners.models.normaliser import RewardNormaliser
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from rollcall.cluster.messages.arrays import Array
 
 Item = TypeVar("Item", contravariant=True)
-ItemOut = TypeVar("ItemOut", covariant=True)
 Batch = TypeVar("Batch")
 
 
@@ -41,14 +40,6 @@ class Collator(Protocol[Item, Batch]):
     def state(self) -> CollatorState: ...
 
     def load_state(self, state: CollatorState) -> None: ...
-
-
-class BatchSource(Protocol[ItemOut]):
-    """Where the batches of an offline run come from: a data set. (A run with actors has its coordinator cut them from
-    the ticket queue.) What it gives is what the run's Collator collates."""
-
-    def take(self, step: int) -> Sequence[ItemOut] | None:
-        """The batch of learner step `step`, the same however often it is asked for; None when there is no more."""
 
 
 class Stateless:

@@ -1,5 +1,5 @@
 """How a batch becomes rows of samples, rows become minibatches, and a minibatch meets the network: what the algorithms
-share besides mathematics. This file must never know which algorithm asks, nor of processes.
+share besides mathematics.
 
 Rows: without recurrence a row is one step (row t * B + b); with recurrence it is one env's whole sequence [T, ...], so
 that a minibatch never cuts one. Dead steps stay in their rows with mask 0, which keeps every shape static.
