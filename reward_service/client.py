@@ -130,11 +130,17 @@ class RewardClient:
         response = self._send("POST", f"/v1/models/{name}:load", lambda _: body, time.monotonic() + deadline_s)
         return _read(ModelInfo, response)
 
-    def wait_ready(self, timeout_s: float) -> None:
-        """Raises:
-        RewardUnavailable: it is not ready in time; the message says why.
+    def wait_ready(self, timeout_s: float, look: Callable[[], None] = lambda: None) -> None:
+        """`look`, before each try, may end the wait by raising.
+
+        Raises:
+          RewardUnavailable: it is not ready in time; the message says why.
         """
-        self._send("GET", "/readyz", lambda _: None, time.monotonic() + timeout_s)
+
+        def no_body(rest_s: float) -> None:
+            look()
+
+        self._send("GET", "/readyz", no_body, time.monotonic() + timeout_s)
 
     def close(self) -> None:
         if self._pool is not None:

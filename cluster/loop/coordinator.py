@@ -179,7 +179,9 @@ class Coordinator:
         self._finish_checkpoint()
         at_boundary = not self._training
         undone = self._rollouts.stop()
-        if at_boundary and self._checkpoints.step != self.step:
+        if self._checkpoints.step < 0:
+            self._tell("stopping", "nothing was learnt yet and there is no checkpoint: begin the run again")
+        elif at_boundary and self._checkpoints.step != self.step:
             self.checkpoint_now(undone)
 
     def _poll(self) -> None:
@@ -225,9 +227,10 @@ class Coordinator:
         self._finish_checkpoint()
 
     def _finish_checkpoint(self) -> None:
-        """The learner and the actors answer within deadlines of their own."""
-        while self._checkpoints.being_made:
+        """The learner and the actors answer within deadlines of their own; for the first one no stop waits."""
+        while self._checkpoints.being_made and not (self._checkpoints.step < 0 and self._stop_requested()):
             self._poll()
+        self._checkpoints.give_up()
 
     def _begin_steps(self) -> None:
         while len(self._training) <= self.plan.prefetch_steps and (batch := self._rollouts.cut()):
@@ -332,11 +335,7 @@ class Coordinator:
 
     def _write_checkpoint(self, shard_states: States | None) -> None:
         tier = self._checkpoints.write(
-            self.step,
-            epoch=self._epoch,
-            counters=self.counters,
-            tasks=self._tasks.state(),
-            shard_states=shard_states,
+            self.step, epoch=self._epoch, counters=self.counters, tasks=self._tasks.state(), shard_states=shard_states
         )
         self._tell("checkpoint", f"step {self.step} ({tier})")
 

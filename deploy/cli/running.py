@@ -149,6 +149,7 @@ def _say_job(directory: Path) -> None:
 
 
 def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) -> int:
+    from rollcall.cluster.checkpoint import list_checkpoints
     from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import stop_on_signals
 
@@ -160,7 +161,7 @@ def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) 
         print(line)
     if summary["status"] == "completed":
         return DONE
-    if summary["status"] == "stopped":
+    if summary["status"] == "stopped" and list_checkpoints(run.directory):
         print(f"go on with: rollcall resume {run.directory}")
         return INTERRUPTED
     return FAILED

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rollcall.cluster.books.settings_history import SettingsHistory
+from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
 from rollcall.cluster.files import read_json
 from rollcall.deploy.config.language_config import ActingConfig
@@ -81,7 +82,7 @@ def carry_out(
     summary |= {"wall_s": time.perf_counter() - began, **drive.facts}
     recorder.close(summary)
     write_summary(run.directory, summary)
-    if run.kind.exports:
+    if run.kind.exports and list_checkpoints(run.directory):
         summary["policy"] = _export(run)
         write_summary(run.directory, summary)
     return summary

@@ -143,7 +143,7 @@ class OnlineDrive:
             return
         from rollcall.deploy.drive.reward_launch import PAGE_PATH, TOKEN_VARIABLE, reward_endpoint  # a web server's
 
-        watched, members = (self._config.supervision, self._tell), self._factory
+        watched, members = (self._config.supervision, self._tell, self._stop_requested), self._factory
         with reward_endpoint(
             config, self._directory, *watched, scored=members.scored, labels=members.takes_labels
         ) as endpoint:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint
-from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUnavailable
+from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUnavailable, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget, SupervisionConfig
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.deploy.config.reward_config import MODEL, REWARD_MODELS, RewardConfig
@@ -36,6 +35,7 @@ def reward_endpoint(
     directory: Path,
     supervision: SupervisionConfig,
     tell: Callable[[str, str], None],
+    stop_requested: Callable[[], bool],
     *,
     scored: Taken,
     labels: bool = False,
@@ -47,10 +47,16 @@ def reward_endpoint(
       BadInput: when a private service's settings cannot be used, or its scorer does not take what the run gives.
       BudgetSpent: of the run, when no scores came: with the name of a private service's log.
       RewardError: when the service does not answer, or has no such model.
+      RollcallError: when a stop was requested before it answered.
     """
+
+    def look() -> None:
+        if stop_requested():
+            raise RollcallError("stopped while it waited for the reward service: nothing had begun")
+
     if config.url is not None:
         token = client_token()
-        _check(config.url, token, config.model, scored)
+        _check(config.url, token, config.model, scored, look)
         yield RewardEndpoint(config.url, token, config.model, config.patience_s)
         return
     assert config.scorer is not None
@@ -60,11 +66,11 @@ def reward_endpoint(
         model_roots=(directory / REWARD_MODELS,),
         labels=directory / "labels" if labels else None,
     )
-    service = start_private(settings, directory / "logs")
+    service = start_private(settings, directory / "logs", look)
     announced = _announce(service, directory)
     keeper = _Keeper(service, supervision, tell, lambda: _announce(service, directory))
     try:
-        _check(service.url, service.token.get_secret_value(), MODEL, scored)
+        _check(service.url, service.token.get_secret_value(), MODEL, scored, look)
         yield RewardEndpoint(service.url, service.token.get_secret_value(), MODEL, config.patience_s)
     except BudgetSpent as error:
         if error.reason != "unscored":
@@ -85,9 +91,9 @@ def _announce(service: PrivateService, directory: Path) -> Announcement | None:
     return announce(directory.parent, f"{directory.name}.reward_service", service.url, labels)
 
 
-def _check(url: str, token: str, model: str, scored: Taken) -> None:
+def _check(url: str, token: str, model: str, scored: Taken, look: Callable[[], None]) -> None:
     with RewardClient(url, token or None) as client:
-        client.wait_ready(FIRST_CONTACT_S)
+        client.wait_ready(FIRST_CONTACT_S, look)
         known = {info.name: info for info in client.models()}
     if model not in known:
         raise RewardUnavailable(f"{url} has no model {model!r}: it has {', '.join(known) or 'none'}; set reward.model")
@@ -95,6 +101,10 @@ def _check(url: str, token: str, model: str, scored: Taken) -> None:
         takes = " and ".join(taken) or "nothing"
         gives = "segments of steps" if scored == "segment" else "texts"
         raise BadInput(f"reward: a scorer of kind {known[model].kind} takes {takes}, and this run gives {gives}")
+
+
+class _Stopping(Exception):
+    """Nobody needs the service any more."""
 
 
 class _Keeper:
@@ -125,15 +135,22 @@ class _Keeper:
         self._stopping.set()
         self._thread.join()
 
+    def _look(self) -> None:
+        if self._stopping.is_set():
+            raise _Stopping
+
     def _watch(self) -> None:
         while not self._stopping.wait(LOOK_S):
             if self._service.alive():
                 continue
             try:
-                time.sleep(self._budget.next_delay_s("it died"))
+                self._stopping.wait(self._budget.next_delay_s("it died"))
+                self._look()
                 self._tell("reward_service", "the reward service died and is started again")
-                self._service.start()
+                self._service.start(self._look)
                 self._started()
+            except _Stopping:
+                return
             except (RewardError, BudgetSpent) as error:
                 _log.error("the reward service stays down: %s", error)
                 return  # the run stops when its patience is over

@@ -27,7 +27,7 @@ def policy_line(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
     """Where the policy was exported to when the run ended, if it was."""
     if summary.get("policy"):
         return [f"policy: {summary['policy']}"]
-    if summary.get("status") in ("completed", "stopped"):
+    if "policy" in summary:
         log = run_directory / "logs" / "driver.log"
         return [f"policy: not exported, see {log}; again: rollcall export {run_directory}"]
     return []

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
@@ -65,8 +65,9 @@ class PrivateService:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def start(self) -> None:
-        """Starts it, at the port that it had before if that is still free, and waits until it is ready.
+    def start(self, look: Callable[[], None] = lambda: None) -> None:
+        """Starts it, at the port that it had before if that is still free, and waits until it is ready. `look`, again
+        and again meanwhile, may end the wait by raising.
 
         Raises:
           BadInput: its settings cannot be used; the message is the child's.
@@ -77,7 +78,7 @@ class PrivateService:
         deadline = time.monotonic() + self._start_timeout_s
         for port in (self._port, 0) if self._port else (0,):
             self._keeper.submit(self._spawn, port).result()
-            if self._ready(deadline):
+            if self._ready(deadline, look):
                 return
             assert self._process is not None
             if self._process.returncode == _EXIT_BAD_INPUT and port and "in use" in self._last_words():
@@ -132,10 +133,11 @@ class PrivateService:
             self._process.stdin.write(json.dumps(handover).encode() + b"\n")
             self._process.stdin.flush()
 
-    def _ready(self, deadline: float) -> bool:
+    def _ready(self, deadline: float, look: Callable[[], None]) -> bool:
         """Waits until it is (True) or has ended (False)."""
         assert self._process is not None
         while self._process.poll() is None:
+            look()
             if self._answers():
                 return True
             if time.monotonic() > deadline:
@@ -162,8 +164,15 @@ class PrivateService:
         return said[-1] if said else "(empty)"
 
 
-def start_private(config: ServiceConfig, directory: Path, *, start_timeout_s: float = 300.0) -> PrivateService:
-    """A service for this program alone, ready to be asked; its log and where it listens are in the directory.
+def start_private(
+    config: ServiceConfig,
+    directory: Path,
+    look: Callable[[], None] = lambda: None,
+    *,
+    start_timeout_s: float = 300.0,
+) -> PrivateService:
+    """A service for this program alone, ready to be asked; its log and where it listens are in the directory. `look`,
+    again and again while it starts, may end the wait by raising.
 
     Raises:
       BadInput: its settings cannot be used.
@@ -171,7 +180,7 @@ def start_private(config: ServiceConfig, directory: Path, *, start_timeout_s: fl
     """
     service = PrivateService(config, directory, start_timeout_s=start_timeout_s)
     try:
-        service.start()
+        service.start(look)
     except BaseException:
         service.stop()
         raise

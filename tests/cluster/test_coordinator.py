@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -238,6 +239,21 @@ def test_a_stop_ends_the_wait_for_workers_and_for_evaluations_at_the_next_poll(t
     assert looks == 4 and not workers.have_started
     coordinator.wait_for_evals(1e9, lambda: True)
     assert "eval_failed" not in recorder.events
+
+
+def test_a_stop_before_the_first_checkpoint_ends_at_the_next_poll_with_none(tmp_path: Path, store: Store) -> None:
+    coordinator, recorder = coordinate(tmp_path, store, FaultyWorkers(tmp_path, 0), lag=1)
+    coordinator._workers = Absent(tmp_path, 0)
+    coordinator._checkpoints.step = -1
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints").mkdir()
+    looks = iter([False] * 5)
+    coordinator._stop_requested = lambda: next(looks, True)
+    coordinator.wait_for_workers()
+    coordinator.checkpoint_now()
+    coordinator.run()
+    assert not coordinator.finished and not list((tmp_path / "checkpoints").iterdir())
+    assert recorder.events.count("stopping") == 1
 
 
 def test_the_watchdog_looks_while_the_learner_saves(tmp_path: Path, store: Store) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import sys
 from pathlib import Path
 
 import pytest
 
+from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.rundir.storage_faults import storage_fault
 from rollcall.deploy.runtimes.on_ray import nodes as ray_nodes
+from tests.deploy.fake_ray import FakeRay, Handle
 
 
 @pytest.fixture
@@ -49,6 +52,46 @@ def test_what_a_node_lacks_is_said_with_its_remedy(
     sys.path.remove(str(tmp_path))
     monkeypatch.setattr("rollcall.actors.engine.settings.KNOWN_VERSIONS", ("0.0.1",))
     assert "cannot generate: " in ray_nodes.lacks(changed(needs, generates=True))
+
+
+class Nodes:
+    """Two of them, and what they answer; a look at the stop takes a second."""
+
+    def __init__(self, needs: ray_nodes.Needs, stop_after: float = float("inf")) -> None:
+        self.ray, self.needs, self.stop_after = FakeRay(), needs, stop_after
+        self.handles = {name: Handle(name) for name in ("one", "two")}
+        self.looks = itertools.count()
+
+    def stop_requested(self) -> bool:
+        assert all(handle.asked for handle in self.handles.values()), "all are asked at once"
+        self.ray.now += 1
+        return next(self.looks) >= self.stop_after
+
+    def check(self, **answers: str) -> None:
+        def ask(node_id: str, needs: ray_nodes.Needs) -> object:
+            reference = self.handles[node_id].lacks.remote(needs)
+            if node_id in answers:
+                reference.answers(answers[node_id])
+            return reference
+
+        ray_nodes.check_nodes([*self.handles], self.needs, self.ray.calls(), self.stop_requested, ask=ask)
+
+
+def test_nodes_are_asked_at_once_and_the_first_that_lacks_something_is_named(needs: ray_nodes.Needs) -> None:
+    Nodes(needs).check(one="", two="")
+    with pytest.raises(BadInput, match="node two cannot generate"):
+        Nodes(needs).check(two="cannot generate")
+
+
+def test_all_nodes_have_one_deadline_and_a_stop_ends_the_wait_at_the_next_look(needs: ray_nodes.Needs) -> None:
+    silent = Nodes(needs)
+    with pytest.raises(BadInput, match="node one did not answer within 180 s"):
+        silent.check(two="")
+    assert next(silent.looks) == 181
+    stopped = Nodes(needs, stop_after=3)
+    with pytest.raises(RollcallError, match="stopped while the nodes were asked"):
+        stopped.check(two="")
+    assert max(stopped.ray.waited_s) <= ray_nodes.SLICE_S
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.books.audit import audit_run
-from rollcall.cluster.checkpoint import latest_checkpoint
+from rollcall.cluster.checkpoint import latest_checkpoint, list_checkpoints
 from rollcall.deploy.drive.lifecycle import drive_alone
 from rollcall.deploy.report.recorders import JsonLines
 from tests.runs import config_of
@@ -19,6 +19,7 @@ SETTINGS = {
     **{"actors.num_envs": 4, "actors.num_shards": 2, "actors.unroll_length": 16, "eval.episodes": 0},
     **{"algorithm.num_minibatches": 2, "algorithm.epochs": 1, "checkpoint.every_steps": 100, "learner.compile": "off"},
 }
+POLLS_OF_FIRST_CHECKPOINT = 2  # the learner's part, the actors' state
 POLLS_PER_STEP = 3  # two shards act, the learner learns
 
 
@@ -53,11 +54,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_stop_within_a_batch_goes_back_to_the_exact_boundary_before_it(
     tmp_path: Path, whole: dict[str, Any], polls: int
 ) -> None:
-    stopped = run(tmp_path / "run", 2 * POLLS_PER_STEP + polls)
+    stopped = run(tmp_path / "run", POLLS_OF_FIRST_CHECKPOINT + 2 * POLLS_PER_STEP + polls)
     assert stopped["status"] == "stopped" and stopped["learner_steps"] == 2
     checkpoint, manifest, _ = latest_checkpoint(tmp_path / "run")
     assert manifest.tier == "exact" and manifest.step == 2, checkpoint
     resumed = run(tmp_path / "run", resume=True)
     assert resumed["status"] == "completed"
     assert resumed["weights_hash"] == whole["weights_hash"] != stopped["weights_hash"]
+    assert audit_run(tmp_path / "run") == []
+
+
+def test_a_stop_before_the_first_checkpoint_leaves_none_and_a_stopped_run(tmp_path: Path) -> None:
+    stopped = run(tmp_path / "run", 1)
+    assert stopped["status"] == "stopped" and stopped["learner_steps"] == 0
+    assert list_checkpoints(tmp_path / "run") == []
+    assert "there is no checkpoint" in (tmp_path / "run" / "events.jsonl").read_text()
     assert audit_run(tmp_path / "run") == []

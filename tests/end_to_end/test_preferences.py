@@ -17,6 +17,7 @@ from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 from rollcall.reward_service.raters.true_rewards import upright_and_centred
 from tests.runs import Bench, Run
+from tests.waiting import eventually
 
 SETTINGS = (
     "env.fixed_episode_steps=50",
@@ -26,6 +27,10 @@ SETTINGS = (
     "preferences.rounds=3",
     "preferences.segment_steps=8",
     "preferences.epochs=4",
+)
+JUDGED = (
+    "preferences.rater=synthetic",
+    "preferences.true_reward=rollcall.reward_service.raters.true_rewards:upright_and_centred",
 )
 
 
@@ -71,12 +76,27 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(
     assert record["reward_versions"] == [versions[-1]]
 
 
+def test_on_ray_a_trainer_in_a_process_of_its_own_learns_what_a_program_prefers(bench: Bench) -> None:
+    quick = ("total_learner_steps=3", "preferences.rounds=2", "max_policy_lag=0", "actors.num=1")
+    run = bench.train(*SETTINGS, *JUDGED, *quick)
+    own_log = run.directory / "logs" / "preference-trainer.log"
+    eventually(lambda: own_log.exists() or run.process.poll() is not None, 200)
+    trainer, scoring = run.find("PreferenceTrainerProcess"), run.find("ScoringProcess")
+    assert trainer.pid not in (scoring.pid, run.process.pid)
+    run.wait()
+    assert run.process.returncode == 0, run.errors
+    assert bench.audit()[0] == 0
+    assert (run.summary["learner_steps"], run.summary["restarts"]) == (3, 0)
+    labels = sorted((run.directory / "reward_models").glob("labels-*.jsonl"))
+    assert [len(read_preferences(path)) for path in labels] == [8, 16]
+    versions = [consumed.reward_version for _, consumed in read_log(run.directory / "logs" / LOG_NAME).lines]
+    assert all(versions) and len(set(versions)) == 2
+
+
 @pytest.mark.prove
 def test_a_run_whose_episodes_are_too_short_to_compare_says_so_and_stops(bench: Bench) -> None:
-    like = "rollcall.reward_service.raters.true_rewards:upright_and_centred"
-    judged = ("preferences.rater=synthetic", f"preferences.true_reward={like}")
     settings = [item for item in SETTINGS if "fixed_episode" not in item and "segment_steps" not in item]
-    run = bench.train(*settings, *judged, "preferences.segment_steps=32", "env.max_episode_steps=9", "runtime=serial")
+    run = bench.train(*settings, *JUDGED, "preferences.segment_steps=32", "env.max_episode_steps=9", "runtime=serial")
     run.wait()
     assert run.process.returncode == 1
     assert "no two stretches of 32 steps" in run.errors and "env.fixed_episode_steps" in run.errors

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from rollcall.cluster.errors import BadInput, RewardUnavailable
+from rollcall.cluster.errors import BadInput, RewardUnavailable, RollcallError
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.service.private import PrivateService, start_private
@@ -90,3 +91,16 @@ def test_one_that_is_not_ready_in_time_is_ended_and_its_log_named(tmp_path: Path
         service.start()
     assert not service.alive()
     service.stop()
+
+
+def test_a_start_that_nobody_waits_for_any_more_ends_at_the_next_look(tmp_path: Path) -> None:
+    looks = iter((False, True))
+
+    def look() -> None:
+        if next(looks):
+            raise RollcallError("stopped")
+
+    began = time.monotonic()
+    with pytest.raises(RollcallError, match="stopped"):
+        start_private(CONFIG, tmp_path, look)
+    assert time.monotonic() - began < 30 and next(looks, None) is None

@@ -20,41 +20,35 @@ if TYPE_CHECKING:
 
 def ray_workers(
     config: ActingConfig,
-    parts: MemberFactory,
+    factory: MemberFactory,
     directory: Path,
     tell: Callable[[str, str], None],
     *,
     keep_versions: int,
     train_reward_model: TrainRewardModel,
-    stop_requested: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool],
 ) -> RayWorkers:
     """Connected, with room on the cluster, and nothing begun.
 
     Raises:
       BadInput: when there is no such cluster, no room on it, or its nodes lack what the run needs.
+      RollcallError: when a stop was requested before that was known.
     """
     roles = config.cluster
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
-    if parts.preference_training is not None:
+    if factory.preference_training is not None:
         demand += roles.preference_trainer.num_cpus
     cluster = connect(num_cpus=demand)
-    from rollcall.deploy.runtimes.on_ray.members import (
-        Composition,  # these import ray, which had to be told of tokens first
-    )
+    # These import ray, which had to be told of tokens first.
+    from rollcall.deploy.runtimes.on_ray.members import Composition
     from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
 
     try:
         composition = Composition(
-            parts=parts,
-            num_actors=config.actors.num,
-            eval_episodes=parts.eval_episodes,
-            scored=parts.reward is not None,
-            num_learner_processes=config.learner.num_processes,
-            learner_device=config.learner.device,
+            config=config,
+            factory=factory,
             keep_versions=keep_versions,
-            supervision=config.supervision,
-            cluster=roles,
-            needs=_needs(parts, directory),
+            needs=_needs(factory, directory),
             stop_patience_s=stop_patience_s(),
             train_reward_model=train_reward_model,
         )
@@ -64,15 +58,15 @@ def ray_workers(
         raise
 
 
-def _needs(parts: MemberFactory, directory: Path) -> Needs:
+def _needs(factory: MemberFactory, directory: Path) -> Needs:
     """What every node must have that works for this run."""
     from rollcall.deploy.runtimes.on_ray.nodes import Needs, own_version
 
     job = current_job()
     return Needs(
         rollcall=own_version(),
-        generates=parts.generates,
-        modules=tuple(parts.modules),
+        generates=factory.generates,
+        modules=tuple(factory.modules),
         working_directory="" if job is not None and job.has_working_dir else os.getcwd(),
         run_directory=directory.resolve(),
     )

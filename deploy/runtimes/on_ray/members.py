@@ -8,8 +8,7 @@ from typing import Any
 
 import ray
 
-from rollcall.cluster.loop.supervision import SupervisionConfig
-from rollcall.deploy.config.placement import ClusterConfig
+from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.runtimes.on_ray.nodes import Needs
@@ -31,17 +30,11 @@ SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring proce
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """What to run; `parts` travels to the processes."""
+    """What to run; `factory` travels to the processes."""
 
-    parts: MemberFactory
-    num_actors: int
-    eval_episodes: int
-    scored: bool
-    num_learner_processes: int
-    learner_device: str
+    config: ActingConfig
+    factory: MemberFactory
     keep_versions: int
-    supervision: SupervisionConfig
-    cluster: ClusterConfig
     needs: Needs
     stop_patience_s: float  # how long a stop may wait for anybody
     train_reward_model: TrainRewardModel
@@ -56,37 +49,37 @@ class Members:
         self._where = (composition.needs.working_directory, composition.needs.run_directory / "logs")
 
     def server(self) -> Any:
-        readers = self._plan.num_actors + 8  # each may wait in a call of its own
+        readers = self._plan.config.actors.num + 8  # each may wait in a call of its own
         remote: Any = ray.remote(ParameterServerProcess)
         options = self._placement.parameter_server()
         return remote.options(**options, max_concurrency=readers).remote(self._plan.keep_versions)
 
     def actor(self, actor_id: str, index: int, server: Any) -> Any:
-        remote: Any = ray.remote(LMActorProcess if self._plan.parts.generates else GymActorProcess)
+        remote: Any = ray.remote(LMActorProcess if self._plan.factory.generates else GymActorProcess)
         options = self._placement.actor(index)
-        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.parts, server, *self._where)
+        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.factory, server, *self._where)
 
     def learners(self) -> list[Any]:
-        count = self._plan.num_learner_processes
+        count = self._plan.config.learner.num_processes
         untyped: Any = ray.remote
         remote = untyped(concurrency_groups={ASIDE: 1, TRANSFER: 1})(LearnerProcess)
         return [
             remote.options(**self._placement.learner(rank), max_restarts=0).remote(
-                self._plan.parts, rank, count, *self._where
+                self._plan.factory, rank, count, *self._where
             )
             for rank in range(count)
         ]
 
     def evaluator(self) -> Any:
         remote: Any = ray.remote(EvalProcess)
-        return remote.options(**self._placement.evaluation()).remote(self._plan.parts, *self._where)
+        return remote.options(**self._placement.evaluation()).remote(self._plan.factory, *self._where)
 
     def scoring(self) -> Any:
         remote: Any = ray.remote(ScoringProcess)
-        wanted = self._plan.parts.reward_config
+        wanted = self._plan.factory.reward_config
         options = self._placement.scoring(beside_driver=wanted is None or wanted.url is None)
         return remote.options(**options, max_restarts=0, max_concurrency=SCORING_CONCURRENCY).remote(
-            self._plan.parts, *self._where
+            self._plan.factory, *self._where
         )
 
     def preference_trainer(self) -> Any:
@@ -94,5 +87,5 @@ class Members:
         remote = untyped(concurrency_groups={ASIDE: 1})(PreferenceTrainerProcess)
         options = self._placement.preference_trainer()
         return remote.options(**options, max_restarts=0).remote(
-            self._plan.parts, self._plan.train_reward_model, *self._where
+            self._plan.factory, self._plan.train_reward_model, *self._where
         )

@@ -7,8 +7,9 @@ import importlib
 import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rollcall.actors.engine.settings import check_installed
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.messages.events import Event
+from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.faults import cause_of
 
 ANSWER_TIMEOUT_S = 180.0  # a node that has just come starts Python for the first time
-
-_ray: Any = ray
+SLICE_S = 0.5  # of the wait for answers
 
 
 @dataclass(frozen=True)
@@ -44,29 +46,50 @@ def own_version() -> str:
         return "unknown"
 
 
-def check_nodes(node_ids: Sequence[str], needs: Needs) -> None:
-    """Returns when all of them have it.
+def ask_node(node_id: str, needs: Needs) -> Any:
+    """A reference to what it lacks."""
+    here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(lacks).options(num_cpus=0, scheduling_strategy=here, max_retries=0).remote(needs)
+
+
+def check_nodes(
+    node_ids: Sequence[str],
+    needs: Needs,
+    calls: Calls,
+    stop_requested: Callable[[], bool],
+    *,
+    ask: Callable[[str, Needs], Any] = ask_node,
+) -> None:
+    """Asks all at once; returns when all of them have it.
 
     Raises:
       BadInput: which node lacks what.
+      RollcallError: a stop was requested.
     """
-    remote = ray.remote(lacks)
-    asked = {
-        node_id: remote.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node_id, soft=False), max_retries=0
-        ).remote(needs)
-        for node_id in node_ids
-    }
-    for node_id, answer in asked.items():
-        try:
-            problem = ray.get(answer, timeout=ANSWER_TIMEOUT_S)
-        except GetTimeoutError:
-            problem = f"did not answer within {ANSWER_TIMEOUT_S:.0f} s"
-        except RayError as error:
-            words = " ".join(str(cause_of(error)).split())
-            problem = f"cannot run Rollcall ({words[:200]}): every node needs the same image"
-        if problem:
-            raise BadInput(f"node {_address(node_id)} {problem}")
+    silent = set(node_ids)
+
+    def on_answer(node_id: str, answer: Answer) -> list[Event]:
+        silent.discard(node_id)
+        if problem := _problem(answer):
+            raise BadInput(f"node {_address(node_id, calls)} {problem}")
+        return []
+
+    for node_id in node_ids:
+        calls.expect(ask(node_id, needs), partial(on_answer, node_id), owner=needs, timeout_s=ANSWER_TIMEOUT_S)
+    while silent:
+        if stop_requested():
+            raise RollcallError("stopped while the nodes were asked what they have: nothing had begun")
+        calls.wait(SLICE_S)
+
+
+def _problem(answer: Answer) -> str:
+    try:
+        return str(answer())
+    except GetTimeoutError:
+        return f"did not answer within {ANSWER_TIMEOUT_S:.0f} s"
+    except RayError as error:
+        words = " ".join(str(cause_of(error)).split())
+        return f"cannot run Rollcall ({words[:200]}): every node needs the same image"
 
 
 def lacks(needs: Needs) -> str:
@@ -106,6 +129,6 @@ def _lacks_modules(needs: Needs) -> str:
     return ""
 
 
-def _address(node_id: str) -> str:
-    found = [node["NodeManagerAddress"] for node in _ray.nodes() if node["NodeID"] == node_id]
+def _address(node_id: str, calls: Calls) -> str:
+    found = [node["NodeManagerAddress"] for node in calls.api.nodes() if node["NodeID"] == node_id]
     return f"{found[0]} ({node_id[:8]})" if found else node_id

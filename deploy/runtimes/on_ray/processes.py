@@ -27,7 +27,7 @@ from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.attempt import Produced, Ticket
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import TicketFailed
 from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
@@ -48,9 +48,9 @@ TRANSFER = "transfer"  # and the one that sends weights to engines
 class GymActorProcess:
     """A GymActor as a Ray actor. A unit that hangs leaves a trace of where in its log before the driver ends it."""
 
-    def __init__(self, actor_id: str, parts: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
+    def __init__(self, actor_id: str, factory: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
-        self._actor: GymActor = parts.actor(actor_id, RayWeightsSource(server))
+        self._actor: GymActor = factory.actor(actor_id, RayWeightsSource(server))
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
 
     def ready(self) -> str:
@@ -81,21 +81,20 @@ class GymActorProcess:
 class LMActorProcess:
     """An LMActor as a Ray actor. Its engine steps in a thread of its own; calls wait on the event loop."""
 
-    def __init__(self, actor_id: str, parts: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
+    def __init__(self, actor_id: str, factory: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
         self._control = ControlCalls(_leave)
         source = (
             RayWeightsSource(server)
-            if parts.weight_transfer == "object_store"
-            else RayOffersSource(server, self._control, parts.weight_transfer, actor_id)
+            if factory.weight_transfer == "object_store"
+            else RayOffersSource(server, self._control, factory.weight_transfer, actor_id)
         )
         self._source = PrefetchedWeights(source, actor_id)
-        self._actor: LMActor = parts.actor(actor_id, self._source)
+        self._actor: LMActor = factory.actor(actor_id, self._source)
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
         self._inbox: queue.SimpleQueue[list[Ticket]] = queue.SimpleQueue()
         self._answers: dict[tuple[int, int, int], concurrent.futures.Future[Any]] = {}
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     async def ready(self) -> str:
         return node_id()
@@ -114,10 +113,10 @@ class LMActorProcess:
             outcome: tuple[Produced | TicketFailed, LMTrajectory | None] = await asyncio.wrap_future(answer)
             return outcome
         finally:
-            del self._answers[ticket.header.epoch, *ticket.header.key]
+            del self._answers[_attempt(ticket.header)]
 
     def _future(self, ticket: Ticket) -> concurrent.futures.Future[Any]:
-        return self._answers.setdefault((ticket.header.epoch, *ticket.header.key), concurrent.futures.Future())
+        return self._answers.setdefault(_attempt(ticket.header), concurrent.futures.Future())
 
     async def control(self, method: str, arguments: dict[str, Any]) -> None:
         """One of vLLM's control calls, from the learner that sends us weights."""
@@ -151,19 +150,17 @@ class LMActorProcess:
 
     def _answer(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failure):
-            ticket, answer = outcome.ticket, (given_up(outcome), None)
-            key = (ticket.header.epoch, *ticket.header.key)
-            self._answers[key].set_result(answer)
+            self._answers[_attempt(outcome.ticket.header)].set_result((given_up(outcome), None))
         else:
-            self._answers[outcome[0].header.epoch, *outcome[0].header.key].set_result(outcome)
+            self._answers[_attempt(outcome[0].header)].set_result(outcome)
 
 
 class ScoringProcess:
     """A TrajectoryScorer as a Ray actor, asked from several threads at once: what it does is wait for answers."""
 
-    def __init__(self, parts: MemberFactory, working_directory: str, logs: Path) -> None:
+    def __init__(self, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "scoring.log")
-        self._scorer = parts.scorer()
+        self._scorer = factory.scorer()
 
     def score(self, produced: Produced, trajectory: Any) -> tuple[Produced | TicketFailed, Any]:
         try:
@@ -175,9 +172,9 @@ class ScoringProcess:
 class PreferenceTrainerProcess:
     """A PreferenceTrainer as a Ray actor, which says that it is at work while it works."""
 
-    def __init__(self, parts: MemberFactory, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
+    def __init__(self, factory: MemberFactory, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "preference-trainer.log")
-        training = parts.preference_training
+        training = factory.preference_training
         assert training is not None
         self._trainer = training.trainer(train)
 
@@ -195,9 +192,11 @@ class PreferenceTrainerProcess:
 class LearnerProcess:
     """One learner process as a Ray actor, which hears of an interruption while it works."""
 
-    def __init__(self, parts: MemberFactory, rank: int, num_processes: int, working_directory: str, logs: Path) -> None:
+    def __init__(
+        self, factory: MemberFactory, rank: int, num_processes: int, working_directory: str, logs: Path
+    ) -> None:
         _settle(working_directory, logs / f"learner-{rank}.log")
-        self._parts = parts
+        self._factory = factory
         self._rank = rank
         self._num_processes = num_processes
         self._learner: Learner | None = None
@@ -238,8 +237,8 @@ class LearnerProcess:
 
     def _checkpoint_names(self) -> CheckpointNames:
         if self._names is None:
-            assert self._parts.model_directory is not None, "there are engines to send to"
-            self._names = CheckpointNames(self._parts.model_directory)
+            assert self._factory.model_directory is not None, "there are engines to send to"
+            self._names = CheckpointNames(self._factory.model_directory)
         return self._names
 
     def address(self) -> str:
@@ -256,7 +255,7 @@ class LearnerProcess:
             if self._num_processes > 1
             else Collective()
         )
-        self._learner = self._parts.learner(collective)
+        self._learner = self._factory.learner(collective)
         self._learner.interrupted = self._interrupted.is_set
         if checkpoint is not None:
             self._learner.restore(checkpoint)
@@ -280,9 +279,9 @@ class LearnerProcess:
 class EvalProcess:
     """Evaluation in a process of its own."""
 
-    def __init__(self, parts: MemberFactory, working_directory: str, logs: Path) -> None:
+    def __init__(self, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "evaluation.log")
-        self._evaluator: Evaluator | LMEvaluator = parts.evaluator()
+        self._evaluator: Evaluator | LMEvaluator = factory.evaluator()
 
     def evaluate(self, weights: Weights, episodes: int) -> EvalReport:
         return self._evaluator.evaluate(weights, episodes)
@@ -296,6 +295,11 @@ class RayEngineControl:
 
     def call(self, method: str, arguments: Mapping[str, Any]) -> None:
         ray.get(self._actor.control.remote(method, dict(arguments)), timeout=START_TIMEOUT_S)
+
+
+def _attempt(header: Header) -> tuple[int, int, int]:
+    """Which one it is, whoever makes it."""
+    return header.epoch, *header.key
 
 
 def _leave() -> None:

@@ -44,46 +44,47 @@ class RayWorkers:
 
         Raises:
           BadInput: when the cluster has no room for the run, or its nodes lack what the run needs.
+          RollcallError: a stop was requested before that was known.
         """
         self._plan = composition
         self._cluster = cluster
-        generates = composition.parts.generates
+        self._calls = Calls()
+        config, factory = composition.config, composition.factory
         self._placement = Placement(
-            composition.cluster,
-            num_learners=composition.num_learner_processes,
-            num_actors=composition.num_actors,
-            actors_generate=generates,
-            learner_uses_gpu=composition.learner_device != "cpu",
+            config.cluster,
+            num_learners=config.learner.num_processes,
+            num_actors=config.actors.num,
+            actors_generate=factory.generates,
+            learner_uses_gpu=config.learner.device != "cpu",
             private=cluster.private,
-            trains_on_preferences=composition.parts.preference_training is not None,
+            trains_on_preferences=factory.preference_training is not None,
         )
         self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
-            check_nodes(self._placement.node_ids(), composition.needs)
+            check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
         self._members = members = Members(composition, self._placement)
-        self._calls = Calls()
         self._server = RayParameterServer(members.server, self._budget("the parameter server"), self._calls)
         self._learner = RayLearner(
             members.learners,
             self._budget("the learner"),
             self._calls,
             self._server,
-            device=composition.learner_device,
-            sends_weights=composition.parts.weight_transfer != "object_store",
+            device=config.learner.device,
+            sends_weights=factory.weight_transfer != "object_store",
         )
         self._actors = RayActors(
-            [f"{composition.parts.actor_prefix}-{index}" for index in range(composition.num_actors)],
+            [f"{factory.actor_prefix}-{index}" for index in range(config.actors.num)],
             spawn=lambda actor_id, index: members.actor(actor_id, index, self._server.handle),
             budget=self._budget,
             calls=self._calls,
             num_first=self._placement.min_actors,
-            admits_together=generates,
+            admits_together=factory.generates,
             on_loss=self._check_suppliers,
             may_start=lambda: self._server.is_up,
         )
         self._scoring = (
             RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
-            if composition.scored
+            if factory.reward is not None
             else None
         )
         self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
@@ -93,14 +94,14 @@ class RayWorkers:
 
     def _preference_gate(self) -> PreferenceGate | None:
         """Of a run from preferences."""
-        training = self._plan.parts.preference_training
+        training = self._plan.factory.preference_training
         if training is None:
             return None
         budget, patience_s = self._budget("the preference trainer"), training.config.patience_s
         return PreferenceGate(self._trainer, due=training.due, patience_s=patience_s, budget=budget)
 
     def _budget(self, component: str) -> RestartBudget:
-        limits = self._plan.supervision
+        limits = self._plan.config.supervision
         return RestartBudget(component, max_restarts=limits.max_restarts, window_s=limits.restart_window_s)
 
     # Beginning and end.
@@ -111,7 +112,7 @@ class RayWorkers:
         self._learner.start(checkpoint)
         if self._gate is not None:
             self._gate.start()
-        if self._plan.eval_episodes:
+        if self._plan.factory.eval_episodes:
             self._evaluator = self._members.evaluator()
         self._actors.begin_with(shard_state)
 
@@ -148,7 +149,7 @@ class RayWorkers:
         self._learner.submit(order, handles)
 
     def submit_eval(self, *, step: int, env_steps: int) -> None:
-        reference = self._evaluator.evaluate.remote(self._server.newest, self._plan.eval_episodes)
+        reference = self._evaluator.evaluate.remote(self._server.newest, self._plan.factory.eval_episodes)
         self._num_evals += 1
         self._calls.expect(reference, partial(self._on_eval, step, env_steps), owner=self)
 
