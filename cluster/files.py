@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all: written aside, then renamed into place."""
+"""Files that appear whole or not at all: written aside, then renamed into place; and read, whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_aside(path: Path, content: str | bytes, *, private: bool = False) -> None:
@@ -16,3 +18,12 @@ def write_aside(path: Path, content: str | bytes, *, private: bool = False) -> N
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when it is not there or not whole."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,8 @@ from typing import Any
 import psutil
 
 from rollcall.deploy.cli import main
+from rollcall.deploy.config.settings import Settings
+from rollcall.deploy.kinds.recipes import load_config
 
 # Small, and every part of it real: 4 shards of 2 envs, batches of 4 x 2 x 32 steps.
 SMALL = (
@@ -46,6 +48,13 @@ checkpoint: {every_steps: 1, keep: 10}
 eval: {episodes: 1}
 metrics: {enabled: false}
 """
+
+
+def config_of(
+    recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> Any:
+    """As load_config; of which class it is, the test knows."""
+    return load_config(recipe, overrides, values)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from pydantic import BaseModel, ConfigDict, Field
@@ -87,9 +87,7 @@ class MetricsConfig(BaseModel):
 class RunMetrics:
     """A Recorder that keeps the run's metrics, and serves them. Counts the time that it takes itself."""
 
-    def __init__(
-        self, *, policy: str, env: str, run: str = "run", kind: Literal["control", "language"] = "control"
-    ) -> None:
+    def __init__(self, *, policy: str, env: str, run: str = "run", kind: str = "control") -> None:
         """`env` is the env's id or the task's name; `kind` settles which metrics there are."""
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)

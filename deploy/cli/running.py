@@ -70,12 +70,12 @@ def train_reward(args: argparse.Namespace) -> int:
 
 def _resume(args: argparse.Namespace) -> int:
     from rollcall.cluster.checkpoint import latest_checkpoint
+    from rollcall.cluster.files import read_json
     from rollcall.deploy.drive.changes import changed, refuse_no_more
     from rollcall.deploy.kinds.recipes import stored_run
     from rollcall.deploy.kinds.registry import kind_of
     from rollcall.deploy.rundir.directories import find_run
     from rollcall.deploy.rundir.earlier_runs import read_run
-    from rollcall.deploy.rundir.files import read_json
 
     directory = find_run(args.directory)
     settings, config_hash = read_run(directory)

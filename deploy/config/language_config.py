@@ -4,16 +4,17 @@ language model in place of a network."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeAlias
+from functools import partial
+from typing import Annotated, Any, ClassVar, TypeAlias
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny
 
 from rollcall.actors.language.lm_actor import LMActorsConfig
 from rollcall.actors.language.lm_evaluation import LMEvalConfig
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
-from rollcall.deploy.config.root_config import plugin_settings, section_settings
+from rollcall.deploy.config.root_config import TaskSettings, section_settings, settings_name
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
@@ -24,7 +25,7 @@ class LanguageConfig(OnlineConfig):
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM, "task": plugins.TASK}
 
-    task: SerializeAsAny[BaseModel] = Field(description="the task's own settings; a plain string is its name")
+    task: TaskSettings = Field(description="the task's own settings; a plain string is its name")
     policy: LMPolicyConfig = Field(default_factory=LMPolicyConfig, description="the language model")
     actors: LMActorsConfig = Field(default_factory=LMActorsConfig, description="who generates, and in what portions")
     preferences: TextPreferencesConfig | None = Field(
@@ -32,18 +33,13 @@ class LanguageConfig(OnlineConfig):
     )
     eval: LMEvalConfig = Field(default_factory=LMEvalConfig, description="evaluation on held-out rows")
 
-    @field_validator("task", mode="before")
-    @classmethod
-    def _task_by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return plugin_settings(plugins.TASK, value, info)
-
     @property
     def begins_from(self) -> str | None:
         return self.policy.init_from
 
     @property
     def task_name(self) -> str:
-        return str(getattr(self.task, "name", type(self.task).__name__))
+        return settings_name(self.task)
 
     def build_task(self) -> Any:
         """A new actors.text_task.Task with this run's settings."""
@@ -74,6 +70,7 @@ class LanguageConfig(OnlineConfig):
 
 
 ActingConfig: TypeAlias = RunConfig | LanguageConfig  # of runs with actors
+_SFTSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(section_settings, SFTConfig))]
 
 
 class SupervisedConfig(LanguageConfig):
@@ -81,15 +78,8 @@ class SupervisedConfig(LanguageConfig):
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"task": plugins.TASK}
 
-    algorithm: SerializeAsAny[BaseModel] = Field(
-        default=SFTConfig(), description="supervised fine-tuning, and no other"
-    )
+    algorithm: _SFTSettings = Field(default=SFTConfig(), description="supervised fine-tuning, and no other")
     max_policy_lag: int = Field(default=0, ge=0, le=64, description="nobody acts: of no meaning here")
-
-    @field_validator("algorithm", mode="before")
-    @classmethod
-    def _algorithm_by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return section_settings(SFTConfig, value)
 
     @property
     def algorithm_class(self) -> type[Any]:

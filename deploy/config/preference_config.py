@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
-from rollcall.deploy.config.root_config import RootConfig, plugin_settings
+from rollcall.deploy.config.root_config import MethodSettings, RootConfig, settings_name
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
 from rollcall.learners.loop.config import LearnerConfig, in_sections, section
@@ -134,7 +134,7 @@ class DirectRunConfig(PreferenceRunConfig):
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.DIRECT_METHOD}
 
-    algorithm: SerializeAsAny[BaseModel] = Field(description="the method's own settings; a plain string is its name")
+    algorithm: MethodSettings = Field(description="the method's own settings; a plain string is its name")
     policy: LMPolicyConfig = Field(default_factory=LMPolicyConfig, description="the language model")
     imitate: Literal["chosen", "all"] = Field(
         default="chosen", description="what policy.warm_start learns: the best responses, or all that are compared"
@@ -147,11 +147,6 @@ class DirectRunConfig(PreferenceRunConfig):
     )
     kl_max_tokens: int = Field(default=64, ge=1, description="tokens of such an answer at the most")
 
-    @field_validator("algorithm", mode="before")
-    @classmethod
-    def _algorithm_by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return plugin_settings(plugins.DIRECT_METHOD, value, info)
-
     @model_validator(mode="after")
     def _begins_with_a_model(self) -> Self:
         if self.policy.init_from is not None:
@@ -163,4 +158,4 @@ class DirectRunConfig(PreferenceRunConfig):
 
     @property
     def algorithm_name(self) -> str:
-        return str(getattr(self.algorithm, "name", type(self.algorithm).__name__))
+        return settings_name(self.algorithm)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from functools import partial
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo
 
 from rollcall.cluster.checkpoint import CheckpointConfig
 from rollcall.cluster.errors import BadInput
@@ -100,6 +101,16 @@ def plugin_settings(plugin: Plugin, value: Any, info: ValidationInfo) -> Any:
         raise ValueError(f"{error}") from None
     except ValidationError as error:
         raise ValueError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+
+
+AlgorithmSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.ALGORITHM))]
+MethodSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.DIRECT_METHOD))]
+TaskSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.TASK))]
+
+
+def settings_name(settings: BaseModel) -> str:
+    """What a plug-in is called whose settings these are."""
+    return str(getattr(settings, "name", type(settings).__name__))
 
 
 def plugin_name_of(value: Any) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from rollcall.actors.control.evaluation import EvalConfig
 from rollcall.actors.control.gym_actor import ActorsConfig
@@ -24,10 +24,11 @@ from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import (
     DEFAULT_NUM_CHECKPOINTS,
+    AlgorithmSettings,
     RootConfig,
     plugin_name_of,
-    plugin_settings,
     section_settings,
+    settings_name,
 )
 from rollcall.deploy.config.settings import to_yaml
 from rollcall.learners.models.networks import PolicyConfig
@@ -43,7 +44,7 @@ class OnlineConfig(RootConfig):
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}
 
     runtime: Literal["ray", "serial"] = Field(default="ray", description="serial: one process, for debugging")
-    algorithm: SerializeAsAny[BaseModel] = Field(description="the algorithm's own settings; a plain string is its name")
+    algorithm: AlgorithmSettings = Field(description="the algorithm's own settings; a plain string is its name")
     max_policy_lag: int = Field(
         default_factory=lambda known: _default_lag(known.get("algorithm")),
         ge=0,
@@ -61,11 +62,6 @@ class OnlineConfig(RootConfig):
         default_factory=SupervisionConfig, description="how patient the run is, and how often it mends itself"
     )
 
-    @field_validator("algorithm", mode="before")
-    @classmethod
-    def _algorithm_by_name(cls, value: Any, info: ValidationInfo) -> Any:
-        return plugin_settings(plugins.ALGORITHM, value, info)
-
     @field_validator("reward", mode="before")
     @classmethod
     def _reward_by_name(cls, value: Any) -> Any:
@@ -75,7 +71,7 @@ class OnlineConfig(RootConfig):
 
     @property
     def algorithm_name(self) -> str:
-        return str(getattr(self.algorithm, "name", type(self.algorithm).__name__))
+        return settings_name(self.algorithm)
 
     @property
     def algorithm_class(self) -> type[Any]:

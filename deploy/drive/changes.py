@@ -51,6 +51,7 @@ def changed(run: StoredRun, overrides: Iterable[str]) -> tuple[StoredRun, Change
     settings = settings_of(copy.deepcopy(run.written), overrides)
     _refuse_kept(_written(run.written, settings), run.directory)  # before anything says that they do not go together
     after = recipe_of(settings).config
+    assert isinstance(after, OnlineConfig), "runs on data are refused"
     changes = changes_between(*(config.model_dump(mode="json") for config in (run.config, after)))
     _refuse_kept(changes, run.directory)
     models = [_models(config) for config in (run.config, after)]

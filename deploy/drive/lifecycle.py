@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
+from rollcall.cluster.files import read_json
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.drive.nested import NestedRuns, StepsTold
@@ -24,7 +25,7 @@ from rollcall.deploy.kinds.loading import export_policy
 from rollcall.deploy.kinds.preferences.reward_model import MODEL, REWARD_MODEL
 from rollcall.deploy.kinds.recipes import kind_of_config
 from rollcall.deploy.report.recorders import Record, Recorder, read_jsonl
-from rollcall.deploy.rundir.files import begin_run, driver_log, read_json
+from rollcall.deploy.rundir.files import begin_run, driver_log
 from rollcall.deploy.rundir.storage_faults import say_it_once, socket_path_fault, storage_fault
 
 

@@ -18,7 +18,8 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
-from rollcall.deploy.kinds.kind import Imitation, OfflineRun, StoredRun
+from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
+from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.report.recorders import Record
 
 _log = logging.getLogger("rollcall")
@@ -146,7 +147,7 @@ class OfflineDrive:
         self._state = _State(step=manifest.step, **manifest.driver)
 
 
-def imitate(run: Imitation, stop_requested: Callable[[], bool]) -> None:
+def imitate(run: WarmStart, stop_requested: Callable[[], bool]) -> None:
     """Training alone: to its end, or to where a stop is requested, of which the run makes what it can."""
     threads, done = torch.get_num_threads(), 0
     _ = run.learner
@@ -163,7 +164,7 @@ def imitate(run: Imitation, stop_requested: Callable[[], bool]) -> None:
     run.finish(done)
 
 
-def _update(run: OfflineRun | Imitation, step: int) -> Mapping[str, Any]:
+def _update(run: OfflineRun | WarmStart, step: int) -> Mapping[str, Any]:
     """One learner step; its record."""
     batch = run.source.take(step)
     assert batch is not None, "the source has a batch for every step"

@@ -24,6 +24,7 @@ from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.report.recorders import Record, Recorder
+from rollcall.deploy.rundir.files import consumption_log
 from rollcall.deploy.rundir.jobs import stop_patience_s
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
@@ -206,7 +207,7 @@ class OnlineDrive:
             checkpoint_every_steps=config.checkpoint_every_steps,
             eval_every_steps=config.eval.every_steps if self._factory.eval_episodes else None,
             prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
-            consumption_log=self._factory.consumption_log,
+            consumption_log=consumption_log(self._directory),
             exact_checkpoints=at_rest and self._factory.can_be_exact,
             scored=self._factory.reward is not None,
             stop_patience_s=stop_patience_s(),

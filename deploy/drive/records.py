@@ -21,10 +21,11 @@ from rollcall.cluster.books.settings_history import (
 )
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.files import write_aside
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, plain
-from rollcall.deploy.rundir.files import command_line, replace_file, write_config
+from rollcall.deploy.rundir.files import command_line, write_config
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
 
@@ -104,7 +105,7 @@ def refuse_foreign(segments: SettingsHistory, checkpoint: Path, manifest: Manife
 
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     """summary.json, and report.html that shows it."""
-    replace_file(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
+    write_aside(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
     write_report(directory)
 
 

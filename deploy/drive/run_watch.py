@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rollcall.cluster.files import read_json
 from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.cluster.metrics.probe import MetricsProbe
@@ -15,7 +16,7 @@ from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.cluster.store.store import Store
 from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
-from rollcall.deploy.rundir.files import read_json
+from rollcall.deploy.kinds.recipes import kind_of_config
 
 
 class RunWatch:
@@ -29,7 +30,9 @@ class RunWatch:
         self._service_restarts = 0
         self.port: int | None = None
         self.failed = False  # then its file stays: a target that is down is what an alert is for
-        self.metrics = RunMetrics(run=self._directory.name, policy=POLICY_ID, env=factory.label, kind=factory.kind)
+        self.metrics = RunMetrics(
+            run=self._directory.name, policy=POLICY_ID, env=factory.label, kind=kind_of_config(config).name
+        )
         self.metrics.describe(
             version=_own_version(),
             recipe=str(read_json(run_directory / "run.json").get("recipe") or config.name),

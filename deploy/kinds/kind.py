@@ -18,6 +18,7 @@ from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import validated
+from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
@@ -28,9 +29,6 @@ from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.scorer import Taken
 
 POLICY_ID = "policy"
-MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
-INIT_FROM = "init_from"  # of a run directory: what it begins with
-POLICY = "policy"  # of a run directory: its policy as a Hugging Face directory
 
 
 @dataclass(frozen=True)
@@ -125,28 +123,6 @@ class NestedRun:
     told: Callable[[Mapping[str, Any]], None] = lambda summary: None  # with its summary
 
 
-class Imitation(Protocol):
-    """Training alone, before a run's own: what it leaves is what its `finish` writes."""
-
-    @property
-    def learner(self) -> Learner: ...
-
-    @property
-    def source(self) -> BatchSource[Any]: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    def recorder(self) -> Recorder: ...
-
-    def finish(self, steps_done: int) -> Mapping[str, Any]:
-        """Writes the model, in one move.
-
-        Raises:
-          RollcallError: when it was stopped before its last step; nothing is written then.
-        """
-
-
 class OfflineRun(Protocol):
     """A run on a data set. Built anew in every process of the run; its models are made when its learner is asked for,
     which is after its preparations."""
@@ -193,7 +169,7 @@ class OfflineRun(Protocol):
         """After the last step, or where the run was stopped: writes the model; what is to be added to the summary."""
 
 
-Preparation: TypeAlias = NestedRun | Imitation
+Preparation: TypeAlias = NestedRun | WarmStart  # made before a run's own steps
 
 
 class MemberFactory(Protocol):
@@ -208,14 +184,6 @@ class MemberFactory(Protocol):
     @property
     def counts(self) -> Counted:
         """What its steps and its summary count."""
-
-    @property
-    def consumption_log(self) -> Path:
-        """Which the learner writes."""
-
-    @property
-    def kind(self) -> Literal["control", "language"]:
-        """For metrics and for those who record: what the run counts."""
 
     @property
     def generates(self) -> bool:

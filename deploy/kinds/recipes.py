@@ -11,6 +11,7 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import schema
 from rollcall.deploy.config.reading import read_settings
+from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings
 from rollcall.deploy.config.validation import refused
 from rollcall.deploy.kinds.kind import RunKind, StoredRun
@@ -28,7 +29,7 @@ class Recipe:
     """A run that may begin."""
 
     kind: RunKind
-    config: Any  # of the class `kind.config`
+    config: RootConfig  # of the class `kind.config`
 
 
 def load_recipe(
@@ -93,7 +94,7 @@ def load_reward_model(settings: Settings, source: str) -> Recipe:
 
 def load_config(
     recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
-) -> Any:
+) -> RootConfig:
     """The configuration alone, as load_recipe."""
     return load_recipe(recipe, overrides, values).config
 
@@ -126,7 +127,7 @@ def open_run(target: str | Path) -> StoredRun:
     return replace(load_run(run_directory), checkpoint=checkpoint)
 
 
-def kind_of_config(config: Any) -> RunKind:
+def kind_of_config(config: RootConfig) -> RunKind:
     """Of a configuration that was made in Python.
 
     Raises:

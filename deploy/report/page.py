@@ -14,7 +14,7 @@ import yaml
 
 from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
-from rollcall.cluster.files import write_aside
+from rollcall.cluster.files import read_json, write_aside
 from rollcall.deploy.report import preference_report
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
@@ -44,7 +44,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     config = yaml.safe_load(config_text) or {}
     records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
     events = read_jsonl(run_directory / "events.jsonl")
-    summary, origin = _json(run_directory / "summary.json"), _json(run_directory / "run.json")
+    summary, origin = read_json(run_directory / "summary.json"), read_json(run_directory / "run.json")
     counts = counted_in([*records, *evals])
     pairs = any(evaluation.get("unit") == PAIRS_RIGHT for evaluation in evals)
     segments = _segments(run_directory)
@@ -77,14 +77,6 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     path = run_directory / "report.html"
     write_aside(path, page.encode(errors="replace"))  # a completion may hold half a surrogate pair
     return path
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _name(section: Any, key: str) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.files import read_json
 from rollcall.deploy.config.settings import KeyPath, Settings, read_recipe, settings_hash
-from rollcall.deploy.rundir.files import read_json
 from rollcall.learners.loop.config import in_sections
 
 # Old path -> new path: read as the new one. What is renamed in runs of one kind alone stands in its file (`renamed`).

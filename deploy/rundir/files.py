@@ -16,10 +16,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rollcall.cluster.books.consumption import LOG_NAME
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.files import write_aside
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import parse_yaml, settings_hash
 from rollcall.deploy.rundir.jobs import current_job
+
+MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
+INIT_FROM = "init_from"  # of a run directory: what it begins with
+POLICY = "policy"  # of a run directory: its policy as a Hugging Face directory
 
 _PACKAGES = (
     *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco"),
@@ -53,7 +59,7 @@ def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Ma
     }
     try:
         (directory / "logs").mkdir(exist_ok=True)
-        replace_file(directory / "run.json", json.dumps(origin, indent=1) + "\n")
+        write_aside(directory / "run.json", json.dumps(origin, indent=1) + "\n")
         return write_config(config, directory)
     except OSError as error:
         raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
@@ -62,7 +68,7 @@ def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Ma
 def write_config(config: RootConfig, directory: Path) -> str:
     """As a recipe that gives it again, with its hash on top. Returns the hash of what is written."""
     text = config.to_yaml()
-    replace_file(directory / "config.yaml", f"# config hash {config.config_hash}\n{text}")
+    write_aside(directory / "config.yaml", f"# config hash {config.config_hash}\n{text}")
     return settings_hash(parse_yaml(text, "config.yaml").tree)
 
 
@@ -73,20 +79,9 @@ def command_line() -> str:
     return re.sub(r"(://[^/@\s:]*):[^@\s]*@", r"\1:***@", shlex.join(["rollcall", *sys.argv[1:]]))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a run directory; empty when it is not there or not whole."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def replace_file(path: Path, text: str) -> None:
-    """In one move."""
-    aside = path.with_name(path.name + ".new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+def consumption_log(run_directory: Path) -> Path:
+    """Which the learner writes."""
+    return run_directory.resolve() / "logs" / LOG_NAME
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from pathlib import Path
 from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.files import read_json
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, parse_yaml
-from rollcall.deploy.rundir.files import read_json
 from rollcall.deploy.rundir.jobs import current_job, runs_root
 
 # What a run that has no checkpoint yet leaves, and must not find when it begins again. Models made for it are kept.

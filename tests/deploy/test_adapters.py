@@ -15,9 +15,9 @@ from rollcall.deploy.config import language_checks
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
-from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.collective import Collective
 from tests.needs import require
+from tests.runs import config_of
 
 require("peft")
 
@@ -45,7 +45,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def parts(work: Path, *overrides: str, run: str = "run") -> LanguageFactory:
     """A run's parts, its model made."""
     (work / run).mkdir(exist_ok=True)
-    made = LanguageFactory(load_config("sums.yaml", overrides), work / run)
+    made = LanguageFactory(config_of("sums.yaml", overrides), work / run)
     assert isinstance(made, LanguageFactory)
     prepare(made)
     return made
@@ -130,7 +130,7 @@ def test_a_setting_that_cannot_be_is_refused_in_one_line(
     work: Path, recipe: str, overrides: list[str], expected: str
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        load_config(recipe, overrides)
+        config_of(recipe, overrides)
     assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
 
 
@@ -139,15 +139,15 @@ def test_adapters_without_peft_are_refused_when_the_recipe_is_read(
     work: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     monkeypatch.setattr(language_checks, "find_spec", lambda name: None if name == "peft" else find_spec(name))
-    load_config("sums.yaml")
+    config_of("sums.yaml")
     with pytest.raises(BadInput, match=r"lora = .*: LoRA needs the package peft: pip install peft"):
-        load_config("sums.yaml", [setting])
+        config_of("sums.yaml", [setting])
 
 
 def test_a_resolved_recipe_gives_the_same_adapters_again(work: Path) -> None:
-    config = load_config("sums.yaml", [LORA, "policy.lora.targets=[q_proj, v_proj]"])
+    config = config_of("sums.yaml", [LORA, "policy.lora.targets=[q_proj, v_proj]"])
     assert isinstance(config, LanguageConfig) and config.policy.lora is not None
     (work / "again.yaml").write_text(config.to_yaml())
-    again = load_config("again.yaml")
+    again = config_of("again.yaml")
     assert isinstance(again, LanguageConfig)
     assert again.policy.lora == config.policy.lora and again.config_hash == config.config_hash

@@ -21,8 +21,9 @@ from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.drive.records import RunRecorder
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.language.factory import LanguageFactory
-from rollcall.deploy.kinds.recipes import load_config, load_recipe
+from rollcall.deploy.kinds.recipes import load_recipe
 from rollcall.deploy.report.recorders import read_jsonl
+from tests.runs import config_of
 
 RECIPE = """\
 # One-digit addition for a moment
@@ -83,7 +84,7 @@ def test_sft_makes_the_very_model_that_a_run_would_begin_with(work: Path, capsys
     assert printed.startswith("run directory: runs/sums\n") and "model: runs/sums/warm_start\n" in printed
     run = Path("run")
     run.mkdir()
-    prepare(LanguageFactory(load_config("sums.yaml"), run))
+    prepare(LanguageFactory(config_of("sums.yaml"), run))
     assert (directory / "warm_start" / WEIGHTS).read_bytes() == (run / "warm_start" / WEIGHTS).read_bytes()
     summary = read(directory / "summary.json")
     assert {key: summary[key] for key in ("status", "recipe", "algorithm", "seed", "learner_steps")} == {

@@ -9,8 +9,8 @@ import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.placement import Bundle, Node, RoleConfig, bundle, matches, shortage, total
-from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.runtimes.lanes import Lanes
+from tests.runs import config_of
 
 LEARNER = Bundle("learner processes", {"CPU": 1, "GPU": 1}, {})
 ACTOR = Bundle("actors", {"CPU": 2}, {"zone": "b"})
@@ -82,8 +82,8 @@ def test_a_cluster_is_described_by_what_can_be_asked_of_it() -> None:
 
 
 def test_what_a_run_needs_of_a_cluster_is_checked_and_is_not_in_the_hash() -> None:
-    plain = load_config("cartpole-ppo")
-    spread = load_config("cartpole-ppo", ["cluster.placement=SPREAD", "cluster.actors.resources={licence: 0.5}"])
+    plain = config_of("cartpole-ppo")
+    spread = config_of("cartpole-ppo", ["cluster.placement=SPREAD", "cluster.actors.resources={licence: 0.5}"])
     assert spread.config_hash == plain.config_hash
     assert spread.cluster.actors.resources == {"licence": 0.5}
     for wrong, words in (
@@ -92,7 +92,7 @@ def test_what_a_run_needs_of_a_cluster_is_checked_and_is_not_in_the_hash() -> No
         ("cluster.actor.num_cpus=1", "did you mean cluster.actors"),
     ):
         with pytest.raises(BadInput) as caught:
-            load_config("cartpole-ppo", [wrong])
+            config_of("cartpole-ppo", [wrong])
         assert words in str(caught.value) and "\n" not in str(caught.value)
 
 

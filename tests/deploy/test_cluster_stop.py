@@ -11,8 +11,8 @@ import pytest
 from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import latest_checkpoint, list_checkpoints
 from rollcall.deploy.drive.lifecycle import drive_alone
-from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.report.recorders import JsonLines
+from tests.runs import config_of
 
 SETTINGS = {
     **{"runtime": "serial", "max_policy_lag": 0, "total_learner_steps": 5, "metrics.enabled": False},
@@ -37,7 +37,7 @@ class Countdown:
 def run(folder: Path, looks: float = float("inf"), *, resume: bool = False) -> dict[str, Any]:
     folder.mkdir(exist_ok=True)
     (folder / "config.yaml").write_text("max_policy_lag: 0\n")
-    config = load_config("cartpole-ppo", values=SETTINGS)
+    config = config_of("cartpole-ppo", values=SETTINGS)
     lines, stop = JsonLines(folder), Countdown(looks)
     try:
         return drive_alone(config, folder, lines, resume=resume, stop_requested=stop.is_set)

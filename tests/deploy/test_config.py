@@ -14,7 +14,8 @@ from rollcall.deploy.config import run_config
 from rollcall.deploy.config.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipped
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.config.settings import recipe_title, shipped_recipes
-from rollcall.deploy.kinds.recipes import json_schema, load_config
+from rollcall.deploy.kinds.recipes import json_schema
+from tests.runs import config_of
 
 RECIPE = """\
 # A small run
@@ -40,7 +41,7 @@ def recipe(tmp_path: Path) -> Path:
 def refusal(recipe: Path, *overrides: str) -> str:
     """The one line with which a configuration is refused."""
     with pytest.raises(BadInput) as caught:
-        load_config(recipe, overrides)
+        config_of(recipe, overrides)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -49,7 +50,7 @@ def refusal(recipe: Path, *overrides: str) -> str:
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_sound_titled_and_short(name: str) -> None:
     path = shipped_recipes()[name]
-    config = load_config(name)
+    config = config_of(name)
     assert config.name == name
     assert recipe_title(path)
     assert "# Source" in path.read_text()
@@ -58,7 +59,7 @@ def test_every_shipped_recipe_is_sound_titled_and_short(name: str) -> None:
 
 
 def test_overrides_win_and_the_last_one_most(recipe: Path) -> None:
-    config: Any = load_config(recipe, ["actors.num=2", "learner.learning_rate=1e-2", "learner.learning_rate=1e-3"])
+    config: Any = config_of(recipe, ["actors.num=2", "learner.learning_rate=1e-2", "learner.learning_rate=1e-3"])
     assert config.actors.num == 2
     assert config.learner.learning_rate == 1e-3
     assert config.actors.num_envs == 8
@@ -66,7 +67,7 @@ def test_overrides_win_and_the_last_one_most(recipe: Path) -> None:
 
 
 def test_what_follows_from_the_settings_is_derived(recipe: Path) -> None:
-    config: Any = load_config(recipe)
+    config: Any = config_of(recipe)
     assert config.steps_per_batch == 8 * 32
     assert config.learner_steps == 40  # ceil(10000 / 256)
     assert config.tickets_per_step == 2
@@ -77,73 +78,73 @@ def test_what_follows_from_the_settings_is_derived(recipe: Path) -> None:
 
 
 def test_a_run_of_whole_episodes_has_no_number_of_learner_steps_before_it_ran() -> None:
-    config: Any = load_config("cartpole-reinforce")
+    config: Any = config_of("cartpole-reinforce")
     assert (config.steps_per_batch, config.learner_steps) == (None, None)
     assert config.total_env_steps == 500_000
 
 
 def test_a_length_given_on_the_command_line_replaces_the_recipes(recipe: Path) -> None:
-    config: Any = load_config(recipe, ["total_learner_steps=7"])
+    config: Any = config_of(recipe, ["total_learner_steps=7"])
     assert (config.total_env_steps, config.total_learner_steps, config.learner_steps) == (None, 7, 7)
 
 
 def test_lag_defaults_to_one_where_the_loss_corrects_it_and_to_none_elsewhere(recipe: Path) -> None:
-    assert load_config(recipe).max_policy_lag == 1
-    assert load_config(recipe, ["algorithm=impala"]).max_policy_lag == 1
-    assert load_config(recipe, ["algorithm=a2c"]).max_policy_lag == 0
-    assert load_config(recipe, ["algorithm=reinforce"]).max_policy_lag == 0
+    assert config_of(recipe).max_policy_lag == 1
+    assert config_of(recipe, ["algorithm=impala"]).max_policy_lag == 1
+    assert config_of(recipe, ["algorithm=a2c"]).max_policy_lag == 0
+    assert config_of(recipe, ["algorithm=reinforce"]).max_policy_lag == 0
 
 
 def test_another_algorithm_starts_from_its_own_defaults_and_another_env_keeps_the_wrappers(recipe: Path) -> None:
-    config = load_config(recipe, ["algorithm=a2c"])
+    config = config_of(recipe, ["algorithm=a2c"])
     assert config.algorithm_name == "a2c"
     recipe.write_text(RECIPE.replace("env: CartPole-v1", "env: {id: FrozenLake-v1, kwargs: {is_slippery: false}}"))
-    slippery: Any = load_config(recipe)
+    slippery: Any = config_of(recipe)
     assert slippery.env.kwargs == {"is_slippery": False}
-    other: Any = load_config(recipe, ["env=CartPole-v1", "env.max_episode_steps=50"])
+    other: Any = config_of(recipe, ["env=CartPole-v1", "env.max_episode_steps=50"])
     assert (other.env.id, other.env.kwargs, other.env.max_episode_steps) == ("CartPole-v1", {}, 50)
 
 
 def test_the_saved_config_gives_the_same_run_again(recipe: Path, tmp_path: Path) -> None:
-    config = load_config(recipe, ["policy.hidden_sizes=[32]", "seed=5"])
+    config = config_of(recipe, ["policy.hidden_sizes=[32]", "seed=5"])
     saved = tmp_path / "config.yaml"
     saved.write_text(config.to_yaml())
-    again = load_config(saved)
+    again = config_of(saved)
     assert again == config
     assert again.config_hash == config.config_hash
 
 
 def test_the_hash_changes_with_the_result_and_not_with_who_watches(recipe: Path) -> None:
-    base = load_config(recipe).config_hash
+    base = config_of(recipe).config_hash
     for override in ("seed=1", "algorithm.epochs=4", "actors.num_shards=4", "env.max_episode_steps=9"):
-        assert load_config(recipe, [override]).config_hash != base
+        assert config_of(recipe, [override]).config_hash != base
     for override in ("name=other", "metrics.port=9999", "redis.reconnect_timeout_s=9", "supervision.max_restarts=3"):
-        assert load_config(recipe, [override]).config_hash == base
+        assert config_of(recipe, [override]).config_hash == base
 
 
 def test_compilation_is_chosen_where_it_pays_and_the_choice_is_in_the_hash(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_config, "cpp_compiler", lambda: "/usr/bin/g++")
-    short = load_config(recipe)
+    short = config_of(recipe)
     assert short.learner.compile == "off"
     long_run = ["total_env_steps=10_000_000"]  # 39063 steps of 12 minibatches
-    assert load_config(recipe, long_run).learner.compile == "on"
-    assert load_config(recipe, [*long_run, "policy.recurrent=gru"]).learner.compile == "off"
-    assert load_config(recipe, [*long_run, "learner.compile=off"]).learner.compile == "off"
-    compiled = load_config(recipe, ["learner.compile=on"])
+    assert config_of(recipe, long_run).learner.compile == "on"
+    assert config_of(recipe, [*long_run, "policy.recurrent=gru"]).learner.compile == "off"
+    assert config_of(recipe, [*long_run, "learner.compile=off"]).learner.compile == "off"
+    compiled = config_of(recipe, ["learner.compile=on"])
     assert compiled.config_hash != short.config_hash
     monkeypatch.setattr(run_config, "cpp_compiler", lambda: None)
-    eager = load_config(recipe, long_run)
+    eager = config_of(recipe, long_run)
     assert eager.learner.compile == "off"
     assert eager.derived()["compiled loss"] == "off (no C++ compiler found: updates run eagerly)"
 
 
 def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
-    config = load_config(recipe, ["redis.url=redis://:secret@localhost:6379"])
+    config = config_of(recipe, ["redis.url=redis://:secret@localhost:6379"])
     assert "secret" not in config.to_yaml()
     assert "ROLLCALL_REDIS_URL" in config.to_yaml()
-    plain = load_config(recipe, ["redis.url=redis://localhost:6379"])
+    plain = config_of(recipe, ["redis.url=redis://localhost:6379"])
     assert yaml.safe_load(plain.to_yaml())["redis"]["url"] == "redis://localhost:6379"
 
 
@@ -183,12 +184,12 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    config = load_config(recipe, ["algorithm=own_algorithm:Own", "algorithm.strength=4"])
+    config = config_of(recipe, ["algorithm=own_algorithm:Own", "algorithm.strength=4"])
     assert config.algorithm.model_dump() == {"name": "own_algorithm:Own", "strength": 4}
     assert config.max_policy_lag == 0
     again = tmp_path / "config.yaml"
     again.write_text(config.to_yaml())
-    assert load_config(again) == config
+    assert config_of(again) == config
     assert "unknown key" in refusal(recipe, "algorithm=own_algorithm:Own", "algorithm.weakness=4")
 
 
@@ -274,7 +275,7 @@ def test_an_action_space_that_no_policy_can_deal_with_is_refused(
 
 def test_several_mistakes_are_said_at_once_a_line_each(recipe: Path) -> None:
     with pytest.raises(BadInput) as caught:
-        load_config(recipe, ["actors.num=0", "learner.learning_rate=-1", "algorithm.epochs=0"])
+        config_of(recipe, ["actors.num=0", "learner.learning_rate=-1", "algorithm.epochs=0"])
     lines = str(caught.value).splitlines()
     assert sorted(line.partition(" ")[0] for line in lines) == [
         "actors.num",
@@ -296,7 +297,7 @@ def test_a_recipe_without_what_it_must_have_is_refused(recipe: Path) -> None:
 def test_an_empty_recipe_says_what_is_missing(recipe: Path) -> None:
     recipe.write_text("")
     with pytest.raises(BadInput) as caught:
-        load_config(recipe)
+        config_of(recipe)
     assert [line.rpartition(": ")[2].partition(" is")[0] for line in str(caught.value).splitlines()] == [
         "algorithm",
         "env",
@@ -304,10 +305,10 @@ def test_an_empty_recipe_says_what_is_missing(recipe: Path) -> None:
 
 
 def test_python_gives_nested_values_and_is_told_where_a_wrong_one_came_from(recipe: Path) -> None:
-    config = load_config(recipe, values={"seed": 2, "actors": {"num": 2}, "learner.threads": 2})
+    config = config_of(recipe, values={"seed": 2, "actors": {"num": 2}, "learner.threads": 2})
     assert (config.seed, config.actors.num, config.learner.threads) == (2, 2, 2)
     with pytest.raises(BadInput, match=r"actors\.num = 'x' \(train\(\.\.\.\)\): must be a whole number"):
-        load_config(recipe, values={"actors": {"num": "x"}})
+        config_of(recipe, values={"actors": {"num": "x"}})
 
 
 def test_a_config_made_in_python_is_the_same_as_one_that_was_read(recipe: Path) -> None:
@@ -320,5 +321,5 @@ def test_a_config_made_in_python_is_the_same_as_one_that_was_read(recipe: Path) 
             "actors": {"num_envs": 8, "num_shards": 2, "unroll_length": 32},
         }
     )
-    assert made.resolved() == load_config(recipe)
-    assert made.config_hash == load_config(recipe).config_hash
+    assert made.resolved() == config_of(recipe)
+    assert made.config_hash == config_of(recipe).config_hash

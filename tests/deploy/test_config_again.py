@@ -14,9 +14,9 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
-from rollcall.deploy.kinds.recipes import load_config
 from rollcall.reward_service.scorers.rules import Pattern, RegexConfig
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig
+from tests.runs import config_of
 
 RECIPE = """\
 total_learner_steps: 2
@@ -64,7 +64,7 @@ def recipe(tmp_path: Path) -> Path:
 def again(config: ActingConfig, tmp_path: Path) -> ActingConfig:
     saved = tmp_path / "config.yaml"
     saved.write_text(config.to_yaml())
-    return load_config(saved)
+    return config_of(saved)
 
 
 def test_every_kind_of_scorer_is_among_the_examples_here() -> None:
@@ -76,10 +76,10 @@ def test_every_kind_of_scorer_is_among_the_examples_here() -> None:
 def test_a_scorer_is_the_same_from_a_file_the_command_line_and_python_and_when_the_run_is_read_again(
     scorer: dict[str, Any], recipe: Path, tmp_path: Path
 ) -> None:
-    typed = load_config(recipe, [f"reward.scorer={json.dumps(scorer)}"])
-    given = load_config(recipe, values={"reward": {"scorer": scorer}})
+    typed = config_of(recipe, [f"reward.scorer={json.dumps(scorer)}"])
+    given = config_of(recipe, values={"reward": {"scorer": scorer}})
     recipe.write_text(RECIPE + to_yaml({"reward": {"scorer": scorer}}))
-    written = load_config(recipe)
+    written = config_of(recipe)
     assert typed == given == written
     assert written.reward is not None and written.reward.scorer is not None
     found = written.reward.scorer.model_dump(mode="json")
@@ -89,18 +89,18 @@ def test_a_scorer_is_the_same_from_a_file_the_command_line_and_python_and_when_t
 
 
 def test_a_function_by_its_import_path_is_a_reward_wherever_it_is_written(recipe: Path, tmp_path: Path) -> None:
-    typed = load_config(recipe, ["reward=my_module:score", "reward.patience_s=30"])
-    assert typed == load_config(recipe, values={"reward": "my_module:score", "reward.patience_s": 30})
+    typed = config_of(recipe, ["reward=my_module:score", "reward.patience_s=30"])
+    assert typed == config_of(recipe, values={"reward": "my_module:score", "reward.patience_s": 30})
     recipe.write_text(RECIPE + "reward: my_module:score\n")
-    assert typed == load_config(recipe, ["reward.patience_s=30"])
+    assert typed == config_of(recipe, ["reward.patience_s=30"])
     assert again(typed, tmp_path) == typed
 
 
 def test_a_scorer_of_another_kind_starts_from_its_own_defaults(recipe: Path) -> None:
     recipe.write_text(RECIPE + to_yaml({"reward": {"scorer": REGEX, "patience_s": 5.0}}))
     for config in (
-        load_config(recipe, ["reward.scorer.kind=format", "reward.scorer.sections=[think, answer]"]),
-        load_config(recipe, values={"reward": {"scorer": {"sections": ["think", "answer"], "kind": "format"}}}),
+        config_of(recipe, ["reward.scorer.kind=format", "reward.scorer.sections=[think, answer]"]),
+        config_of(recipe, values={"reward": {"scorer": {"sections": ["think", "answer"], "kind": "format"}}}),
     ):
         assert config.reward is not None and config.reward.patience_s == 5.0
         assert config.reward.scorer is not None and config.reward.scorer.kind == "format"
@@ -126,24 +126,24 @@ def test_what_is_wrong_in_a_scorer_is_said_by_the_path_that_the_user_wrote(
     recipe: Path, override: str, line: str
 ) -> None:
     with pytest.raises(BadInput) as caught:
-        load_config(recipe, [override])
+        config_of(recipe, [override])
     assert line in str(caught.value).splitlines()[0]
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_the_same_when_its_run_is_read_again(name: str, tmp_path: Path) -> None:
-    config = load_config(name)
+    config = config_of(name)
     assert again(config, tmp_path) == config
     assert again(config, tmp_path).config_hash == config.config_hash
 
 
 @pytest.mark.parametrize("name", sorted(preference_recipes()))
 def test_every_recipe_on_preferences_is_the_same_when_its_run_is_read_again(name: str, tmp_path: Path) -> None:
-    config = load_config(name)
+    config = config_of(name)
     saved = tmp_path / "config.yaml"
     saved.write_text(config.to_yaml())
-    assert load_config(saved) == config
-    assert load_config(saved).config_hash == config.config_hash
+    assert config_of(saved) == config
+    assert config_of(saved).config_hash == config.config_hash
 
 
 def test_text_that_looks_like_a_number_or_a_truth_stays_text_in_the_saved_config() -> None:
@@ -179,12 +179,12 @@ def test_an_override_of_several_lines_is_read_as_yaml_and_its_text_is_kept() -> 
 def test_python_may_give_numpy_numbers_tuples_paths_and_whole_sections(recipe: Path) -> None:
     section = RewardConfig(scorer=RegexConfig(patterns=(Pattern(name="n", pattern="1e-3"),)))
     values = {"seed": np.int64(3), "learner.learning_rate": np.float32(0.5), "reward": section}
-    config = load_config(recipe, values=values)
+    config = config_of(recipe, values=values)
     assert (config.seed, config.learner.learning_rate, config.reward) == (3, 0.5, section)
-    given = load_config(recipe, values={"reward.scorer": {"kind": "format", "sections": ("think", "answer")}})
-    assert given == load_config(recipe, ["reward.scorer={kind: format, sections: [think, answer]}"])
+    given = config_of(recipe, values={"reward.scorer": {"kind": "format", "sections": ("think", "answer")}})
+    assert given == config_of(recipe, ["reward.scorer={kind: format, sections: [think, answer]}"])
 
 
 def test_a_function_itself_is_refused_with_how_it_is_named(recipe: Path) -> None:
     with pytest.raises(BadInput, match=r"^reward \(train\(\.\.\.\)\): is loads itself: .*reward='json:loads'$"):
-        load_config(recipe, values={"reward": json.loads})
+        config_of(recipe, values={"reward": json.loads})

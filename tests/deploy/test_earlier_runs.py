@@ -20,13 +20,14 @@ from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.kinds.kind import EvalOptions
 from rollcall.deploy.kinds.loading import evaluate, export_policy, load, load_policy
-from rollcall.deploy.kinds.recipes import load_config, load_run
+from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.rundir import earlier_runs
 from rollcall.deploy.rundir.earlier_runs import read_run, run_hash
 from rollcall.deploy.rundir.resubmission import find_to_go_on_with
 from rollcall.reward_service.raters.true_rewards import upright_and_centred
 from tests import EARLIER
 from tests.needs import require
+from tests.runs import config_of
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_an_earlier_run_goes_on_to_its_end_under_the_settings_it_was_written_wit
 
 def test_a_command_that_is_submitted_again_under_a_new_release_goes_on_with_its_run(earlier: Path) -> None:
     def found(overrides: list[str]) -> Path | None:
-        again = load_config(read_run(earlier / "control")[0], overrides)
+        again = config_of(read_run(earlier / "control")[0], overrides)
         return find_to_go_on_with(again, explicit=True, wanted=True, read=lambda path: load_run(path).config)
 
     assert load_run(earlier / "control").config.name == "control"
@@ -122,24 +123,24 @@ def test_settings_that_were_renamed_removed_or_added_are_read_as_the_run_had_the
 
 
 def test_a_reward_model_of_an_earlier_release_goes_on_as_it_began(tmp_path: Path) -> None:
-    text = load_config("hh-reward", ["data.train=hh.jsonl"]).to_yaml()
+    text = config_of("hh-reward", ["data.train=hh.jsonl"]).to_yaml()
     lines = [
         line for line in text.splitlines() if not line.strip().startswith(("keep: auto", "patience:", "weight_decay:"))
     ]
     assert len(lines) == len(text.splitlines()) - 3
     (tmp_path / "config.yaml").write_text("\n".join(lines) + "\n")
-    config = load_config(read_run(tmp_path)[0])
+    config = config_of(read_run(tmp_path)[0])
     assert isinstance(config, RewardTrainConfig)
     assert (config.keep, config.patience, config.learner.optimizer.weight_decay) == ("last", None, 0.0)
 
 
 @pytest.mark.parametrize("module", ["rollcall.reward_service.tastes", "rollcall.reward_service.raters.tastes"])
 def test_a_run_from_preferences_of_an_earlier_release_knows_its_true_reward(tmp_path: Path, module: str) -> None:
-    text = load_config("cartpole-preferences").to_yaml()
+    text = config_of("cartpole-preferences").to_yaml()
     now = "true_reward: rollcall.reward_service.raters.true_rewards:"
     assert now in text
     (tmp_path / "config.yaml").write_text(text.replace(now, f"taste: {module}:"))
-    config = load_config(read_run(tmp_path)[0])
+    config = config_of(read_run(tmp_path)[0])
     assert config.preferences is not None and isinstance(config.preferences, PreferencesConfig)
     assert config.preferences.true_reward is not None
     assert import_object(config.preferences.true_reward) is upright_and_centred

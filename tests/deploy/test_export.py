@@ -20,12 +20,11 @@ from rollcall.deploy.cli import main
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.drive import lifecycle
 from rollcall.deploy.drive.lifecycle import prepare
-from rollcall.deploy.kinds.kind import MARKER
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.model_directory import save_policy
 from rollcall.deploy.kinds.recipes import load_config, load_run
 from rollcall.deploy.rundir.directories import claim_directory
-from rollcall.deploy.rundir.files import begin_run
+from rollcall.deploy.rundir.files import MARKER, begin_run
 from rollcall.learners.collective import Collective
 
 RECIPE = """\

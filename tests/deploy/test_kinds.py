@@ -19,9 +19,10 @@ from rollcall.deploy.config.settings import preference_recipes, read_recipe, shi
 from rollcall.deploy.drive.changes import changed
 from rollcall.deploy.kinds.kind import EvalOptions
 from rollcall.deploy.kinds.loading import evaluate, export_policy
-from rollcall.deploy.kinds.recipes import load_config, load_run
+from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.kinds.registry import KINDS, kind_of
 from tests import EARLIER
+from tests.runs import config_of
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
 PAIRS = {"generate": {"pairs": 80, "eval_pairs": 20}}
@@ -85,7 +86,7 @@ def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
 def test_every_shipped_recipe_is_of_one_kind_and_has_its_settings(name: str) -> None:
     tree = read_recipe(name).tree
     assert sum(kind.claims(tree) for kind in KINDS) == 1
-    assert type(load_config(name)) is kind_of(tree).config
+    assert type(config_of(name)) is kind_of(tree).config
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_file_of_settings_is_read_once(reads: Counter[str]) -> None:
     changed(load_run(Path("runs/control")), ["learner.learning_rate=1e-5"])
     assert reads["config.yaml"] == 1
     reads.clear()
-    load_config("cartpole-ppo", ["seed=3"])
+    config_of("cartpole-ppo", ["seed=3"])
     assert reads["cartpole-ppo.yaml"] == 1
 
 
@@ -143,7 +144,7 @@ class Algorithm(PPO):
 def test_the_section_of_a_plug_in_is_validated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("plugin.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(".")
-    config = load_config("cartpole-ppo", ["algorithm=plugin:Algorithm", "algorithm.clip_range=0.3"])
+    config = config_of("cartpole-ppo", ["algorithm=plugin:Algorithm", "algorithm.clip_range=0.3"])
     assert config.algorithm.clip_range == 0.3
     import plugin  # type: ignore[import-not-found]
 
@@ -156,8 +157,8 @@ def test_a_renamed_setting_of_a_kind_is_read_by_its_old_name_wherever_it_is_writ
     old.write_text(
         json.dumps({"task": "arithmetic", "algorithm": "grpo", "total_learner_steps": 1, "eval": {"episodes": 7}})
     )
-    assert load_config("old.yaml").eval.num_rows == 7
-    assert load_config("old.yaml", ["eval.episodes=8"]).eval.num_rows == 8
-    assert load_config("old.yaml", ["eval.num_rows=9"]).eval.num_rows == 9
-    assert load_config("old.yaml", values={"eval": {"episodes": 10}}).eval.num_rows == 10
-    assert load_config("cartpole-ppo", ["eval.episodes=11"]).eval.episodes == 11
+    assert config_of("old.yaml").eval.num_rows == 7
+    assert config_of("old.yaml", ["eval.episodes=8"]).eval.num_rows == 8
+    assert config_of("old.yaml", ["eval.num_rows=9"]).eval.num_rows == 9
+    assert config_of("old.yaml", values={"eval": {"episodes": 10}}).eval.num_rows == 10
+    assert config_of("cartpole-ppo", ["eval.episodes=11"]).eval.episodes == 11

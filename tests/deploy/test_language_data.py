@@ -13,11 +13,11 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.warm_start import demonstrations_of
-from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import model_length
 from tests.needs import require
+from tests.runs import config_of
 
 require("transformers")
 
@@ -56,7 +56,7 @@ def write_rows(*prompts: str) -> None:
 
 
 def parts(*overrides: str) -> LanguageFactory:
-    made = LanguageFactory(load_config("sums.yaml", overrides), Path("run"))
+    made = LanguageFactory(config_of("sums.yaml", overrides), Path("run"))
     assert isinstance(made, LanguageFactory)
     return made
 
@@ -84,7 +84,7 @@ def test_a_tiny_models_own_length_counts_too(work: Path) -> None:
     (work / "tiny.yaml").write_text(
         RECIPE.replace("{name: jsonl, path: rows.jsonl}", "arithmetic").replace(": model}", ": tiny}")
     )
-    made = LanguageFactory(load_config("tiny.yaml", ["actors.engine.max_model_len=1000"]), work / "run")
+    made = LanguageFactory(config_of("tiny.yaml", ["actors.engine.max_model_len=1000"]), work / "run")
     (work / "run").mkdir()
     with pytest.raises(BadInput, match="takes at most 512 tokens"):
         prepare(made)

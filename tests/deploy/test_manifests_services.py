@@ -19,7 +19,6 @@ import yaml
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.redis_server import find_redis_server, redis_client
-from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.deploy.tools.manifests.objects import Objects
 from rollcall.deploy.tools.manifests.references import USER_SECRETS
@@ -27,6 +26,7 @@ from rollcall.reward_service.service.auth import client_token
 from rollcall.reward_service.service.service_config import ServiceConfig
 from tests.deploy.manifest_builds import K8S, OVERLAYS, base, built
 from tests.needs import needs
+from tests.runs import config_of
 
 
 @needs("kubectl")
@@ -37,7 +37,7 @@ def test_entrypoints_are_commands_that_this_version_knows(overlay: str) -> None:
     for job in jobs:
         program, command, recipe, *overrides = shlex.split(job["spec"]["entrypoint"])
         assert (program, command) == ("rollcall", "train")
-        config = load_config(recipe, [override for override in overrides if "=cuda" not in override])
+        config = config_of(recipe, [override for override in overrides if "=cuda" not in override])
         assert config.name == job["metadata"]["name"] == job["spec"]["metadata"]["rollcall_run"]
         assert config.metrics.host == "0.0.0.0" and config.metrics.port == 9464
 

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.metrics.discovery import FOLDER
 from rollcall.deploy.drive.lifecycle import drive_alone
-from rollcall.deploy.kinds.recipes import load_config
+from tests.runs import config_of
 
 SMALL = (
     "runtime=serial",
@@ -61,7 +61,7 @@ class Visitor:
 
 
 def run(tmp_path: Path, visitor: Visitor, *overrides: str) -> dict[str, Any]:
-    config = load_config("cartpole-ppo", [*SMALL, *overrides])
+    config = config_of("cartpole-ppo", [*SMALL, *overrides])
     directory = tmp_path / "watched"
     directory.mkdir(exist_ok=True)
     (directory / "run.json").write_text('{"recipe": "my-recipe"}')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_env, check_settings
@@ -17,10 +16,6 @@ from rollcall.deploy.report.counted import ENV_STEPS
 from rollcall.deploy.report.progress import online_console
 
 
-def _make(config: RunConfig, run_directory: Path) -> ControlFactory:
-    return ControlFactory(config, run_directory.resolve())
-
-
 def _problems(config: RunConfig) -> list[Problem]:
     return check_settings(config) or check_env(config)
 
@@ -30,7 +25,7 @@ CONTROL = RunKind(
     config=RunConfig,
     counts=ENV_STEPS,
     claims=lambda tree: "env" in tree,
-    make=_make,
+    make=lambda config, run_directory: ControlFactory(config, run_directory.resolve()),
     load=LoadedControl.of,
     elsewhere=elsewhere,
     closing_lines=partial(online_lines, ENV_STEPS),

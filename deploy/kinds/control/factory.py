@@ -32,6 +32,7 @@ from rollcall.deploy.kinds.control import initial_weights
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
+from rollcall.deploy.rundir.files import consumption_log
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collective import Collective
@@ -55,7 +56,6 @@ class ControlFactory:
     reward: RewardEndpoint | None = None
 
     drive: ClassVar[Literal["online"]] = "online"
-    kind: ClassVar[Literal["control"]] = "control"
     counts: ClassVar[Counted] = ENV_STEPS
     generates: ClassVar[bool] = False
     scored: ClassVar[Taken] = "segment"
@@ -63,10 +63,6 @@ class ControlFactory:
     actor_prefix: ClassVar[str] = "gym"
     model_directory: ClassVar[None] = None
     weight_transfer: ClassVar[Literal["object_store"]] = "object_store"
-
-    @property
-    def consumption_log(self) -> Path:
-        return self.run_directory.resolve() / "logs" / "consumption.jsonl"
 
     @property
     def modules(self) -> Sequence[str]:
@@ -224,6 +220,6 @@ class ControlFactory:
                 cast("RewardNormaliser | None", models.get("reward_normaliser")),
             ),
             compile_loss=config.resolved().learner.compile == "on",
-            consumption_log=self.consumption_log,
+            consumption_log=consumption_log(self.run_directory),
             collective=collective,
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
-from rollcall.deploy.kinds.kind import INIT_FROM
+from rollcall.deploy.rundir.files import INIT_FROM
 from rollcall.learners.models.networks import CRITIC_CHILDREN
 
 _CRITIC = tuple(f"actor_critic.{child}." for child in CRITIC_CHILDREN)

@@ -26,7 +26,8 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
-from rollcall.deploy.kinds.kind import INIT_FROM, MARKER, EvalOptions, StoredRun
+from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
+from rollcall.deploy.rundir.files import INIT_FROM, MARKER
 from rollcall.learners.models.policy import TorchPolicy
 
 

@@ -31,28 +31,22 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
-from rollcall.deploy.kinds.kind import INIT_FROM, POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
 from rollcall.deploy.report.counted import TOKENS, Counted
+from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
-from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
+from rollcall.learners.models.lora import merged_parameters
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import (
-    TokenCritic,
-    TokenPolicy,
-    autocast_dtype,
-    decoder_layers,
-    load_policy_model,
-    model_length,
-    sharing_size,
-)
+from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, sharing_size
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Taken
 
@@ -68,17 +62,12 @@ class LanguageFactory:
     reward: RewardEndpoint | None = None
 
     drive: ClassVar[Literal["online"]] = "online"
-    kind: ClassVar[Literal["language"]] = "language"
     counts: ClassVar[Counted] = TOKENS
     generates: ClassVar[bool] = True
     scored: ClassVar[Taken] = "text"
     asks_people: ClassVar[bool] = False
     actor_prefix: ClassVar[str] = "lm"
     can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
-
-    @property
-    def consumption_log(self) -> Path:
-        return self.run_directory.resolve() / "logs" / "consumption.jsonl"
 
     @property
     def modules(self) -> Sequence[str]:
@@ -282,24 +271,16 @@ class LanguageFactory:
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 
     def models(self) -> dict[str, nn.Module]:
-        """policy, and reference and critic where the algorithm needs them. With LoRA, policy and critic have adapters,
-        and the reference is the policy without: the adapters of version 0 change nothing."""
-        algorithm, policy = self.config.build_algorithm(), self.config.policy
-        autocast, sampling = autocast_dtype(policy), self.config.actors.sampling
-
-        def load(name: str) -> nn.Module:
-            model = load_policy_model(self.model_directory, policy)
-            if policy.lora is not None:
-                add_adapters(model, policy.lora, seed=derive_seed(self.config.seed, "lora", name))
-            return model
-
-        models: dict[str, nn.Module] = {"policy": TokenPolicy(load("policy"), sampling, autocast=autocast)}
-        if algorithm.needs.critic:
-            models["critic"] = TokenCritic(load("critic"), autocast=autocast)
-        if algorithm.needs.reference and policy.lora is not None:
-            models["reference"] = WithoutAdapters(models["policy"])
-        elif algorithm.needs.reference:
-            models["reference"] = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
+        """policy, and what the algorithm needs beside it."""
+        algorithm = self.config.build_algorithm()
+        models = language_models(
+            self.model_directory,
+            self.config.policy,
+            self.config.actors.sampling,
+            critic=algorithm.needs.critic,
+            reference=algorithm.needs.reference,
+            seed=self.config.seed,
+        )
         return with_own_models(algorithm, models)
 
     def learner(self, collective: Collective) -> Learner:
@@ -315,7 +296,7 @@ class LanguageFactory:
                 hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
             ),
             published=("policy",),
-            consumption_log=self.consumption_log,
+            consumption_log=consumption_log(self.run_directory),
             collective=collective,
             fsdp_units=decoder_layers,
             read_out=None if config.policy.lora is None else merged_parameters,

@@ -10,12 +10,13 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_checks import check_language
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.settings import KeyPath
-from rollcall.deploy.kinds.kind import POLICY, RunKind
+from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.report.closing import eval_line, online_lines, policy_line
 from rollcall.deploy.report.counted import TOKENS
 from rollcall.deploy.report.progress import online_console
+from rollcall.deploy.rundir.files import POLICY
 
 RENAMED: Mapping[KeyPath, KeyPath] = {("eval", "episodes"): ("eval", "num_rows")}
 
@@ -27,10 +28,6 @@ def elsewhere(run_directory: Path) -> str:
     )
 
 
-def _make(config: LanguageConfig, run_directory: Path) -> LanguageFactory:
-    return LanguageFactory(config, run_directory.resolve())
-
-
 def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
     return online_lines(TOKENS, summary, run_directory) + policy_line(summary, run_directory)
 
@@ -40,7 +37,7 @@ LANGUAGE = RunKind(
     config=LanguageConfig,
     counts=TOKENS,
     claims=lambda tree: "task" in tree,
-    make=_make,
+    make=lambda config, run_directory: LanguageFactory(config, run_directory.resolve()),
     load=LoadedLanguage.of,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,

@@ -14,7 +14,7 @@ from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.actors.engine.published_weights import published_model
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.kinds.kind import MARKER
+from rollcall.deploy.rundir.files import MARKER
 
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer
 

@@ -14,9 +14,10 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
-from rollcall.deploy.kinds.kind import INIT_FROM, POLICY, EvalOptions, StoredRun
+from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
+from rollcall.deploy.rundir.files import INIT_FROM, POLICY
 
 _MAX_PROMPTS = 100  # looked at for characters that the model's tokenizer does not know
 

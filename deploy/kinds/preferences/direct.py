@@ -18,8 +18,9 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.preference_config import DirectRunConfig
-from rollcall.deploy.kinds.kind import POLICY, POLICY_ID, Preparation, RunKind, StoredRun
+from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
+from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
@@ -30,13 +31,13 @@ from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.rundir.earlier_runs import run_hash
+from rollcall.deploy.rundir.files import POLICY
 from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
-from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, load_policy_model
+from rollcall.learners.models.lora import merged_parameters
 from rollcall.reward_service.models.text_encoder import TextEncoder
 
 NUM_EVALUATIONS = 5  # over a run that does not say how often
@@ -209,20 +210,10 @@ class DirectRun:
 
     @cached_property
     def _models(self) -> dict[str, nn.Module]:
-        policy = self._config.policy
-        autocast, sampling = autocast_dtype(policy), SamplingConfig()
-
-        def load(name: str) -> nn.Module:
-            model = load_policy_model(self._begin, policy)
-            if policy.lora is not None:
-                add_adapters(model, policy.lora, seed=derive_seed(self._config.seed, "lora", name))
-            return model
-
-        learnt = TokenPolicy(load("policy"), sampling, autocast=autocast)
-        if policy.lora is not None:
-            return {"policy": learnt, "reference": WithoutAdapters(learnt)}
-        reference = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
-        return {"policy": learnt, "reference": reference}
+        config = self._config
+        return language_models(
+            self._begin, config.policy, SamplingConfig(), critic=False, reference=True, seed=config.seed
+        )
 
     def _judge(self, comparisons: Sequence[RankedCandidates[TokenSequence]]) -> PolicyJudgement:
         return judge_policy(self.algorithm, self._models, comparisons, budget=self.budget)

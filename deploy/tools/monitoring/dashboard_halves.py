@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rollcall.deploy.tools.monitoring.dashboard_overview import ANNOTATIONS, OF, RUN, VARIABLES, gauge, mean, per_second
-from rollcall.deploy.tools.monitoring.dashboards import Dashboard, Panel, Query, Row, alarm
+from rollcall.deploy.tools.monitoring.dashboards import Dashboard, Panel, Query, Row, alarm, share
 
 _CLIPPED = Panel(
     "Clipped",
@@ -126,24 +126,18 @@ LANGUAGE = Dashboard(
             "Rewards",
             (
                 Panel("Reward", "Mean of the newest batch's completions.", "short", [gauge("reward_mean")]),
-                Panel(
+                share(
                     "Solved",
                     "Completions of the newest batch that are right, and held-out problems in evaluation.",
-                    "percentunit",
                     [
                         gauge("exact_match_ratio", "{{run}} training"),
                         gauge("eval_exact_match_ratio", "{{run}} evaluation"),
                     ],
-                    least=0,
-                    most=1,
                 ),
-                Panel(
+                share(
                     "Groups that teach nothing",
                     "Prompts whose samples all have one reward: too easy, or too hard. Near 1 nothing is learnt.",
-                    "percentunit",
                     [gauge("degenerate_ratio")],
-                    least=0,
-                    most=1,
                     thresholds=alarm(warn=0.7, bad=0.95),
                 ),
             ),
@@ -181,14 +175,11 @@ LANGUAGE = Dashboard(
             "Completions",
             (
                 Panel("Length", "Mean of the newest batch.", "short", [gauge("completion_length_tokens")]),
-                Panel(
+                share(
                     "Cut, or without an answer",
                     "Cut for length, and without an answer that can be read. Rising lengths that end here are a policy "
                     "that talks on.",
-                    "percentunit",
                     [gauge("truncated_ratio", "{{run}} cut"), gauge("unparsed_ratio", "{{run}} no answer")],
-                    least=0,
-                    most=1,
                 ),
                 Panel(
                     "Prompts given up",
@@ -217,22 +208,16 @@ LANGUAGE = Dashboard(
                         gauge("engine_waiting_requests", "{{run}} waiting"),
                     ],
                 ),
-                Panel(
+                share(
                     "KV cache",
                     "Largest share of an engine's blocks in use. At 1 it takes requests back and begins them anew.",
-                    "percentunit",
                     [gauge("engine_kv_cache_usage_ratio")],
-                    least=0,
-                    most=1,
                     thresholds=alarm(warn=0.9, bad=0.99),
                 ),
-                Panel(
+                share(
                     "Prefix cache",
                     "Share of the prompts' tokens found there. A prompt's samples share it; new weights empty it.",
-                    "percentunit",
                     [Query(_prompts('outcome="hit",') + " / " + _prompts(""), "{{run}}")],
-                    least=0,
-                    most=1,
                 ),
                 Panel(
                     "New weights",

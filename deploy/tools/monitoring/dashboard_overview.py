@@ -3,7 +3,17 @@ queries' building blocks for the pages beside it."""
 
 from __future__ import annotations
 
-from rollcall.deploy.tools.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm, stat
+from rollcall.deploy.tools.monitoring.dashboards import (
+    Annotation,
+    Dashboard,
+    Panel,
+    Query,
+    Row,
+    Variable,
+    alarm,
+    share,
+    stat,
+)
 
 RUN = 'run=~"$run"'
 OF = f'{{{RUN},policy=~"$policy"}}'
@@ -140,18 +150,15 @@ LEARNING = Row(
 LIMITS = Row(
     "What limits it?",
     (
-        Panel(
+        share(
             "Who is busy",
             "Share of the time that the learner updates, and that the busiest actor acts. Who is near 1 is the "
             "limiter; where neither is, look at waiting, publishing and scoring.",
-            "percentunit",
             [
                 Query(f"run:rollcall_learner_busy:ratio5m{{{RUN}}}", "{{run}} learner"),
                 Query(f"run:rollcall_actor_busy:ratio5m{{{RUN}}}", "{{run}} actor"),
                 gauge("bound_fraction_ratio", "{{run}} of the bound"),
             ],
-            least=0,
-            most=1,
         ),
         Panel(
             "Seconds of a step",
@@ -211,15 +218,12 @@ LIMITS = Row(
 PROGRESS = Row(
     "How far is it?",
     (
-        Panel(
+        share(
             "Progress",
             "Share of the run that is done.",
-            "percentunit",
             [gauge("progress_ratio")],
             kind="gauge",
             width=6,
-            least=0,
-            most=1,
         ),
         Panel("Policy version", "Of the newest published weights.", "short", [gauge("policy_version")], width=6),
         Panel(

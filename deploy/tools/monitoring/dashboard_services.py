@@ -10,7 +10,17 @@ from rollcall.deploy.tools.monitoring.dashboard_overview import (
     VARIABLES,
     gauge,
 )
-from rollcall.deploy.tools.monitoring.dashboards import Annotation, Dashboard, Panel, Query, Row, Variable, alarm, stat
+from rollcall.deploy.tools.monitoring.dashboards import (
+    Annotation,
+    Dashboard,
+    Panel,
+    Query,
+    Row,
+    Variable,
+    alarm,
+    share,
+    stat,
+)
 
 _OF = f'{{{OR_NONE},instance=~"$service"}}'
 _SERVICE = Variable("service", "Service", "label_values(rollcall_reward_requests_in_flight, instance)")
@@ -140,13 +150,10 @@ REWARD_SERVICE = Dashboard(
                         )
                     ],
                 ),
-                Panel(
+                share(
                     "Padding",
                     "Share of the computed tokens that only fill a batch up.",
-                    "percentunit",
                     [Query(_share("tokens_total", "model", 'kind="padding"'), "{{model}}")],
-                    least=0,
-                    most=1,
                 ),
                 Panel(
                     "Cache",
@@ -251,13 +258,10 @@ _RAY = Row(
             least=0,
             most=100,
         ),
-        Panel(
+        share(
             "Memory",
             "Share in use, of each node. Beyond 0.95 Ray kills processes.",
-            "percentunit",
             [Query("ray_node_mem_used / ray_node_mem_total", "{{instance}}")],
-            least=0,
-            most=1,
             thresholds=alarm(warn=0.85, bad=0.95),
         ),
         Panel(

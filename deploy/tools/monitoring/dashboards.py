@@ -53,6 +53,11 @@ def stat(title: str, about: str, unit: str, queries: Sequence[Query], *, width: 
     return Panel(title, about, unit, queries, kind="stat", width=width, height=4, **more)
 
 
+def share(title: str, about: str, queries: Sequence[Query], **more: Any) -> Panel:
+    """A part of a whole, from none to all of it."""
+    return Panel(title, about, "percentunit", queries, least=0, most=1, **more)
+
+
 @dataclass(frozen=True)
 class Row:
     title: str

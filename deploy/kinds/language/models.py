@@ -1,0 +1,41 @@
+"""The models that a language algorithm learns with, all of them from one directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.cluster.seeds import derive_seed
+from rollcall.learners.models.lora import WithoutAdapters, add_adapters
+from rollcall.learners.models.token_policy import (
+    LMPolicyConfig,
+    TokenCritic,
+    TokenPolicy,
+    autocast_dtype,
+    load_policy_model,
+)
+
+
+def language_models(
+    directory: Path, config: LMPolicyConfig, sampling: SamplingConfig, *, critic: bool, reference: bool, seed: int
+) -> dict[str, nn.Module]:
+    """policy, and critic and reference where they are wanted. With LoRA, policy and critic have adapters, and the
+    reference is the policy without: the adapters of version 0 change nothing."""
+    autocast = autocast_dtype(config)
+
+    def load(name: str) -> nn.Module:
+        model = load_policy_model(directory, config)
+        if config.lora is not None:
+            add_adapters(model, config.lora, seed=derive_seed(seed, "lora", name))
+        return model
+
+    models: dict[str, nn.Module] = {"policy": TokenPolicy(load("policy"), sampling, autocast=autocast)}
+    if critic:
+        models["critic"] = TokenCritic(load("critic"), autocast=autocast)
+    if reference and config.lora is not None:
+        models["reference"] = WithoutAdapters(models["policy"])
+    elif reference:
+        models["reference"] = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
+    return models
