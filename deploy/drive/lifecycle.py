@@ -81,10 +81,10 @@ def carry_out(
             raise
     summary |= {"wall_s": time.perf_counter() - began, **drive.facts}
     recorder.close(summary)
-    write_summary(run.directory, summary)
+    _sum_up(run, summary)
     if run.kind.exports and list_checkpoints(run.directory):
         summary["policy"] = _export(run)
-        write_summary(run.directory, summary)
+        _sum_up(run, summary)
     return summary
 
 
@@ -176,6 +176,20 @@ def _refuse(error: BaseException, run: StoredRun, *, resume: bool) -> None:
         raise BadInput(too_long or str(error)) from error
 
 
+def _sum_up(run: StoredRun, summary: Record) -> None:
+    """Raises RollcallError: where a disk does not take it; in one line."""
+    try:
+        write_summary(run.directory, summary)
+    except OSError as error:
+        if refusal := storage_fault(error):
+            raise _no_room(refusal, run) from error
+        raise
+
+
+def _no_room(refusal: str, run: StoredRun) -> RollcallError:
+    return RollcallError(f"{refusal}: make room, and go on with: rollcall resume {run.directory}")
+
+
 def _sum_up_failed(error: BaseException, run: StoredRun, drive: Drive, summary: dict[str, Any]) -> None:
     """What can still be said of a run whose driver failed.
 
@@ -192,7 +206,7 @@ def _sum_up_failed(error: BaseException, run: StoredRun, drive: Drive, summary: 
     except OSError as again:
         refusal = refusal or storage_fault(again)
     if refusal:
-        raise RollcallError(f"{refusal}: make room, and go on with: rollcall resume {run.directory}") from error
+        raise _no_room(refusal, run) from error
 
 
 def _export(run: StoredRun) -> str | None:
