@@ -99,8 +99,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _config(recipe: str, overrides: Sequence[str]) -> LanguageConfig:
-    # Two checkpoints only: at the beginning, and with the last step, which is not counted. No evaluation, as both halves
-    # write it: a control recipe is refused for what it is.
+    # Two checkpoints only: at the beginning, and with the last step, which is not counted. No evaluation, in the words
+    # of both halves: a control recipe is refused for what it is.
     more = ("runtime=ray", "max_policy_lag=1", "eval.episodes=0", "name=bench", "checkpoint.every_steps=1000000")
     config = load_config(recipe, [*overrides, *more])
     if not isinstance(config, LanguageConfig):
