@@ -135,7 +135,7 @@ def test_the_builds_steps_run_in_a_clean_directory(built: Path) -> None:
     installed = built / "opt" / "rollcall"
     package = next((installed / "lib").glob("python*/site-packages/rollcall"))
     assert {path.name for path in package.iterdir()} >= {"cluster", "actors", "learners", "reward_service", "deploy"}
-    assert list(package.glob("deploy/recipes/*.yaml")) and list(package.glob("cluster/*.lua"))
+    assert list(package.glob("deploy/recipes/*.yaml")) and list(package.glob("cluster/books/*.lua"))
     assert {path.name for path in (installed / "libexec").iterdir()} == {"health.py", "prestop.py"}
     assert not list((installed / "bin").glob("pip*")), "nothing that installs is shipped"
     locked = (built / "src" / "image.lock").read_text()
