@@ -77,9 +77,14 @@ class OnlineDrive:
                 store.acquire_lock()
                 self._watch.probe(store)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
+                if config.runtime == "ray":
+                    workers = self._ray_workers()
                 self._nested.prepare(self._factory, self._stop_requested)
                 with self._reward_service():
-                    workers = self._workers()
+                    if workers is None:
+                        workers = self._serial_workers()
+                    else:
+                        workers.prepared(self._factory)
                     return self._see_through(store, books, workers, start, port)
         finally:
             if workers is not None:
@@ -152,9 +157,8 @@ class OnlineDrive:
             self._factory = members.with_reward(endpoint)
             yield
 
-    def _workers(self) -> Any:
-        if self._config.runtime == "serial":
-            return self._serial_workers()
+    def _ray_workers(self) -> Any:
+        """Whose processes import what they need while what they load is being prepared."""
         from rollcall.deploy.runtimes.on_ray.launch import ray_workers  # and ray with it
 
         return ray_workers(
