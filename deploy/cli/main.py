@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except ModuleNotFoundError as error:
         return _missing_package(error)
-    except KeyboardInterrupt:
-        _complain("interrupted")
+    except KeyboardInterrupt as error:
+        _complain(str(error) or "interrupted")
         return FAILED
     except BrokenPipeError:  # `rollcall recipes | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -22,6 +22,7 @@ from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
+from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.files import consumption_log
@@ -77,9 +78,10 @@ class OnlineDrive:
                 store.acquire_lock()
                 self._watch.probe(store)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
-                if config.runtime == "ray":
-                    workers = self._ray_workers()
-                self._nested.prepare(self._factory, self._stop_requested)
+                with nothing_to_keep():
+                    if config.runtime == "ray":
+                        workers = self._ray_workers()
+                    self._nested.prepare(self._factory, self._stop_requested)
                 with self._reward_service():
                     if workers is None:
                         workers = self._serial_workers()
@@ -173,9 +175,12 @@ class OnlineDrive:
 
     def _serial_workers(self) -> Any:
         server = ParameterServer(keep=KEEP_VERSIONS)
+        with nothing_to_keep():
+            actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server)
+            learner = self._factory.learner(Collective())
         return SerialWorkers(
-            actor=self._factory.actor(f"{self._factory.actor_prefix}-0", server),
-            learner=self._factory.learner(Collective()),
+            actor=actor,
+            learner=learner,
             parameter_server=server,
             evaluator=self._factory.evaluator,
             episodes=self._factory.eval_episodes,
@@ -244,9 +249,10 @@ class OnlineDrive:
             checkpoint, manifest = start
             epoch, version = coordinator.resume(manifest), manifest.step
             shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
-        workers.start(checkpoint, shard_state=shard_state)
-        workers.publish_initial(epoch=epoch, version=version)
-        coordinator.wait_for_workers()
+        with nothing_to_keep():
+            workers.start(checkpoint, shard_state=shard_state)
+            workers.publish_initial(epoch=epoch, version=version)
+            coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,

@@ -44,11 +44,11 @@ def ray_workers(
     if (seconds := time.monotonic() - began) > 1.0:
         whose = "a private" if cluster.private else "the"
         tell("start", f"{whose} Ray cluster answers after {seconds:.1f} s")
-    # These import ray, which had to be told of tokens first.
-    from rollcall.deploy.runtimes.on_ray.members import Composition
-    from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
-
     try:
+        # These import ray, which had to be told of tokens first.
+        from rollcall.deploy.runtimes.on_ray.members import Composition
+        from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
+
         composition = Composition(
             config=config,
             factory=factory,
