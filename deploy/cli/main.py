@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.cluster.inputs.near_names import did_you_mean
@@ -98,11 +98,6 @@ def _version() -> int:
     except PackageNotFoundError:  # a source tree that nobody installed
         print("rollcall, not installed")
     return DONE
-
-
-def console() -> NoReturn:
-    """The entry point of the `rollcall` script."""
-    sys.exit(main())
 
 
 def _complain(text: str) -> None:
