@@ -25,6 +25,14 @@ from rollcall.cluster.messages.weights import Canary, Weights
 PREFILL_TOKENS = 8192  # of one step, at the most
 
 
+def preload(config: EngineConfig, *, threads: int) -> None:
+    """Imports what an engine needs: seconds, for which no model has to be there."""
+    check_installed()
+    _set_environment(config, threads)
+    vllm_repairs.install()
+    from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401
+
+
 class VllmEngine:
     """An engine whose steps the caller drives. Not thread-safe.
 

@@ -1,5 +1,5 @@
 """`python -m rollcall.deploy.cli` is `rollcall`."""
 
-from rollcall.deploy.cli.main import console
+from rollcall.deploy.cli import console
 
 console()

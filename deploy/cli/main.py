@@ -11,7 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.cluster.inputs.near_names import did_you_mean
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except ModuleNotFoundError as error:
         return _missing_package(error)
-    except KeyboardInterrupt:
-        _complain("interrupted")
+    except KeyboardInterrupt as error:
+        _complain(str(error) or "interrupted")
         return FAILED
     except BrokenPipeError:  # `rollcall recipes | head`: nobody reads any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -98,11 +98,6 @@ def _version() -> int:
     except PackageNotFoundError:  # a source tree that nobody installed
         print("rollcall, not installed")
     return DONE
-
-
-def console() -> NoReturn:
-    """The entry point of the `rollcall` script."""
-    sys.exit(main())
 
 
 def _complain(text: str) -> None:

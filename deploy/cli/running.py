@@ -151,12 +151,18 @@ def _say_job(directory: Path) -> None:
 def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) -> int:
     from rollcall.cluster.checkpoint import list_checkpoints
     from rollcall.deploy.drive.lifecycle import carry_out
-    from rollcall.deploy.drive.signals import stop_on_signals
+    from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
 
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     with stop_on_signals(run.directory) as stop:
         console = run.kind.console(sys.stdout, live=live)
-        summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=[console], changes=changes)
+        try:
+            summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=[console], changes=changes)
+        except StoppedAtOnce as stopped:
+            if not list_checkpoints(run.directory):
+                raise
+            print(f"{stopped}; go on with: rollcall resume {run.directory}")
+            return INTERRUPTED
     for line in run.kind.closing_lines(summary, run.directory):
         print(line)
     if summary["status"] == "completed":

@@ -18,6 +18,7 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
+from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.report.recorders import Record
@@ -58,8 +59,9 @@ class OfflineDrive:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
         with _one_driver(self._run.directory):
             made = self._made
-            self._nested.prepare(made, self._stop_requested)
-            _ = made.learner
+            with nothing_to_keep():
+                self._nested.prepare(made, self._stop_requested)
+                _ = made.learner
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)
             if resume:
                 self._restore()

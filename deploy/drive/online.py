@@ -22,6 +22,7 @@ from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
+from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.files import consumption_log
@@ -77,9 +78,15 @@ class OnlineDrive:
                 store.acquire_lock()
                 self._watch.probe(store)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step)
-                self._nested.prepare(self._factory, self._stop_requested)
+                with nothing_to_keep():
+                    if config.runtime == "ray":
+                        workers = self._ray_workers()
+                    self._nested.prepare(self._factory, self._stop_requested)
                 with self._reward_service():
-                    workers = self._workers()
+                    if workers is None:
+                        workers = self._serial_workers()
+                    else:
+                        workers.prepared(self._factory)
                     return self._see_through(store, books, workers, start, port)
         finally:
             if workers is not None:
@@ -152,9 +159,8 @@ class OnlineDrive:
             self._factory = members.with_reward(endpoint)
             yield
 
-    def _workers(self) -> Any:
-        if self._config.runtime == "serial":
-            return self._serial_workers()
+    def _ray_workers(self) -> Any:
+        """Whose processes import what they need while what they load is being prepared."""
         from rollcall.deploy.runtimes.on_ray.launch import ray_workers  # and ray with it
 
         return ray_workers(
@@ -169,9 +175,12 @@ class OnlineDrive:
 
     def _serial_workers(self) -> Any:
         server = ParameterServer(keep=KEEP_VERSIONS)
+        with nothing_to_keep():
+            actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server)
+            learner = self._factory.learner(Collective())
         return SerialWorkers(
-            actor=self._factory.actor(f"{self._factory.actor_prefix}-0", server),
-            learner=self._factory.learner(Collective()),
+            actor=actor,
+            learner=learner,
             parameter_server=server,
             evaluator=self._factory.evaluator,
             episodes=self._factory.eval_episodes,
@@ -240,9 +249,10 @@ class OnlineDrive:
             checkpoint, manifest = start
             epoch, version = coordinator.resume(manifest), manifest.step
             shard_state = read_state(checkpoint, "shards") if manifest.tier == "exact" else None
-        workers.start(checkpoint, shard_state=shard_state)
-        workers.publish_initial(epoch=epoch, version=version)
-        coordinator.wait_for_workers()
+        with nothing_to_keep():
+            workers.start(checkpoint, shard_state=shard_state)
+            workers.publish_initial(epoch=epoch, version=version)
+            coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,

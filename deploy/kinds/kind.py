@@ -257,6 +257,9 @@ class MemberFactory(Protocol):
     def preference_training(self) -> PreferenceTraining | None:
         """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
 
+    def preload(self, role: Literal["actor", "learner"]) -> None:
+        """Imports what such a member needs, where that takes long: in its process, while what it loads is made."""
+
     def work(self) -> TaskSource: ...
     def actor(self, actor_id: str, source: Any) -> Any: ...
     def evaluator(self) -> Any: ...

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-_QUIET = ("checkpoint", "note", "restored")
+_QUIET = ("checkpoint", "note", "restored", "start")
 _WINDOW_S = 10.0  # rates are over the last ten seconds: long enough to be steady, short enough to show a change
 _SAMPLE_EVERY_S = 30.0
 _MAX_SAMPLES = 4

@@ -42,7 +42,12 @@ class WarmStartConfig(BaseModel):
         default=None, ge=1, description="demonstrations there are: the first of the task's shuffled rows; None: all"
     )
     token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass")
-    threads: int = Field(default=2, ge=1, le=256, description="CPU threads: the actors have not begun yet")
+    threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="CPU threads; none: half of the machine's cores, since the run's processes start beside it",
+    )
     lora: LoraConfig | None = Field(
         default=None,
         description="train adapters alone, and merge them into the model at the end; none: train all of it",
@@ -80,6 +85,15 @@ class LMPolicyConfig(BaseModel):
         default=None,
         description="train adapters alone: a fraction of the memory; actors get them merged; none: train all",
     )
+
+
+def preload() -> None:
+    """Imports what a learner of language models needs: seconds, for which no model has to be there."""
+    try:
+        from transformers import AutoModelForCausalLM  # noqa: F401
+    except ImportError:
+        return  # whoever loads the model says so
+    torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # a process's first optimiser imports torch's compiler
 
 
 def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:

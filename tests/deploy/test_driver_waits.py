@@ -35,6 +35,7 @@ class Stage:
             self.server,
             device="cpu",
             sends_weights=False,
+            tell_up=lambda member, seconds: None,
         )
 
     def poll(self) -> list[Event]:

@@ -165,6 +165,9 @@ class ControlFactory:
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)
 
+    def preload(self, role: Literal["actor", "learner"]) -> None:
+        """It has all that it needs."""
+
     def actor(self, actor_id: str, source: WeightsSource[Weights]) -> GymActor:
         torch.set_num_threads(self.config.actors.torch_threads)
         return GymActor(

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
+from rollcall.actors.engine import vllm_engine
 from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
@@ -46,7 +47,7 @@ from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.lora import merged_parameters
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, sharing_size
+from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, preload, sharing_size
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Taken
 
@@ -253,6 +254,12 @@ class LanguageFactory:
     def scorer(self) -> TrajectoryScorer:
         assert self.reward is not None
         return scorer_of(self.reward, TextScoring(self.task, self.codec, self.task.rows("train")))
+
+    def preload(self, role: Literal["actor", "learner"]) -> None:
+        if role == "actor":
+            vllm_engine.preload(self.config.actors.engine, threads=self.config.actors.threads)
+        else:
+            preload()
 
     def actor(self, actor_id: str, source: WeightsSource[Weights | WeightsOffer]) -> LMActor:
         engine = self._engine(self.config.actors.engine)

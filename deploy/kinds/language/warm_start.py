@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class WarmStart:
         update = {
             "learning_rate": settings.learning_rate,
             "schedule": shape(warmup_steps=self.optimised.schedule.warmup_steps),
-            "threads": settings.threads,
+            "threads": settings.threads or max(1, (os.cpu_count() or 1) // 2),
             "num_processes": 1,
         }
         return Learner(

@@ -68,22 +68,28 @@ class RayActors:
         ids: Sequence[str],
         *,
         spawn: Callable[[str, int], Any],
+        make: Callable[[Any], Any],
         budget: Callable[[str], RestartBudget],
         calls: Calls,
         num_first: int,
         admits_together: bool,
         on_loss: Callable[[], None],
         may_start: Callable[[], bool],
+        tell_up: Callable[[str, float], None],
     ) -> None:
-        """`num_first`: how many a run begins with; the others come when there is room for them. `admits_together`: they
+        """`spawn` gives the handle of a new process, and `make` has it make its actor: a reference to its node's id.
+        `num_first`: how many a run begins with; the others come when there is room for them. `admits_together`: they
         take the tickets of one submission before they begin with any, work on them side by side, keep the tickets'
         deadlines themselves, and keep nothing from one ticket to the next. `on_loss` and `may_start`: whoever gives
-        them weights may be why one is started again, and is to be there first."""
+        them weights may be why one is started again, and is to be there first. `tell_up`: that one of the first is up,
+        after so many seconds."""
         self._spawn = spawn
+        self._make = make
         self._calls = calls
         self._admits_together = admits_together
         self._on_loss = on_loss
         self._may_start = may_start
+        self._tell_up = tell_up
         self._actors = [_Actor(actor_id, index, budget(actor_id)) for index, actor_id in enumerate(ids)]
         self._lanes: Lanes[_Actor] = Lanes(self._actors, keep_state=not admits_together)
         self._held: list[Ticket] = []  # of lanes that nobody can work on just now
@@ -92,8 +98,8 @@ class RayActors:
         self._first = set(self._actors[:num_first])  # those of them that are not ready yet
         self._shard_state: States | None = None
         self.restarts = 0
-        for actor in self._actors:
-            self._start(actor)
+        for actor in self._actors:  # these import meanwhile what they need
+            actor.handle, actor.state = spawn(actor.actor_id, actor.index), "coming"
 
     @property
     def handles(self) -> list[Any]:
@@ -105,8 +111,10 @@ class RayActors:
         return not self._first
 
     def begin_with(self, shard_state: States | None) -> None:
-        """What the first actors are to go on from."""
+        """All that actors are made of is there. `shard_state`: what the first are to go on from."""
         self._shard_state = shard_state
+        for actor in self._actors:
+            self._make_ready(actor)
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
         self._held += tickets
@@ -158,11 +166,12 @@ class RayActors:
 
     def _start(self, actor: _Actor) -> None:
         actor.handle = self._spawn(actor.actor_id, actor.index)
+        self._make_ready(actor)
+
+    def _make_ready(self, actor: _Actor) -> None:
         actor.state, actor.node_id, actor.start_at = "coming", "", self._calls.clock()
         timeout_s = START_TIMEOUT_S if actor in self._first else float("inf")
-        self._calls.expect(
-            actor.handle.ready.remote(), partial(self._on_ready, actor), owner=actor, timeout_s=timeout_s
-        )
+        self._calls.expect(self._make(actor.handle), partial(self._on_ready, actor), owner=actor, timeout_s=timeout_s)
 
     def _on_ready(self, actor: _Actor, answer: Answer) -> list[Event]:
         try:
@@ -170,6 +179,8 @@ class RayActors:
         except RayError as error:
             return self._did_not_start(actor, error)
         actor.state, actor.head_since = "up", self._calls.clock()
+        if actor in self._first:
+            self._tell_up(actor.actor_id, actor.head_since - actor.start_at)
         _log.info("%s is up on node %s", actor.actor_id, actor.node_id[:8])
         if actor in self._first and self._shard_state is not None:
             restored = actor.handle.restore_shards.remote(*self._shard_state)

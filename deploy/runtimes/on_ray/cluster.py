@@ -228,21 +228,27 @@ def _start(num_cpus: float) -> Cluster:
     guardian = subprocess.Popen(
         [sys.executable, "-c", _GUARDIAN], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
-    with _private_token():
-        import ray
-
-        ray.init(
-            address="local",  # or it would join whatever `ray start` left a note of on this machine, alive or not
-            num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-        )
     assert guardian.stdin is not None
-    guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
-    guardian.stdin.flush()
+    try:
+        with _private_token():
+            import ray
+
+            ray.init(
+                address="local",  # or it would join whatever `ray start` left a note of on this machine, alive or not
+                num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+            )
+    except BaseException:  # a signal's
+        with suppress(Exception):
+            importlib.import_module("ray").shutdown()
+        raise
+    finally:  # whoever was started by then is to end with us
+        guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
+        guardian.stdin.flush()
     return Cluster(guardian)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,12 +39,16 @@ def ray_workers(
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
     if factory.preference_training is not None:
         demand += roles.preference_trainer.num_cpus
+    began = time.monotonic()
     cluster = connect(num_cpus=demand)
-    # These import ray, which had to be told of tokens first.
-    from rollcall.deploy.runtimes.on_ray.members import Composition
-    from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
-
+    if (seconds := time.monotonic() - began) > 1.0:
+        whose = "a private" if cluster.private else "the"
+        tell("start", f"{whose} Ray cluster answers after {seconds:.1f} s")
     try:
+        # These import ray, which had to be told of tokens first.
+        from rollcall.deploy.runtimes.on_ray.members import Composition
+        from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
+
         composition = Composition(
             config=config,
             factory=factory,

@@ -51,15 +51,19 @@ class RayLearner:
         *,
         device: str,
         sends_weights: bool,
+        tell_up: Callable[[str, float], None],
     ) -> None:
-        """`sends_weights`: to engines, from process 0, beside what the parameter server keeps."""
+        """`sends_weights`: to engines, from process 0, beside what the parameter server keeps. `tell_up`: that it
+        is up, after so many seconds."""
         self._spawn = spawn
         self._budget = budget
         self._calls = calls
         self._server = server
         self._device = device
         self._sends_weights = sends_weights
-        self.processes: list[Any] = []
+        self._tell_up = tell_up
+        self.processes: list[Any] = spawn()  # these import meanwhile what they need
+        self._is_fresh = True
         self.is_up = False
         self._node_id = ""
         self._newest_step = -1  # that was ever done here
@@ -68,7 +72,9 @@ class RayLearner:
         self._interrupted = False
 
     def start(self, checkpoint: Path | None) -> None:
-        self.processes = self._spawn()
+        if not self._is_fresh:
+            self.processes = self._spawn()
+        self._is_fresh = False
         if len(self.processes) == 1:
             self._start_at("", checkpoint)
         else:
@@ -129,11 +135,12 @@ class RayLearner:
 
     def _start_at(self, address: str, checkpoint: Path | None) -> None:
         replies = [process.start.remote(address, self._device, checkpoint) for process in self.processes]
-        self._expect(replies, self._on_started, START_TIMEOUT_S)
+        self._expect(replies, partial(self._on_started, self._calls.clock()), START_TIMEOUT_S)
 
-    def _on_started(self, answer: Answer) -> list[Event]:
+    def _on_started(self, since: float, answer: Answer) -> list[Event]:
         self._node_id = self._started(answer)[0]
         self.is_up = True
+        self._tell_up("the learner", self._calls.clock() - since)
         once_up, self._once_up = self._once_up, []
         for ask in once_up:
             ask()

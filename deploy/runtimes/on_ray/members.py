@@ -3,7 +3,7 @@ them: who is alive is runtime.py's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -54,10 +54,18 @@ class Members:
         options = self._placement.parameter_server()
         return remote.options(**options, max_concurrency=readers).remote(self._plan.keep_versions)
 
-    def actor(self, actor_id: str, index: int, server: Any) -> Any:
+    def prepared(self, factory: MemberFactory) -> None:
+        """`factory` is what members are made of from here on."""
+        self._plan = replace(self._plan, factory=factory)
+
+    def actor(self, actor_id: str, index: int) -> Any:
+        """A process that is yet to make its actor."""
         remote: Any = ray.remote(LMActorProcess if self._plan.factory.generates else GymActorProcess)
         options = self._placement.actor(index)
-        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.factory, server, *self._where)
+        return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.factory, *self._where)
+
+    def make_actor(self, handle: Any, server: Any) -> Any:
+        return handle.make.remote(self._plan.factory, server)
 
     def learners(self) -> list[Any]:
         count = self._plan.config.learner.num_processes

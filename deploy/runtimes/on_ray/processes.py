@@ -48,12 +48,15 @@ TRANSFER = "transfer"  # and the one that sends weights to engines
 class GymActorProcess:
     """A GymActor as a Ray actor. A unit that hangs leaves a trace of where in its log before the driver ends it."""
 
-    def __init__(self, actor_id: str, factory: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
+    def __init__(self, actor_id: str, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
-        self._actor: GymActor = factory.actor(actor_id, RayWeightsSource(server))
+        factory.preload("actor")
+        self._actor_id = actor_id
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
 
-    def ready(self) -> str:
+    def make(self, factory: MemberFactory, server: Any) -> str:
+        """Makes the actor, once all is there that it loads. Returns the id of the node it is on."""
+        self._actor: GymActor = factory.actor(self._actor_id, RayWeightsSource(server))
         return node_id()
 
     def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, GymTrajectory | None]:
@@ -81,22 +84,25 @@ class GymActorProcess:
 class LMActorProcess:
     """An LMActor as a Ray actor. Its engine steps in a thread of its own; calls wait on the event loop."""
 
-    def __init__(self, actor_id: str, factory: MemberFactory, server: Any, working_directory: str, logs: Path) -> None:
+    def __init__(self, actor_id: str, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
+        factory.preload("actor")
+        self._actor_id = actor_id
         self._control = ControlCalls(_leave)
-        source = (
-            RayWeightsSource(server)
-            if factory.weight_transfer == "object_store"
-            else RayOffersSource(server, self._control, factory.weight_transfer, actor_id)
-        )
-        self._source = PrefetchedWeights(source, actor_id)
-        self._actor: LMActor = factory.actor(actor_id, self._source)
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
         self._inbox: queue.SimpleQueue[list[Ticket]] = queue.SimpleQueue()
         self._answers: dict[tuple[int, int, int], concurrent.futures.Future[Any]] = {}
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    async def ready(self) -> str:
+    async def make(self, factory: MemberFactory, server: Any) -> str:
+        """As GymActorProcess.make."""
+        source = (
+            RayWeightsSource(server)
+            if factory.weight_transfer == "object_store"
+            else RayOffersSource(server, self._control, factory.weight_transfer, self._actor_id)
+        )
+        self._source = PrefetchedWeights(source, self._actor_id)
+        self._actor: LMActor = factory.actor(self._actor_id, self._source)
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
         return node_id()
 
     async def admit(self, tickets: list[Ticket]) -> None:
@@ -196,6 +202,7 @@ class LearnerProcess:
         self, factory: MemberFactory, rank: int, num_processes: int, working_directory: str, logs: Path
     ) -> None:
         _settle(working_directory, logs / f"learner-{rank}.log")
+        factory.preload("learner")
         self._factory = factory
         self._rank = rank
         self._num_processes = num_processes

@@ -16,6 +16,7 @@ from rollcall.cluster.loop.supervision import RestartBudget
 from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import EvalDone, Event, Handle, States
 from rollcall.cluster.messages.reports import StepOrder
+from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
@@ -71,30 +72,36 @@ class RayWorkers:
             self._server,
             device=config.learner.device,
             sends_weights=factory.weight_transfer != "object_store",
+            tell_up=partial(_tell_up, tell),
         )
         self._actors = RayActors(
             [f"{factory.actor_prefix}-{index}" for index in range(config.actors.num)],
-            spawn=lambda actor_id, index: members.actor(actor_id, index, self._server.handle),
+            spawn=members.actor,
+            make=lambda handle: members.make_actor(handle, self._server.handle),
             budget=self._budget,
             calls=self._calls,
             num_first=self._placement.min_actors,
             admits_together=factory.generates,
             on_loss=self._check_suppliers,
             may_start=lambda: self._server.is_up,
+            tell_up=partial(_tell_up, tell),
         )
-        self._scoring = (
-            RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
-            if factory.reward is not None
-            else None
-        )
+        self._scoring: RayScoring | None = None
         self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
-        self._gate = self._preference_gate()
+        self._gate: PreferenceGate | None = None
         self._evaluator: Any = None
         self._num_evals = 0  # under way
 
-    def _preference_gate(self) -> PreferenceGate | None:
+    def prepared(self, factory: MemberFactory) -> None:
+        """All that members load is there, and `factory` makes them."""
+        self._members.prepared(factory)
+        if factory.reward is not None:
+            self._scoring = RayScoring(self._members.scoring, self._budget("the scoring process"), self._calls)
+        self._gate = self._preference_gate(factory)
+
+    def _preference_gate(self, factory: MemberFactory) -> PreferenceGate | None:
         """Of a run from preferences."""
-        training = self._plan.factory.preference_training
+        training = factory.preference_training
         if training is None:
             return None
         budget, patience_s = self._budget("the preference trainer"), training.config.patience_s
@@ -112,8 +119,6 @@ class RayWorkers:
         self._learner.start(checkpoint)
         if self._gate is not None:
             self._gate.start()
-        if self._plan.factory.eval_episodes:
-            self._evaluator = self._members.evaluator()
         self._actors.begin_with(shard_state)
 
     def publish_initial(self, *, epoch: int, version: int) -> None:
@@ -149,6 +154,8 @@ class RayWorkers:
         self._learner.submit(order, handles)
 
     def submit_eval(self, *, step: int, env_steps: int) -> None:
+        if self._evaluator is None:  # only now: until the first evaluation, others need the cores
+            self._evaluator = self._members.evaluator()
         reference = self._evaluator.evaluate.remote(self._server.newest, self._plan.factory.eval_episodes)
         self._num_evals += 1
         self._calls.expect(reference, partial(self._on_eval, step, env_steps), owner=self)
@@ -231,3 +238,9 @@ class RayWorkers:
         if self._server.newest is not None:
             self._server.check()
             self._learner.check()
+
+
+def _tell_up(tell: Callable[[str, str], None], member: str, seconds: float) -> None:
+    """Where it took long enough to ask oneself what goes on."""
+    if seconds > 1.0:
+        tell("start", f"{member} is up after {seconds:.1f} s")
