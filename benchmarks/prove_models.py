@@ -2,10 +2,11 @@
 steps of GRPO at lag 0; its metric `mismatch` must stay below what the dtype allows; and what is exported must be loaded
 by transformers and by vLLM to the same log-probabilities. A model that is refused in one line has kept the promise too.
 
-With --real-vocabularies: the nine families that people train, each with the vocabulary of its best-known model, of which
-the tokenizer here names the first 300; before that they imitate demonstrations.
+With --real-vocabularies: the nine families that people train, each with the vocabulary of its best-known model (the
+tokenizer here names the first 300 of them); they imitate demonstrations before they learn by GRPO.
 
-python -m benchmarks.prove_models [--real-vocabularies] [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
+python -m benchmarks.prove_models [--real-vocabularies] [--only NAME ...] [--runtime serial ray] [--jobs N]
+                                  [--json FILE] [key=value ...]"""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class LMPolicyConfig(BaseModel):
         default=None,
         gt=0,
         description="memory that logits may take at once; more of them are computed in chunks of tokens, and again for "
-        "the gradient: the same numbers; none: 1/32 of the device's memory, at most 256 MiB (on a GPU 4096)",
+        "the gradient: the same numbers; none: 1/32 of the device's memory, at most 512 MiB (on a GPU 4096)",
     )
     share_prompts: bool = Field(
         default=True,

@@ -11,7 +11,7 @@ import torch
 _MIB = 2**20
 # A device's share, within bounds: enough for kernels to be busy, and no more than is good for anything.
 _SHARE = 1 / 32
-_BOUNDS_MIB = {"cpu": (64, 256), "cuda": (256, 4096)}
+_BOUNDS_MIB = {"cpu": (64, 512), "cuda": (256, 4096)}
 # Float32 numbers for each logit: itself and its gradient, and as many for what some models do after the output layer
 # (a softcap, a scale).
 _NUMBERS = 4

@@ -150,7 +150,7 @@ def test_a_frozen_policy_says_the_same_where_gradients_are_on(directory_of: Call
 @pytest.mark.parametrize(
     ("setting", "device", "memory_gib", "expected_mib"),
     [
-        (None, "cpu", 24, 256),
+        (None, "cpu", 24, 512),
         (None, "cpu", 4, 128),
         (None, "cpu", 1, 64),
         (None, "cuda", 80, 2560),
