@@ -28,7 +28,7 @@ require("peft")
 
 
 RESUMED = ("grpo", "critic", "adapters")
-MORE = [pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[1:], "bfloat16", "one-by-one")]
+MORE = [pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[1:], "bfloat16", "one-by-one", "chunks")]
 scenarios = pytest.mark.parametrize("name", [RESUMED[0], *MORE])
 resumed = pytest.mark.parametrize("name", [RESUMED[0], *MORE[:2]])
 
