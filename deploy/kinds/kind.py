@@ -20,6 +20,7 @@ from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import validated
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.collective import Collective
@@ -78,6 +79,7 @@ class RunKind:
     counts: Counted  # what its steps and its summary count
     claims: Callable[[Mapping[str, Any]], bool]  # whether the keys of a recipe are its own
     make: Callable[[Any, Path], Driven]  # what a run of such a config is made of, in its directory; begins nothing
+    needs: Callable[[Any, Path], Needs]  # what a run of such a config takes of memory and disk; nothing is loaded
     load: Callable[[StoredRun], LoadedRun]  # what a checkpoint of it holds
     elsewhere: Callable[[Path], str]  # where its policy is, for somebody who asked for one of another form
     closing_lines: Callable[[Mapping[str, Any], Path], list[str]]  # printed of a summary when a run has ended

@@ -3,10 +3,10 @@ kinds of runs know."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rollcall.deploy.plan.needs import MIB, Part, Role, Unit, parts
+from rollcall.deploy.plan.needs import MIB, Part, Role, parts
 from rollcall.learners.loop import footprint
 from rollcall.learners.loop.config import LearnerConfig
 
@@ -99,7 +99,8 @@ def engine_workspace(*, vocab_size: int, width: int, max_num_seqs: int, prefill_
     return max(prefill_tokens * width * size, max_num_seqs * vocab_size * (size + SAMPLING_COPIES * 4))
 
 
-SAMPLING_COPIES = 3
+SAMPLING_COPIES = 1
+TOKEN_BUDGET = 16384  # of a forward pass, where the settings leave it open and it fits
 
 
 def batch_tokens(*, num_samples: int, num_prompts: int, prompt: int, completion: int, shared: bool) -> int:
@@ -107,10 +108,8 @@ def batch_tokens(*, num_samples: int, num_prompts: int, prompt: int, completion:
     return (num_prompts if shared else num_samples) * prompt + num_samples * completion
 
 
-def role(name: str, found: tuple[Part, ...], *, count: int = 1, unit: Unit | None = None) -> Role:
-    return Role(name, found, count, unit)
-
-
-def blocks(size_bytes: float, block: int) -> int:
-    """Rounded up to whole blocks."""
-    return math.ceil(size_bytes / block) * block
+def together(roles: Sequence[Role]) -> Role:
+    """Of a serial run: one process, whose program is the largest of theirs."""
+    program = max(part.size_bytes for role in roles for part in role.parts if part.name == "program")
+    held = [part for role in roles for part in role.parts if part.name != "program"]
+    return Role("the run's process", (Part("program", program, host=True), *held), 1, "learner")

@@ -3,7 +3,8 @@ numbers, and is asked what a training pass would keep for the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
+from rollcall.learners.models.tiny_model import tiny_config
 
 PROBE_TOKENS = 16  # of the row that is asked about: attention's square of it is small beside the rest
 
@@ -28,6 +30,12 @@ class ModelSize:
     saved_per_token: int  # bytes that a training pass keeps of each token of a row, in float32, without the logits
     cache_per_token: int  # numbers that an engine keeps of each token: keys and values of all layers
     width: int  # numbers of a token in the widest part of a layer
+    linear: Mapping[str, int]  # of linear layers but the output, by the last part of their names: inputs and outputs
+
+    def adapters(self, rank: int, targets: Sequence[str]) -> int:
+        """Parameters of adapters of a rank beside the layers of these names; none: all of them."""
+        last = {target.rpartition(".")[2] for target in targets}
+        return rank * sum(count for name, count in self.linear.items() if not last or name in last)
 
 
 def size_of_directory(directory: Path | str) -> ModelSize:
@@ -47,8 +55,6 @@ def size_of_directory(directory: Path | str) -> ModelSize:
 
 def size_of_tiny(settings: Mapping[str, Any], vocab_size: int) -> ModelSize:
     """Of the model that write_tiny_model would write."""
-    from rollcall.learners.models.tiny_model import tiny_config
-
     return size_of(tiny_config(vocab_size, **settings))
 
 
@@ -77,7 +83,17 @@ def size_of(config: Any) -> ModelSize:
         saved_per_token=saved,
         cache_per_token=2 * layers * kv_heads * head_dim,
         width=width,
+        linear=_linear(model),
     )
+
+
+def _linear(model: Any) -> Mapping[str, int]:
+    found: Counter[str] = Counter()
+    output = model.get_output_embeddings()
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear) and part is not output:
+            found[name.rpartition(".")[2]] += part.in_features + part.out_features
+    return found
 
 
 def _saved_per_token(model: Any) -> int | None:

@@ -19,6 +19,7 @@ from rollcall.deploy.config.language_config import SupervisedConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
+from rollcall.deploy.kinds.language.needs import supervised_needs
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
@@ -140,6 +141,7 @@ SUPERVISED = RunKind(
     counts=IMITATED,
     claims=_claims,
     make=SupervisedRun,
+    needs=supervised_needs,
     load=_load,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,

@@ -20,6 +20,7 @@ from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
+from rollcall.deploy.kinds.preferences.needs import reward_model_needs
 from rollcall.deploy.preferences import reward_evaluation
 from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
@@ -272,6 +273,7 @@ REWARD_MODEL = RunKind(
     counts=LEARNT,
     claims=lambda tree: "data" in tree and "algorithm" not in tree,
     make=RewardModelRun,
+    needs=reward_model_needs,
     load=_load,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
