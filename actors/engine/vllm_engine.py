@@ -42,6 +42,7 @@ class VllmEngine:
         threads: int,
     ) -> None:
         check_installed()
+        config = config.resolved(on_gpu=vllm_weight_transfer.has_gpu())
         if config.weight_transfer != "object_store" and not vllm_weight_transfer.has_gpu():
             raise RollcallError(
                 f"actors.engine.weight_transfer={config.weight_transfer} sends weights from GPU to GPU, and this "

@@ -62,8 +62,9 @@ def size_of(config: Any) -> ModelSize:
     """Of a transformers configuration."""
     from transformers import AutoModelForCausalLM
 
+    untyped: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = untyped.from_config(config, dtype=torch.float32)
     text = config.get_text_config()
     heads = int(text.num_attention_heads)
     head_dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)

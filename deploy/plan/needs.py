@@ -9,6 +9,7 @@ from typing import Literal
 
 GIB = 1 << 30
 MIB = 1 << 20
+WORTH_NAMING = 0.05  # of what a process holds
 Unit = Literal["learner", "actor", "evaluator"]  # who may have a GPU
 
 
@@ -26,7 +27,7 @@ class Part:
 class Role:
     """Processes that are alike."""
 
-    name: str  # in the plural where there may be several: "learner processes"
+    name: str  # "learner process"
     parts: tuple[Part, ...]
     count: int = 1
     unit: Unit | None = None  # of those that may have a GPU
@@ -40,12 +41,16 @@ class Role:
         """Of one process, on a GPU if it has one."""
         return sum(part.size_bytes for part in self.parts if not part.host)
 
-    def largest(self, *, on_gpu: bool | None = None) -> list[Part]:
-        """The parts that can be made smaller, the largest first. `on_gpu`: those on the GPU, or those that are not."""
-        found = [
-            part for part in self.parts if part.shrink and (on_gpu is None or part.host != on_gpu or not on_gpu)
-        ]
+    @property
+    def largest(self) -> list[Part]:
+        """The parts that can be made smaller, the largest first; none that hardly count."""
+        least = WORTH_NAMING * sum(part.size_bytes for part in self.parts)
+        found = (part for part in self.parts if part.shrink and part.size_bytes >= least)
         return sorted(found, key=lambda part: -part.size_bytes)
+
+    @property
+    def plural(self) -> str:
+        return f"{self.name}es" if self.name.endswith("s") else f"{self.name}s"
 
 
 @dataclass(frozen=True)

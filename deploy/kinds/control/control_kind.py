@@ -9,7 +9,6 @@ from rollcall.deploy.config.checks import Problem, check_env, check_settings
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.beginning import misfit_of
 from rollcall.deploy.kinds.control.factory import ControlFactory
-from rollcall.deploy.kinds.control.needs import control_needs
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.report.closing import eval_line, online_lines
@@ -27,7 +26,6 @@ CONTROL = RunKind(
     counts=ENV_STEPS,
     claims=lambda tree: "env" in tree,
     make=lambda config, run_directory: ControlFactory(config, run_directory.resolve()),
-    needs=control_needs,
     load=LoadedControl.of,
     elsewhere=elsewhere,
     closing_lines=partial(online_lines, ENV_STEPS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from gymnasium import spaces
 from torch import nn
 
 from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import saved_bytes
@@ -22,19 +21,19 @@ from rollcall.learners.loop import footprint
 EPISODE_STEPS = 1000  # of an episode, where units are episodes, whose length is not known before
 BATCHES = 3  # of trajectories: one learnt from, one waiting, one being made
 RECORDED_BYTES = 64  # of a step beside its observation: action, reward, log-probability, ends, statistics
-EVALUATOR = memory.GYM_ACTOR
 
 
-def control_needs(config: RunConfig, run_directory: Path) -> Needs:
-    members = ControlFactory(config, run_directory)
-    models = members.models()
+def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Mapping[str, nn.Module]) -> Needs:
+    """`observations`: their space; `models`: as a learner has them."""
     size = sum(parameter.numel() for model in models.values() for parameter in model.parameters())
     steps = config.steps_per_batch or config.actors.num_envs * EPISODE_STEPS
-    observation = _size_bytes(members.spaces[0])
+    observation = _size_bytes(observations)
     batch = steps * (observation + RECORDED_BYTES)
-    share = math.ceil(steps / max(1, int(getattr(config.algorithm, "num_minibatches", 1))) / config.learner.num_processes)
-    floats = share * 4 * _numbers(members.spaces[0])
-    step = Step(share * _saved(models["actor_critic"], members.spaces[0]) + floats + memory.SMALL_BATCH)
+    share = math.ceil(
+        steps / max(1, int(getattr(config.algorithm, "num_minibatches", 1))) / config.learner.num_processes
+    )
+    floats = share * 4 * _numbers(observations)
+    step = Step(share * _saved(models["actor_critic"], observations) + floats + memory.SMALL_BATCH)
     learner = memory.learner_parts(
         config.learner,
         base=memory.LEARNER,
@@ -61,9 +60,12 @@ def control_needs(config: RunConfig, run_directory: Path) -> Needs:
         Role("actor", acting, config.actors.num),
     ]
     if config.eval.episodes:
-        found.append(Role("evaluator", (Part("program", EVALUATOR, host=True), Part("weights", 4 * size, "policy", host=True))))
+        evaluating = (Part("program", memory.GYM_ACTOR, host=True), Part("weights", 4 * size, "policy", host=True))
+        found.append(Role("evaluator", evaluating))
     if config.reward is not None or config.preferences is not None:
-        found.append(Role("scoring and reward service", (Part("programs", memory.SCORING + memory.LEARNER, host=True),)))
+        found.append(
+            Role("scoring and reward service", (Part("programs", memory.SCORING + memory.LEARNER, host=True),))
+        )
     if config.preferences is not None:
         found.append(Role("preference trainer", (Part("program", memory.LEARNER, host=True),)))
     on_ray = config.runtime == "ray"
@@ -97,7 +99,9 @@ def _dtype(space: spaces.Space[Any]) -> torch.dtype:
 
 
 def _size_bytes(space: spaces.Space[Any]) -> int:
-    return sum(inner.dtype.itemsize * math.prod(inner.shape or (1,)) for inner in _leaves(space) if inner.dtype is not None)
+    return sum(
+        inner.dtype.itemsize * math.prod(inner.shape or (1,)) for inner in _leaves(space) if inner.dtype is not None
+    )
 
 
 def _numbers(space: spaces.Space[Any]) -> int:

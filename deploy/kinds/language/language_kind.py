@@ -12,7 +12,6 @@ from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.settings import KeyPath
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.factory import LanguageFactory
-from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.report.closing import eval_line, online_lines, policy_line
 from rollcall.deploy.report.counted import TOKENS
@@ -39,7 +38,6 @@ LANGUAGE = RunKind(
     counts=TOKENS,
     claims=lambda tree: "task" in tree,
     make=lambda config, run_directory: LanguageFactory(config, run_directory.resolve()),
-    needs=language_needs,
     load=LoadedLanguage.of,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,

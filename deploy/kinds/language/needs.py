@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.language_config import LanguageConfig, SupervisedConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.plan import memory
+from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import ModelSize, size_of_directory, size_of_tiny
 from rollcall.deploy.plan.needs import GIB, Engines, Needs, Part, Role, counted, parts
@@ -31,9 +33,8 @@ PREFILL_TOKENS = 8192  # an engine's, of one step
 LOGITS_COPIES = 4  # of [tokens, vocabulary] in float32, at a training pass's worst
 
 
-def language_needs(config: LanguageConfig, run_directory: Path) -> Needs:
+def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> Needs:
     """Of a run with actors."""
-    task: Task = config.build_task()
     size, work = model_of(config, task, run_directory), _Work.of(config, task)
     on_ray = config.runtime == "ray"
     engine = config.actors.engine
@@ -65,7 +66,9 @@ def language_needs(config: LanguageConfig, run_directory: Path) -> Needs:
         found.append(Role("evaluator", generates, 1, "evaluator"))
     found += _beside(config)
     if on_ray:
-        found.append(Role("Ray and parameter server", (Part("programs", memory.RAY + memory.PARAMETER_SERVER, host=True),)))
+        found.append(
+            Role("Ray and parameter server", (Part("programs", memory.RAY + memory.PARAMETER_SERVER, host=True),))
+        )
     published = size.num_parameters * footprint.SIZE[published_dtype(config)]
     found.append(Role("driver", driver_of(config, task, size)))
     return Needs(
@@ -75,19 +78,20 @@ def language_needs(config: LanguageConfig, run_directory: Path) -> Needs:
         trajectories_bytes=KEPT_VERSIONS_OF_TRAJECTORIES * work.batch_tokens * TRAJECTORY_BYTES_PER_TOKEN,
         checkpoint_bytes=checkpoint_bytes(config.policy, config.learner, size, config.build_algorithm().needs.critic),
         checkpoints_kept=config.checkpoint.keep,
-        begins_bytes=4 * size.num_parameters * ((config.policy.model == "tiny") + (config.policy.warm_start is not None) + 1),
+        begins_bytes=4
+        * size.num_parameters
+        * ((config.policy.model == "tiny") + (config.policy.warm_start is not None) + 1),
         on_ray=on_ray,
         engines=engines,
         tokens=work.tokens,
     )
 
 
-def supervised_needs(config: SupervisedConfig, run_directory: Path) -> Needs:
+def supervised_needs(config: SupervisedConfig, task: Task, run_directory: Path) -> Needs:
     """Of a run that imitates: one process, which answers held-out rows when it has trained."""
-    task: Task = config.build_task()
     size = model_of(config, task, run_directory)
     learner = _warm_start_parts(config, task, size)
-    answers = ()
+    answers: tuple[Part, ...] = ()
     if config.eval.num_rows and task.rows("eval"):
         engine = memory.ENGINE - memory.LANGUAGE_LEARNER
         answers = parts(
@@ -97,7 +101,9 @@ def supervised_needs(config: SupervisedConfig, run_directory: Path) -> Needs:
         )
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
-        roles=(Role("trainer", (Part("program", memory.LANGUAGE_LEARNER, host=True), *learner, *answers), 1, "learner"),),
+        roles=(
+            Role("trainer", (Part("program", memory.LANGUAGE_LEARNER, host=True), *learner, *answers), 1, "learner"),
+        ),
         checkpoint_bytes=checkpoint_bytes(config.policy, config.learner, size, critic=False),
         checkpoints_kept=config.checkpoint.keep,
         begins_bytes=8 * size.num_parameters,
@@ -270,7 +276,10 @@ def driver_of(config: LanguageConfig, task: Task, size: ModelSize) -> tuple[Part
     if config.policy.warm_start is not None:
         return (base, *_warm_start_parts(config, task, size))
     copies = 2 if config.policy.model == "tiny" else 1
-    return (base, *parts(Part("the policy's export", 4 * copies * size.num_parameters, "a smaller policy.model", host=True)))
+    return (
+        base,
+        *parts(Part("the policy's export", 4 * copies * size.num_parameters, "a smaller policy.model", host=True)),
+    )
 
 
 def _warm_start_parts(config: LanguageConfig, task: Task, size: ModelSize) -> tuple[Part, ...]:
@@ -302,7 +311,10 @@ def _beside(config: LanguageConfig) -> list[Role]:
         found.append(
             Role(
                 "reward service",
-                parts(Part("program", memory.LANGUAGE_LEARNER, host=True), Part("reward model", model, "reward.scorer", host=True)),
+                parts(
+                    Part("program", memory.LANGUAGE_LEARNER, host=True),
+                    Part("reward model", model, "reward.scorer", host=True),
+                ),
             )
         )
     return found
@@ -315,3 +327,15 @@ def reward_model_bytes(config: RewardConfig | None) -> int:
         return 0
     size = size_of_directory(scorer.path)
     return 4 * size.num_parameters + 4 * scorer.batch_tokens * size.width
+
+
+def engine_with(engine: EngineConfig, shares: Shares) -> EngineConfig:
+    """What the settings of an engine leave open, once it is known who has how much of a GPU."""
+    found: dict[str, object] = {}
+    if engine.weight_transfer == "auto":
+        found["weight_transfer"] = shares.transfer
+    if engine.dtype == "auto" and shares.actor:
+        found["dtype"] = "bfloat16"
+    if engine.gpu_memory_utilization is None:
+        found["gpu_memory_utilization"] = shares.utilization
+    return engine.model_copy(update=found)

@@ -22,6 +22,7 @@ from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
 from rollcall.deploy.kinds.language.needs import supervised_needs
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
 from rollcall.deploy.report.counted import IMITATED
 from rollcall.deploy.report.offline_progress import ProgressLines
@@ -49,6 +50,9 @@ class SupervisedRun:
         self._members.check()
         self._members.make_model()
         yield from ()
+
+    def needs(self) -> Needs:
+        return supervised_needs(self._config, self._members.task, self._directory)
 
     @cached_property
     def _imitation(self) -> WarmStart:
@@ -141,7 +145,6 @@ SUPERVISED = RunKind(
     counts=IMITATED,
     claims=_claims,
     make=SupervisedRun,
-    needs=supervised_needs,
     load=_load,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,

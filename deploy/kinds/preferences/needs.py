@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrainConfig, TextModelConfig
 from rollcall.deploy.kinds.language.needs import SPECIAL_TOKENS, checkpoint_bytes, learner_of, step_of, tiny_size
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.model_size import ModelSize, size_of_directory
 from rollcall.deploy.plan.needs import Needs, Part, Role, counted
-from rollcall.deploy.preferences.data import PreferenceDataConfig, read_preferences
+from rollcall.deploy.preferences.data import Preferences
 from rollcall.learners.loop import footprint
 from rollcall.learners.models.token_policy import LMPolicyConfig
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
 
-CHARACTERS = 100  # of an alphabet, and
-TEXT = 200  # characters of a text, of data that the run makes itself
 SEGMENT_MODEL = 200_000  # parameters of an ensemble over segments, at the most
 BYTES_PER_CHARACTER = 2  # of comparisons, as they are read and as tokens
 
 
-def direct_needs(config: DirectRunConfig, run_directory: Path) -> Needs:
+def direct_needs(config: DirectRunConfig, found: Preferences) -> Needs:
     """Policy, frozen reference, and a warm start of the policy before."""
-    texts = _texts_of(config.data)
+    texts = _texts_of(found)
     size = _size(config.policy.model, config.policy.tiny, texts)
     longest = _longest(texts, config.policy.model, config.policy.tiny, config.max_tokens)
     budget = int(getattr(config.algorithm, "budget", None) or memory.TOKEN_BUDGET)
@@ -52,20 +48,23 @@ def direct_needs(config: DirectRunConfig, run_directory: Path) -> Needs:
     )
 
 
-def reward_model_needs(config: RewardTrainConfig, run_directory: Path) -> Needs:
+def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
     """The reward model, and the best one so far."""
     model = config.model
     if not isinstance(model, TextModelConfig):
         held = SEGMENT_MODEL * (16 + 4)
-        found = (Part("program", memory.LEARNER, host=True), Part("networks", held + memory.SMALL_BATCH, "model.members"))
+        parts = (
+            Part("program", memory.LEARNER, host=True),
+            Part("networks", held + memory.SMALL_BATCH, "model.members"),
+        )
         return Needs(
             model="networks over segments",
-            roles=(Role("trainer", found, 1, "learner"),),
+            roles=(Role("trainer", parts, 1, "learner"),),
             checkpoint_bytes=held,
             checkpoints_kept=config.checkpoint.keep,
             on_ray=False,
         )
-    texts = _texts_of(config.data)
+    texts = _texts_of(found)
     size = _size(model.start, model.tiny, texts)
     longest = _longest(texts, model.start, model.tiny, model.max_tokens)
     budget = int(getattr(config.loss, "budget", None) or memory.TOKEN_BUDGET)
@@ -97,16 +96,13 @@ def _data(texts: Sequence[str]) -> Part:
     return Part("comparisons", BYTES_PER_CHARACTER * sum(map(len, texts)), "data.limit", host=True)
 
 
-def _texts_of(config: PreferenceDataConfig) -> list[str]:
-    """Prompt and response of every candidate; of data that is not made yet, nothing."""
-    if config.train is None:
-        return []
-    return [text for item in read_preferences(Path(config.train)) for text in _candidates(item)]
+def _texts_of(found: Preferences) -> list[str]:
+    """Prompt and response of every candidate."""
+    return [text for item in (*found.train, *found.held_out) for text in _candidates(item)]
 
 
 def _candidates(item: Preference) -> Iterator[str]:
-    if isinstance(item, SegmentPair):
-        raise BadInput(f"{item.source}: segments: a language model learns from texts alone")
+    assert not isinstance(item, SegmentPair), "texts alone"
     prompt = item.prompt if isinstance(item.prompt, str) else "".join(message.content for message in item.prompt)
     for response in (item.chosen, item.rejected) if isinstance(item, PreferencePair) else item.responses:
         yield prompt + response
@@ -117,12 +113,12 @@ def _size(model: str, tiny: Mapping[str, Any], texts: Sequence[str]) -> ModelSiz
         return size_of_directory(model)
     settings = dict(tiny)
     pieces = settings.pop("vocab_size", None)
-    characters = len({c for text in texts for c in text}) or CHARACTERS
+    characters = len({c for text in texts for c in text})
     return tiny_size(settings, int(pieces) if pieces is not None else characters + SPECIAL_TOKENS)
 
 
 def _longest(texts: Sequence[str], model: str, tiny: Mapping[str, Any], max_tokens: int) -> int:
     """Tokens of the longest candidate that is not left out."""
-    characters = max(map(len, texts), default=TEXT)
+    characters = max(map(len, texts))
     by_character = model == "tiny" and "vocab_size" not in tiny
     return min(max_tokens, characters + 2 if by_character else -(-characters // 3) + 2)

@@ -21,6 +21,7 @@ from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
 from rollcall.deploy.kinds.preferences.needs import reward_model_needs
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.preferences import reward_evaluation
 from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
@@ -73,6 +74,9 @@ class RewardModelRun:
     def preparations(self) -> Iterator[Preparation]:
         _ = self.learner
         yield from ()
+
+    def needs(self) -> Needs:
+        return reward_model_needs(self._config, self._found)
 
     @cached_property
     def _found(self) -> Preferences:
@@ -273,7 +277,6 @@ REWARD_MODEL = RunKind(
     counts=LEARNT,
     claims=lambda tree: "data" in tree and "algorithm" not in tree,
     make=RewardModelRun,
-    needs=reward_model_needs,
     load=_load,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,

@@ -54,8 +54,8 @@ class RayWorkers:
             config.cluster,
             num_learners=config.learner.num_processes,
             num_actors=config.actors.num,
-            actors_generate=factory.generates,
-            learner_uses_gpu=config.learner.device != "cpu",
+            shares=composition.shares,
+            evaluates=bool(factory.eval_episodes),
             private=cluster.private,
             trains_on_preferences=factory.preference_training is not None,
         )
