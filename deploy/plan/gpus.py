@@ -108,18 +108,21 @@ def _around_hand(wanted: Wanted, learners: int, total: int) -> Shares:
     left = total - sum(count * share for count, share in given.values() if share is not None)
     open_ones = sum(count for count, share in given.values() if share is None)
     one = _fraction(min(1.0, left / open_ones)) if open_ones and left > 0 else 0.0
-    amounts = {name: one if share is None else share for name, (count, share) in given.items()}
+    amounts = {name: one if share is None else share for name, (_, share) in given.items()}
     if not learners:
         amounts["learner"] = wanted.learner_gpu or 0.0
-    engine = amounts["actor"]
-    whole = WHOLE_UTILIZATION
     return Shares(
-        **amounts,
-        utilization=whole if engine >= 1 else max(0.05, _fraction(whole * engine)),
-        evaluator_utilization=whole
-        if amounts["evaluator"] >= 1
-        else max(0.05, _fraction(whole * amounts["evaluator"])),
+        learner=amounts["learner"],
+        actor=amounts["actor"],
+        evaluator=amounts["evaluator"],
+        utilization=_memory_of(amounts["actor"]),
+        evaluator_utilization=_memory_of(amounts["evaluator"]),
     )
+
+
+def _memory_of(share: float) -> float:
+    """Of each GPU that an engine has so much of."""
+    return max(LEAST_UTILIZATION, _fraction(WHOLE_UTILIZATION * min(1.0, share)))
 
 
 def _evaluator_beside_actor(learners: int) -> Shares:
