@@ -27,6 +27,7 @@ from rollcall.learners.collators.collator import Collator, CollatorState
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
+from rollcall.learners.loop.footprint import SNAPSHOT_BYTES
 from rollcall.learners.loop.interruption import BeforeStep, Interrupted
 from rollcall.learners.loop.parameters import FsdpUnits, ReplicatedParameters
 from rollcall.learners.loop.schedules import rate_fraction
@@ -84,6 +85,7 @@ class Learner:
         self._keep_on_device = keep_on_device
         self._canary = canary
         self.device_copy: DeviceCopy | None = None
+        self._copy: Mapping[str, Tensor] | None = None  # of a small model, before the batch that it learns from
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
         self._trained = self._take_over(fsdp_units)
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
@@ -143,14 +145,16 @@ class Learner:
           NonFinite: when `max_skipped_steps` steps in a row were not finite.
         """
         torch.set_num_threads(self._config.threads)
-        before = BeforeStep.of(self._buffers(), self._generator, self._collator)
+        buffers = self._buffers(targets=False)
+        before = BeforeStep.of(buffers, self._generator, self._collator)
         try:
             return self._update(trajectories, order)
         except Interrupted:
-            before.put_back(self._buffers(), self._generator, self._collator)
+            before.put_back(buffers, self._generator, self._collator)
             return StepReport(order.step, order.epoch, False, 0.0, 0.0, 0.0, interrupted=True), None
 
     def _update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepReport, Weights | None]:
+        self._stepper.begin()
         self._check_interrupted()
         began = time.perf_counter()
         wait_s = began - self._idle_since
@@ -158,17 +162,18 @@ class Learner:
         batch = self._collator.collate(trajectories, self._device, step=order.step)
         with torch.no_grad():
             prepared = self._algorithm.prepare(self._context, batch)
-        snapshot = self._snapshot()
+        self._copy = self._copied_state()
         try:
             means, finite = self._optimise(prepared)
         except Interrupted:
-            self._restore(snapshot)
+            self._take_back()
             raise
+        finally:
+            self._copy = None
         if finite:
             self._skipped_in_a_row = 0
             self._collator.learned(batch, self._stepper.per_sample)
         else:
-            self._restore(snapshot)
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= self._config.max_skipped_steps:
                 raise NonFinite(
@@ -233,21 +238,22 @@ class Learner:
         self._collator.load_state(CollatorState(meta["experience"], arrays))
 
     def _optimise(self, prepared: object) -> tuple[dict[str, float], bool]:
-        """The batch's update. Returns the metrics, and whether everything was finite: if not, the caller takes the
-        whole step back."""
+        """The batch's update. Returns the metrics, and whether everything was finite: what was not changed nothing, nor
+        did anything after it."""
         stepper, algorithm = self._stepper, self._algorithm
-        stepper.begin()
         if isinstance(algorithm, UpdatesItself):
             metrics = algorithm.update(self._context, prepared, stepper)
         else:
             metrics = minibatch_steps(algorithm, self._context, prepared, stepper)
-        self._collective.sum_(stepper.broken)
         values = torch.stack(list(metrics.values())).tolist()
         return dict(zip(metrics, values, strict=True)), math.isfinite(float(stepper.broken))
 
     def _check_interrupted(self) -> None:
-        """Not among several processes: they would have to agree, in every minibatch."""
-        if self._collective.num_processes == 1 and self.interrupted():
+        """Where it can be taken back: what was made of a batch by a large model's optimiser steps cannot, and such a
+        batch is finished. Not among several processes: they would have to agree, in every minibatch."""
+        if self._collective.num_processes > 1 or (self._stepper.num_steps and self._copy is None):
+            return
+        if self.interrupted():
             raise Interrupted
 
     def _set_learning_rate(self, order: StepOrder) -> float:
@@ -293,23 +299,31 @@ class Learner:
         """Parameters, buffers and optimiser state by name, as this process holds them: live tensors."""
         return {**self._trained.tensors(), **self._buffers()}
 
-    def _buffers(self) -> dict[str, Tensor]:
+    def _buffers(self, *, targets: bool = True) -> dict[str, Tensor]:
         """What is state beside what is trained: buffers, and target networks whole."""
         return {
             f"buffers.{model_name}.{name}": tensor
             for model_name, model in self._models.items()
+            if targets or not model_name.startswith(TARGET)
             for name, tensor in (
                 model.state_dict(keep_vars=True).items() if model_name.startswith(TARGET) else model.named_buffers()
             )
         }
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._state_tensors().items()}
+    def _copied_state(self) -> dict[str, Tensor] | None:
+        """What optimiser steps change, as it is now: of a small model, for which that is little, and of a learner that
+        may be interrupted."""
+        tensors = self._state_tensors()
+        small = sum(tensor.nbytes for tensor in tensors.values()) <= SNAPSHOT_BYTES
+        if self._collective.num_processes > 1 or not small:
+            return None
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
-    def _restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self._state_tensors().items():
-                tensor.copy_(snapshot[name])
+    def _take_back(self) -> None:
+        if self._copy is not None:
+            with torch.no_grad():
+                for name, tensor in self._state_tensors().items():
+                    tensor.copy_(self._copy[name])
 
 
 def resolve_device(name: str) -> torch.device:
