@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.fingerprints import Fingerprints
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Canary:
     token_ids: Array  # int32 [n]
     logprobs: Array  # float32 [n - 1]: of all but the first, under the model itself, without temperature and nucleus
     dtype: str  # of the learner's forward pass
+    fingerprints: Fingerprints | None = None  # of the tensors that an engine takes, by their names in the weights
 
 
 @dataclass(frozen=True)

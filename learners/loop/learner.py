@@ -25,6 +25,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import TARGET, Algorithm, Context, Models, with_own_models
 from rollcall.learners.collators.collator import Collator, CollatorState
 from rollcall.learners.collective import Collective
+from rollcall.learners.loop.canary import host_tensors, with_fingerprints
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
 from rollcall.learners.loop.footprint import SNAPSHOT_BYTES
@@ -59,6 +60,7 @@ class Learner:
         read_out: ReadOut | None = None,
         keep_on_device: bool = False,
         canary: Callable[[Models], Canary] | None = None,
+        fingerprint_dtype: str = "float32",
     ) -> None:
         """Args:
         models: those of the run; the algorithm's own are added here, unless they are among them.
@@ -68,6 +70,7 @@ class Learner:
         keep_on_device: process 0 has in `device_copy` what it published last, for those who fetch it from there: as
           much memory again as the parameters take.
         canary: what goes out with the weights, so that whoever acts with them can see that it has them rightly.
+        fingerprint_dtype: of whoever acts: it compares what it has, rounded to this, with the canary's fingerprints.
         """
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
@@ -83,7 +86,7 @@ class Learner:
         )
         self._read_out = read_out
         self._keep_on_device = keep_on_device
-        self._canary = canary
+        self._canary, self._fingerprint_dtype = canary, fingerprint_dtype
         self.device_copy: DeviceCopy | None = None
         self._copy: Mapping[str, Tensor] | None = None  # of a small model, before the batch that it learns from
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
@@ -108,13 +111,15 @@ class Learner:
         names, read_out = self._published_names(), self._reader()
         if self._keep_on_device:
             models = {name: self._models[name] for name in names}
-            self.device_copy = DeviceCopy.of(
-                models, read_out or own_parameters, epoch=epoch, version=version, canary=canary
-            )
-            read_out = self.device_copy.read
+            copy = DeviceCopy.of(models, read_out or own_parameters, epoch=epoch, version=version)
+            canary = None if canary is None else with_fingerprints(canary, copy.tensors, self._fingerprint_dtype)
+            self.device_copy = replace(copy, canary=canary)
+            read_out = copy.read
         weights = module_weights(
             self._models, self._policy_id, epoch=epoch, version=version, names=names, read_out=read_out
         )
+        if canary is not None and canary.fingerprints is None:
+            canary = with_fingerprints(canary, host_tensors(weights), self._fingerprint_dtype)
         return replace(weights, canary=canary)
 
     def publish(self, *, epoch: int, version: int, checkpoint: Path | None = None) -> Weights | None:
