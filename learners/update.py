@@ -57,8 +57,8 @@ class TrainedParameters(Protocol):
     def set_learning_rate(self, learning_rate: float) -> None: ...
 
     def step(self, skip: Tensor) -> None:
-        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`. Where `skip`,
-        0-dim, is 1.0 and not 0.0, all stays as it is to the bit."""
+        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`. Where
+        `skip`, 0-dim, is 1.0 and not 0.0, all stays as it is to the bit."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser state as this process holds them: live, to be read or copied into."""
@@ -72,9 +72,13 @@ class TrainedParameters(Protocol):
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Takes up what `state` gave; names and shapes are known to fit."""
 
+    @property
+    def in_pieces(self) -> bool:
+        """Whether each process holds a part of every parameter."""
+
     def whole(self) -> Whole | None:
-        """How a parameter is read of which each process holds a piece: by all processes together, which read the same
-        parameters in the same order. None where every process has them whole."""
+        """How a parameter is read that does not lie here as one float32 tensor: in pieces by all processes together,
+        which read the same parameters in the same order. None where all lie so."""
 
 
 class Stepper:

@@ -3,7 +3,7 @@ process or (learners/loop/sharded.py) in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -83,6 +83,10 @@ class ReplicatedParameters:
     def load_state(self, state: Mapping[str, Array]) -> None:
         for name in self._rule.names():
             self._rule.write(name, 0, torch.from_numpy(np.array(state[name])))
+
+    @property
+    def in_pieces(self) -> bool:
+        return False
 
     def whole(self) -> Whole | None:
         return None

@@ -1,6 +1,6 @@
-"""How the optimiser's step is made of parameters, gradients and its state, wherever they lie: here torch's optimisers over
-what lies on the learner's device; in mixed.py Adam over bfloat16 weights, in offload.py in the host's memory. A step that
-is to be skipped leaves all of it as it was, and a GPU need not be waited for to know that."""
+"""How the optimiser's step is made of parameters, gradients and its state, wherever they lie: here torch's optimisers
+over what lies on the learner's device; in mixed.py Adam over bfloat16 weights, in offload.py in the host's memory. A
+step that is to be skipped leaves all of it as it was, and a GPU need not be waited for to know that."""
 
 from __future__ import annotations
 

@@ -128,6 +128,10 @@ class ShardedParameters:
                     value = self._rows(value[spec.offset : spec.offset + spec.size].reshape(spec.shape))
                 self._rule.write(name, index, torch.from_numpy(np.array(value)))
 
+    @property
+    def in_pieces(self) -> bool:
+        return True
+
     def whole(self) -> Whole | None:
         self._let_go()  # a gathered model would show its parameters as they were when it was gathered
         return _gathered

@@ -18,6 +18,7 @@ from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 from tests.learners.own_update import NaturalGradient
 
+
 class Faulty(PPO):
     """Whose loss is infinite on one process, from a certain moment on. Its gradient is finite."""
 
