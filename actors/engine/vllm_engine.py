@@ -7,15 +7,17 @@ import copy
 import os
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rollcall.actors.engine import vllm_repairs, vllm_weight_transfer
-from rollcall.actors.engine.canary import check_canary
+from rollcall.actors.engine.canary import bound_of, check_canary
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
-from rollcall.actors.engine.published_weights import MODEL_PREFIX, WeightsOffer, published_model
+from rollcall.actors.engine.published_weights import MODEL_PREFIX, WeightsOffer
 from rollcall.actors.engine.requests import Completion, LoadSums, Running
 from rollcall.actors.engine.settings import EngineConfig, check_installed
+from rollcall.actors.engine.vllm_weights import WORKER_EXTENSION, EngineWeights, in_words
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import EngineLoad
@@ -55,11 +57,12 @@ class VllmEngine:
         from vllm.v1.engine import EngineCoreRequest, FinishReason
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._model, self._dtype = f"{model_directory} ({names.kind})", config.dtype
         try:
             engine = LLMEngine.from_engine_args(_engine_arguments(model_directory, config))
         except Exception as error:
-            raise RollcallError(f"{self._model}: vLLM does not start with this model: {_in_words(error)}") from error
+            raise RollcallError(
+                f"{model_directory} ({names.kind}): vLLM does not start with this model: {in_words(error)}"
+            ) from error
         torch.set_num_threads(threads)
         more_stops = (
             engine.input_processor.generation_config_fields
@@ -72,8 +75,11 @@ class VllmEngine:
         self._held: list[Completion] = []  # finished, and not yet handed out
         self._count = 0  # of requests, for those names
         self._load = LoadSums()
-        self._names = names
-        self._is_new = True  # nothing was loaded yet
+        self._scheduler.max_num_active_reqs = config.max_num_seqs
+        self._canary_nats: float | None = None  # how far it was from the learner under its newest weights
+        self._canary_bound_nats: float | None = None
+        self.dtype = str(core.engine_core.vllm_config.model_config.dtype).removeprefix("torch.")
+        self._weights = EngineWeights(self._core, model_directory, names, dtype=self.dtype)
         self.max_model_len = config.max_model_len
         self.max_num_seqs = config.max_num_seqs
         wanted, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
@@ -151,7 +157,7 @@ class VllmEngine:
     def take_load(self) -> EngineLoad:
         """How busy it was since this was asked last."""
         load, self._load = self._load, LoadSums()
-        return load.mean()
+        return replace(load.mean(), canary_nats=self._canary_nats, canary_bound_nats=self._canary_bound_nats)
 
     def abort(self, request_ids: Collection[str]) -> None:
         gone = set(request_ids)
@@ -166,25 +172,11 @@ class VllmEngine:
         have; no later request reuses those, because the prefix cache is salted with the version.
 
         Raises:
-          EngineMismatch: from an engine's first load: when this model's weights cannot be loaded, do not arrive whole,
-            or give other log-probabilities than their canary.
+          EngineMismatch: when this model's weights do not arrive whole or as they were published, or give other
+            log-probabilities than their canary; from an engine's first load also when they cannot be loaded.
           Exception: from vLLM; the model is half loaded then, and this engine must not be used again.
         """
-        tensors = self._names.tensors(published_model(weights, prefix=prefix))
-        try:
-            missing = vllm_weight_transfer.load(self._core, tensors)
-        except Exception as error:
-            if not self._is_new:
-                raise
-            raise EngineMismatch(
-                f"{self._model}: vLLM does not take the learner's weights, so this kind of model cannot be trained: "
-                f"{_in_words(error)}"
-            ) from error
-        if missing:
-            raise EngineMismatch(
-                f"{self._model}: {len(missing)} of the engine's parameters got no weights from the learner, "
-                f"{missing[0]} among them: this kind of model cannot be trained"
-            )
+        self._weights.load(weights, prefix=prefix)
         self._loaded(weights.epoch, weights.version, weights.canary)
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Array:
@@ -201,9 +193,16 @@ class VllmEngine:
             raise ValueError(f"{len(token_ids)} tokens: 2 at the least, and less than {self.max_model_len}")
         load, self._load = self._load, LoadSums()
         running = self._admit("", token_ids, self._scored, cache_salt="scored")
-        while running.prompt_logprobs is None:
-            self._held += [completion for completion in self._step() if completion.request_id]
-        self._load = load
+        waiting, limit = self._scheduler.waiting, self._scheduler.max_num_active_reqs
+        request = self._scheduler.requests[str(self._count)]
+        waiting.remove_request(request)  # it goes first, and has a seat of its own: nobody waits for it for long
+        waiting.prepend_request(request)
+        self._scheduler.max_num_active_reqs = limit + 1
+        try:
+            while running.prompt_logprobs is None:
+                self._held += [completion for completion in self._step() if completion.request_id]
+        finally:
+            self._load, self._scheduler.max_num_active_reqs = load, limit
         return running.prompt_logprobs
 
     def receive(self, offer: WeightsOffer) -> int:
@@ -213,9 +212,7 @@ class VllmEngine:
           EngineMismatch: as `load`.
           Exception: from vLLM or the sender; the model may be half loaded then, as after `load`.
         """
-        epoch, version, canary = offer.accept(
-            lambda method, arguments: self._core.collective_rpc(method, kwargs=arguments)
-        )
+        epoch, version, canary = self._weights.receive(offer)
         self._loaded(epoch, version, canary)
         return epoch
 
@@ -223,14 +220,18 @@ class VllmEngine:
         # Numbers come again after a restore, for other weights: a version is only known with its epoch.
         self._label = f"{epoch}.{version}"
         self.version = version
-        if canary is not None and self._is_new:
+        if canary is not None:
             try:
                 self.check(canary)
             except RollcallError:
                 raise
             except Exception as error:
-                raise EngineMismatch(f"{self._model}: vLLM cannot compute this model: {_in_words(error)}") from error
-        self._is_new = False  # last: an engine that did not pass is none
+                if not self._weights.is_first:
+                    raise
+                raise EngineMismatch(
+                    f"{self._weights.model}: vLLM cannot compute this model: {in_words(error)}"
+                ) from error
+        self._weights.is_first = False  # last: an engine that did not pass is none
 
     def check(self, canary: Canary) -> float:
         """How far this engine is from what the learner says under the weights loaded last: the mean difference of their
@@ -239,21 +240,16 @@ class VllmEngine:
         Raises:
           EngineMismatch: when it is beyond what rounding explains.
         """
-        return check_canary(
-            canary,
-            self.prompt_logprobs(canary.token_ids.tolist()),
-            version=self.version,
-            model=self._model,
-            dtype=self._dtype,
-            on_gpu=vllm_weight_transfer.has_gpu(),
+        said = self.prompt_logprobs(canary.token_ids.tolist())
+        bound = bound_of(self.dtype, canary.dtype, on_gpu=vllm_weight_transfer.has_gpu())
+        nats = check_canary(
+            canary, said, bound=bound, version=self.version, model=self._weights.model, dtype=self.dtype
         )
+        self._canary_nats, self._canary_bound_nats = nats, bound
+        return nats
 
     def close(self) -> None:
         self._core.shutdown()
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _engine_arguments(model_directory: Path, config: EngineConfig) -> Any:
@@ -271,7 +267,7 @@ def _engine_arguments(model_directory: Path, config: EngineConfig) -> Any:
         skip_tokenizer_init=True,
         dtype=config.dtype,
         max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=config.max_num_seqs + 1,  # a seat more: see prompt_logprobs
         enforce_eager=config.enforce_eager,
         use_tqdm_on_load=False,
         max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
@@ -279,6 +275,7 @@ def _engine_arguments(model_directory: Path, config: EngineConfig) -> Any:
         weight_transfer_config=WeightTransferConfig(
             backend=vllm_weight_transfer.register() if ours else config.weight_transfer
         ),
+        worker_extension_cls=WORKER_EXTENSION,
         # With two steps at once, weights could change between computing a token and booking its version.
         async_scheduling=False,
         disable_log_stats=True,

@@ -66,9 +66,7 @@ def register() -> str:
         def start_weight_update(self) -> None:
             if self._is_first:  # what the model directory says would hide that nothing came
                 _spoil(self.model.parameters())
-            on_gpu = any(parameter.device.type != "cpu" for parameter in self.model.parameters())
-            config = self.model_config
-            self._reload = _Layerwise(self.model, config) if on_gpu else _InPlace(self.model, config.dtype)
+            self._reload = reload_of(self.model, self.model_config)
             self._loaded = frozenset()
 
         def update_weights(self, update_info: Any) -> None:
@@ -94,6 +92,12 @@ def register() -> str:
 
     WeightTransferEngineFactory.register_engine(_BACKEND, ObjectStoreEngine)
     return _BACKEND
+
+
+def reload_of(model: Any, model_config: Any) -> _InPlace | _Layerwise:
+    """Begins a load of the whole model, which `finish` ends."""
+    on_gpu = any(parameter.device.type != "cpu" for parameter in model.parameters())
+    return _Layerwise(model, model_config) if on_gpu else _InPlace(model, model_config.dtype)
 
 
 class _InPlace:

@@ -45,6 +45,8 @@ _GAUGES = {
     "engine_running": "engine_running_requests",
     "engine_waiting": "engine_waiting_requests",
     "engine_kv_cache_usage": "engine_kv_cache_usage_ratio",
+    "engine_canary": "engine_canary_nats",
+    "engine_canary_bound": "engine_canary_bound_nats",
 }
 _HISTOGRAMS = {
     "step_s": "step_seconds",

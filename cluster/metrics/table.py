@@ -190,6 +190,8 @@ _LANGUAGE = tuple(
         ("engine_running_requests", "gauge", "requests", "Running at an engine step, mean of a batch", (), STEPPED),
         ("engine_waiting_requests", "gauge", "requests", "Waiting at an engine step, mean of a batch", (), STEPPED),
         ("engine_kv_cache_usage_ratio", "gauge", "0 to 1", "Largest share of an engine's KV cache in use", (), STEPPED),
+        ("engine_canary_nats", "gauge", "nats", "Of the engine farthest from the learner, same weights", (), STEPPED),
+        ("engine_canary_bound_nats", "gauge", "nats", "Beyond this the run stops, by dtype", (), STEPPED),
         ("engine_steps", "counter", "steps", "Steps that the engines made for batches learned from", (), STEPPED),
         (
             "engine_prompt_tokens",

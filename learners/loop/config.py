@@ -46,8 +46,8 @@ class LearnerConfig(BaseModel):
     )
     offload_optimizer: bool = Field(
         default=False,
-        description="keep the optimiser's state in the host's memory and make its steps there: 8 bytes a parameter less "
-        "on the GPU, and a slower step; without effect on a CPU",
+        description="keep the optimiser's state in the host's memory and make its steps there: 8 bytes a parameter "
+        "less on the GPU, and a slower step; without effect on a CPU",
     )
     device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int = Field(default=1, ge=1, description="CPU threads of each learner process")

@@ -22,7 +22,7 @@ from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
 from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import pack_weights
-from rollcall.learners.loop.canary import canary
+from rollcall.learners.loop.canary import canary, host_tensors, with_fingerprints
 from tests.needs import require
 
 TOLERANCE = 1e-4  # of a log-probability in float32
@@ -350,7 +350,7 @@ def new(engine_of: EngineOf) -> VllmEngine:
     """The engine as one that has loaded nothing yet."""
     engine: Any = engine_of("untied")
     run_all_of(engine)
-    engine._is_new = True
+    engine._weights.is_first = True
     engine._core.engine_core.model_executor.driver_worker.worker.weight_transfer_engine._is_first = True
     return engine  # type: ignore[no-any-return]
 
@@ -360,12 +360,19 @@ def run_all_of(engine: VllmEngine) -> None:
         engine.step()
 
 
-def with_canary(trainer: Any, version: int, changes: Callable[[dict[str, np.ndarray]], None] = lambda _: None) -> Any:
+def with_canary(
+    trainer: Any,
+    version: int,
+    changes: Callable[[dict[str, np.ndarray]], None] = lambda _: None,
+    *,
+    dtype: str = "float32",
+) -> Any:
     """The trainer's weights and what it says under them, and then something happens to the weights on their way."""
     weights = trainer.weights(version)
     tensors = {name: array.copy() for name, array in weights.tensors()}
     changes(tensors)
     said = canary(trainer.policy, room=ENGINE_ROOM, dtype="float32")
+    said = with_fingerprints(said, host_tensors(weights), dtype)
     return replace(pack_weights("policy", 1, version, tensors), canary=said)
 
 
@@ -394,8 +401,12 @@ def test_an_engines_first_load_is_refused_when_a_tensor_does_not_come_or_comes_w
     with pytest.raises(EngineMismatch, match=r"got no weights from the learner, \S+ among them") as caught:
         new.load(with_canary(trainer, 0, withhold))
     assert "\n" not in str(caught.value)
-    with pytest.raises(EngineMismatch, match="engine and learner disagree at policy version 0") as caught:
+    with pytest.raises(EngineMismatch, match=rf"weights of policy version 0: {name} did not arrive") as caught:
         new.load(with_canary(trainer, 0, corrupt))
+    assert "\n" not in str(caught.value)
+    damaged = with_canary(trainer, 0, corrupt)  # as of a learner that computes otherwise: no tensor is to blame
+    with pytest.raises(EngineMismatch, match="engine and learner disagree at policy version 0") as caught:
+        new.load(replace(damaged, canary=replace(damaged.canary, fingerprints=None)))
     assert "\n" not in str(caught.value)
     new.load(with_canary(trainer, 0))
 
@@ -433,7 +444,9 @@ def test_a_check_leaves_no_trace_in_what_runs_beside_it(new: VllmEngine, trainer
     np.testing.assert_allclose(alone.logprobs, beside.logprobs, atol=TOLERANCE)  # in one batch: not to the last bit
     new.take_load()
     new.check(weights.canary)
-    assert new.take_load() == EngineLoad(0, 0.0, 0.0, 0.0, 0, 0)
+    load = new.take_load()
+    assert load == EngineLoad(0, 0.0, 0.0, 0.0, 0, 0, load.canary_nats, 1e-3)
+    assert load.canary_nats is not None and load.canary_nats < TOLERANCE
     assert new.num_unfinished == 0
     add_all(new, random_prompts(1, seed=1))  # after a check of an engine at rest, to the last bit
     assert run_all(new)["0"].logprobs.tobytes() == alone.logprobs.tobytes()
