@@ -143,6 +143,8 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, RollcallError) and str(error):
         text = error.headline
     _complain(f"{text} (traceback in {log})")
+    if isinstance(error, RollcallError) and error.remedy:
+        _complain(error.remedy)
     return FAILED
 
 

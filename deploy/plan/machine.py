@@ -76,6 +76,18 @@ def memory_used(groups: Path = CGROUPS) -> int | None:
     return None
 
 
+def oom_kills(groups: Path = CGROUPS, counters: Path = Path("/proc/vmstat")) -> int:
+    """Processes that the kernel has ended for want of memory: here, or in this container."""
+    found = 0
+    for path in [*_files(groups, "memory.events", "memory.oom_control"), counters]:
+        try:
+            lines = [line.split() for line in path.read_text().splitlines()]
+        except OSError:
+            continue
+        found = max([found, *(int(line[1]) for line in lines if line[0] == "oom_kill" and line[1].isdigit())])
+    return found
+
+
 def gpu_memory() -> tuple[int, ...]:
     """Of each GPU that this process may use. Asked of the driver's own program: torch would take a part of each GPU's
     memory for as long as this process lives."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollcall.cluster.errors import REMEDY
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.plan.gpus import Shares, Wanted, share_out
@@ -86,7 +87,7 @@ class Plan:
         if self.memory_of(worst) > largest:
             return [
                 f"{where} has {in_words(largest)} of memory, too little for {self.named(worst)}\n"
-                f"{self._smaller([worst])}"
+                f"{self.smaller([worst])}; {TRY_ANYWAY}"
             ]
         if self.memory_bytes <= total:
             return []
@@ -94,27 +95,34 @@ class Plan:
         everybody = where if alone else f"all {len(machines)} nodes"
         return [
             f"{everybody} has {in_words(total)} of memory, and the run needs {in_words(self.memory_bytes)}: "
-            f"{'; '.join(map(self.named, order))}\n{self._smaller(order)}"
+            f"{'; '.join(map(self.named, order))}\n{self.smaller(order)}; {TRY_ANYWAY}"
         ]
 
     def named(self, role: Role) -> str:
         """A role with its size, and what makes most of it."""
-        size = in_words(self.memory_of(role))
-        held = [part for part in role.largest if part.host or not self.on_gpu(role)]
-        parts = ", ".join(f"{part.name} {in_words(part.size_bytes)}" for part in held[:NAMED_PARTS])
-        count = f"{role.count} {role.plural} of {size} each" if role.count > 1 else f"the {role.name}, {size}"
-        return f"{count} ({parts})" if parts else count
+        if role.count > 1:
+            return f"{role.count} {role.plural} of {self.held(role)} each"
+        return f"the {role.name}, {self.held(role)}"
+
+    def held(self, role: Role) -> str:
+        """The size of one process, with what makes most of it."""
+        on_gpu = self.on_gpu(role)
+        size = in_words(self.memory_of(role)) + (f" and {in_words(role.device_bytes)} of a GPU" if on_gpu else "")
+        parts = ", ".join(f"{part.name} {in_words(part.size_bytes)}" for part in role.largest[:NAMED_PARTS])
+        return f"{size} ({parts})" if parts else size
 
     @staticmethod
-    def _smaller(roles: Sequence[Role]) -> str:
+    def smaller(roles: Sequence[Role]) -> str:
+        """The settings that take less."""
         settings = settings_of(part for role in roles for part in role.largest[:NAMED_PARTS])
         fewer = ["actors.num"] if any(role.count > 1 and role.unit != "learner" for role in roles) else []
-        return f"what makes it smaller: {', '.join(filter(None, [settings, *fewer]))}; {TRY_ANYWAY}"
+        return f"{REMEDY}{', '.join(filter(None, [settings, *fewer])) or 'a smaller model'}"
 
     def _gpus(self) -> list[str]:
         if not self.shares.problem:
             return []
-        return [f"{self.shares.problem}\n{self._smaller([role for role in self.needs.roles if role.unit])}"]
+        roles = [role for role in self.needs.roles if role.unit]
+        return [f"{self.shares.problem}\n{self.smaller(roles)}; {TRY_ANYWAY}"]
 
     def _disk(self) -> list[str]:
         free = min((machine.disk_bytes for machine in self.machines if machine.disk_bytes), default=0)
@@ -123,7 +131,7 @@ class Plan:
         return [
             f"the run writes {in_words(self.needs.disk_bytes)} ({self.needs.checkpoints_kept + 1} checkpoints of "
             f"{in_words(self.needs.checkpoint_bytes)}), and its disk has {in_words(free)} free\n"
-            f"smaller with checkpoint.keep, or set $ROLLCALL_RUNS to a larger disk; {TRY_ANYWAY}"
+            f"{REMEDY}checkpoint.keep; or set $ROLLCALL_RUNS to a larger disk; {TRY_ANYWAY}"
         ]
 
 

@@ -319,7 +319,7 @@ class LanguageFactory:
             read_out=None if config.policy.lora is None else merged_parameters,
             keep_on_device=self.weight_transfer != "object_store",
             canary=self._canary,
-            published_dtype=config.actors.engine.dtype,
+            published_dtype=config.actors.engine.resolved(on_gpu=torch.cuda.is_available()).dtype,
         )
 
     def _canary(self, models: Mapping[str, nn.Module]) -> Canary:

@@ -334,8 +334,8 @@ def engine_with(engine: EngineConfig, shares: Shares) -> EngineConfig:
     found: dict[str, object] = {}
     if engine.weight_transfer == "auto":
         found["weight_transfer"] = shares.transfer
-    if engine.dtype == "auto" and shares.actor:
-        found["dtype"] = "bfloat16"
+    if engine.dtype == "auto":
+        found["dtype"] = "bfloat16" if shares.actor else "float32"
     if engine.gpu_memory_utilization is None:
         found["gpu_memory_utilization"] = shares.utilization
     return engine.model_copy(update=found)

@@ -64,6 +64,7 @@ def ray_workers(
             stop_patience_s=stop_patience_s(),
             train_reward_model=train_reward_model,
             shares=shares,
+            plan=plan,
         )
         return RayWorkers(composition, cluster, tell, stop_requested)
     except BaseException:
