@@ -86,11 +86,9 @@ class RayWorkers:
             may_start=lambda: self._server.is_up,
             deaths=deaths,
         )
-        self._scoring = (
-            RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
-            if factory.reward is not None
-            else None
-        )
+        self._scoring: RayScoring | None = None
+        if factory.reward is not None:
+            self._scoring = RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
         self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
         self._gate = self._preference_gate()
         self._evaluator: Any = None
