@@ -1,4 +1,4 @@
-"""What `rollcall plan` says a run's processes take, against what they then took at their peak: a table of roles for some
+"""What `rollcall plan` says a run's processes take, against what they then took at their peak: a table of roles of some
 configurations. `python -m benchmarks.plan_against_peak [--only NAME ...]`; ten minutes on two cores, 6 GB.
 
 A process's peak is of its own memory: what it has of the object store, which all share, is not counted (VmHWM less
@@ -111,7 +111,7 @@ def _measured(case: Case, settings: Sequence[str], runs: Path) -> Mapping[str, i
         driver, peaks = psutil.Process(run.pid), dict[int, _Peak]()
         while run.poll() is None:
             for process in (driver, *driver.children(recursive=True)):
-                with suppress(psutil.Error, OSError):
+                with suppress(psutil.Error, OSError, KeyError):  # it has just ended
                     peaks.setdefault(process.pid, _Peak()).look(process)
             time.sleep(EVERY_S)
         if run.returncode:

@@ -69,7 +69,7 @@ class OnlineDrive:
         self._watch = RunWatch(config, self._directory, self._factory)
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
-        self._plan = plan_here(config, self._factory, self._directory, self._tell)
+        self._plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
         workers: Any = None

@@ -262,6 +262,9 @@ class MemberFactory(Protocol):
     def with_reward(self, endpoint: RewardEndpoint) -> MemberFactory:
         """This factory, once the reward service's address is known."""
 
+    def with_token_budget(self, tokens: int) -> MemberFactory | None:
+        """This factory with so many padded tokens in a forward pass of the learner; None: that is not open."""
+
     def with_gpus(self, shares: Shares) -> MemberFactory:
         """This factory, once it is known who has how much of a GPU: what the settings leave open of engines."""
 

@@ -100,7 +100,6 @@ def engine_workspace(*, vocab_size: int, width: int, max_num_seqs: int, prefill_
 
 
 SAMPLING_COPIES = 1
-TOKEN_BUDGET = 16384  # of a forward pass, where the settings leave it open and it fits
 
 
 def batch_tokens(*, num_samples: int, num_prompts: int, prompt: int, completion: int, shared: bool) -> int:

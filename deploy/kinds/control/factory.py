@@ -142,6 +142,9 @@ class ControlFactory:
     def with_reward(self, endpoint: RewardEndpoint) -> ControlFactory:
         return replace(self, reward=endpoint)
 
+    def with_token_budget(self, tokens: int) -> None:
+        """There are no tokens."""
+
     def with_gpus(self, shares: Shares) -> ControlFactory:
         return self
 

@@ -42,6 +42,7 @@ from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
@@ -253,6 +254,12 @@ class LanguageFactory:
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageFactory:
         return replace(self, reward=endpoint)
 
+    def with_token_budget(self, tokens: int) -> LanguageFactory | None:
+        if getattr(self.config.algorithm, "token_budget", 0) is not None:
+            return None
+        algorithm = self.config.algorithm.model_copy(update={"token_budget": tokens})
+        return replace(self, config=self.config.model_copy(update={"algorithm": algorithm}))
+
     def with_gpus(self, shares: Shares) -> LanguageFactory:
         engine = engine_with(self.config.actors.engine, shares)
         actors = self.config.actors.model_copy(update={"engine": engine})
@@ -309,7 +316,7 @@ class LanguageFactory:
             policy_id=POLICY_ID,
             run_seed=config.seed,
             collator=LanguageCollator(
-                token_budget=int(getattr(config.algorithm, "token_budget", 16384)),
+                token_budget=int(getattr(config.algorithm, "pass_tokens", TOKEN_BUDGET)),
                 hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
             ),
             published=("policy",),

@@ -19,6 +19,7 @@ from rollcall.deploy.plan.model_size import ModelSize, size_of_directory, size_o
 from rollcall.deploy.plan.needs import GIB, Engines, Needs, Part, Role, counted, parts
 from rollcall.deploy.rundir.directories import find_checkpoint
 from rollcall.deploy.rundir.files import INIT_FROM, POLICY
+from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
@@ -172,7 +173,7 @@ class _Work:
         minibatch = memory.batch_tokens(
             num_samples=samples, num_prompts=-(-samples // each), prompt=prompt, completion=completion, shared=shared
         )
-        budget = int(getattr(algorithm, "token_budget", None) or memory.TOKEN_BUDGET)
+        budget = int(getattr(algorithm, "pass_tokens", TOKEN_BUDGET))
         tokens = min(minibatch, max(budget, prompt + completion))
         whole = prompts * each * (prompt + completion)
         return cls(whole, tokens, max(1, round(tokens * samples * completion / minibatch)))

@@ -11,6 +11,7 @@ from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.model_size import ModelSize, size_of_directory
 from rollcall.deploy.plan.needs import Needs, Part, Role, counted
 from rollcall.deploy.preferences.data import Preferences
+from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
 from rollcall.learners.models.token_policy import LMPolicyConfig
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
@@ -24,7 +25,7 @@ def direct_needs(config: DirectRunConfig, found: Preferences) -> Needs:
     texts = _texts_of(found)
     size = _size(config.policy.model, config.policy.tiny, texts)
     longest = _longest(texts, config.policy.model, config.policy.tiny, config.max_tokens)
-    budget = int(getattr(config.algorithm, "budget", None) or memory.TOKEN_BUDGET)
+    budget = int(getattr(config.algorithm, "budget", TOKEN_BUDGET))
     tokens = min(2 * config.batch_size * longest, max(budget, 2 * longest))
     learner = learner_of(
         config.policy,
@@ -67,7 +68,7 @@ def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
     texts = _texts_of(found)
     size = _size(model.start, model.tiny, texts)
     longest = _longest(texts, model.start, model.tiny, model.max_tokens)
-    budget = int(getattr(config.loss, "budget", None) or memory.TOKEN_BUDGET)
+    budget = int(getattr(config.loss, "budget", TOKEN_BUDGET))
     tokens = min(2 * config.batch_size * longest, max(budget, 2 * longest))
     learner = learner_of(
         LMPolicyConfig(),

@@ -30,7 +30,7 @@ def ray_workers(
     train_reward_model: TrainRewardModel,
     stop_requested: Callable[[], bool],
     plan: Plan | None,
-    plan_on: Callable[[Sequence[Machine]], Plan | None],
+    plan_on: Callable[[Sequence[Machine]], tuple[Plan | None, MemberFactory]],
 ) -> RayWorkers:
     """Connected, with room on the cluster, and nothing begun. `plan`: for this machine, where the run is to be on it;
     `plan_on`: makes it for others.
@@ -52,7 +52,7 @@ def ray_workers(
     try:
         machines = machines_of(ray_nodes(), directory.resolve(), here=None if plan is None else plan.machines[0])
         if not cluster.private:
-            plan = plan_on(machines)
+            plan, factory = plan_on(machines)
         needs = None if plan is None else plan.needs
         shares = shares_for(config, needs, machines)
         factory = factory.with_gpus(shares)

@@ -128,7 +128,7 @@ class TokenAlgorithm(Generic[ConfigT]):
         def evaluate(of_rows: Callable[[TokenRows], Tensor]) -> Tensor:
             """[S]: each process evaluates its share of the batch, and all get the whole."""
             rank, num_processes = context.collective.rank, context.collective.num_processes
-            budget = self.config.token_budget
+            budget = self.config.pass_tokens
             values = each_token(batch, of_rows, token_budget=budget, rank=rank, num_processes=num_processes)
             context.collective.sum_(values)
             return values
@@ -164,7 +164,7 @@ class TokenAlgorithm(Generic[ConfigT]):
                     weights=of_weights,
                     metric_weights=of_shares,
                     targets=prepared.targets,
-                    parts=batch.micro_batches(samples.tolist(), config.token_budget),
+                    parts=batch.micro_batches(samples.tolist(), config.pass_tokens),
                     ends_epoch=index == num_minibatches - 1,
                 )
 
