@@ -85,5 +85,6 @@ def _on_host(like: Tensor) -> Tensor:
 
 def _copy(source: Tensor, goal: Tensor) -> None:
     """In pieces: where dtypes differ, a copy of each is made on the device."""
-    for theirs, ours in zip(source.detach().view(-1).split(STEP_CHUNK), goal.view(-1).split(STEP_CHUNK), strict=True):
-        ours.detach().copy_(theirs)
+    theirs, ours = source.detach().view(-1), goal.detach().view(-1)
+    for begin in range(0, len(ours), STEP_CHUNK):
+        ours[begin : begin + STEP_CHUNK].copy_(theirs[begin : begin + STEP_CHUNK])

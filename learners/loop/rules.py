@@ -156,11 +156,13 @@ def shrink(parameters: Sequence[Tensor], share: float, skip: Tensor | None = Non
 
 def gradient_norm(gradient: Tensor) -> Tensor:
     """Of a flat gradient, 0-dim float32."""
+    norm: Tensor
     if gradient.dtype == torch.float32:
-        norm: Tensor = torch.linalg.vector_norm(gradient)
+        norm = torch.linalg.vector_norm(gradient)
         return norm
-    parts = [torch.linalg.vector_norm(part.float()) for part in gradient.split(STEP_CHUNK)]
-    return torch.linalg.vector_norm(torch.stack(parts))
+    parts = (gradient[begin : begin + STEP_CHUNK] for begin in range(0, max(1, len(gradient)), STEP_CHUNK))
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part.float()) for part in parts]))
+    return norm
 
 
 def decays(name: str, parameter: Tensor) -> bool:

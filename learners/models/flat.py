@@ -119,12 +119,12 @@ def module_weights(
         module = models[name]
         placed, totals = _layout(module, name, read_out, dtype)
         flat = _flat_view(module) if read_out is None and dtype in (None, torch.float32) else None
-        for dtype, array in _flat_arrays(placed, totals, flat).items():
-            buffers_of.setdefault(dtype, []).append(array)
+        for kind, array in _flat_arrays(placed, totals, flat).items():
+            buffers_of.setdefault(kind, []).append(array)
         index += [replace(spec, offset=spec.offset + sizes.get(spec.dtype, 0)) for spec, _, _ in placed]
-        for dtype, total in totals.items():
-            sizes[dtype] = sizes.get(dtype, 0) + total
-    buffers = {dtype: parts[0] if len(parts) == 1 else np.concatenate(parts) for dtype, parts in buffers_of.items()}
+        for kind, total in totals.items():
+            sizes[kind] = sizes.get(kind, 0) + total
+    buffers = {kind: parts[0] if len(parts) == 1 else np.concatenate(parts) for kind, parts in buffers_of.items()}
     unsigned = Weights(policy_id, epoch, version, tuple(index), buffers)
     return replace(unsigned, checksum=unsigned.compute_checksum())
 
