@@ -43,14 +43,14 @@ class Raw:
     """vLLM as its users call it."""
 
     def __init__(self, parts: LanguageFactory, seeds: bool) -> None:
-        from rollcall.actors.engine import vllm_engine
+        from rollcall.actors.engine.vllm_arguments import engine_arguments, set_environment
 
         actors = parts.config.actors
-        vllm_engine._set_environment(actors.engine, actors.threads)
+        set_environment(actors.engine, actors.threads)
         import torch
         import vllm
 
-        arguments = vllm_engine._engine_arguments(parts.model_directory, actors.engine)
+        arguments = engine_arguments(parts.model_directory, actors.engine)
         own = {name: getattr(arguments, name) for name in ("model", "dtype", "max_model_len", "max_num_seqs", "seed")}
         own |= {"enforce_eager": arguments.enforce_eager, "logprobs_mode": arguments.logprobs_mode}
         own |= {"max_num_batched_tokens": arguments.max_num_batched_tokens, "skip_tokenizer_init": True}

@@ -77,9 +77,7 @@ class EngineWeights:
         differ by more than that through rounding."""
         if canary is None or canary.fingerprints is None or self._places is None:
             return
-        wrong = self._places.wrong(
-            canary.fingerprints, self._core.collective_rpc("rollcall_read"), prefix=prefix
-        )
+        wrong = self._places.wrong(canary.fingerprints, self._core.collective_rpc("rollcall_read"), prefix=prefix)
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise EngineMismatch(
