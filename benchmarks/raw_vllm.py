@@ -1,5 +1,5 @@
-"""Our actor's generation against vLLM's own `LLM.generate` with the same model, prompts and sampling: each in a process of
-its own, interleaved, so that a noisy machine disturbs both alike. Prints one JSON.
+"""Our actor's generation against vLLM's own `LLM.generate` with the same model, prompts and sampling: each in a process
+of its own, interleaved, so that a noisy machine disturbs both alike. Prints one JSON.
 
     .venv/bin/python -m benchmarks.raw_vllm [--sequences 8 64 512] [--tokens 32] [--repeats 5] [OVERRIDE ...]
 """

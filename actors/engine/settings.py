@@ -37,8 +37,8 @@ class EngineConfig(BaseModel):
     )
     async_scheduling: bool = Field(
         default=False,
-        description="on a GPU: prepare the next step while one is computed; before new weights are taken, what is under "
-        "way is finished under those it began with",
+        description="on a GPU: prepare the next step while one is computed; before new weights are taken, what is "
+        "under way is finished under those it began with",
     )
     tensor_parallel_size: int = Field(
         default=1, ge=1, le=64, description="GPUs (without one: processes) that one engine's model is cut across"

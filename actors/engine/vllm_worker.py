@@ -51,7 +51,7 @@ class WorkerExtension:
                 nearest = torch.searchsorted(all_codes[order], values).clamp(max=len(all_codes) - 1)
                 found = order[nearest]
                 is_code = all_codes[found] == values
-                if len(found[is_code].unique()) < int(is_code.sum()):  # a code twice: not what we put there
+                if len(set(found[is_code].tolist())) < int(is_code.sum()):  # a code twice: not what we put there
                     is_code[:] = False
                 self._rollcall_places.append(places[is_code.to(places.device)])
                 parameters.append(torch.full((int(is_code.sum()),), number))

@@ -1,5 +1,5 @@
-"""An engine whose model is cut across two processes: it says what one process says, and every tensor of an update is seen
-to arrive, however it is cut or copied."""
+"""An engine whose model is cut across two processes: it says what one process says, and every tensor of an update is
+seen to arrive, however it is cut or copied."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import pack_weights
 from rollcall.learners.loop.canary import canary, host_tensors, with_fingerprints
+from tests.actors.language.conftest import vllms_own_warnings
 from tests.needs import require
 
 TOLERANCE = 1e-4  # of a log-probability in float32
@@ -460,9 +461,11 @@ def test_a_check_leaves_no_trace_in_what_runs_beside_it(new: VllmEngine, trainer
 
 def test_seeds_that_are_drawn_in_blocks_are_those_that_vllm_draws_one_by_one() -> None:
     """Also where generators come and go, and their addresses come again."""
-    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+    require("vllm")
+    with vllms_own_warnings():
+        from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
 
-    vllm_repairs.install()
+        vllm_repairs.install()
     ours: Any = TopKTopPSampler.forward_cpu
     sampler: Any = TopKTopPSampler("processed_logprobs")
     logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(3))
