@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.cluster.errors import BadInput
 
@@ -30,13 +30,38 @@ class EngineConfig(BaseModel):
     )
     kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
     gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
-    enforce_eager: bool = Field(default=False, description="do not compile the model: starts sooner, generates slower")
+    enforce_eager: bool = Field(
+        default=False,
+        description="do not compile the model: starts sooner, generates slower; on a GPU its steps are CUDA graphs all "
+        "the same",
+    )
+    async_scheduling: bool = Field(
+        default=False,
+        description="on a GPU: prepare the next step while one is computed; before new weights are taken, what is "
+        "under way is finished under those it began with",
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, le=64, description="GPUs (without one: processes) that one engine's model is cut across"
+    )
+    sleep: bool = Field(
+        default=False,
+        description="on a GPU: at max_policy_lag=0, give the memory of keys and values back while the learner works",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
     weight_transfer: Literal["object_store", "nccl", "ipc"] = Field(
         default="object_store",
         description="how new weights reach the engine: through Ray's object store, which works everywhere; from GPU to "
         "GPU with NCCL; or with CUDA IPC, where learner and engine share one GPU",
     )
+
+    @model_validator(mode="after")
+    def _one_gpu_for_another_transfer(self) -> EngineConfig:
+        if self.tensor_parallel_size > 1 and self.weight_transfer in ("nccl", "ipc"):
+            raise ValueError(
+                f"tensor_parallel_size={self.tensor_parallel_size} needs weight_transfer=object_store: "
+                f"{self.weight_transfer} sends to one GPU"
+            )
+        return self
 
 
 def check_installed() -> str:

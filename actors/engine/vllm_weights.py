@@ -1,5 +1,5 @@
-"""An engine's weights: taken as they are published or sent, and then looked at, whether every tensor is the one that was
-meant to come."""
+"""An engine's weights: taken as they are published or sent, and then looked at, whether every tensor is the one that
+was meant to come."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ class EngineWeights:
         differ by more than that through rounding."""
         if canary is None or canary.fingerprints is None or self._places is None:
             return
-        wrong = self._places.wrong(
-            canary.fingerprints, self._core.collective_rpc("rollcall_read"), prefix=prefix
-        )
+        wrong = self._places.wrong(canary.fingerprints, self._core.collective_rpc("rollcall_read"), prefix=prefix)
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise EngineMismatch(
