@@ -1,5 +1,5 @@
-"""Where a model's tensors lie within an engine's parameters, learnt by loading markers in their place: fused, renamed and
-cut between processes as the engine likes. And whether what lies there is what was published. Pure arithmetic, without
+"""Where a model's tensors lie within an engine's parameters, learnt by loading markers in their place: fused, renamed
+and cut between processes as the engine likes. And whether what lies there is what was published. Pure arithmetic, without
 vLLM."""
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ class Markers:
 def _bits(values: Array, dtype: str) -> Array:
     """uint64: of float32 values that `dtype` holds exactly."""
     if dtype == "float16":
-        return values.astype(np.float16).view(np.uint16).astype(np.uint64)  # type: ignore[no-any-return]
+        return values.astype(np.float16).view(np.uint16).astype(np.uint64)
     bits = values.astype(np.float32).view(np.uint32)
-    return (bits >> 16 if dtype == "bfloat16" else bits).astype(np.uint64)  # type: ignore[no-any-return]
+    return (bits >> 16 if dtype == "bfloat16" else bits).astype(np.uint64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +172,11 @@ class Places:
 
 def _total(sums: Iterator[Array]) -> Array:
     with np.errstate(over="ignore"):
-        return np.sum(list(sums), axis=0, dtype=np.int64)  # type: ignore[no-any-return]
+        return np.asarray(np.sum(list(sums), axis=0, dtype=np.int64))
 
 
 def _rounded(values: Array, dtype: str) -> Array:
     """To the precision of `dtype`, as torch rounds."""
     import torch
 
-    return torch.from_numpy(values).to(getattr(torch, dtype)).float().numpy()  # type: ignore[no-any-return]
+    return torch.from_numpy(values).to(getattr(torch, dtype)).float().numpy()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.cluster.errors import BadInput
 
@@ -33,7 +33,23 @@ class EngineConfig(BaseModel):
     gpu_memory_utilization: float | None = Field(
         default=None, gt=0, lt=1, description="share of a GPU's memory it may take; null: what the run's plan leaves it"
     )
-    enforce_eager: bool = Field(default=False, description="do not compile the model: starts sooner, generates slower")
+    enforce_eager: bool = Field(
+        default=False,
+        description="do not compile the model: starts sooner, generates slower; on a GPU its steps are CUDA graphs all "
+        "the same",
+    )
+    async_scheduling: bool = Field(
+        default=False,
+        description="on a GPU: prepare the next step while one is computed; before new weights are taken, what is "
+        "under way is finished under those it began with",
+    )
+    tensor_parallel_size: int = Field(
+        default=1, ge=1, le=64, description="GPUs (without one: processes) that one engine's model is cut across"
+    )
+    sleep: bool = Field(
+        default=False,
+        description="on a GPU: at max_policy_lag=0, give the memory of keys and values back while the learner works",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of the engine's weights; auto: bfloat16 on a GPU, float32 without"
     )
@@ -53,6 +69,15 @@ class EngineConfig(BaseModel):
         if self.gpu_memory_utilization is None:
             found["gpu_memory_utilization"] = ALONE_UTILIZATION
         return self.model_copy(update=found)
+
+    @model_validator(mode="after")
+    def _one_gpu_for_another_transfer(self) -> EngineConfig:
+        if self.tensor_parallel_size > 1 and self.weight_transfer in ("nccl", "ipc"):
+            raise ValueError(
+                f"tensor_parallel_size={self.tensor_parallel_size} needs weight_transfer=object_store: "
+                f"{self.weight_transfer} sends to one GPU"
+            )
+        return self
 
 
 def check_installed() -> str:

@@ -1,5 +1,5 @@
-"""An engine's weights: taken as they are published or sent, and then looked at, whether every tensor is the one that was
-meant to come."""
+"""An engine's weights: taken as they are published or sent, and then looked at, whether every tensor is the one that
+was meant to come."""
 
 from __future__ import annotations
 

@@ -51,13 +51,18 @@ class WorkerExtension:
                 nearest = torch.searchsorted(all_codes[order], values).clamp(max=len(all_codes) - 1)
                 found = order[nearest]
                 is_code = all_codes[found] == values
-                if len(found[is_code].unique()) < int(is_code.sum()):  # a code twice: not what we put there
+                if len(set(found[is_code].tolist())) < int(is_code.sum()):  # a code twice: not what we put there
                     is_code[:] = False
                 self._rollcall_places.append(places[is_code.to(places.device)])
                 parameters.append(torch.full((int(is_code.sum()),), number))
                 codes.append(found[is_code])
                 sums.append(word_sum(parameter.data))
         return Found(torch.cat(parameters).numpy(), torch.cat(codes).numpy(), torch.stack(sums).cpu().numpy())
+
+    def rollcall_missing(self) -> list[str]:
+        """Parameters that got no weights, in the first load of our transfer engine."""
+        worker: Any = self
+        return list(worker.weight_transfer_engine.missing)
 
     def rollcall_read(self) -> Read:
         """What lies at the places that `rollcall_find` found, and the sum of every parameter. A GPU is waited for

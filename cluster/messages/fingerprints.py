@@ -1,5 +1,5 @@
-"""Fingerprints of tensors: exact, cheap, and the same wherever the same bits lie, also of several tensors side by side in
-one. For whoever hands weights out and whoever takes them to compare what they have, after the smallest of updates."""
+"""Fingerprints of tensors: exact, cheap, and the same wherever the same bits lie, also of several tensors side by side
+in one. Whoever hands weights out and whoever takes them compare by these what they have, after the smallest update."""
 
 from __future__ import annotations
 

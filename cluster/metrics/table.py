@@ -177,6 +177,14 @@ _LANGUAGE = tuple(
         ("completion_length_tokens", "gauge", "tokens", "Mean length of the newest completions", (), STEPPED),
         ("kl_reference_nats", "gauge", "nats", "Mean KL estimate to the reference, per token", (), "a KL penalty"),
         ("logprob_mismatch_nats", "gauge", "nats", "Mean |learner's - engine's log-probability|", (), STEPPED),
+        (
+            "fresh_mismatch_nats",
+            "gauge",
+            "nats",
+            "The same, of tokens without lag, before the update",
+            (),
+            "a token without lag",
+        ),
         ("eval_exact_match_ratio", "gauge", "0 to 1", "Held-out problems solved", (), "an evaluation"),
         (
             "tokens",

@@ -80,7 +80,7 @@ def share_out(wanted: Wanted, gpus: Sequence[float], *, gpu_bytes: int = 0) -> S
         found = _all_together(wanted, learners, engines, total, gpu_bytes)
     apart = found.learner >= 1 and total > 1
     transfer: Transfer = "object_store"
-    if found.learner and found.actor:
+    if found.learner and found.actor and wanted.gpus_per_engine == 1:  # others send to one GPU
         transfer = "nccl" if apart else "ipc" if wanted.num_learners == 1 and total == 1 else "object_store"
     return _by_hand(replace(found, transfer=transfer), wanted)
 

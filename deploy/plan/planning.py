@@ -165,7 +165,7 @@ def wanted_of(config: OnlineConfig, needs: Needs | None) -> Wanted:
         evaluator_gpu=roles.evaluation.num_gpus,
         learner_uses_gpu=config.learner.device != "cpu",
         generates=engine is not None,
-        gpus_per_engine=int(getattr(engine, "tensor_parallel_size", 1)),
+        gpus_per_engine=1 if engine is None else engine.tensor_parallel_size,
         utilization=None if engine is None else engine.gpu_memory_utilization,
         transfer=transfer,
         learner_bytes=CUDA + learner.device_bytes if learner is not None else 0,

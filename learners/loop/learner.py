@@ -60,6 +60,8 @@ class Learner:
         keep_on_device: bool = False,
         canary: MakeCanary | None = None,
         published_dtype: str = "float32",
+        weights_dtype: str = "float32",
+        frozen_dtype: str = "float32",
     ) -> None:
         """Args:
         models: those of the run; the algorithm's own are added here, unless they are among them.
@@ -71,6 +73,8 @@ class Learner:
         canary: what goes out with the weights, so that whoever acts with them can see that it has them rightly.
         published_dtype: of parameters as they are handed out: of whoever acts with them, who compares what it has with
           the canary's fingerprints. Checkpoints have float32.
+        weights_dtype: of what is trained, as passes read it; with bfloat16, for Adam, it is stepped as float32 still.
+        frozen_dtype: of what is not: a reference, a model beneath its adapters.
         """
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
@@ -84,7 +88,10 @@ class Learner:
         )
         self._copy: Mapping[str, Tensor] | None = None  # of a small model, before the batch that it learns from
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
-        self._trained = self._take_over(fsdp_units)
+        for parameter in nn.ModuleDict(self._models).parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, frozen_dtype))
+        self._trained = self._take_over(fsdp_units, weights_dtype)
         self._publisher = Publisher(
             self._models,
             self._trained,
@@ -255,27 +262,25 @@ class Learner:
         self._trained.set_learning_rate(learning_rate)
         return learning_rate
 
-    def _take_over(self, fsdp_units: FsdpUnits | None) -> TrainedParameters:
+    def _take_over(self, fsdp_units: FsdpUnits | None, dtype: str) -> TrainedParameters:
         """Moves the models to the device, whole or in pieces."""
         config, collective = self._config, self._collective
         wanted = config.sharding == "fsdp" or (config.sharding == "auto" and self._device.type == "cuda")
+        settings: dict[str, Any] = {
+            "collective": collective,
+            "optimizer": config.optimizer,
+            "learning_rate": config.learning_rate,
+            "dtype": getattr(torch, dtype),
+            "offload": config.offload_optimizer and self._device.type == "cuda",
+        }
         if fsdp_units is not None and wanted and collective.num_processes > 1:
             # Only where it is wanted: torch's FSDP takes a third as long to import as torch itself.
             from rollcall.learners.loop.sharded import ShardedParameters
 
-            return ShardedParameters(
-                self._models,
-                units=fsdp_units,
-                device=self._device,
-                collective=collective,
-                optimizer=config.optimizer,
-                learning_rate=config.learning_rate,
-            )
+            return ShardedParameters(self._models, units=fsdp_units, device=self._device, **settings)
         for model in self._models.values():
             model.to(self._device)
-        return ReplicatedParameters(
-            self._models, collective=collective, optimizer=config.optimizer, learning_rate=config.learning_rate
-        )
+        return ReplicatedParameters(self._models, **settings)
 
     def _state_tensors(self) -> dict[str, Tensor]:
         """Parameters, buffers and optimiser state by name, as this process holds them: live tensors."""

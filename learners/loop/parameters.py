@@ -3,7 +3,8 @@ process or (learners/loop/sharded.py) in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor, nn
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import OptimizerConfig
-from rollcall.learners.loop.rules import TorchRule, decays
+from rollcall.learners.loop.footprint import STEP_CHUNK
+from rollcall.learners.loop.mixed import MixedAdam
+from rollcall.learners.loop.offload import HostRule
+from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, OptimizerConfig
+from rollcall.learners.loop.rules import PARAMETERS, Rule, Stretch, TorchRule, decays, gradient_norm
 from rollcall.learners.models.flat import Whole, flatten_module
+from rollcall.learners.models.halves import joined
 
 FsdpUnits = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
 
@@ -29,17 +34,39 @@ class ReplicatedParameters:
         collective: Collective,
         optimizer: OptimizerConfig,
         learning_rate: float,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> None:
+        """`dtype`: of the trained parameters as passes read them; with bfloat16, they are stepped as float32 all the
+        same. `offload`: the optimiser lies in the host's memory."""
         module = nn.ModuleDict(dict(models))
-        self._flat = flatten_module(module, only_trained=True)
-        self._trained = [p for p in module.parameters() if p.requires_grad]
-        decayed = [p for name, p in module.named_parameters() if p.requires_grad and decays(name, p)]
+        flat = flatten_module(module, only_trained=True, dtype=dtype)
+        self._flat = replace(flat, rest=None)
+        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._trained = [parameter for _, parameter in named]
+        self._place_of = {id(parameter): spec for parameter, spec in self.places()}
         self._collective = collective
-        self._rule = TorchRule([self._flat.parameter], decayed, optimizer, learning_rate=learning_rate)
+        decayed = [
+            (0, slice(spec.offset, spec.offset + spec.size))
+            for (name, parameter), spec in zip(named, self._flat.specs, strict=True)
+            if decays(name, parameter)
+        ]
+        self._rule = make_rule(
+            [flat.parameter],
+            [] if flat.rest is None else [flat.rest],
+            decayed,
+            optimizer,
+            learning_rate=learning_rate,
+            offload=offload,
+        )
 
     @property
     def device(self) -> torch.device:
         return self._flat.gradient.device
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self._flat.gradient.dtype != torch.float32
 
     @property
     def gradient(self) -> Tensor:
@@ -59,8 +86,7 @@ class ReplicatedParameters:
         self._collective.sum_(self._flat.gradient)
 
     def gradient_norm(self) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(self._flat.gradient)
-        return norm
+        return gradient_norm(self._flat.gradient)
 
     def scale_gradients(self, factor: Tensor) -> None:
         self._rule.scale_gradients(factor)
@@ -75,7 +101,7 @@ class ReplicatedParameters:
         return self._rule.state_tensors()
 
     def state(self) -> dict[str, Array]:
-        return {name: self._rule.read(name, 0).cpu().numpy() for name in self._rule.names()}
+        return {name: self._as_array(name) for name in self._rule.names()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(self._rule.live(name)[0].shape) for name in self._rule.names()}
@@ -89,4 +115,41 @@ class ReplicatedParameters:
         return False
 
     def whole(self) -> Whole | None:
-        return None
+        return self._in_full if self._is_mixed else None
+
+    def _as_array(self, name: str) -> Array:
+        """float32; of what lies otherwise, a piece after the other is made so."""
+        (live,) = self._rule.live(name)
+        if live.dim() == 0 or not self._is_mixed:
+            return live.detach().cpu().numpy()
+        array = np.empty(live.numel(), np.float32)
+        for begin in range(0, len(array), STEP_CHUNK):
+            part = slice(begin, begin + STEP_CHUNK)
+            array[part] = self._rule.read(name, 0, part).cpu().numpy()
+        return array
+
+    def _in_full(self, parameter: Tensor) -> Tensor:
+        spec = self._place_of.get(id(parameter))
+        if spec is None:  # it is not trained
+            return parameter.detach()
+        return self._rule.read(PARAMETERS, 0, slice(spec.offset, spec.offset + spec.size)).view(spec.shape)
+
+
+def make_rule(
+    parameters: Sequence[nn.Parameter],
+    rests: Sequence[Tensor],
+    decayed: Sequence[Stretch],
+    config: OptimizerConfig,
+    *,
+    learning_rate: float,
+    offload: bool,
+) -> Rule:
+    """`rests`: the other halves of parameters that are bfloat16; else nothing."""
+    if offload:
+        halves = zip(parameters, rests, strict=False)
+        values = [joined(parameter.detach(), rest) for parameter, rest in halves] if rests else parameters
+        return HostRule(parameters, values, decayed, config, learning_rate=learning_rate)
+    if not rests:
+        return TorchRule(parameters, decayed, config, learning_rate=learning_rate)
+    assert isinstance(config, AdamConfig | AdamWConfig), "other rules step float32 alone"
+    return MixedAdam(parameters, rests, decayed, config, learning_rate=learning_rate)

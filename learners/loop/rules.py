@@ -10,9 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from rollcall.learners.loop.footprint import STEP_CHUNK
 from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
 
 PARAMETERS = "parameters"  # as a checkpoint calls them; an optimiser's state is `optimizer.<its name>`
+
+
+ALL = slice(None)
+Stretch = tuple[int, slice]  # which of several tensors, and which of its elements
 
 
 class Rule(Protocol):
@@ -32,8 +37,8 @@ class Rule(Protocol):
     def live(self, name: str) -> Sequence[Tensor]:
         """One per tensor, to be looked at; a count of steps is 0-dim."""
 
-    def read(self, name: str, index: int) -> Tensor:
-        """A float32 copy, or what is float32 anyway."""
+    def read(self, name: str, index: int, part: slice = ALL) -> Tensor:
+        """Flat, float32: a copy, or what lies so anyway."""
 
     def write(self, name: str, index: int, value: Tensor) -> None: ...
 
@@ -47,14 +52,14 @@ class TorchRule:
     def __init__(
         self,
         parameters: Sequence[nn.Parameter],
-        decayed: Sequence[Tensor],
+        decayed: Sequence[Stretch],
         config: OptimizerConfig,
         *,
         learning_rate: float,
     ) -> None:
-        """`parameters` have their gradients; `decayed`: those of which weight decay takes its share."""
+        """`parameters` have their gradients; `decayed`: of which weight decay takes its share, in order."""
         self._parameters = parameters
-        self._decayed = list(decayed)
+        self._decayed = [parameters[index].detach().view(-1)[stretch] for index, stretch in decayed]
         self._weight_decay = config.weight_decay
         self._optimizer = build_optimizer(parameters, config, learning_rate=learning_rate)
         allocate_state(self._optimizer)
@@ -76,6 +81,7 @@ class TorchRule:
                 self._optimizer.step()
             return
         shrink(self._decayed, self._weight_decay * group["lr"], skip)
+        torch._foreach_add_([self._optimizer.state[parameter]["step"] for parameter in self._parameters], 1.0 - skip)
         states = [self._optimizer.state[parameter] for parameter in self._parameters]
         adam_step(
             self._parameters,
@@ -97,8 +103,8 @@ class TorchRule:
             return self._parameters
         return [self._optimizer.state[parameter][name.removeprefix("optimizer.")] for parameter in self._parameters]
 
-    def read(self, name: str, index: int) -> Tensor:
-        return self.live(name)[index].detach()
+    def read(self, name: str, index: int, part: slice = ALL) -> Tensor:
+        return self.live(name)[index].detach().view(-1)[part]
 
     @torch.no_grad()
     def write(self, name: str, index: int, value: Tensor) -> None:
@@ -121,8 +127,7 @@ def adam_step(
     skip: Tensor,
 ) -> None:
     """Torch's fused Adam without its optimiser: of the 0.1 ms that Optimizer.step takes for one small flat parameter,
-    nine tenths are its hooks and checks (measured), a seventh of a small network's whole update."""
-    torch._foreach_add_(list(steps), 1.0 - skip)
+    nine tenths are its hooks and checks (measured), a seventh of a small network's whole update. `steps`: with this."""
     torch._fused_adam_(
         list(parameters),
         list(gradients),
@@ -147,6 +152,17 @@ def shrink(parameters: Sequence[Tensor], share: float, skip: Tensor | None = Non
     if share:
         kept = torch.full((), 1.0 - share) if skip is None else torch.where(skip > 0, 1.0, 1.0 - share)
         torch._foreach_mul_(list(parameters), kept)
+
+
+def gradient_norm(gradient: Tensor) -> Tensor:
+    """Of a flat gradient, 0-dim float32."""
+    norm: Tensor
+    if gradient.dtype == torch.float32:
+        norm = torch.linalg.vector_norm(gradient)
+        return norm
+    parts = (gradient[begin : begin + STEP_CHUNK] for begin in range(0, max(1, len(gradient)), STEP_CHUNK))
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part.float()) for part in parts]))
+    return norm
 
 
 def decays(name: str, parameter: Tensor) -> bool:

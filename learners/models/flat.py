@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import BFLOAT16, TensorSpec, Weights, new_buffer
+from rollcall.learners.models.halves import split_into
 
 # Every parameter begins on a cache line: kernels choose their path by alignment, and so would the last bit of a result.
 _ALIGNMENT = 16  # elements; 64 bytes of float32
@@ -50,14 +51,18 @@ class FlatParameters:
     (`zero_grad(set_to_none=True)`): that cuts the view. The gaps of the alignment hold zeros, and have zero gradients.
     """
 
-    parameter: nn.Parameter  # float32 [size]; its .grad is `gradient`
-    gradient: Tensor  # float32 [size]
+    parameter: nn.Parameter  # float32 or bfloat16 [size]; its .grad is `gradient`
+    gradient: Tensor  # of its dtype [size]
     specs: Sequence[TensorSpec]  # where each of the module's lies
+    rest: Tensor | None = None  # int16 [size]: of bfloat16, what is missing to the float32 that it was
 
 
-def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatParameters:
-    """Moves all parameters of a module into one contiguous float32 buffer. Keeps their values; drops their gradients.
-    `only_trained`: those without requires_grad (a reference model's, an adapter's base) stay where they are.
+def flatten_module(
+    module: nn.Module, *, only_trained: bool = False, dtype: torch.dtype = torch.float32
+) -> FlatParameters:
+    """Moves all parameters of a module into one contiguous buffer, float32 or in two halves of it (halves.py). Keeps
+    their values; drops their gradients. `only_trained`: those without requires_grad (a reference model's, an adapter's
+    base) stay where they are.
 
     Raises:
       ValueError: if a parameter is not float32, or they are not all on one device.
@@ -74,16 +79,21 @@ def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatPara
                 f"parameter {name} is {parameter.dtype} on {parameter.device}: flattening needs float32 on {device}"
             )
     specs, size = place(named)
-    values = torch.zeros(size, device=device)
-    gradients = torch.zeros(size, device=device)
+    values = torch.zeros(size, device=device, dtype=dtype)
+    rest = torch.zeros(size, device=device, dtype=torch.int16) if dtype == torch.bfloat16 else None
+    gradients = torch.zeros(size, device=device, dtype=dtype)
     for spec, (_, parameter) in zip(specs, named, strict=True):
-        view = values[spec.offset : spec.offset + spec.size].view(spec.shape)
-        view.copy_(parameter.data)
+        own = slice(spec.offset, spec.offset + spec.size)
+        view = values[own].view(spec.shape)
+        if rest is None:
+            view.copy_(parameter.data)
+        else:
+            split_into(parameter.data, view, rest[own].view(spec.shape))
         parameter.data = view
-        parameter.grad = gradients[spec.offset : spec.offset + spec.size].view(spec.shape)
+        parameter.grad = gradients[own].view(spec.shape)
     flat = nn.Parameter(values)
     flat.grad = gradients
-    return FlatParameters(flat, gradients, specs)
+    return FlatParameters(flat, gradients, specs, rest)
 
 
 def module_weights(
@@ -109,12 +119,12 @@ def module_weights(
         module = models[name]
         placed, totals = _layout(module, name, read_out, dtype)
         flat = _flat_view(module) if read_out is None and dtype in (None, torch.float32) else None
-        for dtype, array in _flat_arrays(placed, totals, flat).items():
-            buffers_of.setdefault(dtype, []).append(array)
+        for kind, array in _flat_arrays(placed, totals, flat).items():
+            buffers_of.setdefault(kind, []).append(array)
         index += [replace(spec, offset=spec.offset + sizes.get(spec.dtype, 0)) for spec, _, _ in placed]
-        for dtype, total in totals.items():
-            sizes[dtype] = sizes.get(dtype, 0) + total
-    buffers = {dtype: parts[0] if len(parts) == 1 else np.concatenate(parts) for dtype, parts in buffers_of.items()}
+        for kind, total in totals.items():
+            sizes[kind] = sizes.get(kind, 0) + total
+    buffers = {kind: parts[0] if len(parts) == 1 else np.concatenate(parts) for kind, parts in buffers_of.items()}
     unsigned = Weights(policy_id, epoch, version, tuple(index), buffers)
     return replace(unsigned, checksum=unsigned.compute_checksum())
 

@@ -212,7 +212,9 @@ class TokenCritic(nn.Module):
         """[K]: values."""
         with torch.autocast(rows.token_ids.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             states = body_states(self.body, rows)
-        return cast(Tensor, self.head(states.float()).squeeze(-1).clone())  # as TokenPolicy's: no view
+        # float32, whatever the head's weights are kept in. No view: as TokenPolicy's.
+        values = nn.functional.linear(states.float(), self.head.weight.float(), self.head.bias.float())
+        return values.squeeze(-1).clone()
 
 
 def decoder_layers(module: nn.Module) -> list[nn.Module]:

@@ -46,6 +46,7 @@ from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
+from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.lora import merged_parameters
@@ -327,6 +328,8 @@ class LanguageFactory:
             keep_on_device=self.weight_transfer != "object_store",
             canary=self._canary,
             published_dtype=config.actors.engine.resolved(on_gpu=torch.cuda.is_available()).dtype,
+            weights_dtype=trained_dtype(config.policy, config.learner),
+            frozen_dtype=frozen_dtype(config.policy),
         )
 
     def _canary(self, models: Mapping[str, nn.Module]) -> Canary:

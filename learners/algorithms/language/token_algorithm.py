@@ -263,6 +263,10 @@ def policy_terms(models: Models, part: LMPart, config: TokenAlgorithmConfig) -> 
         "mismatch": (now.logprobs.detach() - behaviour).abs(),
         "outside_nucleus": 1.0 - mask,
     }
+    if part.targets.proximal_logprobs is not None or config.epochs * config.num_minibatches == 1:
+        # Of tokens that the step's own weights sampled: neither lag nor its updates explain their mismatch.
+        fresh = mask * (part.policy_lags == 0).to(mask.dtype)
+        metrics |= {"fresh_fraction": fresh, "fresh_mismatch": fresh * (proximal - behaviour).abs()}
     if correction.band is not None:
         low, high = correction.band
         in_band = token_losses.band_mask(log_ratio=proximal - behaviour, low=low, high=high).to(mask.dtype)

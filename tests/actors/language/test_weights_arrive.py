@@ -3,6 +3,7 @@ arrived in another's place: by each way that weights come, in single and in half
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -167,3 +168,24 @@ def test_what_runs_meanwhile_goes_on(engine: VllmEngine, trainer_of: Any) -> Non
     assert spans and all(version == (0, 1)[row] for item in spans for row, (_, _, version) in enumerate(item))
     assert max(begin for item in spans for begin, _, version in item if version == 1) == 3
     assert np.isfinite(np.concatenate([item.logprobs for item in finished.values()])).all()
+
+
+def test_what_was_begun_ahead_belongs_to_the_weights_that_it_began_with(
+    engine: VllmEngine, trainer_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With vLLM's queue of steps under way, as `async_scheduling` has it on a GPU."""
+    core: Any = engine._core.engine_core
+    monkeypatch.setattr(core, "batch_queue", deque(maxlen=2))
+    monkeypatch.setattr(core, "batch_queue_size", 2)
+    monkeypatch.setattr(core, "step_fn", core.step_with_batch_queue)
+    trainer = trainer_of("untied")
+    engine.load(as_published(trainer, 0, engine.dtype))
+    engine.add("a", [2, 3], seed=0, max_tokens=6)
+    assert engine.step() == [] and len(core.batch_queue) == 1, "computed, and not yet taken"
+    engine.load(as_published(trainer, 1, engine.dtype))
+    finished: list[Any] = []
+    while engine.num_unfinished:
+        finished += engine.step()
+    assert finished[0].version_spans[0] == (0, 1, 0) and finished[0].version_spans[1][0::2] == (1, 1)
+    engine._settle()
+    assert not core.batch_queue
