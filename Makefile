@@ -65,6 +65,8 @@ prove: $(STAMP)
 	$(BIN)/python -m benchmarks.prove_jobs
 	$(BIN)/python -m benchmarks.prove_image
 	$(BIN)/python -m benchmarks.prove_models --runtime serial ray
+	$(BIN)/python -m benchmarks.prove_models --real-vocabularies
+	$(BIN)/python -m benchmarks.prove_logits
 
 lock:
 	$(PYTHON) -m venv .venv-lock

@@ -2,7 +2,10 @@
 steps of GRPO at lag 0; its metric `mismatch` must stay below what the dtype allows; and what is exported must be loaded
 by transformers and by vLLM to the same log-probabilities. A model that is refused in one line has kept the promise too.
 
-python -m benchmarks.prove_models [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
+With --real-vocabularies: the nine families that people train, each with the vocabulary of its best-known model, of which
+the tokenizer here names the first 300; before that they imitate demonstrations.
+
+python -m benchmarks.prove_models [--real-vocabularies] [--only NAME ...] [--runtime serial ray] [--jobs N] [--json FILE] [key=value ...]"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +37,18 @@ learner: {{learning_rate: 1e-3}}
 eval: {{episodes: 0}}
 metrics: {{enabled: false}}
 """
+REAL = {
+    "gpt2": 50_257,
+    "opt": 50_272,
+    "llama": 128_256,
+    "qwen2": 151_936,
+    "qwen3": 151_936,
+    "gemma3": 262_144,
+    "mistral": 32_768,
+    "phi3": 32_064,
+    "qwen3-moe": 151_936,
+}
+WARM_START = "policy.warm_start={steps: 3, batch_size: 2}"
 QUESTIONS = ("What is 1 plus 2?", "What is 3 plus 4?", "What is 5 plus 6? Say it slowly, please, in words.")
 
 
@@ -82,7 +98,7 @@ def families(vocab_size: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def build(name: str, folder: Path) -> None:
+def build(name: str, folder: Path, *, real: bool) -> None:
     """Writes the model; its weights are drawn wide, so that what it says is far from uniform."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -91,7 +107,7 @@ def build(name: str, folder: Path) -> None:
 
     tokenizer = byte_tokenizer(QUESTIONS, vocab_size=300)
     torch.manual_seed(0)
-    config = families(len(tokenizer))[name]()
+    config = families(REAL[name] if real else len(tokenizer))[name]()
     model: Any = cast(Any, AutoModelForCausalLM).from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -132,13 +148,13 @@ def call(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[
     )
 
 
-def prove(name: str, runtime: str, overrides: Sequence[str], folder: Path) -> dict[str, Any]:
+def prove(name: str, runtime: str, overrides: Sequence[str], folder: Path, *, real: bool = False) -> dict[str, Any]:
     """One model, trained, exported, and read again."""
     row: dict[str, Any] = {"model": name, "runtime": runtime, "kept": False}
     here = folder / f"{name}-{runtime}"
     here.mkdir()
     me, model = str(Path(__file__).resolve()), here / "model"
-    built = call([me, "--build", name, str(model)], here)
+    built = call([me, "--build", name, str(model), *(["--real-vocabularies"] if real else [])], here)
     if built.returncode:
         return row | {"error": f"the model cannot be made: {built.stderr.strip()[-200:]}"}
     rows = here / "rows.jsonl"
@@ -146,7 +162,7 @@ def prove(name: str, runtime: str, overrides: Sequence[str], folder: Path) -> di
         "".join(json.dumps({"prompt": q, "answer": a}) + "\n" for q, a in zip(QUESTIONS, "aei", strict=True))
     )
     (here / "arch.yaml").write_text(RECIPE.format(rows=rows, model=model))
-    settings = [f"runtime={runtime}", *overrides]
+    settings = [f"runtime={runtime}", *([WARM_START] if real else []), *overrides]
     trained = call(["-m", "rollcall.deploy.cli", "train", "arch.yaml", *settings], here)
     if trained.returncode == 2 and len(trained.stderr.strip().splitlines()) == 1:
         return row | {"kept": True, "refused": trained.stderr.strip()}
@@ -182,6 +198,7 @@ def line(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="architectures")
+    parser.add_argument("--real-vocabularies", action="store_true", help="nine families, at full width of words")
     parser.add_argument("--runtime", nargs="*", default=["serial"], choices=["serial", "ray"])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--json", type=Path, help="also write what was found")
@@ -190,18 +207,18 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     if args.build:
-        build(args.build[0], Path(args.build[1]))
+        build(args.build[0], Path(args.build[1]), real=args.real_vocabularies)
         return 0
     if args.logprobs:
         engine, directory = args.logprobs
         (Path(directory) / f"{engine}.json").write_text(json.dumps(logprobs(engine, Path(directory))))
         return 0
-    wanted = [
-        (name, runtime) for runtime in args.runtime for name in families(300) if not args.only or name in args.only
-    ]
+    known = REAL if args.real_vocabularies else families(300)
+    wanted = [(name, runtime) for runtime in args.runtime for name in known if not args.only or name in args.only]
     rows = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(lambda what: prove(what[0], what[1], args.overrides, Path(folder)), wanted):
+        trained = partial(prove, overrides=args.overrides, folder=Path(folder), real=args.real_vocabularies)
+        for row in pool.map(lambda what: trained(*what), wanted):
             rows.append(row)
             print(line(row), flush=True)
     if args.json:

@@ -37,6 +37,11 @@ class CausalModel:
             return output.in_features
         return int(self._model.config.get_text_config().hidden_size)
 
+    @property
+    def vocab_size(self) -> int:
+        """V, of the logits."""
+        return int(self._model.config.get_text_config().vocab_size)
+
     def states(self, rows: TokenRows) -> Tensor:
         """[K, H]: the last hidden states that predict the sampled tokens."""
         return body_states(self.body, rows)
@@ -116,7 +121,7 @@ class CausalModel:
 
     def _tokens(self, count: int) -> Tensor:
         device = next(self._model.parameters()).device
-        return (7 + 13 * torch.arange(count, device=device)) % int(self._model.config.get_text_config().vocab_size)
+        return (7 + 13 * torch.arange(count, device=device)) % self.vocab_size
 
     def _refusal(self, reason: str) -> BadInput:
         reason = " ".join(reason.split())[:200]

@@ -15,9 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.batches.token_batch import TokenRows
-from rollcall.learners.maths.sampling import Processed, process_logits
+from rollcall.learners.maths.sampling import Distribution, Processed
 from rollcall.learners.models.causal_model import CausalModel, body_states
+from rollcall.learners.models.logits_in_chunks import process_states
 from rollcall.learners.models.lora import LoraConfig
+from rollcall.learners.models.workspace import Workspace, memory_bytes, workspace_bytes
 
 LANGUAGE_EXTRA = "pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
 
@@ -77,6 +79,12 @@ class LMPolicyConfig(BaseModel):
         "average in bfloat16; auto: as dtype",
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    logits_workspace_mib: float | None = Field(
+        default=None,
+        gt=0,
+        description="memory that logits may take at once; more of them are computed in chunks of tokens, and again for "
+        "the gradient: the same numbers; none: 1/32 of the device's memory, at most 256 MiB (on a GPU 4096)",
+    )
     share_prompts: bool = Field(
         default=True,
         description="compute a prompt once for several of its samples where that is cheaper: the same result; models "
@@ -160,12 +168,21 @@ def autocast_dtype(config: LMPolicyConfig) -> torch.dtype | None:
 class TokenPolicy(nn.Module):
     """A causal language model and the distribution that its tokens are sampled from. Always without dropout."""
 
-    def __init__(self, model: nn.Module, sampling: SamplingConfig, *, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        sampling: SamplingConfig,
+        *,
+        autocast: torch.dtype | None = None,
+        logits_mib: float | None = None,
+    ) -> None:
+        """`logits_mib`: as LMPolicyConfig.logits_workspace_mib."""
         super().__init__()
         self.model = model
         self._halves = CausalModel(model)
         self._sampling = sampling
         self._autocast = autocast
+        self._logits_mib = logits_mib
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -176,18 +193,27 @@ class TokenPolicy(nn.Module):
         """Log-probabilities and entropies of the rows' sampled tokens, each [K]; `as_sampled=False`: under the model
         itself, without temperature and nucleus."""
         device = rows.token_ids.device
-        with torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            logits = self._halves.logits(self._halves.states(rows))
         sampling = self._sampling if as_sampled else SamplingConfig()
-        processed = process_logits(
-            logits=logits,
+        with self._precision(device):
+            states = self._halves.states(rows)
+        size = workspace_bytes(self._logits_mib, device_type=device.type, device_bytes=memory_bytes(device))
+
+        def head(states: Tensor) -> Tensor:
+            with self._precision(device):
+                return self._halves.logits(states)
+
+        processed = process_states(
+            head,
+            states=states,
             targets=rows.targets,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
+            distribution=Distribution(sampling.temperature, sampling.top_p, sampling.top_k),
+            at_once=Workspace(size, self._halves.vocab_size).tokens,
         )
         # No view: sharding hangs its hooks on what a module returns, and those of a view can be lost.
         return processed._replace(logprobs=processed.logprobs.clone())
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=self._autocast, enabled=self._autocast is not None)
 
 
 class TokenCritic(nn.Module):

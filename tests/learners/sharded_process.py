@@ -30,6 +30,8 @@ AUTOCAST = LMPolicyConfig(dtype="bfloat16", weights_dtype="float32", gradient_ch
 # Algorithm, policy, optimiser and its step size.
 SCENARIOS: dict[str, tuple[Any, LMPolicyConfig, Any, float]] = {
     "grpo": (GRPO(GRPOConfig(**COMMON, epochs=2)), LMPolicyConfig(), "adam", 1e-3),
+    # Two or three tokens at once: each part's logits in several chunks.
+    "chunks": (GRPO(GRPOConfig(**COMMON)), LMPolicyConfig(logits_workspace_mib=0.001), "adam", 1e-3),
     "critic": (LMPPO(LMPPOConfig(**COMMON)), LMPolicyConfig(), "rmsprop", 1e-3),
     "adapters": (GRPO(GRPOConfig(**COMMON)), with_lora(), "adam", 1e-3),
     "bfloat16": (GRPO(GRPOConfig(**COMMON)), AUTOCAST, "sgd", 0.1),

@@ -62,14 +62,15 @@ def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict
             add_adapters(model, config.lora, seed=7)
         return model
 
-    autocast = autocast_dtype(config)
-    policy = TokenPolicy(load(), SAMPLING, autocast=autocast)
+    autocast, logits_mib = autocast_dtype(config), config.logits_workspace_mib
+    policy = TokenPolicy(load(), SAMPLING, autocast=autocast, logits_mib=logits_mib)
     models: dict[str, nn.Module] = {"policy": policy}
     if algorithm.needs.critic:
         torch.manual_seed(0)
         models["critic"] = TokenCritic(load(), autocast=autocast)
     if algorithm.needs.reference:
-        plain = TokenPolicy(load_policy_model(directory, config), SAMPLING, autocast=autocast).requires_grad_(False)
+        plain = TokenPolicy(load_policy_model(directory, config), SAMPLING, autocast=autocast, logits_mib=logits_mib)
+        plain.requires_grad_(False)
         models["reference"] = plain if config.lora is None else WithoutAdapters(policy)
     return models
 

@@ -31,11 +31,15 @@ def language_models(
             add_adapters(model, config.lora, seed=derive_seed(seed, "lora", name))
         return model
 
-    models: dict[str, nn.Module] = {"policy": TokenPolicy(load("policy"), sampling, autocast=autocast)}
+    models: dict[str, nn.Module] = {
+        "policy": TokenPolicy(load("policy"), sampling, autocast=autocast, logits_mib=config.logits_workspace_mib)
+    }
     if critic:
         models["critic"] = TokenCritic(load("critic"), autocast=autocast)
     if reference and config.lora is not None:
         models["reference"] = WithoutAdapters(models["policy"])
     elif reference:
-        models["reference"] = TokenPolicy(load("reference"), sampling, autocast=autocast).requires_grad_(False)
+        models["reference"] = TokenPolicy(
+            load("reference"), sampling, autocast=autocast, logits_mib=config.logits_workspace_mib
+        ).requires_grad_(False)
     return models

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
@@ -23,6 +25,7 @@ from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
+from rollcall.learners.models.workspace import Workspace, memory_bytes, workspace_bytes
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 
 SPECIAL_TOKENS = 3  # of a tiny model beside its task's characters
@@ -31,7 +34,7 @@ CHARACTERS_PER_TOKEN = 3  # of a model that has seen language, at the least; of 
 TRAJECTORY_BYTES_PER_TOKEN = 40  # token, log-probability, entropy, version, mask, and room
 KEPT_VERSIONS_OF_TRAJECTORIES = 3  # batches: one learnt from, one waiting, one being made
 PREFILL_TOKENS = 8192  # an engine's, of one step
-LOGITS_COPIES = 4  # of [tokens, vocabulary] in float32, at a training pass's worst
+CPU = torch.device("cpu")
 
 
 def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> Needs:
@@ -192,7 +195,9 @@ def step_of(size: ModelSize, policy: LMPolicyConfig, *, tokens: int, predicted: 
     if policy.gradient_checkpointing:
         saved = size.num_layers * size.hidden_size * 4 + saved / max(1, size.num_layers)
     way_back = 4 * size.width  # gradients of a layer's parts
-    logits = LOGITS_COPIES * 4 * predicted * size.vocab_size
+    at_once = workspace_bytes(policy.logits_workspace_mib, device_type="cpu", device_bytes=memory_bytes(CPU))
+    workspace = Workspace(at_once, size.vocab_size)
+    logits = workspace.bytes_for(predicted) + workspace.gradient_bytes_for(predicted, hidden_size=size.hidden_size)
     return Step(int(tokens * (saved + way_back)), logits)
 
 

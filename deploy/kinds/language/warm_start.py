@@ -82,8 +82,9 @@ class WarmStart:
             "threads": settings.threads,
             "num_processes": 1,
         }
+        autocast, logits_mib = autocast_dtype(policy), policy.logits_workspace_mib
         return Learner(
-            models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast_dtype(policy))},
+            models={"policy": TokenPolicy(model, SamplingConfig(), autocast=autocast, logits_mib=logits_mib)},
             algorithm=SFT(SFTConfig(token_budget=settings.token_budget)),
             config=self.optimised.for_language().model_copy(update=update),
             policy_id=WARM_START,
