@@ -29,7 +29,16 @@ def plan_of(*overrides: str, recipe: str = "arithmetic-grpo", machine: Machine =
 
 
 def test_a_tiny_model_is_counted_as_it_will_be_written_without_making_it(tmp_path: Path) -> None:
-    write_tiny_model(tmp_path / "model", alphabet="0123456789+=", seed=0, **TINY)
+    write_tiny_model(
+        tmp_path / "model",
+        alphabet="0123456789+=",
+        seed=0,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        intermediate_size=64,
+    )
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     size = size_of_tiny(TINY, vocab_size=15)
     assert size.num_parameters == sum(parameter.numel() for parameter in model.parameters())

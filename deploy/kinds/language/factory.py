@@ -32,8 +32,9 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
 from rollcall.deploy.kinds.language.models import language_models
-from rollcall.deploy.kinds.language.needs import engine_with, language_needs
+from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
@@ -256,16 +257,13 @@ class LanguageFactory:
         return replace(self, reward=endpoint)
 
     def with_token_budget(self, tokens: int) -> LanguageFactory | None:
-        if getattr(self.config.algorithm, "token_budget", 0) is not None:
-            return None
-        algorithm = self.config.algorithm.model_copy(update={"token_budget": tokens})
-        return replace(self, config=self.config.model_copy(update={"algorithm": algorithm}))
+        config = with_budget(self.config, tokens)
+        return None if config is None else replace(self, config=config)
 
     def with_gpus(self, shares: Shares) -> LanguageFactory:
-        engine = engine_with(self.config.actors.engine, shares)
-        actors = self.config.actors.model_copy(update={"engine": engine})
-        config = self.config.model_copy(update={"actors": actors})
-        return replace(self, config=config, evaluator_utilization=shares.evaluator_utilization)
+        return replace(
+            self, config=with_shares(self.config, shares), evaluator_utilization=shares.evaluator_utilization
+        )
 
     @property
     def preference_training(self) -> None:
@@ -288,10 +286,7 @@ class LanguageFactory:
 
     def evaluator(self) -> LMEvaluator:
         # It is handed the weights of the version that it is to judge, which the learner may no longer have.
-        own: dict[str, object] = {"weight_transfer": "object_store"}
-        if self.evaluator_utilization is not None:
-            own["gpu_memory_utilization"] = self.evaluator_utilization
-        engine = self._engine(self.config.actors.engine.model_copy(update=own))
+        engine = self._engine(of_evaluator(self.config.actors.engine, self.evaluator_utilization))
         conversations = self._conversations(engine, greedy=self.config.eval.greedy)
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 
-from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.language_config import LanguageConfig, SupervisedConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.plan import memory
-from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import ModelSize, size_of_directory, size_of_tiny
 from rollcall.deploy.plan.needs import GIB, Engines, Needs, Part, Role, counted, parts
@@ -333,15 +331,3 @@ def reward_model_bytes(config: RewardConfig | None) -> int:
         return 0
     size = size_of_directory(scorer.path)
     return 4 * size.num_parameters + 4 * scorer.batch_tokens * size.width
-
-
-def engine_with(engine: EngineConfig, shares: Shares) -> EngineConfig:
-    """What the settings of an engine leave open, once it is known who has how much of a GPU."""
-    found: dict[str, object] = {}
-    if engine.weight_transfer == "auto":
-        found["weight_transfer"] = shares.transfer
-    if engine.dtype == "auto":
-        found["dtype"] = "bfloat16" if shares.actor else "float32"
-    if engine.gpu_memory_utilization is None:
-        found["gpu_memory_utilization"] = shares.utilization
-    return engine.model_copy(update=found)
