@@ -35,6 +35,10 @@ class CheckpointNames:
 
         self.kind = type(self._model).__name__
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the model's parameters, by their names in memory."""
+        return {name: tuple(item.shape) for name, item in self._model.named_parameters() if item.is_floating_point()}
+
     def tensors(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors as a checkpoint has them, from those of the model in memory by their names there: views of them
         where that is possible.

@@ -37,12 +37,17 @@ class Running:
         """What one step gave it: one token, or none while its prompt is read in portions."""
         if output.new_prompt_logprobs_tensors is not None:
             self.prompt_logprobs = output.new_prompt_logprobs_tensors.logprobs[:, 0].float().numpy()
-        if not output.new_token_ids:
+        new = output.new_token_ids
+        if not new:
             return
         if not self.begun or self.begun[-1][1] != version:
             self.begun.append((len(self.token_ids), version))
-        self.token_ids += output.new_token_ids
-        self.logprobs += [row[0] for row in output.new_logprobs.logprobs]  # the sampled token's comes first
+        self.token_ids += new
+        rows = output.new_logprobs.logprobs  # [tokens, 1 or 2]: the sampled token's comes first
+        if len(new) == 1:
+            self.logprobs.append(rows.item(0))  # of hundreds of requests in each step
+        else:
+            self.logprobs += rows[:, 0].tolist()
 
     def completion(self, finish_reason: Literal["stop", "length"]) -> Completion:
         ends = [*(first for first, _ in self.begun[1:]), len(self.token_ids)]

@@ -4,25 +4,30 @@ between two steps. All that depends on vLLM's version is in the files of this ro
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rollcall.actors.engine import vllm_repairs, vllm_weight_transfer
-from rollcall.actors.engine.canary import check_canary
+from rollcall.actors.engine.canary import bound_of, check_canary
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
-from rollcall.actors.engine.published_weights import MODEL_PREFIX, WeightsOffer, published_model
+from rollcall.actors.engine.published_weights import MODEL_PREFIX, WeightsOffer
 from rollcall.actors.engine.requests import Completion, LoadSums, Running
 from rollcall.actors.engine.settings import EngineConfig, check_installed
+from rollcall.actors.engine.vllm_arguments import (
+    engine_arguments,
+    refuse_without_gpu,
+    sampling_parameters,
+    set_environment,
+)
+from rollcall.actors.engine.vllm_weights import EngineWeights, in_words
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Canary, Weights
-
-PREFILL_TOKENS = 8192  # of one step, at the most
 
 
 def preload(config: EngineConfig, *, threads: int) -> None:
@@ -50,28 +55,26 @@ class VllmEngine:
         threads: int,
     ) -> None:
         check_installed()
-        if config.weight_transfer != "object_store" and not vllm_weight_transfer.has_gpu():
-            raise RollcallError(
-                f"actors.engine.weight_transfer={config.weight_transfer} sends weights from GPU to GPU, and this "
-                "engine's machine has none for torch: use object_store"
-            )
-        _set_environment(config, threads)
+        config = config.resolved(on_gpu=vllm_weight_transfer.has_gpu())
+        refuse_without_gpu(config)
+        set_environment(config, threads)
         names = CheckpointNames(model_directory)
         vllm_repairs.install()
         import torch
         from vllm.v1.engine import EngineCoreRequest, FinishReason
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        self._model, self._dtype = f"{model_directory} ({names.kind})", config.dtype
         try:
-            engine = LLMEngine.from_engine_args(_engine_arguments(model_directory, config))
+            engine = LLMEngine.from_engine_args(engine_arguments(model_directory, config))
         except Exception as error:
-            raise RollcallError(f"{self._model}: vLLM does not start with this model: {_in_words(error)}") from error
+            raise RollcallError(
+                f"{model_directory} ({names.kind}): vLLM does not start with this model: {in_words(error)}"
+            ) from error
         torch.set_num_threads(threads)
         more_stops = (
             engine.input_processor.generation_config_fields
         )  # a model may name more tokens that end a completion
-        self._sampled, self._greedy, self._scored = _sampling_parameters(sampling, stop_token_ids, more_stops)
+        self._sampled, self._greedy, self._scored = sampling_parameters(sampling, stop_token_ids, more_stops)
         core: Any = engine.engine_core
         self._core, self._scheduler = core, core.engine_core.scheduler
         self._request, self._reasons = EngineCoreRequest, FinishReason
@@ -79,8 +82,12 @@ class VllmEngine:
         self._held: list[Completion] = []  # finished, and not yet handed out
         self._count = 0  # of requests, for those names
         self._load = LoadSums()
-        self._names = names
-        self._is_new = True  # nothing was loaded yet
+        self._scheduler.max_num_active_reqs = config.max_num_seqs
+        self._canary_nats: float | None = None  # how far it was from the learner under its newest weights
+        self._canary_bound_nats: float | None = None
+        self.dtype = str(core.engine_core.vllm_config.model_config.dtype).removeprefix("torch.")
+        self._weights = EngineWeights(self._core, model_directory, names, dtype=self.dtype)
+        self._may_sleep, self._sleeps = config.sleep, False
         self.max_model_len = config.max_model_len
         self.max_num_seqs = config.max_num_seqs
         wanted, by_itself = config.admit_below, 1.0 if torch.cuda.is_available() else 0.125
@@ -110,6 +117,7 @@ class VllmEngine:
         self._admit(request_id, prompt, params, cache_salt=self._label)
 
     def _admit(self, request_id: str, prompt: Sequence[int], params: Any, *, cache_salt: str) -> Running:
+        self._wake()
         self._count += 1
         name = str(self._count)
         self._core.add_request(
@@ -138,7 +146,17 @@ class VllmEngine:
         return [*held, *self._step()] if self._running else held
 
     def _step(self) -> list[Completion]:
-        outputs = self._core.get_output().outputs
+        return self._take(self._core.get_output().outputs)
+
+    def _settle(self) -> None:
+        """Takes what is still being computed, of steps that began ahead: it belongs to the weights until now."""
+        core = self._core.engine_core
+        while core.batch_queue:
+            future, scheduled, _ = core.batch_queue.pop()
+            outputs = core.scheduler.update_from_output(scheduled, future.result()).get(0)
+            self._held += self._take(outputs.outputs if outputs is not None else [])
+
+    def _take(self, outputs: Sequence[Any]) -> list[Completion]:
         finished: list[Completion] = []
         for output in outputs:
             running = self._running.get(output.request_id)
@@ -158,7 +176,21 @@ class VllmEngine:
     def take_load(self) -> EngineLoad:
         """How busy it was since this was asked last."""
         load, self._load = self._load, LoadSums()
-        return load.mean()
+        return replace(load.mean(), canary_nats=self._canary_nats, canary_bound_nats=self._canary_bound_nats)
+
+    def rest(self) -> None:
+        """Nothing is to be generated for a while: where it may, it gives the memory of keys and values back until
+        something is, or new weights come. What the prefix cache held is lost."""
+        if self._may_sleep and not self._sleeps and not self.num_unfinished:
+            self._settle()
+            self._core.engine_core.pause_scheduler(mode="abort", clear_cache=True)
+            self._core.release_kv_cache_memory()
+            self._sleeps = True
+
+    def _wake(self) -> None:
+        if self._sleeps:
+            self._core.wake_up()
+            self._sleeps = False
 
     def abort(self, request_ids: Collection[str]) -> None:
         gone = set(request_ids)
@@ -173,25 +205,12 @@ class VllmEngine:
         have; no later request reuses those, because the prefix cache is salted with the version.
 
         Raises:
-          EngineMismatch: from an engine's first load: when this model's weights cannot be loaded, do not arrive whole,
-            or give other log-probabilities than their canary.
+          EngineMismatch: when this model's weights do not arrive whole or as they were published, or give other
+            log-probabilities than their canary; from an engine's first load also when they cannot be loaded.
           Exception: from vLLM; the model is half loaded then, and this engine must not be used again.
         """
-        tensors = self._names.tensors(published_model(weights, prefix=prefix))
-        try:
-            missing = vllm_weight_transfer.load(self._core, tensors)
-        except Exception as error:
-            if not self._is_new:
-                raise
-            raise EngineMismatch(
-                f"{self._model}: vLLM does not take the learner's weights, so this kind of model cannot be trained: "
-                f"{_in_words(error)}"
-            ) from error
-        if missing:
-            raise EngineMismatch(
-                f"{self._model}: {len(missing)} of the engine's parameters got no weights from the learner, "
-                f"{missing[0]} among them: this kind of model cannot be trained"
-            )
+        self._settle()
+        self._weights.load(weights, prefix=prefix)
         self._loaded(weights.epoch, weights.version, weights.canary)
 
     def prompt_logprobs(self, token_ids: Sequence[int]) -> Array:
@@ -208,9 +227,16 @@ class VllmEngine:
             raise ValueError(f"{len(token_ids)} tokens: 2 at the least, and less than {self.max_model_len}")
         load, self._load = self._load, LoadSums()
         running = self._admit("", token_ids, self._scored, cache_salt="scored")
-        while running.prompt_logprobs is None:
-            self._held += [completion for completion in self._step() if completion.request_id]
-        self._load = load
+        waiting, limit = self._scheduler.waiting, self._scheduler.max_num_active_reqs
+        request = self._scheduler.requests[str(self._count)]
+        waiting.remove_request(request)  # it goes first, and has a seat of its own: nobody waits for it for long
+        waiting.prepend_request(request)
+        self._scheduler.max_num_active_reqs = limit + 1
+        try:
+            while running.prompt_logprobs is None:
+                self._held += [completion for completion in self._step() if completion.request_id]
+        finally:
+            self._load, self._scheduler.max_num_active_reqs = load, limit
         return running.prompt_logprobs
 
     def receive(self, offer: WeightsOffer) -> int:
@@ -220,9 +246,8 @@ class VllmEngine:
           EngineMismatch: as `load`.
           Exception: from vLLM or the sender; the model may be half loaded then, as after `load`.
         """
-        epoch, version, canary = offer.accept(
-            lambda method, arguments: self._core.collective_rpc(method, kwargs=arguments)
-        )
+        self._settle()
+        epoch, version, canary = self._weights.receive(offer)
         self._loaded(epoch, version, canary)
         return epoch
 
@@ -230,14 +255,18 @@ class VllmEngine:
         # Numbers come again after a restore, for other weights: a version is only known with its epoch.
         self._label = f"{epoch}.{version}"
         self.version = version
-        if canary is not None and self._is_new:
+        if canary is not None:
             try:
                 self.check(canary)
             except RollcallError:
                 raise
             except Exception as error:
-                raise EngineMismatch(f"{self._model}: vLLM cannot compute this model: {_in_words(error)}") from error
-        self._is_new = False  # last: an engine that did not pass is none
+                if not self._weights.is_first:
+                    raise
+                raise EngineMismatch(
+                    f"{self._weights.model}: vLLM cannot compute this model: {in_words(error)}"
+                ) from error
+        self._weights.is_first = False  # last: an engine that did not pass is none
 
     def check(self, canary: Canary) -> float:
         """How far this engine is from what the learner says under the weights loaded last: the mean difference of their
@@ -246,76 +275,13 @@ class VllmEngine:
         Raises:
           EngineMismatch: when it is beyond what rounding explains.
         """
-        return check_canary(
-            canary,
-            self.prompt_logprobs(canary.token_ids.tolist()),
-            version=self.version,
-            model=self._model,
-            dtype=self._dtype,
-            on_gpu=vllm_weight_transfer.has_gpu(),
+        said = self.prompt_logprobs(canary.token_ids.tolist())
+        bound = bound_of(self.dtype, canary.dtype, on_gpu=vllm_weight_transfer.has_gpu())
+        nats = check_canary(
+            canary, said, bound=bound, version=self.version, model=self._weights.model, dtype=self.dtype
         )
+        self._canary_nats, self._canary_bound_nats = nats, bound
+        return nats
 
     def close(self) -> None:
         self._core.shutdown()
-
-
-def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-
-
-def _engine_arguments(model_directory: Path, config: EngineConfig) -> Any:
-    from vllm.config.weight_transfer import WeightTransferConfig
-    from vllm.engine.arg_utils import EngineArgs
-
-    if vllm_weight_transfer.has_gpu():
-        arguments: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_utilization}
-    else:
-        # A prompt that is cut between two steps makes vLLM rewind the request's generator: CPU generators cannot.
-        arguments = {"enable_chunked_prefill": False}
-    ours = config.weight_transfer == "object_store"
-    return EngineArgs(
-        model=str(model_directory),
-        skip_tokenizer_init=True,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        enforce_eager=config.enforce_eager,
-        use_tqdm_on_load=False,
-        max_num_batched_tokens=max(PREFILL_TOKENS, config.max_model_len),
-        logprobs_mode="processed_logprobs",  # the default's ignore temperature and nucleus
-        weight_transfer_config=WeightTransferConfig(
-            backend=vllm_weight_transfer.register() if ours else config.weight_transfer
-        ),
-        # With two steps at once, weights could change between computing a token and booking its version.
-        async_scheduling=False,
-        disable_log_stats=True,
-        seed=0,
-        **arguments,
-    )
-
-
-def _sampling_parameters(
-    sampling: SamplingConfig, stop_token_ids: Sequence[int], more_stops: dict[str, Any]
-) -> tuple[Any, Any, Any]:
-    """vLLM's parameters of a request that is sampled, of a greedy one, and of one whose prompt alone is scored."""
-    from vllm.sampling_params import SamplingParams
-
-    every: dict[str, Any] = {"logprobs": 0, "detokenize": False}  # log-probabilities of the sampled token alone
-    stops = [] if sampling.ignore_eos else list(stop_token_ids)
-    ends: dict[str, Any] = {"ignore_eos": sampling.ignore_eos, "stop_token_ids": stops, **every}
-    sampled = SamplingParams(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, **ends)
-    greedy = SamplingParams(temperature=0.0, **ends)
-    for parameters in (sampled, greedy):
-        parameters.update_from_generation_config(more_stops)
-    alone: dict[str, Any] = {"prompt_logprobs": 0, "max_tokens": 1, "skip_reading_prefix_cache": True}
-    return sampled, greedy, SamplingParams(temperature=0.0, ignore_eos=True, **alone, **every)
-
-
-def _set_environment(config: EngineConfig, threads: int) -> None:
-    """vLLM reads these once, when it is first imported or its first engine is built."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process: we own its steps
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # or every engine of a machine binds to the same cores
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -3,15 +3,19 @@ that uses it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _BACKEND = "rollcall"  # our engine's name in vLLM's registry
+_SHARED = Path("/dev/shm")  # memory that processes of one machine have in common
 _incoming: Mapping[str, Tensor] = {}  # what it loads: vLLM's own calls carry plain values only
-_missing: list[str] = []  # what it found without weights afterwards
 
 
 def load(core: Any, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -23,14 +27,26 @@ def load(core: Any, tensors: Mapping[str, Tensor]) -> list[str]:
     """
     global _incoming
     _incoming = tensors
-    _missing.clear()
-    try:
-        core.collective_rpc("start_weight_update")
-        core.collective_rpc("update_weights", kwargs={"update_info": {}})
-        core.collective_rpc("finish_weight_update")
-    finally:
-        _incoming = {}
-    return list(_missing)
+    others = core.engine_core.vllm_config.parallel_config.world_size > 1
+    with _in_shared_memory(tensors) if others else nullcontext("") as path:
+        try:
+            core.collective_rpc("start_weight_update")
+            core.collective_rpc("update_weights", kwargs={"update_info": {"path": path}})
+            core.collective_rpc("finish_weight_update")
+        finally:
+            _incoming = {}
+    return sorted({name for missing in core.collective_rpc("rollcall_missing") for name in missing})
+
+
+@contextmanager
+def _in_shared_memory(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """The path of a file that holds them, for an engine's further processes: nothing is pickled."""
+    from safetensors.torch import save_file
+
+    folder = _SHARED if _SHARED.is_dir() else None
+    with tempfile.NamedTemporaryFile(prefix="rollcall-weights-", dir=folder) as file:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file.name)
+        yield file.name
 
 
 def has_gpu() -> bool:
@@ -52,48 +68,60 @@ def register() -> str:
     if _BACKEND in WeightTransferEngineFactory._registry:
         return _BACKEND
 
+    @dataclass
+    class UpdateInfo(WeightTransferUpdateInfo):
+        """Where the tensors lie: in a file of shared memory, or, without a path, in this process."""
+
+        path: str = ""
+
     class ObjectStoreEngine(WeightTransferEngine):  # type: ignore[type-arg]
-        """Loads arrays of this process, straight out of the object store's shared memory."""
+        """Loads arrays of this process, straight out of the object store's shared memory, or those of a file."""
 
         init_info_cls = WeightTransferInitInfo
-        update_info_cls = WeightTransferUpdateInfo
+        update_info_cls = UpdateInfo
         _is_first = True
         _reload: _InPlace | _Layerwise
         _loaded: frozenset[str]
+        missing: Sequence[str] = ()  # its parameters that got nothing, after its first load
 
         def init_transfer_engine(self, init_info: Any) -> None: ...
 
         def start_weight_update(self) -> None:
             if self._is_first:  # what the model directory says would hide that nothing came
                 _spoil(self.model.parameters())
-            on_gpu = any(parameter.device.type != "cpu" for parameter in self.model.parameters())
-            config = self.model_config
-            self._reload = _Layerwise(self.model, config) if on_gpu else _InPlace(self.model, config.dtype)
+            self._reload = reload_of(self.model, self.model_config)
             self._loaded = frozenset()
 
         def update_weights(self, update_info: Any) -> None:
             # Not vLLM's own, which calls torch.accelerator.synchronize(): on a CPU build that raises.
-            self.receive_weights(update_info)
+            self.receive_weights(self.parse_update_info(update_info))
 
         def receive_weights(self, update_info: Any) -> None:
             import torch
+            from safetensors.torch import load_file
 
             load: Any = self.model.load_weights
+            tensors = load_file(update_info.path) if update_info.path else _incoming
             with torch.no_grad():
                 # Copies out of them, and never writes to them. Some models do not say what they loaded.
-                names = load(iter(_incoming.items()))
+                names = load(iter(tensors.items()))
             self._loaded |= dict(self.model.named_parameters()).keys() if names is None else names
 
         def finish_weight_update(self) -> None:
             self._reload.finish()
-            if self._is_first:
-                _missing[:] = _without_weights(self.model, self._loaded)
+            self.missing = _without_weights(self.model, self._loaded) if self._is_first else []
             self._is_first = False
 
         def shutdown(self) -> None: ...
 
     WeightTransferEngineFactory.register_engine(_BACKEND, ObjectStoreEngine)
     return _BACKEND
+
+
+def reload_of(model: Any, model_config: Any) -> _InPlace | _Layerwise:
+    """Begins a load of the whole model, which `finish` ends."""
+    on_gpu = any(parameter.device.type != "cpu" for parameter in model.parameters())
+    return _Layerwise(model, model_config) if on_gpu else _InPlace(model, model_config.dtype)
 
 
 class _InPlace:

@@ -125,6 +125,8 @@ class LMActor:
             if len(work.finished) == work.payload.num_samples:
                 del self._running[key]
                 outcomes.append(self._produced(work))
+        if self.is_idle:
+            self._engine.rest()
         return outcomes
 
     def produce_all(self, tickets: Sequence[Ticket]) -> list[Outcome]:
@@ -249,6 +251,8 @@ class LMActor:
         ]
 
     def _give_up(self, works: Sequence[_Work]) -> None:
+        if not works:
+            return
         for work in works:
             del self._running[work.ticket.header.key]
         self._conversations.abort(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rollcall.cluster.messages.attempt import Produced
+from rollcall.cluster.messages.attempt import EngineLoad, Produced
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 
 RETURN_WINDOW = 100  # episodes over which the training return is averaged
@@ -128,7 +128,15 @@ def _engines(produced: Sequence[Produced]) -> dict[str, Any]:
         "engine_kv_cache_usage": max(load.kv_cache_usage for load in loads),
         "engine_cached_tokens": sum(load.cached_tokens for load in loads),
         "engine_computed_tokens": sum(load.computed_tokens for load in loads),
+        **_canaries(loads),
     }
+
+
+def _canaries(loads: Sequence[EngineLoad]) -> dict[str, float]:
+    """Of the engine that is farthest from the learner."""
+    nats = [load.canary_nats for load in loads if load.canary_nats is not None]
+    bounds = [load.canary_bound_nats for load in loads if load.canary_bound_nats is not None]
+    return {"engine_canary": max(nats), "engine_canary_bound": max(bounds)} if nats and bounds else {}
 
 
 def _scoring(produced: Sequence[Produced]) -> dict[str, Any]:

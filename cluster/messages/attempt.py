@@ -108,6 +108,8 @@ class EngineLoad:
     kv_cache_usage: float  # largest share of its blocks in use
     cached_tokens: int  # of the prompts of what finished: found in the prefix cache
     computed_tokens: int  # of the same: not found there
+    canary_nats: float | None = None  # how far it is from the learner under the weights that it took last
+    canary_bound_nats: float | None = None  # what is allowed
 
 
 @dataclass(frozen=True, slots=True)

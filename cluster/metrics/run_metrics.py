@@ -45,6 +45,8 @@ _GAUGES = {
     "engine_running": "engine_running_requests",
     "engine_waiting": "engine_waiting_requests",
     "engine_kv_cache_usage": "engine_kv_cache_usage_ratio",
+    "engine_canary": "engine_canary_nats",
+    "engine_canary_bound": "engine_canary_bound_nats",
 }
 _HISTOGRAMS = {
     "step_s": "step_seconds",
@@ -161,6 +163,9 @@ class RunMetrics:
                 self._advance(value, *_TOTALS[key])
             elif key in _AMOUNTS and _AMOUNTS[key][0] in self._families:
                 self._at(*_AMOUNTS[key]).inc(value)
+        fresh, mismatch = record.get("fresh_fraction"), record.get("fresh_mismatch")
+        if _is_number(fresh) and _is_number(mismatch) and fresh > 0:  # both per token of the batch
+            self._set(mismatch / fresh, "fresh_mismatch_nats")
         versions = tuple(record.get("reward_versions") or ())
         if versions:
             self._reward_model(versions)

@@ -177,6 +177,14 @@ _LANGUAGE = tuple(
         ("completion_length_tokens", "gauge", "tokens", "Mean length of the newest completions", (), STEPPED),
         ("kl_reference_nats", "gauge", "nats", "Mean KL estimate to the reference, per token", (), "a KL penalty"),
         ("logprob_mismatch_nats", "gauge", "nats", "Mean |learner's - engine's log-probability|", (), STEPPED),
+        (
+            "fresh_mismatch_nats",
+            "gauge",
+            "nats",
+            "The same, of tokens without lag, before the update",
+            (),
+            "a token without lag",
+        ),
         ("eval_exact_match_ratio", "gauge", "0 to 1", "Held-out problems solved", (), "an evaluation"),
         (
             "tokens",
@@ -190,6 +198,8 @@ _LANGUAGE = tuple(
         ("engine_running_requests", "gauge", "requests", "Running at an engine step, mean of a batch", (), STEPPED),
         ("engine_waiting_requests", "gauge", "requests", "Waiting at an engine step, mean of a batch", (), STEPPED),
         ("engine_kv_cache_usage_ratio", "gauge", "0 to 1", "Largest share of an engine's KV cache in use", (), STEPPED),
+        ("engine_canary_nats", "gauge", "nats", "Of the engine farthest from the learner, same weights", (), STEPPED),
+        ("engine_canary_bound_nats", "gauge", "nats", "Beyond this the run stops, by dtype", (), STEPPED),
         ("engine_steps", "counter", "steps", "Steps that the engines made for batches learned from", (), STEPPED),
         (
             "engine_prompt_tokens",

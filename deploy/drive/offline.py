@@ -17,6 +17,7 @@ from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_check
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.drive.nested import NestedRuns
+from rollcall.deploy.drive.planned import plan_alone
 from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
 from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
@@ -59,6 +60,7 @@ class OfflineDrive:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
         with _one_driver(self._run.directory):
             made = self._made
+            plan_alone(self._run.config, made, self._run.directory, self._recorder.on_event)
             with nothing_to_keep():
                 self._nested.prepare(made, self._stop_requested)
                 _ = made.learner

@@ -3,9 +3,14 @@ rightly."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
+from rollcall.cluster.messages.fingerprints import fingerprints
 from rollcall.cluster.messages.weights import Canary
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.models.token_policy import TokenPolicy, canary_tokens
@@ -26,3 +31,9 @@ def canary(policy: TokenPolicy, *, room: int, dtype: str) -> Canary:
     rows = TokenRows(tokens[None], torch.arange(len(tokens) - 1, device=tokens.device), tokens[1:])
     logprobs = policy(rows, as_sampled=False).logprobs
     return Canary(np.array(token_ids, np.int32), logprobs.float().cpu().numpy(), dtype)
+
+
+def with_fingerprints(canary: Canary, published: Mapping[str, Tensor], dtype: str) -> Canary:
+    """`canary` with the fingerprints of what is published beside it, in an engine's dtype."""
+    floating = {name: tensor for name, tensor in published.items() if tensor.is_floating_point()}
+    return replace(canary, fingerprints=fingerprints(floating, dtype))

@@ -4,17 +4,22 @@ process or (learners/loop/sharded.py) in pieces."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
+from rollcall.learners.loop.footprint import STEP_CHUNK
+from rollcall.learners.loop.mixed import MixedAdam
+from rollcall.learners.loop.offload import HostRule
+from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, OptimizerConfig
+from rollcall.learners.loop.rules import PARAMETERS, Rule, Stretch, TorchRule, decays, gradient_norm
 from rollcall.learners.models.flat import Whole, flatten_module
+from rollcall.learners.models.halves import joined
 
 FsdpUnits = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
 
@@ -29,19 +34,39 @@ class ReplicatedParameters:
         collective: Collective,
         optimizer: OptimizerConfig,
         learning_rate: float,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> None:
+        """`dtype`: of the trained parameters as passes read them; with bfloat16, they are stepped as float32 all the
+        same. `offload`: the optimiser lies in the host's memory."""
         module = nn.ModuleDict(dict(models))
-        self._flat = flatten_module(module, only_trained=True)
-        self._trained = [p for p in module.parameters() if p.requires_grad]
-        self._decayed = [p for name, p in module.named_parameters() if p.requires_grad and decays(name, p)]
-        self._weight_decay = optimizer.weight_decay
+        flat = flatten_module(module, only_trained=True, dtype=dtype)
+        self._flat = replace(flat, rest=None)
+        named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+        self._trained = [parameter for _, parameter in named]
+        self._place_of = {id(parameter): spec for parameter, spec in self.places()}
         self._collective = collective
-        self._optimizer = build_optimizer([self._flat.parameter], optimizer, learning_rate=learning_rate)
-        allocate_state(self._optimizer)
+        decayed = [
+            (0, slice(spec.offset, spec.offset + spec.size))
+            for (name, parameter), spec in zip(named, self._flat.specs, strict=True)
+            if decays(name, parameter)
+        ]
+        self._rule = make_rule(
+            [flat.parameter],
+            [] if flat.rest is None else [flat.rest],
+            decayed,
+            optimizer,
+            learning_rate=learning_rate,
+            offload=offload,
+        )
 
     @property
     def device(self) -> torch.device:
         return self._flat.gradient.device
+
+    @property
+    def _is_mixed(self) -> bool:
+        return self._flat.gradient.dtype != torch.float32
 
     @property
     def gradient(self) -> Tensor:
@@ -56,82 +81,75 @@ class ReplicatedParameters:
     def zero_gradients(self) -> None:
         self._flat.gradient.zero_()
 
-    def sum_gradients(self) -> None:
+    def sum_gradients(self, loss: Tensor) -> None:
+        self._flat.gradient[:1].add_(loss * 0.0)
         self._collective.sum_(self._flat.gradient)
 
     def gradient_norm(self) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(self._flat.gradient)
-        return norm
+        return gradient_norm(self._flat.gradient)
 
     def scale_gradients(self, factor: Tensor) -> None:
-        self._flat.gradient.mul_(factor)
+        self._rule.scale_gradients(factor)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self._optimizer, learning_rate)
+        self._rule.set_learning_rate(learning_rate)
 
-    def step(self) -> None:
-        """Adam through its functional form: of the 0.1 ms that Optimizer.step takes for one small flat parameter, nine
-        tenths are its hooks and checks (measured), a seventh of a small network's whole update."""
-        shrink(self._decayed, self._weight_decay, self._optimizer)
-        group, parameter = self._optimizer.param_groups[0], self._flat.parameter
-        if not isinstance(self._optimizer, torch.optim.Adam):
-            self._optimizer.step()
-            return
-        state = self._optimizer.state[parameter]
-        with torch.no_grad():
-            adam(
-                [parameter],
-                [self._flat.gradient],
-                [state["exp_avg"]],
-                [state["exp_avg_sq"]],
-                [],
-                [state["step"]],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
+    def step(self, skip: Tensor) -> None:
+        self._rule.step(skip)
 
     def tensors(self) -> dict[str, Tensor]:
-        state = self._optimizer.state[self._flat.parameter]
-        return {"parameters": self._flat.parameter, **{f"optimizer.{name}": value for name, value in state.items()}}
+        return self._rule.state_tensors()
 
     def state(self) -> dict[str, Array]:
-        return {name: tensor.detach().cpu().numpy() for name, tensor in self.tensors().items()}
+        return {name: self._as_array(name) for name in self._rule.names()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        return {name: tuple(self._rule.live(name)[0].shape) for name in self._rule.names()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        with torch.no_grad():
-            for name, tensor in self.tensors().items():
-                tensor.copy_(torch.from_numpy(np.array(state[name])))
+        for name in self._rule.names():
+            self._rule.write(name, 0, torch.from_numpy(np.array(state[name])))
+
+    @property
+    def in_pieces(self) -> bool:
+        return False
 
     def whole(self) -> Whole | None:
-        return None
+        return self._in_full if self._is_mixed else None
+
+    def _as_array(self, name: str) -> Array:
+        """float32; of what lies otherwise, a piece after the other is made so."""
+        (live,) = self._rule.live(name)
+        if live.dim() == 0 or not self._is_mixed:
+            return live.detach().cpu().numpy()
+        array = np.empty(live.numel(), np.float32)
+        for begin in range(0, len(array), STEP_CHUNK):
+            part = slice(begin, begin + STEP_CHUNK)
+            array[part] = self._rule.read(name, 0, part).cpu().numpy()
+        return array
+
+    def _in_full(self, parameter: Tensor) -> Tensor:
+        spec = self._place_of.get(id(parameter))
+        if spec is None:  # it is not trained
+            return parameter.detach()
+        return self._rule.read(PARAMETERS, 0, slice(spec.offset, spec.offset + spec.size)).view(spec.shape)
 
 
-def decays(name: str, parameter: Tensor) -> bool:
-    """Weights of matrices and embeddings; not biases, nor the scales of normalisations, which are not many numbers and
-    have to be as large as they are."""
-    return parameter.dim() >= 2 and "bias" not in name
-
-
-def shrink(parameters: Sequence[Tensor], weight_decay: float, optimizer: torch.optim.Optimizer) -> None:
-    """Decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101): of the weights, not of their gradients,
-    so that what Adam makes of a gradient does not scale it."""
-    if weight_decay:
-        with torch.no_grad():
-            torch._foreach_mul_(list(parameters), 1.0 - float(optimizer.param_groups[0]["lr"]) * weight_decay)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate
+def make_rule(
+    parameters: Sequence[nn.Parameter],
+    rests: Sequence[Tensor],
+    decayed: Sequence[Stretch],
+    config: OptimizerConfig,
+    *,
+    learning_rate: float,
+    offload: bool,
+) -> Rule:
+    """`rests`: the other halves of parameters that are bfloat16; else nothing."""
+    if offload:
+        halves = zip(parameters, rests, strict=False)
+        values = [joined(parameter.detach(), rest) for parameter, rest in halves] if rests else parameters
+        return HostRule(parameters, values, decayed, config, learning_rate=learning_rate)
+    if not rests:
+        return TorchRule(parameters, decayed, config, learning_rate=learning_rate)
+    assert isinstance(config, AdamConfig | AdamWConfig), "other rules step float32 alone"
+    return MixedAdam(parameters, rests, decayed, config, learning_rate=learning_rate)

@@ -6,21 +6,25 @@ processes, which they would only be cut out of again."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
-from rollcall.learners.loop.parameters import FsdpUnits, decays, set_learning_rate, shrink
+from rollcall.learners.loop.optimizers import OptimizerConfig
+from rollcall.learners.loop.parameters import FsdpUnits, make_rule
+from rollcall.learners.loop.rules import PARAMETERS, decays, gradient_norm
 from rollcall.learners.models.flat import Whole, place
+from rollcall.learners.models.halves import split_into
+
+Rows = TypeVar("Rows", Array, Tensor)
 
 
 class ShardedParameters:
@@ -40,11 +44,15 @@ class ShardedParameters:
         collective: Collective,
         optimizer: OptimizerConfig,
         learning_rate: float,
+        dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> None:
+        """`dtype` and `offload` as ReplicatedParameters'."""
         self._collective = collective
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)
         self._mesh = init_device_mesh(device.type, (collective.num_processes,))
+        rests = self._halved(models) if dtype == torch.bfloat16 else []
         self._roots = [_shard(model, units, self._mesh) for model in models.values() if _has_parameters(model)]
         for model in models.values():
             if not _has_parameters(model):
@@ -55,10 +63,13 @@ class ShardedParameters:
         self._trained = [parameter for _, parameter in trained]
         self._shards, self._gradient = _as_plain(self._trained, self._mesh)
         pairs = zip(trained, self._shards, strict=True)
-        self._decayed = [shard for (name, parameter), shard in pairs if decays(name, parameter)]
-        self._weight_decay = optimizer.weight_decay
-        self._optimizer = build_optimizer(self._shards, optimizer, learning_rate=learning_rate)
-        allocate_state(self._optimizer)
+        decayed = [
+            (index, slice(0, shard.numel()))
+            for index, ((name, parameter), shard) in enumerate(pairs)
+            if decays(name, parameter)
+        ]
+        rests = [rest.to(self.device) for rest in rests]
+        self._rule = make_rule(self._shards, rests, decayed, optimizer, learning_rate=learning_rate, offload=offload)
 
     @property
     def device(self) -> torch.device:
@@ -80,61 +91,69 @@ class ShardedParameters:
     def zero_gradients(self) -> None:
         self._gradient.zero_()
 
-    def sum_gradients(self) -> None: ...
+    def sum_gradients(self, loss: Tensor) -> None:
+        self._gradient[:1].add_(loss * 0.0)  # the gradients are summed already; their norm is everyone's
 
     def gradient_norm(self) -> Tensor:
-        norm: Tensor = torch.linalg.vector_norm(self._gradient)
-        square = norm.double().square()  # double: a float32 square overflows early
+        square = gradient_norm(self._gradient).double().square()  # double: a float32 square overflows early
         self._collective.sum_(square)
         return square.sqrt().float()
 
     def scale_gradients(self, factor: Tensor) -> None:
-        self._gradient.mul_(factor)
+        self._rule.scale_gradients(factor)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self._optimizer, learning_rate)
+        self._rule.set_learning_rate(learning_rate)
 
-    def step(self) -> None:
+    def step(self, skip: Tensor) -> None:
         self._let_go()
-        shrink(self._decayed, self._weight_decay, self._optimizer)
-        self._optimizer.step()
+        self._rule.step(skip)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{index}": tensor
-            for name, tensors in self._columns().items()
-            for index, tensor in enumerate(tensors)
-        }
+        return self._rule.state_tensors()
 
     def state(self) -> dict[str, Array]:
         state = {}
-        for name, tensors in self._columns().items():
+        for name in self._rule.names():
+            tensors = self._rule.live(name)
             if tensors[0].dim() == 0:  # a count of steps, the same for all
                 state[name] = tensors[0].cpu().numpy()
                 continue
             flat = np.zeros(self._size if self._collective.rank == 0 else 0, np.float32)
-            for spec, parameter, tensor in zip(self._specs, self._trained, tensors, strict=True):
-                value = self._like(parameter, tensor).full_tensor()
+            for index, (spec, parameter) in enumerate(zip(self._specs, self._trained, strict=True)):
+                value = self._in_full(parameter, name, index)
                 if self._collective.rank == 0:
                     flat[spec.offset : spec.offset + spec.size] = value.reshape(-1).cpu().numpy()
             state[name] = flat
         return state
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: () if tensors[0].dim() == 0 else (self._size,) for name, tensors in self._columns().items()}
+        names = self._rule.names()
+        return {name: () if self._rule.live(name)[0].dim() == 0 else (self._size,) for name in names}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        with torch.no_grad():
-            for name, tensors in self._columns().items():
-                for spec, tensor in zip(self._specs, tensors, strict=True):
-                    value = state[name]
-                    if tensor.dim() > 0:
-                        value = self._rows(value[spec.offset : spec.offset + spec.size].reshape(spec.shape))
-                    tensor.copy_(torch.from_numpy(np.array(value)))
+        for name in self._rule.names():
+            for index, (spec, tensor) in enumerate(zip(self._specs, self._rule.live(name), strict=True)):
+                value = state[name]
+                if tensor.dim() > 0:
+                    value = self._rows(value[spec.offset : spec.offset + spec.size].reshape(spec.shape))
+                self._rule.write(name, index, torch.from_numpy(np.array(value)))
+
+    @property
+    def in_pieces(self) -> bool:
+        return True
 
     def whole(self) -> Whole | None:
         self._let_go()  # a gathered model would show its parameters as they were when it was gathered
-        return _gathered
+        if self._gradient.dtype == torch.float32:
+            return _gathered
+        numbers = {id(parameter): index for index, parameter in enumerate(self._trained)}
+
+        def in_full(tensor: Tensor) -> Tensor:
+            index = numbers.get(id(tensor))
+            return _gathered(tensor) if index is None else self._in_full(self._trained[index], PARAMETERS, index)
+
+        return in_full
 
     def _let_go(self) -> None:
         """The parts of a model outside its units stay gathered after a forward pass, until backward: also after one
@@ -142,28 +161,34 @@ class ShardedParameters:
         for root in self._roots:
             root.reshard()
 
-    def _columns(self) -> dict[str, Sequence[Tensor]]:
-        """What there is of every shard, by name."""
-        states = [self._optimizer.state[shard] for shard in self._shards]
-        return {
-            "parameters": self._shards,
-            **{f"optimizer.{name}": [state[name] for state in states] for name in states[0]},
-        }
-
-    def _rows(self, value: Array) -> Array:
+    def _rows(self, value: Rows) -> Rows:
         """This process's."""
         share = -(-len(value) // self._collective.num_processes)
         begin = self._collective.rank * share
         return value[begin : begin + share]
 
-    def _like(self, parameter: DTensor, shard: Tensor) -> DTensor:
-        return _from_shard(parameter, shard.detach(), self._mesh)
+    def _in_full(self, parameter: DTensor, name: str, index: int) -> Tensor:
+        shard = self._rule.read(name, index).view(self._shards[index].shape)
+        return _from_shard(parameter, shard, self._mesh).full_tensor()
+
+    def _halved(self, models: Mapping[str, nn.Module]) -> list[Tensor]:
+        """Makes what is trained bfloat16. Returns this process's rows of the other halves."""
+        rests = []
+        for parameter in nn.ModuleDict(dict(models)).parameters():
+            if parameter.requires_grad:
+                upper = torch.empty_like(parameter.data, dtype=torch.bfloat16)
+                rest = torch.empty_like(parameter.data, dtype=torch.int16)
+                split_into(parameter.data, upper, rest)
+                parameter.data = upper
+                rests.append(self._rows(rest).clone())
+        return rests
 
 
 def _shard(model: nn.Module, units: FsdpUnits, mesh: DeviceMesh) -> FSDPModule:
     """In place: units first, then what they leave. On a GPU, each unit is moved there and cut before the next."""
+    precision = MixedPrecisionPolicy(reduce_dtype=torch.float32)  # gradients are summed so, whatever they are kept in
     for part in [*units(model), model]:
-        shard = fully_shard(part, mesh=mesh)
+        shard = fully_shard(part, mesh=mesh, mp_policy=precision)
         # Losses are weighted sums over the whole minibatch: gradients add up, and are not averaged. Of the two ways to
         # say so, gloo knows this one.
         shard.set_gradient_divide_factor(1.0)
@@ -177,7 +202,7 @@ def _as_plain(parameters: Sequence[DTensor], mesh: DeviceMesh) -> tuple[list[nn.
     with torch.no_grad():
         locals_ = [parameter.to_local() for parameter in parameters]
         specs, size = place((str(index), tensor) for index, tensor in enumerate(locals_))
-        gradient = torch.zeros(size, device=locals_[0].device)
+        gradient = torch.zeros(size, device=locals_[0].device, dtype=locals_[0].dtype)
         shards = []
         for spec, parameter, tensor in zip(specs, parameters, locals_, strict=True):
             view = gradient[spec.offset : spec.offset + spec.size].view(spec.shape)

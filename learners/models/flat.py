@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.weights import TensorSpec, Weights
+from rollcall.cluster.messages.weights import BFLOAT16, TensorSpec, Weights, new_buffer
+from rollcall.learners.models.halves import split_into
 
 # Every parameter begins on a cache line: kernels choose their path by alignment, and so would the last bit of a result.
 _ALIGNMENT = 16  # elements; 64 bytes of float32
@@ -50,14 +51,18 @@ class FlatParameters:
     (`zero_grad(set_to_none=True)`): that cuts the view. The gaps of the alignment hold zeros, and have zero gradients.
     """
 
-    parameter: nn.Parameter  # float32 [size]; its .grad is `gradient`
-    gradient: Tensor  # float32 [size]
+    parameter: nn.Parameter  # float32 or bfloat16 [size]; its .grad is `gradient`
+    gradient: Tensor  # of its dtype [size]
     specs: Sequence[TensorSpec]  # where each of the module's lies
+    rest: Tensor | None = None  # int16 [size]: of bfloat16, what is missing to the float32 that it was
 
 
-def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatParameters:
-    """Moves all parameters of a module into one contiguous float32 buffer. Keeps their values; drops their gradients.
-    `only_trained`: those without requires_grad (a reference model's, an adapter's base) stay where they are.
+def flatten_module(
+    module: nn.Module, *, only_trained: bool = False, dtype: torch.dtype = torch.float32
+) -> FlatParameters:
+    """Moves all parameters of a module into one contiguous buffer, float32 or in two halves of it (halves.py). Keeps
+    their values; drops their gradients. `only_trained`: those without requires_grad (a reference model's, an adapter's
+    base) stay where they are.
 
     Raises:
       ValueError: if a parameter is not float32, or they are not all on one device.
@@ -74,16 +79,21 @@ def flatten_module(module: nn.Module, *, only_trained: bool = False) -> FlatPara
                 f"parameter {name} is {parameter.dtype} on {parameter.device}: flattening needs float32 on {device}"
             )
     specs, size = place(named)
-    values = torch.zeros(size, device=device)
-    gradients = torch.zeros(size, device=device)
+    values = torch.zeros(size, device=device, dtype=dtype)
+    rest = torch.zeros(size, device=device, dtype=torch.int16) if dtype == torch.bfloat16 else None
+    gradients = torch.zeros(size, device=device, dtype=dtype)
     for spec, (_, parameter) in zip(specs, named, strict=True):
-        view = values[spec.offset : spec.offset + spec.size].view(spec.shape)
-        view.copy_(parameter.data)
+        own = slice(spec.offset, spec.offset + spec.size)
+        view = values[own].view(spec.shape)
+        if rest is None:
+            view.copy_(parameter.data)
+        else:
+            split_into(parameter.data, view, rest[own].view(spec.shape))
         parameter.data = view
-        parameter.grad = gradients[spec.offset : spec.offset + spec.size].view(spec.shape)
+        parameter.grad = gradients[own].view(spec.shape)
     flat = nn.Parameter(values)
     flat.grad = gradients
-    return FlatParameters(flat, gradients, specs)
+    return FlatParameters(flat, gradients, specs, rest)
 
 
 def module_weights(
@@ -94,25 +104,27 @@ def module_weights(
     version: int,
     names: Sequence[str] | None = None,
     read_out: Callable[[nn.Module], Iterable[Readable]] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Weights:
     """Parameters and buffers (normaliser statistics among them) of the models called `names` (default: all) as Weights.
 
     A flattened model's parameters are one copy. A tensor is called "<model>.<its name in the model>". `read_out`:
-    whence the parameters come; None: they are the modules' own.
+    whence the parameters come; None: they are the modules' own. `dtype`: of parameters; None: as they have it. They are
+    rounded where they lie, one after the other.
     """
     buffers_of: dict[str, list[Array]] = {}
     sizes: dict[str, int] = {}
     index: list[TensorSpec] = []
     for name in list(models) if names is None else names:
         module = models[name]
-        placed, totals = _layout(module, name, read_out)
-        flat = _flat_view(module) if read_out is None else None
-        for dtype, array in _flat_arrays(placed, totals, flat).items():
-            buffers_of.setdefault(dtype, []).append(array)
+        placed, totals = _layout(module, name, read_out, dtype)
+        flat = _flat_view(module) if read_out is None and dtype in (None, torch.float32) else None
+        for kind, array in _flat_arrays(placed, totals, flat).items():
+            buffers_of.setdefault(kind, []).append(array)
         index += [replace(spec, offset=spec.offset + sizes.get(spec.dtype, 0)) for spec, _, _ in placed]
-        for dtype, total in totals.items():
-            sizes[dtype] = sizes.get(dtype, 0) + total
-    buffers = {dtype: parts[0] if len(parts) == 1 else np.concatenate(parts) for dtype, parts in buffers_of.items()}
+        for kind, total in totals.items():
+            sizes[kind] = sizes.get(kind, 0) + total
+    buffers = {kind: parts[0] if len(parts) == 1 else np.concatenate(parts) for kind, parts in buffers_of.items()}
     unsigned = Weights(policy_id, epoch, version, tuple(index), buffers)
     return replace(unsigned, checksum=unsigned.compute_checksum())
 
@@ -182,15 +194,15 @@ def _describe(spec: TensorSpec | None) -> str:
     return "nothing" if spec is None else f"{spec.name} {spec.dtype}{list(spec.shape)}"
 
 
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")  # numpy's name too, for all that numpy has
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")  # numpy's name too, for all that numpy has
 
 
 def place(named: Iterable[tuple[str, Tensor]], offset: int = 0) -> tuple[list[TensorSpec], int]:
     """Aligned places for tensors of one dtype from `offset` on, and where the next would begin."""
     specs = []
     for name, tensor in named:
-        specs.append(TensorSpec(name, _dtype_name(tensor), tuple(tensor.shape), offset))
+        specs.append(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), offset))
         offset += -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
     return specs, offset
 
@@ -204,17 +216,21 @@ def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layout(
-    module: nn.Module, name: str, read_out: Callable[[nn.Module], Iterable[Readable]] | None = None
+    module: nn.Module,
+    name: str,
+    read_out: Callable[[nn.Module], Iterable[Readable]] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Sequence[_Placed], dict[str, int]]:
-    """Every tensor of a module with its place, parameters first, and the size of each dtype's buffer."""
+    """Every tensor of a module with its place, parameters first, and the size of each dtype's buffer. `dtype`: of the
+    parameters, if not their own."""
     placed: list[_Placed] = []
     totals: dict[str, int] = {}
     buffers = (Readable(key, tensor, tensor.detach) for key, tensor in _persistent_buffers(module))
-    for tensors in ((read_out or own_parameters)(module), buffers):
+    for tensors, wanted in (((read_out or own_parameters)(module), dtype), (buffers, None)):
         for key, tensor, value in tensors:
-            dtype = _dtype_name(tensor)
-            specs, totals[dtype] = place([(f"{name}.{key}", tensor)], totals.get(dtype, 0))
-            placed.append(_Placed(specs[0], tensor, value))
+            kind = dtype_name(tensor.dtype if wanted is None or not tensor.is_floating_point() else wanted)
+            ((spec,), totals[kind]) = place([(f"{name}.{key}", tensor)], totals.get(kind, 0))
+            placed.append(_Placed(replace(spec, dtype=kind), tensor, value))
     return placed, totals
 
 
@@ -241,18 +257,24 @@ def _flat_view(module: nn.Module) -> Tensor | None:
 def _flat_arrays(placed: Sequence[_Placed], totals: Mapping[str, int], flat: Tensor | None) -> dict[str, Array]:
     """A fresh flat array for each dtype, filled from the placed tensors; from `flat`, if they lie there side by side,
     their parameters. Values are read in the order of their places: reading them may take several processes."""
-    arrays: dict[str, Array] = {dtype: np.zeros(total, dtype=np.dtype(dtype)) for dtype, total in totals.items()}
+    arrays: dict[str, Array] = {dtype: new_buffer(dtype, total) for dtype, total in totals.items()}
     if flat is not None:
         arrays["float32"][: flat.numel()] = flat.cpu().numpy()
     for spec, tensor, value in placed:
         if flat is None or not isinstance(tensor, nn.Parameter):
-            arrays[spec.dtype][spec.offset : spec.offset + spec.size] = value().cpu().numpy().reshape(-1)
+            rounded = value().to(getattr(torch, spec.dtype)).cpu().reshape(-1)
+            if spec.dtype == BFLOAT16:
+                rounded = rounded.view(torch.uint16)
+            arrays[spec.dtype][spec.offset : spec.offset + spec.size] = rounded.numpy()
     return arrays
 
 
 def _copy_into(tensor: Tensor, array: Array) -> None:
     """Copies an array, which may be read-only, into a tensor of the same shape."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
     if tensor.device.type == "cpu":
-        np.copyto(tensor.detach().numpy(), array)
+        np.copyto(tensor.numpy(), array)
     else:
-        tensor.detach().copy_(torch.from_numpy(array.copy()))
+        tensor.copy_(torch.from_numpy(array.copy()))

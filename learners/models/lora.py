@@ -103,7 +103,7 @@ def merged_parameters(module: nn.Module, whole: Whole = Tensor.detach) -> Iterat
 @torch.no_grad()
 def _merged(layer: _LoraLayer, whole: Whole) -> Tensor:
     weight, a, b = (
-        whole(part.weight) for part in (layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
+        whole(part.weight).float() for part in (layer.get_base_layer(), layer.lora_A[_ADAPTER], layer.lora_B[_ADAPTER])
     )
     return torch.addmm(weight, b, a, alpha=layer.scaling[_ADAPTER])
 

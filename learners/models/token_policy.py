@@ -75,7 +75,13 @@ class LMPolicyConfig(BaseModel):
         "checkpoints) in place of `model`; optimiser, schedules and books begin anew",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
+        default="float32", description="of the forward and backward pass (autocast)"
+    )
+    weights_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of the weights that the pass reads; bfloat16: 12 bytes a parameter with Adam in place of 16, "
+        "stepped as float32 all the same (the other half of each weight is kept beside it), gradients and their "
+        "average in bfloat16; auto: as dtype",
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     logits_workspace_mib: float | None = Field(
@@ -246,7 +252,9 @@ class TokenCritic(nn.Module):
         """[K]: values."""
         with torch.autocast(rows.token_ids.device.type, dtype=self._autocast, enabled=self._autocast is not None):
             states = body_states(self.body, rows)
-        return cast(Tensor, self.head(states.float()).squeeze(-1).clone())  # as TokenPolicy's: no view
+        # float32, whatever the head's weights are kept in. No view: as TokenPolicy's.
+        values = nn.functional.linear(states.float(), self.head.weight.float(), self.head.bias.float())
+        return values.squeeze(-1).clone()
 
 
 def decoder_layers(module: nn.Module) -> list[nn.Module]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rollcall.actors.engine.canary import check_canary
+from rollcall.actors.engine.canary import bound_of, check_canary
 from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Canary
@@ -15,7 +15,8 @@ SAID = np.linspace(-8, -0.1, 20, dtype=np.float32)
 
 def check(said: Array, *, learner: str = "float32", engine: str = "float32", on_gpu: bool = False) -> float:
     canary = Canary(np.arange(21, dtype=np.int32), SAID, learner)
-    return check_canary(canary, said, version=3, model="models/x (XForCausalLM)", dtype=engine, on_gpu=on_gpu)
+    bound = bound_of(engine, learner, on_gpu=on_gpu)
+    return check_canary(canary, said, bound=bound, version=3, model="models/x (XForCausalLM)", dtype=engine)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,8 @@ def test_there_is_an_alert_for_each_thing_that_can_go_wrong() -> None:
         "RewardErrors",
         "RewardSlow",
     }
-    wanted |= {"LogprobMismatch", "Restarts", "CheckpointOld", "DiskLow", "DiskFull", "RedisDown", "TargetDown"}
+    wanted |= {"LogprobMismatch", "FreshMismatch", "EngineDrifts"}
+    wanted |= {"Restarts", "CheckpointOld", "DiskLow", "DiskFull", "RedisDown", "TargetDown"}
     assert {f"Rollcall{name}" for name in wanted} <= ALERTS.keys()
 
 

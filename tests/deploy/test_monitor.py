@@ -40,6 +40,7 @@ LANGUAGE = STEP | {
     **{"degenerate_fraction": 0.1, "length_mean": 5.0, "mismatch": 0.01, "tokens": 100, "trained_tokens": 100.0},
     **{"degenerate_dropped": 0, "apply_s": 0.01, "engine_steps": 5, "engine_running": 4.0, "engine_waiting": 0.0},
     **{"engine_kv_cache_usage": 0.1, "engine_cached_tokens": 1, "engine_computed_tokens": 9},
+    **{"engine_canary": 1e-5, "engine_canary_bound": 1e-3, "fresh_fraction": 0.1, "fresh_mismatch": 1e-5},
 }
 
 

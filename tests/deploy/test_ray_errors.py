@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ray.exceptions import OutOfMemoryError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
+from rollcall.cluster.errors import BudgetSpent
+from rollcall.deploy.plan.machine import Machine
+from rollcall.deploy.plan.needs import GIB, Needs, Part, Role
+from rollcall.deploy.plan.planning import Plan
+from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.faults import in_a_line
 
 # As Ray 2 writes it, its table of processes shortened.
@@ -44,3 +49,40 @@ def test_allocations_that_fail_say_what_takes_less(error: Exception) -> None:
 def test_other_errors_are_cut_to_what_can_be_read() -> None:
     assert in_a_line(ValueError("a\nb")) == "ValueError('a\\nb')"
     assert len(in_a_line(ValueError("x" * 10_000))) == 300
+
+
+PLAN = Plan(
+    Needs(
+        "a model",
+        (Role("learner process", (Part("program", GIB), Part("logits", 17 * GIB, "token_budget")), 1, "learner"),),
+    ),
+    [Machine("this machine", 24 * GIB, 24 * GIB, 0, 0)],
+)
+
+
+def test_a_learner_without_memory_says_in_two_lines_what_it_holds_and_what_takes_less() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.27 GiB. GPU 0 has 79 GiB.")
+    said = Deaths(PLAN).raised("the learner", "learner", RayTaskError("step", "trace", error), "log").splitlines()
+    assert said == [
+        "the learner ran out of memory: CUDA out of memory; by its plan it takes 18.0 GiB (logits 17.0 GiB)",
+        "what makes it smaller: token_budget",
+    ]
+
+
+def test_a_process_that_the_kernel_ended_is_told_from_one_that_somebody_else_did() -> None:
+    gone = RayActorError(
+        None, "Worker unexpectedly exits. (1) The process is killed by SIGKILL by OOM killer (2) ray stop"
+    )
+    kills = iter([4, 4, 5, 5])
+    deaths = Deaths(PLAN, kills=lambda: next(kills))
+    assert deaths.of("the learner", "learner", gone).startswith("the learner died (")
+    first = deaths.of("the learner", "learner", gone).splitlines()[0]
+    assert "the kernel ended its process" in first and "18.0 GiB" in first
+
+
+def test_the_command_line_says_the_remedy_below_what_is_wrong() -> None:
+    error = BudgetSpent(
+        f"the learner failed: {Deaths(PLAN).raised('it', 'learner', RayTaskError('s', 't', MemoryError()), '')}"
+    )
+    assert "by its plan" in error.headline and "\n" not in error.headline
+    assert error.remedy == "what makes it smaller: token_budget"

@@ -27,10 +27,13 @@ from tests.needs import require
 require("peft")
 
 
-RESUMED = ("grpo", "critic", "adapters")
-MORE = [pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[1:], "bfloat16", "one-by-one", "chunks")]
-scenarios = pytest.mark.parametrize("name", [RESUMED[0], *MORE])
-resumed = pytest.mark.parametrize("name", [RESUMED[0], *MORE[:2]])
+RESUMED = ("grpo", "mixed", "critic", "adapters")
+NEAR = {
+    "mixed": 1e-3
+}  # gradients in bfloat16 are rounded otherwise where they are added up otherwise: a third of a step
+MORE = [pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[2:], "bfloat16", "one-by-one", "chunks")]
+scenarios = pytest.mark.parametrize("name", [*RESUMED[:2], *MORE])
+resumed = pytest.mark.parametrize("name", [*RESUMED[:2], *MORE[:2]])
 
 
 def start(rank: int, count: int, address: str, folder: Path, scenario: str) -> subprocess.Popen[str]:
@@ -98,7 +101,7 @@ def test_two_processes_with_half_of_it_each_give_the_update_of_one(folder: Path,
     assert report(folder, name, 2)["kind"] == "ShardedParameters"
     assert_near(folder / f"{name}-1.0.npz", folder / f"{name}-2.0.npz", atol=0)
     for when in ("1", "3"):
-        assert_near(folder / f"{name}-1.{when}.npz", folder / f"{name}-2.{when}.npz")
+        assert_near(folder / f"{name}-1.{when}.npz", folder / f"{name}-2.{when}.npz", atol=NEAR.get(name, 1e-5))
     begin, end = (np.load(folder / f"{name}-2.{when}.npz") for when in ("0", "3"))
     assert max(np.abs(end[key] - begin[key]).max() for key in begin.files) > 2e-3  # it learned
 
@@ -110,7 +113,7 @@ def test_a_policy_in_pieces_says_of_fixed_tokens_what_it_says_whole(folder: Path
             np.load(folder / f"{name}-{count}.{when}.canary-{rank}.npy") for count, rank in ((1, 0), (2, 0), (2, 1))
         )
         np.testing.assert_array_equal(both[0], both[1])
-        np.testing.assert_allclose(both[0], alone, atol=0.05 if name == "bfloat16" else 1e-4, rtol=0)
+        np.testing.assert_allclose(both[0], alone, atol=0.05 if name in ("bfloat16", "mixed") else 1e-4, rtol=0)
 
 
 @scenarios
@@ -118,7 +121,7 @@ def test_all_processes_report_the_metrics_of_one(folder: Path, name: str) -> Non
     alone, *both = (report(folder, name, count, rank)["metrics"] for count, rank in ((1, 0), (2, 0), (2, 1)))
     assert both[0] == both[1]
     for one, shared in zip(alone, both[0], strict=True):
-        assert shared == pytest.approx(one, abs=1e-4)
+        assert shared == pytest.approx(one, abs=10 * NEAR.get(name, 1e-5))
 
 
 @scenarios
@@ -150,10 +153,10 @@ def test_a_checkpoint_is_that_of_one_process_and_any_number_goes_on_from_it(fold
         assert first.keys() == second.keys()
         for key, value in first.items():
             assert second[key].shape == value.shape
-            np.testing.assert_allclose(second[key], value, atol=1e-5, rtol=0, err_msg=key)
+            np.testing.assert_allclose(second[key], value, atol=NEAR.get(name, 1e-5), rtol=0, err_msg=key)
     assert json.loads((one / "learner.json").read_text()) == json.loads((two / "learner.json").read_text())
     if name in RESUMED:  # The two took over what the one had left; and one can take over what the two have.
-        assert_near(folder / f"{name}-1.3.npz", folder / f"{name}-2.taken-over.npz")
+        assert_near(folder / f"{name}-1.3.npz", folder / f"{name}-2.taken-over.npz", atol=NEAR.get(name, 1e-5))
     if name == "grpo":
         learner = make_learner(folder / "model", GRPO(GRPOConfig(kl_coef=0.1)))
         learner.restore(two)

@@ -20,6 +20,7 @@ from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters
 from rollcall.learners.models.tiny_model import write_tiny_model
@@ -82,12 +83,13 @@ def make_learner(
     config: LearnerConfig | None = None,
     collective: Collective | None = None,
     keep_on_device: bool = False,
+    published_dtype: str = "float32",
 ) -> Learner:
-    policy = policy or LMPolicyConfig()
+    policy, config = policy or LMPolicyConfig(), config or LearnerConfig(learning_rate=1e-2)
     return Learner(
         models=make_models(directory, algorithm, policy),
         algorithm=algorithm,
-        config=config or LearnerConfig(learning_rate=1e-2),
+        config=config,
         policy_id="policy",
         run_seed=0,
         collator=LanguageCollator(token_budget=TOKEN_BUDGET),
@@ -96,6 +98,9 @@ def make_learner(
         fsdp_units=decoder_layers,
         read_out=None if policy.lora is None else merged_parameters,
         keep_on_device=keep_on_device,
+        published_dtype=published_dtype,
+        weights_dtype=trained_dtype(policy, config),
+        frozen_dtype=frozen_dtype(policy),
         canary=lambda models: canary(models["policy"], room=32, dtype=policy.dtype),  # type: ignore[arg-type]
     )
 

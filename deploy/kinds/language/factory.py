@@ -33,16 +33,22 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
 from rollcall.deploy.kinds.language.models import language_models
+from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
+from rollcall.deploy.plan.gpus import Shares
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
+from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.lora import merged_parameters
@@ -61,6 +67,7 @@ class LanguageFactory:
     config: LanguageConfig
     run_directory: Path
     reward: RewardEndpoint | None = None
+    evaluator_utilization: float | None = None  # share of a GPU's memory; None: as an actor's
 
     drive: ClassVar[Literal["online"]] = "online"
     counts: ClassVar[Counted] = TOKENS
@@ -88,7 +95,8 @@ class LanguageFactory:
 
     @property
     def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:
-        return self.config.actors.engine.weight_transfer
+        transfer = self.config.actors.engine.weight_transfer
+        return "object_store" if transfer == "auto" else transfer
 
     @property
     def model_directory(self) -> Path:
@@ -147,6 +155,9 @@ class LanguageFactory:
                 f"actors.engine.max_model_len = {wanted}: policy.model = {str(self.given_model)!r} takes at most "
                 f"{longest} tokens of prompt and completion: lower it, and actors.sampling.max_tokens"
             )
+
+    def needs(self) -> Needs:
+        return language_needs(self.config, self.task, self.run_directory)
 
     def preparations(self) -> Iterator[Preparation]:
         """The tiny model, the warm start, and the reward model from preferences."""
@@ -246,6 +257,15 @@ class LanguageFactory:
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageFactory:
         return replace(self, reward=endpoint)
 
+    def with_token_budget(self, tokens: int) -> LanguageFactory | None:
+        config = with_budget(self.config, tokens)
+        return None if config is None else replace(self, config=config)
+
+    def with_gpus(self, shares: Shares) -> LanguageFactory:
+        return replace(
+            self, config=with_shares(self.config, shares), evaluator_utilization=shares.evaluator_utilization
+        )
+
     @property
     def preference_training(self) -> None:
         """Its reward model is trained before the policy is."""
@@ -273,7 +293,7 @@ class LanguageFactory:
 
     def evaluator(self) -> LMEvaluator:
         # It is handed the weights of the version that it is to judge, which the learner may no longer have.
-        engine = self._engine(self.config.actors.engine.model_copy(update={"weight_transfer": "object_store"}))
+        engine = self._engine(of_evaluator(self.config.actors.engine, self.evaluator_utilization))
         conversations = self._conversations(engine, greedy=self.config.eval.greedy)
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 
@@ -299,7 +319,7 @@ class LanguageFactory:
             policy_id=POLICY_ID,
             run_seed=config.seed,
             collator=LanguageCollator(
-                token_budget=int(getattr(config.algorithm, "token_budget", 16384)),
+                token_budget=int(getattr(config.algorithm, "pass_tokens", TOKEN_BUDGET)),
                 hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
             ),
             published=("policy",),
@@ -309,6 +329,9 @@ class LanguageFactory:
             read_out=None if config.policy.lora is None else merged_parameters,
             keep_on_device=self.weight_transfer != "object_store",
             canary=self._canary,
+            published_dtype=config.actors.engine.resolved(on_gpu=torch.cuda.is_available()).dtype,
+            weights_dtype=trained_dtype(config.policy, config.learner),
+            frozen_dtype=frozen_dtype(config.policy),
         )
 
     def _canary(self, models: Mapping[str, nn.Module]) -> Canary:

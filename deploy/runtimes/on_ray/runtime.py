@@ -20,7 +20,8 @@ from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
-from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, death_of, in_a_line
+from rollcall.deploy.runtimes.on_ray.deaths import Deaths
+from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, in_a_line
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
@@ -55,14 +56,15 @@ class RayWorkers:
             config.cluster,
             num_learners=config.learner.num_processes,
             num_actors=config.actors.num,
-            actors_generate=factory.generates,
-            learner_uses_gpu=config.learner.device != "cpu",
+            shares=composition.shares,
+            evaluates=bool(factory.eval_episodes),
             private=cluster.private,
             trains_on_preferences=factory.preference_training is not None,
         )
         self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
+        self._deaths = deaths = Deaths(composition.plan)
         self._members = members = Members(composition, self._placement)
         self._server = RayParameterServer(members.server, self._budget("the parameter server"), self._calls)
         self._learner = RayLearner(
@@ -73,6 +75,7 @@ class RayWorkers:
             device=config.learner.device,
             sends_weights=factory.weight_transfer != "object_store",
             tell_up=partial(_tell_up, tell),
+            deaths=deaths,
         )
         self._actors = RayActors(
             [f"{factory.actor_prefix}-{index}" for index in range(config.actors.num)],
@@ -85,6 +88,7 @@ class RayWorkers:
             on_loss=self._check_suppliers,
             may_start=lambda: self._server.is_up,
             tell_up=partial(_tell_up, tell),
+            deaths=deaths,
         )
         self._scoring: RayScoring | None = None
         self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
@@ -94,6 +98,7 @@ class RayWorkers:
 
     def prepared(self, factory: MemberFactory) -> None:
         """All that members load is there, and `factory` makes them."""
+        factory = factory.with_gpus(self._plan.shares)
         self._members.prepared(factory)
         if factory.reward is not None:
             self._scoring = RayScoring(self._members.scoring, self._budget("the scoring process"), self._calls)
@@ -226,7 +231,8 @@ class RayWorkers:
             return [EvalDone(step, env_steps, answer())]
         except RayActorError as error:
             self._evaluator = self._members.evaluator()
-            return [EvalDone(step, env_steps, None, f"the evaluator died ({death_of(error)}) and was started again")]
+            died = self._deaths.of("the evaluator", "evaluator", error)
+            return [EvalDone(step, env_steps, None, f"{died}: it was started again")]
         except RayError as error:
             cause = cause_of(error)
             if isinstance(cause, EngineMismatch):

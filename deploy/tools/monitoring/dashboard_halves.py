@@ -154,6 +154,17 @@ LANGUAGE = Dashboard(
                     thresholds=alarm(warn=0.15, bad=0.25),
                 ),
                 Panel(
+                    "Engine against learner, same weights",
+                    "The canary: 64 fixed tokens after each update, and sampled tokens without lag. Rounding alone: "
+                    "0.00001 in float32, 0.01 in bfloat16. At the bound the run stops.",
+                    "short",
+                    [
+                        gauge("engine_canary_nats", "{{run}} canary"),
+                        gauge("fresh_mismatch_nats", "{{run}} sampled"),
+                        gauge("engine_canary_bound_nats", "{{run}} bound"),
+                    ],
+                ),
+                Panel(
                     "From the reference",
                     "KL estimate to the reference policy, per token: the price of the reward. A run without a penalty "
                     "has none.",

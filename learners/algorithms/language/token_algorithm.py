@@ -128,7 +128,7 @@ class TokenAlgorithm(Generic[ConfigT]):
         def evaluate(of_rows: Callable[[TokenRows], Tensor]) -> Tensor:
             """[S]: each process evaluates its share of the batch, and all get the whole."""
             rank, num_processes = context.collective.rank, context.collective.num_processes
-            budget = self.config.token_budget
+            budget = self.config.pass_tokens
             values = each_token(batch, of_rows, token_budget=budget, rank=rank, num_processes=num_processes)
             context.collective.sum_(values)
             return values
@@ -164,7 +164,7 @@ class TokenAlgorithm(Generic[ConfigT]):
                     weights=of_weights,
                     metric_weights=of_shares,
                     targets=prepared.targets,
-                    parts=batch.micro_batches(samples.tolist(), config.token_budget),
+                    parts=batch.micro_batches(samples.tolist(), config.pass_tokens),
                     ends_epoch=index == num_minibatches - 1,
                 )
 
@@ -263,6 +263,10 @@ def policy_terms(models: Models, part: LMPart, config: TokenAlgorithmConfig) -> 
         "mismatch": (now.logprobs.detach() - behaviour).abs(),
         "outside_nucleus": 1.0 - mask,
     }
+    if part.targets.proximal_logprobs is not None or config.epochs * config.num_minibatches == 1:
+        # Of tokens that the step's own weights sampled: neither lag nor its updates explain their mismatch.
+        fresh = mask * (part.policy_lags == 0).to(mask.dtype)
+        metrics |= {"fresh_fraction": fresh, "fresh_mismatch": fresh * (proximal - behaviour).abs()}
     if correction.band is not None:
         low, high = correction.band
         in_band = token_losses.band_mask(log_ratio=proximal - behaviour, low=low, high=high).to(mask.dtype)

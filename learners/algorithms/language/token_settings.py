@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rollcall.learners.maths.losses import KLEstimator
 from rollcall.learners.maths.token_losses import Aggregation
 
+TOKEN_BUDGET = 16384  # padded tokens of one forward pass, where a run says nothing else
+
 ClipLow = Annotated[float, Field(gt=0, le=1, description="how far a ratio may fall below 1 with a gradient")]
 ClipHigh = Annotated[float, Field(gt=0, description="how far a ratio may rise above 1 with a gradient")]
 NormaliseStd = Annotated[
@@ -73,8 +75,11 @@ class TokenAlgorithmConfig(BaseModel):
 
     epochs: int = Field(default=1, ge=1, description="passes over a batch: more is learnt from it, and drifts further")
     num_minibatches: int = Field(default=1, ge=1, description="gradient steps per pass; 1: no step is off-policy")
-    token_budget: int = Field(
-        default=16384, ge=1, description="padded tokens of one forward pass: bounds memory, changes no result"
+    token_budget: int | None = Field(
+        default=None,
+        ge=1,
+        description="padded tokens of one forward pass: bounds memory, changes no result; null: 16384, or as many as "
+        "there is memory for where rollcall plan finds that too many",
     )
     aggregation: Aggregation = Field(
         default="token_mean",
@@ -106,6 +111,11 @@ class TokenAlgorithmConfig(BaseModel):
         return self
 
     # What the algorithm is, as far as it follows from its settings.
+
+    @property
+    def pass_tokens(self) -> int:
+        """Of one forward pass, padded, at the most."""
+        return TOKEN_BUDGET if self.token_budget is None else self.token_budget
 
     @property
     def kl_in_loss(self) -> bool:

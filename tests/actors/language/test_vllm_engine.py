@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from rollcall.actors.engine import settings, vllm_weight_transfer
+from rollcall.actors.engine import settings, vllm_repairs, vllm_weight_transfer
 from rollcall.actors.engine.requests import Completion
 from rollcall.actors.engine.settings import EngineConfig, check_installed
 from rollcall.actors.engine.vllm_engine import VllmEngine
@@ -22,7 +23,8 @@ from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
 from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import pack_weights
-from rollcall.learners.loop.canary import canary
+from rollcall.learners.loop.canary import canary, host_tensors, with_fingerprints
+from tests.actors.language.conftest import vllms_own_warnings
 from tests.needs import require
 
 TOLERANCE = 1e-4  # of a log-probability in float32
@@ -337,9 +339,14 @@ def test_weights_from_gpu_to_gpu_are_refused_where_there_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vllm_weight_transfer, "has_gpu", lambda: False)
-    config = EngineConfig(weight_transfer="nccl")
-    with pytest.raises(RollcallError, match=r"weight_transfer=nccl sends weights from GPU to GPU.*use object_store"):
-        VllmEngine(tmp_path, config, sampling=SamplingConfig(), stop_token_ids=[], threads=1)
+    for config, words in (
+        (EngineConfig(weight_transfer="nccl"), r"weight_transfer=nccl sends weights from GPU to GPU.*use object_store"),
+        (EngineConfig(sleep=True), r"actors\.engine\.sleep=true gives a GPU's memory back.*set it to false"),
+    ):
+        with pytest.raises(RollcallError, match=words):
+            VllmEngine(tmp_path, config, sampling=SamplingConfig(), stop_token_ids=[], threads=1)
+    with pytest.raises(ValueError, match="tensor_parallel_size=2 needs weight_transfer=object_store"):
+        EngineConfig(tensor_parallel_size=2, weight_transfer="nccl")
 
 
 # Whether it has the learner's weights.
@@ -350,7 +357,7 @@ def new(engine_of: EngineOf) -> VllmEngine:
     """The engine as one that has loaded nothing yet."""
     engine: Any = engine_of("untied")
     run_all_of(engine)
-    engine._is_new = True
+    engine._weights.is_first = True
     engine._core.engine_core.model_executor.driver_worker.worker.weight_transfer_engine._is_first = True
     return engine  # type: ignore[no-any-return]
 
@@ -360,12 +367,19 @@ def run_all_of(engine: VllmEngine) -> None:
         engine.step()
 
 
-def with_canary(trainer: Any, version: int, changes: Callable[[dict[str, np.ndarray]], None] = lambda _: None) -> Any:
+def with_canary(
+    trainer: Any,
+    version: int,
+    changes: Callable[[dict[str, np.ndarray]], None] = lambda _: None,
+    *,
+    dtype: str = "float32",
+) -> Any:
     """The trainer's weights and what it says under them, and then something happens to the weights on their way."""
     weights = trainer.weights(version)
     tensors = {name: array.copy() for name, array in weights.tensors()}
     changes(tensors)
     said = canary(trainer.policy, room=ENGINE_ROOM, dtype="float32")
+    said = with_fingerprints(said, host_tensors(weights), dtype)
     return replace(pack_weights("policy", 1, version, tensors), canary=said)
 
 
@@ -394,8 +408,12 @@ def test_an_engines_first_load_is_refused_when_a_tensor_does_not_come_or_comes_w
     with pytest.raises(EngineMismatch, match=r"got no weights from the learner, \S+ among them") as caught:
         new.load(with_canary(trainer, 0, withhold))
     assert "\n" not in str(caught.value)
-    with pytest.raises(EngineMismatch, match="engine and learner disagree at policy version 0") as caught:
+    with pytest.raises(EngineMismatch, match=rf"weights of policy version 0: {name} did not arrive") as caught:
         new.load(with_canary(trainer, 0, corrupt))
+    assert "\n" not in str(caught.value)
+    damaged = with_canary(trainer, 0, corrupt)  # as of a learner that computes otherwise: no tensor is to blame
+    with pytest.raises(EngineMismatch, match="engine and learner disagree at policy version 0") as caught:
+        new.load(replace(damaged, canary=replace(damaged.canary, fingerprints=None)))
     assert "\n" not in str(caught.value)
     new.load(with_canary(trainer, 0))
 
@@ -433,7 +451,33 @@ def test_a_check_leaves_no_trace_in_what_runs_beside_it(new: VllmEngine, trainer
     np.testing.assert_allclose(alone.logprobs, beside.logprobs, atol=TOLERANCE)  # in one batch: not to the last bit
     new.take_load()
     new.check(weights.canary)
-    assert new.take_load() == EngineLoad(0, 0.0, 0.0, 0.0, 0, 0)
+    load = new.take_load()
+    assert load == EngineLoad(0, 0.0, 0.0, 0.0, 0, 0, load.canary_nats, 1e-3)
+    assert load.canary_nats is not None and load.canary_nats < TOLERANCE
     assert new.num_unfinished == 0
     add_all(new, random_prompts(1, seed=1))  # after a check of an engine at rest, to the last bit
     assert run_all(new)["0"].logprobs.tobytes() == alone.logprobs.tobytes()
+
+
+def test_seeds_that_are_drawn_in_blocks_are_those_that_vllm_draws_one_by_one() -> None:
+    """Also where generators come and go, and their addresses come again."""
+    require("vllm")
+    with vllms_own_warnings():
+        from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+
+        vllm_repairs.install()
+    ours: Any = TopKTopPSampler.forward_cpu
+    sampler: Any = TopKTopPSampler("processed_logprobs")
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(3))
+    found: dict[bool, list[list[int]]] = {}
+    for is_ours in (True, False):
+        found[is_ours] = []
+        for wave in range(40):
+            generators = {row: torch.Generator().manual_seed(10 * wave + row) for row in (0, 2, 3, 4, 5)}
+            torch.manual_seed(wave)
+            for _ in range(70 if wave == 0 else 2):
+                forward = ours if is_ours else ours.__wrapped__
+                chosen, _ = forward(sampler, logits.clone(), generators, None, None)
+                found[is_ours].append(chosen.flatten().tolist())
+    assert found[True] == found[False]
+    assert len({tuple(row) for row in found[True]}) > 100
