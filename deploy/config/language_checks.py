@@ -9,6 +9,7 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_device, check_lag
 from rollcall.deploy.config.language_config import LanguageConfig, SupervisedConfig
 from rollcall.deploy.config.settings import KeyPath
+from rollcall.learners.loop.footprint import trained_dtype
 from rollcall.learners.models.lora import LoraConfig
 
 
@@ -107,6 +108,13 @@ def _learner(config: LanguageConfig) -> list[Problem]:
     if find_spec("peft") is None:
         text = "LoRA needs the package peft: pip install peft, or set null"
         problems += [Problem(path, text) for path, lora in with_lora.items() if lora is not None]
+    if (
+        policy.weights_dtype == "bfloat16"
+        and policy.lora is None
+        and trained_dtype(policy, config.learner) == "float32"
+    ):
+        text = "those are stepped by Adam alone: use learner.optimizer=adam or adamw, or float32"
+        problems.append(Problem(("policy", "weights_dtype"), text))
     if config.learner.sharding == "fsdp" and (config.learner.num_processes == 1 or config.runtime == "serial"):
         alone = "runtime=serial has" if config.runtime == "serial" else "there is"
         text = f"{alone} one learner process, with nobody to share with: use auto, or more learner.num_processes"

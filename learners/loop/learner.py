@@ -39,7 +39,21 @@ COLLATOR = "collator."  # before the names of a collator's arrays in a checkpoin
 
 class Learner:
     """One learner process. All processes of a run hold the same parameters and get the same batches; each computes
-    the gradient of its share of every minibatch, and the shares are summed."""
+    the gradient of its share of every minibatch, and the shares are summed.
+
+    Args:
+      models: those of the run; the algorithm's own are added here, unless they are among them.
+      spaces: (observation, action) in control.
+      fsdp_units: the parts of a model that are sharded one by one; none: these models are not sharded.
+      read_out: what is published of a model in place of its own parameters.
+      keep_on_device: process 0 has in `device_copy` what it published last, for those who fetch it from there: as
+        much memory again as the parameters take.
+      canary: what goes out with the weights, so that whoever acts with them can see that it has them rightly.
+      published_dtype: of parameters as they are handed out: of whoever acts with them, who compares what it has with
+        the canary's fingerprints. Checkpoints have float32.
+      weights_dtype: of what is trained, as passes read it; with bfloat16, for Adam, it is stepped as float32 still.
+      frozen_dtype: of what is not: a reference, a model beneath its adapters.
+    """
 
     def __init__(
         self,
@@ -63,19 +77,6 @@ class Learner:
         weights_dtype: str = "float32",
         frozen_dtype: str = "float32",
     ) -> None:
-        """Args:
-        models: those of the run; the algorithm's own are added here, unless they are among them.
-        spaces: (observation, action) in control.
-        fsdp_units: the parts of a model that are sharded one by one; none: these models are not sharded.
-        read_out: what is published of a model in place of its own parameters.
-        keep_on_device: process 0 has in `device_copy` what it published last, for those who fetch it from there: as
-          much memory again as the parameters take.
-        canary: what goes out with the weights, so that whoever acts with them can see that it has them rightly.
-        published_dtype: of parameters as they are handed out: of whoever acts with them, who compares what it has with
-          the canary's fingerprints. Checkpoints have float32.
-        weights_dtype: of what is trained, as passes read it; with bfloat16, for Adam, it is stepped as float32 still.
-        frozen_dtype: of what is not: a reference, a model beneath its adapters.
-        """
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
         self._models = with_own_models(algorithm, models)

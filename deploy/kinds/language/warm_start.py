@@ -28,6 +28,7 @@ from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
 from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
@@ -92,6 +93,8 @@ class WarmStart:
             run_seed=self.seed,
             collator=DemonstrationCollator(),
             read_out=None if settings.lora is None else merged_parameters,
+            weights_dtype=trained_dtype(policy.model_copy(update={"lora": settings.lora}), self.optimised),
+            frozen_dtype=frozen_dtype(policy),
         )
 
     def recorder(self) -> WarmStartLines:

@@ -38,6 +38,7 @@ from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
+from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import merged_parameters
 from rollcall.reward_service.models.text_encoder import TextEncoder
@@ -148,6 +149,8 @@ class DirectRun:
             collator=PreferenceCollator(),
             published=("policy",),
             read_out=None if config.policy.lora is None else merged_parameters,
+            weights_dtype=trained_dtype(config.policy, config.learner),
+            frozen_dtype=frozen_dtype(config.policy),
         )
 
     @property
