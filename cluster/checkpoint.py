@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from rollcall.cluster.errors import CheckpointDamaged
 from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.weights import Weights, pack_weights
+from rollcall.cluster.messages.weights import BFLOAT16, Weights, pack_weights
 
 CHECKPOINT_SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -72,6 +72,8 @@ def read_state(checkpoint: Path, name: str) -> tuple[dict[str, Array], dict[str,
 
 
 def write_weights(directory: Path, weights: Weights) -> None:
+    """As the checkpoint's policy, which is never in a dtype that numpy lacks."""
+    assert BFLOAT16 not in weights.buffers
     tensors = {name: np.asarray(array, order="C") for name, array in weights.tensors()}
     write_state(directory, "weights", tensors, {"names": list(tensors)})
 

@@ -34,13 +34,22 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
+REMEDY = "what makes it smaller: "  # how a line begins that says what to change, below the one that says what is wrong
+
+
 class RollcallError(Exception):
     """Root of the tree."""
 
     @property
     def headline(self) -> str:
         """What the command line says of it."""
-        return " ".join(str(self).split())[:600]
+        said = "\n".join(line for line in str(self).splitlines() if not line.startswith(REMEDY))
+        return " ".join(said.split())[:600]
+
+    @property
+    def remedy(self) -> str:
+        """The line below it, where there is one, that says which settings take less memory."""
+        return next((line for line in str(self).splitlines() if line.startswith(REMEDY)), "")
 
 
 class BadInput(RollcallError):

@@ -3,6 +3,7 @@ with a line search, gradients that come from elsewhere) has an `update` of its o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -44,8 +45,9 @@ class TrainedParameters(Protocol):
 
     def zero_gradients(self) -> None: ...
 
-    def sum_gradients(self) -> None:
-        """Adds the processes' gradients up, if backward has not."""
+    def sum_gradients(self, loss: Tensor) -> None:
+        """Adds the processes' gradients up, if backward has not. `loss`: this process's, 0-dim; where it is not finite,
+        neither is the gradients' norm afterwards, on any process."""
 
     def gradient_norm(self) -> Tensor:
         """Of all parameters together, 0-dim."""
@@ -54,8 +56,9 @@ class TrainedParameters(Protocol):
 
     def set_learning_rate(self, learning_rate: float) -> None: ...
 
-    def step(self) -> None:
-        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`."""
+    def step(self, skip: Tensor) -> None:
+        """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`. Where
+        `skip`, 0-dim, is 1.0 and not 0.0, all stays as it is to the bit."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser state as this process holds them: live, to be read or copied into."""
@@ -69,9 +72,13 @@ class TrainedParameters(Protocol):
     def load_state(self, state: Mapping[str, Array]) -> None:
         """Takes up what `state` gave; names and shapes are known to fit."""
 
+    @property
+    def in_pieces(self) -> bool:
+        """Whether each process holds a part of every parameter."""
+
     def whole(self) -> Whole | None:
-        """How a parameter is read of which each process holds a piece: by all processes together, which read the same
-        parameters in the same order. None where every process has them whole."""
+        """How a parameter is read that does not lie here as one float32 tensor: in pieces by all processes together,
+        which read the same parameters in the same order. None where all lie so."""
 
 
 class Stepper:
@@ -99,17 +106,19 @@ class Stepper:
 
     def begin(self) -> None:
         """Before a batch."""
-        # NaN or infinity in any loss, gradient or written parameter reaches this sum, which is looked at once, after
-        # the batch: looking at each would stall a GPU.
+        # NaN or infinity in any loss, gradient or written parameter reaches this sum, of all processes alike. From then
+        # on no step changes anything; the sum itself is looked at once, after the batch: each look would stall a GPU.
         self.broken = torch.zeros((), device=self._trained.device)
+        self.num_steps = 0
         self.per_sample: Tensor | None = None  # of this process's parts
         self._epoch_ended = False
 
     def loss_and_gradient(self, minibatch: Minibatch[Any], loss: LossFunction | None = None) -> Loss:
         """Computes the gradient anew: of the algorithm's loss, or of another one of the same form (a Fisher-vector
         product is the gradient of such a one)."""
-        found = self._summed(self._backward(minibatch, loss or self._loss))
-        self._trained.sum_gradients()
+        share = self._backward(minibatch, loss or self._loss)
+        self._trained.sum_gradients(share.loss)
+        found = self._summed(share)
         self.broken.add_(found.loss)
         if loss is None:
             self._keep(found.per_sample, minibatch)
@@ -126,7 +135,7 @@ class Stepper:
         self.broken.add_(norm)
         if self._max_grad_norm is not None:
             self._trained.scale_gradients((self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        self._trained.step()
+        self._trained.step(self._broke())
         self._stepped()
         return norm
 
@@ -134,8 +143,7 @@ class Stepper:
         """Both in one, for a minibatch after the other. The metrics are this process's share, but for the last, the
         gradient's norm: they are summed up over processes once an epoch."""
         loss, metrics, per_sample = self._backward(minibatch, self._loss)
-        self._trained.sum_gradients()
-        self.broken.add_(loss)
+        self._trained.sum_gradients(loss)
         self._keep(per_sample, minibatch)
         return {**metrics, "loss": loss, "grad_norm": self.step()}
 
@@ -160,8 +168,9 @@ class Stepper:
     @torch.no_grad()
     def write(self, parameters: Tensor) -> None:
         """[P]: in place of an optimiser step."""
-        self._trained.flat().copy_(parameters)
         self.broken.add_(parameters.sum() * 0.0)
+        flat = self._trained.flat()
+        flat.copy_(torch.where(self._broke() > 0, flat, parameters))
         self._stepped()
 
     def views(self, vector: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
@@ -207,8 +216,13 @@ class Stepper:
             self.per_sample = per_sample.detach() if before is None else before + per_sample.detach()
         self._epoch_ended = minibatch.ends_epoch
 
+    def _broke(self) -> Tensor:
+        """0-dim: 1.0 where something was not finite in this batch, and 0.0 elsewhere."""
+        return (self.broken - self.broken).ne_(0.0)
+
     def _stepped(self) -> None:
-        if self._after_step is not None:
+        self.num_steps += 1
+        if self._after_step is not None and math.isfinite(float(self.broken)):
             with torch.no_grad():
                 self._after_step(self._context)
 

@@ -3,11 +3,10 @@ yet, whose sender brings them into the engine itself."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
-from rollcall.cluster.messages.weights import Canary, Weights
+from rollcall.cluster.messages.weights import Canary, Weights, as_torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,15 +16,8 @@ MODEL_PREFIX = "policy.model."  # of published names, before those in the model'
 
 def published_model(weights: Weights, *, prefix: str = MODEL_PREFIX) -> dict[str, Tensor]:
     """The language model's tensors among published weights, by their names in the model: views, never to be written."""
-    import torch
-
-    with warnings.catch_warnings():  # torch warns of arrays that it must not write to
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {
-            name.removeprefix(prefix): torch.from_numpy(array)
-            for name, array in weights.tensors()
-            if name.startswith(prefix)
-        }
+    tensors = as_torch(weights)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 class WeightsOffer(Protocol):

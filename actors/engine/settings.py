@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rollcall.cluster.errors import BadInput
 
 KNOWN_VERSIONS = ("0.32.0",)
+ALONE_UTILIZATION = 0.8  # of a GPU's memory
 
 
 class EngineConfig(BaseModel):
@@ -29,7 +30,9 @@ class EngineConfig(BaseModel):
         "where every sequence takes its time from the others",
     )
     kv_cache_gib: int = Field(default=1, ge=1, description="memory for keys and values, on a machine without GPU")
-    gpu_memory_utilization: float = Field(default=0.8, gt=0, lt=1, description="share of a GPU's memory it may take")
+    gpu_memory_utilization: float | None = Field(
+        default=None, gt=0, lt=1, description="share of a GPU's memory it may take; null: what the run's plan leaves it"
+    )
     enforce_eager: bool = Field(
         default=False,
         description="do not compile the model: starts sooner, generates slower; on a GPU its steps are CUDA graphs all "
@@ -47,12 +50,25 @@ class EngineConfig(BaseModel):
         default=False,
         description="on a GPU: at max_policy_lag=0, give the memory of keys and values back while the learner works",
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(default="float32", description="of the engine's weights")
-    weight_transfer: Literal["object_store", "nccl", "ipc"] = Field(
-        default="object_store",
-        description="how new weights reach the engine: through Ray's object store, which works everywhere; from GPU to "
-        "GPU with NCCL; or with CUDA IPC, where learner and engine share one GPU",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the engine's weights; auto: bfloat16 on a GPU, float32 without"
     )
+    weight_transfer: Literal["auto", "object_store", "nccl", "ipc"] = Field(
+        default="auto",
+        description="how new weights reach the engine: through Ray's object store, which works everywhere; from GPU to "
+        "GPU with NCCL; or with CUDA IPC, where learner and engine share one GPU; auto: by where the two are",
+    )
+
+    def resolved(self, *, on_gpu: bool) -> EngineConfig:
+        """With what nobody has decided yet decided for an engine that has a machine to itself."""
+        found: dict[str, object] = {}
+        if self.dtype == "auto":
+            found["dtype"] = "bfloat16" if on_gpu else "float32"
+        if self.weight_transfer == "auto":
+            found["weight_transfer"] = "object_store"
+        if self.gpu_memory_utilization is None:
+            found["gpu_memory_utilization"] = ALONE_UTILIZATION
+        return self.model_copy(update=found)
 
     @model_validator(mode="after")
     def _one_gpu_for_another_transfer(self) -> EngineConfig:

@@ -47,6 +47,7 @@ class VllmEngine:
         threads: int,
     ) -> None:
         check_installed()
+        config = config.resolved(on_gpu=vllm_weight_transfer.has_gpu())
         refuse_without_gpu(config)
         set_environment(config, threads)
         names = CheckpointNames(model_directory)

@@ -288,7 +288,7 @@ class Coordinator:
         produced = [ready.handle[0] for ready in batch]
         record = self.counters.count(order, produced, report, publish_s=event.publish_s, step_s=step_s)
         if report.skipped:
-            self._tell("skipped", f"step {order.step}: the loss or a gradient was not finite; step taken back")
+            self._tell("skipped", f"step {order.step}: the loss or a gradient was not finite; skipped from there on")
         self._observers.on_step(record)  # before the checkpoint: what it holds has been told, whenever we are killed
         if order.checkpoint_directory is not None:
             self._checkpoints.make(order.checkpoint_directory)

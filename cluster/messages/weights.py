@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.fingerprints import Fingerprints
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+BFLOAT16 = "bfloat16"  # numpy has no such numbers: their buffer has the bits, as uint16
+
+
+def new_buffer(dtype: str, size: int) -> Array:
+    """Zeros of a dtype, by its name."""
+    return np.zeros(size, np.dtype(np.uint16 if dtype == BFLOAT16 else dtype))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,7 @@ class Weights:
     epoch: int
     version: int
     index: tuple[TensorSpec, ...]
-    buffers: Mapping[str, Array] = field(repr=False)  # dtype name -> 1-D array
+    buffers: Mapping[str, Array] = field(repr=False)  # dtype name -> 1-D array; of bfloat16 the bits
     checksum: str = ""
     canary: Canary | None = None  # of a language policy, as its learner publishes it
 
@@ -63,10 +76,21 @@ class Weights:
         return hasher.hexdigest()
 
     def tensors(self) -> Iterator[tuple[str, Array]]:
-        """Views into the buffers, by name."""
+        """Views into the buffers, by name; of bfloat16, the bits."""
         for spec in self.index:
             flat = self.buffers[spec.dtype][spec.offset : spec.offset + spec.size]
             yield spec.name, flat.reshape(spec.shape)
+
+
+def as_torch(weights: Weights) -> dict[str, Tensor]:
+    """The tensors by name: views, never to be written."""
+    import torch
+
+    with warnings.catch_warnings():  # torch warns of arrays that it must not write to
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        tensors = {name: torch.from_numpy(array) for name, array in weights.tensors()}
+    bits = [spec.name for spec in weights.index if spec.dtype == BFLOAT16]
+    return tensors | {name: tensors[name].view(torch.bfloat16) for name in bits}
 
 
 def pack_weights(policy_id: str, epoch: int, version: int, tensors: Mapping[str, Array]) -> Weights:

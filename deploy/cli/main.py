@@ -19,6 +19,7 @@ from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_lea
 from rollcall.deploy.cli.learnt import add_learnt
 from rollcall.deploy.cli.manifests import add_manifests
 from rollcall.deploy.cli.monitor import add_monitor
+from rollcall.deploy.cli.plan import add_plan
 from rollcall.deploy.cli.recipes import add_recipes
 from rollcall.deploy.cli.reward import add_reward
 from rollcall.deploy.cli.running import add_running
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_running(add)
     add_learnt(add)
     add_recipes(add)
+    add_plan(add)
     bench = add("bench", _bench, "measure against this machine's bound, and against a peer")
     what = bench.add_subparsers(dest="what", metavar="WHAT", parser_class=Parser, required=True)
     add_benches(what)
@@ -112,7 +114,7 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    runs = ("train", "resume", "sft", "eval", "export", "report", "audit", "monitor", "manifests")
+    runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "monitor", "manifests")
     known = (*runs, "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
@@ -141,6 +143,8 @@ def _unexpected(error: Exception) -> int:
     if isinstance(error, RollcallError) and str(error):
         text = error.headline
     _complain(f"{text} (traceback in {log})")
+    if isinstance(error, RollcallError) and error.remedy:
+        _complain(error.remedy)
     return FAILED
 
 

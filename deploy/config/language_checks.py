@@ -87,7 +87,7 @@ def _algorithm(config: LanguageConfig) -> list[Problem]:
 def _weight_transfer(config: LanguageConfig) -> list[Problem]:
     """What the ways from GPU to GPU need. Whether there are GPUs, the processes themselves find out, on their nodes."""
     transfer = config.actors.engine.weight_transfer
-    if transfer == "object_store":
+    if transfer in ("object_store", "auto"):
         return []
     path = ("actors", "engine", "weight_transfer")
     if config.runtime == "serial":

@@ -23,7 +23,9 @@ class RoleConfig(BaseModel):
 
     num_cpus: Amount = Field(default=1, description="CPUs, as Ray counts them")
     num_gpus: Amount | None = Field(
-        default=None, description="GPUs; null: one each for learners, then language actors, where there are enough"
+        default=None,
+        description="GPUs; null: by the run's plan: one each where there are enough, else learners and engines share "
+        "them (rollcall plan says how)",
     )
     resources: dict[str, Amount] = Field(default_factory=dict, description="custom resources of the cluster, by name")
     label_selector: dict[str, str] = Field(

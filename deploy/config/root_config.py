@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo
 
@@ -33,6 +33,12 @@ class RootConfig(BaseModel):
     total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
     learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
+
+    if_too_large: Literal["refuse", "warn"] = Field(
+        default="refuse",
+        description="what becomes of a run that rollcall plan finds too large for its machines: it is refused before "
+        "anything is loaded, or it is said and tried",
+    )
 
     @property
     def algorithm_name(self) -> str:

@@ -22,7 +22,8 @@ TAGS = ("kind", "name", "id", "init_from")  # the setting that says which other 
 _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 COMMAND_LINE = "command line"
 CALLER = "train(...)"
-NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision")  # what the run is called, where, watched
+# What the run is called, where it is, who watches it, and whether it may begin.
+NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision", "if_too_large")
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_check
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.drive.nested import NestedRuns
+from rollcall.deploy.drive.planned import plan_here
 from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
 from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
 from rollcall.deploy.kinds.language.warm_start import WarmStart
@@ -58,6 +59,7 @@ class OfflineDrive:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
         with _one_driver(self._run.directory):
             made = self._made
+            plan_here(self._run.config, made, self._run.directory, self._recorder.on_event)
             self._nested.prepare(made, self._stop_requested)
             _ = made.learner
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)

@@ -20,6 +20,7 @@ from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.drive.nested import NestedRuns
+from rollcall.deploy.drive.planned import plan_here, plan_on
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
@@ -68,6 +69,7 @@ class OnlineDrive:
         self._watch = RunWatch(config, self._directory, self._factory)
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
+        self._plan = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
         workers: Any = None
@@ -165,10 +167,14 @@ class OnlineDrive:
             keep_versions=KEEP_VERSIONS,
             train_reward_model=self._nested.train_reward_model,
             stop_requested=self._stop_requested,
+            plan=self._plan,
+            plan_on=lambda machines: plan_on(machines, self._config, self._factory, self._tell),
         )
 
     def _serial_workers(self) -> Any:
         server = ParameterServer(keep=KEEP_VERSIONS)
+        if self._plan is not None:
+            self._factory = self._factory.with_gpus(self._plan.shares)
         return SerialWorkers(
             actor=self._factory.actor(f"{self._factory.actor_prefix}-0", server),
             learner=self._factory.learner(Collective()),

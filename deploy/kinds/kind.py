@@ -20,6 +20,8 @@ from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import validated
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
+from rollcall.deploy.plan.gpus import Shares
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.learners.collective import Collective
@@ -136,6 +138,9 @@ class OfflineRun(Protocol):
     @property
     def source(self) -> BatchSource[Any]: ...
 
+    def needs(self) -> Needs:
+        """As of MemberFactory."""
+
     @property
     def steps(self) -> int: ...
 
@@ -223,6 +228,13 @@ class MemberFactory(Protocol):
     def check(self) -> None:
         """Raises BadInput where they do not fit, before anything is begun."""
 
+    def needs(self) -> Needs:
+        """What the run will take of memory and disk. Nothing is loaded for it.
+
+        Raises:
+          BadInput: when it cannot be known: of a model, say, whose config cannot be read.
+        """
+
     def preparations(self) -> Iterator[Preparation]:
         """What is to be made, once per run directory, for the members to load; each is done before the next is asked
         for. What an earlier process of this run has made is not made again."""
@@ -249,6 +261,9 @@ class MemberFactory(Protocol):
 
     def with_reward(self, endpoint: RewardEndpoint) -> MemberFactory:
         """This factory, once the reward service's address is known."""
+
+    def with_gpus(self, shares: Shares) -> MemberFactory:
+        """This factory, once it is known who has how much of a GPU: what the settings leave open of engines."""
 
     def scorer(self) -> TrajectoryScorer:
         """Only with a reward endpoint."""

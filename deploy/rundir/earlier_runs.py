@@ -18,7 +18,10 @@ RENAMED: Mapping[KeyPath, KeyPath] = {
 }
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
 # What runs did before a setting was there, where its default does something else: such runs go on doing it.
-BEFORE: Mapping[KeyPath, Any] = {}
+BEFORE: Mapping[KeyPath, Any] = {
+    ("actors", "engine", "dtype"): "float32",
+    ("actors", "engine", "weight_transfer"): "object_store",
+}
 # The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
 BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
     "loss": {("keep",): "last", ("patience",): None, ("learner", "optimizer", "weight_decay"): 0.0},

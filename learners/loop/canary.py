@@ -3,7 +3,6 @@ rightly."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.fingerprints import fingerprints
-from rollcall.cluster.messages.weights import Canary, Weights
+from rollcall.cluster.messages.weights import Canary
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.models.token_policy import TokenPolicy, canary_tokens
 
@@ -38,10 +37,3 @@ def with_fingerprints(canary: Canary, published: Mapping[str, Tensor], dtype: st
     """`canary` with the fingerprints of what is published beside it, in an engine's dtype."""
     floating = {name: tensor for name, tensor in published.items() if tensor.is_floating_point()}
     return replace(canary, fingerprints=fingerprints(floating, dtype))
-
-
-def host_tensors(weights: Weights) -> dict[str, Tensor]:
-    """Views of published weights, never to be written."""
-    with warnings.catch_warnings():  # torch warns of arrays that it must not write to
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return {name: torch.from_numpy(array) for name, array in weights.tensors()}

@@ -44,6 +44,11 @@ class LearnerConfig(BaseModel):
         description="fsdp: each learner process holds a part of the parameters, of a language model that one GPU has "
         "no room for; none: each holds all of them; auto: fsdp for language models on several GPUs",
     )
+    offload_optimizer: bool = Field(
+        default=False,
+        description="keep the optimiser's state in the host's memory and make its steps there: 8 bytes a parameter "
+        "less on the GPU, and a slower step; without effect on a CPU",
+    )
     device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int = Field(default=1, ge=1, description="CPU threads of each learner process")
     compile: Literal["auto", "on", "off"] = Field(

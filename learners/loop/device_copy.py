@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.weights import Canary
@@ -28,17 +29,18 @@ class DeviceCopy:
         models: Mapping[str, nn.Module],
         read_out: Callable[[nn.Module], Iterable[Readable]],
         *,
+        dtype: torch.dtype,
         epoch: int,
         version: int,
         canary: Canary | None = None,
     ) -> DeviceCopy:
-        """Copies what `read_out` gives of each model. What lies in pieces is put together once, here."""
+        """Copies what `read_out` gives of each model, in `dtype`. What lies in pieces is put together once, here."""
         tensors: dict[str, Tensor] = {}
         readables: dict[nn.Module, list[Readable]] = {}
         for name, model in models.items():
             readables[model] = []
             for parameter in read_out(model):
-                copy = parameter.value().detach().clone()
+                copy = parameter.value().detach().to(dtype, copy=True)
                 tensors[f"{name}.{parameter.name}"] = copy
                 readables[model].append(Readable(parameter.name, copy, copy.detach))
         return cls(epoch, version, tensors, canary, readables)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +19,19 @@ from rollcall.cluster.checkpoint import read_state, write_state, write_weights
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.reports import StepOrder, StepReport
-from rollcall.cluster.messages.weights import Canary, Weights
+from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.learners.algorithm import TARGET, Algorithm, Context, Models, with_own_models
+from rollcall.learners.algorithm import TARGET, Algorithm, Context, with_own_models
 from rollcall.learners.collators.collator import Collator, CollatorState
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.canary import host_tensors, with_fingerprints
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
+from rollcall.learners.loop.footprint import SNAPSHOT_BYTES
 from rollcall.learners.loop.interruption import BeforeStep, Interrupted
 from rollcall.learners.loop.parameters import FsdpUnits, ReplicatedParameters
+from rollcall.learners.loop.publishing import MakeCanary, Publisher
 from rollcall.learners.loop.schedules import rate_fraction
-from rollcall.learners.models.flat import Readable, ReadOut, init_missing, module_weights, own_parameters
+from rollcall.learners.models.flat import ReadOut, init_missing
 from rollcall.learners.update import LossFunction, Stepper, TrainedParameters, UpdatesItself, minibatch_steps
 
 COLLATOR = "collator."  # before the names of a collator's arrays in a checkpoint
@@ -58,8 +58,8 @@ class Learner:
         fsdp_units: FsdpUnits | None = None,
         read_out: ReadOut | None = None,
         keep_on_device: bool = False,
-        canary: Callable[[Models], Canary] | None = None,
-        fingerprint_dtype: str = "float32",
+        canary: MakeCanary | None = None,
+        published_dtype: str = "float32",
     ) -> None:
         """Args:
         models: those of the run; the algorithm's own are added here, unless they are among them.
@@ -69,26 +69,32 @@ class Learner:
         keep_on_device: process 0 has in `device_copy` what it published last, for those who fetch it from there: as
           much memory again as the parameters take.
         canary: what goes out with the weights, so that whoever acts with them can see that it has them rightly.
-        fingerprint_dtype: of whoever acts: it compares what it has, rounded to this, with the canary's fingerprints.
+        published_dtype: of parameters as they are handed out: of whoever acts with them, who compares what it has with
+          the canary's fingerprints. Checkpoints have float32.
         """
         torch.set_num_threads(config.threads)
         self._device = resolve_device(config.device)
         self._models = with_own_models(algorithm, models)
         self._algorithm = algorithm
         self._config = config
-        self._policy_id = policy_id
         self._collator = collator
-        self._published = published
         self._collective = collective or Collective()
         self._log = (
             ConsumptionLog(consumption_log) if consumption_log is not None and self._collective.rank == 0 else None
         )
-        self._read_out = read_out
-        self._keep_on_device = keep_on_device
-        self._canary, self._fingerprint_dtype = canary, fingerprint_dtype
-        self.device_copy: DeviceCopy | None = None
+        self._copy: Mapping[str, Tensor] | None = None  # of a small model, before the batch that it learns from
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
         self._trained = self._take_over(fsdp_units)
+        self._publisher = Publisher(
+            self._models,
+            self._trained,
+            policy_id=policy_id,
+            names=published,
+            read_out=read_out,
+            dtype=published_dtype,
+            keep_on_device=keep_on_device,
+            canary=canary,
+        )
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
         self._context = Context(self._models, self._generator, self._collective, spaces)
         self._stepper = Stepper(
@@ -105,20 +111,11 @@ class Learner:
     def weights(self, *, epoch: int, version: int) -> Weights:
         """The published models (by default all), parameters and normaliser statistics, as they are now. Where there
         are several processes, as `publish`."""
-        canary = None if self._canary is None else self._canary(self._models)
-        names, read_out = self._published_names(), self._reader()
-        if self._keep_on_device:
-            models = {name: self._models[name] for name in names}
-            copy = DeviceCopy.of(models, read_out or own_parameters, epoch=epoch, version=version)
-            canary = None if canary is None else with_fingerprints(canary, copy.tensors, self._fingerprint_dtype)
-            self.device_copy = replace(copy, canary=canary)
-            read_out = copy.read
-        weights = module_weights(
-            self._models, self._policy_id, epoch=epoch, version=version, names=names, read_out=read_out
-        )
-        if canary is not None and canary.fingerprints is None:
-            canary = with_fingerprints(canary, host_tensors(weights), self._fingerprint_dtype)
-        return replace(weights, canary=canary)
+        return self._publisher.weights(epoch=epoch, version=version)
+
+    @property
+    def device_copy(self) -> DeviceCopy | None:
+        return self._publisher.device_copy
 
     def publish(self, *, epoch: int, version: int, checkpoint: Path | None = None) -> Weights | None:
         """The weights, and a checkpoint in the directory `checkpoint`, from process 0. Every process calls: what lies
@@ -128,16 +125,9 @@ class Learner:
             if checkpoint is not None:
                 self.save(checkpoint, weights)
             return weights
-        if self._trained.whole() is not None:
-            if self._canary is not None:
-                self._canary(self._models)
-            read_out = self._reader()
-            assert read_out is not None
-            for name in self._published_names():
-                for parameter in read_out(self._models[name]):
-                    parameter.value()
-            if checkpoint is not None:
-                self._trained.state()
+        self._publisher.take_part(in_full=checkpoint is not None)
+        if checkpoint is not None and self._trained.in_pieces:
+            self._trained.state()
         return None
 
     def update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepReport, Weights | None]:
@@ -148,14 +138,16 @@ class Learner:
           NonFinite: when `max_skipped_steps` steps in a row were not finite.
         """
         torch.set_num_threads(self._config.threads)
-        before = BeforeStep.of(self._buffers(), self._generator, self._collator)
+        buffers = self._buffers(targets=False)
+        before = BeforeStep.of(buffers, self._generator, self._collator)
         try:
             return self._update(trajectories, order)
         except Interrupted:
-            before.put_back(self._buffers(), self._generator, self._collator)
+            before.put_back(buffers, self._generator, self._collator)
             return StepReport(order.step, order.epoch, False, 0.0, 0.0, 0.0, interrupted=True), None
 
     def _update(self, trajectories: Sequence[Any], order: StepOrder) -> tuple[StepReport, Weights | None]:
+        self._stepper.begin()
         self._check_interrupted()
         began = time.perf_counter()
         wait_s = began - self._idle_since
@@ -163,17 +155,18 @@ class Learner:
         batch = self._collator.collate(trajectories, self._device, step=order.step)
         with torch.no_grad():
             prepared = self._algorithm.prepare(self._context, batch)
-        snapshot = self._snapshot()
+        self._copy = self._copied_state()
         try:
             means, finite = self._optimise(prepared)
         except Interrupted:
-            self._restore(snapshot)
+            self._take_back()
             raise
+        finally:
+            self._copy = None
         if finite:
             self._skipped_in_a_row = 0
             self._collator.learned(batch, self._stepper.per_sample)
         else:
-            self._restore(snapshot)
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= self._config.max_skipped_steps:
                 raise NonFinite(
@@ -196,8 +189,8 @@ class Learner:
         return result, weights
 
     def save(self, directory: Path, weights: Weights) -> None:
-        """Writes the policy and everything else this learner would need to go on."""
-        write_weights(directory, weights)
+        """Writes the policy and everything else this learner would need to go on. `weights`: as it publishes them."""
+        write_weights(directory, self._publisher.in_full(weights))
         tensors: dict[str, Array] = {"generator": self._generator.get_state().numpy(), **self._trained.state()}
         for name, tensor in self._buffers().items():
             tensors[name] = tensor.detach().cpu().numpy()
@@ -238,21 +231,22 @@ class Learner:
         self._collator.load_state(CollatorState(meta["experience"], arrays))
 
     def _optimise(self, prepared: object) -> tuple[dict[str, float], bool]:
-        """The batch's update. Returns the metrics, and whether everything was finite: if not, the caller takes the
-        whole step back."""
+        """The batch's update. Returns the metrics, and whether everything was finite: what was not changed nothing, nor
+        did anything after it."""
         stepper, algorithm = self._stepper, self._algorithm
-        stepper.begin()
         if isinstance(algorithm, UpdatesItself):
             metrics = algorithm.update(self._context, prepared, stepper)
         else:
             metrics = minibatch_steps(algorithm, self._context, prepared, stepper)
-        self._collective.sum_(stepper.broken)
         values = torch.stack(list(metrics.values())).tolist()
         return dict(zip(metrics, values, strict=True)), math.isfinite(float(stepper.broken))
 
     def _check_interrupted(self) -> None:
-        """Not among several processes: they would have to agree, in every minibatch."""
-        if self._collective.num_processes == 1 and self.interrupted():
+        """Where it can be taken back: what was made of a batch by a large model's optimiser steps cannot, and such a
+        batch is finished. Not among several processes: they would have to agree, in every minibatch."""
+        if self._collective.num_processes > 1 or (self._stepper.num_steps and self._copy is None):
+            return
+        if self.interrupted():
             raise Interrupted
 
     def _set_learning_rate(self, order: StepOrder) -> float:
@@ -283,38 +277,35 @@ class Learner:
             self._models, collective=collective, optimizer=config.optimizer, learning_rate=config.learning_rate
         )
 
-    def _published_names(self) -> Sequence[str]:
-        return list(self._models) if self._published is None else self._published
-
-    def _reader(self) -> Callable[[nn.Module], Iterable[Readable]] | None:
-        """How the parameters of a model are read for others."""
-        whole = self._trained.whole()
-        if whole is None:
-            return self._read_out
-        read_out = self._read_out or own_parameters
-        return lambda module: read_out(module, whole)
-
     def _state_tensors(self) -> dict[str, Tensor]:
         """Parameters, buffers and optimiser state by name, as this process holds them: live tensors."""
         return {**self._trained.tensors(), **self._buffers()}
 
-    def _buffers(self) -> dict[str, Tensor]:
+    def _buffers(self, *, targets: bool = True) -> dict[str, Tensor]:
         """What is state beside what is trained: buffers, and target networks whole."""
         return {
             f"buffers.{model_name}.{name}": tensor
             for model_name, model in self._models.items()
+            if targets or not model_name.startswith(TARGET)
             for name, tensor in (
                 model.state_dict(keep_vars=True).items() if model_name.startswith(TARGET) else model.named_buffers()
             )
         }
 
-    def _snapshot(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._state_tensors().items()}
+    def _copied_state(self) -> dict[str, Tensor] | None:
+        """What optimiser steps change, as it is now: of a small model, for which that is little, and of a learner that
+        may be interrupted."""
+        tensors = self._state_tensors()
+        small = sum(tensor.nbytes for tensor in tensors.values()) <= SNAPSHOT_BYTES
+        if self._collective.num_processes > 1 or not small:
+            return None
+        return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
-    def _restore(self, snapshot: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, tensor in self._state_tensors().items():
-                tensor.copy_(snapshot[name])
+    def _take_back(self) -> None:
+        if self._copy is not None:
+            with torch.no_grad():
+                for name, tensor in self._state_tensors().items():
+                    tensor.copy_(self._copy[name])
 
 
 def resolve_device(name: str) -> torch.device:

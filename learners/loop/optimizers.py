@@ -145,14 +145,16 @@ class TensorFlowRMSprop(torch.optim.Optimizer):
 
 def allocate_state(optimizer: torch.optim.Optimizer) -> None:
     """Makes the optimiser's state before its first step, so that the first checkpoint has the layout of all others: by
-    a step with a zero gradient that is taken back."""
+    a step of size zero with a zero gradient."""
     with torch.no_grad():
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        before = [parameter.detach().clone() for parameter in parameters]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
         optimizer.step()
-        for parameter, value in zip(parameters, before, strict=True):
-            parameter.copy_(value)
-            for name, tensor in optimizer.state[parameter].items():
-                first = name == "square_avg" and isinstance(optimizer, TensorFlowRMSprop)
-                tensor.fill_(1.0 if first else 0.0)
-            assert bool(parameter.isfinite().all())
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+            for parameter in group["params"]:
+                for name, tensor in optimizer.state[parameter].items():
+                    first = name == "square_avg" and isinstance(optimizer, TensorFlowRMSprop)
+                    tensor.fill_(1.0 if first else 0.0)
+                assert bool(parameter.isfinite().all())

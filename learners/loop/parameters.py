@@ -3,17 +3,17 @@ process or (learners/loop/sharded.py) in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
+from rollcall.learners.loop.optimizers import OptimizerConfig
+from rollcall.learners.loop.rules import TorchRule, decays
 from rollcall.learners.models.flat import Whole, flatten_module
 
 FsdpUnits = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
@@ -33,11 +33,9 @@ class ReplicatedParameters:
         module = nn.ModuleDict(dict(models))
         self._flat = flatten_module(module, only_trained=True)
         self._trained = [p for p in module.parameters() if p.requires_grad]
-        self._decayed = [p for name, p in module.named_parameters() if p.requires_grad and decays(name, p)]
-        self._weight_decay = optimizer.weight_decay
+        decayed = [p for name, p in module.named_parameters() if p.requires_grad and decays(name, p)]
         self._collective = collective
-        self._optimizer = build_optimizer([self._flat.parameter], optimizer, learning_rate=learning_rate)
-        allocate_state(self._optimizer)
+        self._rule = TorchRule([self._flat.parameter], decayed, optimizer, learning_rate=learning_rate)
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +54,8 @@ class ReplicatedParameters:
     def zero_gradients(self) -> None:
         self._flat.gradient.zero_()
 
-    def sum_gradients(self) -> None:
+    def sum_gradients(self, loss: Tensor) -> None:
+        self._flat.gradient[:1].add_(loss * 0.0)
         self._collective.sum_(self._flat.gradient)
 
     def gradient_norm(self) -> Tensor:
@@ -64,74 +63,30 @@ class ReplicatedParameters:
         return norm
 
     def scale_gradients(self, factor: Tensor) -> None:
-        self._flat.gradient.mul_(factor)
+        self._rule.scale_gradients(factor)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self._optimizer, learning_rate)
+        self._rule.set_learning_rate(learning_rate)
 
-    def step(self) -> None:
-        """Adam through its functional form: of the 0.1 ms that Optimizer.step takes for one small flat parameter, nine
-        tenths are its hooks and checks (measured), a seventh of a small network's whole update."""
-        shrink(self._decayed, self._weight_decay, self._optimizer)
-        group, parameter = self._optimizer.param_groups[0], self._flat.parameter
-        if not isinstance(self._optimizer, torch.optim.Adam):
-            self._optimizer.step()
-            return
-        state = self._optimizer.state[parameter]
-        with torch.no_grad():
-            adam(
-                [parameter],
-                [self._flat.gradient],
-                [state["exp_avg"]],
-                [state["exp_avg_sq"]],
-                [],
-                [state["step"]],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
+    def step(self, skip: Tensor) -> None:
+        self._rule.step(skip)
 
     def tensors(self) -> dict[str, Tensor]:
-        state = self._optimizer.state[self._flat.parameter]
-        return {"parameters": self._flat.parameter, **{f"optimizer.{name}": value for name, value in state.items()}}
+        return self._rule.state_tensors()
 
     def state(self) -> dict[str, Array]:
-        return {name: tensor.detach().cpu().numpy() for name, tensor in self.tensors().items()}
+        return {name: self._rule.read(name, 0).cpu().numpy() for name in self._rule.names()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        return {name: tuple(self._rule.live(name)[0].shape) for name in self._rule.names()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        with torch.no_grad():
-            for name, tensor in self.tensors().items():
-                tensor.copy_(torch.from_numpy(np.array(state[name])))
+        for name in self._rule.names():
+            self._rule.write(name, 0, torch.from_numpy(np.array(state[name])))
+
+    @property
+    def in_pieces(self) -> bool:
+        return False
 
     def whole(self) -> Whole | None:
         return None
-
-
-def decays(name: str, parameter: Tensor) -> bool:
-    """Weights of matrices and embeddings; not biases, nor the scales of normalisations, which are not many numbers and
-    have to be as large as they are."""
-    return parameter.dim() >= 2 and "bias" not in name
-
-
-def shrink(parameters: Sequence[Tensor], weight_decay: float, optimizer: torch.optim.Optimizer) -> None:
-    """Decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101): of the weights, not of their gradients,
-    so that what Adam makes of a gradient does not scale it."""
-    if weight_decay:
-        with torch.no_grad():
-            torch._foreach_mul_(list(parameters), 1.0 - float(optimizer.param_groups[0]["lr"]) * weight_decay)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate

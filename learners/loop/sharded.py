@@ -18,8 +18,9 @@ from torch.distributed.tensor import DTensor
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
-from rollcall.learners.loop.parameters import FsdpUnits, decays, set_learning_rate, shrink
+from rollcall.learners.loop.optimizers import OptimizerConfig
+from rollcall.learners.loop.parameters import FsdpUnits
+from rollcall.learners.loop.rules import TorchRule, decays
 from rollcall.learners.models.flat import Whole, place
 
 
@@ -55,10 +56,8 @@ class ShardedParameters:
         self._trained = [parameter for _, parameter in trained]
         self._shards, self._gradient = _as_plain(self._trained, self._mesh)
         pairs = zip(trained, self._shards, strict=True)
-        self._decayed = [shard for (name, parameter), shard in pairs if decays(name, parameter)]
-        self._weight_decay = optimizer.weight_decay
-        self._optimizer = build_optimizer(self._shards, optimizer, learning_rate=learning_rate)
-        allocate_state(self._optimizer)
+        decayed = [shard for (name, parameter), shard in pairs if decays(name, parameter)]
+        self._rule = TorchRule(self._shards, decayed, optimizer, learning_rate=learning_rate)
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +79,8 @@ class ShardedParameters:
     def zero_gradients(self) -> None:
         self._gradient.zero_()
 
-    def sum_gradients(self) -> None: ...
+    def sum_gradients(self, loss: Tensor) -> None:
+        self._gradient[:1].add_(loss * 0.0)  # the gradients are summed already; their norm is everyone's
 
     def gradient_norm(self) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(self._gradient)
@@ -89,48 +89,48 @@ class ShardedParameters:
         return square.sqrt().float()
 
     def scale_gradients(self, factor: Tensor) -> None:
-        self._gradient.mul_(factor)
+        self._rule.scale_gradients(factor)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        set_learning_rate(self._optimizer, learning_rate)
+        self._rule.set_learning_rate(learning_rate)
 
-    def step(self) -> None:
+    def step(self, skip: Tensor) -> None:
         self._let_go()
-        shrink(self._decayed, self._weight_decay, self._optimizer)
-        self._optimizer.step()
+        self._rule.step(skip)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{name}.{index}": tensor
-            for name, tensors in self._columns().items()
-            for index, tensor in enumerate(tensors)
-        }
+        return self._rule.state_tensors()
 
     def state(self) -> dict[str, Array]:
         state = {}
-        for name, tensors in self._columns().items():
+        for name in self._rule.names():
+            tensors = self._rule.live(name)
             if tensors[0].dim() == 0:  # a count of steps, the same for all
                 state[name] = tensors[0].cpu().numpy()
                 continue
             flat = np.zeros(self._size if self._collective.rank == 0 else 0, np.float32)
-            for spec, parameter, tensor in zip(self._specs, self._trained, tensors, strict=True):
-                value = self._like(parameter, tensor).full_tensor()
+            for index, (spec, parameter) in enumerate(zip(self._specs, self._trained, strict=True)):
+                value = self._like(parameter, self._rule.read(name, index)).full_tensor()
                 if self._collective.rank == 0:
                     flat[spec.offset : spec.offset + spec.size] = value.reshape(-1).cpu().numpy()
             state[name] = flat
         return state
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: () if tensors[0].dim() == 0 else (self._size,) for name, tensors in self._columns().items()}
+        names = self._rule.names()
+        return {name: () if self._rule.live(name)[0].dim() == 0 else (self._size,) for name in names}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        with torch.no_grad():
-            for name, tensors in self._columns().items():
-                for spec, tensor in zip(self._specs, tensors, strict=True):
-                    value = state[name]
-                    if tensor.dim() > 0:
-                        value = self._rows(value[spec.offset : spec.offset + spec.size].reshape(spec.shape))
-                    tensor.copy_(torch.from_numpy(np.array(value)))
+        for name in self._rule.names():
+            for index, (spec, tensor) in enumerate(zip(self._specs, self._rule.live(name), strict=True)):
+                value = state[name]
+                if tensor.dim() > 0:
+                    value = self._rows(value[spec.offset : spec.offset + spec.size].reshape(spec.shape))
+                self._rule.write(name, index, torch.from_numpy(np.array(value)))
+
+    @property
+    def in_pieces(self) -> bool:
+        return True
 
     def whole(self) -> Whole | None:
         self._let_go()  # a gathered model would show its parameters as they were when it was gathered
@@ -141,14 +141,6 @@ class ShardedParameters:
         that has none."""
         for root in self._roots:
             root.reshard()
-
-    def _columns(self) -> dict[str, Sequence[Tensor]]:
-        """What there is of every shard, by name."""
-        states = [self._optimizer.state[shard] for shard in self._shards]
-        return {
-            "parameters": self._shards,
-            **{f"optimizer.{name}": [state[name] for state in states] for name in states[0]},
-        }
 
     def _rows(self, value: Array) -> Array:
         """This process's."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.weights import TensorSpec, Weights
+from rollcall.cluster.messages.weights import BFLOAT16, TensorSpec, Weights, new_buffer
 
 # Every parameter begins on a cache line: kernels choose their path by alignment, and so would the last bit of a result.
 _ALIGNMENT = 16  # elements; 64 bytes of float32
@@ -94,19 +94,21 @@ def module_weights(
     version: int,
     names: Sequence[str] | None = None,
     read_out: Callable[[nn.Module], Iterable[Readable]] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Weights:
     """Parameters and buffers (normaliser statistics among them) of the models called `names` (default: all) as Weights.
 
     A flattened model's parameters are one copy. A tensor is called "<model>.<its name in the model>". `read_out`:
-    whence the parameters come; None: they are the modules' own.
+    whence the parameters come; None: they are the modules' own. `dtype`: of parameters; None: as they have it. They are
+    rounded where they lie, one after the other.
     """
     buffers_of: dict[str, list[Array]] = {}
     sizes: dict[str, int] = {}
     index: list[TensorSpec] = []
     for name in list(models) if names is None else names:
         module = models[name]
-        placed, totals = _layout(module, name, read_out)
-        flat = _flat_view(module) if read_out is None else None
+        placed, totals = _layout(module, name, read_out, dtype)
+        flat = _flat_view(module) if read_out is None and dtype in (None, torch.float32) else None
         for dtype, array in _flat_arrays(placed, totals, flat).items():
             buffers_of.setdefault(dtype, []).append(array)
         index += [replace(spec, offset=spec.offset + sizes.get(spec.dtype, 0)) for spec, _, _ in placed]
@@ -182,15 +184,15 @@ def _describe(spec: TensorSpec | None) -> str:
     return "nothing" if spec is None else f"{spec.name} {spec.dtype}{list(spec.shape)}"
 
 
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")  # numpy's name too, for all that numpy has
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")  # numpy's name too, for all that numpy has
 
 
 def place(named: Iterable[tuple[str, Tensor]], offset: int = 0) -> tuple[list[TensorSpec], int]:
     """Aligned places for tensors of one dtype from `offset` on, and where the next would begin."""
     specs = []
     for name, tensor in named:
-        specs.append(TensorSpec(name, _dtype_name(tensor), tuple(tensor.shape), offset))
+        specs.append(TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape), offset))
         offset += -(-tensor.numel() // _ALIGNMENT) * _ALIGNMENT
     return specs, offset
 
@@ -204,17 +206,21 @@ def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _layout(
-    module: nn.Module, name: str, read_out: Callable[[nn.Module], Iterable[Readable]] | None = None
+    module: nn.Module,
+    name: str,
+    read_out: Callable[[nn.Module], Iterable[Readable]] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Sequence[_Placed], dict[str, int]]:
-    """Every tensor of a module with its place, parameters first, and the size of each dtype's buffer."""
+    """Every tensor of a module with its place, parameters first, and the size of each dtype's buffer. `dtype`: of the
+    parameters, if not their own."""
     placed: list[_Placed] = []
     totals: dict[str, int] = {}
     buffers = (Readable(key, tensor, tensor.detach) for key, tensor in _persistent_buffers(module))
-    for tensors in ((read_out or own_parameters)(module), buffers):
+    for tensors, wanted in (((read_out or own_parameters)(module), dtype), (buffers, None)):
         for key, tensor, value in tensors:
-            dtype = _dtype_name(tensor)
-            specs, totals[dtype] = place([(f"{name}.{key}", tensor)], totals.get(dtype, 0))
-            placed.append(_Placed(specs[0], tensor, value))
+            kind = dtype_name(tensor.dtype if wanted is None or not tensor.is_floating_point() else wanted)
+            ((spec,), totals[kind]) = place([(f"{name}.{key}", tensor)], totals.get(kind, 0))
+            placed.append(_Placed(replace(spec, dtype=kind), tensor, value))
     return placed, totals
 
 
@@ -241,18 +247,24 @@ def _flat_view(module: nn.Module) -> Tensor | None:
 def _flat_arrays(placed: Sequence[_Placed], totals: Mapping[str, int], flat: Tensor | None) -> dict[str, Array]:
     """A fresh flat array for each dtype, filled from the placed tensors; from `flat`, if they lie there side by side,
     their parameters. Values are read in the order of their places: reading them may take several processes."""
-    arrays: dict[str, Array] = {dtype: np.zeros(total, dtype=np.dtype(dtype)) for dtype, total in totals.items()}
+    arrays: dict[str, Array] = {dtype: new_buffer(dtype, total) for dtype, total in totals.items()}
     if flat is not None:
         arrays["float32"][: flat.numel()] = flat.cpu().numpy()
     for spec, tensor, value in placed:
         if flat is None or not isinstance(tensor, nn.Parameter):
-            arrays[spec.dtype][spec.offset : spec.offset + spec.size] = value().cpu().numpy().reshape(-1)
+            rounded = value().to(getattr(torch, spec.dtype)).cpu().reshape(-1)
+            if spec.dtype == BFLOAT16:
+                rounded = rounded.view(torch.uint16)
+            arrays[spec.dtype][spec.offset : spec.offset + spec.size] = rounded.numpy()
     return arrays
 
 
 def _copy_into(tensor: Tensor, array: Array) -> None:
     """Copies an array, which may be read-only, into a tensor of the same shape."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.view(torch.uint16)
     if tensor.device.type == "cpu":
-        np.copyto(tensor.detach().numpy(), array)
+        np.copyto(tensor.numpy(), array)
     else:
-        tensor.detach().copy_(torch.from_numpy(array.copy()))
+        tensor.copy_(torch.from_numpy(array.copy()))

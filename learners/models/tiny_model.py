@@ -12,7 +12,7 @@ import torch
 from rollcall.cluster.errors import BadInput
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"  # tokens 0, 1 and 2; the characters follow
 HEAD_DIM = 32  # the least that paged attention kernels for CPUs take
@@ -44,22 +44,19 @@ def write_tiny_model(
     if num_heads % num_kv_heads:
         raise ValueError(f"num_heads {num_heads} is no multiple of num_kv_heads {num_kv_heads}: give one that is")
     tokenizer = tokenizer or character_tokenizer(alphabet)
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    config = Qwen3Config(
-        architectures=["Qwen3ForCausalLM"],
-        vocab_size=len(tokenizer),
+    config = tiny_config(
+        len(tokenizer),
         hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=HEAD_DIM,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
         intermediate_size=intermediate_size,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tie_word_embeddings,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        dtype="float32",
     )
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs' generators too, which are not restored here.
@@ -74,6 +71,39 @@ def write_tiny_model(
     config.save_pretrained(directory)
     model.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def tiny_config(
+    vocab_size: int,
+    *,
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    intermediate_size: int = 384,
+    max_position_embeddings: int = 512,
+    tie_word_embeddings: bool = True,
+    pad_token_id: int | None = None,
+    eos_token_id: int | None = None,
+) -> Qwen3Config:
+    """The architecture of such a model."""
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=HEAD_DIM,
+        intermediate_size=intermediate_size,
+        max_position_embeddings=max_position_embeddings,
+        tie_word_embeddings=tie_word_embeddings,
+        pad_token_id=pad_token_id,
+        eos_token_id=eos_token_id,
+        dtype="float32",
+    )
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:

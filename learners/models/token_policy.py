@@ -68,7 +68,13 @@ class LMPolicyConfig(BaseModel):
         "checkpoints) in place of `model`; optimiser, schedules and books begin anew",
     )
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="of the forward and backward pass (autocast); the weights stay float32"
+        default="float32", description="of the forward and backward pass (autocast)"
+    )
+    weights_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="of the weights that the pass reads; bfloat16: 12 bytes a parameter with Adam in place of 16, "
+        "stepped as float32 all the same (the other half of each weight is kept beside it), gradients and their "
+        "average in bfloat16; auto: as dtype",
     )
     gradient_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     share_prompts: bool = Field(

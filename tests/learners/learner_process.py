@@ -18,6 +18,17 @@ from rollcall.learners.models.networks import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 from tests.learners.own_update import NaturalGradient
 
+
+class Faulty(PPO):
+    """Whose loss is infinite on one process, from a certain moment on. Its gradient is finite."""
+
+    broken = False
+
+    def loss(self, context: Any, part: Any) -> Any:
+        found = super().loss(context, part)
+        return found._replace(loss=found.loss + (torch.inf if self.broken else 0.0))
+
+
 KINDS = ("feedforward", "recurrent", "own-update")
 
 
@@ -29,7 +40,7 @@ def main(rank: int, num_processes: int, address: str, out: Path) -> None:
         )
     for kind in KINDS:
         policy = PolicyConfig(recurrent="gru" if kind == "recurrent" else "none", recurrent_size=32)
-        algorithm: Any = PPO(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
+        algorithm: Any = Faulty(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
         if kind == "own-update":
             algorithm = NaturalGradient()
         config = LearnerConfig(learning_rate=1e-3)
@@ -40,6 +51,12 @@ def main(rank: int, num_processes: int, address: str, out: Path) -> None:
         published: dict[str, Any] = dict(learner.weights(epoch=1, version=1).tensors())
         np.savez(out / f"{kind}-{num_processes}-{rank}.npz", **published)
         (out / f"{kind}-{num_processes}-{rank}.txt").write_text(repr(sorted(report.metrics.items())))
+        if kind == "feedforward":
+            algorithm.broken = rank == num_processes - 1
+            before = {name: tensor.clone() for name, tensor in learner._state_tensors().items()}
+            report, _ = learner.update(batch, StepOrder(1, 1, 0.0))
+            same = all(torch.equal(tensor, before[name]) for name, tensor in learner._state_tensors().items())
+            (out / f"broken-{num_processes}-{rank}.txt").write_text(f"skipped={report.skipped} same={same}")
     collective.leave()
 
 

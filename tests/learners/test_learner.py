@@ -72,9 +72,11 @@ def with_steps(item: GymTrajectory, **arrays: Any) -> GymTrajectory:
 
 
 @pytest.mark.parametrize("where", ["rewards", "behaviour_logprobs", "observations"])
-def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
+@pytest.mark.parametrize("optimizer", [AdamWConfig(), RMSpropConfig(weight_decay=0.1)], ids=["adamw", "rmsprop"])
+def test_a_step_that_is_not_finite_changes_nothing(where: str, optimizer: Any) -> None:
     policy = PolicyConfig(normalise_observations=True)
-    learner = make_learner(PPO(PPOConfig(epochs=2, num_minibatches=2)), policy=policy)
+    config = LearnerConfig(optimizer=optimizer)
+    learner = make_learner(PPO(PPOConfig(epochs=2, num_minibatches=1)), policy=policy, config=config)
     good = cartpole(learner.weights(epoch=1, version=0), policy=policy)
     learner.update([good], StepOrder(0, 1, 0.0))
     before = tensors(learner)
@@ -94,6 +96,24 @@ def test_a_step_that_is_not_finite_is_taken_back_whole(where: str) -> None:
         assert torch.equal(tensor, state[name]), name
     report, _ = learner.update([good], StepOrder(2, 1, 0.0))
     assert not report.skipped  # and it goes on
+
+
+def test_of_a_batch_that_is_not_finite_nothing_is_learnt_from_there_on() -> None:
+    """The second of four minibatches is broken: what the first taught stays, and the last two teach nothing."""
+    states = []
+
+    class SecondBroken(PPO):
+        def loss(self, context: Any, part: Any) -> Any:
+            states.append({name: tensor.clone() for name, tensor in learner._state_tensors().items()})
+            found = super().loss(context, part)
+            return found._replace(loss=found.loss + (torch.inf if len(states) == 2 else 0.0))
+
+    learner: Any = make_learner(SecondBroken(PPOConfig(epochs=1, num_minibatches=4)))
+    report, _ = learner.update([cartpole(learner.weights(epoch=1, version=0))], StepOrder(0, 1, 0.0))
+    assert report.skipped and len(states) == 4
+    assert [state["optimizer.step.0"] for state in states] == [0.0, 1.0, 1.0, 1.0]
+    for name, tensor in learner._state_tensors().items():
+        assert torch.equal(tensor, states[1][name]), name
 
 
 def test_skipped_steps_in_a_row_stop_the_run_and_say_what_to_do() -> None:
@@ -207,3 +227,8 @@ def test_two_learner_processes_give_the_update_of_one(updates: Path, kind: str) 
         np.testing.assert_allclose(shared[0], alone[name], atol=1e-5, rtol=0, err_msg=name)
     metrics = [dict(ast.literal_eval((updates / f"{kind}-{n}.txt").read_text())) for n in ("1-0", "2-0")]
     assert metrics[1] == pytest.approx(metrics[0], abs=1e-4)
+
+
+def test_a_loss_that_one_of_two_processes_has_wrong_is_skipped_by_both(updates: Path) -> None:
+    for which in ("1-0", "2-0", "2-1"):
+        assert (updates / f"broken-{which}.txt").read_text() == "skipped=True same=True"

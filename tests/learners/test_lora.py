@@ -88,7 +88,7 @@ def test_adapters_alone_are_trained_and_the_model_beneath_keeps_every_bit(direct
     # The optimiser's state is that of the adapters, and of nothing else.
     sizes = {name: tensor.numel() for name, tensor in learner._state_tensors().items() if tensor.dim() == 1}
     aligned = sum(-(-value.numel() // 16) * 16 for value in adapters.values())
-    assert sizes["parameters"] == sizes["optimizer.exp_avg"] == sizes["optimizer.exp_avg_sq"] == aligned
+    assert sizes["parameters.0"] == sizes["optimizer.exp_avg.0"] == sizes["optimizer.exp_avg_sq.0"] == aligned
 
 
 def test_version_0_is_the_given_model_to_the_bit_under_the_same_names(directory: Path) -> None:

@@ -81,6 +81,7 @@ def make_learner(
     config: LearnerConfig | None = None,
     collective: Collective | None = None,
     keep_on_device: bool = False,
+    published_dtype: str = "float32",
 ) -> Learner:
     policy = policy or LMPolicyConfig()
     return Learner(
@@ -95,6 +96,7 @@ def make_learner(
         fsdp_units=decoder_layers,
         read_out=None if policy.lora is None else merged_parameters,
         keep_on_device=keep_on_device,
+        published_dtype=published_dtype,
         canary=lambda models: canary(models["policy"], room=32, dtype=policy.dtype),  # type: ignore[arg-type]
     )
 

@@ -29,8 +29,11 @@ from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control import initial_weights
+from rollcall.deploy.kinds.control.needs import control_needs
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
+from rollcall.deploy.plan.gpus import Shares
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
 from rollcall.learners.algorithm import with_own_models
@@ -93,6 +96,9 @@ class ControlFactory:
         if self.config.policy.init_from is not None:
             initial_weights.take_up(models, self.run_directory)
 
+    def needs(self) -> Needs:
+        return control_needs(self.config, self.spaces[0], self.models())
+
     def preparations(self) -> Iterator[Preparation]:
         """No nested run. A reward that is learnt from raters begins with a model that nobody has trained yet."""
         if self.config.preferences is not None:
@@ -135,6 +141,9 @@ class ControlFactory:
 
     def with_reward(self, endpoint: RewardEndpoint) -> ControlFactory:
         return replace(self, reward=endpoint)
+
+    def with_gpus(self, shares: Shares) -> ControlFactory:
+        return self
 
     def scorer(self) -> TrajectoryScorer:
         assert self.reward is not None

@@ -33,9 +33,12 @@ from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.language.models import language_models
+from rollcall.deploy.kinds.language.needs import engine_with, language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
+from rollcall.deploy.plan.gpus import Shares
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import with_own_models
@@ -60,6 +63,7 @@ class LanguageFactory:
     config: LanguageConfig
     run_directory: Path
     reward: RewardEndpoint | None = None
+    evaluator_utilization: float | None = None  # share of a GPU's memory; None: as an actor's
 
     drive: ClassVar[Literal["online"]] = "online"
     counts: ClassVar[Counted] = TOKENS
@@ -87,7 +91,8 @@ class LanguageFactory:
 
     @property
     def weight_transfer(self) -> Literal["object_store", "nccl", "ipc"]:
-        return self.config.actors.engine.weight_transfer
+        transfer = self.config.actors.engine.weight_transfer
+        return "object_store" if transfer == "auto" else transfer
 
     @property
     def model_directory(self) -> Path:
@@ -146,6 +151,9 @@ class LanguageFactory:
                 f"actors.engine.max_model_len = {wanted}: policy.model = {str(self.given_model)!r} takes at most "
                 f"{longest} tokens of prompt and completion: lower it, and actors.sampling.max_tokens"
             )
+
+    def needs(self) -> Needs:
+        return language_needs(self.config, self.task, self.run_directory)
 
     def preparations(self) -> Iterator[Preparation]:
         """The tiny model, the warm start, and the reward model from preferences."""
@@ -245,6 +253,12 @@ class LanguageFactory:
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageFactory:
         return replace(self, reward=endpoint)
 
+    def with_gpus(self, shares: Shares) -> LanguageFactory:
+        engine = engine_with(self.config.actors.engine, shares)
+        actors = self.config.actors.model_copy(update={"engine": engine})
+        config = self.config.model_copy(update={"actors": actors})
+        return replace(self, config=config, evaluator_utilization=shares.evaluator_utilization)
+
     @property
     def preference_training(self) -> None:
         """Its reward model is trained before the policy is."""
@@ -266,7 +280,10 @@ class LanguageFactory:
 
     def evaluator(self) -> LMEvaluator:
         # It is handed the weights of the version that it is to judge, which the learner may no longer have.
-        engine = self._engine(self.config.actors.engine.model_copy(update={"weight_transfer": "object_store"}))
+        own: dict[str, object] = {"weight_transfer": "object_store"}
+        if self.evaluator_utilization is not None:
+            own["gpu_memory_utilization"] = self.evaluator_utilization
+        engine = self._engine(self.config.actors.engine.model_copy(update=own))
         conversations = self._conversations(engine, greedy=self.config.eval.greedy)
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 
@@ -302,7 +319,7 @@ class LanguageFactory:
             read_out=None if config.policy.lora is None else merged_parameters,
             keep_on_device=self.weight_transfer != "object_store",
             canary=self._canary,
-            fingerprint_dtype=config.actors.engine.dtype,
+            published_dtype=config.actors.engine.resolved(on_gpu=torch.cuda.is_available()).dtype,
         )
 
     def _canary(self, models: Mapping[str, nn.Module]) -> Canary:

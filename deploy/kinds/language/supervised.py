@@ -19,8 +19,10 @@ from rollcall.deploy.config.language_config import SupervisedConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
+from rollcall.deploy.kinds.language.needs import supervised_needs
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
 from rollcall.deploy.report.counted import IMITATED
 from rollcall.deploy.report.offline_progress import ProgressLines
@@ -48,6 +50,9 @@ class SupervisedRun:
         self._members.check()
         self._members.make_model()
         yield from ()
+
+    def needs(self) -> Needs:
+        return supervised_needs(self._config, self._members.task, self._directory)
 
     @cached_property
     def _imitation(self) -> WarmStart:

@@ -24,6 +24,8 @@ from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
+from rollcall.deploy.kinds.preferences.needs import direct_needs
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.preferences.accuracy import accuracy_of
 from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
@@ -68,6 +70,9 @@ class DirectRun:
                 optimised=self._config.learner,
                 seed=derive_seed(self._config.seed, "warm_start"),
             )
+
+    def needs(self) -> Needs:
+        return direct_needs(self._config, self._found)
 
     @cached_property
     def _found(self) -> Preferences:

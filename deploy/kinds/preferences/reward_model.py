@@ -20,6 +20,8 @@ from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
+from rollcall.deploy.kinds.preferences.needs import reward_model_needs
+from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.preferences import reward_evaluation
 from rollcall.deploy.preferences.best_model import BestModel
 from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
@@ -72,6 +74,9 @@ class RewardModelRun:
     def preparations(self) -> Iterator[Preparation]:
         _ = self.learner
         yield from ()
+
+    def needs(self) -> Needs:
+        return reward_model_needs(self._config, self._found)
 
     @cached_property
     def _found(self) -> Preferences:

@@ -20,16 +20,15 @@ from rollcall.cluster.messages.attempt import ShardPayload, Ticket
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, States, TicketFailed, TicketProduced
 from rollcall.deploy.runtimes.lanes import Lanes
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
+from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.faults import (
     CONTROL_TIMEOUT_S,
     START_TIMEOUT_S,
     cause_of,
-    death_of,
     in_a_line,
     is_raised,
     no_room_for,
     node_of,
-    raised_in,
 )
 
 DEADLINE_GRACE_S = 10.0
@@ -74,6 +73,7 @@ class RayActors:
         admits_together: bool,
         on_loss: Callable[[], None],
         may_start: Callable[[], bool],
+        deaths: Deaths | None = None,
     ) -> None:
         """`num_first`: how many a run begins with; the others come when there is room for them. `admits_together`: they
         take the tickets of one submission before they begin with any, work on them side by side, keep the tickets'
@@ -84,6 +84,7 @@ class RayActors:
         self._admits_together = admits_together
         self._on_loss = on_loss
         self._may_start = may_start
+        self._deaths = deaths or Deaths()
         self._actors = [_Actor(actor_id, index, budget(actor_id)) for index, actor_id in enumerate(ids)]
         self._lanes: Lanes[_Actor] = Lanes(self._actors, keep_state=not admits_together)
         self._held: list[Ticket] = []  # of lanes that nobody can work on just now
@@ -192,8 +193,7 @@ class RayActors:
             return self._lose_for(actor, error)
         if isinstance(error, GetTimeoutError):
             raise RollcallError(no_room_for(actor.actor_id)) from None
-        why = death_of(error) if isinstance(error, RayActorError) else cause_of(error)
-        raise RollcallError(f"{actor.actor_id} did not start: {why}") from error
+        raise RollcallError(self._deaths.at_start(actor.actor_id, "actor", error)) from error
 
     def _reroute(self, actor: _Actor) -> None:
         """What waits with an actor that has no room goes to others, if any are up. It asks for room anew."""
@@ -222,11 +222,11 @@ class RayActors:
             if isinstance(cause, EngineMismatch):  # the next engine would say the same
                 raise cause from None
             # An exception that the actor does not contain is a fault of ours or of the env's code: it is shown whole.
-            detail = raised_in(actor.actor_id, error, f"logs/{actor.actor_id}.log")
+            detail = self._deaths.raised(actor.actor_id, "actor", error, f"logs/{actor.actor_id}.log")
             return self._lose(actor, "actor_failed", detail, raised=is_raised(error))
         if isinstance(error, RayActorError):
             blameless = node_of(error, actor.node_id, self._calls.api.nodes())
-            return self._lose(actor, "actor_died", f"{actor.actor_id} died ({death_of(error)})", blameless=blameless)
+            return self._lose(actor, "actor_died", self._deaths.of(actor.actor_id, "actor", error), blameless=blameless)
         return self._lose(actor, "actor_failed", f"{actor.actor_id}: {in_a_line(error)}")
 
     def _lose(

@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.plan.planning import LEAST_STORE
 
-OBJECT_STORE_BYTES = 1 << 30
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
 
@@ -76,8 +76,9 @@ class Cluster:
                 self.guardian.wait(timeout=10)
 
 
-def connect(*, num_cpus: float) -> Cluster:
-    """Connects to RAY_ADDRESS, or starts a local cluster with at least so many CPUs, whatever the machine has.
+def connect(*, num_cpus: float, store_bytes: int = LEAST_STORE) -> Cluster:
+    """Connects to RAY_ADDRESS, or starts a local cluster with at least so many CPUs, whatever the machine has, and so
+    much room for objects.
 
     Raises:
       BadInput: when the cluster of RAY_ADDRESS does not answer, or does not let us in.
@@ -91,7 +92,7 @@ def connect(*, num_cpus: float) -> Cluster:
     address = os.environ.get("RAY_ADDRESS")
     with warnings.catch_warnings(), _our_signals():
         warnings.simplefilter("ignore")
-        return _join(address) if address else _start(num_cpus)
+        return _join(address) if address else _start(num_cpus, store_bytes)
 
 
 def _join(address: str) -> Cluster:
@@ -222,7 +223,7 @@ def _private_token() -> Iterator[None]:
         del os.environ[AUTH_TOKEN]
 
 
-def _start(num_cpus: float) -> Cluster:
+def _start(num_cpus: float, store_bytes: int) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     guardian = subprocess.Popen(
@@ -237,7 +238,7 @@ def _start(num_cpus: float) -> Cluster:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
+            object_store_memory=store_bytes,
             _node_ip_address="127.0.0.1",
         )
     assert guardian.stdin is not None

@@ -18,9 +18,17 @@ LONGEST = 300  # characters of an error's text in a line
 # Of Ray's long story of a process that it ended before the node was full.
 _SIZE = r"[0-9.]+ ?[KMGT]?i?B"
 _KILLED_FOR_MEMORY = re.compile(rf"memory used=(?P<own>{_SIZE}).*? was (?P<all>{_SIZE} / {_SIZE})")
+# How allocators say it, and vLLM of a GPU that others have filled, or whose share is too small for a model.
+_MEMORY_SIGNS = (
+    "CUDA out of memory",
+    "can't allocate memory",
+    "No available memory for the cache blocks",
+    "Free memory on device",
+    "KV cache is needed, which is larger than the available KV cache memory",
+)
 _MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")  # Ray's and torch's have one name; torch is not imported here
-_TAKES_LESS = (
-    "what takes less: a smaller algorithm.token_budget (language) or more algorithm.num_minibatches (control), "
+TAKES_LESS = (
+    "a smaller algorithm.token_budget (language) or more algorithm.num_minibatches (control), "
     "policy.gradient_checkpointing, a smaller model, fewer actors"
 )
 
@@ -51,15 +59,13 @@ def raised_in(member: str, error: RayError, log: str) -> str:
             f"{member}: {cause} (in the driver's own process it was found: what a script alone defines or registers is "
             "not known to the other processes of a run; put it into a module, and name that: my_module:MyEnv-v0)"
         ) from error
-    if memory := _out_of_memory(cause):
-        return f"{member}: {memory}"
     line, separator, trace = described(cause, str(error)).partition("\n")
     return f"{member} raised {line}; what it printed is in {log}{separator}{trace}"
 
 
 def death_of(error: RayActorError | GetTimeoutError) -> str:
-    if memory := _out_of_memory(error):
-        return memory
+    if memory := out_of_memory(error):
+        return f"out of memory: {memory}"
     if isinstance(error, RayActorError) and error.actor_init_failed:
         # Its last words come last, after Ray's and the traceback.
         return str(error).strip().splitlines()[-1][:LONGEST]
@@ -68,20 +74,20 @@ def death_of(error: RayActorError | GetTimeoutError) -> str:
 
 def in_a_line(error: BaseException) -> str:
     """An error that a task raised, or that Ray has about it: one line, not too long to be read."""
-    return _out_of_memory(error) or " ".join(repr(error).split())[:LONGEST]
+    if memory := out_of_memory(error):
+        return f"out of memory: {memory}; what takes less: {TAKES_LESS}"
+    return " ".join(repr(error).split())[:LONGEST]
 
 
-def _out_of_memory(error: BaseException) -> str:
-    """How much was used, and what to do about it; nothing for any other error."""
+def out_of_memory(error: BaseException) -> str:
+    """How much was used; nothing for any other error."""
     text = " ".join(str(error).split())
-    killed = _KILLED_FOR_MEMORY.search(text)
-    if killed:
-        used = f"the process used {killed['own']}, and all of its node's {killed['all'].replace(' / ', ' of ')}"
-    elif type(error).__name__ in _MEMORY_ERRORS or "t allocate memory" in text:
-        used = text.partition(". ")[0][: LONGEST // 2] or "no more could be had"
-    else:
-        return ""
-    return f"out of memory: {used}; {_TAKES_LESS}"
+    if killed := _KILLED_FOR_MEMORY.search(text):
+        return f"the process used {killed['own']}, and all of its node's {killed['all'].replace(' / ', ' of ')}"
+    if type(error).__name__ in _MEMORY_ERRORS or any(sign in text for sign in _MEMORY_SIGNS):
+        said = next((text[text.index(sign) :] for sign in _MEMORY_SIGNS if sign in text), text)
+        return said.partition(". ")[0][: LONGEST // 2] or "no more could be had"
+    return ""
 
 
 def node_of(actor_died: RayActorError, node_id: str, nodes: Sequence[Mapping[str, Any]]) -> bool:

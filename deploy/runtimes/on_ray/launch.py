@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
+from rollcall.deploy.plan.machine import Machine
+from rollcall.deploy.plan.planning import LEAST_STORE, Plan, shares_for
 from rollcall.deploy.rundir.jobs import current_job, stop_patience_s
 from rollcall.deploy.runtimes.on_ray.cluster import connect
 
@@ -27,8 +29,11 @@ def ray_workers(
     keep_versions: int,
     train_reward_model: TrainRewardModel,
     stop_requested: Callable[[], bool],
+    plan: Plan | None,
+    plan_on: Callable[[Sequence[Machine]], Plan | None],
 ) -> RayWorkers:
-    """Connected, with room on the cluster, and nothing begun.
+    """Connected, with room on the cluster, and nothing begun. `plan`: for this machine, where the run is to be on it;
+    `plan_on`: makes it for others.
 
     Raises:
       BadInput: when there is no such cluster, no room on it, or its nodes lack what the run needs.
@@ -38,12 +43,19 @@ def ray_workers(
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
     if factory.preference_training is not None:
         demand += roles.preference_trainer.num_cpus
-    cluster = connect(num_cpus=demand)
+    cluster = connect(num_cpus=demand, store_bytes=LEAST_STORE if plan is None else plan.store_bytes)
     # These import ray, which had to be told of tokens first.
+    from rollcall.deploy.runtimes.on_ray.machines import machines_of, ray_nodes
     from rollcall.deploy.runtimes.on_ray.members import Composition
     from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
 
     try:
+        machines = machines_of(ray_nodes(), directory.resolve(), here=None if plan is None else plan.machines[0])
+        if not cluster.private:
+            plan = plan_on(machines)
+        needs = None if plan is None else plan.needs
+        shares = shares_for(config, needs, machines)
+        factory = factory.with_gpus(shares)
         composition = Composition(
             config=config,
             factory=factory,
@@ -51,6 +63,8 @@ def ray_workers(
             needs=_needs(factory, directory),
             stop_patience_s=stop_patience_s(),
             train_reward_model=train_reward_model,
+            shares=shares,
+            plan=plan,
         )
         return RayWorkers(composition, cluster, tell, stop_requested)
     except BaseException:

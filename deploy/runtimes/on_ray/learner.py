@@ -18,14 +18,13 @@ from rollcall.cluster.messages.events import Event, Handle, LearnerLost, Learner
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.rundir.storage_faults import storage_fault
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
+from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.faults import (
     START_TIMEOUT_S,
     cause_of,
-    death_of,
     is_raised,
     no_room_for,
     node_of,
-    raised_in,
 )
 from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
 
@@ -51,6 +50,7 @@ class RayLearner:
         *,
         device: str,
         sends_weights: bool,
+        deaths: Deaths | None = None,
     ) -> None:
         """`sends_weights`: to engines, from process 0, beside what the parameter server keeps."""
         self._spawn = spawn
@@ -59,6 +59,7 @@ class RayLearner:
         self._server = server
         self._device = device
         self._sends_weights = sends_weights
+        self._deaths = deaths or Deaths()
         self.processes: list[Any] = []
         self.is_up = False
         self._node_id = ""
@@ -153,9 +154,10 @@ class RayLearner:
             cause = cause_of(error)
             if isinstance(cause, RollcallError):
                 raise cause from None
-            raise RollcallError(storage_fault(cause) or f"the learner did not start: {cause}") from error
+            why = storage_fault(cause) or self._deaths.at_start("the learner", "learner", error)
+            raise RollcallError(why) from error
         except RayActorError as error:
-            raise RollcallError(f"the learner did not start: {death_of(error)}") from error
+            raise RollcallError(self._deaths.at_start("the learner", "learner", error)) from error
 
     # Steps.
 
@@ -236,10 +238,10 @@ class RayLearner:
             raise RollcallError(f"the learner cannot write: {refused}") from error
         blameless = False
         if isinstance(error, RayActorError):
-            detail = f"the learner died ({death_of(error)})"
+            detail = self._deaths.of("the learner", "learner", error)
             blameless = node_of(error, self._node_id, self._calls.api.nodes())
         else:
-            detail = raised_in("the learner", error, "logs/learner-0.log")
+            detail = self._deaths.raised("the learner", "learner", error, "logs/learner-0.log")
         if not blameless:
             self._budget.next_delay_s(detail, raised=is_raised(error))
         self._calls.forget(self)

@@ -3,7 +3,7 @@ them: who is alive is runtime.py's."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -11,6 +11,8 @@ import ray
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
+from rollcall.deploy.plan.gpus import Shares
+from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.runtimes.on_ray.nodes import Needs
 from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.processes import (
@@ -38,6 +40,8 @@ class Composition:
     needs: Needs
     stop_patience_s: float  # how long a stop may wait for anybody
     train_reward_model: TrainRewardModel
+    shares: Shares = field(default_factory=Shares)  # of GPUs
+    plan: Plan | None = None  # where it is known what the run needs
 
 
 class Members:

@@ -12,7 +12,8 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.deploy.config.placement import Bundle, ClusterConfig, Node, bundle, shortage, total
+from rollcall.deploy.config.placement import Bundle, ClusterConfig, Node, RoleConfig, bundle, shortage, total
+from rollcall.deploy.plan.gpus import Shares
 
 SLICE_S = 1  # of the wait for room
 TELL_AFTER_S = 5.0
@@ -29,22 +30,22 @@ class Placement:
         *,
         num_learners: int,
         num_actors: int,
-        actors_generate: bool,
-        learner_uses_gpu: bool,
+        shares: Shares,
         private: bool,
+        evaluates: bool = False,
         trains_on_preferences: bool = False,
     ) -> None:
-        """`private`: the cluster is this run's own, and nobody adds nodes to it."""
+        """`shares`: of GPUs, of each process; `private`: the cluster is this run's own, and nobody adds nodes to it."""
         self._config = config
         self._private = private
         self.min_actors = min(config.min_actors or num_actors, num_actors)
-        num_gpus = _cluster_amount("GPU")
-        gpu = 1.0 if learner_uses_gpu and num_gpus >= num_learners else 0.0
-        self._learner = bundle("learner processes", config.learner, num_gpus=gpu)
-        spare = num_gpus - self._learner.demand.get("GPU", 0.0) * num_learners
-        gpu = 1.0 if actors_generate and spare >= self.min_actors else 0.0
-        self._actor = bundle("actors", config.actors, num_gpus=gpu)
+        self._learner = bundle("learner processes", config.learner, num_gpus=shares.learner)
+        self._actor = bundle("actors", config.actors, num_gpus=shares.actor)
+        self._evaluator = bundle("evaluator", _like_actors(config), num_gpus=shares.evaluator)
         groups = [self._learner] * num_learners + [self._actor] * self.min_actors
+        # An evaluator that needs a GPU, or anything, has its place kept: others would take it before.
+        self._keeps_evaluator = evaluates and bool(self._evaluator.demand)
+        groups += [self._evaluator] * self._keeps_evaluator
         self._trainer = bundle("preference trainer", config.preference_trainer, num_gpus=0.0)
         self._beside_driver = [self._trainer] if trains_on_preferences and self._trainer.demand else []
         self._bundles = [item for item in groups if item.demand]  # who needs nothing has no bundle
@@ -109,10 +110,9 @@ class Placement:
 
     def evaluation(self) -> dict[str, Any]:
         """Where nothing else is said on nodes like those of the actors, which have the same programs."""
-        needs = self._config.evaluation
-        if not needs.label_selector:
-            needs = needs.model_copy(update={"label_selector": self._config.actors.label_selector})
-        return _plain(bundle("", needs, num_gpus=0.0))
+        if self._keeps_evaluator and self._group is not None:
+            return self._in_group(self._evaluator, len(self._bundles) - 1)
+        return _plain(self._evaluator)
 
     def scoring(self, *, beside_driver: bool) -> dict[str, Any]:
         """`beside_driver`: a private reward service listens on the driver's machine alone."""
@@ -163,6 +163,14 @@ class Placement:
         )
 
 
+def _like_actors(config: ClusterConfig) -> RoleConfig:
+    """The evaluator's needs."""
+    needs = config.evaluation
+    if needs.label_selector:
+        return needs
+    return needs.model_copy(update={"label_selector": config.actors.label_selector})
+
+
 def _plain(item: Bundle) -> dict[str, Any]:
     others = {name: amount for name, amount in item.demand.items() if name not in ("CPU", "GPU")}
     return {
@@ -188,7 +196,3 @@ def _counted(bundles: Sequence[Bundle]) -> str:
 
 def _nodes() -> list[Node]:
     return [Node(node["Resources"], node.get("Labels", {})) for node in _ray.nodes() if node["Alive"]]
-
-
-def _cluster_amount(name: str) -> float:
-    return sum(node.resources.get(name, 0.0) for node in _nodes())

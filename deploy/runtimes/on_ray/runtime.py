@@ -19,7 +19,8 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
-from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, death_of, in_a_line
+from rollcall.deploy.runtimes.on_ray.deaths import Deaths
+from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, in_a_line
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
@@ -54,14 +55,15 @@ class RayWorkers:
             config.cluster,
             num_learners=config.learner.num_processes,
             num_actors=config.actors.num,
-            actors_generate=factory.generates,
-            learner_uses_gpu=config.learner.device != "cpu",
+            shares=composition.shares,
+            evaluates=bool(factory.eval_episodes),
             private=cluster.private,
             trains_on_preferences=factory.preference_training is not None,
         )
         self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
+        self._deaths = deaths = Deaths(composition.plan)
         self._members = members = Members(composition, self._placement)
         self._server = RayParameterServer(members.server, self._budget("the parameter server"), self._calls)
         self._learner = RayLearner(
@@ -71,6 +73,7 @@ class RayWorkers:
             self._server,
             device=config.learner.device,
             sends_weights=factory.weight_transfer != "object_store",
+            deaths=deaths,
         )
         self._actors = RayActors(
             [f"{factory.actor_prefix}-{index}" for index in range(config.actors.num)],
@@ -81,12 +84,11 @@ class RayWorkers:
             admits_together=factory.generates,
             on_loss=self._check_suppliers,
             may_start=lambda: self._server.is_up,
+            deaths=deaths,
         )
-        self._scoring = (
-            RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
-            if factory.reward is not None
-            else None
-        )
+        self._scoring: RayScoring | None = None
+        if factory.reward is not None:
+            self._scoring = RayScoring(members.scoring, self._budget("the scoring process"), self._calls)
         self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
         self._gate = self._preference_gate()
         self._evaluator: Any = None
@@ -219,7 +221,8 @@ class RayWorkers:
             return [EvalDone(step, env_steps, answer())]
         except RayActorError as error:
             self._evaluator = self._members.evaluator()
-            return [EvalDone(step, env_steps, None, f"the evaluator died ({death_of(error)}) and was started again")]
+            died = self._deaths.of("the evaluator", "evaluator", error)
+            return [EvalDone(step, env_steps, None, f"{died}: it was started again")]
         except RayError as error:
             cause = cause_of(error)
             if isinstance(cause, EngineMismatch):
