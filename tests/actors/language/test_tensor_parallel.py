@@ -14,8 +14,8 @@ import pytest
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.weights import Weights, pack_weights
-from rollcall.learners.loop.canary import canary, host_tensors, with_fingerprints
+from rollcall.cluster.messages.weights import Weights, as_torch, pack_weights
+from rollcall.learners.loop.canary import canary, with_fingerprints
 from tests.actors.language.conftest import ENGINE, SAMPLING, Trainer, run_all, vllms_own_warnings
 from tests.needs import require
 
@@ -33,7 +33,7 @@ def engine(directories: dict[str, Path]) -> Iterator[VllmEngine]:
 def published(trainer: Trainer, version: int, **changed: Array) -> Weights:
     weights = trainer.weights(version)
     said = canary(trainer.policy, room=ENGINE.max_model_len, dtype="float32")
-    said = with_fingerprints(said, host_tensors(weights), "float32")
+    said = with_fingerprints(said, as_torch(weights), "float32")
     return replace(pack_weights("policy", 1, version, dict(weights.tensors()) | changed), canary=said)
 
 

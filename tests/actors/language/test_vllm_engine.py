@@ -22,8 +22,8 @@ from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import BadInput, EngineMismatch, RollcallError
 from rollcall.cluster.messages.attempt import EngineLoad
 from rollcall.cluster.messages.sampling import SamplingConfig
-from rollcall.cluster.messages.weights import pack_weights
-from rollcall.learners.loop.canary import canary, host_tensors, with_fingerprints
+from rollcall.cluster.messages.weights import as_torch, pack_weights
+from rollcall.learners.loop.canary import canary, with_fingerprints
 from tests.actors.language.conftest import vllms_own_warnings
 from tests.needs import require
 
@@ -379,7 +379,7 @@ def with_canary(
     tensors = {name: array.copy() for name, array in weights.tensors()}
     changes(tensors)
     said = canary(trainer.policy, room=ENGINE_ROOM, dtype="float32")
-    said = with_fingerprints(said, host_tensors(weights), dtype)
+    said = with_fingerprints(said, as_torch(weights), dtype)
     return replace(pack_weights("policy", 1, version, tensors), canary=said)
 
 

@@ -19,8 +19,8 @@ from rollcall.actors.engine.published_weights import published_model
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.weights import Canary, Weights, pack_weights
-from rollcall.learners.loop.canary import canary, host_tensors, with_fingerprints
+from rollcall.cluster.messages.weights import Canary, Weights, as_torch, pack_weights
+from rollcall.learners.loop.canary import canary, with_fingerprints
 from tests.actors.language.conftest import ENGINE, SAMPLING, Trainer, vllms_own_warnings
 
 LEARNING_RATE = 1e-6  # what one step of Adam moves a weight by
@@ -78,7 +78,7 @@ def as_published(trainer: Trainer, version: int, dtype: str, changes: Changes = 
     """The trainer's weights; and then something happens to them on their way."""
     weights = trainer.weights(version)
     said = canary(trainer.policy, room=ENGINE.max_model_len, dtype="float32")
-    said = with_fingerprints(said, host_tensors(weights), dtype)
+    said = with_fingerprints(said, as_torch(weights), dtype)
     tensors = {name: array.copy() for name, array in weights.tensors()}
     changes(tensors)
     return replace(pack_weights("policy", 1, version, tensors), canary=said)
