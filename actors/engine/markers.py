@@ -1,5 +1,5 @@
 """Where a model's tensors lie within an engine's parameters, learnt by loading markers in their place: fused, renamed
-and cut between processes as the engine likes. And whether what lies there is what was published. Pure arithmetic, without
+and cut between processes as the engine likes. And whether what lies there is what was published. Arithmetic, without
 vLLM."""
 
 from __future__ import annotations

@@ -18,7 +18,12 @@ _LARGEST_GRAPH = 512  # vLLM's own, by default
 
 
 def refuse_without_gpu(config: EngineConfig) -> None:
-    """Raises RollcallError: for what only a GPU can do."""
+    """Raises RollcallError: for what only a GPU can do, or one GPU."""
+    if config.tensor_parallel_size > 1 and config.weight_transfer != "object_store":
+        raise RollcallError(
+            f"actors.engine.weight_transfer={config.weight_transfer} sends to one GPU, and tensor_parallel_size is "
+            f"{config.tensor_parallel_size}: use object_store"
+        )
     if vllm_weight_transfer.has_gpu():
         return
     without = "and this engine's machine has none for torch"
