@@ -1,6 +1,6 @@
 """What a GPU shows: the defaults on one, a model of real size (0.6B parameters, a vocabulary of 151,936) through every
-part of a run, and the tests that need a GPU. Prints one JSON; at most eight minutes on one H100. What has no time left is
-left out and named.
+part of a run, and the tests that need a GPU. Prints one JSON; at most eight minutes on one H100. What has no time left
+is left out and named.
 
     python -m benchmarks.prove_gpu [--only PART ...] [--tiny] [--limit-s 480]
 

@@ -33,7 +33,7 @@ from rollcall.cluster.messages.weights import Canary, Weights
 def preload(config: EngineConfig, *, threads: int) -> None:
     """Imports what an engine needs: seconds, for which no model has to be there."""
     check_installed()
-    _set_environment(config, threads)
+    set_environment(config, threads)
     vllm_repairs.install()
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: F401
 

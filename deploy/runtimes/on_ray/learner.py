@@ -50,11 +50,8 @@ class RayLearner:
         *,
         device: str,
         sends_weights: bool,
-<<<<<<< HEAD
         tell_up: Callable[[str, float], None],
-=======
         deaths: Deaths | None = None,
->>>>>>> plan
     ) -> None:
         """`sends_weights`: to engines, from process 0, beside what the parameter server keeps. `tell_up`: that it
         is up, after so many seconds."""
@@ -64,14 +61,10 @@ class RayLearner:
         self._server = server
         self._device = device
         self._sends_weights = sends_weights
-<<<<<<< HEAD
         self._tell_up = tell_up
         self.processes: list[Any] = spawn()  # these import meanwhile what they need
         self._is_fresh = True
-=======
         self._deaths = deaths or Deaths()
-        self.processes: list[Any] = []
->>>>>>> plan
         self.is_up = False
         self._node_id = ""
         self._newest_step = -1  # that was ever done here
