@@ -199,8 +199,10 @@ class _GpuMemory:
 def _steady(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Medians over a run's steps but the first and the last."""
     chosen = records[1:-1] or records
-    names = ("step_s", "update_s", "act_s", "wait_batch_s", "publish_s", "apply_s", "bound_fraction", "mismatch")
-    names += ("tokens_per_s", "steps_per_s", "engine_canary_nats")
+    names = [
+        *("step_s", "update_s", "act_s", "wait_batch_s", "publish_s", "apply_s", "bound_fraction", "mismatch"),
+        *("fresh_mismatch", "engine_canary", "tokens_per_s", "steps_per_s"),
+    ]
     values = {name: [float(record[name]) for record in chosen if record.get(name) is not None] for name in names}
     found = {name: round(statistics.median(numbers), 5) for name, numbers in values.items() if numbers}
     return {**found, "first_step_s": round(float(records[0]["elapsed_s"]), 2)} if records else found

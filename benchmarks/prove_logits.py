@@ -24,6 +24,7 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
@@ -52,15 +53,15 @@ def learner_of(vocab_size: int, *, logits_mib: float | None = None) -> Learner:
         config=LearnerConfig(learning_rate=4e-4, max_grad_norm=1.0).for_language(),
         policy_id="policy",
         run_seed=0,
-        collator=LanguageCollator(token_budget=GRPO.Config().token_budget),
+        collator=LanguageCollator(token_budget=TOKEN_BUDGET),
     )
 
 
-def experience(vocab_size: int, *, groups: int) -> list[LMTrajectory]:
+def experience(vocab_size: int, *, groups: int, completion: int = COMPLETION) -> list[LMTrajectory]:
     rng = np.random.default_rng(0)
     found = []
     for ticket in range(groups):
-        length = PROMPT + COMPLETION
+        length = PROMPT + completion
         mask = np.tile(np.arange(length) >= PROMPT, GROUP)
         found.append(
             LMTrajectory(

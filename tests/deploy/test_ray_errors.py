@@ -71,7 +71,7 @@ def test_a_learner_without_memory_says_in_two_lines_what_it_holds_and_what_takes
 
 def test_a_process_that_the_kernel_ended_is_told_from_one_that_somebody_else_did() -> None:
     gone = RayActorError(
-        None, "Worker unexpectedly exits. (1) The process is killed by SIGKILL by OOM killer (2) ray stop"
+        "", "Worker unexpectedly exits. (1) The process is killed by SIGKILL by OOM killer (2) ray stop"
     )
     kills = iter([4, 4, 5, 5])
     deaths = Deaths(PLAN, kills=lambda: next(kills))

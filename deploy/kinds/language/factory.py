@@ -4,7 +4,6 @@ model that all of them load is made once, in the run directory."""
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -34,6 +33,7 @@ from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
+from rollcall.deploy.kinds.language.model_directory import write_tiny
 from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
@@ -50,9 +50,7 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.lora import merged_parameters
-from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, preload, sharing_size
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Taken
@@ -178,7 +176,8 @@ class LanguageFactory:
     def make_model(self) -> None:
         """The tiny one, unless an earlier process of this run has."""
         if self._makes_model and not self.given_model.exists():
-            self._make_tiny_model()
+            seed = derive_seed(self.config.seed, "network")
+            write_tiny(self.task, self.config.policy.tiny, self.given_model, seed=seed)
             self._check_length()
 
     def warm_start(self) -> WarmStart:
@@ -193,21 +192,6 @@ class LanguageFactory:
             optimised=self.config.learner,
             seed=seed,
         )
-
-    def _make_tiny_model(self) -> None:
-        """Its tokens are the task's characters, or with `vocab_size` pieces of the task's demonstrations."""
-        aside = self.given_model.with_name("model.new")
-        shutil.rmtree(aside, ignore_errors=True)
-        settings = dict(self.config.policy.tiny)
-        vocab_size, seed = settings.pop("vocab_size", None), derive_seed(self.config.seed, "network")
-        if vocab_size is None:
-            alphabet = self.task.alphabet()  # type: ignore[attr-defined]
-            write_tiny_model(aside, alphabet=alphabet, seed=seed, **settings)
-        else:
-            rows = self.task.rows("train")
-            texts = (segment.text for row in rows for segment in self.task.demonstration(row))
-            write_tiny_model(aside, tokenizer=byte_tokenizer(texts, vocab_size=vocab_size), seed=seed, **settings)
-        aside.replace(self.given_model)
 
     @cached_property
     def task(self) -> Task:

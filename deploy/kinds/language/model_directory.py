@@ -1,20 +1,24 @@
 """A policy as a directory in Hugging Face's format, which transformers and vLLM load: the model that the run began
-with, and a checkpoint's weights in place of its own. Copies files and arrays; must never compute with the model."""
+with, and a checkpoint's weights in place of its own; or a tiny one, made for a task. Never computes with the model."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import save_file
 
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.actors.engine.published_weights import published_model
+from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.rundir.files import MARKER
+from rollcall.learners.models.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.tiny_model import write_tiny_model
 
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer
 
@@ -107,3 +111,18 @@ def _swap_in(aside: Path, directory: Path) -> None:
         directory.rename(old)
     aside.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_tiny(task: Task, settings: Mapping[str, Any], goal: Path, *, seed: int) -> None:
+    """A model for a task, in one move. Its tokens are the task's characters, or with `vocab_size` pieces of the task's
+    demonstrations."""
+    aside = goal.with_name("model.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    shape = {name: value for name, value in settings.items() if name != "vocab_size"}
+    if "vocab_size" not in settings:
+        write_tiny_model(aside, alphabet=task.alphabet(), seed=seed, **shape)  # type: ignore[attr-defined]
+    else:
+        texts = (segment.text for row in task.rows("train") for segment in task.demonstration(row))
+        tokenizer = byte_tokenizer(texts, vocab_size=settings["vocab_size"])
+        write_tiny_model(aside, tokenizer=tokenizer, seed=seed, **shape)
+    aside.replace(goal)

@@ -10,12 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import JsonValue
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import ShardPayload, Ticket
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, States, TicketFailed, TicketProduced
 from rollcall.deploy.runtimes.lanes import Lanes
@@ -30,6 +28,7 @@ from rollcall.deploy.runtimes.on_ray.faults import (
     no_room_for,
     node_of,
 )
+from rollcall.deploy.runtimes.on_ray.shard_states import merged_states
 
 DEADLINE_GRACE_S = 10.0
 BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
@@ -126,7 +125,7 @@ class RayActors:
         self._calls.forget(self)  # an earlier question
         replies = [actor.handle.shard_states.remote(frozenset(undone)) for actor in self._actors if actor.is_up]
         if replies:
-            self._calls.expect_all(replies, _merged, owner=self, timeout_s=timeout_s)
+            self._calls.expect_all(replies, merged_states, owner=self, timeout_s=timeout_s)
         else:
             self._events.append(ShardStates(({}, {})))
 
@@ -335,23 +334,6 @@ class RayActors:
             return [outcome]
         actor.budget.came_through()
         return [TicketProduced(outcome, trajectory)]
-
-
-def _merged(answer: Answer) -> list[Event]:
-    """The states of all actors, if every one of them has one."""
-    tensors: dict[str, Array] = {}
-    meta: dict[str, JsonValue] = {}
-    try:
-        states = answer()
-    except RayError as error:
-        _log.warning("the actors' states cannot be had: %s", cause_of(error))
-        return [ShardStates(None)]
-    if any(state is None for state in states):
-        return [ShardStates(None)]
-    for state in states:
-        tensors |= state[0]
-        meta |= state[1]
-    return [ShardStates((tensors, meta))]
 
 
 def _what(ticket: Ticket) -> str:
