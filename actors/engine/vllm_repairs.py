@@ -1,5 +1,5 @@
 """What vLLM does and we cannot use, put right before its first model: where it packs weights that are to be replaced,
-and where it changes transformers' classes for the whole process."""
+where it changes transformers' classes for the whole process, and where it computes what nobody reads."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def install() -> None:
     _pack_experts_again()
     _leave_transformers_alone()
     _draw_seeds_in_blocks()
+    _count_no_ranks()
 
 
 @cache
@@ -122,3 +123,16 @@ def _draw_seeds_in_blocks() -> None:
         return chosen, logits.log_softmax(dim=-1, dtype=torch.float32)
 
     TopKTopPSampler.forward_cpu = forward_cpu  # type: ignore[method-assign]
+
+
+@cache
+def _count_no_ranks() -> None:
+    """With every log-probability vLLM says which rank its token has, by a function that it compiles at the first token:
+    4 s of an engine's start. Nobody here reads ranks."""
+    import torch
+    from vllm.v1.sample import sampler
+
+    def no_ranks(logprobs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(logprobs), dtype=torch.int64, device=logprobs.device)
+
+    sampler.batched_count_greater_than = no_ranks
