@@ -97,7 +97,7 @@ _RUN = (
         "Of the newest learner step; before the first, of the moment training began",
         when=TRAINING,
     ),
-    _counter("learner_steps", "steps", "Learner steps; skipped: not finite, and taken back", "outcome"),
+    _counter("learner_steps", "steps", "Learner steps; skipped: not finite, and not learnt from", "outcome"),
     _counter("events", "events", "What happened, by kind", "outcome", when="the first thing worth a line"),
     _counter("restarts", "processes", "Processes started again by supervision", "role", when=TRAINING),
     _gauge(

@@ -60,8 +60,8 @@ class OfflineDrive:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
         with _one_driver(self._run.directory):
             made = self._made
-            plan_alone(self._run.config, made, self._run.directory, self._recorder.on_event)
             with nothing_to_keep():
+                plan_alone(self._run.config, made, self._run.directory, self._recorder.on_event)
                 self._nested.prepare(made, self._stop_requested)
                 _ = made.learner
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)

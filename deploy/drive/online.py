@@ -70,7 +70,8 @@ class OnlineDrive:
         self._watch = RunWatch(config, self._directory, self._factory)
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
-        self._plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
+        with nothing_to_keep():
+            self._plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
         workers: Any = None
@@ -88,7 +89,7 @@ class OnlineDrive:
                     if workers is None:
                         workers = self._serial_workers()
                     else:
-                        workers.prepared(self._factory)
+                        workers.prepared(self._factory.reward)
                     return self._see_through(store, books, workers, start, port)
         finally:
             if workers is not None:

@@ -91,7 +91,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["train", "small.yaml", "actor.num=2"],
             ["actor = {'num': 2} (command line): unknown key; did you mean actors?"],
         ),
-        (["list"], ["unknown command 'list'", "there are train, resume"]),
+        (["list"], ["unknown command 'list'", "there are train, plan, resume"]),
         (["train", "small.yaml", "actors.num"], ["an override is key=value"]),
         (["train", "small.yaml", "actors.num=x"], ["actors.num = 'x' (command line): must be a whole number"]),
         (["train", "small.yaml", "algorithm=pp"], ["unknown algorithm", "did you mean ppo?"]),

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.loop.supervision import RestartBudget
 from rollcall.cluster.messages.attempt import Produced, Ticket
@@ -96,9 +97,9 @@ class RayWorkers:
         self._evaluator: Any = None
         self._num_evals = 0  # under way
 
-    def prepared(self, factory: MemberFactory) -> None:
-        """All that members load is there, and `factory` makes them."""
-        factory = factory.with_gpus(self._plan.shares)
+    def prepared(self, reward: RewardEndpoint | None) -> None:
+        """All that members load is there; `reward`: where trajectories are scored."""
+        factory = self._plan.factory if reward is None else self._plan.factory.with_reward(reward)
         self._members.prepared(factory)
         if factory.reward is not None:
             self._scoring = RayScoring(self._members.scoring, self._budget("the scoring process"), self._calls)

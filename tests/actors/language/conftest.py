@@ -175,18 +175,19 @@ def codec(directories: dict[str, Path]) -> TextCodec:
 
 
 @pytest.fixture(scope="session")
-def engine_of(directories: dict[str, Path], codec: TextCodec) -> Iterator[Callable[[str], VllmEngine]]:
-    """The engine of a model, started when it is first asked for."""
+def engine_of(directories: dict[str, Path], codec: TextCodec) -> Iterator[Callable[..., VllmEngine]]:
+    """The engine of a model, started when it is first asked for. All of them stay: the first that ended would take along
+    what vLLM keeps once for the process."""
     require("vllm")
-    engines: dict[str, VllmEngine] = {}
+    engines: dict[tuple[object, ...], VllmEngine] = {}
 
-    def engine_of(name: str) -> VllmEngine:
-        if name not in engines:
+    def engine_of(name: str, **settings: Any) -> VllmEngine:
+        key = name, *sorted(settings.items())
+        if key not in engines:
+            config, ends = ENGINE.model_copy(update=settings), [codec.eos_token_id]
             with vllms_own_warnings():
-                engines[name] = VllmEngine(
-                    directories[name], ENGINE, sampling=SAMPLING, stop_token_ids=[codec.eos_token_id], threads=1
-                )
-        return engines[name]
+                engines[key] = VllmEngine(directories[name], config, sampling=SAMPLING, stop_token_ids=ends, threads=1)
+        return engines[key]
 
     yield engine_of
     for engine in engines.values():

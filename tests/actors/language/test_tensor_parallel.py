@@ -3,9 +3,7 @@ seen to arrive, however it is cut or copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,18 +14,13 @@ from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights, as_torch, pack_weights
 from rollcall.learners.loop.canary import canary, with_fingerprints
-from tests.actors.language.conftest import ENGINE, SAMPLING, Trainer, run_all, vllms_own_warnings
-from tests.needs import require
+from tests.actors.language.conftest import ENGINE, Trainer, run_all
 
 
-@pytest.fixture(scope="module")
-def engine(directories: dict[str, Path]) -> Iterator[VllmEngine]:
-    require("vllm")
-    config = ENGINE.model_copy(update={"tensor_parallel_size": 2, "enforce_eager": True})
-    with vllms_own_warnings():
-        engine = VllmEngine(directories["untied"], config, sampling=SAMPLING, stop_token_ids=[1], threads=1)
-    yield engine
-    engine.close()
+@pytest.fixture
+def engine(engine_of: Any) -> VllmEngine:
+    engine: VllmEngine = engine_of("untied", tensor_parallel_size=2, enforce_eager=True)
+    return engine
 
 
 def published(trainer: Trainer, version: int, **changed: Array) -> Weights:

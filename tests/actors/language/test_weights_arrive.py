@@ -4,7 +4,7 @@ arrived in another's place: by each way that weights come, in single and in half
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Canary, Weights, as_torch, pack_weights
 from rollcall.learners.loop.canary import canary, with_fingerprints
-from tests.actors.language.conftest import ENGINE, SAMPLING, Trainer, vllms_own_warnings
+from tests.actors.language.conftest import ENGINE, Trainer
 
+HALF = {"dtype": "bfloat16", "enforce_eager": True}
 LEARNING_RATE = 1e-6  # what one step of Adam moves a weight by
 PREFIX = "policy.model."
 Way = Callable[[VllmEngine, Weights], None]
@@ -46,19 +47,9 @@ class Offer:
         return 1, self.weights.version, self.weights.canary
 
 
-@pytest.fixture(scope="module")
-def half(directories: dict[str, Path]) -> Iterator[VllmEngine]:
-    """In bfloat16."""
-    config = ENGINE.model_copy(update={"dtype": "bfloat16", "enforce_eager": True})
-    with vllms_own_warnings():
-        engine = VllmEngine(directories["untied"], config, sampling=SAMPLING, stop_token_ids=[1], threads=1)
-    yield engine
-    engine.close()
-
-
 @pytest.fixture(params=["float32", "bfloat16"])
 def engine(request: pytest.FixtureRequest, engine_of: Any) -> VllmEngine:
-    engine = engine_of("untied") if request.param == "float32" else request.getfixturevalue("half")
+    engine = engine_of("untied") if request.param == "float32" else engine_of("untied", **HALF)
     assert isinstance(engine, VllmEngine)
     return engine
 
