@@ -176,8 +176,8 @@ def codec(directories: dict[str, Path]) -> TextCodec:
 
 @pytest.fixture(scope="session")
 def engine_of(directories: dict[str, Path], codec: TextCodec) -> Iterator[Callable[..., VllmEngine]]:
-    """The engine of a model, started when it is first asked for. All of them stay: the first that ended would take along
-    what vLLM keeps once for the process."""
+    """The engine of a model, started when it is first asked for. All of them stay: the first that ended would take
+    along what vLLM keeps once for the process."""
     require("vllm")
     engines: dict[tuple[object, ...], VllmEngine] = {}
 
