@@ -123,7 +123,7 @@ def held_bytes() -> int:
     gc.collect()
     storages = {}
     for item in gc.get_objects():
-        if issubclass(type(item), torch.Tensor) and not issubclass(type(item), DTensor):  # their shards count alone
+        if type(item) in (torch.Tensor, torch.nn.Parameter):  # of a DTensor its shards count alone
             storage = item.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
