@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
