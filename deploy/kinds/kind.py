@@ -272,6 +272,10 @@ class MemberFactory(Protocol):
         """Only with a reward endpoint."""
 
     @property
+    def trains_on_preferences(self) -> bool:
+        """Whether it trains reward models from preferences while its policy learns."""
+
+    @property
     def preference_training(self) -> PreferenceTraining | None:
         """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
 

@@ -153,6 +153,10 @@ class ControlFactory:
         return scorer_of(self.reward, SegmentScoring(self._to_env))
 
     @property
+    def trains_on_preferences(self) -> bool:
+        return self.config.preferences is not None
+
+    @property
     def preference_training(self) -> PreferenceTraining | None:
         if self.config.preferences is None or self.reward is None:
             return None

@@ -72,6 +72,7 @@ class LanguageFactory:
     generates: ClassVar[bool] = True
     scored: ClassVar[Taken] = "text"
     asks_people: ClassVar[bool] = False
+    trains_on_preferences: ClassVar[bool] = False  # its reward model is trained before the policy is
     actor_prefix: ClassVar[str] = "lm"
     can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
 
@@ -252,7 +253,6 @@ class LanguageFactory:
 
     @property
     def preference_training(self) -> None:
-        """Its reward model is trained before the policy is."""
         return None
 
     def scorer(self) -> TrajectoryScorer:

@@ -42,7 +42,7 @@ def ray_workers(
     """
     roles = config.cluster
     demand = config.actors.num * roles.actors.num_cpus + config.learner.num_processes * roles.learner.num_cpus
-    if factory.preference_training is not None:
+    if factory.trains_on_preferences:
         demand += roles.preference_trainer.num_cpus
     began = time.monotonic()
     cluster = connect(num_cpus=demand, store_bytes=LEAST_STORE if plan is None else plan.store_bytes)

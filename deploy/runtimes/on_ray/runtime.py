@@ -60,7 +60,7 @@ class RayWorkers:
             shares=composition.shares,
             evaluates=bool(factory.eval_episodes),
             private=cluster.private,
-            trains_on_preferences=factory.preference_training is not None,
+            trains_on_preferences=factory.trains_on_preferences,
         )
         self._placement.reserve(lambda text: tell("room", text), stop_requested)
         if not cluster.private:
