@@ -132,7 +132,9 @@ def _count_no_ranks() -> None:
     import torch
     from vllm.v1.sample import sampler
 
+    module: Any = sampler
+
     def no_ranks(logprobs: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(logprobs), dtype=torch.int64, device=logprobs.device)
 
-    sampler.batched_count_greater_than = no_ranks
+    module.batched_count_greater_than = no_ranks

@@ -63,7 +63,6 @@ class RayLearner:
         self._sends_weights = sends_weights
         self._tell_up = tell_up
         self.processes: list[Any] = spawn()  # these import meanwhile what they need
-        self._is_fresh = True
         self._deaths = deaths or Deaths()
         self.is_up = False
         self._node_id = ""
@@ -73,9 +72,7 @@ class RayLearner:
         self._interrupted = False
 
     def start(self, checkpoint: Path | None) -> None:
-        if not self._is_fresh:
-            self.processes = self._spawn()
-        self._is_fresh = False
+        self.processes = self.processes or self._spawn()
         if len(self.processes) == 1:
             self._start_at("", checkpoint)
         else:
@@ -257,6 +254,7 @@ class RayLearner:
         self.is_up = False
         for process in self.processes:
             self._calls.api.kill(process)
+        self.processes = []
         return LearnerLost(detail)
 
 
