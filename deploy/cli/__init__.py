@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import NoReturn
 
@@ -13,4 +14,6 @@ def console() -> NoReturn:
     except KeyboardInterrupt:
         print("rollcall: error: interrupted", file=sys.stderr)
         sys.exit(1)
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # or Python, at its end, looks for circles in all that was imported: a second
+    sys.exit(code)

@@ -32,6 +32,10 @@ def nothing_to_keep() -> Iterator[None]:
         if _stop.is_set():
             raise StoppedAtOnce(_STOPPED)
         yield
+    except StoppedAtOnce:
+        raise
+    except KeyboardInterrupt:  # as Ray raises ours anew
+        raise StoppedAtOnce(_STOPPED) from None
     finally:
         _at_once = before
 
