@@ -99,7 +99,7 @@ class LMPolicyConfig(BaseModel):
         default="auto",
         description="sdpa: padded rows; flex: FlexAttention over all samples of a forward pass in one row, without "
         "padding, sharing prompts wherever there are some: the same result; models that cannot have it keep sdpa; "
-        "auto: flex on a GPU, sdpa on a CPU",
+        "auto: flex on a GPU, sdpa on a CPU, where flex is slow and there for checks",
     )
     share_prompts: bool = Field(
         default=True,
