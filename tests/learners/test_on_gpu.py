@@ -114,7 +114,13 @@ def test_an_optimiser_in_the_hosts_memory_learns_the_same(model: Path) -> None:
 @pytest.mark.parametrize(("dtype", "close"), [("float32", 1e-5), ("bfloat16", 1e-3)])
 def test_the_compiled_kernel_gives_the_loss_of_padded_rows(tmp_path: Path, dtype: Any, close: float) -> None:
     """Prints how many times as fast it is, of texts of 16 to 1,024 tokens, four to a prompt."""
-    settings = {"hidden_size": 512, "num_layers": 8, "num_heads": 8, "num_kv_heads": 4, "intermediate_size": 1536}
+    settings: dict[str, Any] = {
+        "hidden_size": 512,
+        "num_layers": 8,
+        "num_heads": 8,
+        "num_kv_heads": 4,
+        "intermediate_size": 1536,
+    }
     write_tiny_model(tmp_path, alphabet="0123456789", seed=1, max_position_embeddings=1024, **settings)
     rng, cuda = np.random.default_rng(0), torch.device("cuda")
     items = []
