@@ -3,11 +3,21 @@ Pure: from what is written in both to what must be written now. Must never touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rollcall.cluster.books.ledger_position import LedgerPosition
-from rollcall.cluster.books.ledger_table import IN_FLIGHT, RESTORED, Attempt, Key, LedgerCounts, LedgerTable, recount
+from rollcall.cluster.books.ledger_table import (
+    IN_FLIGHT,
+    RESTORED,
+    Attempt,
+    Key,
+    LedgerCounts,
+    LedgerTable,
+    field_of,
+    recount,
+)
+from rollcall.cluster.books.sealed import SealedIndex, total
 from rollcall.cluster.errors import LedgerConflict
 
 
@@ -23,55 +33,66 @@ class RestorePlan:
 
 @dataclass(frozen=True)
 class Restoration:
-    """What to write: entries that differ from what Redis has, and the small tables whole."""
+    """What to write: entries that differ from what Redis has, those that it has and should not, the small tables."""
 
     attempts: Mapping[str, str]
+    leftovers: Sequence[str]  # attempts that are in the segments, and in Redis still
     steps: Mapping[str, str]
     counts: LedgerCounts
     epochs: Mapping[int, int]
     plan: RestorePlan
 
 
-def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int) -> Restoration:
+def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, sealed: SealedIndex) -> Restoration:
     """The checkpoint is the authority. What it saw end stays as it saw it. Everything else that Redis knows is undone:
     in flight becomes dropped `restored`, committed becomes rolled back, and a drop for good that was decided after the
-    checkpoint is one no more; so each of those tickets is issued again. No attempt number is used twice.
+    checkpoint is one no more; so each of those tickets is issued again. No attempt number is used twice. Of tickets
+    that are sealed nothing changes: every checkpoint that is kept has seen them end.
 
     Raises:
-      LedgerConflict: the checkpoint is of a timeline that a later restore has ended, or does not fit the run.
+      LedgerConflict: the checkpoint is of a timeline that a later restore has ended, or does not fit the run, or is
+        older than what is sealed.
     """
     _refuse_abandoned(table, position)
-    ended = position.ended()
+    _refuse_unsealed(position, sealed)
+    ended = position.ended(sealed.end)
     done = {attempt.ticket_id for attempt in ended.values() if attempt.final}
     target = ended | {key: _undone(attempt) for key, attempt in position.in_flight().items()}
+    have = {field_of(key): attempt.value for key, attempt in target.items()}
+    known = frozenset(field_of(key) for key in ended)
+    leftovers: list[str] = []
     for name, value in table.attempts.items():
-        attempt = Attempt.parse(name, value)
-        if attempt.key in ended:
+        if name in known:  # as it ended, or to be written so
             continue
+        if int(name.partition(":")[0]) < sealed.end:
+            leftovers.append(name)
+            continue
+        attempt = Attempt.parse(name, value)
         if attempt.ticket_id in done:
             raise LedgerConflict(
                 f"{attempt} is in the ledger, but the checkpoint of step {position.step} says that its ticket was "
                 "done with before"
             )
-        target[attempt.key] = _undone(attempt)
+        target[attempt.key] = undone = _undone(attempt)
+        have[name] = undone.value
 
     last: dict[int, int] = {}
     for ticket_id, number in target:
         last[ticket_id] = max(last.get(ticket_id, 0), number)
     next_ticket_id = max([position.next_ticket_id, *(ticket_id + 1 for ticket_id in last)])
-    reissue = tuple((t, last.get(t, 0) + 1) for t in range(next_ticket_id) if t not in done)
+    reissue = tuple((t, last.get(t, 0) + 1) for t in range(sealed.end, next_ticket_id) if t not in done)
+    steps = position.step_entries(ended | sealed.partial_attempts())
+    unsealed = recount(
+        target.values(), skipped_steps=sum(entry.skipped for entry in steps.values()), duplicates_refused=0
+    )
     duplicates = LedgerCounts.from_counters(table.counters).duplicates_refused
+    counts = total((sealed.counts(), unsealed))
     return Restoration(
-        attempts={
-            name: attempt.value
-            for name, attempt in ((f"{key[0]}:{key[1]}", attempt) for key, attempt in target.items())
-            if table.attempts.get(name) != attempt.value
-        },
-        steps={str(step): entry.value for step, entry in position.step_entries(ended).items()},
-        counts=recount(
-            target.values(),
-            skipped_steps=len(position.skipped_steps),
-            duplicates_refused=max(duplicates, position.counts.duplicates_refused),
+        attempts={name: value for name, value in have.items() if table.attempts.get(name) != value},
+        leftovers=leftovers,
+        steps={str(step): entry.value for step, entry in steps.items()},
+        counts=counts.model_copy(
+            update={"duplicates_refused": max(duplicates, position.counts.duplicates_refused)}
         ),
         epochs={**table.epochs, **position.epochs, epoch: position.step},
         plan=RestorePlan(epoch, position.step, reissue, next_ticket_id),
@@ -99,3 +120,17 @@ def _refuse_abandoned(table: LedgerTable, position: LedgerPosition) -> None:
                 f"the checkpoint of step {position.step} (epoch {position.epoch}) was given up when epoch {epoch} went "
                 f"back to step {step}: restore that one or a later one"
             )
+
+
+def _refuse_unsealed(position: LedgerPosition, sealed: SealedIndex) -> None:
+    if position.low_water < sealed.end:
+        raise LedgerConflict(
+            f"the checkpoint of step {position.step} had not seen the end of ticket {position.low_water}, but tickets "
+            f"below {sealed.end} are sealed: what is sealed was covered by every checkpoint that was kept then. "
+            "Restore a later one"
+        )
+    if position.sealed_below > sealed.end:
+        raise LedgerConflict(
+            f"the checkpoint of step {position.step} leaves the tickets below {position.sealed_below} to the run's "
+            f"segments, but those end at {sealed.end}: put back the files of books/"
+        )
