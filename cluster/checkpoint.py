@@ -97,7 +97,7 @@ class CheckpointWriter:
         self.run_directory = run_directory
         self._root = run_directory / "checkpoints"
         self._root.mkdir(parents=True, exist_ok=True)
-        self._keep = keep
+        self.keep = keep
         for leftover in self._root.glob(".making-*"):  # of a driver that was killed in the middle
             shutil.rmtree(leftover)
 
@@ -122,7 +122,7 @@ class CheckpointWriter:
             shutil.rmtree(final)
         directory.rename(final)
         _sync(self._root)
-        for old in list_checkpoints(self.run_directory)[: -self._keep]:
+        for old in list_checkpoints(self.run_directory)[: -self.keep]:
             shutil.rmtree(old)
         return final
 

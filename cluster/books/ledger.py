@@ -194,7 +194,11 @@ class Ledger:
                 if steps is None:
                     _log.error("tickets %d to %d stay in Redis: their steps are not there as committed", first, end)
                     return
-                books.append(attempts, end, steps)
+                try:
+                    books.append(attempts, end, steps)
+                except OSError as error:  # a full disk, say: the next checkpoint seals
+                    _log.warning("tickets %d to %d stay in Redis: %s", first, end, error)
+                    return
                 self._trim(first, end, [entry.step for entry in steps])
             self._sealed = self._sealed.from_ticket(books.end)
 
