@@ -116,6 +116,14 @@ class Ledger:
             self._sealed, self._low_water = position.sealed.from_ticket(self._segments.end), position.low_water
         return restoration.plan
 
+    def take_up(self, position: LedgerPosition) -> bool:
+        """Goes on in the epoch that there is, for whoever only seals: nothing of what happened changes. `position`: of
+        the newest checkpoint. Returns whether Redis has the books of that epoch at all."""
+        head = self._store.call(lambda client: client.hgetall(self._keys[0]))
+        self.epoch, self._seq = int(head.get("epoch", 0)), int(head.get("seq", 0))
+        self._sealed, self._low_water = position.sealed.from_ticket(self._segments.end), position.low_water
+        return self.epoch > 0 and position.low_water >= self._segments.end
+
     # Transitions.
 
     def issue(self, keys: Sequence[Key]) -> None:
