@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
 from typing import Any
 
 from rollcall.cluster.books.consumption_line import LogReading
@@ -87,7 +89,17 @@ class Evidence:
 
     def void(self, step: int, epoch: int) -> bool:
         """Whether a later epoch went back to before this step: what was done at it then is undone."""
-        return any(later > epoch and opened <= step for later, opened in self.epochs.items())
+        return self._lowest_after(epoch) <= step
+
+    def _lowest_after(self, epoch: int) -> float:
+        if epoch not in self._lowest:
+            self._lowest[epoch] = min((opened for later, opened in self.epochs.items() if later > epoch), default=inf)
+        return self._lowest[epoch]
+
+    @cached_property
+    def _lowest(self) -> dict[int, float]:
+        """Epoch -> the lowest step that a later one went back to."""
+        return {}
 
 
 def gaps(present: Iterable[int], *, start: int, end: int) -> Iterator[str]:

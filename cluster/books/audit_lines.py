@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rollcall.cluster.books.audit_evidence import Discrepancy
-from rollcall.cluster.books.consumption import read_live
+from rollcall.cluster.books.consumption import read_live_columns
 from rollcall.cluster.books.consumption_line import LogReading
 from rollcall.cluster.books.consumption_segment import (
     Folded,
@@ -31,14 +31,13 @@ class LogStream:
         self._ahead: list[Folded] = []
         self._torn = False
         try:
-            live = read_live(path)
+            live, problems, self._torn = read_live_columns(path)
             self._ahead = folded(path)
         except BooksDamaged as error:
             self._say(error)
             return
-        self._torn = live.torn
-        self._problems += [*chain_problems(self._ahead), *live.problems]
-        self._kept.append(lines_as_columns(live.lines))
+        self._problems += [*chain_problems(self._ahead), *problems]
+        self._kept.append(live)
         self._ahead.sort(key=lambda segment: segment.first_ticket, reverse=True)
 
     def below(self, ticket: int) -> FoldedLines:

@@ -20,7 +20,9 @@ def tickets(evidence: Evidence) -> Iterator[Discrepancy]:
     for gap in gaps(by_ticket, start=first, end=max(by_ticket, default=first - 1) + 1):
         yield Discrepancy("ledger", f"ticket {gap}: not in the ledger, though later ones are")
     for ticket_id in sorted(by_ticket):
-        yield from of_ticket(by_ticket[ticket_id])
+        tries = by_ticket[ticket_id]
+        if len(tries) > 1 or tries[0].attempt != 1:
+            yield from of_ticket(tries)
 
 
 def of_ticket(attempts: Iterable[Attempt]) -> Iterator[Discrepancy]:

@@ -83,6 +83,19 @@ class AttemptColumns:
     def attempts(self) -> Iterator[Attempt]:
         yield from (self.at(index) for index in range(len(self)))
 
+    def names(self) -> list[str]:
+        """As `field_of` names them in Redis."""
+        return [f"{ticket}:{n}" for ticket, n in zip(self.ticket.tolist(), self.attempt.tolist(), strict=True)]
+
+    def values(self) -> list[str]:
+        """As `Attempt.value` writes them; of attempts that have ended."""
+        columns = (self.state, self.epoch, self.version, self.step, self.reason, self.final)
+        return [
+            f"{STATE_NAMES[state]}|{epoch}|{'' if version < 0 else version}|"
+            f"{self.reasons[reason] if state == DROPPED else '' if step < 0 else step}|{final}"
+            for state, epoch, version, step, reason, final in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+
     def reason_texts(self) -> Array:
         return np.array(self.reasons, object)[self.reason]
 

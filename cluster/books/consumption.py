@@ -14,10 +14,13 @@ from typing import Protocol
 from rollcall.cluster.books.consumption_line import Consumed, LogReading, parse_line, read_lines, sum_of
 from rollcall.cluster.books.consumption_segment import (
     Folded,
+    FoldedLines,
     chain_problems,
     fold,
     folded,
+    lines_as_columns,
     newest_folded,
+    plain_lines,
     read_folded,
 )
 from rollcall.cluster.messages.attempt import Header
@@ -150,14 +153,31 @@ def read_log(path: Path) -> LogReading:
 
 def read_live(path: Path) -> LogReading:
     """The lines that are in no segment yet."""
+    content, first, after = _live(path)
+    return read_lines(content.decode(errors="replace"), first=first, after=after)
+
+
+def read_live_columns(path: Path) -> tuple[FoldedLines, tuple[tuple[int, str], ...], bool]:
+    """As `read_live`: the lines, what is wrong with them, and whether the last one is torn."""
+    content, first, after = _live(path)
+    whole, end, rest = content.rpartition(b"\n")
+    plain = plain_lines(whole + end, first=first, after=after)
+    if plain is not None:
+        return plain, (), bool(rest)
+    reading = read_lines(content.decode(errors="replace"), first=first, after=after)
+    return lines_as_columns(reading.lines), reading.problems, reading.torn
+
+
+def _live(path: Path) -> tuple[bytes, int, str]:
+    """Lines that are in no segment yet, the number of the first, and the checksum that it follows."""
     content = path.read_bytes() if path.exists() else b""  # before the segments: what is folded meanwhile is in both
     newest = newest_folded(path)
     if newest is None:
-        return read_lines(content.decode(errors="replace"))
+        return content, 1, ""
     first_sum = sum_of(content.partition(b"\n")[0].decode(errors="replace"))
     if first_sum == newest.first_sum and first_sum != "unknown":
         content = content[newest.size_bytes :]
-    return read_lines(content.decode(errors="replace"), first=newest.end, after=newest.last_sum)
+    return content, newest.end, newest.last_sum
 
 
 def newest_epoch(path: Path) -> int:

@@ -101,6 +101,15 @@ def joined(parts: Sequence[FoldedLines]) -> FoldedLines:
     )
 
 
+def plain_lines(content: bytes, *, first: int, after: str) -> FoldedLines | None:
+    """Lines of a log as a learner writes them, in order; None where there is anything else: `read_lines` says what."""
+    parsed = _plain(content, after)
+    if parsed is None:
+        return None
+    columns, rewards, _, _ = parsed
+    return FoldedLines(np.arange(first, first + len(columns["step"])), **columns, rewards=rewards, problems=())
+
+
 def lines_as_columns(lines: Sequence[tuple[int, Consumed]]) -> FoldedLines:
     columns, rewards = _columns(lines)
     return FoldedLines(**columns, rewards=rewards, problems=())

@@ -3,11 +3,13 @@ lies in segments on the disk is not told again. Must never know Redis."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from rollcall.cluster.books.columns import COMMITTED, AttemptColumns
 from rollcall.cluster.books.history import History
 from rollcall.cluster.books.ledger_table import IN_FLIGHT, Attempt, Key, LedgerCounts, StepEntry
 
@@ -63,6 +65,15 @@ class LedgerPosition(BaseModel):
                     raise ValueError(f"the ledger's position of step {self.step} has more attempts than it counts")
         return known
 
+    def ended_columns(self, first: int = 0) -> AttemptColumns:
+        """As `ended`, in ticket order. Raises ValueError: as it."""
+        first, most = max(first, self.sealed_below), self.counts.issued
+        parts = [history.columns(first=first, most=most) for history in (self.sealed, self.recent)]
+        found = AttemptColumns.joined(parts).in_order()
+        if ((np.diff(found.ticket) == 0) & (np.diff(found.attempt) == 0)).any():
+            raise ValueError(f"an attempt stands twice in the ledger's position of step {self.step}")
+        return found
+
     def in_flight(self) -> dict[Key, Attempt]:
         return {
             (ticket, attempt): Attempt(ticket, attempt, cast(Any, state), self.epoch)
@@ -81,3 +92,16 @@ class LedgerPosition(BaseModel):
             step: StepEntry(step, batch[0].epoch, step in skipped, tuple(sorted(attempt.key for attempt in batch)))
             for step, batch in batches.items()
         }
+
+
+def batches_of(attempts: AttemptColumns, skipped_steps: Collection[int]) -> dict[int, StepEntry]:
+    """The committed steps that attempts in ticket order amount to."""
+    committed = attempts.where(attempts.state == COMMITTED)
+    batches: dict[int, list[Key]] = {}
+    epochs: dict[int, int] = {}
+    columns = (committed.step, committed.ticket, committed.attempt, committed.epoch)
+    for step, ticket, attempt, epoch in zip(*(column.tolist() for column in columns), strict=True):
+        batches.setdefault(step, []).append((ticket, attempt))
+        epochs[step] = epoch
+    skipped = set(skipped_steps)
+    return {step: StepEntry(step, epochs[step], step in skipped, tuple(batch)) for step, batch in batches.items()}

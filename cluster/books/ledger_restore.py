@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rollcall.cluster.books.ledger_position import LedgerPosition
+from rollcall.cluster.books.columns import AttemptColumns
+from rollcall.cluster.books.ledger_position import LedgerPosition, batches_of
 from rollcall.cluster.books.ledger_table import (
     IN_FLIGHT,
     RESTORED,
@@ -55,11 +56,10 @@ def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, seale
     """
     _refuse_abandoned(table, position)
     _refuse_unsealed(position, sealed)
-    ended = position.ended(sealed.end)
-    done = {attempt.ticket_id for attempt in ended.values() if attempt.final}
-    target = ended | {key: _undone(attempt) for key, attempt in position.in_flight().items()}
-    have = {field_of(key): attempt.value for key, attempt in target.items()}
-    known = frozenset(field_of(key) for key in ended)
+    ended = position.ended_columns(sealed.end)
+    done = set(ended.ticket[ended.final == 1].tolist())
+    known = dict(zip(ended.names(), ended.values(), strict=True))
+    undone = {key: _undone(attempt) for key, attempt in position.in_flight().items()}
     leftovers: list[str] = []
     for name, value in table.attempts.items():
         if name in known:  # as it ended, or to be written so
@@ -73,22 +73,25 @@ def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, seale
                 f"{attempt} is in the ledger, but the checkpoint of step {position.step} says that its ticket was "
                 "done with before"
             )
-        target[attempt.key] = undone = _undone(attempt)
-        have[name] = undone.value
+        undone[attempt.key] = _undone(attempt)
 
-    last: dict[int, int] = {}
-    for ticket_id, number in target:
+    last = dict(zip(ended.ticket.tolist(), ended.attempt.tolist(), strict=True))  # in order: the last one stays
+    for ticket_id, number in undone:
         last[ticket_id] = max(last.get(ticket_id, 0), number)
-    next_ticket_id = max([position.next_ticket_id, *(ticket_id + 1 for ticket_id in last)])
+    next_ticket_id = max(position.next_ticket_id, max(last, default=-1) + 1)
     reissue = tuple((t, last.get(t, 0) + 1) for t in range(sealed.end, next_ticket_id) if t not in done)
-    steps = position.step_entries(ended | sealed.partial_attempts())
-    unsealed = recount(
-        target.values(), skipped_steps=sum(entry.skipped for entry in steps.values()), duplicates_refused=0
-    )
+    partial = AttemptColumns.of(sealed.partial_attempts().values())
+    steps = batches_of(AttemptColumns.joined([partial, ended]).in_order(), position.skipped_steps)
+    skipped = sum(entry.skipped for entry in steps.values())
+    unsealed = recount(undone.values(), skipped_steps=0, duplicates_refused=0)
     duplicates = LedgerCounts.from_counters(table.counters).duplicates_refused
-    counts = total((sealed.counts(), unsealed))
+    counts = total((sealed.counts(), ended.counts(skipped_steps=skipped), unsealed))
     return Restoration(
-        attempts={name: value for name, value in have.items() if table.attempts.get(name) != value},
+        attempts={
+            name: value
+            for name, value in (*known.items(), *((field_of(key), a.value) for key, a in undone.items()))
+            if table.attempts.get(name) != value
+        },
         leftovers=leftovers,
         steps={str(step): entry.value for step, entry in steps.items()},
         counts=counts.model_copy(

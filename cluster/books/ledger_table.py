@@ -198,15 +198,23 @@ def read_table(store: Store) -> LedgerTable:
     return _table(*store.call(read))
 
 
+# A page as one text: a client in Python takes ten times as long over as many separate values.
+_PAGE = """
+local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+return { page[1], table.concat(page[2], '\\n') }
+"""
+
+
 def scan_hash(store: Store, key: str) -> Iterator[tuple[str, str]]:
     """Every field and its value, some perhaps twice; a page at a time."""
-    cursor = 0
+    cursor = "0"
     while True:
         here = cursor
-        reply = store.call(lambda client: client.hscan(key, here, count=PAGE_ENTRIES))  # noqa: B023
-        cursor, page = cast(tuple[int, dict[str, str]], reply)
-        yield from page.items()
-        if not cursor:
+        reply = store.call(lambda client: client.eval(_PAGE, 1, key, here, str(PAGE_ENTRIES)))  # noqa: B023
+        cursor, page = cast(tuple[str, str], reply)
+        texts = page.split("\n") if page else []
+        yield from zip(texts[::2], texts[1::2], strict=True)
+        if cursor == "0":
             return
 
 

@@ -23,7 +23,7 @@ from rollcall.cluster.messages.arrays import Array
 
 BOOKS = "books"  # of a run directory
 INDEX = "index.json"
-SEGMENT_TICKETS = 1 << 16  # the least that a segment is made of: a small run has none
+SEGMENT_TICKETS = 1 << 15  # the least that a segment is made of: a small run has none
 MOST_TICKETS = 1 << 18  # and the most
 
 # [step, ticket, attempt, epoch, version] of a sealed attempt, other tickets of whose step are not sealed yet.

@@ -20,7 +20,7 @@ from rollcall.cluster.messages.events import States
 
 
 # Tickets that the kept checkpoints may lie apart, first from last, and so what Redis holds of a run at the most: about
-# 40 MB. A run with more between its checkpoints gets them more often.
+# 20 MB. A run with more between its checkpoints gets them more often.
 UNSEALED_TICKETS = 4 * SEGMENT_TICKETS
 
 
