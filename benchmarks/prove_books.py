@@ -1,5 +1,5 @@
-"""The books of a long run: so many tickets through the real ledger on a private Redis, the real consumption log and real
-checkpoints, without models; taken up from kept checkpoints on the way. `python -m benchmarks.prove_books --tickets
+"""The books of a long run: so many tickets through the real ledger on a private Redis, the real log of the learner and
+real checkpoints, without models; taken up from kept checkpoints on the way. `python -m benchmarks.prove_books --tickets
 20000000`; prints one JSON object, and fails where a promise is not kept. A million tickets take some two minutes.
 
 In place of weights there is a digest of all that was consumed, in order: it must end as in a run without a resume."""
@@ -137,9 +137,7 @@ class LongRun:
         (directory / "weights.json").write_text("{}")
         self.checkpoints.make(directory)
         tasks: dict[str, Any] = {"consumed": self.consumed}
-        self.checkpoints.write(
-            step, epoch=self.ledger.epoch, counters=self.counters, tasks=tasks, shard_states=None
-        )
+        self.checkpoints.write(step, epoch=self.ledger.epoch, counters=self.counters, tasks=tasks, shard_states=None)
         self.look()
 
     def look(self) -> None:

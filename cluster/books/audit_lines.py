@@ -1,5 +1,5 @@
-"""The consumption log as an audit walks through it: in the order of tickets, as segments of the ledger ask for them, with
-few of its own segments in memory at a time."""
+"""The consumption log as an audit walks through it: in the order of tickets, as segments of the ledger ask for it, few
+of its own segments in memory at a time."""
 
 from __future__ import annotations
 
@@ -66,4 +66,3 @@ class LogStream:
 
     def _say(self, error: BooksDamaged) -> None:
         self.damaged.append(Discrepancy("consumption log", str(error).removeprefix(f"{self._path.parent}/")))
-

@@ -83,9 +83,7 @@ def counters(evidence: Evidence) -> Iterator[Discrepancy]:
             f"{counted.dropped} + rolled_back {counted.rolled_back} + in_flight {counted.in_flight}",
         )
     skipped = sum(entry.skipped for entry in evidence.steps.values())
-    unsealed = recount(
-        evidence.attempts.values(), skipped_steps=skipped, duplicates_refused=counted.duplicates_refused
-    )
+    unsealed = recount(evidence.attempts.values(), skipped_steps=skipped, duplicates_refused=counted.duplicates_refused)
     real = total((evidence.sealed.index.counts(), unsealed)).as_counters()
     said = counted.as_counters()
     for name in sorted(set(real) | set(said)):

@@ -1,6 +1,6 @@
-"""The audit of what is sealed: a segment at a time, by numpy, held against the consumption log and the checkpoints. What
-is not evidently right goes to the rules that judge the rest of the books, as records, so that both say the same in the
-same words. Memory is that of a few segments, however long the run was."""
+"""The audit of what is sealed: a segment at a time, by numpy, held against the consumption log and the checkpoints.
+What is not evidently right goes to the rules that judge the rest of the books, as records, so that both say the same
+in the same words. Memory is that of a few segments, however long the run was."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from rollcall.cluster.books import audit_rules, audit_witnesses
 from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence, SealedFacts, about, gaps
 from rollcall.cluster.books.audit_lines import LogStream
-from rollcall.cluster.books.columns import ARRAYS, COMMITTED, DROPPED, ROLLED_BACK, AttemptColumns
+from rollcall.cluster.books.columns import COMMITTED, DROPPED, ROLLED_BACK, AttemptColumns
 from rollcall.cluster.books.consumption_line import LogReading
 from rollcall.cluster.books.consumption_segment import FoldedLines
 from rollcall.cluster.books.ledger_table import RESTORED, Attempt, Key, field_of
-from rollcall.cluster.books.sealed import Segment, SealedIndex, segments_of
+from rollcall.cluster.books.sealed import SealedIndex, Segment, segments_of
 from rollcall.cluster.errors import BooksDamaged
 from rollcall.cluster.messages.arrays import Array
 
@@ -219,11 +219,8 @@ class SealedAudit:
             if first >= end:
                 continue
             here, there = segment.attempts.between(first, end), columns.between(first, end)
-            if len(here) == len(there) and all(
-                np.array_equal(getattr(here, array), getattr(there, array)) for array in ARRAYS if array != "reason"
-            ):
-                if np.array_equal(here.reason_texts(), there.reason_texts()):
-                    continue
+            if here.same_as(there):
+                continue
             sealed = {attempt.key: attempt for attempt in here.attempts()}
             told = {attempt.key: attempt for attempt in there.attempts()}
             for key in sorted(key for key in {*sealed, *told} if sealed.get(key) != told.get(key))[:SHOWN]:

@@ -96,6 +96,11 @@ class AttemptColumns:
             for state, epoch, version, step, reason, final in zip(*(c.tolist() for c in columns), strict=True)
         ]
 
+    def same_as(self, other: AttemptColumns) -> bool:
+        """Whether the rows are the same, in the same order."""
+        mine, others = (columns.arrays() | {"reason": columns.reason_texts()} for columns in (self, other))
+        return all(np.array_equal(mine[name], others[name]) for name in ARRAYS)
+
     def reason_texts(self) -> Array:
         return np.array(self.reasons, object)[self.reason]
 

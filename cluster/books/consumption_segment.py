@@ -1,6 +1,6 @@
-"""Lines of the consumption log that were folded into segments beside it: `consumption-<first line>.seg`. Their checksums
-are looked at once, while they are folded; from then on the segment's own vouches for them. The chain goes on through the
-segments into the log. Must never read the ledger."""
+"""Lines of the consumption log that were folded into segments beside it, `consumption-<first line>.seg`. Checksums
+are looked at once, while they are folded; from then on the segment's own vouches for them. The chain goes on through
+the segments into the log. Must never read the ledger."""
 
 from __future__ import annotations
 

@@ -94,9 +94,7 @@ def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, seale
         },
         leftovers=leftovers,
         steps={str(step): entry.value for step, entry in steps.items()},
-        counts=counts.model_copy(
-            update={"duplicates_refused": max(duplicates, position.counts.duplicates_refused)}
-        ),
+        counts=counts.model_copy(update={"duplicates_refused": max(duplicates, position.counts.duplicates_refused)}),
         epochs={**table.epochs, **position.epochs, epoch: position.step},
         plan=RestorePlan(epoch, position.step, reissue, next_ticket_id),
     )

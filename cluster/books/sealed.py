@@ -124,9 +124,8 @@ class SealedBooks:
 
     def _partial(self, attempts: AttemptColumns, whole: set[int]) -> tuple[PartialRow, ...]:
         known = [row for row in self.index.partial if row[0] not in whole]
-        for attempt in committed_outside(attempts, whole).attempts():
-            known.append((attempt.step, *attempt.key, attempt.epoch, attempt.version))
-        return tuple(sorted(known))
+        outside = committed_outside(attempts, whole).attempts()
+        return tuple(sorted([*known, *((a.step, *a.key, a.epoch, a.version) for a in outside)]))
 
     def _book(self, index: SealedIndex) -> None:
         write_aside(self._folder / INDEX, index.model_dump_json() + "\n")
@@ -168,7 +167,9 @@ def read_sealed(run_directory: Path, segment: SealedSegment) -> Segment:
     except KeyError as error:
         raise BooksDamaged(f"{path}: not a segment of attempts: it has no {error}") from None
     if said != (segment.first, segment.end):
-        raise BooksDamaged(f"{path}: is of tickets {said[0]} to {said[1]}, the index has {segment.first} to {segment.end}")
+        raise BooksDamaged(
+            f"{path}: is of tickets {said[0]} to {said[1]}, the index has {segment.first} to {segment.end}"
+        )
     return Segment(segment.file, segment.first, segment.end, attempts, *steps)
 
 

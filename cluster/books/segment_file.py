@@ -1,10 +1,10 @@
-"""One file of columns on the disk: written once, whole, with a checksum, and never changed. Knows bytes and arrays; must
-never know what a column means.
+"""One file of columns on the disk: written once, whole, with a checksum, and never changed. Knows bytes and arrays;
+must never know what a column means.
 
     rollcall segment 1\\n {header}\\n column column ... checksum
 
 The header is a line of JSON: what the writer says (`meta`), and of each column its name, dtype, form and size. A column
-of integers is stored as differences between neighbours, in the narrowest type that holds them, deflated where that helps."""
+of integers is stored as differences between neighbours, in the narrowest type for them, deflated where it helps."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.messages.events import States
 
-
 # Tickets that the kept checkpoints may lie apart, first from last, and so what Redis holds of a run at the most: about
 # 20 MB. A run with more between its checkpoints gets them more often.
 UNSEALED_TICKETS = 4 * SEGMENT_TICKETS

@@ -49,8 +49,8 @@ def add_learnt(add: Add) -> None:
         help="also all checkpoints but the newest: a resume can go back to that one alone",
     )
     prune.epilog = (
-        "seals what every kept checkpoint covers: these tickets leave Redis for compressed segments in RUN/books, which "
-        "an audit reads; folds the consumption log into segments; has a private Redis rewrite its log; removes what "
+        "seals what every kept checkpoint covers: these tickets leave Redis for compressed segments in RUN/books, "
+        "which audits read; folds the consumption log into segments; has a private Redis rewrite its log; removes what "
         "killed processes left half written. Weights, metrics, logs and reports stay. A run that goes on is refused"
     )
 

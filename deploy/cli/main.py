@@ -109,8 +109,8 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "monitor", "manifests")
-    known = (*runs, "recipes", "config", "bench", "reward")
+    runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "prune")
+    known = (*runs, "monitor", "manifests", "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():

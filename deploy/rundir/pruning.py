@@ -1,4 +1,4 @@
-"""What neither a resume nor an audit of a run needs is removed from Redis and from the disk. The run must stand still."""
+"""What neither a resume nor an audit of a run needs is removed from Redis and the disk. The run must stand still."""
 
 from __future__ import annotations
 

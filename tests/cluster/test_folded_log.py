@@ -96,4 +96,6 @@ def test_a_segment_that_is_gone_shows_where_the_next_one_begins(tmp_path: Path) 
     segments = sorted(tmp_path.glob("*.seg"))
     segments[1].unlink()
     number = int(segments[2].stem.rpartition("-")[2])
-    assert (number, "does not follow the line before it: lines were removed, doubled or moved") in read_log(path).problems
+    assert (number, "does not follow the line before it: lines were removed, doubled or moved") in read_log(
+        path
+    ).problems

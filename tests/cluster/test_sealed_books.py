@@ -1,8 +1,9 @@
-"""Sealing: what every kept checkpoint covers is in segments and no longer in Redis, at whatever moment a driver is killed;
-the audit says the same before and after, and names a segment that is damaged."""
+"""Sealing: what every kept checkpoint covers is in segments and no longer in Redis, whenever a driver is killed; an audit
+says the same before and after, and names a segment that is damaged."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rollcall.cluster.books.ledger_table import Attempt, Key, read_table, recoun
 from rollcall.cluster.books.sealed import SealedBooks, read_index, segments_of
 from rollcall.cluster.errors import BooksDamaged, LedgerConflict
 from rollcall.cluster.store.store import Store
+from tests.cluster.test_audit import Forged
 
 Run = Any  # the SimulatedRun of conftest.py
 
@@ -66,7 +68,7 @@ def test_sealed_or_not_a_run_with_faults_has_the_same_books(
 def test_whatever_redis_forgets_a_sealed_run_ends_with_balanced_books(
     seed: int, tmp_path: Path, store: Store, simulated_run: Run
 ) -> None:
-    """Killed up to three times, and taken up from any checkpoint that is kept; Redis as it was at some moment, or empty."""
+    """Killed up to three times, and taken up from any kept checkpoint; Redis as it was at some moment, or empty."""
     chance = random.Random(seed)
     run = simulated_run(tmp_path / "run", store, seed=seed, total=20, keep=chance.choice([1, 2, 3]), rotate_bytes=900)
     run.begin()
@@ -189,8 +191,10 @@ def test_a_damaged_segment_is_named_and_buries_nothing(
 def test_a_damaged_index_is_named(tmp_path: Path, store: Store, simulated_run: Run) -> None:
     run = simulated_run(tmp_path / "run", store, seed=5, total=20, keep=1).begin().finish()
     (run.directory / "books" / "index.json").write_text("{")
-    assert [str(found).partition(": cannot")[0] for found in audit_run(run.directory)] == ["sealed books: books/index.json"]
-    with pytest.raises(BooksDamaged, match="index.json: cannot be read"):
+    assert [str(found).partition(": cannot")[0] for found in audit_run(run.directory)] == [
+        "sealed books: books/index.json"
+    ]
+    with pytest.raises(BooksDamaged, match=r"index\.json: cannot be read"):
         SealedBooks(run.directory)
 
 
@@ -206,10 +210,8 @@ def test_what_is_wrong_with_a_sealed_ticket_is_said_as_of_any_other(
         run.log_path.unlink()
         log = run.new_log()
         for line in text[:4] + text[5:]:  # a line less, with all checksums
-            from tests.cluster.test_audit import _Forged
-
-            record = __import__("json").loads(line)
-            log.append(record["step"], record["epoch"], [_Forged(record)])
+            record = json.loads(line)
+            log.append(record["step"], record["epoch"], [Forged(record)])
         said.append([str(found) for found in audit_run(run.directory)])
     assert said[0] == said[1]
     assert len(said[0]) == 1 and "the consumption log has 0 lines of it at this step and not 1" in said[0][0]
