@@ -1,5 +1,5 @@
-"""Sealing: what every kept checkpoint covers is in segments and no longer in Redis, whenever a driver is killed; an audit
-says the same before and after, and names a segment that is damaged."""
+"""Sealing: what every kept checkpoint covers is in segments and no longer in Redis, whenever a driver is killed; and
+an audit says the same before and after, and names a segment that is damaged."""
 
 from __future__ import annotations
 
