@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
@@ -129,7 +130,8 @@ class SealedAudit:
         wrong |= committed & (void | (lag < 0) | (lag > self._evidence.max_policy_lag))
         wrong |= rolled_back & ~void
         newest = int(self._epochs[-1]) if len(self._epochs) else 0
-        return wrong | (dropped & restored & (attempts.epoch >= newest))
+        wrong |= dropped & restored & (attempts.epoch >= newest)
+        return cast(Array, wrong)
 
     def _lines(self, segment: Segment, lines: FoldedLines) -> tuple[Array, Array]:
         """[L] lines that are not evidently right; [N] how many lines an attempt has at its step."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import cast
 
 import numpy as np
 
@@ -65,7 +64,7 @@ class AttemptColumns:
 
     def where(self, chosen: Array) -> AttemptColumns:
         """The rows of a mask, or of indices."""
-        return replace(self, **{name: array[chosen] for name, array in self.arrays().items()})
+        return AttemptColumns(**{name: a[chosen] for name, a in self.arrays().items()}, reasons=self.reasons)
 
     def between(self, first: int, end: int) -> AttemptColumns:
         """The attempts of the tickets first..end-1."""
@@ -77,8 +76,7 @@ class AttemptColumns:
 
     def at(self, index: int) -> Attempt:
         ticket, attempt, state, epoch, version, step, reason, final = (int(getattr(self, n)[index]) for n in ARRAYS)
-        name = cast(State, STATE_NAMES[state])
-        return Attempt(ticket, attempt, name, epoch, version, step, self.reasons[reason], bool(final))
+        return Attempt(ticket, attempt, STATE_NAMES[state], epoch, version, step, self.reasons[reason], bool(final))
 
     def attempts(self) -> Iterator[Attempt]:
         yield from (self.at(index) for index in range(len(self)))

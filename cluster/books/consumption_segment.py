@@ -74,9 +74,11 @@ class FoldedLines:
 
     def line(self, index: int) -> tuple[int, Consumed]:
         digest = self.digest[index]
-        numbers = (int(getattr(self, name)[index]) for name in _NUMBERS)
+        step, epoch, ticket, attempt, version = (int(getattr(self, name)[index]) for name in _NUMBERS)
         text = digest.tobytes().hex() if self.digest.ndim == 2 else str(digest)
-        return int(self.number[index]), Consumed(*numbers, text, self.rewards[int(self.reward[index])])
+        return int(self.number[index]), Consumed(
+            step, epoch, ticket, attempt, version, text, self.rewards[int(self.reward[index])]
+        )
 
     def lines(self) -> Iterator[tuple[int, Consumed]]:
         yield from (self.line(index) for index in range(len(self)))

@@ -186,15 +186,15 @@ def _committed_columns(rows: list[CommittedRow]) -> AttemptColumns:
 def _ended_columns(rows: list[EndedRow]) -> AttemptColumns:
     reasons: dict[str, int] = {"": 0}
     coded: list[list[int]] = []
-    for ticket, number, attempt, epoch, version, what, final in rows:
-        state, _, detail = str(what).partition(":")
-        if state == "dropped":
-            how = [DROPPED, -1, reasons.setdefault(detail, len(reasons)), int(bool(final))]
-        elif state == "rolled_back":
+    for ticket, number, tried, opened, oldest, what, last in rows:
+        kind, _, detail = str(what).partition(":")
+        if kind == "dropped":
+            how = [DROPPED, -1, reasons.setdefault(detail, len(reasons)), int(bool(last))]
+        elif kind == "rolled_back":
             how = [ROLLED_BACK, int(detail), 0, 0]
         else:
             raise ValueError(f"{what!r} is no way for an attempt to end")
-        coded.append([int(ticket), int(number), int(attempt), int(epoch), int(version), *how])
+        coded.append([int(ticket), int(number), int(tried), int(opened), int(oldest), *how])
     first, numbers, attempt, epoch, version, state, step, reason, final = np.array(coded, np.int64).reshape(-1, 9).T
     of_row = np.repeat(np.arange(len(rows)), numbers)
     return AttemptColumns(
@@ -213,4 +213,5 @@ def _ended_columns(rows: list[EndedRow]) -> AttemptColumns:
 def _within(numbers: Array) -> Array:
     """0, 1, ... of each row."""
     total = int(numbers.sum())
-    return np.arange(total) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+    within: Array = np.arange(total) - np.repeat(np.cumsum(numbers) - numbers, numbers)
+    return within

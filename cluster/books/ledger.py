@@ -167,7 +167,8 @@ class Ledger:
 
     def counts(self) -> LedgerCounts:
         if not self.epoch:  # nothing opened yet: as Redis has it
-            return LedgerCounts.from_counters(self._store.call(lambda client: client.hgetall(self._keys[2])))
+            counters = self._store.call(lambda client: cast(dict[str, str], client.hgetall(self._keys[2])))
+            return LedgerCounts.from_counters(counters)
         with self._writing:
             reply = self._checked("counts", [], self._seq)
         return LedgerCounts.from_counters(dict(zip(reply[::2], reply[1::2], strict=True)))

@@ -57,7 +57,7 @@ class MetricsProbe:
             counters: dict[str, str] = cast(Any, client.hgetall(self._counters_key))
             if counters:
                 self._metrics.on_ledger(LedgerCounts.from_counters(counters))
-                self._metrics.on_unsealed(cast(int, client.hlen(self._attempts_key)))
+                self._metrics.on_unsealed(client.hlen(self._attempts_key))
         except (redis.RedisError, OSError, ValueError):
             if not self._stopping.is_set():
                 self._metrics.on_redis(None)
