@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.ledger import Ledger
+from rollcall.cluster.books.sealed import SealedBooks
 from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
 from rollcall.cluster.errors import BadInput, RollcallError
@@ -80,7 +81,8 @@ class OnlineDrive:
             with open_store(config.redis, self._directory) as store:
                 store.acquire_lock()
                 self._watch.probe(store)
-                books = Ledger(store, tickets_per_step=config.tickets_per_step)
+                sealed = SealedBooks(self._directory)
+                books = Ledger(store, tickets_per_step=config.tickets_per_step, books=sealed)
                 with nothing_to_keep():
                     if config.runtime == "ray":
                         workers = self._ray_workers()
