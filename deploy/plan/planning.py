@@ -121,6 +121,8 @@ class Plan:
     def _gpus(self) -> list[str]:
         if not self.shares.problem:
             return []
+        if self.shares.remedy:
+            return [f"{self.shares.problem}: {self.shares.remedy}; {TRY_ANYWAY}"]
         roles = [role for role in self.needs.roles if role.unit]
         return [f"{self.shares.problem}\n{self.smaller(roles)}; {TRY_ANYWAY}"]
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rollcall.deploy.cli.main import main
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
+from rollcall.deploy.plan import machine as machines
 from rollcall.deploy.plan.machine import Machine, memory_limit, oom_kills, this_machine, visible_gpus
 from rollcall.deploy.plan.model_size import saved_bytes, size_of_directory, size_of_tiny
 from rollcall.deploy.plan.needs import GIB, MIB, Needs, Part, Role
@@ -186,3 +187,33 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_and_leaves_n
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "too little for the actor" in said[0] and "what makes it smaller: " in said[1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ("actors.engine.weight_transfer=ipc",),
+            "weight_transfer=ipc sends weights from GPU to GPU, and there is none",
+        ),
+        (
+            ("actors.engine.tensor_parallel_size=2", "actors.engine.weight_transfer=nccl"),
+            "tensor_parallel_size=2 needs weight_transfer=object_store",
+        ),
+    ],
+)
+def test_a_way_of_the_weights_that_cannot_be_is_refused_in_one_line_by_plan_and_train(
+    settings: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ROLLCALL_RUNS", str(tmp_path))
+    monkeypatch.setattr(machines, "gpu_memory", tuple)
+    assert main(["train", "arithmetic-grpo", *settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not list(tmp_path.iterdir())
+    assert main(["plan", "arithmetic-grpo", *settings]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
