@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rollcall.cluster.errors import REMEDY, RollcallError
 from rollcall.deploy.plan.needs import Role
-from rollcall.deploy.plan.planning import Plan
+
+if TYPE_CHECKING:  # it imports torch, and whoever tells of Ray's errors does without: the parameter server
+    from rollcall.deploy.plan.planning import Plan
 
 LONGEST = 150  # characters of what an allocator says
 # How allocators say it, and vLLM of a GPU that others have filled, or whose share is too small for a model.
