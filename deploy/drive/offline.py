@@ -24,6 +24,7 @@ from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.report.recorders import Record
+from rollcall.learners.loop.heap import return_freed_memory
 
 _log = logging.getLogger("rollcall")
 
@@ -167,6 +168,7 @@ def imitate(run: WarmStart, stop_requested: Callable[[], bool]) -> None:
     finally:
         recorder.close({})
         torch.set_num_threads(threads)
+        return_freed_memory()
     run.finish(done)
 
 
