@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +75,7 @@ class Proof:
         self._until = time.monotonic() + limit_s
         self._on_gpu = torch.cuda.is_available()
         self._model = folder / "model"
+        self._numbers = count()
         self.parts: Mapping[str, Callable[[], dict[str, Any]]] = {
             "tests": self.tests,
             "defaults": self.defaults,
@@ -89,6 +91,8 @@ class Proof:
 
     def tests(self) -> dict[str, Any]:
         """Those with the mark gpu."""
+        if not self._on_gpu:
+            return {"left_out": "there is no GPU"}
         done = self._run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"])
         return {"exit_code": done.returncode, "said": done.stdout.splitlines()[-1:] or done.stderr.splitlines()[-1:]}
 
@@ -150,7 +154,7 @@ class Proof:
         ]
 
     def _trained(self, recipe: str, settings: Sequence[str]) -> dict[str, Any]:
-        name = f"run-{len(list(self._folder.iterdir()))}"
+        name = f"run-{next(self._numbers)}"
         with _GpuMemory() as memory:
             done = self._run([*ROLLCALL, "train", recipe, f"name={name}", *settings], cwd=self._folder)
         directory = self._folder / "runs" / name

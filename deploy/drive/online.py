@@ -26,6 +26,7 @@ from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
+from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.files import consumption_log
 from rollcall.deploy.rundir.jobs import stop_patience_s
@@ -58,6 +59,7 @@ class OnlineDrive:
         self._stop_requested = stop_requested
         self._nested = nested
         self._evaluations: list[Mapping[str, Any]] = []  # of the policy before its first update, and the newest
+        self.plan: Plan | None = None
         self.facts: dict[str, Any] = {"runtime": config.runtime}  # for the summary
 
     def carry_out(self, *, resume: bool) -> str:
@@ -72,7 +74,7 @@ class OnlineDrive:
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
         with nothing_to_keep():
-            self._plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
+            self.plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
         workers: Any = None
@@ -176,14 +178,14 @@ class OnlineDrive:
             keep_versions=KEEP_VERSIONS,
             train_reward_model=self._nested.train_reward_model,
             stop_requested=self._stop_requested,
-            plan=self._plan,
+            plan=self.plan,
             plan_on=lambda machines: plan_on(machines, self._config, self._factory, self._tell),
         )
 
     def _serial_workers(self) -> Any:
         server = ParameterServer(keep=KEEP_VERSIONS)
-        if self._plan is not None:
-            self._factory = self._factory.with_gpus(self._plan.shares)
+        if self.plan is not None:
+            self._factory = self._factory.with_gpus(self.plan.shares)
         with nothing_to_keep():
             actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server)
             learner = self._factory.learner(Collective())
