@@ -15,6 +15,7 @@ from rollcall.reward_service.sandbox.solution_channel import Channel, OtherEndGo
 from rollcall.reward_service.sandbox.solution_proxy import (
     Inside,
     Remote,
+    Words,
     async_generator,
     coroutine,
     generator,
@@ -31,7 +32,8 @@ _REBUILT_AS: dict[str, Callable[..., Any]] = {
 class JudgingEnd:
     """Gives a test the names it uses, and carries its calls."""
 
-    def __init__(self, descriptor: int, given: Given) -> None:
+    def __init__(self, descriptor: int, given: Given, words: Words) -> None:
+        self.words = words
         self._given = given
         self._describe = Describe(given)
         self._rebuild = Rebuild(given, self._decode_other)
@@ -121,7 +123,7 @@ class JudgingEnd:
             return {"t": "builtin", "v": name}
         if callable(value):
             self._callbacks.append(value)
-            return {"t": "callback", "v": len(self._callbacks) - 1}
+            return {"t": "callback", "v": len(self._callbacks) - 1, "name": str(name)}
         raise CannotCross(f"the test hands over a {type(value).__name__}, which only exists on its own side")
 
     def _decode_other(self, encoded: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ _FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all
 
 def serve_solution(_: int, code: str, preamble: str) -> int:
     """Runs the code once and then answers a test's calls until the test is over."""
-    module = _module("solution")
+    module = _module("solution", "solution.py")
     loaded = {}
     given = Given("solution", {}, "c")
     try:
@@ -48,16 +48,17 @@ def serve_solution(_: int, code: str, preamble: str) -> int:
 
 def run_test(number: int, tests: list[str], entry_point: str | None, preamble: str) -> int:
     """Passed when the test runs to its end. Its message goes to standard output."""
-    module = _module("__main__")
+    module = _module("__main__", "test.py")
     try:
         tree, before = ast.parse(tests[number], "test.py"), ast.parse(preamble, "preamble.py")
         exec(compile(before, "preamble.py", "exec", dont_inherit=True), module.__dict__)
         given = Given("__main__", dict(module.__dict__), "t")
+        words = test_source.words(before)
         compiled = compile(test_source.fitted(tree), "test.py", "exec", dont_inherit=True)
     except BaseException as error:
         return _say(error, UNSUPPORTED)
     try:
-        end = JudgingEnd(_CHANNEL, given)
+        end = JudgingEnd(_CHANNEL, given, words)
         if end.loaded:
             os.write(1, str(end.loaded.get("error", "")).encode(errors="replace")[:_MESSAGE_BYTES])
             return FAILED
@@ -95,13 +96,14 @@ def _add_names(
     names = {name for name in names if name not in module.__dict__} | left_to_code
     known = test_source.modules(names - left_to_code, tree, before)
     module.__dict__.update(known)
-    makers = test_source.makers(names, tree, before)
+    makers = test_source.makers(names, end.words, tree, before)
     for name in sorted(names - known.keys()):
         for value in end.named(name, makes=name in makers):
             module.__dict__[name] = value
 
 
-def _module(name: str) -> types.ModuleType:
+def _module(name: str, file: str) -> types.ModuleType:
+    sys.argv = [file]
     module = types.ModuleType(name)
     sys.modules[name] = module
     return module

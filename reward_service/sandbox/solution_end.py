@@ -119,10 +119,10 @@ class SolutionEnd:
         if encoded["t"] == "builtin":
             return getattr(builtins, encoded["v"])
         if encoded["t"] == "callback":
-            return self._callback(encoded["v"])
+            return self._callback(encoded["v"], encoded["name"])
         return self._given.decode(encoded, self._decode_other)
 
-    def _callback(self, number: int) -> Callable[..., Any]:
+    def _callback(self, number: int, name: str) -> Callable[..., Any]:
         """A function of the tests'."""
 
         def call(*arguments: object, **named: object) -> Any:
@@ -138,4 +138,5 @@ class SolutionEnd:
                 raise self._rebuild.error(reply["raised"])
             return decode(reply["value"], self._decode_other)
 
+        call.__name__ = call.__qualname__ = name
         return call

@@ -11,8 +11,18 @@ from rollcall.reward_service.sandbox.plain_values import PLAIN_ATTRIBUTES, PLAIN
 from rollcall.reward_service.sandbox.solution_channel import BINARY, COMPARISONS, OPERATIONS, UNARY
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Attributes that values of the tests' own have: plain values, and objects of the preamble's classes."""
+
+    attributes: frozenset[str] = PLAIN_ATTRIBUTES
+    methods: frozenset[str] = PLAIN_METHODS
+
+
 class End(Protocol):
     """What carries questions to the code and brings plain answers."""
+
+    words: Words
 
     def call(self, target: Remote, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any: ...
 
@@ -43,8 +53,8 @@ class Remote:
     It is never compared with a plain value but through the plain value in it (of a namedtuple, say): its own __eq__
     could claim to be equal to anything. Nor is one that tests take for a plain value asked by a plain value's methods:
     its own endswith could say yes to anything. Only one that the tests treat as an object of the code's own (they make
-    it by calling a class, or have read an attribute that no plain value has) does all that its class defines. Any other
-    is a function to call, an iterator to go through once, or what it held when it was first read.
+    it by calling a class, or have read an attribute that no value of theirs has) does all that its class defines. Any
+    other is a function to call, an iterator to go through, or what it held when it was first read.
     """
 
     __slots__ = ("_Remote__inside",)
@@ -66,10 +76,10 @@ class Remote:
         if not inside.known:
             if inside.base and hasattr(inside.base[0], name):
                 return getattr(inside.base[0], name)
-            if name in PLAIN_METHODS:
-                raise AttributeError(f"{name}() is asked of plain values, and the code gave none")
+            if name in inside.end.words.methods:
+                raise AttributeError(f"{name}() is asked of a value of the tests' own kinds, and the code gave none")
         found = inside.end.operate("getattr", self, name)
-        if not inside.base and name not in PLAIN_ATTRIBUTES and not name.startswith("__"):
+        if not inside.base and name not in inside.end.words.attributes and not name.startswith("__"):
             inside.known = True
         return found
 

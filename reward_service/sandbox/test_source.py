@@ -13,11 +13,11 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from rollcall.reward_service.sandbox.plain_values import PLAIN_ATTRIBUTES
+from rollcall.reward_service.sandbox.plain_values import PLAIN_ATTRIBUTES, PLAIN_METHODS
 from rollcall.reward_service.sandbox.raised import STAND_INS
-from rollcall.reward_service.sandbox.solution_proxy import same
+from rollcall.reward_service.sandbox.solution_proxy import Words, same
 
-_CLASS = re.compile(r"[A-Z]\w*[a-z]\w*")  # as PEP 8 has it; a function of the code can be named so too, but not by itself
+_CLASS = re.compile(r"[A-Z](\w*[a-z]\w*)?")  # as PEP 8 has it; a function of the code can be named so too, but not by itself
 _SAME = "__code_is"
 
 
@@ -79,7 +79,24 @@ def modules(names: set[str], *trees: ast.Module) -> dict[str, types.ModuleType]:
     return found
 
 
-def makers(names: set[str], *trees: ast.Module) -> set[str]:
+def words(preamble: ast.Module) -> Words:
+    """Attributes of plain values and of the preamble's classes; and methods, but for those without a body, which are
+    for the code to define."""
+    attributes, methods = set(PLAIN_ATTRIBUTES), set(PLAIN_METHODS)
+    for kind in (node for node in ast.walk(preamble) if isinstance(node, ast.ClassDef)):
+        for node in ast.walk(kind):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                if not all(_says_nothing(each) for each in node.body):
+                    methods.add(node.name)
+                    attributes.add(node.name)
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                attributes.add(node.attr)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                attributes.add(node.target.id)
+    return Words(frozenset(attributes), frozenset(methods))
+
+
+def makers(names: set[str], words: Words, *trees: ast.Module) -> set[str]:
     """Names that tests call to get an object of the code's own: those of classes, and those of functions whose result
     they go on to use as no plain value can be."""
     found = {name for name in names if _CLASS.fullmatch(name) and "_" not in name}
@@ -87,7 +104,7 @@ def makers(names: set[str], *trees: ast.Module) -> set[str]:
     objects = {
         node.value.id
         for node in nodes
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr not in PLAIN_ATTRIBUTES
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr not in words.attributes
     }
     for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):

@@ -455,36 +455,39 @@ FORGERIES: dict[str, tuple[list[str], str]] = {
     "nothing at all": (EVERYWHERE, ""),
     "only a promise": (EVERYWHERE, "# passes all tests\npass"),
 }
-CASES = [(how, name) for how, (names, _) in FORGERIES.items() for name in names]
 
 
-def item(problem: Problem, code: str) -> ScoreItem:
-    metadata: dict[str, Any] = {"tests": list(problem.tests), "preamble": textwrap.dedent(problem.preamble)}
-    return ScoreItem(id="1", prompt=problem.prompt, response=textwrap.dedent(code).lstrip("\n"), metadata=metadata)
+def item(names: list[str], code: str) -> ScoreItem:
+    problems = [PROBLEMS[name] for name in names]
+    metadata: dict[str, Any] = {
+        "tests": [test for problem in problems for test in problem.tests],
+        "preamble": "\n".join(textwrap.dedent(problem.preamble) for problem in problems),
+    }
+    code = textwrap.dedent(code) if code.startswith("\n") else code
+    return ScoreItem(id="1", prompt=problems[0].prompt, response=code, metadata=metadata)
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[tuple[str, str], Outcome]:
+def outcomes() -> dict[str, Outcome]:
     config = PythonTestsConfig(limits=LIMITS, score="fraction", code="whole", prompt_is_code=True, concurrency=4)
     scorer = build_scorer(config)
     assert isinstance(scorer, PythonTestsScorer)
     if not scorer.containment.contained:
         lack("containment", scorer.containment.describe())
-    keys = [*CASES, *(("honest", name) for name in PROBLEMS)]
-    codes = [FORGERIES[how][1] if how in FORGERIES else PROBLEMS[name].honest for how, name in keys]
-    items = [item(PROBLEMS[name], code) for (_, name), code in zip(keys, codes, strict=True)]
-    found = scorer.score(items)
+    items = {name: item([name], problem.honest) for name, problem in PROBLEMS.items()}
+    items |= {how: item(*forgery) for how, forgery in FORGERIES.items()}
+    found = scorer.score(list(items.values()))
     scorer.close()
-    return dict(zip(keys, found, strict=True))
+    return dict(zip(items, found, strict=True))
 
 
 @pytest.mark.parametrize("name", list(PROBLEMS))
-def test_the_tests_can_be_passed(outcomes: dict[tuple[str, str], Outcome], name: str) -> None:
-    outcome = outcomes["honest", name]
+def test_the_tests_can_be_passed(outcomes: dict[str, Outcome], name: str) -> None:
+    outcome = outcomes[name]
     assert isinstance(outcome, Score) and outcome.value == 1, outcome
 
 
-@pytest.mark.parametrize(("how", "name"), CASES)
-def test_a_forged_answer_passes_no_test(outcomes: dict[tuple[str, str], Outcome], how: str, name: str) -> None:
-    outcome = outcomes[how, name]
+@pytest.mark.parametrize("how", list(FORGERIES))
+def test_a_forged_answer_passes_no_test(outcomes: dict[str, Outcome], how: str) -> None:
+    outcome = outcomes[how]
     assert isinstance(outcome, Score) and outcome.value == 0, outcome
