@@ -5,11 +5,20 @@ comes back with the answer. So the methods of the tests' own classes run at the 
 from __future__ import annotations
 
 import enum
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any
 
 from rollcall.reward_service.sandbox.plain_values import Decode, Encode, decode, encode
+
+
+def fresh_module(name: str, file: str) -> types.ModuleType:
+    """For code to run in, as if it were a program."""
+    sys.argv = [file]
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    return module
 
 
 class Given:
@@ -21,11 +30,12 @@ class Given:
           names: of the preamble, before anything else has run.
           side: a letter, another one at each end.
         """
-        self.names = {
+        self.names: dict[str, Any] = {
             name: value
             for name, value in names.items()
             if isinstance(value, (type, types.FunctionType)) and value.__module__ == module
         }
+        self.classes: dict[str, type] = {name: value for name, value in self.names.items() if isinstance(value, type)}
         self._known = {id(value): name for name, value in self.names.items()}
         self._side = side
         self._objects: dict[str, Any] = {}
@@ -79,7 +89,7 @@ class Given:
         """Raises ValueError: of an attribute that would take a method's place."""
         for key, record in records.items():
             if key not in self._objects:
-                value = object.__new__(self.names[record["class"]])
+                value: Any = object.__new__(self.classes[record["class"]])
                 self._objects[str(key)] = value
                 self._keys[id(value)] = str(key)
         for key, record in records.items():
@@ -102,7 +112,7 @@ class Given:
         if kind == "member":
             return self.names[what[0]].__members__[what[1]]
         if kind == "struct":
-            return tuple.__new__(self.names[what[0]], [decode(element, other) for element in what[1]])
+            return tuple.__new__(self.classes[what[0]], [decode(element, other) for element in what[1]])
         raise ValueError(f"{kind!r} is not of the preamble")
 
 

@@ -1,6 +1,6 @@
-"""The tests' end of the channel. What comes over it is rebuilt here as plain values, as copies of the preamble's objects
-and as Remotes, whatever the code has done at its own end. Runs inside the sandbox of the tests, from the standard
-library alone."""
+"""The tests' end of the channel. What comes over it is rebuilt here as plain values, as copies of the preamble's
+objects and as Remotes, whatever the code has done at its own end. Runs inside the sandbox of the tests, from the
+standard library alone."""
 
 from __future__ import annotations
 
@@ -135,9 +135,8 @@ class JudgingEnd:
         if number in self._running:
             return self._running[number]
         base = (decode(encoded["base"], self._decode_other),) if "base" in encoded else ()
-        claims = self._given.names.get(encoded.get("claims", ""))
+        claims = self._given.classes.get(encoded.get("claims", ""))
         iterator = encoded.get("iterator") is True
-        claims = claims if isinstance(claims, type) else None
         remote = Remote(Inside(self, number, base, iterator=iterator, claims=claims))
         rebuilt = _REBUILT_AS.get(encoded.get("as", ""))
         if rebuilt is None:

@@ -1,54 +1,27 @@
-"""What runs in the sandboxes of a solution and of its tests: the one serves the code under test, the other judges it
-from outside. Standard library alone."""
+"""What runs in the sandbox of the tests: it judges, from outside, the code that `solution_roles` serves in a sandbox of
+its own. Standard library alone."""
 
 from __future__ import annotations
 
-import __future__
-
 import ast
 import os
-import sys
 import types
 
 from rollcall.reward_service.sandbox import test_source
-from rollcall.reward_service.sandbox.given import Given
+from rollcall.reward_service.sandbox.given import Given, fresh_module
 from rollcall.reward_service.sandbox.judging_end import JudgingEnd
 from rollcall.reward_service.sandbox.plain_values import CannotCross
 from rollcall.reward_service.sandbox.solution_channel import OtherEndGone
-from rollcall.reward_service.sandbox.solution_end import SolutionEnd
 
 # A test's exit status. That of a process which has just ended means nothing.
 PASSED, FAILED, UNSUPPORTED = 77, 1, 3
 _MESSAGE_BYTES = 500
 _CHANNEL = 3  # the descriptor
-_FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
-
-
-def serve_solution(_: int, code: str, preamble: str) -> int:
-    """Runs the code once and then answers a test's calls until the test is over."""
-    module = _module("solution", "solution.py")
-    loaded = {}
-    given = Given("solution", {}, "c")
-    try:
-        before = compile(preamble, "preamble.py", "exec", dont_inherit=True)
-        exec(before, module.__dict__)
-        given = Given("solution", dict(module.__dict__), "c")
-        flags = before.co_flags & _FUTURE
-        exec(compile(code, "solution.py", "exec", flags, dont_inherit=True), module.__dict__)
-    except BaseException as error:  # sys.exit() too: whatever ends it, the code has not loaded
-        loaded = {"error": f"{type(error).__name__}: {error}"[:_MESSAGE_BYTES]}
-    end = SolutionEnd(_CHANNEL, module, given)
-    try:
-        end.channel.send(loaded)
-        end.channel.serve()
-    except OtherEndGone:
-        pass
-    return 0
 
 
 def run_test(number: int, tests: list[str], entry_point: str | None, preamble: str) -> int:
     """Passed when the test runs to its end. Its message goes to standard output."""
-    module = _module("__main__", "test.py")
+    module = fresh_module("__main__", "test.py")
     try:
         tree, before = ast.parse(tests[number], "test.py"), ast.parse(preamble, "preamble.py")
         exec(compile(before, "preamble.py", "exec", dont_inherit=True), module.__dict__)
@@ -102,13 +75,6 @@ def _add_names(
             module.__dict__[name] = value
 
 
-def _module(name: str, file: str) -> types.ModuleType:
-    sys.argv = [file]
-    module = types.ModuleType(name)
-    sys.modules[name] = module
-    return module
-
-
 def _say_gone() -> int:
     os.write(1, b"the code ended its process")
     return FAILED
@@ -120,4 +86,4 @@ def _say(error: BaseException, status: int) -> int:
     return status
 
 
-ROLES = {"solution": serve_solution, "test": run_test}
+ROLES = {"test": run_test}

@@ -7,10 +7,9 @@ import collections
 import datetime
 import decimal
 import fractions
+import importlib
 import math
-import pathlib
 import types
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -19,17 +18,15 @@ Decode = Callable[[dict[str, Any]], Any]
 _TAG = "t"
 _SMALL = 1 << 53
 _PLAIN_TYPES = (bool, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple, type)
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _WRITTEN_AS_TEXT = (
     fractions.Fraction,
     decimal.Decimal,
     datetime.date,
     datetime.datetime,
     datetime.time,
-    pathlib.PosixPath,
-    pathlib.PurePosixPath,
-    uuid.UUID,
 )
+_SELDOM = {"PosixPath": "pathlib", "PurePosixPath": "pathlib", "UUID": "uuid"}  # as text, too; slow to import
 
 
 class CannotCross(TypeError):
@@ -62,7 +59,7 @@ def encode(value: Any, other: Encode | None = None) -> Any:
         return {_TAG: "complex", "v": [repr(value.real), repr(value.imag)]}
     if kind in (range, slice):
         return {_TAG: kind.__name__, "v": [encode(number, other) for number in (value.start, value.stop, value.step)]}
-    if kind in _WRITTEN_AS_TEXT:
+    if kind in _WRITTEN_AS_TEXT or _SELDOM.get(kind.__name__) == kind.__module__:
         return {_TAG: kind.__name__, "v": value.isoformat() if hasattr(value, "isoformat") else str(value)}
     if kind is datetime.timedelta:
         return {_TAG: "timedelta", "v": [value.days, value.seconds, value.microseconds]}
@@ -107,6 +104,8 @@ def decode(encoded: object, other: Decode | None = None) -> Any:
         return _MAPPINGS[kind]({decode(key, other): decode(element, other) for key, element in value})
     if kind in _SCALARS:
         return _SCALARS[kind](value)
+    if kind in _SELDOM:
+        return getattr(importlib.import_module(_SELDOM[kind]), kind)(value)
     if kind == "deque":
         return collections.deque((decode(element, other) for element in value), encoded.get("most"))
     if kind == "defaultdict":
@@ -145,9 +144,6 @@ _SCALARS: dict[str, Callable[..., Any]] = {
     "datetime": datetime.datetime.fromisoformat,
     "time": datetime.time.fromisoformat,
     "timedelta": lambda parts: datetime.timedelta(*parts),
-    "PosixPath": pathlib.PosixPath,
-    "PurePosixPath": pathlib.PurePosixPath,
-    "UUID": uuid.UUID,
     "constant": {"NotImplemented": NotImplemented, "Ellipsis": Ellipsis}.__getitem__,
     "type": _NAMED_TYPES.__getitem__,
 }

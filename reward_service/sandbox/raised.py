@@ -6,17 +6,46 @@ from __future__ import annotations
 
 import builtins
 import importlib
+from contextlib import suppress
 from typing import Any
 
 from rollcall.reward_service.sandbox.given import Given
 from rollcall.reward_service.sandbox.plain_values import CannotCross, Decode, decode, encode
 
 # Of the standard library's exceptions, those that say what was wrong with a value; none that a test runner acts on.
-_MODULES = frozenset(
-    "array asyncio.exceptions asyncio.queues base64 binascii configparser copy csv dataclasses datetime decimal _queue"
-    " graphlib http.client ipaddress json.decoder lzma queue re sqlite3 statistics struct subprocess tokenize"
-    " urllib.error uuid xml.etree.ElementTree xml.parsers.expat zlib zoneinfo zoneinfo._common".split()
-)
+_MODULES = {
+    "array",
+    "asyncio.exceptions",
+    "asyncio.queues",
+    "base64",
+    "binascii",
+    "configparser",
+    "copy",
+    "csv",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "_queue",
+    "graphlib",
+    "http.client",
+    "ipaddress",
+    "json.decoder",
+    "lzma",
+    "queue",
+    "re",
+    "sqlite3",
+    "statistics",
+    "struct",
+    "subprocess",
+    "tokenize",
+    "urllib.error",
+    "uuid",
+    "xml.etree.ElementTree",
+    "xml.parsers.expat",
+    "zlib",
+    "zoneinfo",
+    "zoneinfo._common",
+}
 _TEXT_BYTES = 2000
 
 
@@ -63,16 +92,17 @@ class Describe:
             text = str(error)[:_TEXT_BYTES]
         except Exception:
             text = ""
-        described = {"kinds": self.kinds(type(error)), "message": text, "arguments": [text], "state": {}}
-        try:
+        described: dict[str, Any] = {
+            "kinds": self.kinds(type(error)),
+            "message": text,
+            "arguments": [text],
+            "state": {},
+        }
+        with suppress(CannotCross, RecursionError):
             described["arguments"] = [encode(argument) for argument in error.args]
-        except (CannotCross, RecursionError):
-            pass
         for name, value in getattr(error, "__dict__", {}).items():
-            try:
+            with suppress(CannotCross, RecursionError):
                 described["state"][name] = encode(value)
-            except (CannotCross, RecursionError):
-                continue
         return described
 
 
@@ -92,7 +122,8 @@ class Rebuild:
                     self._classes[int(number[0])] = type(str(name), (base,), {"__str__": _message})
                 return self._classes[number[0]]
             found = self._found(str(place), str(name))
-            if isinstance(found, type) and issubclass(found, Exception) and found.__name__ not in STAND_INS:
+            ends_loop = isinstance(found, type) and issubclass(found, (StopIteration, StopAsyncIteration))
+            if isinstance(found, type) and issubclass(found, Exception) and not ends_loop:
                 return found
             if place == "builtins" and name in STAND_INS:
                 return STAND_INS[name]

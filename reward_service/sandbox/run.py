@@ -89,7 +89,7 @@ def _run_suite(suite: Suite, limits: Limits, containment: Containment) -> list[R
         ends = [{"channel": channel[0]} for channel in channels]
         judging = [{"channel": c[1], "stdout": output[1]} for c, output in zip(channels, outputs, strict=True)]
         with (
-            containment.helper(limits, "judging_roles.solution", code, ends) as solution,
+            containment.helper(limits, "solution_roles.solution", code, ends) as solution,
             containment.helper(limits, "judging_roles.test", tests, judging) as judge,
         ):
             pipes.close(*(end for channel in channels for end in channel), *(writing for _, writing in outputs))

@@ -3,16 +3,18 @@ long as it lives. Runs in the same interpreter as the code, so nothing rests on 
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rollcall.reward_service.sandbox.given import Given
 from rollcall.reward_service.sandbox.plain_values import base_value, decode, encode
 from rollcall.reward_service.sandbox.raised import Describe, Rebuild
 from rollcall.reward_service.sandbox.solution_channel import OPERATIONS, Channel, OtherEndGone
+
+if TYPE_CHECKING:
+    import asyncio
 
 _CHANGEABLE = ("list", "dict", "set", "bytearray", "deque", "OrderedDict", "Counter", "defaultdict")
 _REBUILT_AS = {
@@ -75,6 +77,8 @@ class SolutionEnd:
         return {"value": encode(value, self._encode_other)}
 
     def _awaited(self, awaitable: Any) -> Any:
+        import asyncio  # seldom needed, and slow to import
+
         self._loop = self._loop or asyncio.new_event_loop()
         return self._loop.run_until_complete(awaitable)
 

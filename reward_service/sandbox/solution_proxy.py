@@ -4,15 +4,13 @@ what it is equal to. Runs inside the sandbox of the tests, from the standard lib
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rollcall.reward_service.sandbox.plain_values import PLAIN_ATTRIBUTES, PLAIN_METHODS
 from rollcall.reward_service.sandbox.solution_channel import BINARY, COMPARISONS, OPERATIONS, UNARY
 
 
-@dataclass(frozen=True, slots=True)
-class Words:
+class Words(NamedTuple):
     """Attributes that values of the tests' own have: plain values, and objects of the preamble's classes."""
 
     attributes: frozenset[str] = PLAIN_ATTRIBUTES
@@ -32,19 +30,19 @@ class End(Protocol):
         """Whether it has ended, and the value."""
 
 
-@dataclass(slots=True)
 class Inside:
     """Of a Remote. Another one each time that the thing comes over: how tests treat `s` says nothing of what a method
     of `s` returns, be it `s` itself."""
 
-    end: End
-    number: int
-    base: tuple[Any, ...] = ()  # the plain value in it, if there is one
-    iterator: bool = False
-    claims: type | None = None  # a class of the preamble
-    known: bool = False  # the tests treat it as an object of the code's own
-    makes: bool = False  # ... and whatever comes of calling it
-    read: list[Any] | None = None  # all that it holds, once that is known
+    __slots__ = ("base", "claims", "end", "iterator", "known", "makes", "number", "read")
+
+    def __init__(self, end: End, number: int, base: tuple[Any, ...], *, iterator: bool, claims: type | None) -> None:
+        self.end, self.number, self.iterator = end, number, iterator
+        self.base = base  # the plain value in it, if there is one
+        self.claims = claims  # a class of the preamble
+        self.known = False  # the tests treat it as an object of the code's own
+        self.makes = False  # ... and whatever comes of calling it
+        self.read: list[Any] | None = None  # all that it holds, once that is known
 
 
 class Remote:
@@ -94,10 +92,13 @@ class Remote:
     def __iter__(self) -> Iterator[Any]:
         inside = inside_of(self)
         if inside.iterator:
-            return self._Remote__rest()
+            return self.__rest()
         if inside.known:
-            return iter(_made(inside.end.operate("iter", self)))
+            return self.__known()
         return iter(held(self))
+
+    def __known(self) -> Iterator[Any]:
+        yield from inside_of(self).end.operate("iter", self)
 
     def __next__(self) -> Any:
         ended, value = inside_of(self).end.step("next", self)
@@ -146,7 +147,7 @@ def same(one: object, other: object) -> bool:
     )
 
 
-def inside_of(remote: Remote) -> Inside:
+def inside_of(remote: object) -> Inside:
     inside: Inside = object.__getattribute__(remote, "_Remote__inside")
     return inside
 
@@ -225,12 +226,11 @@ def _of_container(name: str) -> Callable[..., Any]:
 def _reckoned(name: str, *, swapped: bool) -> Callable[[Remote, Any], Any]:
     def method(self: Remote, other: object) -> Any:
         inside = inside_of(self)
-        remote = type(other) is Remote
-        bases = inside.base and (not remote or inside_of(other).base)
-        if bases:
-            value = inside_of(other).base[0] if remote else other
+        another = inside_of(other) if type(other) is Remote else None
+        if inside.base and (another is None or another.base):
+            value = other if another is None else another.base[0]
             return OPERATIONS[name](value, inside.base[0]) if swapped else OPERATIONS[name](inside.base[0], value)
-        if not inside.known and not (remote and inside_of(other).known):
+        if not inside.known and not (another is not None and another.known):
             return NotImplemented
         return _made(inside.end.operate(name, *((other, self) if swapped else (self, other))))
 

@@ -17,7 +17,9 @@ from rollcall.reward_service.sandbox.plain_values import PLAIN_ATTRIBUTES, PLAIN
 from rollcall.reward_service.sandbox.raised import STAND_INS
 from rollcall.reward_service.sandbox.solution_proxy import Words, same
 
-_CLASS = re.compile(r"[A-Z](\w*[a-z]\w*)?")  # as PEP 8 has it; a function of the code can be named so too, but not by itself
+_CLASS = re.compile(
+    r"[A-Z](\w*[a-z]\w*)?"
+)  # as PEP 8 has it; a function of the code can be named so too, but not by itself
 _SAME = "__code_is"
 
 
@@ -107,9 +109,9 @@ def makers(names: set[str], words: Words, *trees: ast.Module) -> set[str]:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr not in words.attributes
     }
     for node in nodes:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Name):
-            if any(isinstance(target, ast.Name) and target.id in objects for target in node.targets):
-                found.add(node.value.func.id)
+        made = isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and node.value.func
+        if isinstance(made, ast.Name) and isinstance(node, ast.Assign):
+            found |= {made.id for target in node.targets if isinstance(target, ast.Name) and target.id in objects}
     return found & names
 
 

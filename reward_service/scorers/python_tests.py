@@ -46,7 +46,10 @@ class PythonTestsConfig(Strict):
         description="where the metadata have the tests: Python (a text, or a list of them), or a list of "
         '{"stdin": ..., "stdout": ...}',
     )
-    preamble_key: str = Field(default="preamble", description="where the metadata may have code that runs before it; what that defines is the tests' own")
+    preamble_key: str = Field(
+        default="preamble",
+        description="where the metadata may have code that runs before it; what that defines is the tests' own",
+    )
     entry_point_key: str = Field(
         default="entry_point", description="where the metadata may name the function, if it is called like a builtin"
     )

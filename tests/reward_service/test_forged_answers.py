@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (answers are as long as they are)
 """Answers that want to pass without solving: names of the tests' taken over, control flow raised into them, objects that
 lie, and attacks upon the channel, the interpreter and the processes. All are scored in one batch, in the real sandbox;
 each problem's honest answer shows that its tests can be passed."""
@@ -276,7 +277,10 @@ FORGERIES: dict[str, tuple[list[str], str]] = {
         "class E(StopIteration, metaclass=M): pass\ndef f(x): raise E",
     ),
     "an object of lies": (EVERYWHERE, LIAR + "made = type('Liar', (), names)\n" + DEFINED),
-    "a class of lies": (EVERYWHERE, LIAR + "M = type('M', (type,), names)\ndef made(): return M('Liar', (), names)\n" + DEFINED),
+    "a class of lies": (
+        EVERYWHERE,
+        LIAR + "M = type('M', (type,), names)\ndef made(): return M('Liar', (), names)\n" + DEFINED,
+    ),
     "a text of lies": (EVERYWHERE, LIAR + "made = type('Liar', (str,), names)\n" + DEFINED),
     "an int of lies": (EVERYWHERE, LIAR + "made = type('Liar', (int,), names)\n" + DEFINED),
     "a float of lies": (EVERYWHERE, LIAR + "made = type('Liar', (float,), names)\n" + DEFINED),
@@ -291,12 +295,16 @@ FORGERIES: dict[str, tuple[list[str], str]] = {
     ),
     "a UserDict, a UserString and a mapping of lies": (
         EVERYWHERE,
-        LIAR + "import collections\nmade = type('Liar', (collections.UserString,), names | {'data': 0, '__init__': yes})\n"
+        LIAR
+        + "import collections\nmade = type('Liar', (collections.UserString,), names | {'data': 0, '__init__': yes})\n"
         + DEFINED,
     ),
-    "a class named as its answer": (EVERYWHERE, LIAR + "class Solution:\n    tail = lambda self, *_: self\n"
+    "a class named as its answer": (
+        EVERYWHERE,
+        LIAR + "class Solution:\n    tail = lambda self, *_: self\n"
         "for n in names: setattr(Solution, n, names[n]) if n not in ('tail', '__getattr__') else None\n"
-        "class f(Solution):\n    def __init__(self, *_): pass"),
+        "class f(Solution):\n    def __init__(self, *_): pass",
+    ),
     "a subclass of the preamble's class": (
         ["nodes"],
         "class Liar(Node):\n    __eq__ = equals = lambda *_: True\n    val = 7\ndef f(node): return Liar()",
@@ -334,7 +342,10 @@ FORGERIES: dict[str, tuple[list[str], str]] = {
     "an asynchronous generator in a value's place": (["square", "text"], "async def f(*_):\n    yield 49"),
     "NaN": (["square", "helped", "order"], "def f(x): return float('nan')"),
     "infinity": (["square", "helped"], "def f(x): return float('inf')"),
-    "a number too long to be read": (["square"], "import sys\nsys.set_int_max_str_digits(0)\ndef f(x): return 10 ** 10**5"),
+    "a number too long to be read": (
+        ["square"],
+        "import sys\nsys.set_int_max_str_digits(0)\ndef f(x): return 10 ** 10**5",
+    ),
     "a list within itself": (["square", "order"], "def f(x):\n    y = []\n    y.append(y)\n    return y"),
     "a shrinking list": (
         ["order"],
@@ -355,7 +366,10 @@ FORGERIES: dict[str, tuple[list[str], str]] = {
         def f(x): return 0
         """,
     ),
-    "half a frame and a closed channel": (["square"], "import os\nos.write(3, b'\\xff')\nos.close(3)\ndef f(x): return 0"),
+    "half a frame and a closed channel": (
+        ["square"],
+        "import os\nos.write(3, b'\\xff')\nos.close(3)\ndef f(x): return 0",
+    ),
     "a frame of four gigabytes": (["square"], "import os\ndef f(x): os.write(3, b'\\xff\\xff\\xff\\xff' * 9)"),
     "the status descriptor": (
         ["square"],

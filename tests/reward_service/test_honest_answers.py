@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (answers are as long as they are)
 """Honest answers of every make pass their tests, though the tests see plain values, copies and proxies of what the
 answer made. All are scored in one batch, in the real sandbox."""
 
