@@ -1,6 +1,6 @@
 """A private cluster's node without those of Ray's own processes that nobody asks here: the autoscaler, the log monitor,
 the API server, and the agents for its metrics and for runtime environments. Together they cost a start five seconds of
-CPU time, and listen on the machine's network. Ray has no setting for it: so its start is changed, while we are in it."""
+CPU time, and listen on the machine's network. Ray has no setting for that: its start is changed while we are in it."""
 
 from __future__ import annotations
 
