@@ -21,12 +21,14 @@ def bare_node() -> Iterator[None]:
     """Within it `ray.init` starts the cluster's store of facts (GCS) and its raylet, and no more."""
     node: Any = importlib.import_module("ray._private.node").Node
     services: Any = importlib.import_module("ray._private.services")
+    utils: Any = importlib.import_module("ray._private.utils")
     start = services.start_ray_process
     with ExitStack() as changes:
         for place, name, instead in (
             (node, "start_monitor", _nothing),
             (node, "start_log_monitor", _nothing),
             (node, "start_api_server", _no_address),
+            (utils, "get_dashboard_dependency_error", lambda: None),  # looks by importing a web server
             (services, "start_ray_process", lambda command, *a, **k: start(_without_agents(command), *a, **k)),
         ):
             changes.callback(setattr, place, name, _changed(place, name, instead))
