@@ -31,6 +31,7 @@ from rollcall.deploy.rundir.files import consumption_log
 from rollcall.deploy.rundir.jobs import stop_patience_s
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
+from rollcall.deploy.runtimes.uncollected import uncollected
 from rollcall.learners.collective import Collective
 
 KEEP_VERSIONS = 2
@@ -71,7 +72,7 @@ class OnlineDrive:
         self._watch = RunWatch(config, self._directory, self._factory)
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
-        with nothing_to_keep(), waiting("the plan"):
+        with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers
             self._plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
