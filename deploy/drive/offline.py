@@ -23,6 +23,7 @@ from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.report.recorders import Record
+from rollcall.learners.loop.heap import return_freed_memory
 
 _log = logging.getLogger("rollcall")
 
@@ -165,6 +166,7 @@ def imitate(run: WarmStart, stop_requested: Callable[[], bool]) -> None:
     finally:
         recorder.close({})
         torch.set_num_threads(threads)
+        return_freed_memory()
     run.finish(done)
 
 

@@ -27,6 +27,7 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
 from rollcall.learners.loop.footprint import SNAPSHOT_BYTES
+from rollcall.learners.loop.heap import keep_freed_memory
 from rollcall.learners.loop.interruption import BeforeStep, Interrupted
 from rollcall.learners.loop.parameters import FsdpUnits, ReplicatedParameters
 from rollcall.learners.loop.publishing import MakeCanary, Publisher
@@ -78,6 +79,7 @@ class Learner:
         frozen_dtype: str = "float32",
     ) -> None:
         torch.set_num_threads(config.threads)
+        keep_freed_memory()
         self._device = resolve_device(config.device)
         self._models = with_own_models(algorithm, models)
         self._algorithm = algorithm
