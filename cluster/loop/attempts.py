@@ -12,7 +12,7 @@ from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.messages.events import Fault
 
 MAX_ATTEMPTS = 3  # that failed by themselves
-MAX_DEATHS = 6  # at which its actor died; fewer than an actor's restarts, so that such a ticket ends before the run does
+MAX_DEATHS = 6  # at which its actor died: fewer than an actor's restarts, so that the run outlives such a ticket
 
 Key = tuple[int, int]  # (ticket id, attempt)
 

@@ -17,11 +17,13 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled, StoreUnavailable
+from rollcall.cluster.loop.attempts import MAX_ATTEMPTS, MAX_DEATHS
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.attempt import Ticket
 from rollcall.cluster.messages.events import (
     Event,
+    Fault,
     LearnerLost,
     TicketFailed,
     TicketProduced,

@@ -1,5 +1,5 @@
-"""The evaluator of a run on Ray: one process that is kept at work. What it was asked for outlives it; an evaluation that
-cannot be had ends no run."""
+"""The evaluator of a run on Ray: one process that is kept at work. What it was asked for outlives it; an evaluation
+that cannot be had ends no run."""
 
 from __future__ import annotations
 

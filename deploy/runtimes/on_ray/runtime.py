@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
@@ -14,7 +13,7 @@ from ray.exceptions import RayError
 from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.loop.supervision import START_FAILED, RestartBudget
 from rollcall.cluster.messages.attempt import Produced, Ticket
-from rollcall.cluster.messages.events import Event, Handle, States
+from rollcall.cluster.messages.events import Event, Handle, LearnerLost, StateLost, States, TicketFailed
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
@@ -32,6 +31,8 @@ from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
 from rollcall.deploy.runtimes.on_ray.trainer_calls import RayTrainerCalls
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 
+_LOSSES = (LearnerLost, StateLost, TicketFailed)
+
 
 class RayWorkers:
     """The coordinator's Workers, on Ray."""
@@ -48,6 +49,7 @@ class RayWorkers:
         Raises:
           BadInput: when the cluster has no room for the run, or its nodes lack what the run needs.
           RollcallError: a stop was requested before that was known.
+          ClusterLost: meanwhile.
         """
         self._plan = composition
         self._cluster = cluster
@@ -63,7 +65,12 @@ class RayWorkers:
             private=cluster.private,
             trains_on_preferences=factory.trains_on_preferences,
         )
-        self._placement.reserve(lambda text: tell("room", text), stop_requested)
+
+        def look() -> bool:
+            cluster.check()
+            return stop_requested()
+
+        self._placement.reserve(lambda text: tell("room", text), look)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
         self._deaths = deaths = Deaths(composition.plan)
@@ -160,7 +167,10 @@ class RayWorkers:
         return self._learner.is_up and self._actors.have_started
 
     def close(self) -> None:
-        """Ends every process of this run."""
+        """Ends every process of this run. (Whoever asks a lost cluster for anything may wait for a minute.)"""
+        if self._cluster.is_lost:
+            self._cluster.close()
+            return
         scoring = self._scoring.handle if self._scoring is not None else None
         others = [scoring, self._trainer.handle, self._evaluator.handle, self._server.handle]
         for handle in [*self._actors.handles, *self._learner.processes, *others]:
@@ -225,7 +235,7 @@ class RayWorkers:
     @property
     def weights_hash(self) -> str:
         """Of the newest weights; empty if they are lost."""
-        if self._server.newest is None:
+        if self._server.newest is None or self._cluster.is_lost:
             return ""
         try:
             return str(ray.get(self._server.newest, timeout=CONTROL_TIMEOUT_S).checksum)
@@ -241,7 +251,27 @@ class RayWorkers:
 
     # Events.
 
+    def check(self) -> None:
+        """Raises ClusterLost."""
+        self._cluster.check(now=True)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._cluster.is_lost
+
     def poll(self, timeout_s: float) -> list[Event]:
+        """Raises ClusterLost: before anything that follows from it is taken for a fault of its own."""
+        self._cluster.check()
+        try:
+            events = self._poll(timeout_s)
+        except Exception:
+            self._cluster.check(now=True)
+            raise
+        if any(isinstance(event, _LOSSES) for event in events):
+            self._cluster.check(now=True)
+        return events
+
+    def _poll(self, timeout_s: float) -> list[Event]:
         self._server.tend()
         self._evaluator.tend()
         if self._scoring is not None:
