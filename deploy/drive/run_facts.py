@@ -8,7 +8,7 @@ from typing import Any
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.loop.coordinator import Coordinator
-from rollcall.deploy.kinds.kind import Counted
+from rollcall.deploy.report.counted import Counted
 
 
 def facts_of(
