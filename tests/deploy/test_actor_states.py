@@ -127,10 +127,11 @@ def test_an_actor_that_is_killed_at_every_start_ends_the_run_when_its_budget_is_
     stage.actors.begin_with(None)
     for _ in range(3):
         stage.spawn.newest.dies()
+        stage.poll()
         stage.pass_s(2)
     stage.spawn.newest.dies()
     with pytest.raises(BudgetSpent, match="gym-0 failed 4 times"):
-        stage.pass_s(2)
+        stage.poll()
     assert len(stage.failed_starts) == 4
 
 

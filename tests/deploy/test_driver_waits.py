@@ -231,10 +231,11 @@ def test_a_learner_that_is_killed_at_every_start_ends_the_run_when_its_budget_is
     stage.learner.start(None)
     for _ in range(2):
         stage.processes.newest.dies()
+        stage.poll()
         stage.pass_s(2)
     stage.processes.newest.dies()
     with pytest.raises(BudgetSpent, match="the learner failed 3 times"):
-        stage.pass_s(2)
+        stage.poll()
 
 
 def test_a_learner_whose_code_raises_while_it_starts_ends_the_run_at_once() -> None:

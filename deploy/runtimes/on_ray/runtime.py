@@ -73,51 +73,58 @@ class RayWorkers:
         self._placement.reserve(lambda text: tell("room", text), look)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
-        self._deaths = deaths = Deaths(composition.plan)
-        self._members = members = Members(composition, self._placement)
+        self._deaths = Deaths(composition.plan)
+        self._members = Members(composition, self._placement)
         self._server = RayParameterServer(
-            members.server,
+            self._members.server,
             self._budget("the parameter server"),
             self._calls,
             tell_failed=self._tell_failed("parameter_server"),
         )
-        self._learner = RayLearner(
-            members.learners,
+        self._learner = self._new_learner()
+        self._actors = self._new_actors()
+        self._scoring: RayScoring | None = None
+        self._trainer = RayTrainerCalls(
+            self._members.preference_trainer, self._calls, tell_failed=self._tell_failed("preference_trainer")
+        )
+        self._gate: PreferenceGate | None = None
+        self._evaluator = RayEvaluator(
+            self._members.evaluator,
+            self._budget("the evaluator"),
+            self._calls,
+            episodes=factory.eval_episodes,
+            deaths=self._deaths,
+            tell_failed=self._tell_failed("evaluator"),
+        )
+
+    def _new_learner(self) -> RayLearner:
+        return RayLearner(
+            self._members.learners,
             self._budget("the learner"),
             self._calls,
             self._server,
-            device=config.learner.device,
-            sends_weights=factory.weight_transfer != "object_store",
-            tell_up=partial(_tell_up, tell),
+            device=self._plan.config.learner.device,
+            sends_weights=self._plan.factory.weight_transfer != "object_store",
+            tell_up=partial(_tell_up, self._tell),
             tell_failed=self._tell_failed("learner"),
-            deaths=deaths,
+            deaths=self._deaths,
         )
-        self._actors = RayActors(
-            [f"{factory.actor_prefix}-{index}" for index in range(config.actors.num)],
-            spawn=members.actor,
-            make=lambda handle: members.make_actor(handle, self._server.handle),
+
+    def _new_actors(self) -> RayActors:
+        factory = self._plan.factory
+        return RayActors(
+            [f"{factory.actor_prefix}-{index}" for index in range(self._plan.config.actors.num)],
+            spawn=self._members.actor,
+            make=lambda handle: self._members.make_actor(handle, self._server.handle),
             budget=self._budget,
             calls=self._calls,
             num_first=self._placement.min_actors,
             admits_together=factory.generates,
             on_loss=self._check_suppliers,
             may_start=lambda: self._server.is_up,
-            tell_up=partial(_tell_up, tell),
+            tell_up=partial(_tell_up, self._tell),
             tell_failed=self._tell_failed("actor"),
-            deaths=deaths,
-        )
-        self._scoring: RayScoring | None = None
-        self._trainer = RayTrainerCalls(
-            members.preference_trainer, self._calls, tell_failed=self._tell_failed("preference_trainer")
-        )
-        self._gate: PreferenceGate | None = None
-        self._evaluator = RayEvaluator(
-            members.evaluator,
-            self._budget("the evaluator"),
-            self._calls,
-            episodes=factory.eval_episodes,
-            deaths=deaths,
-            tell_failed=self._tell_failed("evaluator"),
+            deaths=self._deaths,
         )
 
     def prepared(self, reward: RewardEndpoint | None) -> None:
