@@ -70,7 +70,7 @@ def test_members_may_be_killed_while_they_take_anothers_place(bench: Bench) -> N
     assert assert_books_balance(bench, run)["committed"] == 40 * 4
 
 
-def _kill_another(run: Run, title: str, known: set[int], timeout_s: float = 60) -> None:
+def _kill_another(run: Run, title: str, known: set[int], timeout_s: float = 180) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for child in psutil.Process(run.process.pid).children(recursive=True):
