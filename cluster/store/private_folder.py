@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,8 +58,16 @@ def left_behind() -> Iterator[Path]:
 
 
 def _place() -> str:
-    """Where temporary files go, unless that is too long for a socket. Not $XDG_RUNTIME_DIR: it is memory, and is
-    emptied when the user logs out, which a run outlives."""
-    place = tempfile.gettempdir()
-    longest = len(os.fsencode(place)) + len(f"/{PREFIX}") + 8
-    return place if longest <= LONGEST_PATH else "/tmp"
+    """Where temporary files go, unless that is too long for a socket, or others may move what lies there. Last of all
+    $XDG_RUNTIME_DIR: it is memory, and is emptied when the user logs out, which a run outlives."""
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", os.environ.get("XDG_RUNTIME_DIR") or "/tmp")
+    short = [place for place in places if len(os.fsencode(place)) + len(f"/{PREFIX}") + 8 <= LONGEST_PATH]
+    return next(filter(_ours_stays, short), "/tmp")
+
+
+def _ours_stays(place: str) -> bool:
+    try:
+        mode = os.stat(place).st_mode
+    except OSError:
+        return False
+    return os.access(place, os.W_OK) and (bool(mode & stat.S_ISVTX) or not mode & 0o022)
