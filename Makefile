@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup run cartpole test check format generate bench prove lock audit-lock clean
+.PHONY: setup run cartpole test check format generate bench prove lock advisories clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -3
-	@echo "targets: setup run cartpole test check format generate bench prove lock audit-lock clean"
+	@echo "targets: setup run cartpole test check format generate bench prove lock advisories clean"
 
 setup: $(STAMP)
 
@@ -79,7 +79,7 @@ lock:
 	rm -rf .venv-lock
 
 # Known holes in what is locked. It asks a database on the network, so it is no part of `check`.
-audit-lock:
+advisories:
 	$(PYTHON) -m venv .venv-audit
 	.venv-audit/bin/python -m pip install --quiet pip-audit
 	.venv-audit/bin/python -m pip_audit --no-deps --disable-pip --requirement requirements.lock

@@ -27,6 +27,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store.private_folder import PrivateFolder
 from rollcall.deploy.plan.planning import LEAST_STORE
 from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
+from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
 from rollcall.deploy.runtimes.on_ray.loopback import LOOPBACK, on_loopback
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -61,18 +62,31 @@ shutil.rmtree(sys.argv[1], ignore_errors=True)
 class Cluster:
     """A cluster that is connected to."""
 
-    guardian: subprocess.Popen[str] | None  # of a private one
-    folder: PrivateFolder | None = None  # of a private one: its sockets and logs, for nobody else
+    guardian: subprocess.Popen[str] | None = None  # of a private one
+    watch: ClusterWatch | None = None  # likewise
+    folder: PrivateFolder | None = None  # likewise: its sockets and logs, for nobody else
 
     @property
     def private(self) -> bool:
         """Started by this command, for this run alone."""
         return self.guardian is not None
 
+    def check(self, *, now: bool = False) -> None:
+        """As ClusterWatch.check; of one that others run, nothing is known."""
+        if self.watch is not None:
+            self.watch.check(now=now)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.watch is not None and self.watch.is_lost
+
     def close(self) -> None:
         """Disconnects; a private cluster ends."""
         import ray
 
+        if self.is_lost:
+            assert self.watch is not None
+            self.watch.end()
         ray.shutdown()
         if self.guardian is not None:
             assert self.guardian.stdin is not None
@@ -126,7 +140,7 @@ def _join(address: str) -> Cluster:
         if re.search("unauthenticated|authentication", reason, re.IGNORECASE):
             raise BadInput(f"{where}: {_refusal()}") from None
         raise BadInput(f"{where}: no Ray cluster answers there ({reason[:200]})") from None
-    return Cluster(None)
+    return Cluster()
 
 
 def _is_plain(address: str) -> bool:
@@ -262,7 +276,7 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     finally:  # whoever was started by then is to end with us
         guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
         guardian.stdin.flush()
-    return Cluster(guardian, folder)
+    return Cluster(guardian, ClusterWatch(psutil.Process().children()), folder)
 
 
 def _children(*, besides: int) -> Iterator[tuple[int, float]]:
