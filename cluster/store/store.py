@@ -253,11 +253,11 @@ def _reach_or_copy(folder: Path, copy: Path, config: RedisConfig) -> redis.Redis
             pass
         try:
             private = json.loads((folder / "server.json").read_text())
-            address = {"host": "127.0.0.1", "port": private["port"], "password": private["password"]}
+            address = {"unix_socket_path": private["socket"], "password": private["password"]}
             client = redis_client(**address, socket_timeout=config.operation_timeout_s)
             client.ping()
             return client
-        except (redis.RedisError, OSError) as error:  # it starts or ends just now: look again
+        except (redis.RedisError, OSError, KeyError) as error:  # it starts or ends just now: look again
             if not backoff.wait():
                 raise BadInput(f"the redis-server on {folder} runs but does not answer: {error}") from None
 
@@ -275,5 +275,5 @@ def _run_id(run_directory: Path) -> str:
 
 def _write_private(server: PrivateRedis) -> None:
     """Where the private server listens, for an audit of a run that is alive. Readable by this user alone."""
-    where = {"port": server.port, "password": server.password, "pid": server.pid}
+    where = {"socket": str(server.socket_path), "password": server.password, "pid": server.pid}
     write_aside(server.data_directory / "server.json", json.dumps(where), private=True)

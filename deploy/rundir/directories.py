@@ -48,6 +48,7 @@ def find_checkpoint(text: str | Path) -> tuple[Path, Path | None]:
 
 def claim_directory(name: str, *, explicit: bool) -> Path:
     """Makes runs/<name> in one move, so that two runs never share one. A name that was not asked for gets a number.
+    Nobody else may enter it until its owner opens it (chmod): no command ever changes the mode of one that is there.
 
     Raises:
       BadInput: when an explicit name is taken, or the directory cannot be made.
@@ -58,7 +59,7 @@ def claim_directory(name: str, *, explicit: bool) -> Path:
         path = root / (name if attempt == 1 else f"{name}-{attempt}")
         try:
             root.mkdir(exist_ok=True)
-            path.mkdir()
+            path.mkdir(mode=0o700)
             return path
         except FileExistsError:
             if explicit and path.is_dir():

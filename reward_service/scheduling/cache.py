@@ -136,9 +136,13 @@ class RedisCache(ScoreCache):
         """
         try:
             await asyncio.wait_for(self._client.execute_command("PING"), 1.0)  # type: ignore[no-untyped-call]
-        except AuthenticationError as error:
-            raise BadInput(f"the Redis at {self._where} (redis.url or ${URL_VARIABLE}) refuses us: {error}") from None
         except (RedisError, OSError, TimeoutError) as error:
+            if isinstance(error, AuthenticationError) or isinstance(
+                error.__cause__, AuthenticationError
+            ):  # of a socket
+                raise BadInput(
+                    f"the Redis at {self._where} (redis.url or ${URL_VARIABLE}) refuses us: {error}"
+                ) from None
             _log.warning(
                 "the cache's Redis at %s is away (%s): scores are computed again until it is back",
                 *(self._where, error),

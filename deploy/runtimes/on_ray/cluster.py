@@ -24,9 +24,11 @@ from typing import Any
 import psutil
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.store.private_folder import PrivateFolder
 from rollcall.deploy.plan.planning import LEAST_STORE
 from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
 from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
+from rollcall.deploy.runtimes.on_ray.loopback import LOOPBACK, on_loopback
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 METRICS = "RAY_enable_metrics_collection"
@@ -35,7 +37,7 @@ CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself w
 # Some of Ray's agents outlive a driver that was killed. This waits for the driver to end, in whatever way, and then
 # ends those processes that were the driver's: by their ids, and by when they were started, since ids are used again.
 _GUARDIAN = """
-import json, sys, time
+import json, shutil, sys, time
 import psutil
 started = json.loads(sys.stdin.readline() or "[]")
 sys.stdin.read()
@@ -52,6 +54,7 @@ while any(left()) and time.monotonic() < give_up:
     time.sleep(0.2)
 for process in left():
     process.kill()
+shutil.rmtree(sys.argv[1], ignore_errors=True)
 """
 
 
@@ -61,6 +64,7 @@ class Cluster:
 
     guardian: subprocess.Popen[str] | None = None  # of a private one
     watch: ClusterWatch | None = None  # likewise
+    folder: PrivateFolder | None = None  # likewise: its sockets and logs, for nobody else
 
     @property
     def private(self) -> bool:
@@ -90,6 +94,8 @@ class Cluster:
                 self.guardian.stdin.close()
             with suppress(subprocess.TimeoutExpired):
                 self.guardian.wait(timeout=10)
+        if self.folder is not None:
+            self.folder.close()
 
 
 def connect(*, num_cpus: float, store_bytes: int = LEAST_STORE) -> Cluster:
@@ -242,12 +248,13 @@ def _private_token() -> Iterator[None]:
 def _start(num_cpus: float, store_bytes: int) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    folder = PrivateFolder()
     guardian = subprocess.Popen(
-        [sys.executable, "-c", _GUARDIAN], stdin=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", _GUARDIAN, str(folder.path)], stdin=subprocess.PIPE, text=True, start_new_session=True
     )
     assert guardian.stdin is not None
     try:
-        with _private_token(), ExitStack() as changes:
+        with _private_token(), on_loopback(), ExitStack() as changes:
             import ray
 
             if os.environ[METRICS].lower() in ("0", "false"):  # or somebody wants what Ray's agent collects
@@ -259,7 +266,8 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 object_store_memory=store_bytes,
-                _node_ip_address="127.0.0.1",
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(folder.path / "ray"),  # Ray opens this one to everybody
             )
     except BaseException:  # a signal's
         with suppress(Exception):
@@ -268,7 +276,7 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     finally:  # whoever was started by then is to end with us
         guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
         guardian.stdin.flush()
-    return Cluster(guardian, ClusterWatch(psutil.Process().children()))
+    return Cluster(guardian, ClusterWatch(psutil.Process().children()), folder)
 
 
 def _children(*, besides: int) -> Iterator[tuple[int, float]]:

