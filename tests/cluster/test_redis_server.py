@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import redis
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.store import private_folder
@@ -111,19 +111,18 @@ def test_who_has_no_password_cannot_fill_the_servers_memory(tmp_path: Path) -> N
     try:
         owner = server.client(5.0)
         before = owner.info("memory")["used_memory"]
-        stranger = redis.connection.UnixDomainSocketConnection(path=str(server.socket_path))
-        stranger._sock = stranger._connect()
-        stranger._sock.settimeout(0.2)
+        stranger = socket.socket(socket.AF_UNIX)
+        stranger.connect(str(server.socket_path))
+        stranger.settimeout(0.2)
         give_up = time.monotonic() + 2
         try:
             while time.monotonic() < give_up:
-                stranger._sock.sendall(b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n" * 1000)
+                stranger.sendall(b"*2\r\n$3\r\nGET\r\n$1\r\nx\r\n" * 1000)
         except OSError:
             pass  # it takes no more, or has hung up
         assert owner.info("memory")["used_memory"] - before < 4 << 20
-        assert owner.config_get("client-output-buffer-limit")["client-output-buffer-limit"].startswith(
-            f"normal {512 << 20}"
-        )
+        limits = owner.config_get("client-output-buffer-limit")["client-output-buffer-limit"] or ""
+        assert limits.startswith(f"normal {512 << 20}")
     finally:
         server.stop()
 

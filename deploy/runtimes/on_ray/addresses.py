@@ -14,7 +14,7 @@ from rollcall.deploy.runtimes.on_ray.loopback import LOOPBACK
 
 def free_address() -> tuple[str, int]:
     with socket.socket() as probe:
-        probe.bind((ray.util.get_node_ip_address(), 0))
+        probe.bind((ray.util.get_node_ip_address(), 0))  # type: ignore[no-untyped-call]
         host, port = probe.getsockname()
     return host, port
 
