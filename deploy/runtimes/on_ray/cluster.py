@@ -4,7 +4,6 @@ the command is killed. Whoever may talk to it knows its token. Knows nothing of 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import math
 import os
@@ -12,7 +11,6 @@ import re
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -21,42 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.plan.planning import LEAST_STORE
+from rollcall.deploy.runtimes.on_ray.guardian import Guardian
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
-
-# Some of Ray's agents outlive a driver that was killed. This waits for the driver to end, in whatever way, and then
-# ends those processes that were the driver's: by their ids, and by when they were started, since ids are used again.
-_GUARDIAN = """
-import json, sys, time
-import psutil
-started = json.loads(sys.stdin.readline() or "[]")
-sys.stdin.read()
-give_up = time.monotonic() + 5
-def left():
-    for pid, created in started:
-        try:
-            process = psutil.Process(pid)
-            if process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.NoSuchProcess:
-            pass
-while any(left()) and time.monotonic() < give_up:
-    time.sleep(0.2)
-for process in left():
-    process.kill()
-"""
 
 
 @dataclass(frozen=True)
 class Cluster:
     """A cluster that is connected to."""
 
-    guardian: subprocess.Popen[str] | None  # of a private one
+    guardian: Guardian | None  # of a private one
 
     @property
     def private(self) -> bool:
@@ -69,11 +44,7 @@ class Cluster:
 
         ray.shutdown()
         if self.guardian is not None:
-            assert self.guardian.stdin is not None
-            with suppress(BrokenPipeError):
-                self.guardian.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self.guardian.wait(timeout=10)
+            self.guardian.dismiss()
 
 
 def connect(*, num_cpus: float, store_bytes: int = LEAST_STORE) -> Cluster:
@@ -226,12 +197,9 @@ def _private_token() -> Iterator[None]:
 def _start(num_cpus: float, store_bytes: int) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    guardian = subprocess.Popen(
-        [sys.executable, "-c", _GUARDIAN], stdin=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert guardian.stdin is not None
+    guardian = Guardian()
     try:
-        with _private_token():
+        with _private_token(), guardian.leads_what_ray_starts():
             import ray
 
             ray.init(
@@ -246,18 +214,9 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     except BaseException:  # a signal's
         with suppress(Exception):
             importlib.import_module("ray").shutdown()
+        guardian.dismiss()
         raise
-    finally:  # whoever was started by then is to end with us
-        guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
-        guardian.stdin.flush()
     return Cluster(guardian)
-
-
-def _children(*, besides: int) -> Iterator[tuple[int, float]]:
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if child.pid != besides:
-                yield child.pid, child.create_time()
 
 
 @contextmanager
