@@ -88,17 +88,25 @@ def _report(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _audit(args: argparse.Namespace) -> int:
-    from rollcall.cluster.books.audit import audit_run
-    from rollcall.cluster.books.settings_history import booked_spans
-    from rollcall.cluster.checkpoint import damaged_files
+def _refuse_without_rollouts(directory: Path) -> None:
+    """Whether it is a run on data. Those who know kinds import torch: seconds, that most audits do without."""
     from rollcall.deploy.kinds.registry import kind_of
-    from rollcall.deploy.rundir.directories import find_run
 
-    directory = find_run(args.directory)
     data = kind_of(read_recipe(directory / "config.yaml").tree).data
     if data:
         raise BadInput(f"{directory}: a run on {data}: it made no rollouts, so there are no books to audit")
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from rollcall.cluster.books.audit import audit_run
+    from rollcall.cluster.books.consumption import LOG_NAME
+    from rollcall.cluster.books.settings_history import booked_spans
+    from rollcall.cluster.checkpoint import damaged_files
+    from rollcall.deploy.rundir.directories import find_run
+
+    directory = find_run(args.directory)
+    if not (directory / "logs" / LOG_NAME).exists():
+        _refuse_without_rollouts(directory)
     discrepancies = [*map(str, audit_run(directory)), *damaged_files(directory)]
     for discrepancy in discrepancies:
         print(discrepancy)

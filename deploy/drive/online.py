@@ -25,6 +25,7 @@ from rollcall.deploy.drive.planned import plan_here, plan_on
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
+from rollcall.deploy.drive.waiting import waiting
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.report.recorders import Record, Recorder
@@ -32,6 +33,7 @@ from rollcall.deploy.rundir.files import consumption_log
 from rollcall.deploy.rundir.jobs import stop_patience_s
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
+from rollcall.deploy.runtimes.uncollected import uncollected
 from rollcall.learners.collective import Collective
 
 KEEP_VERSIONS = 2
@@ -73,7 +75,7 @@ class OnlineDrive:
         self._watch = RunWatch(config, self._directory, self._factory)
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
-        with nothing_to_keep():
+        with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers
             self.plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
@@ -87,7 +89,8 @@ class OnlineDrive:
                 books = Ledger(store, tickets_per_step=config.tickets_per_step, books=sealed)
                 with nothing_to_keep():
                     if config.runtime == "ray":
-                        workers = self._ray_workers()
+                        with waiting("Ray"):
+                            workers = self._ray_workers()
                     self._nested.prepare(self._factory, self._stop_requested)
                 with self._reward_service():
                     if workers is None:
@@ -263,7 +266,8 @@ class OnlineDrive:
         with nothing_to_keep():
             workers.start(checkpoint, shard_state=shard_state)
             workers.publish_initial(epoch=epoch, version=version)
-            coordinator.wait_for_workers()
+            with waiting("the learner and the actors"):
+                coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,

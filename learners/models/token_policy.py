@@ -118,7 +118,6 @@ def preload() -> None:
         from transformers import AutoModelForCausalLM  # noqa: F401
     except ImportError:
         return  # whoever loads the model says so
-    torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # a process's first optimiser imports torch's compiler
 
 
 def load_policy_model(directory: Path, config: LMPolicyConfig, *, device: torch.device = _CPU) -> nn.Module:

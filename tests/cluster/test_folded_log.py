@@ -69,7 +69,7 @@ def test_a_writer_killed_between_its_segment_and_the_log_doubles_nothing(
     def killed(*_: object) -> None:
         raise Killed
 
-    monkeypatch.setattr(consumption.os, "ftruncate", killed)
+    monkeypatch.setattr("os.ftruncate", killed)
     with pytest.raises(Killed):
         ConsumptionLog(path).rotate()
     monkeypatch.undo()

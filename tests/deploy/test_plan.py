@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rollcall.deploy.cli.main import main
+from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.kinds.language.needs import step_of
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
 from rollcall.deploy.plan import machine as machines
@@ -225,6 +226,7 @@ def test_logits_on_a_gpu_have_the_bounds_of_a_gpu(tmp_path: Path) -> None:
     words = "policy.tiny={vocab_size: 300, hidden_size: 64}"
     small, large = (replace(LARGE, gpu_bytes=(gib * GIB,), num_gpus=1.0) for gib in (16, 80))
     config = load_recipe("arithmetic-grpo", [words]).config
+    assert isinstance(config, LanguageConfig)
     size = replace(size_of_tiny({}, 300), vocab_size=151_936)
     step = step_of(size, config.policy, tokens=20_000, predicted=20_000)
     assert step.logits_on_gpu is not None
@@ -240,7 +242,8 @@ def test_logits_on_a_gpu_have_the_bounds_of_a_gpu(tmp_path: Path) -> None:
 def test_a_model_that_caps_its_logits_needs_all_of_the_workspace() -> None:
     size = replace(size_of_tiny({}, 300), vocab_size=151_936)
     both = [
-        step_of(replace(size, works_on_logits=works), LMPolicyConfig(), tokens=64, predicted=64) for works in (0, 1)
+        step_of(replace(size, works_on_logits=works), LMPolicyConfig(), tokens=64, predicted=64)
+        for works in (False, True)
     ]
     assert 2 * both[0].logits == both[1].logits == 64 * 151_936 * 4 * 4
 
