@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+from rollcall.cluster.files import no_more_waiting
+
 _at_once = False  # whether the first signal, too, ends what is going on
 _stop = threading.Event()  # of whoever takes signals now
 _ending = threading.Event()  # what there is of the run is being taken down, since there is nothing to keep
@@ -65,6 +67,7 @@ def stop_on_signals(directory: Path) -> Iterator[threading.Event]:
             _say(f"{name} again: stopping at once{', the last checkpoint is kept' if _kept(directory) else ''}")
             os._exit(_exit_code(directory))
         stop.set()
+        no_more_waiting.set()
         if _at_once:
             raise StoppedAtOnce(_STOPPED)
         _say(f"{name}: stopping with a checkpoint; once more stops at once")
@@ -75,11 +78,13 @@ def stop_on_signals(directory: Path) -> Iterator[threading.Event]:
             signal.signal(number, handle)
     _stop = stop
     _ending.clear()
+    no_more_waiting.clear()
     try:
         with _heard_at_once(directory):
             yield stop
     finally:
         _stop = threading.Event()
+        no_more_waiting.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

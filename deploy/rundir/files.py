@@ -87,6 +87,18 @@ def consumption_log(run_directory: Path) -> Path:
     return run_directory.resolve() / "logs" / LOG_NAME
 
 
+class _LogFile(logging.FileHandler):
+    """A line that a full disk refuses is dropped: neither it nor the file's end may hide what the run has to say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def driver_log(directory: Path) -> Iterator[logging.Logger]:
     """Rollcall's log lines go to <run>/logs/driver.log while the run lasts."""
