@@ -69,7 +69,7 @@ def has_no_room(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return True
     found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors', written in Rust
-    return bool(found) and int(found[1]) in _NO_ROOM
+    return found is not None and int(found[1]) in _NO_ROOM
 
 
 def once_there_is_room(

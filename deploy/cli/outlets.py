@@ -56,7 +56,7 @@ class Outlet:
 def printing_may_end() -> Iterator[None]:
     """Until its end a print never fails."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Outlet(before[0], "standard output"), Outlet(before[1], "standard error")  # type: ignore[assignment]
+    sys.stdout, sys.stderr = Outlet(before[0], "standard output"), Outlet(before[1], "standard error")
     try:
         yield
     finally:
