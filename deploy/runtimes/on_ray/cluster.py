@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.plan.planning import LEAST_STORE
 from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
+from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
 from rollcall.deploy.runtimes.on_ray.guardian import Guardian
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
@@ -33,17 +36,30 @@ CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself w
 class Cluster:
     """A cluster that is connected to."""
 
-    guardian: Guardian | None  # of a private one
+    guardian: Guardian | None = None  # of a private one
+    watch: ClusterWatch | None = None  # likewise
 
     @property
     def private(self) -> bool:
         """Started by this command, for this run alone."""
         return self.guardian is not None
 
+    def check(self, *, now: bool = False) -> None:
+        """As ClusterWatch.check; of one that others run, nothing is known."""
+        if self.watch is not None:
+            self.watch.check(now=now)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.watch is not None and self.watch.is_lost
+
     def close(self) -> None:
         """Disconnects; a private cluster ends."""
         import ray
 
+        if self.is_lost:
+            assert self.watch is not None
+            self.watch.end()
         ray.shutdown()
         if self.guardian is not None:
             self.guardian.dismiss()
@@ -91,7 +107,7 @@ def _join(address: str) -> Cluster:
         if re.search("unauthenticated|authentication", reason, re.IGNORECASE):
             raise BadInput(f"{where}: {_refusal()}") from None
         raise BadInput(f"{where}: no Ray cluster answers there ({reason[:200]})") from None
-    return Cluster(None)
+    return Cluster()
 
 
 def _is_plain(address: str) -> bool:
@@ -220,7 +236,7 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
             importlib.import_module("ray").shutdown()
         guardian.dismiss()
         raise
-    return Cluster(guardian)
+    return Cluster(guardian, ClusterWatch(psutil.Process().children()))
 
 
 @contextmanager
