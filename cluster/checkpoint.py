@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from rollcall.cluster.errors import CheckpointDamaged
+from rollcall.cluster.files import once_there_is_room
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import BFLOAT16, Weights, pack_weights
 
@@ -58,8 +59,17 @@ class Manifest(BaseModel):
 def write_state(directory: Path, name: str, tensors: Mapping[str, Array], meta: Mapping[str, Any]) -> None:
     """Writes `<name>.safetensors` and `<name>.json` into a checkpoint that is being made."""
     contiguous = {key: np.asarray(value, order="C") for key, value in tensors.items()}
-    save_file(contiguous, directory / f"{name}.safetensors")
-    (directory / f"{name}.json").write_text(json.dumps(meta))
+    files = directory / f"{name}.safetensors", directory / f"{name}.json"
+
+    def write() -> None:
+        save_file(contiguous, files[0])
+        files[1].write_text(json.dumps(meta))
+
+    def undo() -> None:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    once_there_is_room(write, directory.parent, undo=undo)
 
 
 def read_state(checkpoint: Path, name: str) -> tuple[dict[str, Array], dict[str, Any]] | None:
@@ -106,7 +116,7 @@ class CheckpointWriter:
         directory = self._root / f".making-{step:08d}"
         if directory.exists():
             shutil.rmtree(directory)
-        directory.mkdir()
+        once_there_is_room(directory.mkdir, self._root)
         return directory
 
     def finish(self, directory: Path, manifest: Manifest) -> Path:
@@ -114,7 +124,8 @@ class CheckpointWriter:
         for part in directory.iterdir():
             _sync(part)
         files = {part.name: _file_hash(part) for part in sorted(directory.iterdir())}
-        (directory / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json(indent=1))
+        content = manifest.model_copy(update={"files": files}).model_dump_json(indent=1)
+        once_there_is_room(lambda: (directory / MANIFEST).write_text(content), self._root)
         _sync(directory / MANIFEST)
         _sync(directory)
         final = self._root / f"step-{manifest.step:08d}"

@@ -119,6 +119,7 @@ class Bench:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # as a shell, `timeout` or a batch system does it
         )
         run = Run(self.folder / "runs" / name, process)
         self.started.append(run)

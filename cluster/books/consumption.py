@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from rollcall.cluster.books.consumption_segment import (
     plain_lines,
     read_folded,
 )
+from rollcall.cluster.files import append_whole, once_there_is_room
 from rollcall.cluster.messages.attempt import Header
 
 LOG_NAME = "consumption.jsonl"  # in <run>/logs/
@@ -82,16 +83,20 @@ class ConsumptionLog:
             self._go_on(file)
             self._fold(file)
 
-    def _write(self, items: Iterable[Consumed]) -> None:
+    def _write(self, items: Sequence[Consumed]) -> None:
+        once_there_is_room(lambda: self._try_to_write(items), self._path.parent)
+
+    def _try_to_write(self, items: Sequence[Consumed]) -> None:
         with _alone(self._path) as file:
             self._go_on(file)
             if os.fstat(file.fileno()).st_size >= self._rotate_bytes:
                 self._fold(file)
-            text: list[str] = []
+            text, after = [], self._after
             for item in items:
-                line, self._after = item.line_and_sum(self._after)
+                line, after = item.line_and_sum(after)
                 text.append(line)
-            file.write("".join(text).encode())
+            append_whole(file.fileno(), "".join(text).encode())
+            self._after = after
             self._size = os.fstat(file.fileno()).st_size
 
     def _go_on(self, file: FileIO) -> None:

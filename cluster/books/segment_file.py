@@ -19,6 +19,7 @@ import xxhash
 from pydantic import JsonValue
 
 from rollcall.cluster.errors import BooksDamaged
+from rollcall.cluster.files import once_there_is_room
 from rollcall.cluster.messages.arrays import Array
 
 _MAGIC = b"rollcall segment 1\n"
@@ -43,10 +44,14 @@ def write_segment(path: Path, meta: Mapping[str, JsonValue], columns: Mapping[st
     digest = xxhash.xxh3_128(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
-    with aside.open("wb") as file:
-        file.write(content + digest.digest())
-        file.flush()
-        os.fsync(file.fileno())
+
+    def write() -> None:
+        with aside.open("wb") as file:
+            file.write(content + digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+
+    once_there_is_room(write, path.parent, undo=lambda: aside.unlink(missing_ok=True))
     aside.replace(path)
     sync_directory(path.parent)
     return digest.hexdigest()

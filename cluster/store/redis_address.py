@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -122,9 +123,29 @@ def connect(url: str, config: RedisConfig) -> redis.Redis:
                 raise BadInput(f"the Redis at {where} {what}: {error}") from None
 
 
+# How an answer begins that says so; a script's error has it in its middle.
+_MAY_PASS = re.compile(r"(^|[ -])(MISCONF|CLUSTERDOWN|TRYAGAIN|MASTERDOWN) ")
+_FULL = re.compile(r"(^|[ -]OOM )command not allowed when used memory")
+
+
+def is_full(error: redis.RedisError) -> bool:
+    """Whether Redis takes nothing more into its memory, and throws nothing away."""
+    return isinstance(error, redis.OutOfMemoryError) or bool(_FULL.search(str(error)))
+
+
 def may_pass(error: redis.RedisError) -> bool:
-    """Whether waiting may help: Redis is away, loading, failing over, or its disk is full. A wrong password is not."""
+    """Whether waiting may help: Redis is away, loading, failing over, full, or its disk is. A wrong password is not."""
     if isinstance(error, redis.AuthenticationError):
         return False
     away = (redis.ConnectionError, redis.TimeoutError, redis.ReadOnlyError)
-    return isinstance(error, away) or str(error).startswith(("MISCONF", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN"))
+    return isinstance(error, away) or is_full(error) or bool(_MAY_PASS.search(str(error)))
+
+
+def outage(error: redis.RedisError) -> str:
+    """What is wrong with Redis, in a line, and what to do about it."""
+    text = " ".join(str(error).split())
+    if is_full(error):
+        return "Redis is full (its maxmemory is used up): raise maxmemory, or remove what others keep there"
+    if "MISCONF" in text:
+        return f"Redis cannot write to its disk: make room there ({text[text.index('MISCONF') :][:120]})"
+    return f"Redis is away ({text[:200]})"

@@ -45,9 +45,10 @@ class DirectoryLock:
                     f"{run_directory} is in use by another driver (pid {holder or 'unknown'}); stop it first"
                 )
             time.sleep(0.01)
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
         _held.add(self._file)
+        os.ftruncate(self._file, 0)
+        with suppress(OSError):  # a full disk: whoever is kept out is not told by whom
+            os.write(self._file, f"{os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
         if self._file in _held:

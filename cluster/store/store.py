@@ -23,7 +23,15 @@ import redis
 from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import BadInput, StoreUnavailable
 from rollcall.cluster.files import write_aside
-from rollcall.cluster.store.redis_address import URL_VARIABLE, RedisConfig, connect, given_url, may_pass, safe_url
+from rollcall.cluster.store.redis_address import (
+    URL_VARIABLE,
+    RedisConfig,
+    connect,
+    given_url,
+    may_pass,
+    outage,
+    safe_url,
+)
 from rollcall.cluster.store.redis_server import LOCK_NAME, PrivateRedis, redis_client
 from rollcall.cluster.store.run_lock import DirectoryLock, RunLock
 
@@ -66,10 +74,10 @@ class Store:
         return ":".join([f"rollcall:{{{self.run_id}}}", *(str(part) for part in parts)])
 
     def call(self, operation: Callable[[redis.Redis], _T]) -> _T:
-        """Runs `operation(client)`, again and again while Redis is away: it must be idempotent.
+        """Runs `operation(client)`, again and again while Redis is away or full: it must be idempotent.
 
         Raises:
-          StoreUnavailable: Redis was away for reconnect_timeout_s, or no longer takes our password.
+          StoreUnavailable: Redis was away, or full, for reconnect_timeout_s, or no longer takes our password.
           RunAlive: another driver has taken this run over; nothing was written.
         """
         backoff: Backoff | None = None
@@ -97,14 +105,14 @@ class Store:
         patience_s = self._config.reconnect_timeout_s
         leaves = backoff is not None and self.waits_no_longer()
         if backoff is None:
-            _log.warning("Redis is away (%s); trying again for %g s (redis.reconnect_timeout_s)", error, patience_s)
+            _log.warning("%s; trying again for %g s (redis.reconnect_timeout_s)", outage(error), patience_s)
             deadline = time.monotonic() + patience_s
             backoff = Backoff(deadline, first_s=FIRST_PAUSE_S, longest_s=LONGEST_PAUSE_S)
         self._revive()
         if leaves or self._given_up or not backoff.wait():
             self._given_up = True
-            away = "is away" if leaves else f"did not answer for {patience_s:g} s (redis.reconnect_timeout_s)"
-            raise StoreUnavailable(f"Redis {away}: {error}") from error
+            waited = "" if leaves else f"; waited for {patience_s:g} s (redis.reconnect_timeout_s)"
+            raise StoreUnavailable(outage(error) + waited) from error
         return backoff
 
     def acquire_lock(self, ttl_s: float = 10.0) -> RunLock:

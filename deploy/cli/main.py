@@ -19,6 +19,7 @@ from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_lea
 from rollcall.deploy.cli.learnt import add_learnt
 from rollcall.deploy.cli.manifests import add_manifests
 from rollcall.deploy.cli.monitor import add_monitor
+from rollcall.deploy.cli.outlets import printing_may_end
 from rollcall.deploy.cli.plan import add_plan
 from rollcall.deploy.cli.recipes import add_recipes
 from rollcall.deploy.cli.reward import add_reward
@@ -103,8 +104,9 @@ def _version() -> int:
 
 
 def _complain(text: str) -> None:
-    for line in text.splitlines():
-        print(f"rollcall: error: {line}", file=sys.stderr)
+    with printing_may_end():
+        for line in text.splitlines():
+            print(f"rollcall: error: {line}", file=sys.stderr)
 
 
 def _check_command(arguments: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add
+from rollcall.deploy.cli.outlets import printing_may_end
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings, recipe_name
 from rollcall.deploy.runtimes.uncollected import uncollected
 
@@ -43,6 +44,7 @@ def add_running(add: Add) -> None:
     sft.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=SETTINGS)
 
 
+@printing_may_end()
 def _train(args: argparse.Namespace) -> int:
     with uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
@@ -52,6 +54,7 @@ def _train(args: argparse.Namespace) -> int:
     return _train_or_go_on(load_recipe(args.recipe, args.overrides), args, named=recipe_name(args.recipe))
 
 
+@printing_may_end()
 def _sft(args: argparse.Namespace) -> int:
     from rollcall.deploy.kinds.recipes import load_supervised
 
@@ -59,6 +62,7 @@ def _sft(args: argparse.Namespace) -> int:
     return _carry_out(_begin(recipe, args, named=recipe_name(args.recipe)), resume=False)
 
 
+@printing_may_end()
 def train_reward(args: argparse.Namespace) -> int:
     """`rollcall reward train FILE_OR_RECIPE key=value ...`"""
     from rollcall.deploy.kinds.recipes import load_reward_model, settings_of
@@ -70,6 +74,7 @@ def train_reward(args: argparse.Namespace) -> int:
     return _carry_out(_begin(recipe, args, named=named), resume=False)
 
 
+@printing_may_end()
 def _resume(args: argparse.Namespace) -> int:
     from rollcall.cluster.checkpoint import latest_checkpoint
     from rollcall.cluster.files import read_json

@@ -9,7 +9,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,16 @@ from rollcall.cluster.books.settings_history import (
 )
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.files import write_aside
+from rollcall.cluster.files import has_no_room, write_aside
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, plain
 from rollcall.deploy.rundir.files import command_line, write_config
+from rollcall.deploy.rundir.storage_faults import storage_fault
+
+RESERVE, RESERVE_BYTES = ".reserve", 1 << 16
+
+_log = logging.getLogger("rollcall")
 
 Changes = Mapping[str, tuple[Any, Any]]  # setting -> (before, from now on)
 
@@ -48,21 +53,29 @@ class RunRecorder:
     def on_start(self, info: Record) -> None:
         self.begun = True
         (self._run.directory / "summary.json").unlink(missing_ok=True)
-        for recorder in self._recorders:
-            recorder.on_start(info)
+        reserve_room(self._run.directory)
+        self._each(lambda recorder: recorder.on_start(info))
         self._book(self.segments.beginning_at(int(info["start_step"])))
 
     def on_step(self, record: Record) -> None:
-        for recorder in self._recorders:
-            recorder.on_step(record)
+        self._each(lambda recorder: recorder.on_step(record))
 
     def on_eval(self, record: Record) -> None:
-        for recorder in self._recorders:
-            recorder.on_eval(record)
+        self._each(lambda recorder: recorder.on_eval(record))
 
     def on_event(self, kind: str, text: str) -> None:
-        for recorder in self._recorders:
-            recorder.on_event(kind, text)
+        self._each(lambda recorder: recorder.on_event(kind, text))
+
+    def _each(self, told: Callable[[Recorder], None]) -> None:
+        """Who cannot write any more, since the disk is full, records nothing from then on: the run goes on."""
+        for recorder in tuple(self._recorders):
+            try:
+                told(recorder)
+            except OSError as error:
+                if not (refusal := storage_fault(error)):
+                    raise
+                self._recorders.remove(recorder)
+                _log.warning("%s records nothing from here on: %s", type(recorder).__name__, refusal)
 
     def close(self, summary: Record) -> None:
         """A recorder that cannot close (a full disk) must not hide how the run ended."""
@@ -70,7 +83,7 @@ class RunRecorder:
             try:
                 recorder.close(summary)
             except Exception:
-                logging.getLogger("rollcall").exception("%s did not close", type(recorder).__name__)
+                _log.exception("%s did not close", type(recorder).__name__)
 
     def _book(self, segments: SettingsHistory) -> None:
         directory = self._run.directory
@@ -103,10 +116,33 @@ def refuse_foreign(segments: SettingsHistory, checkpoint: Path, manifest: Manife
         )
 
 
+def reserve_room(directory: Path) -> None:
+    """For the summary of a run that ends over a full disk."""
+    with contextlib.suppress(OSError):
+        (directory / RESERVE).write_bytes(bytes(RESERVE_BYTES))
+
+
 def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
-    """summary.json, and report.html that shows it."""
-    write_aside(directory / "summary.json", json.dumps(plain(summary), indent=1) + "\n")
-    write_report(directory)
+    """summary.json, for which room was reserved, and report.html that shows it, if there is room for that too.
+
+    Raises:
+      OSError: where the disk does not take the summary.
+    """
+    content = json.dumps(plain(summary), indent=1) + "\n"
+    try:
+        write_aside(directory / "summary.json", content)
+    except OSError as error:
+        if not has_no_room(error):
+            raise
+        (directory / RESERVE).unlink(missing_ok=True)
+        write_aside(directory / "summary.json", content)
+    (directory / RESERVE).unlink(missing_ok=True)
+    try:
+        write_report(directory)
+    except OSError as error:
+        if not has_no_room(error):
+            raise
+        _log.error("no report: %s; to make it: rollcall report %s", error, directory)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ DROPS = (
 )
 _COUNTED = (*DROPS, "attempts_exhausted", "skipped", "eval_failed", "start_failed")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
+_LONGEST = 400  # characters
 _MAX_KINDS = 20  # of texts of one kind of event: what else comes is counted together
 
 
@@ -26,6 +27,8 @@ class EventLines:
     def line(self, kind: str, text: str) -> str | None:
         """What to show of an event, in one line, without a traceback below it; None: nothing."""
         shown = f"{kind}: {text.partition(chr(10))[0]}"
+        if len(shown) > _LONGEST:  # events.jsonl has all of it
+            shown = f"{shown[:_LONGEST]} ..."
         counts = self._counts.get(kind)
         if counts is None:
             return shown

@@ -77,6 +77,9 @@ class Tally:
 
     def on_step(self, record: Record) -> None:
         now = time.monotonic()
+        if self._times and int(record["step"]) + 1 <= self._times[-1][2]:  # after a restore: no rate leads across it
+            self._times.clear()
+            self._waits.clear()
         self.last = record
         self.samples = record.get("samples") or self.samples
         self._times.append((now, int(record.get(self._experience) or 0), int(record["step"]) + 1))

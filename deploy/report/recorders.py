@@ -4,14 +4,17 @@ A recorder stands in the learner's loop, so `on_step` costs microseconds; it mus
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
-from rollcall.cluster.files import write_aside
+from rollcall.cluster.files import append_whole, once_there_is_room, write_aside
 
+_log = logging.getLogger(__name__)
 Record = Mapping[str, Any]
 
 _ALWAYS = ("step", "epoch", "policy_version", "wait_batch_s", "update_s", "publish_s", "lag_max", "lag_mean")
@@ -73,7 +76,7 @@ def truncate_after(path: Path, step: int) -> int:
     kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
     if len(kept) == len(lines):
         return 0
-    write_aside(path, b"".join(kept))
+    once_there_is_room(lambda: write_aside(path, b"".join(kept)), path.parent)
     return len(lines) - len(kept)
 
 
@@ -107,7 +110,8 @@ class JsonLines:
 
     def __init__(self, run_directory: Path) -> None:
         self._directory = run_directory
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, FileIO] = {}
+        self._refused = False  # whether the last line found no room
         self._no_step: dict[str, Any] = dict.fromkeys(STEP_KEYS["env_steps"])
         self._step = 0
         self._offset_s = 0.0
@@ -118,11 +122,20 @@ class JsonLines:
         self._append(name, {**record, "elapsed_s": elapsed_s})
 
     def _append(self, name: str, record: Record) -> None:
-        file = self._files.get(name)
-        if file is None:
-            file = self._files[name] = (self._directory / f"{name}.jsonl").open("a", encoding="utf-8")
-        file.write(json.dumps(plain(record), allow_nan=False) + "\n")
-        file.flush()
+        """A line is written whole or not at all; one that a disk refuses is dropped, and the run goes on."""
+        line = json.dumps(plain(record), allow_nan=False) + "\n"
+        try:
+            file = self._files.get(name)
+            if file is None:
+                file = self._files[name] = (self._directory / f"{name}.jsonl").open("ab", buffering=0)
+            append_whole(file.fileno(), line.encode())
+            self._refused = False
+        except OSError as error:
+            if not self._refused:
+                self._refused = True  # first: the warning is an event too, and finds no room either
+                _log.warning(
+                    "lines of %s.jsonl are dropped (%s): make room in %s", name, error.strerror, self._directory
+                )
 
     def on_start(self, info: Record) -> None:
         self._no_step = dict.fromkeys(STEP_KEYS[info.get("counts") or "env_steps"])

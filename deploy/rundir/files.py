@@ -87,13 +87,25 @@ def consumption_log(run_directory: Path) -> Path:
     return run_directory.resolve() / "logs" / LOG_NAME
 
 
+class _LogFile(RotatingFileHandler):
+    """A line that a full disk refuses is dropped: neither it nor the file's end may hide what the run has to say."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def driver_log(directory: Path) -> Iterator[logging.Logger]:
     """Rollcall's log lines go to <run>/logs/driver.log while the run lasts."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("rollcall")
     path = directory / "logs" / "driver.log"
-    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
+    handler = _LogFile(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)

@@ -20,9 +20,10 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
 from rollcall.cluster.store import redis_server
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_address import RedisConfig, may_pass, outage
 from rollcall.cluster.store.redis_server import PrivateRedis, redis_client
 from rollcall.cluster.store.run_lock import driver_alive
 from rollcall.cluster.store.store import Store, inspect_store, open_store
@@ -150,7 +151,7 @@ def test_a_ctrl_c_for_the_driver_does_not_reach_its_server(store: Store) -> None
 OWNER = """
 import sys, time
 from pathlib import Path
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_address import RedisConfig, may_pass, outage
 from rollcall.cluster.store.store import open_store
 store = open_store(RedisConfig(), Path(sys.argv[1]))
 store.acquire_lock()
@@ -248,13 +249,58 @@ def test_an_outage_that_lasts_too_long_stops_the_run_and_is_not_waited_for_twice
     with open_store(at(server, reconnect_timeout_s=0.5), tmp_path) as store:
         server.stop()
         start = time.monotonic()
-        with pytest.raises(StoreUnavailable, match=r"did not answer for 0\.5 s \(redis\.reconnect_timeout_s\)"):
+        with pytest.raises(StoreUnavailable, match=r"waited for 0\.5 s \(redis\.reconnect_timeout_s\)"):
             get(store)
         assert 0.4 < time.monotonic() - start < 3
         start = time.monotonic()
         with pytest.raises(StoreUnavailable):
             get(store)
         assert time.monotonic() - start < 0.3
+
+
+def test_a_full_redis_is_waited_out_until_there_is_room(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    books = Ledger(store, tickets_per_step=1)
+    books.open_epoch()
+    store.client.config_set("maxmemory", "100kb")
+    more = threading.Timer(0.5, lambda: store.client.config_set("maxmemory", "0"))
+    more.start()
+    start = time.monotonic()
+    books.issue([(0, 1)])  # through the ledger's script, whose errors look otherwise
+    assert time.monotonic() - start > 0.3
+    more.join()
+    assert books.counts().issued == 1
+    (line,) = {record.getMessage() for record in caplog.records if "full" in record.getMessage()}
+    assert "raise maxmemory" in line and "redis.reconnect_timeout_s" in line and "script" not in line
+
+
+def test_a_redis_that_stays_full_ends_the_run_in_a_line_that_says_what_to_do(
+    server: PrivateRedis, tmp_path: Path
+) -> None:
+    with open_store(at(server, reconnect_timeout_s=0.3), tmp_path) as store:
+        books = Ledger(store, tickets_per_step=1)
+        books.open_epoch()
+        store.client.config_set("maxmemory", "100kb")
+        for write in (lambda: books.issue([(0, 1)]), lambda: put(store, "value")):
+            with pytest.raises(StoreUnavailable) as error:
+                write()
+            assert str(error.value).startswith("Redis is full (its maxmemory is used up): raise maxmemory")
+        store.client.config_set("maxmemory", "0")
+        books.issue([(0, 1)])
+        assert books.counts().issued == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MISCONF Errors writing to the AOF file: No space left on device",
+        "Error running script (call to f_1): @user_script:1: @user_script: 1: -MISCONF Errors writing to the AOF file: "
+        "No space left on device",
+        "MISCONF Errors writing to the AOF file: No space left on device script: f_1, on @user_script:1.",
+    ],
+)
+def test_a_full_disk_below_redis_is_waited_out_too(text: str) -> None:
+    assert may_pass(redis.ResponseError(text))
+    assert outage(redis.ResponseError(text)).startswith("Redis cannot write to its disk: make room there (MISCONF Err")
 
 
 def test_an_error_of_the_callers_own_is_raised_at_once(store: Store) -> None:

@@ -255,6 +255,22 @@ def test_a_resumed_run_does_not_take_what_was_done_before_for_speed(clock: list[
     assert tally.experience_per_s == pytest.approx(2048)
 
 
+def test_a_restore_makes_no_speed_negative(clock: list[float]) -> None:
+    tally = Tally()
+    tally.on_start(LANGUAGE)
+    for step in range(6):
+        clock[0] += 1.0
+        tally.on_step(language_record(step))
+    assert tally.experience_per_s == pytest.approx(4096)
+    clock[0] += 2.0
+    tally.on_step(language_record(2))  # back to a checkpoint
+    assert tally.experience_per_s is None and tally.eta_s is None
+    assert "speed" not in dict(tally.facts())
+    clock[0] += 2.0
+    tally.on_step(language_record(3))
+    assert tally.experience_per_s == pytest.approx(2048)
+
+
 def test_a_language_record_may_lack_anything_but_its_step() -> None:
     tally = Tally()
     tally.on_start(LANGUAGE)

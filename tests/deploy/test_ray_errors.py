@@ -11,7 +11,7 @@ from rollcall.deploy.plan.machine import Machine
 from rollcall.deploy.plan.needs import GIB, Needs, Part, Role
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.runtimes.on_ray.deaths import Deaths
-from rollcall.deploy.runtimes.on_ray.faults import in_a_line
+from rollcall.deploy.runtimes.on_ray.faults import death_of, in_a_line
 
 # As Ray 2 writes it, its table of processes shortened.
 KILLED = (
@@ -44,6 +44,30 @@ def test_a_process_that_was_killed_for_its_memory_says_how_much_and_what_takes_l
 def test_allocations_that_fail_say_what_takes_less(error: Exception) -> None:
     line = in_a_line(error)
     assert line.startswith("out of memory: ") and "a smaller model" in line and len(line) < 450
+
+
+# As Ray 2 writes them of a process that was killed: of its own, and of one that ended by itself.
+DIED = (
+    "The actor died unexpectedly before finishing this task.\n"
+    "\tclass_name: GymActorProcess\n\tactor_id: 9f\n\tpid: 4711\n"
+    "\tnamespace: 1e\n\tip: 127.0.0.1\nThe actor is dead because its worker process has died. Worker exit type: "
+    "SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some "
+    "common causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) ray stop "
+    "--force was called, or (3) the worker crashed unexpectedly due to SIGSEGV or another unexpected error."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (DIED, "its process 4711 is gone: killed by a signal, or crashed"),
+        (DIED + " Worker exits with an exit code 3.", "its process 4711 is gone: exit code 3"),
+        ("The actor died because its node has died. " + "Node Id: 12 " * 90, "its node is gone"),
+        ("something new " * 90, ("something new " * 90)[:200]),
+    ],
+)
+def test_a_death_is_told_in_a_few_words(text: str, line: str) -> None:
+    assert death_of(RayActorError(error_msg=text)) == line.strip()
 
 
 def test_other_errors_are_cut_to_what_can_be_read() -> None:

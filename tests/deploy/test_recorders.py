@@ -240,3 +240,19 @@ def test_recording_a_step_costs_less_than_a_millisecond(tmp_path: Path) -> None:
 
 def test_plain_turns_arrays_into_lists_and_the_rest_into_text() -> None:
     assert plain({"a": np.arange(2), 3: Path("x")}) == {"a": [0, 1], "3": "x"}
+
+
+def test_lines_that_a_full_disk_refuses_are_dropped_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")  # where every write is refused as on a full disk
+    lines = JsonLines(tmp_path)
+    lines.on_step({"step": 0})
+    lines.on_step({"step": 1})
+    (tmp_path / "metrics.jsonl").unlink()
+    lines.close({})
+    lines.on_step({"step": 2})
+    lines.close({})
+    assert [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [2]
+    (warning,) = caplog.records
+    assert "lines of metrics.jsonl are dropped (No space left on device): make room in" in warning.getMessage()

@@ -38,6 +38,31 @@ def test_a_signal_from_just_before_ends_the_beginning_too(tmp_path: Path) -> Non
         pass
 
 
+STUCK = """
+import hashlib
+from pathlib import Path
+from rollcall.deploy.drive.signals import nothing_to_keep, stop_on_signals
+with stop_on_signals(Path(".")), nothing_to_keep():
+    print("loading", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000_000)  # minutes within C, where no handler of Python's can run
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_hears_no_signal_while_it_loads_ends_within_seconds(tmp_path: Path, number: signal.Signals) -> None:
+    command = [sys.executable, "-c", STUCK]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stdout.readline() == "loading\n"
+        time.sleep(0.5)  # it is within the library by then
+        began = time.monotonic()
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=30)
+    assert time.monotonic() - began < STOPS_WITHIN_S
+    assert (
+        run.returncode == 1 and errors.strip() == "rollcall: error: stopped before anything was learnt that is not kept"
+    )
+
+
 @pytest.mark.prove
 @pytest.mark.parametrize("after_s", [1, 2, 4, 6, 8, 10, 14, 18])
 @pytest.mark.parametrize("recipe", ["cartpole-ppo", "arithmetic-grpo"])

@@ -4,7 +4,6 @@ the command is killed. Whoever may talk to it knows its token. Knows nothing of 
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import math
 import os
@@ -12,7 +11,6 @@ import re
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -28,41 +26,19 @@ from rollcall.cluster.store.private_folder import PrivateFolder
 from rollcall.deploy.plan.planning import LEAST_STORE
 from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
 from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
+from rollcall.deploy.runtimes.on_ray.guardian import Guardian
 from rollcall.deploy.runtimes.on_ray.loopback import LOOPBACK, on_loopback
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 METRICS = "RAY_enable_metrics_collection"
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
 
-# Some of Ray's agents outlive a driver that was killed. This waits for the driver to end, in whatever way, and then
-# ends those processes that were the driver's: by their ids, and by when they were started, since ids are used again.
-_GUARDIAN = """
-import json, shutil, sys, time
-import psutil
-started = json.loads(sys.stdin.readline() or "[]")
-sys.stdin.read()
-give_up = time.monotonic() + 5
-def left():
-    for pid, created in started:
-        try:
-            process = psutil.Process(pid)
-            if process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE:
-                yield process
-        except psutil.NoSuchProcess:
-            pass
-while any(left()) and time.monotonic() < give_up:
-    time.sleep(0.2)
-for process in left():
-    process.kill()
-shutil.rmtree(sys.argv[1], ignore_errors=True)
-"""
-
 
 @dataclass(frozen=True)
 class Cluster:
     """A cluster that is connected to."""
 
-    guardian: subprocess.Popen[str] | None = None  # of a private one
+    guardian: Guardian | None = None  # of a private one
     watch: ClusterWatch | None = None  # likewise
     folder: PrivateFolder | None = None  # likewise: its sockets and logs, for nobody else
 
@@ -89,11 +65,7 @@ class Cluster:
             self.watch.end()
         ray.shutdown()
         if self.guardian is not None:
-            assert self.guardian.stdin is not None
-            with suppress(BrokenPipeError):
-                self.guardian.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                self.guardian.wait(timeout=10)
+            self.guardian.dismiss()
         if self.folder is not None:
             self.folder.close()
 
@@ -249,12 +221,9 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
     folder = PrivateFolder()
-    guardian = subprocess.Popen(
-        [sys.executable, "-c", _GUARDIAN, str(folder.path)], stdin=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert guardian.stdin is not None
+    guardian = Guardian(folder.path)
     try:
-        with _private_token(), on_loopback(), ExitStack() as changes:
+        with _private_token(), on_loopback(), guardian.leads_what_ray_starts(), ExitStack() as changes:
             import ray
 
             if os.environ[METRICS].lower() in ("0", "false"):  # or somebody wants what Ray's agent collects
@@ -272,18 +241,10 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     except BaseException:  # a signal's
         with suppress(Exception):
             importlib.import_module("ray").shutdown()
+        guardian.dismiss()
+        folder.close()
         raise
-    finally:  # whoever was started by then is to end with us
-        guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
-        guardian.stdin.flush()
     return Cluster(guardian, ClusterWatch(psutil.Process().children()), folder)
-
-
-def _children(*, besides: int) -> Iterator[tuple[int, float]]:
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if child.pid != besides:
-                yield child.pid, child.create_time()
 
 
 @contextmanager

@@ -63,7 +63,19 @@ def death_of(error: RayError) -> str:
     if isinstance(error, RayActorError) and error.actor_init_failed:
         # Its last words come last, after Ray's and the traceback.
         return str(error).strip().splitlines()[-1][:LONGEST]
-    return " ".join(str(error).split())[:200]
+    return _in_short(" ".join(str(error).split()))
+
+
+def _in_short(text: str) -> str:
+    """Ray's story of a death is nine hundred characters, most of them guesses: who it was, and what is known."""
+    pid = re.search(r"\bpid: ?(\d+)", text)
+    process = f"its process {pid[1]}" if pid else "its process"
+    if "node has died" in text or "node was terminated" in text:
+        return "its node is gone"
+    if "worker process has died" in text or "Worker unexpectedly exits" in text:
+        code = re.search(r"exit code '?(-?\d+)", text)
+        return f"{process} is gone: {f'exit code {code[1]}' if code else 'killed by a signal, or crashed'}"
+    return text[:200]
 
 
 def in_a_line(error: BaseException) -> str:

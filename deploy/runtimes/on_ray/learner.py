@@ -276,7 +276,7 @@ class RayLearner:
         if isinstance(cause, RollcallError):
             raise cause
         if refused := storage_fault(cause):
-            raise RollcallError(f"the learner cannot write: {refused}") from error
+            raise RollcallError(f"the learner cannot write: {refused}: make room, and resume the run") from error
         blameless = False
         if isinstance(error, RayActorError):
             detail = self._deaths.of("the learner", "learner", error)
