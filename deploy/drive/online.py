@@ -24,6 +24,7 @@ from rollcall.deploy.drive.planned import plan_here, plan_on
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
+from rollcall.deploy.gateway.opening import with_gateway
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.files import consumption_log
@@ -90,6 +91,8 @@ class OnlineDrive:
                         workers = self._serial_workers()
                     else:
                         workers.prepared(self._factory.reward)
+                    if (outside := self._factory.outside) is not None:
+                        workers = with_gateway(workers, outside, self._directory, self._watch.metrics, self._tell)
                     return self._see_through(store, books, workers, start, port)
         finally:
             if workers is not None:
@@ -183,7 +186,8 @@ class OnlineDrive:
         if self._plan is not None:
             self._factory = self._factory.with_gpus(self._plan.shares)
         with nothing_to_keep():
-            actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server)
+            num_actors = self._config.actors.num
+            actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server) if num_actors else None
             learner = self._factory.learner(Collective())
         return SerialWorkers(
             actor=actor,

@@ -16,7 +16,9 @@ from rollcall.cluster.errors import EngineMismatch
 from rollcall.cluster.loop.supervision import RestartBudget
 from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import EvalDone, Event, Handle, States
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
@@ -208,6 +210,23 @@ class RayWorkers:
             return str(ray.get(self._server.newest, timeout=CONTROL_TIMEOUT_S).checksum)
         except RayError:
             return ""
+
+    @property
+    def newest(self) -> Handle | None:
+        """A reference to the newest weights."""
+        return self._server.newest
+
+    def weights_of(self, newest: Handle) -> Weights | None:
+        """Of a reference, without waiting; None while they are not there, or where they are lost."""
+        try:
+            ready, _ = ray.wait([newest], timeout=0)
+            return ray.get(newest, timeout=CONTROL_TIMEOUT_S) if ready else None
+        except RayError:
+            return None
+
+    def adopt(self, trajectory: GymTrajectory) -> Handle:
+        """A reference to what another than its own actors made."""
+        return ray.put(trajectory)
 
     def waiting_for(self) -> str:
         """In words: who works on what, for how long."""
