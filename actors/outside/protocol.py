@@ -22,7 +22,6 @@ JOIN, LEAVE, WEIGHTS = "/v1/join", "/v1/leave", "/v1/weights"
 LEASE, RENEW, TRAJECTORY = "/v1/lease", "/v1/renew", "/v1/trajectory"
 
 
-
 @dataclass(frozen=True)
 class OutsideExperience:
     """What an outside actor posts under a lease, as wire.py writes it."""

@@ -22,5 +22,8 @@ class OutsideConfig(BaseModel):
     max_actors: int = Field(default=64, ge=1, le=4096, description="outside actors at a time; others are told to wait")
     max_body_mib: float = Field(default=64.0, gt=0.0, le=4096.0, description="largest trajectory that is taken, in MiB")
     lease_s: float = Field(
-        default=30.0, ge=0.2, le=3600.0, description="seconds without a word after which an outside actor counts as gone"
+        default=30.0,
+        ge=0.2,
+        le=3600.0,
+        description="seconds without a word after which an outside actor counts as gone",
     )

@@ -93,9 +93,12 @@ class OutsideActor:
         joined = patiently(lambda: self._gateway.join(self._name), self._patience_s, self._tell)
         self._lease_s = joined.lease_s
         if self._run is not None and joined.run != self._run:
-            raise BadInput(f"{self._gateway.url} serves another run now ({joined.run.get('run')}): start the actor anew")
+            raise BadInput(
+                f"{self._gateway.url} serves another run now ({joined.run.get('run')}): start the actor anew"
+            )
         if self._producer is None:
             self._producer = self._make(joined.run, joined.actor_id, HttpWeights(self._gateway))
+            joined = self._gateway.join(self._name)  # making it may have taken longer than a lease
         self._run = joined.run
         self._tell(f"joined {joined.run.get('run')} as {joined.actor_id}")
 
@@ -141,5 +144,3 @@ class OutsideActor:
                 if refused.status in (409, 422, 503):
                     return
                 raise
-
-

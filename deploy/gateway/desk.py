@@ -57,9 +57,7 @@ class Lease:
 class Desk:
     """Of one run."""
 
-    def __init__(
-        self, *, max_actors: int, lease_s: float, clock: Clock = time.monotonic
-    ) -> None:
+    def __init__(self, *, max_actors: int, lease_s: float, clock: Clock = time.monotonic) -> None:
         self.lease_s = lease_s
         self._max_actors = max_actors
         self._clock = clock
@@ -159,7 +157,9 @@ class Desk:
             self._refuse_if_over()
             session = self._sessions.get(secret)
             if session is None:
-                raise Refused(404, "actor_unknown", f"POST /v1/join first, and again after {self.lease_s:g} s of silence")
+                raise Refused(
+                    404, "actor_unknown", f"POST /v1/join first, and again after {self.lease_s:g} s of silence"
+                )
             session.last_heard = self._clock()
             return session
 

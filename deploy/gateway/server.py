@@ -222,9 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(wait_s, bool) or not isinstance(wait_s, int | float) or not 0 <= wait_s <= MAX_WAIT_S:
             raise Refused(400, "malformed", f"wait_s must be 0 to {MAX_WAIT_S:g}")
         lease = self._desk.lease(session, float(wait_s))
-        self._answer(
-            ANSWERED, {"lease": lease.secret, "lease_s": self._desk.lease_s, "ticket": asdict(lease.ticket)}
-        )
+        self._answer(ANSWERED, {"lease": lease.secret, "lease_s": self._desk.lease_s, "ticket": asdict(lease.ticket)})
 
     def _renew(self) -> None:
         session = self._session()

@@ -46,7 +46,13 @@ class OutsideWorkers:
     """A runtime and the gateway, as one. `serve` takes each new version of the weights, before it may be acted with."""
 
     def __init__(
-        self, inner: Runtime, desk: Desk, *, first_shard: int, serve: Callable[[Weights], None], shut: Callable[[], None]
+        self,
+        inner: Runtime,
+        desk: Desk,
+        *,
+        first_shard: int,
+        serve: Callable[[Weights], None],
+        shut: Callable[[], None],
     ) -> None:
         """Shards from `first_shard` on are the outside actors'. `shut`: at the end, when all have been told."""
         self._inner = inner

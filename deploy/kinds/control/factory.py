@@ -85,7 +85,9 @@ class ControlFactory:
     @property
     def can_be_exact(self) -> bool:
         """Env state can be captured, and was seen to restore exactly."""
-        return self.config.actors.outside is None and is_exact(partial(make_vector_env, self.config.env, self.config.envs_per_shard))
+        return self.config.actors.outside is None and is_exact(
+            partial(make_vector_env, self.config.env, self.config.envs_per_shard)
+        )
 
     @property
     def eval_episodes(self) -> int:
