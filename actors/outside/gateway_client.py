@@ -1,5 +1,5 @@
-"""The gateway as an outside actor sees it: its requests, its weights, and what becomes of both when it is away. Knows no
-environment; threads may share one."""
+"""The gateway as an outside actor sees it: its requests, its weights, and what becomes of both when it is away. Knows
+no environment; threads may share one."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ from rollcall.cluster.errors import BadInput, NonFinite, StaleEpoch, WeightsTime
 from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.experience import GymTrajectory
 
-
 PAUSE_S = 1.0  # before it joins again
 
 

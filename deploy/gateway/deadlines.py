@@ -1,4 +1,5 @@
-"""A socket read against a deadline for a whole request, so that nobody holds a thread by sending a byte now and then."""
+"""A socket read against a deadline for a whole request, so that nobody holds a thread by sending a byte now and
+then."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import write_aside
 from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.deploy.gateway.desk import Desk
+from rollcall.deploy.gateway.handler import Served
 from rollcall.deploy.gateway.rules import TrajectoryRules
 from rollcall.deploy.gateway.server import Gateway
 from rollcall.deploy.gateway.workers import OutsideWorkers, Runtime
@@ -38,16 +39,15 @@ def with_gateway(
     token, token_file = _token(config.token_file, run_directory)
     desk = Desk(max_actors=config.max_actors, lease_s=config.lease_s)
     told: dict[str, JsonValue] = {"run": run_directory.resolve().name, **outside.told}
-    gateway = Gateway(
+    served = Served(
         desk,
         TrajectoryRules(outside),
-        address=(host, int(port)),
-        token=token,
+        token=token.encode(),
         run=told,
-        max_actors=config.max_actors,
         max_body_bytes=int(config.max_body_mib * 2**20),
         count=metrics.on_outside,
     )
+    gateway = Gateway(served, address=(host, int(port)), max_actors=config.max_actors)
     metrics.watch_outside(lambda: desk.num_actors)
     write_aside(run_directory / URL_FILE, gateway.url + "\n")
     tell("outside", f"outside actors: rollcall actor {gateway.url} --token-file {token_file}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError, RayError
@@ -214,13 +214,15 @@ class RayWorkers:
     @property
     def newest(self) -> Handle | None:
         """A reference to the newest weights."""
-        return self._server.newest
+        newest: Handle | None = self._server.newest
+        return newest
 
     def weights_of(self, newest: Handle) -> Weights | None:
         """Of a reference, without waiting; None while they are not there, or where they are lost."""
+        reference: Any = newest
         try:
-            ready, _ = ray.wait([newest], timeout=0)
-            return ray.get(newest, timeout=CONTROL_TIMEOUT_S) if ready else None
+            ready, _ = ray.wait([reference], timeout=0)
+            return cast(Weights, ray.get(reference, timeout=CONTROL_TIMEOUT_S)) if ready else None
         except RayError:
             return None
 
