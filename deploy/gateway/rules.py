@@ -38,7 +38,7 @@ class TrajectoryRules:
         self._action_space = space
         self._action_shape = tuple(distribution.action_shape)
         self._action_dtype = np.dtype(str(distribution.action_dtype).removeprefix("torch."))
-        self._mask_size = distribution.mask_size if self._reader.masks_actions else 0
+        self._mask_size = distribution.mask_size if outside.masks_actions else 0
         self._recurrent = outside.policy.initial_recurrent_state(outside.num_envs)
         self._unroll_length, self._num_envs = outside.unroll_length, outside.num_envs
         self._reward_clip = outside.reward_clip
@@ -122,10 +122,10 @@ class TrajectoryRules:
             _require(bool(inside.all()), "actions are counted from 0, and some are beyond the space")
             _require(bool((steps.behaviour_logprobs <= LOGPROB_SLACK).all()), "a choice's log-probability is above 0")
         mask = steps.action_mask
+        # Batches are joined: all trajectories have one, or none.
+        _require((mask is not None) == (self._mask_size > 0), "action_mask goes with an env that masks actions")
         if mask is None:
-            _require(not self._reader.has_mask, "action_mask is missing, which the env shows")
             return
-        _require(self._mask_size > 0, "action_mask is for envs whose actions can be masked")
         _is_array("action_mask", mask, np.dtype(bool), (*shape, self._mask_size))
         if isinstance(space, spaces.Discrete):
             allowed = np.take_along_axis(mask, steps.actions[..., None], axis=-1)[..., 0]

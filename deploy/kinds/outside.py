@@ -25,6 +25,7 @@ class OutsideShards:
     action_space: spaces.Space[Any]
     policy_config: PolicyConfig
     policy: Policy  # one of the run's, with any weights
+    masks_actions: bool  # whether its envs do
     unroll_length: int
     num_envs: int  # of a shard
     reward_clip: float | None

@@ -421,7 +421,7 @@ LIES: dict[str, Lie] = {
     "final_index": lambda item: replace(
         item, unroll=replace(item.unroll, final_index=np.zeros((len(item.unroll.final_index) + 1, 2), np.int64))
     ),
-    "action_mask is for envs": lambda item: replace(
+    "action_mask goes with an env that masks actions": lambda item: replace(
         item, unroll=replace(item.unroll, steps=replace(item.steps, action_mask=np.ones((32, 2, 2), bool)))
     ),
     "recurrent policy": lambda item: replace(
@@ -473,7 +473,8 @@ def test_who_lies_three_times_in_a_row_is_sent_away(opened: Open, acting: Acting
 
 def test_a_run_whose_modules_are_not_here_is_refused_in_one_line(factory: ControlFactory) -> None:
     assert factory.outside is not None
-    told = {**factory.outside.told, "modules": ["envs_of_another_machine"]}
+    told = dict(factory.outside.told)
+    told["modules"] = ["envs_of_another_machine"]
     with pytest.raises(BadInput, match="needs its own module 'envs_of_another_machine' here") as refused:
         config_told(told)
     assert "\n" not in str(refused.value)

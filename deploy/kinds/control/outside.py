@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 from gymnasium import spaces
 from pydantic import JsonValue, ValidationError
 
+from rollcall.actors.envs.environment import make_vector_env
 from rollcall.actors.policy import Policy
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_module
@@ -46,11 +48,18 @@ def outside_shards(
         action_space=found[1],
         policy_config=config.policy,
         policy=policy(),
+        masks_actions=_masks_actions(config),
         unroll_length=actors.unroll_length,
         num_envs=config.envs_per_shard,
         reward_clip=config.env.reward_clip,
         told=told,
     )
+
+
+def _masks_actions(config: RunConfig) -> bool:
+    """Found out by looking: a mask may come in an env's info, of which no space tells."""
+    with closing(make_vector_env(config.env, 1)) as group:
+        return group.reset().action_mask is not None
 
 
 def config_told(told: Mapping[str, JsonValue]) -> RunConfig:
