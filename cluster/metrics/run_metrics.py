@@ -109,6 +109,8 @@ class RunMetrics:
         self._server: MetricsServer | None = None
         for outcome in ("done", "skipped"):
             self._at("learner_steps", outcome)  # zeros that are counted: an alert sees the first skipped step
+        for role in ROLES:
+            self._at("starts_failed", role)
         self._spent = self._at("metrics_seconds")
         self.enter("starting")
 
@@ -192,6 +194,9 @@ class RunMetrics:
             self._at("outside_requests", request, str(status)).inc()
             if code != "ok":
                 self._at("outside_refused", code).inc()
+
+    def on_failed_start(self, role: str) -> None:
+        self._at("starts_failed", role).inc()
 
     def on_redis(self, ping_s: float | None) -> None:
         """None: it did not answer."""

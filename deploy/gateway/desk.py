@@ -12,7 +12,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rollcall.cluster.messages.attempt import Header, Produced, ShardPayload, Ticket
-from rollcall.cluster.messages.events import Event, Handle, StateLost, TicketFailed, TicketProduced, TicketRefused
+from rollcall.cluster.messages.events import (
+    Event,
+    Fault,
+    Handle,
+    StateLost,
+    TicketFailed,
+    TicketProduced,
+    TicketRefused,
+)
 
 REMEMBERED = 4096  # leases that have ended, whose posts are answered as before
 MAX_INVALID = 3  # posts in a row that are not what was asked for, after which an actor is sent away
@@ -308,7 +316,8 @@ class Desk:
         detail = f"{session.actor_id} ({session.name}) {what}"
         self._end(lease, (status, reason, detail))
         self._lose_state(ticket.lane, tell=False)
-        self._tell(TicketFailed(ticket.header, reason=reason, detail=detail, state_lost=True))
+        fault: Fault = "death" if reason == "actor_died" else "own"
+        self._tell(TicketFailed(ticket.header, reason=reason, detail=detail, state_lost=True, fault=fault))
 
     def _part(self, session: Session, why: str) -> None:
         """The actor is gone, with the envs that it stepped."""
