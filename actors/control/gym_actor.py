@@ -18,6 +18,7 @@ from rollcall.actors.control.unroll import Shard, UnitOfExperience, begin_shard,
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
+from rollcall.actors.outside.settings import OutsideConfig
 from rollcall.actors.policy import PolicyFactory, WeightsSource
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array
@@ -35,7 +36,9 @@ class ActorsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num: int = Field(default=1, ge=1, le=4096, description="actor processes; at most one per env shard")
+    num: int = Field(
+        default=1, ge=0, le=4096, description="actor processes; at most one per env shard; 0: outside actors alone"
+    )
     num_envs: int = Field(default=16, ge=1, le=65536, description="environments over all actors")
     num_shards: int = Field(
         default=1, ge=1, le=65536, description="groups of envs stepped together; the result depends on it, not on num"
@@ -53,6 +56,14 @@ class ActorsConfig(BaseModel):
         default="wait", description="before the lag bound is passed: wait for stragglers, or drop what is too old"
     )
     torch_threads: int = Field(default=1, ge=1, le=256, description="threads of one actor's inference")
+    outside: OutsideConfig | None = Field(
+        default=None, description="env shards for actors outside Ray, which come over HTTP; none: there are no such"
+    )
+
+    @property
+    def first_outside_shard(self) -> int:
+        """From this one on shards are outside actors'."""
+        return self.num_shards - (0 if self.outside is None else self.outside.num_shards)
 
 
 class GymActor:

@@ -32,6 +32,7 @@ from rollcall.cluster.messages.events import (
     StepDone,
     TicketFailed,
     TicketProduced,
+    TicketRefused,
     TicketScored,
     Workers,
 )
@@ -250,7 +251,7 @@ class Coordinator:
                 self._rollouts.on_produced(event)
             elif isinstance(event, TicketScored):
                 self._rollouts.on_scored(event)
-            elif isinstance(event, TicketFailed):
+            elif isinstance(event, TicketFailed | TicketRefused):
                 self._rollouts.on_failed(event)
             elif isinstance(event, StateLost):
                 for ticket_id in event.ticket_ids:

@@ -15,7 +15,15 @@ from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
-from rollcall.cluster.messages.events import Fault, Handle, TicketFailed, TicketProduced, TicketScored, Workers
+from rollcall.cluster.messages.events import (
+    Fault,
+    Handle,
+    TicketFailed,
+    TicketProduced,
+    TicketRefused,
+    TicketScored,
+    Workers,
+)
 from rollcall.cluster.seeds import derive_seed
 
 MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless
@@ -141,9 +149,12 @@ class Rollouts:
         self._attempts.scored(produced.header.key)
         self._queue(produced, event.handle)
 
-    def on_failed(self, event: TicketFailed) -> None:
+    def on_failed(self, event: TicketFailed | TicketRefused) -> None:
         """Raises EnvFailure: an env's budget of restarts is spent."""
         header = event.header
+        if isinstance(event, TicketRefused):
+            self._attempts.refuse(header.key)
+            return
         if not self.awaits(header):
             return
         if event.state_lost:

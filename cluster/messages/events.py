@@ -42,11 +42,18 @@ class TicketFailed:
     """An attempt that will not be produced, or not be scored."""
 
     header: Header
-    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored
+    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored, invalid
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
     fruitless: bool = False  # unscored, and not because of some of its items: none has a score
     fault: Fault = "own"
+
+
+@dataclass(frozen=True, slots=True)
+class TicketRefused:
+    """A result that came too late, and was not looked at: the attempt had been given up."""
+
+    header: Header
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +100,7 @@ Event = (
     TicketProduced
     | TicketScored
     | TicketFailed
+    | TicketRefused
     | StateLost
     | StepDone
     | LearnerSaved

@@ -104,6 +104,7 @@ class RunMetrics:
         self._seen: dict[tuple[str, ...], float] = {}
         self._reward_versions: tuple[str, ...] = ()
         self._state: Callable[[], RunState] | None = None
+        self._outside: Callable[[], int] | None = None
         self._looking = threading.Lock()  # scrapes come on threads of their own
         self._server: MetricsServer | None = None
         for outcome in ("done", "skipped"):
@@ -183,6 +184,17 @@ class RunMetrics:
     def on_event(self, kind: str, text: str) -> None:
         self._at("events", kind).inc()
 
+    def watch_outside(self, num_actors: Callable[[], int]) -> None:
+        """Asked at each scrape: how many actors outside Ray are here."""
+        self._outside = num_actors
+
+    def on_outside(self, request: str, status: int, code: str) -> None:
+        """An actor outside Ray asked for something. On threads of the gateway."""
+        with self._looking:
+            self._at("outside_requests", request, str(status)).inc()
+            if code != "ok":
+                self._at("outside_refused", code).inc()
+
     def on_failed_start(self, role: str) -> None:
         self._at("starts_failed", role).inc()
 
@@ -219,6 +231,8 @@ class RunMetrics:
 
     def _look(self) -> None:
         """Takes the run's state as it is now."""
+        if self._outside is not None:
+            self._set(self._outside(), "outside_actors")
         if self._state is None:
             return
         state = self._state()

@@ -75,6 +75,8 @@ class Metric:
 
 STEPPED, TRAINING = "the first learner step", "the beginning of training"  # of `when`: what others may look for
 _SCORED = "the first batch that a reward service has scored"
+_GATEWAY = "actors.outside"
+_OUTSIDE = "a request of an actor outside Ray"
 _REWARDED = "language, or a reward service"
 
 
@@ -176,6 +178,24 @@ _CONTROL = (
     _counter("env_steps", "env steps", "Environment steps learned from", runs="control", when=STEPPED),
     _counter("episodes", "episodes", "Episodes that ended", runs="control", when=STEPPED),
     _counter("env_restarts", "envs", "Environments started anew after they raised", runs="control", when=STEPPED),
+    _gauge("outside_actors", "actors", "Actors outside Ray that are here", runs="control", when=_GATEWAY),
+    _counter(
+        "outside_requests",
+        "requests",
+        "Requests of actors outside Ray, by kind and HTTP status",
+        "request",
+        "status",
+        runs="control",
+        when=_OUTSIDE,
+    ),
+    _counter(
+        "outside_refused",
+        "requests",
+        "Requests of actors outside Ray that were not granted, by reason; repeated: posts that were answered again",
+        "outcome",
+        runs="control",
+        when=_OUTSIDE,
+    ),
 )
 _LANGUAGE = tuple(
     Metric(name, cast(MetricKind, kind), unit, text, labels, "language", when)

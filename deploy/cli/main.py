@@ -15,6 +15,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput, BooksDamaged, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.cluster.inputs.near_names import did_you_mean
+from rollcall.deploy.cli.actor import add_actor
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_least
 from rollcall.deploy.cli.learnt import add_learnt
 from rollcall.deploy.cli.manifests import add_manifests
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_learnt(add)
     add_recipes(add)
     add_plan(add)
+    add_actor(add)
     bench = add("bench", _bench, "measure against this machine's bound, and against a peer")
     what = bench.add_subparsers(dest="what", metavar="WHAT", parser_class=Parser, required=True)
     add_benches(what)
@@ -112,7 +114,7 @@ def _complain(text: str) -> None:
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
     runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "prune")
-    known = (*runs, "monitor", "manifests", "recipes", "config", "bench", "reward")
+    known = (*runs, "actor", "monitor", "manifests", "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():

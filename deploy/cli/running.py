@@ -36,8 +36,9 @@ def add_running(add: Add) -> None:
     resume.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=change)
     resume.epilog = (
         "may change: total_env_steps, total_learner_steps, algorithm.* but its name, learner.* but optimizer, eval.*, "
-        "checkpoint.*, actors.num, threads, deadlines and sizes of the engine, reward.url, reward.patience_s, "
-        "cluster.*, metrics.*, supervision.*; what the books and the models are made with stays (docs/going-on.md)"
+        "checkpoint.*, actors.num, actors.outside.* but num_shards, threads, deadlines and sizes of the engine, "
+        "reward.url, reward.patience_s, cluster.*, metrics.*, supervision.*; what the books and the models are made "
+        "with stays (docs/going-on.md)"
     )
     sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
     sft.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file, with policy.warm_start")

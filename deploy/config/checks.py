@@ -78,11 +78,16 @@ def _shards(config: RunConfig) -> list[Problem]:
         problems.append(
             Problem(("actors", "num_envs"), f"{text}: choose actors.num_shards among {', '.join(map(str, near))}")
         )
-    if actors.num > actors.num_shards:
-        text = f"more actors than env shards ({actors.num_shards}): {actors.num - actors.num_shards} would have no work"
-        problems.append(
-            Problem(("actors", "num"), f"{text}; set actors.num={actors.num_shards} or raise actors.num_shards")
-        )
+    own = actors.first_outside_shard
+    if own < 0:
+        text = f"more than there are env shards ({actors.num_shards}): raise actors.num_shards"
+        problems.append(Problem(("actors", "outside", "num_shards"), text))
+    elif actors.num > own:
+        text = f"more actors than env shards ({own}): {actors.num - own} would have no work"
+        problems.append(Problem(("actors", "num"), f"{text}; set actors.num={own} or raise actors.num_shards"))
+    elif actors.num == 0 and own > 0:
+        text = f"nobody steps {own} of the env shards: give all to outside actors"
+        problems.append(Problem(("actors", "num"), f"{text} (actors.outside.num_shards={actors.num_shards}), or set 1"))
     return problems
 
 

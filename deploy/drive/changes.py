@@ -29,6 +29,7 @@ MAY_CHANGE = (
     *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*"),
     r"redis\.\w+_timeout_s",
     *(r"actors\.(num|threads|torch_threads|ticket_deadline_s|max_env_restarts)",),
+    r"actors\.outside\.(listen|token_file|max_actors|max_body_mib|lease_s)",
     r"actors\.engine\.(max_num_seqs|admit_below|kv_cache_gib|gpu_memory_utilization|enforce_eager|weight_transfer"
     r"|async_scheduling|tensor_parallel_size|sleep)",
     *(r"reward\.(url|patience_s)", r"preferences\.patience_s"),

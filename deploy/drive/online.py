@@ -28,6 +28,7 @@ from rollcall.deploy.drive.run_facts import facts_of
 from rollcall.deploy.drive.run_watch import MetricsRecorder, RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.drive.waiting import waiting
+from rollcall.deploy.gateway.opening import with_gateway
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.report.recorders import Record, Recorder
@@ -161,6 +162,8 @@ class OnlineDrive:
             self._workers.prepared(self._factory.reward)
         else:
             self._workers = self._serial_workers()
+        if (outside := self._factory.outside) is not None:
+            self._workers = with_gateway(self._workers, outside, self._directory, self._watch.metrics, self._tell)
         workers, coordinator = self._workers, None
         try:
             checkpoints = CheckpointWriter(self._directory, keep=self._config.checkpoint.keep)
@@ -227,7 +230,8 @@ class OnlineDrive:
         if self.plan is not None:
             self._factory = self._factory.with_gpus(self.plan.shares)
         with nothing_to_keep():
-            actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server)
+            num_actors = self._config.actors.num
+            actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server) if num_actors else None
             learner = self._factory.learner(Collective())
         return SerialWorkers(
             actor=actor,

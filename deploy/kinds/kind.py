@@ -19,6 +19,7 @@ from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import validated
 from rollcall.deploy.kinds.language.warm_start import WarmStart
+from rollcall.deploy.kinds.outside import OutsideShards
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
@@ -278,6 +279,10 @@ class MemberFactory(Protocol):
     @property
     def preference_training(self) -> PreferenceTraining | None:
         """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
+
+    @property
+    def outside(self) -> OutsideShards | None:
+        """The part of its work that is done outside Ray, where there is one."""
 
     def preload(self, role: Literal["actor", "learner"]) -> None:
         """Imports what such a member needs, where that takes long: in its process, while what it loads is made."""

@@ -49,7 +49,7 @@ class SerialWorkers:
     def __init__(
         self,
         *,
-        actor: GymActor | LMActor,
+        actor: GymActor | LMActor | None,
         learner: Learner,
         parameter_server: ParameterServer,
         evaluator: Callable[[], Evaluator | LMEvaluator],
@@ -57,7 +57,7 @@ class SerialWorkers:
         scorer: TrajectoryScorer | None = None,
         gate: PreferenceGate | None = None,
     ) -> None:
-        """`gate`: of a run from preferences."""
+        """`actor`: None where all are outside; `gate`: of a run from preferences."""
         self._actor = actor
         self._scorer = scorer
         self._gate = gate
@@ -86,6 +86,17 @@ class SerialWorkers:
     def weights_hash(self) -> str:
         return self._weights.checksum if self._weights is not None else ""
 
+    @property
+    def newest(self) -> Weights | None:
+        return self._weights
+
+    def weights_of(self, newest: Handle) -> Weights | None:
+        assert isinstance(newest, Weights)
+        return newest
+
+    def adopt(self, trajectory: GymTrajectory) -> Handle:
+        return trajectory
+
     def close(self) -> None:
         pass
 
@@ -94,6 +105,7 @@ class SerialWorkers:
         if isinstance(actor, GymActor):
             self._jobs += [partial(self._produce, actor, ticket) for ticket in tickets]
         else:
+            assert actor is not None, "tickets of a run whose actors are all outside"
             self._jobs.append(partial(self._generate, actor, tickets))
 
     def submit_scoring(self, produced: Produced, handle: Handle) -> None:

@@ -237,6 +237,9 @@ def fed(kind: Any) -> RunMetrics:
     metrics.on_unsealed(5)
     metrics.on_disk(free_bytes=10, size_bytes=100)
     metrics.on_checkpoint_size(3)
+    if kind == "control":
+        metrics.on_outside("lease", 503, "no_ticket")
+        metrics.watch_outside(lambda: 2)
     metrics.page()
     return metrics
 

@@ -207,7 +207,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         (["actors.num=two"], "actors.num = 'two' (command line): must be a whole number"),
         (["actors.num=true"], "actors.num = true (command line): must be a whole number"),
         (["actors.num=1.5"], "actors.num = 1.5 (command line): must be a whole number"),
-        (["actors.num=0"], "actors.num = 0 (command line): must be greater than or equal to 1"),
+        (["actors.num=-1"], "actors.num = -1 (command line): must be greater than or equal to 0"),
         (["seed=-1"], "seed = -1 (command line): must be greater than or equal to 0"),
         (["learner.learning_rate=fast"], "learner.learning_rate = 'fast' (command line): must be a number"),
         (["algorithm.discount=1.5"], "algorithm.discount = 1.5 (command line): must be less than or equal to 1"),
@@ -275,7 +275,7 @@ def test_an_action_space_that_no_policy_can_deal_with_is_refused(
 
 def test_several_mistakes_are_said_at_once_a_line_each(recipe: Path) -> None:
     with pytest.raises(BadInput) as caught:
-        config_of(recipe, ["actors.num=0", "learner.learning_rate=-1", "algorithm.epochs=0"])
+        config_of(recipe, ["actors.num=-1", "learner.learning_rate=-1", "algorithm.epochs=0"])
     lines = str(caught.value).splitlines()
     assert sorted(line.partition(" ")[0] for line in lines) == [
         "actors.num",

@@ -94,6 +94,9 @@ def test_every_metric_of_ours_is_shown_or_alerted_on() -> None:
     assert sorted(unseen) == [
         "rollcall_duplicates_refused",  # the audit's
         "rollcall_last_checkpoint_step",
+        "rollcall_outside_actors",  # of few runs
+        "rollcall_outside_refused",
+        "rollcall_outside_requests",
         "rollcall_reward_batch_retries",
         "rollcall_reward_model_changes",  # the marks are dated by their timestamp
         "rollcall_reward_model_loads",

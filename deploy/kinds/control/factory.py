@@ -30,7 +30,9 @@ from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control import initial_weights
 from rollcall.deploy.kinds.control.needs import control_needs
+from rollcall.deploy.kinds.control.outside import outside_shards
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.outside import OutsideShards
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
@@ -83,7 +85,9 @@ class ControlFactory:
     @property
     def can_be_exact(self) -> bool:
         """Env state can be captured, and was seen to restore exactly."""
-        return is_exact(partial(make_vector_env, self.config.env, self.config.envs_per_shard))
+        return self.config.actors.outside is None and is_exact(
+            partial(make_vector_env, self.config.env, self.config.envs_per_shard)
+        )
 
     @property
     def eval_episodes(self) -> int:
@@ -180,6 +184,10 @@ class ControlFactory:
 
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)
+
+    @property
+    def outside(self) -> OutsideShards | None:
+        return outside_shards(self.config, self.spaces, self.policy)
 
     def preload(self, role: Literal["actor", "learner"]) -> None:
         """It has all that it needs."""

@@ -47,8 +47,8 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         language=False,
     )
     batches = Part("batches", 2 * batch, "actors.num_envs, actors.unroll_length", host=True)  # as they come, and joined
-    envs = math.ceil(config.actors.num_envs / config.actors.num)
-    steps_of_actor = math.ceil(steps / config.actors.num)
+    envs = math.ceil(config.actors.num_envs / max(1, config.actors.num))
+    steps_of_actor = math.ceil(steps / max(1, config.actors.num))
     acting = (
         Part("program", memory.GYM_ACTOR, host=True),
         Part("experience", 2 * steps_of_actor * (observation + RECORDED_BYTES), "actors.unroll_length", host=True),
@@ -57,8 +57,9 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
     )
     found = [
         Role("learner process", (*learner, batches), config.learner.num_processes, "learner"),
-        Role("actor", acting, config.actors.num),
     ]
+    if config.actors.num:
+        found.append(Role("actor", acting, config.actors.num))
     if config.eval.episodes:
         evaluating = (Part("program", memory.GYM_ACTOR, host=True), Part("weights", 4 * size, "policy", host=True))
         found.append(Role("evaluator", evaluating))

@@ -265,6 +265,10 @@ class LanguageFactory:
         else:
             preload()
 
+    @property
+    def outside(self) -> None:
+        """An engine's work is not given away: it takes weights that an HTTP request has no room for."""
+
     def actor(self, actor_id: str, source: WeightsSource[Weights | WeightsOffer]) -> LMActor:
         engine = self._engine(self.config.actors.engine)
         return LMActor(

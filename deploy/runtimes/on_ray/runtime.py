@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayError
@@ -14,7 +15,9 @@ from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.loop.supervision import START_FAILED, RestartBudget
 from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.events import Event, Handle, LearnerLost, StateLost, States, TicketFailed
+from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder
+from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Calls
@@ -248,6 +251,25 @@ class RayWorkers:
             return str(ray.get(self._server.newest, timeout=CONTROL_TIMEOUT_S).checksum)
         except RayError:
             return ""
+
+    @property
+    def newest(self) -> Handle | None:
+        """A reference to the newest weights."""
+        newest: Handle | None = self._server.newest
+        return newest
+
+    def weights_of(self, newest: Handle) -> Weights | None:
+        """Of a reference, without waiting; None while they are not there, or where they are lost."""
+        reference: Any = newest
+        try:
+            ready, _ = ray.wait([reference], timeout=0)
+            return cast(Weights, ray.get(reference, timeout=CONTROL_TIMEOUT_S)) if ready else None
+        except RayError:
+            return None
+
+    def adopt(self, trajectory: GymTrajectory) -> Handle:
+        """A reference to what another than its own actors made."""
+        return ray.put(trajectory)
 
     def waiting_for(self) -> str:
         """In words: who works on what, for how long."""
