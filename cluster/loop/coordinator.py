@@ -19,7 +19,7 @@ from rollcall.cluster.loop.observers import Observers, RunObserver
 from rollcall.cluster.loop.rollouts import Batch, Rollout, Rollouts
 from rollcall.cluster.loop.run import RunPlan, RunState
 from rollcall.cluster.loop.run_checkpoints import RunCheckpoints
-from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.supervision import Clock, FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.events import (
     EvalDone,
@@ -55,6 +55,7 @@ class Coordinator:
         watchdog: Watchdog,
         failures: FailureBudget,
         stop_requested: Callable[[], bool] = lambda: False,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.plan = plan
         self.counters = Counters()
@@ -66,10 +67,11 @@ class Coordinator:
         self._watchdog = watchdog
         self._failures = failures
         self._stop_requested = stop_requested
+        self._clock = clock
         self._epoch = 0
         self._rollouts = self._new_rollouts(0)
         self._training: deque[tuple[StepOrder, Batch]] = deque()
-        self._last_step_at = time.perf_counter()
+        self._last_step_at = self._clock()
         self._earlier_restarts = 0  # of the drivers before this one
         self._learner_restarts = 0
         self._stopping = False
@@ -167,7 +169,7 @@ class Coordinator:
             self._tell("stopping", f"{error}: step {self._checkpoints.step} stands")
 
     def _run(self) -> None:
-        self._last_step_at = time.perf_counter()
+        self._last_step_at = self._clock()
         self._watchdog.progressed()  # however long it took to start everybody
         while not self.finished and not self._stop_requested():
             if not self._checkpoints.being_made:  # actors rest while their state is asked for
@@ -201,18 +203,18 @@ class Coordinator:
         """The learner takes back what it has not finished, and stands at a step boundary; if it cannot in time, or
         dies, the last checkpoint is what a resume goes on from."""
         self._stopping = True
-        deadline = time.monotonic() + self.plan.stop_patience_s
+        deadline = self._clock() + self.plan.stop_patience_s
         if self._training:
             self._workers.interrupt_learner()
-        while self._training and not self._learner_gone and time.monotonic() < deadline:
+        while self._training and not self._learner_gone and self._clock() < deadline:
             self._poll()
         if self._training:
             self._tell("stopping", f"the learner is not at a step boundary: step {self._checkpoints.step} stands")
 
     def wait_for_evals(self, timeout_s: float, pending: Callable[[], bool]) -> None:
         """Handles events until no evaluation is pending any more, or a stop is requested."""
-        deadline = time.monotonic() + timeout_s
-        while pending() and time.monotonic() < deadline and not self._stop_requested():
+        deadline = self._clock() + timeout_s
+        while pending() and self._clock() < deadline and not self._stop_requested():
             self._handle(self._workers.poll(POLL_S))
         if pending() and not self._stop_requested():
             self._tell("eval_failed", f"no result within {timeout_s:.0f} s: ask for fewer or shorter episodes (eval.*)")
@@ -282,7 +284,7 @@ class Coordinator:
                 self._checkpoints.discard(order.checkpoint_directory)
             return
         self._rollouts.commit(order.step, batch, skipped=report.skipped)
-        now = time.perf_counter()
+        now = self._clock()
         step_s, self._last_step_at = now - self._last_step_at, now
         self.counters.restarts = self.restarts
         produced = [ready.handle[0] for ready in batch]
