@@ -155,7 +155,10 @@ class Ledger:
           LedgerConflict: `step` is not the number of steps committed.
         """
         with self._writing:
-            committed = int(self._store.call(lambda client: client.hget(self._keys[0], "step")) or 0)
+            committed = self._committed()
+            if committed < step:  # a Redis that came back without its last writes is brought up to date by any call
+                self.counts()
+                committed = self._committed()
             if committed != step:
                 raise LedgerConflict(f"a checkpoint of step {step}, but the ledger has committed {committed}")
             attempts = self._window(self._low_water, next_ticket_id)
@@ -193,6 +196,9 @@ class Ledger:
             sealed=self._sealed,
             recent=History().extended(attempt for attempt in ended if attempt.ticket_id >= self._low_water),
         )
+
+    def _committed(self) -> int:
+        return int(self._store.call(lambda client: client.hget(self._keys[0], "step")) or 0)
 
     def _window(self, first: int, end: int) -> list[Attempt]:
         attempts: list[Attempt] = []

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
 
 from rollcall.cluster.books.consumption import newest_epoch
 from rollcall.cluster.books.ledger import Ledger
@@ -27,7 +28,6 @@ from rollcall.cluster.messages.events import (
     LearnerLost,
     LearnerSaved,
     ShardStates,
-    StateLost,
     States,
     StepDone,
     TicketFailed,
@@ -245,31 +245,28 @@ class Coordinator:
     def _handle(self, events: Sequence[Event]) -> None:
         failed = [event for event in events if isinstance(event, TicketFailed) and self._rollouts.awaits(event.header)]
         causes = self._observers.on_failures(failed)
-        for event in events:
-            if isinstance(event, TicketProduced | TicketScored | StepDone | LearnerSaved | EvalDone):
+        for kind, together in groupby(events, type):
+            if issubclass(kind, TicketProduced | TicketScored | StepDone | LearnerSaved | EvalDone):
                 self._watchdog.progressed()
-            if isinstance(event, TicketProduced):
-                self._rollouts.on_produced(event)
-            elif isinstance(event, TicketScored):
-                self._rollouts.on_scored(event)
-            elif isinstance(event, TicketFailed):
-                self._rollouts.on_failed(event)
-            elif isinstance(event, StateLost):
-                for ticket_id in event.ticket_ids:
-                    self._tasks.lost(ticket_id)
-            elif isinstance(event, StepDone):
-                self._on_step_done(event)
-            elif isinstance(event, LearnerLost):
-                self._on_learner_lost(event)
-            elif isinstance(event, LearnerSaved):
-                self._on_learner_saved()
-            elif isinstance(event, ShardStates):
-                self._on_shard_states(event)
-            else:
-                self._observers.on_evaluated(event, tokens=self.counters.tokens)
+            alike = list(together)
+            if not self._rollouts.took(alike):
+                for event in alike:
+                    self._take(event)
         if not (self._stopping or self.finished):  # what fails then ends no run
             for event in causes:
                 self._failures.failed(event.reason, event.detail, fruitless=event.fruitless)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._on_step_done(event)
+        elif isinstance(event, LearnerLost):
+            self._on_learner_lost(event)
+        elif isinstance(event, LearnerSaved):
+            self._on_learner_saved()
+        elif isinstance(event, ShardStates):
+            self._on_shard_states(event)
+        elif isinstance(event, EvalDone):
+            self._observers.on_evaluated(event, tokens=self.counters.tokens)
 
     def _on_step_done(self, event: StepDone) -> None:
         """Its weights are published. Order: commit, then checkpoint."""
@@ -284,11 +281,12 @@ class Coordinator:
                 self._checkpoints.discard(order.checkpoint_directory)
             return
         self._rollouts.commit(order.step, batch, skipped=report.skipped)
-        now = self._clock()
-        step_s, self._last_step_at = now - self._last_step_at, now
+        began, self._last_step_at = self._last_step_at, self._clock()
         self.counters.restarts = self.restarts
         produced = [ready.handle[0] for ready in batch]
-        record = self.counters.count(order, produced, report, publish_s=event.publish_s, step_s=step_s)
+        record = self.counters.count(
+            order, produced, report, publish_s=event.publish_s, step_s=self._last_step_at - began
+        )
         if report.skipped:
             self._tell("skipped", f"step {order.step}: the loss or a gradient was not finite; skipped from there on")
         self._observers.on_step(record)  # before the checkpoint: what it holds has been told, whenever we are killed
@@ -344,8 +342,8 @@ class Coordinator:
     def _waiting_for(self) -> str:
         if self._training:
             return f"learner step {self._training[0][0].step}; " + self._workers.waiting_for()
-        blocked = self._flow.blocked_by()[:4]
-        return f"tickets {blocked} (ready {self._flow.num_ready}); " + self._workers.waiting_for()
+        blocked, ready = self._flow.blocked_by()[:4], self._flow.num_ready
+        return f"tickets {blocked} (ready {ready}); " + self._workers.waiting_for()
 
     def _tell(self, kind: str, text: str) -> None:
         self._observers.on_event(kind, text)

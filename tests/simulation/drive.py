@@ -1,5 +1,5 @@
-"""One simulated run from its beginning to its end, through as many drivers as it takes: as deploy/drive/online.py begins
-and resumes a run, and with the audit at the end."""
+"""One simulated run from its beginning to its end, through as many drivers as it takes: as deploy/drive/online.py
+begins and resumes a run, and with the audit at the end."""
 
 from __future__ import annotations
 
@@ -59,9 +59,8 @@ class Outcome:
 @contextmanager
 def private_redis() -> Iterator[redis.Redis]:
     """A real server for as many schedules as one likes."""
-    with tempfile.TemporaryDirectory(prefix="rollcall-simulation-") as folder:
-        with open_store(RedisConfig(), Path(folder)) as store:
-            yield store.client
+    with tempfile.TemporaryDirectory() as folder, open_store(RedisConfig(), Path(folder)) as store:
+        yield store.client
 
 
 def run(schedule: Schedule, client: redis.Redis | None = None) -> Outcome:
@@ -160,7 +159,12 @@ class _Run:
         if unlogged is not None and self.chances.happens("zombie_learner", here):
             order, rollouts = unlogged
             ConsumptionLog(self.log).append(order.step, order.epoch, rollouts)
-        if ledger is not None and ledger.epoch and not self.store.forgot and self.chances.happens("zombie_driver", here):
+        if (
+            ledger is not None
+            and ledger.epoch
+            and not self.store.forgot
+            and self.chances.happens("zombie_driver", here)
+        ):
             for write in (lambda: ledger.refuse_duplicate((0, 1)), lambda: ledger.commit(0, [(0, 1)])):
                 try:
                     write()
@@ -172,9 +176,7 @@ class _Run:
 
     def _coordinator(self) -> Coordinator:
         shape, driver = self.shape, self.store.driver
-        self.workers = SimulatedWorkers(
-            self.world, self.chances, self.referee, shape, self.log, max_polls=self.polls
-        )
+        self.workers = SimulatedWorkers(self.world, self.chances, self.referee, shape, self.log, max_polls=self.polls)
         self.ledger = Ledger(self.store, tickets_per_step=shape.batch)
         plan = RunPlan(
             run_id=self.store.run_id,

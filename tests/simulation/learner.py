@@ -1,5 +1,5 @@
-"""A simulated learner: it keeps the real consumption log, writes the learner's part of real checkpoints and publishes to
-the real parameter server; it dies before and after each, and may answer when it is long given up."""
+"""A simulated learner: it keeps the real consumption log, writes the learner's part of real checkpoints and publishes
+to the real parameter server; it dies before and after each, and may answer when it is long given up."""
 
 from __future__ import annotations
 

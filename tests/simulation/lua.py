@@ -12,7 +12,27 @@ _TOKEN = re.compile(
     r"""|(?P<op>\.\.|==|~=|<=|>=|[-+*/%#<>=(){}\[\];:,.])""",
 )
 _KEYWORDS = frozenset(
-    "and break do else elseif end false for function if in local nil not or return then true while".split()
+    [
+        "and",
+        "break",
+        "do",
+        "else",
+        "elseif",
+        "end",
+        "false",
+        "for",
+        "function",
+        "if",
+        "in",
+        "local",
+        "nil",
+        "not",
+        "or",
+        "return",
+        "then",
+        "true",
+        "while",
+    ]
 )
 _BINARY = [["or"], ["and"], ["<", ">", "<=", ">=", "~=", "=="], [".."], ["+", "-"], ["*", "/", "%"]]
 
@@ -260,7 +280,9 @@ class _Translator:
             return f"(_number({left}) {operator} _number({right}))"
         if operator == "/":
             raise ValueError("lua: / is not known here")
-        return f"_concat({left}, {right})" if operator == ".." else f"({left} {_PYTHON.get(operator, operator)} {right})"
+        return (
+            f"_concat({left}, {right})" if operator == ".." else f"({left} {_PYTHON.get(operator, operator)} {right})"
+        )
 
     def _unary(self) -> str:
         if self._take("not"):

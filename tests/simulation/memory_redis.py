@@ -1,5 +1,5 @@
-"""Redis in this process, as far as the books use it, for thousands of simulated runs: it runs the books' own scripts. What
-it does not know it refuses; a test holds its answers against those of a real server."""
+"""Redis in this process, as far as the books use it, for thousands of simulated runs: it runs the books' own scripts.
+What it does not know it refuses; a test holds its answers against those of a real server."""
 
 from __future__ import annotations
 

@@ -34,6 +34,7 @@ class SimulatedStore(Store):
         self.all_calls = 0
         self.forgot = False  # Redis lost writes, and the driver that remembered them is gone
         self._forgets_at = -1
+        self._has_forgotten = False  # since this driver began
         self._away_until = 0.0
         self.mortal = True  # whether drivers die, and Redis fails, at all
 
@@ -88,12 +89,14 @@ class SimulatedStore(Store):
         self._copy(kept, "kept:", "")
         self.client.delete(*(f"kept:{key}" for key in kept)) if kept else None
         self._forgets_at = -1
+        self._has_forgotten = True
 
     def driver_gone(self) -> None:
         """With what it remembered."""
         if self._forgets_at >= 0:
             self._forget()
-            self.forgot = True
+        self.forgot |= self._has_forgotten  # perhaps it had not noticed yet
+        self._has_forgotten = False
         self.driver, self.calls = self.driver + 1, 0
 
     def _all_keys(self) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from rollcall.cluster.messages.attempt import Header, Ticket
+from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import Event, StepDone, TicketFailed, TicketProduced, TicketScored
 from rollcall.cluster.messages.reports import StepOrder
 from tests.simulation.schedule import Shape
@@ -36,6 +36,7 @@ class Referee:
         self._issued: dict[Key, int] = {}  # -> epoch
         self._live: set[Key] = set()  # of this epoch: neither failed nor consumed
         self._answered: dict[tuple[Key, int], int] = {}  # (key, epoch) -> version that it was acted with
+        self._asked: dict[tuple[Key, int], int] = {}  # (key, epoch) -> version that it was to be acted with
         self._training: dict[int, tuple[Key, ...]] = {}  # step -> its batch, not yet committed
         self.committed: dict[int, tuple[Key, ...]] = {}
         self._consumed: dict[int, int] = {}  # ticket -> step: in training or committed, in this timeline
@@ -53,12 +54,16 @@ class Referee:
         self.committed = {done: keys for done, keys in self.committed.items() if done < step}
         self._training.clear()
         self._live.clear()
+        if self.forgot:  # perhaps whole epochs, and what was issued in them
+            self._issued = {key: issued for key, issued in self._issued.items() if issued < epoch}
+            self._published = (0, 0, -1)
         self._consumed = {key[0]: done for done, keys in self.committed.items() for key in keys}
         self.epoch, self.step = epoch, step
 
     # What the loop asks for.
 
     def on_tickets(self, tickets: Sequence[Ticket]) -> None:
+        self._live = {key for key in self._live if not self._is_stale(key)}
         for ticket in tickets:
             header, key = ticket.header, ticket.header.key
             self.tickets += 1
@@ -69,12 +74,12 @@ class Referee:
                 raise Violation("attempt twice", f"{key} was issued in epoch {before}, and is in epoch {self.epoch}")
             if key[0] in self._consumed:
                 raise Violation("consumed twice", f"{key} is issued, but step {self._consumed[key[0]]} has its ticket")
-            self._live -= {(key[0], attempt) for attempt in range(1, key[1]) if self._is_stale((key[0], attempt))}
             if any((key[0], attempt) in self._live for attempt in range(1, key[1])):
                 raise Violation("two attempts", f"{key} is issued while an earlier attempt is live")
             if ticket.min_policy_version != self.step:
                 raise Violation("version", f"{key} asks for {ticket.min_policy_version} at step {self.step}")
             self._issued[key] = self.epoch
+            self._asked[key, self.epoch] = ticket.min_policy_version
             self._live.add(key)
         live, most = len(self._live) + len(self._consumed), self.step + self._shape.lag + 1
         most = min(most, self._shape.steps) * self._shape.batch
@@ -126,6 +131,8 @@ class Referee:
         for event in events:
             if isinstance(event, TicketFailed) and event.header.epoch == self.epoch:
                 self._live.discard(event.header.key)
+            elif isinstance(event, TicketProduced) and self._is_older_than_asked(event.produced):
+                self._live.discard(event.produced.header.key)
             elif isinstance(event, TicketScored if self._shape.scored else TicketProduced):
                 header = event.produced.header
                 if self._shape.language and event.produced.is_degenerate and header.epoch == self.epoch:
@@ -142,10 +149,14 @@ class Referee:
                 self.committed[report.step] = keys
                 self.step = report.step + 1
 
+    def _is_older_than_asked(self, produced: Produced) -> bool:
+        return produced.min_policy_version < self._asked.get((produced.header.key, produced.header.epoch), 0)
+
     def _is_stale(self, key: Key) -> bool:
         """Whether the loop had to drop it, without anybody saying so."""
         next_step = self.step + len(self._training)
-        return next_step - self._answered.get((key, self.epoch), next_step) > self._shape.lag
+        version = self._answered.get((key, self.epoch), next_step)
+        return next_step - version > self._shape.lag
 
     # The end.
 

@@ -62,7 +62,7 @@ class Schedule:
         batch = draw.randint(1, 6)
         steps = draw.randint(4, 14)
         language = draw.random() < 0.4
-        shape = Shape(
+        return Shape(
             actors=self.actors or actors,
             batch=self.batch or (batch if self.actors is None else max(1, -(-self.actors // (lag + 1)))),
             steps=self.steps or steps,
@@ -77,7 +77,6 @@ class Schedule:
             tail=draw.choice([1.1, 1.5, 3.0]),
             gathers_s=draw.choice([0.0, 0.0, 0.2]),
         )
-        return shape
 
     @cached_property
     def rates(self) -> dict[str, float]:
@@ -87,9 +86,8 @@ class Schedule:
     def command(self) -> str:
         """What runs it again."""
         parts = ["python -m benchmarks.simulate", f"--seed {self.seed}"]
-        for name in ("actors", "batch", "steps"):
-            if (value := getattr(self, name)) is not None:
-                parts.append(f"--{name} {value}")
+        sizes = {name: getattr(self, name) for name in ("actors", "batch", "steps")}
+        parts += [f"--{name} {value}" for name, value in sizes.items() if value is not None]
         if self.only is not None:
             parts.append("--only " + ",".join(sorted(self.only)) if self.only else "--quiet")
         elif self.quiet:

@@ -1,5 +1,5 @@
-"""From a schedule that breaks a promise to the least one that breaks the same promise: fewer faults, fewer actors, smaller
-batches, fewer steps."""
+"""From a schedule that breaks a promise to the least one that breaks the same promise: fewer faults, fewer
+actors, smaller batches, fewer steps."""
 
 from __future__ import annotations
 

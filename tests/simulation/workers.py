@@ -39,6 +39,7 @@ class SimulatedWorkers:
         self.learner = SimulatedLearner(world, chances, referee, log, self._publish)
         self._later: deque[Event] = deque()
         self._polls = max_polls
+        self._in_vain = False  # whether the last poll was
         self.evals_pending = 0
         self._evals = 0
 
@@ -79,12 +80,16 @@ class SimulatedWorkers:
         self._world.after(3.0 * self._chances.pareto(1.1, "evaluates", *here), done)
 
     def poll(self, timeout_s: float) -> list[Event]:
-        """Time moves to the next event, however far it is."""
+        """Time moves to the next event, however far it is; but once nothing comes in time."""
         self._polls -= 1
         if self._polls < 0:
             raise Violation("no progress", f"the loop goes round and round, at {self._world.now:.0f} s")
+        if not self._later and not self._in_vain and not self._world.comes_within(timeout_s):
+            self._in_vain = True
+            return []
         if not self._later:
             self._later.extend(self._world.advance(self._shape.gathers_s))
+        self._in_vain = False
         events: list[Event] = []
         while self._later:
             events.append(self._later.popleft())

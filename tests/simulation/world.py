@@ -35,6 +35,13 @@ class World:
     def tell(self, event: Event, delay_s: float) -> None:
         self.after(delay_s, lambda: self.events.append(event))
 
+    def comes_within(self, timeout_s: float) -> bool:
+        """Whether anything happens in that time, of which perhaps nobody is told; if not, it passes."""
+        if self.events or (self._ahead and self._ahead[0][0] <= self.now + timeout_s):
+            return True
+        self.now += timeout_s
+        return False
+
     def advance(self, gathers_s: float) -> list[Event]:
         """To the next event, and to those that come within `gathers_s`.
 
