@@ -17,7 +17,6 @@ from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.rollouts import Rollouts
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.events import StepDone
-from rollcall.cluster.parameter_server import ParameterServer
 
 
 @contextmanager
@@ -115,18 +114,6 @@ def lag_by_one() -> Iterator[None]:
 
 
 @contextmanager
-def old_weights() -> Iterator[None]:
-    """The parameter server gives whatever it has, of any epoch."""
-    latest = ParameterServer.latest
-
-    def gives(self: ParameterServer, *, epoch: int, **asked: Any) -> Any:
-        return latest(self, epoch=self._epoch or epoch, **{**asked, "newer_than": -1})
-
-    with patch.object(ParameterServer, "latest", gives):
-        yield
-
-
-@contextmanager
 def _script(what: str, instead: str) -> Iterator[None]:
     def changed(client: Any, text: str) -> Script:
         assert what in text
@@ -146,6 +133,5 @@ PLANTED: Mapping[str, Callable[[], Any]] = {
         lost_drop,
         lost_ticket,
         lag_by_one,
-        old_weights,
     )
 }
