@@ -2,7 +2,8 @@
 configurations. `python -m benchmarks.plan_against_peak [--only NAME ...]`; ten minutes on two cores, 6 GB.
 
 A process's peak is of its own memory: what it has of the object store, which all share, is not counted (VmHWM less
-RssShmem, or the largest of RssAnon + RssFile that was seen, whichever is more)."""
+RssShmem, or the largest of RssAnon + RssFile that was seen, whichever is more). Ray's own processes, which are always
+together, count at one moment, and a page that several of them have in common counts once (Pss_Anon + Pss_File)."""
 
 from __future__ import annotations
 
@@ -25,6 +26,8 @@ from benchmarks.proofs import ROLLCALL, ROOT, Row, rollcall
 
 BOUND = 0.15  # of the peak
 EVERY_S = 0.05
+FAIR_EVERY = 10  # looks: to find out with whom a process shares its pages takes milliseconds
+RAY = "Ray and parameter server"
 MODEL = "MODEL"  # in a configuration: where the model with a real vocabulary is
 VOCABULARY = 151_936  # Qwen3's
 ROLES = {
@@ -32,7 +35,7 @@ ROLES = {
     "LMActorProcess": "actor",
     "GymActorProcess": "actor",
     "EvalProcess": "evaluator",
-    "ParameterServerProcess": "Ray and parameter server",
+    "ParameterServerProcess": RAY,
 }
 RAYS_OWN = re.compile(r"site-packages/ray/|raylet|gcs_server")
 
@@ -104,45 +107,61 @@ def _planned(case: Case, settings: Sequence[str]) -> dict[str, int]:
 
 
 def _measured(case: Case, settings: Sequence[str], runs: Path) -> Mapping[str, int]:
-    """Role -> the peak of its largest process; of Ray and its like, the sum of all."""
+    """Role -> the peak of its largest process; of Ray and its like, of all together."""
     environment = {**os.environ, "ROLLCALL_RUNS": str(runs)}
     command = [*ROLLCALL, case.command, case.recipe, *settings]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as run:
-        driver, peaks = psutil.Process(run.pid), dict[int, _Peak]()
+        driver, seen = psutil.Process(run.pid), dict[int, _Seen]()
+        looks = 0
         while run.poll() is None:
             for process in (driver, *driver.children(recursive=True)):
                 with suppress(psutil.Error, OSError, KeyError):  # it has just ended
-                    peaks.setdefault(process.pid, _Peak()).look(process)
+                    seen.setdefault(process.pid, _Seen()).look(process, looks)
+            looks += 1
             time.sleep(EVERY_S)
         if run.returncode:
             raise SystemExit(f"{' '.join(command)}: ended with {run.returncode}")
-    found: dict[str, int] = {}
-    for pid, peak in peaks.items():
-        role = ("driver" if case.has_actors else "trainer") if pid == run.pid else peak.role
-        together = role == "Ray and parameter server"
-        found[role] = found.get(role, 0) + peak.size_bytes if together else max(found.get(role, 0), peak.size_bytes)
+    seen.pop(run.pid).tell("driver" if case.has_actors else "trainer", found := dict[str, int]())
+    rays = [process for process in seen.values() if process.role == RAY]
+    for process in seen.values():
+        process.tell(process.role, found)
+    if rays:
+        found[RAY] = max(sum(process.fair_at.get(look, 0) for process in rays) for look in range(0, looks, FAIR_EVERY))
     return found
 
 
-class _Peak:
+class _Seen:
     """Of one process, as far as it was seen."""
 
     def __init__(self) -> None:
         self.role = ""
+        self.fair_at: dict[int, int] = {}  # look -> its fair share, as long as it may be one of Ray's
         self._seen = self._most = self._shared = 0
 
-    def look(self, process: psutil.Process) -> None:
+    def look(self, process: psutil.Process, number: int) -> None:
         line = " ".join(process.cmdline())
         named = next((role for name, role in ROLES.items() if f"ray::{name}" in line), "")
-        self.role = named or self.role or ("Ray and parameter server" if RAYS_OWN.search(line) else "")
-        status = dict(re.findall(r"^(\w+):\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE))
-        own = int(status["RssAnon"]) + int(status["RssFile"])
-        self._seen, self._most = max(self._seen, own), int(status["VmHWM"])
-        self._shared = max(self._shared, int(status["RssShmem"]))
+        self.role = named or self.role or (RAY if RAYS_OWN.search(line) else "")
+        status = _numbers(Path(f"/proc/{process.pid}/status"))
+        own = status["RssAnon"] + status["RssFile"]
+        self._seen, self._most = max(self._seen, own), status["VmHWM"]
+        self._shared = max(self._shared, status["RssShmem"])
+        if self.role == RAY and number % FAIR_EVERY == 0:
+            pages = _numbers(Path(f"/proc/{process.pid}/smaps_rollup"))
+            self.fair_at[number] = pages["Pss_Anon"] + pages["Pss_File"]
+
+    def tell(self, role: str, found: dict[str, int]) -> None:
+        """Of its role's processes the largest counts."""
+        found[role] = max(found.get(role, 0), self.size_bytes)
 
     @property
     def size_bytes(self) -> int:
-        return 1024 * max(self._seen, self._most - self._shared)
+        return max(self._seen, self._most - self._shared)
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """What a file of /proc says in kB, in bytes."""
+    return {name: 1024 * int(size) for name, size in re.findall(r"^(\w+):\s+(\d+) kB", file.read_text(), re.MULTILINE)}
 
 
 def _write_model(directory: Path) -> None:

@@ -21,8 +21,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -74,6 +75,7 @@ class Proof:
         self._until = time.monotonic() + limit_s
         self._on_gpu = torch.cuda.is_available()
         self._model = folder / "model"
+        self._numbers = count()
         self.parts: Mapping[str, Callable[[], dict[str, Any]]] = {
             "tests": self.tests,
             "defaults": self.defaults,
@@ -89,6 +91,8 @@ class Proof:
 
     def tests(self) -> dict[str, Any]:
         """Those with the mark gpu."""
+        if not self._on_gpu:
+            return {"left_out": "there is no GPU"}
         done = self._run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"])
         return {"exit_code": done.returncode, "said": done.stdout.splitlines()[-1:] or done.stderr.splitlines()[-1:]}
 
@@ -150,7 +154,7 @@ class Proof:
         ]
 
     def _trained(self, recipe: str, settings: Sequence[str]) -> dict[str, Any]:
-        name = f"run-{len(list(self._folder.iterdir()))}"
+        name = f"run-{next(self._numbers)}"
         with _GpuMemory() as memory:
             done = self._run([*ROLLCALL, "train", recipe, f"name={name}", *settings], cwd=self._folder)
         directory = self._folder / "runs" / name
@@ -216,42 +220,68 @@ def _json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 def learner_alone(model: Path, completions: int, tokens: int, budget: int) -> dict[str, Any]:
-    """In its own process: three updates of one batch, of which the first warms up."""
+    """In its own process: three updates of one batch, of which the first warms up; before them, on a GPU, two with sdpa
+    over padded rows, for the ratio."""
+    on_gpu = torch.cuda.is_available()
+    padded = _updates(model, "sdpa", completions, tokens, budget, 2) if on_gpu else {}
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    found = _updates(model, "auto", completions, tokens, budget, 3)
+    if on_gpu:
+        # 2 of the forward pass and 4 of the backward one for each parameter; attention and recomputation not counted.
+        utilisation = 6 * found["parameters"] * found["tokens_per_s"] / BFLOAT16_PEAK
+        found["model_flop_utilisation"] = round(utilisation, 3)
+        found["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
+        found["sdpa_peak_gpu_mib"] = padded["peak_gpu_mib"]
+        found["flex_to_sdpa"] = round(found["tokens_per_s"] / padded["tokens_per_s"], 2)
+    return found
+
+
+def _updates(
+    model: Path, attention: Literal["auto", "sdpa"], completions: int, tokens: int, budget: int, count: int
+) -> dict[str, Any]:
     from benchmarks.prove_logits import experience
     from rollcall.cluster.messages.reports import StepOrder
     from rollcall.cluster.messages.sampling import SamplingConfig
     from rollcall.learners.algorithms.language.grpo import GRPO
     from rollcall.learners.collators.language import LanguageCollator
     from rollcall.learners.loop.config import LearnerConfig
-    from rollcall.learners.loop.learner import Learner
-    from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, autocast_dtype, load_policy_model
+    from rollcall.learners.loop.learner import Learner, resolve_device
+    from rollcall.learners.models.token_policy import (
+        LMPolicyConfig,
+        TokenPolicy,
+        autocast_dtype,
+        layout_of,
+        load_policy_model,
+    )
 
     on_gpu = torch.cuda.is_available()
-    config = LMPolicyConfig(model=str(model), dtype="bfloat16" if on_gpu else "float32")
-    network = load_policy_model(model, config)
+    config = LMPolicyConfig(model=str(model), attention=attention, dtype="bfloat16" if on_gpu else "float32")
+    network = load_policy_model(model, config, device=resolve_device("auto"))
+    layout = layout_of(network, token_budget=budget)
     learner = Learner(
         models={"policy": TokenPolicy(network, SamplingConfig(), autocast=autocast_dtype(config))},
         algorithm=GRPO(GRPO.Config(token_budget=budget)),
         config=LearnerConfig(learning_rate=1e-6, max_grad_norm=1.0).for_language(),
         policy_id="policy",
         run_seed=0,
-        collator=LanguageCollator(token_budget=budget),
+        collator=LanguageCollator(token_budget=budget, layout=layout),
     )
     vocabulary = int(network.config.vocab_size)  # type: ignore[union-attr, arg-type]
     batch = experience(vocabulary, groups=completions // GROUP, completion=tokens)
     seconds = []
-    for step in range(3):
+    for step in range(count):
         report, _ = learner.update(batch, StepOrder(step, 1, 0.0))
         seconds.append(report.update_s)
     seen = sum(len(item.token_ids) for item in batch)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    rate = seen / min(seconds[1:])
-    found: dict[str, Any] = {"tokens_per_s": round(rate), "update_s": seconds, "parameters": parameters}
-    if on_gpu:
-        # 2 of the forward pass and 4 of the backward one for each parameter; attention and recomputation not counted.
-        found["model_flop_utilisation"] = round(6 * parameters * rate / BFLOAT16_PEAK, 3)
-        found["peak_gpu_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return found
+    return {
+        "attention": "flex" if layout.packed else "sdpa",
+        "tokens_per_s": round(seen / min(seconds[1:])),
+        "update_s": seconds,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        **({"peak_gpu_mib": round(torch.cuda.max_memory_allocated() / 2**20)} if on_gpu else {}),
+    }
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from rollcall.cluster.errors import CheckpointDamaged
@@ -97,7 +97,7 @@ class CheckpointWriter:
         self.run_directory = run_directory
         self._root = run_directory / "checkpoints"
         self._root.mkdir(parents=True, exist_ok=True)
-        self._keep = keep
+        self.keep = keep
         for leftover in self._root.glob(".making-*"):  # of a driver that was killed in the middle
             shutil.rmtree(leftover)
 
@@ -122,7 +122,7 @@ class CheckpointWriter:
             shutil.rmtree(final)
         directory.rename(final)
         _sync(self._root)
-        for old in list_checkpoints(self.run_directory)[: -self._keep]:
+        for old in list_checkpoints(self.run_directory)[: -self.keep]:
             shutil.rmtree(old)
         return final
 
@@ -199,6 +199,26 @@ def latest_checkpoint(run_directory: Path) -> tuple[Path, Manifest, list[str]]:
         return path, manifest, warnings
     detail = f": {warnings[0]}" if warnings else ""
     raise CheckpointDamaged(f"{run_directory}: no checkpoint to load{detail}")
+
+
+def damaged_files(run_directory: Path) -> list[str]:
+    """A line for each kept checkpoint whose files are not what its manifest says. Of one whose manifest cannot be read
+    the audit of the books speaks; one that a run that goes on prunes meanwhile is none."""
+    found: list[str] = []
+    for path in list_checkpoints(run_directory):
+        try:
+            read_manifest(path)
+        except CheckpointDamaged:
+            continue
+        try:
+            verify(path)
+            if (path / WEIGHTS).is_file():
+                with safe_open(path / WEIGHTS, "numpy") as weights:
+                    weights.keys()
+        except (CheckpointDamaged, SafetensorError, OSError) as error:
+            if path.exists():
+                found.append(f"checkpoint {path.name}: {str(error).removeprefix(f'{path}/')}")
+    return found
 
 
 def _file_hash(path: Path) -> str:

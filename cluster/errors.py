@@ -8,6 +8,7 @@ RollcallError
 |-- ChecksumMismatch    weights differ from what was published
 |-- WeightsTimeout      a version was not published within the deadline
 |-- CheckpointDamaged   a checkpoint that must not be loaded
+|-- BooksDamaged        a sealed segment of the books, or their index, that is missing or not as it was written
 |-- RunAlive            another driver holds this run's lock
 |-- EnvFailure          an environment raised, and its budget of restarts is spent
 |-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
@@ -77,6 +78,10 @@ class WeightsTimeout(RollcallError):
 
 
 class CheckpointDamaged(RollcallError):
+    pass
+
+
+class BooksDamaged(RollcallError):
     pass
 
 

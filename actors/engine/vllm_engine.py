@@ -22,6 +22,7 @@ from rollcall.actors.engine.vllm_arguments import (
     sampling_parameters,
     set_environment,
 )
+from rollcall.actors.engine.vllm_rendezvous import rendezvous
 from rollcall.actors.engine.vllm_weights import EngineWeights, in_words
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.messages.arrays import Array
@@ -65,7 +66,8 @@ class VllmEngine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         try:
-            engine = LLMEngine.from_engine_args(engine_arguments(model_directory, config))
+            with rendezvous():
+                engine = LLMEngine.from_engine_args(engine_arguments(model_directory, config))
         except Exception as error:
             raise RollcallError(
                 f"{model_directory} ({names.kind}): vLLM does not start with this model: {in_words(error)}"

@@ -4,7 +4,8 @@ Reads only: it must never change a run, alive or dead."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,18 @@ from pydantic import ValidationError
 
 from rollcall.cluster.books import audit_rules, audit_witnesses
 from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence
-from rollcall.cluster.books.consumption import LOG_NAME, read_log
+from rollcall.cluster.books.audit_lines import LogStream
+from rollcall.cluster.books.audit_sealed import SealedAudit
+from rollcall.cluster.books.consumption import LOG_NAME
+from rollcall.cluster.books.consumption_line import LogReading
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import Attempt, Key, LedgerTable, StepEntry, read_table
+from rollcall.cluster.books.sealed import SealedIndex, read_index
 from rollcall.cluster.books.settings_history import SEGMENTS, SettingsSpan, booked_spans
-from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.errors import BadInput, BooksDamaged, CheckpointDamaged
 from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.run_lock import driver_alive
-from rollcall.cluster.store.store import inspect_store
+from rollcall.cluster.store.store import Store, inspect_store
 
 RULES = (
     audit_rules.tickets,
@@ -53,20 +58,22 @@ def audit_run(run_directory: Path, redis: RedisConfig | None = None) -> list[Dis
     alive = driver_alive(run_directory)
     with inspect_store(redis or RedisConfig(), run_directory) as store:
         try:
-            table = read_table(store)
+            table, index = _read_books(store, run_directory)
         except ValueError as error:
             return [Discrepancy("ledger", f"its head cannot be read: {error}")]
+        except BooksDamaged as error:
+            return [Discrepancy("sealed books", str(error).removeprefix(f"{run_directory}/"))]
     unreadable: list[Discrepancy] = []
     attempts, steps = _ledger_entries(table, unreadable)
     summary = _summary(run_directory / "summary.json", unreadable)
     evidence = Evidence(
-        attempts=attempts,
+        attempts={key: attempt for key, attempt in attempts.items() if key[0] >= index.end},
         steps=steps,
         counters=table.counters,
         epochs=table.epochs,
         num_steps=table.step,
         tickets_per_step=table.tickets_per_step,
-        log=read_log(run_directory / "logs" / LOG_NAME),
+        log=LogReading((), (), False),
         max_policy_lag=config["max_policy_lag"],
         completed=not alive and summary is not None and summary.get("status") == "completed",
         alive=alive,
@@ -76,7 +83,30 @@ def audit_run(run_directory: Path, redis: RedisConfig | None = None) -> list[Dis
         segments=_segments(run_directory, unreadable),
         checkpoint_hashes=_hashes(run_directory / "checkpoints"),
     )
-    return [*unreadable, *(found for rule in RULES for found in rule(evidence))]
+    log = LogStream(run_directory / "logs" / LOG_NAME)
+    sealed = SealedAudit(run_directory, index, evidence, log)
+    of_sealed = list(sealed.discrepancies({key: a for key, a in attempts.items() if key[0] < index.end}))
+    facts, rest = sealed.facts(), log.rest()
+    evidence = replace(
+        evidence,
+        sealed=facts,
+        log=rest,
+        log_whole=not log.damaged,
+        steps={step: entry for step, entry in steps.items() if not facts.has_step(step)},
+    )
+    found = [discrepancy for rule in RULES for discrepancy in rule(evidence)]
+    return [*unreadable, *log.damaged, *of_sealed, *found]
+
+
+def _read_books(store: Store, run_directory: Path) -> tuple[LedgerTable, SealedIndex]:
+    """Of one moment: nothing was sealed between what is in Redis and what is in segments."""
+    index = read_index(run_directory)
+    while True:
+        table = read_table(store)
+        again = read_index(run_directory)
+        if again == index:
+            return table, index
+        index = again
 
 
 def _ledger_entries(
@@ -99,20 +129,22 @@ def _ledger_entries(
     return attempts, steps
 
 
-def _metrics(path: Path, unreadable: list[Discrepancy]) -> tuple[Mapping[str, Any], ...]:
-    """The lines of metrics.jsonl. A last line without an end is that of a killed driver."""
-    *whole, _ = (path.read_text(errors="replace") if path.exists() else "").split("\n")
-    records: list[Mapping[str, Any]] = []
-    for number, line in enumerate(whole, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            unreadable.append(Discrepancy("metrics.jsonl", f"line {number} cannot be read"))
-    return tuple(records)
+def _metrics(path: Path, unreadable: list[Discrepancy]) -> Iterator[Mapping[str, Any]]:
+    """The lines of metrics.jsonl, as they are read. A last line without an end is that of a killed driver."""
+    if not path.exists():
+        return
+    with path.open(errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith("\n"):
+                return
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict):
+                yield record
+            else:
+                unreadable.append(Discrepancy("metrics.jsonl", f"line {number} cannot be read"))
 
 
 def _positions(folder: Path, unreadable: list[Discrepancy]) -> dict[str, LedgerPosition]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
 from typing import Any
 
-from rollcall.cluster.books.consumption import LogReading
+from rollcall.cluster.books.consumption_line import LogReading
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import Attempt, Key, StepEntry
+from rollcall.cluster.books.sealed import SealedIndex
 from rollcall.cluster.books.settings_history import SettingsSpan
 
 
@@ -33,8 +36,34 @@ class Discrepancy:
 
 
 @dataclass(frozen=True)
+class SealedFacts:
+    """What the rules must know of the part of the books that is sealed, which is looked at by itself."""
+
+    index: SealedIndex = field(default_factory=SealedIndex)
+    partial: Mapping[Key, Attempt] = field(default_factory=dict)  # sealed, other tickets of whose steps are not
+    first_step: int = 0  # steps below are sealed
+    steps: frozenset[int] = frozenset()  # and these
+    step_epochs: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # epoch -> its first and last sealed step
+    max_lag: int = 0
+    whole: bool = True  # every segment could be read
+
+    @property
+    def end(self) -> int:
+        return self.index.end
+
+    def has_step(self, step: int) -> bool:
+        return step < self.first_step or step in self.steps
+
+    def fits(self, step: int, epoch: int) -> bool:
+        """Whether a sealed step may be of this epoch."""
+        first, last = self.step_epochs.get(epoch, (0, -1))
+        return first <= step <= last
+
+
+@dataclass(frozen=True)
 class Evidence:
-    """All that is known of a run, from its separate sources; what could not be read is not here."""
+    """All that is known of a run, from its separate sources; what could not be read is not here. Attempts, steps and
+    lines of the log are those that are not sealed."""
 
     attempts: Mapping[Key, Attempt]
     steps: Mapping[int, StepEntry]
@@ -46,15 +75,31 @@ class Evidence:
     max_policy_lag: int
     completed: bool
     alive: bool  # the run goes on: what is newer than the ledger's snapshot is no discrepancy
-    metrics: tuple[Mapping[str, Any], ...] = ()
+    metrics: Iterable[Mapping[str, Any]] = ()  # read once
     summary: Mapping[str, Any] | None = None
     checkpoints: Mapping[str, LedgerPosition] = field(default_factory=dict)
     segments: tuple[SettingsSpan, ...] = ()
     checkpoint_hashes: Mapping[str, str] = field(default_factory=dict)  # of the settings each was made under
+    sealed: SealedFacts = field(default_factory=SealedFacts)
+    log_whole: bool = True  # every segment of the log could be read
+
+    def find(self, key: Key) -> Attempt | None:
+        """An attempt, also one that is sealed and of a step that is not."""
+        return self.attempts.get(key) or self.sealed.partial.get(key)
 
     def void(self, step: int, epoch: int) -> bool:
         """Whether a later epoch went back to before this step: what was done at it then is undone."""
-        return any(later > epoch and opened <= step for later, opened in self.epochs.items())
+        return self._lowest_after(epoch) <= step
+
+    def _lowest_after(self, epoch: int) -> float:
+        if epoch not in self._lowest:
+            self._lowest[epoch] = min((opened for later, opened in self.epochs.items() if later > epoch), default=inf)
+        return self._lowest[epoch]
+
+    @cached_property
+    def _lowest(self) -> dict[int, float]:
+        """Epoch -> the lowest step that a later one went back to."""
+        return {}
 
 
 def gaps(present: Iterable[int], *, start: int, end: int) -> Iterator[str]:

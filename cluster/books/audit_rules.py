@@ -4,10 +4,11 @@ the evidence to what is wrong. Must never trust an entry that another entry can 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence, about, gaps, lag_outside, state_of
 from rollcall.cluster.books.ledger_table import IN_FLIGHT, RESTORED, Attempt, Key, LedgerCounts, recount
+from rollcall.cluster.books.sealed import total
 
 
 def tickets(evidence: Evidence) -> Iterator[Discrepancy]:
@@ -15,21 +16,31 @@ def tickets(evidence: Evidence) -> Iterator[Discrepancy]:
     by_ticket: dict[int, list[Attempt]] = defaultdict(list)
     for attempt in evidence.attempts.values():
         by_ticket[attempt.ticket_id].append(attempt)
-    for gap in gaps(by_ticket, start=0, end=max(by_ticket, default=-1) + 1):
+    first = evidence.sealed.end
+    for gap in gaps(by_ticket, start=first, end=max(by_ticket, default=first - 1) + 1):
         yield Discrepancy("ledger", f"ticket {gap}: not in the ledger, though later ones are")
     for ticket_id in sorted(by_ticket):
-        tries = sorted(by_ticket[ticket_id], key=lambda attempt: attempt.attempt)
-        for gap in gaps((attempt.attempt for attempt in tries), start=1, end=tries[-1].attempt + 1):
-            yield Discrepancy("ledger", f"attempt {gap} is missing, though a later one is there", ticket_id=ticket_id)
-        committed = [attempt for attempt in tries if attempt.state == "committed"]
-        for again in committed[1:]:
-            first = committed[0]
-            yield about(again, f"committed, but so was attempt {first.attempt}, at step {first.step}")
-        for attempt in tries[:-1]:
-            if attempt.final:
-                yield about(attempt, f"is final ({attempt.state}), but attempt {tries[-1].attempt} follows it")
-            elif attempt.state in IN_FLIGHT:
-                yield about(attempt, f"is still {attempt.state}, but attempt {tries[-1].attempt} follows it")
+        tries = by_ticket[ticket_id]
+        if len(tries) > 1 or tries[0].attempt != 1:
+            yield from of_ticket(tries)
+
+
+def of_ticket(attempts: Iterable[Attempt]) -> Iterator[Discrepancy]:
+    """Of all attempts at one ticket."""
+    tries = sorted(attempts, key=lambda attempt: attempt.attempt)
+    for gap in gaps((attempt.attempt for attempt in tries), start=1, end=tries[-1].attempt + 1):
+        yield Discrepancy(
+            "ledger", f"attempt {gap} is missing, though a later one is there", ticket_id=tries[0].ticket_id
+        )
+    committed = [attempt for attempt in tries if attempt.state == "committed"]
+    for again in committed[1:]:
+        first = committed[0]
+        yield about(again, f"committed, but so was attempt {first.attempt}, at step {first.step}")
+    for attempt in tries[:-1]:
+        if attempt.final:
+            yield about(attempt, f"is final ({attempt.state}), but attempt {tries[-1].attempt} follows it")
+        elif attempt.state in IN_FLIGHT:
+            yield about(attempt, f"is still {attempt.state}, but attempt {tries[-1].attempt} follows it")
 
 
 def attempts(evidence: Evidence) -> Iterator[Discrepancy]:
@@ -72,9 +83,8 @@ def counters(evidence: Evidence) -> Iterator[Discrepancy]:
             f"{counted.dropped} + rolled_back {counted.rolled_back} + in_flight {counted.in_flight}",
         )
     skipped = sum(entry.skipped for entry in evidence.steps.values())
-    real = recount(
-        evidence.attempts.values(), skipped_steps=skipped, duplicates_refused=counted.duplicates_refused
-    ).as_counters()
+    unsealed = recount(evidence.attempts.values(), skipped_steps=skipped, duplicates_refused=counted.duplicates_refused)
+    real = total((evidence.sealed.index.counts(), unsealed)).as_counters()
     said = counted.as_counters()
     for name in sorted(set(real) | set(said)):
         if said.get(name, "0") != real.get(name, "0"):
@@ -86,7 +96,9 @@ def counters(evidence: Evidence) -> Iterator[Discrepancy]:
 def steps(evidence: Evidence) -> Iterator[Discrepancy]:
     """Steps 0..N-1 are all there, each with exactly its number of attempts, each of them committed at it."""
     listed: dict[Key, list[int]] = defaultdict(list)
-    for gap in gaps(evidence.steps, start=0, end=evidence.num_steps):
+    sealed = evidence.sealed
+    known = {*evidence.steps, *sealed.steps}
+    for gap in gaps(known, start=sealed.first_step, end=evidence.num_steps) if sealed.whole else ():
         yield Discrepancy("ledger", f"step {gap}: missing, though {evidence.num_steps} steps were committed")
     for step, entry in sorted(evidence.steps.items()):
         if step >= evidence.num_steps:
@@ -95,7 +107,9 @@ def steps(evidence: Evidence) -> Iterator[Discrepancy]:
             yield Discrepancy("ledger", f"has {len(entry.batch)} attempts and not {evidence.tickets_per_step}", step)
         for key in entry.batch:
             listed[key].append(step)
-            attempt = evidence.attempts.get(key)
+            attempt = evidence.find(key)
+            if attempt is None and key[0] < sealed.end and not sealed.whole:
+                continue
             if attempt is None:
                 yield Discrepancy("ledger", "in the step's batch, but there is no such attempt", step, *key)
             elif (attempt.state, attempt.step, attempt.epoch) != ("committed", step, entry.epoch):
@@ -103,7 +117,7 @@ def steps(evidence: Evidence) -> Iterator[Discrepancy]:
     for key, among in listed.items():
         if len(among) > 1:
             yield Discrepancy("ledger", f"in the batches of steps {among}", among[-1], *key)
-    for key, attempt in evidence.attempts.items():
+    for key, attempt in (*sealed.partial.items(), *evidence.attempts.items()):
         if attempt.state == "committed" and attempt.step not in listed.get(key, ()):
             yield about(attempt, "committed, but not in the step's batch")
 

@@ -9,9 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence, about, gaps, lag_outside, state_of
-from rollcall.cluster.books.consumption import Consumed
+from rollcall.cluster.books.columns import AttemptColumns
+from rollcall.cluster.books.consumption_line import Consumed
 from rollcall.cluster.books.ledger_position import LedgerPosition
-from rollcall.cluster.books.ledger_table import RESTORED, Attempt, Key, StepEntry, recount
+from rollcall.cluster.books.ledger_table import RESTORED, Attempt, Key, LedgerCounts, StepEntry, recount
+from rollcall.cluster.books.sealed import SealedIndex, total
 from rollcall.cluster.books.settings_history import SEGMENTS
 
 # A trajectory may have been consumed although its attempt was dropped: the learner logs before the driver commits.
@@ -44,7 +46,7 @@ def consumption(evidence: Evidence) -> Iterator[Discrepancy]:
                 yield Discrepancy(where, wrong, line.step, line.ticket_id, line.attempt)
         if not evidence.void(line.step, line.epoch):
             consumed[line.ticket_id, line.attempt].append(line)
-    for key, attempt in sorted(evidence.attempts.items()):
+    for key, attempt in sorted(evidence.attempts.items()) if evidence.log_whole else ():
         if attempt.state != "committed":
             continue
         at = [line for line in consumed.get(key, ()) if line.step == attempt.step]
@@ -91,6 +93,8 @@ def metrics(evidence: Evidence) -> Iterator[Discrepancy]:
         entry = evidence.steps.get(step)
         if entry is not None and entry.epoch != epoch:
             yield Discrepancy("metrics.jsonl", f"is of epoch {epoch}, but was committed in epoch {entry.epoch}", step)
+        elif evidence.sealed.whole and evidence.sealed.has_step(step) and not evidence.sealed.fits(step, epoch):
+            yield Discrepancy("metrics.jsonl", f"is of epoch {epoch}, which committed no such step", step)
         expected = step + 1
     missing = evidence.num_steps - expected
     if missing < 0 or missing > (0 if evidence.completed else 1):
@@ -109,6 +113,7 @@ def summary(evidence: Evidence) -> Iterator[Discrepancy]:
             "summary.json", f"learner_steps is {said.get('learner_steps')}, the ledger has {evidence.num_steps}"
         )
     lags = [attempt.step - attempt.version for attempt in evidence.attempts.values() if attempt.state == "committed"]
+    lags.append(evidence.sealed.max_lag)
     told_lag = (said.get("policy_lag") or {}).get("max")
     if told_lag is not None and told_lag != max(lags, default=0):
         yield Discrepancy("summary.json", f"policy_lag.max is {told_lag}, the ledger has {max(lags, default=0)}")
@@ -128,11 +133,15 @@ def checkpoints(evidence: Evidence) -> Iterator[Discrepancy]:
             continue
         where = f"checkpoint {name}"
         try:
-            ended = position.ended()
+            ended = position.ended(evidence.sealed.end)
+            real = _recounted(position, evidence.sealed.index)
         except (ValueError, KeyError, TypeError) as error:
             yield Discrepancy(where, f"its ledger position cannot be read: {error}")
             continue
-        for what in _position_itself(position, ended):
+        if real != position.counts:
+            what = f"its counts are ({position.counts}), its attempts amount to ({real})"
+            yield Discrepancy(where, what)
+        for what in _position_itself(position, ended, first=max(evidence.sealed.end, position.sealed_below)):
             yield Discrepancy(where, what)
         if any(epoch > position.epoch and step < position.step for epoch, step in evidence.epochs.items()):
             continue
@@ -163,16 +172,19 @@ def segments(evidence: Evidence) -> Iterator[Discrepancy]:
             yield Discrepancy(f"checkpoint {name}", text)
 
 
-def _position_itself(position: LedgerPosition, ended: Mapping[Key, Attempt]) -> Iterator[str]:
-    known = [*ended.values(), *position.in_flight().values()]
-    real = recount(
-        known, skipped_steps=len(position.skipped_steps), duplicates_refused=position.counts.duplicates_refused
-    )
-    if real != position.counts:
-        yield f"its counts are ({position.counts}), its attempts amount to ({real})"
+def _recounted(position: LedgerPosition, index: SealedIndex) -> LedgerCounts:
+    """What the attempts of a position amount to, those that it leaves to segments among them. Raises ValueError."""
+    first, most = position.sealed_below, position.counts.issued
+    unsealed = AttemptColumns.joined([h.columns(first=first, most=most) for h in (position.sealed, position.recent)])
+    open_ones = recount(position.in_flight().values(), skipped_steps=len(position.skipped_steps), duplicates_refused=0)
+    counted = total((index.counts(first), unsealed.counts(), open_ones))
+    return counted.model_copy(update={"duplicates_refused": position.counts.duplicates_refused})
+
+
+def _position_itself(position: LedgerPosition, ended: Mapping[Key, Attempt], *, first: int) -> Iterator[str]:
     done = {attempt.ticket_id for attempt in ended.values() if attempt.final}
     unfinished = {ticket for ticket, _, _ in position.open}
-    for gap in gaps(done | unfinished, start=0, end=position.next_ticket_id):
+    for gap in gaps(done | unfinished, start=first, end=position.next_ticket_id):
         yield f"ticket {gap}: neither done with nor open, below next_ticket_id {position.next_ticket_id}"
     for ticket in sorted(done & unfinished):
         yield f"ticket {ticket}: both done with and open"
@@ -194,8 +206,9 @@ def _position_against_ledger(
         opened = evidence.epochs.get(epoch)
         if opened != step:
             yield Discrepancy(where, f"has epoch {epoch} opened at step {step}, the ledger has it at {opened}")
-    entries = position.step_entries(ended)
-    for gap in gaps(entries, start=0, end=position.step):
+    sealed = evidence.sealed
+    entries = position.step_entries({**sealed.partial, **ended})
+    for gap in gaps({*entries, *sealed.steps}, start=sealed.first_step, end=position.step) if sealed.whole else ():
         yield Discrepancy(where, f"step {gap}: no batch there, of {position.step} steps")
     for step in sorted(entries):
         if entries.get(step) != evidence.steps.get(step):

@@ -4,18 +4,29 @@ audit can hold one against the other. It must never read the ledger, nor be writ
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-import xxhash
-
+from rollcall.cluster.books.consumption_line import Consumed, LogReading, parse_line, read_lines, sum_of
+from rollcall.cluster.books.consumption_segment import (
+    Folded,
+    FoldedLines,
+    chain_problems,
+    fold,
+    folded,
+    lines_as_columns,
+    newest_folded,
+    plain_lines,
+    read_folded,
+)
 from rollcall.cluster.messages.attempt import Header
 
 LOG_NAME = "consumption.jsonl"  # in <run>/logs/
+ROTATE_BYTES = 1 << 25  # 160,000 lines
 _TAIL_BYTES = 1 << 16  # enough to find the last line in
 
 
@@ -31,43 +42,18 @@ class Consumable(Protocol):
     def digest(self) -> str: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Consumed:
-    """One trajectory that went into a learner step."""
-
-    step: int
-    epoch: int
-    ticket_id: int
-    attempt: int
-    min_version: int
-    digest: str
-    reward_version: str = ""  # of the model that scored it; empty: the env or task itself
-
-    def line(self, after: str) -> str:
-        """With the checksum of the line before (`after`) and its own (`sum`): a line that was changed, removed, doubled
-        or moved shows."""
-        content = json.dumps({**asdict(self), "after": after})
-        return f'{content[:-1]}, "sum": "{xxhash.xxh3_64_hexdigest(content.encode())}"}}\n'
-
-
-@dataclass(frozen=True, slots=True)
-class LogReading:
-    """A log as it was found. `problems` are (line number, what is wrong with it); lines count from 1."""
-
-    lines: tuple[tuple[int, Consumed], ...]
-    problems: tuple[tuple[int, str], ...]
-    torn: bool  # the last line has no end: its writer was killed
-
-
 class ConsumptionLog:
     """Appends to a log, going on where a killed learner left off: a torn last line is cut away first.
 
     A learner whose driver was killed may finish its step beside its successor. Each append has the file to itself and
     follows whatever stands there by then, so both are told, and the epoch tells them apart.
+
+    A log that has grown to `rotate_bytes` is folded into a segment beside it, and begins anew where that ends.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, rotate_bytes: int = ROTATE_BYTES) -> None:
         self._path = path
+        self._rotate_bytes = rotate_bytes
         path.parent.mkdir(parents=True, exist_ok=True)
         self._size = -1  # of the file after our last append
         self._after = ""
@@ -90,72 +76,117 @@ class ConsumptionLog:
             ]
         )
 
+    def rotate(self) -> None:
+        """Folds what there is into a segment, however little."""
+        with _alone(self._path) as file:
+            self._go_on(file)
+            self._fold(file)
+
     def _write(self, items: Iterable[Consumed]) -> None:
-        with self._path.open("ab", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_size != self._size:
-                _cut_torn_line(self._path)
-                self._after = _last_sum(self._path)
-            text = ""
+        with _alone(self._path) as file:
+            self._go_on(file)
+            if os.fstat(file.fileno()).st_size >= self._rotate_bytes:
+                self._fold(file)
+            text: list[str] = []
             for item in items:
-                line = item.line(self._after)
-                text, self._after = text + line, _sum_of(line)
-            file.write(text.encode())
+                line, self._after = item.line_and_sum(self._after)
+                text.append(line)
+            file.write("".join(text).encode())
             self._size = os.fstat(file.fileno()).st_size
+
+    def _go_on(self, file: FileIO) -> None:
+        """From whatever somebody else has left."""
+        if os.fstat(file.fileno()).st_size == self._size:
+            return
+        _cut_torn_line(self._path)
+        newest = newest_folded(self._path)
+        if newest is not None and _begins_with(self._path, newest):  # its writer was killed before it could cut them
+            beyond = self._path.read_bytes()[newest.size_bytes :]
+            os.ftruncate(file.fileno(), 0)
+            file.write(beyond)
+        line = _last_line(self._path)
+        self._after = sum_of(line) if line else newest.last_sum if newest is not None else ""
+
+    def _fold(self, file: FileIO) -> None:
+        """The segment is on the disk before the lines leave the log."""
+        newest = newest_folded(self._path)
+        first = 1 if newest is None else newest.end
+        after = "" if newest is None else newest.last_sum
+        content = self._path.read_bytes()
+        if content:
+            fold(self._path, content, first=first, after=after)
+            os.ftruncate(file.fileno(), 0)
+        self._size = 0
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[FileIO]:
+    """The log, to append to, with nobody beside us."""
+    with path.open("ab", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _begins_with(path: Path, newest: Folded) -> bool:
+    """Whether the log still has the lines of the newest segment."""
+    with path.open("rb") as file:
+        first_sum = sum_of(file.readline().decode(errors="replace"))
+        return first_sum == newest.first_sum and first_sum != "unknown"
 
 
 def read_log(path: Path) -> LogReading:
-    """Every line of a log, and what is wrong with which. A log that is missing is empty."""
-    text = path.read_text(errors="replace") if path.exists() else ""
-    *whole, rest = text.split("\n")
-    lines: list[tuple[int, Consumed]] = []
-    problems: list[tuple[int, str]] = []
-    after = ""
-    for number, line in enumerate(whole, start=1):
-        consumed, said_after = _parse(line)
-        if consumed is None:
-            problems.append((number, "not a line of a consumption log"))
-            after = "unknown"
-            continue
-        lines.append((number, consumed))
-        if consumed.line(said_after) != line + "\n":
-            problems.append((number, "its content was changed: the checksum does not fit"))
-        elif said_after != after and after != "unknown":
-            problems.append((number, "does not follow the line before it: lines were removed, doubled or moved"))
-        after = _sum_of(line)
-    return LogReading(tuple(lines), tuple(problems), bool(rest))
+    """Every line of a log, its segments' first, and what is wrong with which. A log that is missing is empty.
+
+    Raises:
+      BooksDamaged: for a segment that is not as it was written; it is named.
+    """
+    live = read_live(path)
+    segments = folded(path)
+    parts = [read_folded(path, segment).reading() for segment in segments]
+    return LogReading(
+        tuple(line for part in (*parts, live) for line in part.lines),
+        (*chain_problems(segments), *(problem for part in (*parts, live) for problem in part.problems)),
+        live.torn,
+        live.last_sum,
+    )
+
+
+def read_live(path: Path) -> LogReading:
+    """The lines that are in no segment yet."""
+    content, first, after = _live(path)
+    return read_lines(content.decode(errors="replace"), first=first, after=after)
+
+
+def read_live_columns(path: Path) -> tuple[FoldedLines, tuple[tuple[int, str], ...], bool]:
+    """As `read_live`: the lines, what is wrong with them, and whether the last one is torn."""
+    content, first, after = _live(path)
+    whole, end, rest = content.rpartition(b"\n")
+    plain = plain_lines(whole + end, first=first, after=after)
+    if plain is not None:
+        return plain, (), bool(rest)
+    reading = read_lines(content.decode(errors="replace"), first=first, after=after)
+    return lines_as_columns(reading.lines), reading.problems, reading.torn
+
+
+def _live(path: Path) -> tuple[bytes, int, str]:
+    """Lines that are in no segment yet, the number of the first, and the checksum that it follows."""
+    content = path.read_bytes() if path.exists() else b""  # before the segments: what is folded meanwhile is in both
+    newest = newest_folded(path)
+    if newest is None:
+        return content, 1, ""
+    first_sum = sum_of(content.partition(b"\n")[0].decode(errors="replace"))
+    if first_sum == newest.first_sum and first_sum != "unknown":
+        content = content[newest.size_bytes :]
+    return content, newest.end, newest.last_sum
 
 
 def newest_epoch(path: Path) -> int:
     """The epoch of the last whole line; 0 without one. For `Ledger.restore(above_epoch=...)`."""
-    consumed, _ = _parse(_last_line(path))
-    return consumed.epoch if consumed is not None else 0
-
-
-def _parse(line: str) -> tuple[Consumed | None, str]:
-    try:
-        record = json.loads(line)
-        after = record["after"]
-        consumed = Consumed(**{item.name: record[item.name] for item in fields(Consumed)})
-    except (ValueError, KeyError, TypeError):
-        return None, ""
-    numbers = (consumed.step, consumed.epoch, consumed.ticket_id, consumed.attempt, consumed.min_version)
-    if not all(type(number) is int for number in numbers) or not isinstance(after, str):
-        return None, ""
-    return consumed, after
-
-
-def _sum_of(line: str) -> str:
-    """The checksum that a line gives for itself; "unknown" if it gives none."""
-    try:
-        return str(json.loads(line)["sum"])
-    except (ValueError, KeyError, TypeError):
-        return "unknown"
-
-
-def _last_sum(path: Path) -> str:
-    line = _last_line(path)
-    return _sum_of(line) if line else ""
+    consumed, _ = parse_line(_last_line(path))
+    if consumed is not None:
+        return consumed.epoch
+    newest = newest_folded(path)
+    return newest.last_epoch if newest is not None else 0
 
 
 def _last_line(path: Path) -> str:
@@ -179,3 +210,6 @@ def _tail(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         return file.read()
+
+
+__all__ = ["LOG_NAME", "Consumed", "ConsumptionLog", "LogReading", "newest_epoch", "read_live", "read_log"]

@@ -166,6 +166,19 @@ function operations.refuse() -- key...
   end
 end
 
+function operations.trim() -- first ticket, end: what is sealed, every attempt of it
+  for ticket = tonumber(ARGV[FIRST]), tonumber(ARGV[FIRST + 1]) - 1 do
+    local attempt = 1
+    while redis.call('HDEL', attempts, string.format('%d:%d', ticket, attempt)) == 1 do
+      attempt = attempt + 1
+    end
+  end
+end
+
+function operations.trim_steps() -- step...
+  redis.call('HDEL', steps, unpack(ARGV, FIRST))
+end
+
 function operations.commit() -- step, learned or skipped, key...
   local step, outcome = ARGV[FIRST], ARGV[FIRST + 1]
   local batch = {}

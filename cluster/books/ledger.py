@@ -16,9 +16,21 @@ from typing import Any, cast
 import redis
 from redis.commands.core import Script
 
-from rollcall.cluster.books.ledger_position import History, LedgerPosition
+from rollcall.cluster.books.history import History
+from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_restore import Restoration, RestorePlan, reconcile
-from rollcall.cluster.books.ledger_table import IN_FLIGHT, Attempt, Key, LedgerCounts, field_of, ledger_keys, read_table
+from rollcall.cluster.books.ledger_table import (
+    IN_FLIGHT,
+    Attempt,
+    Key,
+    LedgerCounts,
+    field_of,
+    ledger_keys,
+    read_table,
+    scan_hash,
+)
+from rollcall.cluster.books.sealed import SealedBooks, SealedIndex
+from rollcall.cluster.books.sealed_steps import whole_steps
 from rollcall.cluster.errors import LedgerConflict, StaleEpoch, StoreUnavailable
 from rollcall.cluster.store.store import Store
 
@@ -50,15 +62,17 @@ class Ledger:
       StoreUnavailable: Redis is away for too long, or has lost more than is remembered here.
     """
 
-    def __init__(self, store: Store, *, tickets_per_step: int) -> None:
+    def __init__(self, store: Store, *, tickets_per_step: int, books: SealedBooks | None = None) -> None:
+        """`books`: where tickets are sealed; without, all stay in Redis."""
         self.epoch = 0
+        self._books = books
         self._store = store
         self._tickets_per_step = tickets_per_step
         *self._keys, self._epochs_key = ledger_keys(store)
         self._script = Script(store.client, files(__package__).joinpath("ledger.lua").read_text())
         self._seq = 0
         self._remembered: deque[_Remembered] = deque()
-        self._sealed = History()
+        self._sealed = History()  # of the tickets from the segments' end to _low_water
         self._low_water = 0
         self._writing = threading.RLock()
 
@@ -70,7 +84,7 @@ class Ledger:
         Raises:
           LedgerConflict: there are attempts in them already; `restore` opens those.
         """
-        if read_table(self._store).attempts:
+        if self._segments.end or self._store.call(lambda client: client.hlen(self._keys[1])):
             raise LedgerConflict(f"the ledger of {self._store.run_id} is not empty: restore a checkpoint, or from None")
         return self.restore(None).epoch
 
@@ -88,17 +102,27 @@ class Ledger:
                 f"the checkpoint has {position.tickets_per_step} tickets per step, this run {self._tickets_per_step}"
             )
         with self._writing:
+            if self._books is not None and (torn := self._books.clear()):
+                _log.warning("removed of the sealed books what was never finished: %s", ", ".join(torn))
             fence: list[str | int] = [max(position.epoch, self.epoch, above_epoch), 0, "fence"]
             epoch = int(self._store.call(lambda client: self._run(client, fence))[1])
             table = read_table(self._store)
-            restoration = reconcile(table, position, epoch=epoch)
+            restoration = reconcile(table, position, epoch=epoch, sealed=self._segments)
             seq = max(self._seq, table.seq) + 1
             write = self._writer(restoration, seq)
             self._store.call(write)
             self._remember(seq, write)
             self.epoch, self._seq = epoch, seq
-            self._sealed, self._low_water = position.sealed, position.low_water
+            self._sealed, self._low_water = position.sealed.from_ticket(self._segments.end), position.low_water
         return restoration.plan
+
+    def take_up(self, position: LedgerPosition) -> bool:
+        """Goes on in the epoch that there is, for whoever only seals: nothing of what happened changes. `position`: of
+        the newest checkpoint. Returns whether Redis has the books of that epoch at all."""
+        head = self._store.call(lambda client: client.hgetall(self._keys[0]))
+        self.epoch, self._seq = int(head.get("epoch", 0)), int(head.get("seq", 0))
+        self._sealed, self._low_water = position.sealed.from_ticket(self._segments.end), position.low_water
+        return self.epoch > 0 and position.low_water >= self._segments.end
 
     # Transitions.
 
@@ -143,7 +167,8 @@ class Ledger:
 
     def counts(self) -> LedgerCounts:
         if not self.epoch:  # nothing opened yet: as Redis has it
-            return LedgerCounts.from_counters(read_table(self._store).counters)
+            counters = self._store.call(lambda client: cast(dict[str, str], client.hgetall(self._keys[2])))
+            return LedgerCounts.from_counters(counters)
         with self._writing:
             reply = self._checked("counts", [], self._seq)
         return LedgerCounts.from_counters(dict(zip(reply[::2], reply[1::2], strict=True)))
@@ -164,6 +189,42 @@ class Ledger:
             attempts = self._window(self._low_water, next_ticket_id)
             return self._position(step, next_ticket_id, attempts)
 
+    # Sealing.
+
+    def seal(self, covered: int, *, whole: bool = False) -> None:
+        """Folds tickets below `covered`, of which every checkpoint that a resume may go back to has seen the end, into
+        segments, and takes them out of Redis. `whole`: also where they are few. Killed at any point, it is taken up
+        where it was left: a segment is on the disk before anything leaves Redis."""
+        books, covered = self._books, min(covered, self._low_water)
+        if books is None:
+            return
+        with self._writing:
+            while (end := books.next_end(covered, whole=whole)) > books.end:
+                first = books.end
+                attempts = self._sealed.columns(first=first).between(first, end)
+                steps = whole_steps(self._store, self._keys[3], attempts, books.index, self._tickets_per_step)
+                if steps is None:
+                    _log.error("tickets %d to %d stay in Redis: their steps are not there as committed", first, end)
+                    return
+                try:
+                    books.append(attempts, end, steps)
+                except OSError as error:  # a full disk, say: the next checkpoint seals
+                    _log.warning("tickets %d to %d stay in Redis: %s", first, end, error)
+                    return
+                self._trim(first, end, [entry.step for entry in steps])
+            self._sealed = self._sealed.from_ticket(books.end)
+
+    def _trim(self, first: int, end: int, steps: list[int]) -> None:
+        """What is in the segments leaves Redis, a page at a time."""
+        for start in range(first, end, WINDOW_TICKETS):
+            self._write("trim", [start, min(start + WINDOW_TICKETS, end)])
+        for at in range(0, len(steps), WINDOW_TICKETS):
+            self._write("trim_steps", steps[at : at + WINDOW_TICKETS])
+
+    @property
+    def _segments(self) -> SealedIndex:
+        return self._books.index if self._books is not None else SealedIndex()
+
     # How.
 
     def _position(self, step: int, next_ticket_id: int, attempts: list[Attempt]) -> LedgerPosition:
@@ -182,7 +243,7 @@ class Ledger:
         ended = [attempt for attempt in attempts if attempt.state not in IN_FLIGHT]
         self._sealed = self._sealed.extended(attempt for attempt in ended if attempt.ticket_id < self._low_water)
         epochs = self._store.call(lambda client: client.hgetall(self._epochs_key))
-        steps = self._store.call(lambda client: client.hgetall(self._keys[3])) if self.counts().skipped_steps else {}
+        steps = scan_hash(self._store, self._keys[3]) if self.counts().skipped_steps else ()
         return LedgerPosition(
             epoch=self.epoch,
             step=step,
@@ -191,8 +252,9 @@ class Ledger:
             low_water=self._low_water,
             open=unfinished,
             epochs={int(epoch): int(opened) for epoch, opened in epochs.items()},
-            skipped_steps=sorted(int(name) for name, value in steps.items() if "|skipped|" in str(value)),
+            skipped_steps=sorted({int(name) for name, value in steps if "|skipped|" in value}),
             counts=self.counts(),
+            sealed_below=self._segments.end,
             sealed=self._sealed,
             recent=History().extended(attempt for attempt in ended if attempt.ticket_id >= self._low_water),
         )
@@ -274,6 +336,8 @@ class Ledger:
                 fields = list(restoration.attempts.items())
                 for start in range(0, len(fields), WRITE_ENTRIES):
                     pipeline.hset(attempts_key, mapping=dict(fields[start : start + WRITE_ENTRIES]))
+                for start in range(0, len(restoration.leftovers), WRITE_ENTRIES):
+                    pipeline.hdel(attempts_key, *restoration.leftovers[start : start + WRITE_ENTRIES])
                 pipeline.delete(counters_key, steps_key)
                 pipeline.hset(counters_key, mapping=counters)
                 if steps:

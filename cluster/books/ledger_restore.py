@@ -3,11 +3,22 @@ Pure: from what is written in both to what must be written now. Must never touch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rollcall.cluster.books.ledger_position import LedgerPosition
-from rollcall.cluster.books.ledger_table import IN_FLIGHT, RESTORED, Attempt, Key, LedgerCounts, LedgerTable, recount
+from rollcall.cluster.books.columns import AttemptColumns
+from rollcall.cluster.books.ledger_position import LedgerPosition, batches_of
+from rollcall.cluster.books.ledger_table import (
+    IN_FLIGHT,
+    RESTORED,
+    Attempt,
+    Key,
+    LedgerCounts,
+    LedgerTable,
+    field_of,
+    recount,
+)
+from rollcall.cluster.books.sealed import SealedIndex, total
 from rollcall.cluster.errors import LedgerConflict
 
 
@@ -23,56 +34,67 @@ class RestorePlan:
 
 @dataclass(frozen=True)
 class Restoration:
-    """What to write: entries that differ from what Redis has, and the small tables whole."""
+    """What to write: entries that differ from what Redis has, those that it has and should not, the small tables."""
 
     attempts: Mapping[str, str]
+    leftovers: Sequence[str]  # attempts that are in the segments, and in Redis still
     steps: Mapping[str, str]
     counts: LedgerCounts
     epochs: Mapping[int, int]
     plan: RestorePlan
 
 
-def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int) -> Restoration:
+def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, sealed: SealedIndex) -> Restoration:
     """The checkpoint is the authority. What it saw end stays as it saw it. Everything else that Redis knows is undone:
     in flight becomes dropped `restored`, committed becomes rolled back, and a drop for good that was decided after the
-    checkpoint is one no more; so each of those tickets is issued again. No attempt number is used twice.
+    checkpoint is one no more; so each of those tickets is issued again. No attempt number is used twice. Of tickets
+    that are sealed nothing changes: every checkpoint that is kept has seen them end.
 
     Raises:
-      LedgerConflict: the checkpoint is of a timeline that a later restore has ended, or does not fit the run.
+      LedgerConflict: the checkpoint is of a timeline that a later restore has ended, or does not fit the run, or is
+        older than what is sealed.
     """
     _refuse_abandoned(table, position)
-    ended = position.ended()
-    done = {attempt.ticket_id for attempt in ended.values() if attempt.final}
-    target = ended | {key: _undone(attempt) for key, attempt in position.in_flight().items()}
+    _refuse_unsealed(position, sealed)
+    ended = position.ended_columns(sealed.end)
+    done = set(ended.ticket[ended.final == 1].tolist())
+    known = dict(zip(ended.names(), ended.values(), strict=True))
+    undone = {key: _undone(attempt) for key, attempt in position.in_flight().items()}
+    leftovers: list[str] = []
     for name, value in table.attempts.items():
-        attempt = Attempt.parse(name, value)
-        if attempt.key in ended:
+        if name in known:  # as it ended, or to be written so
             continue
+        if int(name.partition(":")[0]) < sealed.end:
+            leftovers.append(name)
+            continue
+        attempt = Attempt.parse(name, value)
         if attempt.ticket_id in done:
             raise LedgerConflict(
                 f"{attempt} is in the ledger, but the checkpoint of step {position.step} says that its ticket was "
                 "done with before"
             )
-        target[attempt.key] = _undone(attempt)
+        undone[attempt.key] = _undone(attempt)
 
-    last: dict[int, int] = {}
-    for ticket_id, number in target:
+    last = dict(zip(ended.ticket.tolist(), ended.attempt.tolist(), strict=True))  # in order: the last one stays
+    for ticket_id, number in undone:
         last[ticket_id] = max(last.get(ticket_id, 0), number)
-    next_ticket_id = max([position.next_ticket_id, *(ticket_id + 1 for ticket_id in last)])
-    reissue = tuple((t, last.get(t, 0) + 1) for t in range(next_ticket_id) if t not in done)
+    next_ticket_id = max(position.next_ticket_id, max(last, default=-1) + 1)
+    reissue = tuple((t, last.get(t, 0) + 1) for t in range(sealed.end, next_ticket_id) if t not in done)
+    partial = AttemptColumns.of(sealed.partial_attempts().values())
+    steps = batches_of(AttemptColumns.joined([partial, ended]).in_order(), position.skipped_steps)
+    skipped = sum(entry.skipped for entry in steps.values())
+    unsealed = recount(undone.values(), skipped_steps=0, duplicates_refused=0)
     duplicates = LedgerCounts.from_counters(table.counters).duplicates_refused
+    counts = total((sealed.counts(), ended.counts(skipped_steps=skipped), unsealed))
     return Restoration(
         attempts={
-            name: attempt.value
-            for name, attempt in ((f"{key[0]}:{key[1]}", attempt) for key, attempt in target.items())
-            if table.attempts.get(name) != attempt.value
+            name: value
+            for name, value in (*known.items(), *((field_of(key), a.value) for key, a in undone.items()))
+            if table.attempts.get(name) != value
         },
-        steps={str(step): entry.value for step, entry in position.step_entries(ended).items()},
-        counts=recount(
-            target.values(),
-            skipped_steps=len(position.skipped_steps),
-            duplicates_refused=max(duplicates, position.counts.duplicates_refused),
-        ),
+        leftovers=leftovers,
+        steps={str(step): entry.value for step, entry in steps.items()},
+        counts=counts.model_copy(update={"duplicates_refused": max(duplicates, position.counts.duplicates_refused)}),
         epochs={**table.epochs, **position.epochs, epoch: position.step},
         plan=RestorePlan(epoch, position.step, reissue, next_ticket_id),
     )
@@ -99,3 +121,17 @@ def _refuse_abandoned(table: LedgerTable, position: LedgerPosition) -> None:
                 f"the checkpoint of step {position.step} (epoch {position.epoch}) was given up when epoch {epoch} went "
                 f"back to step {step}: restore that one or a later one"
             )
+
+
+def _refuse_unsealed(position: LedgerPosition, sealed: SealedIndex) -> None:
+    if position.low_water < sealed.end:
+        raise LedgerConflict(
+            f"the checkpoint of step {position.step} had not seen the end of ticket {position.low_water}, but tickets "
+            f"below {sealed.end} are sealed: what is sealed was covered by every checkpoint that was kept then. "
+            "Restore a later one"
+        )
+    if position.sealed_below > sealed.end:
+        raise LedgerConflict(
+            f"the checkpoint of step {position.step} leaves the tickets below {position.sealed_below} to the run's "
+            f"segments, but those end at {sealed.end}: put back the files of books/"
+        )

@@ -4,7 +4,7 @@ Knows the text formats that ledger.lua writes; must never write them to Redis.""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -17,6 +17,8 @@ Key = tuple[int, int]  # (ticket_id, attempt)
 State = Literal["leased", "produced", "scored", "committed", "dropped", "rolled_back"]
 IN_FLIGHT: frozenset[str] = frozenset({"leased", "produced", "scored"})
 STATES: frozenset[str] = IN_FLIGHT | {"committed", "dropped", "rolled_back"}
+PAGE_ENTRIES = 10_000  # of a hash, read per call
+STILL_TRIES = 3
 RESTORED = "restored"  # the reason of what was in flight when a checkpoint was restored
 
 
@@ -178,15 +180,51 @@ def ledger_keys(store: Store) -> list[str]:
 
 
 def read_table(store: Store) -> LedgerTable:
-    """Reads the books in one transaction, so that they are those of one moment even while a run goes on."""
+    """Reads the books in pages, each a short call, and again where a run has gone on meanwhile: they are those of one
+    moment. A run too busy to hold still is read in one transaction: what it has in Redis is bounded."""
+    keys = ledger_keys(store)
+    for _ in range(STILL_TRIES):
+        before = store.call(lambda client: cast(dict[str, str], client.hgetall(keys[0])))
+        _, attempts, counters, steps, epochs = (dict(scan_hash(store, key)) for key in keys)
+        if store.call(lambda client: client.hgetall(keys[0])) == before:
+            return _table(before, attempts, counters, steps, epochs)
 
     def read(client: redis.Redis) -> list[dict[str, str]]:
         with client.pipeline(transaction=True) as pipeline:
-            for key in ledger_keys(store):
+            for key in keys:
                 pipeline.hgetall(key)
             return cast(list[dict[str, str]], pipeline.execute())
 
-    head, attempts, counters, steps, epochs = store.call(read)
+    return _table(*store.call(read))
+
+
+# A page as one text: a client in Python takes ten times as long over as many separate values.
+_PAGE = """
+local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+return { page[1], table.concat(page[2], '\\n') }
+"""
+
+
+def scan_hash(store: Store, key: str) -> Iterator[tuple[str, str]]:
+    """Every field and its value, some perhaps twice; a page at a time."""
+    cursor = "0"
+    while True:
+        here = cursor
+        reply = store.call(lambda client: client.eval(_PAGE, 1, key, here, str(PAGE_ENTRIES)))  # noqa: B023
+        cursor, page = cast(tuple[str, str], reply)
+        texts = page.split("\n") if page else []
+        yield from zip(texts[::2], texts[1::2], strict=True)
+        if cursor == "0":
+            return
+
+
+def _table(
+    head: Mapping[str, str],
+    attempts: Mapping[str, str],
+    counters: Mapping[str, str],
+    steps: Mapping[str, str],
+    epochs: Mapping[str, str],
+) -> LedgerTable:
     numbers = {name: int(head.get(name, 0)) for name in ("epoch", "seq", "step", "tickets_per_step")}
     opened = {int(epoch): int(step) for epoch, step in epochs.items()}
     return LedgerTable(**numbers, attempts=attempts, counters=counters, steps=steps, epochs=opened)

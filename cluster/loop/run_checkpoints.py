@@ -11,10 +11,16 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rollcall.cluster.books.ledger import Ledger
-from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, write_state
+from rollcall.cluster.books.sealed import SEGMENT_TICKETS
+from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, Tier, list_checkpoints, read_manifest, write_state
+from rollcall.cluster.errors import CheckpointDamaged
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.messages.events import States
+
+# Tickets that the kept checkpoints may lie apart, first from last, and so what Redis holds of a run at the most: about
+# 20 MB. A run with more between its checkpoints gets them more often.
+UNSEALED_TICKETS = 4 * SEGMENT_TICKETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class RunCheckpoints:
         self._plan = plan
         self._writer = writer
         self._ledger = ledger
+        most = max(1, UNSEALED_TICKETS // (writer.keep + 1) // plan.tickets_per_step)
+        self._every_steps = min(plan.checkpoint_every_steps, most)
         self._making: _Making | None = None
         self.step = -1  # of the newest; -1: there is none yet
         self.unix_s = 0.0
@@ -48,7 +56,7 @@ class RunCheckpoints:
         return self._making.undone if self._making is not None else ()
 
     def is_due(self, step: int) -> bool:
-        return step % self._plan.checkpoint_every_steps == 0 or step == self._plan.total_learner_steps
+        return step % self._every_steps == 0 or step == self._plan.total_learner_steps
 
     def directory(self, step: int) -> Path:
         """For the learner's part."""
@@ -87,6 +95,7 @@ class RunCheckpoints:
         )
         self._writer.finish(self._making.directory, manifest)
         self._making = None
+        self._ledger.seal(covered_by_all(self.run_directory))
         self.step, self.unix_s = step, time.time()
         return tier
 
@@ -105,3 +114,12 @@ class RunCheckpoints:
         self.give_up()
         self._writer.discard_after(step)
         self.step, self.unix_s = step, time.time()  # from now on there is something to lose again
+
+
+def covered_by_all(run_directory: Path) -> int:
+    """Every kept checkpoint has seen the end of the tickets below: no resume asks for one of them again."""
+    kept = list_checkpoints(run_directory)
+    try:
+        return int(read_manifest(kept[0]).ledger["low_water"]) if kept else 0
+    except (CheckpointDamaged, KeyError, TypeError, ValueError):
+        return 0  # it will be pruned; until then nothing is sealed

@@ -28,7 +28,7 @@ class MetricsProbe:
         self._store = store
         self._directory = run_directory
         self._every_s = every_s
-        self._counters_key = ledger_keys(store)[2]
+        _, self._attempts_key, self._counters_key, *_ = ledger_keys(store)
         self._newest: Path | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics-probe", daemon=True)
@@ -57,6 +57,7 @@ class MetricsProbe:
             counters: dict[str, str] = cast(Any, client.hgetall(self._counters_key))
             if counters:
                 self._metrics.on_ledger(LedgerCounts.from_counters(counters))
+                self._metrics.on_unsealed(client.hlen(self._attempts_key))
         except (redis.RedisError, OSError, ValueError):
             if not self._stopping.is_set():
                 self._metrics.on_redis(None)

@@ -194,6 +194,9 @@ class RunMetrics:
         for outcome, number in ended.items():
             self._advance(number, "tickets", outcome)
 
+    def on_unsealed(self, attempts: int) -> None:
+        self._at("books_unsealed_tickets").set(attempts)
+
     def on_disk(self, *, free_bytes: int, size_bytes: int) -> None:
         self._at("disk_free_bytes").set(free_bytes)
         self._at("disk_size_bytes").set(size_bytes)

@@ -129,6 +129,12 @@ _TICKETS = (
         when=TRAINING,
     ),
     _counter("tickets_issued", "tickets", "Attempts issued, from the ledger", when=TRAINING),
+    _gauge(
+        "books_unsealed_tickets",
+        "tickets",
+        "Attempts that Redis holds: those that not every kept checkpoint covers, and what is not sealed yet",
+        when=TRAINING,
+    ),
     _counter("duplicates_refused", "tickets", "Late or second results refused, from the ledger", when=TRAINING),
 )
 _POLICY = (

@@ -1,4 +1,4 @@
-"""`rollcall eval`, `export`, `report` and `audit`: what is asked of a run that was made."""
+"""`rollcall eval`, `export`, `report`, `audit` and `prune`: what is asked of a run that was made."""
 
 from __future__ import annotations
 
@@ -39,8 +39,20 @@ def add_learnt(add: Add) -> None:
         default=[],
         help="another run in the same charts; may be given again",
     )
-    audit = add("audit", _audit, "check that the books balance: every rollout exactly once")
+    audit = add("audit", _audit, "check that the books balance: every rollout exactly once, every checkpoint whole")
     audit.add_argument("directory", metavar="RUN")
+    prune = add("prune", _prune, "remove of a run that stands still what neither a resume nor an audit needs")
+    prune.add_argument("directory", metavar="RUN")
+    prune.add_argument(
+        "--newest-only",
+        action="store_true",
+        help="also all checkpoints but the newest: a resume can go back to that one alone",
+    )
+    prune.epilog = (
+        "seals what every kept checkpoint covers: these tickets leave Redis for compressed segments in RUN/books, "
+        "which audits read; folds the consumption log into segments; has a private Redis rewrite its log; removes what "
+        "killed processes left half written. Weights, metrics, logs and reports stay. A run that goes on is refused"
+    )
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -76,17 +88,26 @@ def _report(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _audit(args: argparse.Namespace) -> int:
-    from rollcall.cluster.books.audit import audit_run
-    from rollcall.cluster.books.settings_history import booked_spans
+def _refuse_without_rollouts(directory: Path) -> None:
+    """Whether it is a run on data. Those who know kinds import torch: seconds, that most audits do without."""
     from rollcall.deploy.kinds.registry import kind_of
-    from rollcall.deploy.rundir.directories import find_run
 
-    directory = find_run(args.directory)
     data = kind_of(read_recipe(directory / "config.yaml").tree).data
     if data:
         raise BadInput(f"{directory}: a run on {data}: it made no rollouts, so there are no books to audit")
-    discrepancies = audit_run(directory)
+
+
+def _audit(args: argparse.Namespace) -> int:
+    from rollcall.cluster.books.audit import audit_run
+    from rollcall.cluster.books.consumption import LOG_NAME
+    from rollcall.cluster.books.settings_history import booked_spans
+    from rollcall.cluster.checkpoint import damaged_files
+    from rollcall.deploy.rundir.directories import find_run
+
+    directory = find_run(args.directory)
+    if not (directory / "logs" / LOG_NAME).exists():
+        _refuse_without_rollouts(directory)
+    discrepancies = [*map(str, audit_run(directory)), *damaged_files(directory)]
     for discrepancy in discrepancies:
         print(discrepancy)
     if not discrepancies:
@@ -94,3 +115,17 @@ def _audit(args: argparse.Namespace) -> int:
         for segment in booked_spans(directory)[1:]:
             print(f"segment {segment}")
     return FAILED if discrepancies else DONE
+
+
+def _prune(args: argparse.Namespace) -> int:
+    from rollcall.deploy.kinds.registry import kind_of
+    from rollcall.deploy.rundir.directories import find_run
+    from rollcall.deploy.rundir.pruning import prune_run
+
+    directory = find_run(args.directory)
+    data = kind_of(read_recipe(directory / "config.yaml").tree).data
+    if data:
+        raise BadInput(f"{directory}: a run on {data}: it made no rollouts, so there are no books to prune")
+    for line in prune_run(directory, newest_only=args.newest_only):
+        print(line)
+    return DONE

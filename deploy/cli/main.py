@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.errors import BadInput, CheckpointDamaged, RollcallError, RunAlive
+from rollcall.cluster.errors import BadInput, BooksDamaged, CheckpointDamaged, RollcallError, RunAlive
 from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_least
 from rollcall.deploy.cli.learnt import add_learnt
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             build_parser().print_help()
             return DONE
         return int(parsed.run(parsed))
-    except (BadInput, CheckpointDamaged, RunAlive) as error:
+    except (BadInput, BooksDamaged, CheckpointDamaged, RunAlive) as error:
         _complain(str(error))
         return BAD_INPUT
     except ModuleNotFoundError as error:
@@ -109,8 +109,8 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "monitor", "manifests")
-    known = (*runs, "recipes", "config", "bench", "reward")
+    runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "prune")
+    known = (*runs, "monitor", "manifests", "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():

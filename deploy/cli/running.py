@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings, recipe_name
+from rollcall.deploy.runtimes.uncollected import uncollected
 
 if TYPE_CHECKING:
     from rollcall.deploy.drive.records import Changes
@@ -43,7 +44,8 @@ def add_running(add: Add) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from rollcall.deploy.kinds.recipes import load_recipe
+    with uncollected():
+        from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
     args.overrides = named_overrides(args.overrides)
@@ -71,8 +73,10 @@ def train_reward(args: argparse.Namespace) -> int:
 def _resume(args: argparse.Namespace) -> int:
     from rollcall.cluster.checkpoint import latest_checkpoint
     from rollcall.cluster.files import read_json
-    from rollcall.deploy.drive.changes import changed, refuse_no_more
-    from rollcall.deploy.kinds.recipes import stored_run
+
+    with uncollected():
+        from rollcall.deploy.drive.changes import changed, refuse_no_more
+        from rollcall.deploy.kinds.recipes import stored_run
     from rollcall.deploy.kinds.registry import kind_of
     from rollcall.deploy.rundir.directories import find_run
     from rollcall.deploy.rundir.earlier_runs import read_run
@@ -150,7 +154,9 @@ def _say_job(directory: Path) -> None:
 
 def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) -> int:
     from rollcall.cluster.checkpoint import list_checkpoints
-    from rollcall.deploy.drive.lifecycle import carry_out
+
+    with uncollected():
+        from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
 
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

@@ -24,6 +24,8 @@ from rollcall.deploy.kinds.kind import Driven, NestedRun, StoredRun
 from rollcall.deploy.kinds.loading import export_policy
 from rollcall.deploy.kinds.preferences.reward_model import MODEL, REWARD_MODEL
 from rollcall.deploy.kinds.recipes import kind_of_config
+from rollcall.deploy.plan.planning import Plan
+from rollcall.deploy.plan.shortage import memory_explained
 from rollcall.deploy.report.recorders import Record, Recorder, read_jsonl
 from rollcall.deploy.rundir.files import begin_run, driver_log
 from rollcall.deploy.rundir.storage_faults import say_it_once, socket_path_fault, storage_fault
@@ -33,6 +35,7 @@ class Drive(Protocol):
     """One driver's part of a run, from its preparations to its last step."""
 
     facts: dict[str, Any]  # what it has to say of the run so far, for the summary
+    plan: Plan | None  # once it is made
 
     def carry_out(self, *, resume: bool) -> str:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
@@ -70,7 +73,8 @@ def carry_out(
     }
     with driver_log(run.directory) as log, warnings_told(recorder):
         try:
-            summary["status"] = drive.carry_out(resume=resume)
+            with memory_explained(lambda: drive.plan):
+                summary["status"] = drive.carry_out(resume=resume)
         except BaseException as error:
             recorder.close({"status": "failed"})
             if not recorder.begun:

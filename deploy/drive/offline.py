@@ -22,6 +22,7 @@ from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
 from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.kinds.kind import OfflineRun, StoredRun
 from rollcall.deploy.kinds.language.warm_start import WarmStart
+from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.report.recorders import Record
 from rollcall.learners.loop.heap import return_freed_memory
 
@@ -55,6 +56,7 @@ class OfflineDrive:
         self._stop_requested = stop_requested
         self._nested = nested
         self._state = _State()
+        self.plan: Plan | None = None
         self.facts: dict[str, Any] = {}  # for the summary
 
     def carry_out(self, *, resume: bool) -> str:
@@ -62,7 +64,7 @@ class OfflineDrive:
         with _one_driver(self._run.directory):
             made = self._made
             with nothing_to_keep():
-                plan_alone(self._run.config, made, self._run.directory, self._recorder.on_event)
+                self.plan = plan_alone(self._run.config, made, self._run.directory, self._recorder.on_event)
                 self._nested.prepare(made, self._stop_requested)
                 _ = made.learner
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)

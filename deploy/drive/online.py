@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.ledger import Ledger
+from rollcall.cluster.books.sealed import SealedBooks
 from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
 from rollcall.cluster.errors import BadInput, RollcallError
@@ -24,12 +25,15 @@ from rollcall.deploy.drive.planned import plan_here, plan_on
 from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_watch import RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
+from rollcall.deploy.drive.waiting import waiting
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
+from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.files import consumption_log
 from rollcall.deploy.rundir.jobs import stop_patience_s
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
 from rollcall.deploy.runtimes.serial_runtime import SerialWorkers, TrainerInTurn
+from rollcall.deploy.runtimes.uncollected import uncollected
 from rollcall.learners.collective import Collective
 
 KEEP_VERSIONS = 2
@@ -57,6 +61,7 @@ class OnlineDrive:
         self._stop_requested = stop_requested
         self._nested = nested
         self._evaluations: list[Mapping[str, Any]] = []  # of the policy before its first update, and the newest
+        self.plan: Plan | None = None
         self.facts: dict[str, Any] = {"runtime": config.runtime}  # for the summary
 
     def carry_out(self, *, resume: bool) -> str:
@@ -70,8 +75,8 @@ class OnlineDrive:
         self._watch = RunWatch(config, self._directory, self._factory)
         self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
         self._factory.check()  # what does not fit is said before anything is begun
-        with nothing_to_keep():
-            self._plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
+        with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers
+            self.plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
         workers: Any = None
@@ -80,10 +85,12 @@ class OnlineDrive:
             with open_store(config.redis, self._directory) as store:
                 store.acquire_lock()
                 self._watch.probe(store)
-                books = Ledger(store, tickets_per_step=config.tickets_per_step)
+                sealed = SealedBooks(self._directory)
+                books = Ledger(store, tickets_per_step=config.tickets_per_step, books=sealed)
                 with nothing_to_keep():
                     if config.runtime == "ray":
-                        workers = self._ray_workers()
+                        with waiting("Ray"):
+                            workers = self._ray_workers()
                     self._nested.prepare(self._factory, self._stop_requested)
                 with self._reward_service():
                     if workers is None:
@@ -174,14 +181,14 @@ class OnlineDrive:
             keep_versions=KEEP_VERSIONS,
             train_reward_model=self._nested.train_reward_model,
             stop_requested=self._stop_requested,
-            plan=self._plan,
+            plan=self.plan,
             plan_on=lambda machines: plan_on(machines, self._config, self._factory, self._tell),
         )
 
     def _serial_workers(self) -> Any:
         server = ParameterServer(keep=KEEP_VERSIONS)
-        if self._plan is not None:
-            self._factory = self._factory.with_gpus(self._plan.shares)
+        if self.plan is not None:
+            self._factory = self._factory.with_gpus(self.plan.shares)
         with nothing_to_keep():
             actor = self._factory.actor(f"{self._factory.actor_prefix}-0", server)
             learner = self._factory.learner(Collective())
@@ -259,7 +266,8 @@ class OnlineDrive:
         with nothing_to_keep():
             workers.start(checkpoint, shard_state=shard_state)
             workers.publish_initial(epoch=epoch, version=version)
-            coordinator.wait_for_workers()
+            with waiting("the learner and the actors"):
+                coordinator.wait_for_workers()
         info = {
             "start_step": version,
             "epoch": epoch,

@@ -20,11 +20,12 @@ SMALLER_BUDGETS = (8192, 4096, 2048, 1024, 512)
 Tell = Callable[[str, str], None]  # (kind, text)
 
 
-def plan_alone(config: RootConfig, run: OfflineRun, directory: Path, tell: Tell) -> None:
+def plan_alone(config: RootConfig, run: OfflineRun, directory: Path, tell: Tell) -> Plan | None:
     """Of a run in this process. Raises BadInput as plan_on."""
     plan = _plan(config, run, [this_machine(directory)], tell)
     if plan is not None:
         _tell_or_refuse(plan, config, tell)
+    return plan
 
 
 def plan_here(

@@ -49,18 +49,20 @@ class Shares:
     evaluator_utilization: float | None = None
     transfer: Transfer = "object_store"
     problem: str = ""  # why there is no good way to share
+    remedy: str = ""  # of a problem that a smaller run would have, too
 
 
 def share_out(wanted: Wanted, gpus: Sequence[float], *, gpu_bytes: int = 0) -> Shares:
     """`gpus`: how many each node has; `gpu_bytes`: memory of the smallest, 0: not known."""
     total = math.floor(sum(gpus))
     if total < 1:
-        return Shares(
+        none = Shares(
             learner=wanted.learner_gpu or 0.0,
             actor=wanted.actor_gpu or 0.0,
             evaluator=wanted.evaluator_gpu or 0.0,
             transfer=wanted.transfer or "object_store",
         )
+        return _sendable(none, wanted, total)
     learners = wanted.num_learners if wanted.learner_uses_gpu else 0
     if not wanted.generates:
         one = 1.0 if learners and total >= learners else 0.0
@@ -82,7 +84,25 @@ def share_out(wanted: Wanted, gpus: Sequence[float], *, gpu_bytes: int = 0) -> S
     transfer: Transfer = "object_store"
     if found.learner and found.actor and wanted.gpus_per_engine == 1:  # others send to one GPU
         transfer = "nccl" if apart else "ipc" if wanted.num_learners == 1 and total == 1 else "object_store"
-    return _by_hand(replace(found, transfer=transfer), wanted)
+    return _sendable(_by_hand(replace(found, transfer=transfer), wanted), wanted, total)
+
+
+def _sendable(found: Shares, wanted: Wanted, total: int) -> Shares:
+    """With the problem of a way of the weights that is asked for and cannot be here: an engine would refuse it, once
+    its model is loaded. Who asks for GPUs of a cluster that has none yet, waits for them."""
+    transfer = wanted.transfer
+    setting = f"actors.engine.weight_transfer={transfer}"
+    problem = remedy = ""
+    if found.problem or transfer not in ("nccl", "ipc"):
+        pass
+    elif total < 1:
+        if not found.learner or not found.actor:
+            problem, remedy = f"{setting} sends weights from GPU to GPU, and there is none", "use auto"
+    elif transfer == "nccl" and total == 1:
+        problem, remedy = f"{setting} is between two GPUs, and there is one", "use ipc"
+    elif transfer == "ipc" and (found.learner >= 1 or found.actor >= 1):
+        problem, remedy = f"{setting} is within one GPU, and learner and engine have one each", "use nccl"
+    return replace(found, problem=problem, remedy=remedy) if problem else found
 
 
 def _by_hand(found: Shares, wanted: Wanted) -> Shares:

@@ -14,6 +14,7 @@ import psutil
 
 from rollcall.deploy.plan.needs import MIB
 
+THIS_MACHINE = "this machine"  # its name, where it is no node of a cluster
 SHARED_MEMORY = Path("/dev/shm")
 CGROUPS = Path("/sys/fs/cgroup")
 ANSWER_TIMEOUT_S = 20.0  # of nvidia-smi: a driver that sleeps takes seconds to wake up
@@ -43,7 +44,7 @@ def this_machine(runs: Path) -> Machine:
     free = memory.available if limit is None or used is None else min(memory.available, limit - used)
     gpus = gpu_memory()
     return Machine(
-        name="this machine",
+        name=THIS_MACHINE,
         memory_bytes=total,
         free_bytes=max(0, free),
         shared_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0,

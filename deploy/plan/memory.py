@@ -3,7 +3,7 @@ kinds of runs know."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rollcall.deploy.plan.needs import MIB, Part, Role, parts
@@ -18,9 +18,9 @@ LEARNER = 390 * MIB
 LANGUAGE_LEARNER = 480 * MIB
 GYM_ACTOR = 330 * MIB
 ENGINE = 680 * MIB
-PARAMETER_SERVER = 105 * MIB
+PARAMETER_SERVER = 62 * MIB  # likewise
 SCORING = 300 * MIB
-RAY = 560 * MIB  # a private cluster's own processes
+RAY = 370 * MIB  # a private cluster's own processes, which share many pages: each page once
 ON_GPU = 1200 * MIB  # of the machine's memory, of a process that uses a GPU: CUDA's libraries
 CUDA = 600 * MIB  # of a GPU, of each process that uses it
 
@@ -34,6 +34,7 @@ class Step:
 
     activations: int
     logits: int = 0
+    logits_on_gpu: Callable[[int], int] | None = None  # of a GPU with so many bytes
 
     @property
     def size_bytes(self) -> int:
@@ -75,31 +76,37 @@ def learner_parts(
         *offloaded,
         Part("frozen models", int(num_frozen * per_frozen), "algorithm.kl_coef=0, policy.lora"),
         Part("activations", int(step.activations * FRAGMENTS), shrink_step),
-        Part("logits", step.logits, shrink_step),
+        Part("logits", step.logits, shrink_step, on_gpu=step.logits_on_gpu),
         # What is published is put together after the step, when activations and logits are gone.
         Part("published weights", published_bytes, "policy.lora, a smaller policy.model", host=True),
     )
 
 
 def engine_parts(
-    *, base: int, weights_bytes: int, cache_bytes: int, workspace_bytes: int, cache_setting: str
+    *,
+    base: int,
+    weights_bytes: int,
+    cache_bytes: int,
+    workspace_bytes: int,
+    gpu_workspace_bytes: int,
+    cache_setting: str,
 ) -> tuple[Part, ...]:
     """Of a process with a generation engine."""
     return parts(
         Part("program", base, host=True),
         Part("weights", weights_bytes, "actors.engine.dtype=bfloat16, a smaller policy.model"),
         Part("KV cache", cache_bytes, cache_setting),
-        Part("workspace", workspace_bytes, "actors.engine.max_num_seqs"),
+        Part("workspace", workspace_bytes, "actors.engine.max_num_seqs", on_gpu=lambda _: gpu_workspace_bytes),
     )
 
 
-def engine_workspace(*, vocab_size: int, width: int, max_num_seqs: int, prefill_tokens: int, size: int) -> int:
+SAMPLING_COPIES = 3  # log-probabilities, probabilities, noise
+
+
+def engine_workspace(*, vocab_size: int, width: int, num_seqs: int, prefill_tokens: int, size: int) -> int:
     """What an engine's step holds at its worst: the widest part of a layer for all tokens of a prefill, or the logits
     of all sequences, as the model gives them and in float32, some times over in sampling."""
-    return max(prefill_tokens * width * size, max_num_seqs * vocab_size * (size + SAMPLING_COPIES * 4))
-
-
-SAMPLING_COPIES = 1
+    return max(prefill_tokens * width * size, num_seqs * vocab_size * (size + SAMPLING_COPIES * 4))
 
 
 def batch_tokens(*, num_samples: int, num_prompts: int, prompt: int, completion: int, shared: bool) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rollcall.cluster.errors import BadInput
 from rollcall.learners.models.tiny_model import tiny_config
 
+_ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # as configurations call it
 PROBE_TOKENS = 16  # of the row that is asked about: attention's square of it is small beside the rest
 
 
@@ -30,6 +31,7 @@ class ModelSize:
     saved_per_token: int  # bytes that a training pass keeps of each token of a row, in float32, without the logits
     cache_per_token: int  # numbers that an engine keeps of each token: keys and values of all layers
     width: int  # numbers of a token in the widest part of a layer
+    works_on_logits: bool  # scales or caps them, after its output layer
     linear: Mapping[str, int]  # of linear layers but the output, by the last part of their names: inputs and outputs
 
     def adapters(self, rank: int, targets: Sequence[str]) -> int:
@@ -84,6 +86,7 @@ def size_of(config: Any) -> ModelSize:
         saved_per_token=saved,
         cache_per_token=2 * layers * kv_heads * head_dim,
         width=width,
+        works_on_logits=any(getattr(text, name, None) not in (None, 1.0) for name in _ON_LOGITS),
         linear=_linear(model),
     )
 

@@ -3,8 +3,8 @@ run needs, the kind itself says (deploy/kinds)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 GIB = 1 << 30
@@ -21,6 +21,7 @@ class Part:
     size_bytes: int
     shrink: str = ""  # the setting, or settings, that make it smaller
     host: bool = False  # in the machine's memory also where the process has a GPU
+    on_gpu: Callable[[int], int] | None = None  # of a GPU with so many bytes, where it is of another size there
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Role:
     def size_bytes(self, *, on_gpu: bool) -> int:
         """Of one process, in the machine's memory. `on_gpu`: it has a GPU, which holds most of it."""
         return sum(part.size_bytes for part in self.parts if part.host or not on_gpu)
+
+    def for_gpu(self, gpu_bytes: int) -> Role:
+        """With the sizes that its parts have where each process has (a part of) such a GPU."""
+        sized = (
+            part if part.on_gpu is None else replace(part, size_bytes=part.on_gpu(gpu_bytes)) for part in self.parts
+        )
+        return replace(self, parts=tuple(sized))
 
     @property
     def device_bytes(self) -> int:
@@ -99,6 +107,12 @@ class Needs:
     def disk_bytes(self) -> int:
         """While a checkpoint is written, there is one more than are kept."""
         return self.begins_bytes + (self.checkpoints_kept + 1) * self.checkpoint_bytes
+
+    def for_gpu(self, gpu_bytes: int, units: Collection[Unit]) -> Needs:
+        """With such a GPU for each of these processes."""
+        return replace(
+            self, roles=tuple(role.for_gpu(gpu_bytes) if role.unit in units else role for role in self.roles)
+        )
 
     def role(self, unit: Unit) -> Role | None:
         return next((role for role in self.roles if role.unit == unit), None)

@@ -12,7 +12,7 @@ from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.plan.gpus import Shares, Wanted, share_out
 from rollcall.deploy.plan.machine import Machine
 from rollcall.deploy.plan.memory import CUDA, ON_GPU
-from rollcall.deploy.plan.needs import GIB, MIB, Needs, Role, in_words, settings_of
+from rollcall.deploy.plan.needs import GIB, MIB, Needs, Role, Unit, in_words, settings_of
 
 LEAST_STORE = 1 * GIB  # of a private cluster's objects: it is reserved, and only what is used of it is taken
 STORE_SLACK = 1.25  # the store is divided into pieces, and objects cannot be
@@ -121,6 +121,8 @@ class Plan:
     def _gpus(self) -> list[str]:
         if not self.shares.problem:
             return []
+        if self.shares.remedy:
+            return [f"{self.shares.problem}: {self.shares.remedy}; {TRY_ANYWAY}"]
         roles = [role for role in self.needs.roles if role.unit]
         return [f"{self.shares.problem}\n{self.smaller(roles)}; {TRY_ANYWAY}"]
 
@@ -137,9 +139,15 @@ class Plan:
 
 def plan_for(config: RootConfig, needs: Needs, machines: Sequence[Machine]) -> Plan:
     """With GPUs shared out as the settings say, and where they leave it open as the needs do."""
+    sizes = [size for machine in machines for size in machine.gpu_bytes]
+    units: set[Unit] = {"learner", "actor", "evaluator"} if config.learner.device != "cpu" else {"actor", "evaluator"}
+    with_gpus = needs.for_gpu(min(sizes), units) if sizes else needs
     if not isinstance(config, OnlineConfig):
-        return Plan(needs, machines)
-    return Plan(needs, machines, shares_for(config, needs, machines))
+        return Plan(with_gpus, machines)
+    shares = shares_for(config, with_gpus, machines)
+    have = {"learner": shares.learner, "actor": shares.actor, "evaluator": shares.evaluator}
+    has_gpu = {unit for unit in units if sizes and (have[unit] or not needs.on_ray)}
+    return Plan(needs.for_gpu(min(sizes, default=0), has_gpu), machines, shares)
 
 
 def shares_for(config: OnlineConfig, needs: Needs | None, machines: Sequence[Machine]) -> Shares:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rollcall.deploy.plan.machine import Machine
+from rollcall.deploy.plan.machine import THIS_MACHINE, Machine
 from rollcall.deploy.plan.needs import MIB, Role, in_words
 from rollcall.deploy.plan.planning import Plan
 
@@ -91,6 +91,10 @@ def _totals(plan: Plan) -> list[str]:
     needs = plan.needs
     memory, free = _of_all(plan, "memory_bytes"), _of_all(plan, "free_bytes")
     lines = [f"{'memory':<14}{in_words(plan.memory_bytes)} of {in_words(memory)}, of which {in_words(free)} are free"]
+    if any(machine.name != THIS_MACHINE for machine in plan.machines):
+        lines.append(
+            f"{'nodes':<14}{len(plan.machines)} are here now; those that an autoscaler would add are not counted"
+        )
     if needs.on_ray:
         shared = _of_all(plan, "shared_bytes")
         lines.append(

@@ -15,6 +15,7 @@ from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.algorithm import Models
 from rollcall.learners.algorithms.preferences import direct_preference
+from rollcall.learners.batches.placement import PADDED, Layout
 from rollcall.learners.batches.preference_batch import PreferenceBatch, collate_comparisons
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
@@ -35,12 +36,17 @@ class PolicyJudgement:
 
 
 def judge_policy(
-    algorithm: Any, models: Models, comparisons: Sequence[RankedCandidates[TokenSequence]], *, budget: int
+    algorithm: Any,
+    models: Models,
+    comparisons: Sequence[RankedCandidates[TokenSequence]],
+    *,
+    budget: int,
+    layout: Layout = PADDED,
 ) -> PolicyJudgement:
     """Without gradients."""
     differences, groups = [], []
     for begin in range(0, len(comparisons), _CHUNK):
-        batch = collate_comparisons(comparisons[begin : begin + _CHUNK]).to(_device(models))
+        batch = collate_comparisons(comparisons[begin : begin + _CHUNK], layout=layout).to(_device(models))
         clear = ~batch.pairs.tied
         differences.append(batch.pairs.differences(_log_ratios(models, batch, budget))[clear].cpu())
         groups.append(batch.pairs.group[clear].cpu())
@@ -51,7 +57,13 @@ def judge_policy(
 
 
 def sampled_kl(
-    models: Models, comparisons: Sequence[RankedCandidates[TokenSequence]], *, max_tokens: int, budget: int, seed: int
+    models: Models,
+    comparisons: Sequence[RankedCandidates[TokenSequence]],
+    *,
+    max_tokens: int,
+    budget: int,
+    seed: int,
+    layout: Layout = PADDED,
 ) -> dict[str, float]:
     """KL(pi || reference) of whole responses, in nats: the mean of log pi / ref over two samples of pi for each prompt.
     Unbiased (k1, Schulman, 2020), and for a response cut at max_tokens that of its beginning."""
@@ -65,7 +77,7 @@ def sampled_kl(
         RankedCandidates(tuple(TokenSequence(np.concatenate([prompt, tokens]), len(prompt)) for tokens in both), (0, 0))
         for prompt, both in zip(prompts, answers, strict=True)
     ]
-    ratios = _log_ratios(models, collate_comparisons(samples).to(device), budget).double().cpu()
+    ratios = _log_ratios(models, collate_comparisons(samples, layout=layout).to(device), budget).double().cpu()
     return {"kl_reference": float(ratios.mean()), "kl_reference_error": float(ratios.std() / len(ratios) ** 0.5)}
 
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from rollcall.deploy.rundir.jobs import current_job
 MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
 INIT_FROM = "init_from"  # of a run directory: what it begins with
 POLICY = "policy"  # of a run directory: its policy as a Hugging Face directory
+
+LOG_BYTES, LOGS_KEPT = 1 << 26, 3  # of driver.log; older ones are driver.log.1 and so on
 
 _PACKAGES = (
     *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco"),
@@ -89,7 +92,8 @@ def driver_log(directory: Path) -> Iterator[logging.Logger]:
     """Rollcall's log lines go to <run>/logs/driver.log while the run lasts."""
     (directory / "logs").mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("rollcall")
-    handler = logging.FileHandler(directory / "logs" / "driver.log", encoding="utf-8")
+    path = directory / "logs" / "driver.log"
+    handler = RotatingFileHandler(path, maxBytes=LOG_BYTES, backupCount=LOGS_KEPT, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before = logger.level
     logger.addHandler(handler)

@@ -17,7 +17,7 @@ from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT,
 from rollcall.deploy.rundir.jobs import current_job, runs_root
 
 # What a run that has no checkpoint yet leaves, and must not find when it begins again. Models made for it are kept.
-_BOOKS = ("redis", "checkpoints", "logs", "tensorboard")
+_BOOKS = ("redis", "books", "checkpoints", "logs", "tensorboard")
 _RECORDS = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "summary.json", "report.html")
 _UNWRITTEN = {"logs", "run.json", "run.json.new", "config.yaml.new"}
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
-from rollcall.learners.batches.token_batch import TokenRows, at_least
+from rollcall.learners.batches.placement import PADDED, Layout, Places, begins_of, ranges, row_sizes, shape_of
+from rollcall.learners.batches.token_batch import TokenRows, at_least, plan_packed
 from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence
 
 
@@ -29,6 +30,8 @@ class Sequences:
     token_ids: Tensor  # int64 [S], one after the other
     offsets: tuple[int, ...]  # [N + 1]
     num_prompt: tuple[int, ...]  # [N]
+    row: tuple[int, ...]  # [N]: a policy's pass computes those with one number in one row, their prompt once
+    packed: bool = False  # those rows stand in one, without padding
 
     @property
     def sizes(self) -> list[int]:
@@ -36,6 +39,17 @@ class Sequences:
 
     def to(self, device: torch.device) -> Sequences:
         return replace(self, token_ids=self.token_ids.to(device))
+
+    def row_sizes(self, chosen: Sequence[int]) -> list[int]:
+        """Tokens of each row of some of them."""
+        return row_sizes(self.rows(chosen), lengths=self.sizes, prompts=self.num_prompt)
+
+    def rows(self, chosen: Sequence[int]) -> list[list[int]]:
+        """Some of them, by their row."""
+        found: dict[int, list[int]] = {}
+        for i in chosen:
+            found.setdefault(self.row[i], []).append(i)
+        return list(found.values())
 
     def padded(self, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Some of them, [b, L] padded on the right with 0, and their lengths [b]."""
@@ -118,12 +132,16 @@ class PreferenceBatch:
     def parts(self, budget: int) -> list[list[int]]:
         """Divides the comparisons so that a part's candidates, padded, have at most `budget` tokens (or steps): those
         of like length together. A comparison that is larger is a part of its own."""
-        sizes = self.candidates.sizes
-        longest = [max(sizes[self.first[c] : self.first[c + 1]]) for c in range(self.num_comparisons)]
+        candidates = self.candidates
+        members = [range(self.first[c], self.first[c + 1]) for c in range(self.num_comparisons)]
+        if isinstance(candidates, Sequences) and candidates.packed:
+            return plan_packed([sum(candidates.row_sizes(own)) for own in members], range(len(members)), budget)
+        sizes = candidates.sizes
+        longest = [max(sizes[i] for i in own) for own in members]
         parts: list[list[int]] = []
         width = rows = 0
         for c in sorted(range(self.num_comparisons), key=lambda c: (-longest[c], c)):
-            more = self.first[c + 1] - self.first[c]
+            more = len(members[c])
             if not parts or (rows + more) * width > budget:
                 parts.append([])
                 width, rows = longest[c], 0
@@ -167,17 +185,24 @@ class PreferencePart:
         """
         candidates = self.batch.candidates
         assert isinstance(candidates, Sequences), "a policy reads tokens"
-        token_ids, lengths = candidates.padded(self.chosen)
-        width = token_ids.shape[1]
-        first = [candidates.num_prompt[i] for i in self.chosen]
-        if min(first) < 1:
+        lengths, prompts = candidates.sizes, candidates.num_prompt
+        if min(prompts[i] for i in self.chosen) < 1:
             raise ValueError("a candidate has no prompt: nothing predicts its first token")
-        starts = torch.tensor(first, device=token_ids.device)
-        place = torch.arange(width, device=token_ids.device)
-        responses = (place >= starts[:, None]) & (place < lengths[:, None])
-        targets = responses.flatten().nonzero().squeeze(-1)
-        rows = TokenRows(token_ids, predictors=targets - 1, targets=token_ids.flatten()[targets])
-        return rows, targets // width
+        rows, sizes, packed = candidates.rows(self.chosen), candidates.row_sizes(self.chosen), candidates.packed
+        device = candidates.token_ids.device
+        begins = begins_of(sizes, packed=packed)
+        stand = Places.of(rows, begins, lengths=lengths, prompts=prompts, device=device)
+        shape = shape_of(sizes, packed=packed)
+        token_ids = candidates.token_ids.new_zeros(shape)
+        stand.fill(token_ids, candidates.token_ids, torch.tensor(candidates.offsets, device=device))
+        chosen, first, end = torch.tensor([(i, prompts[i], lengths[i]) for i in self.chosen], device=device).T
+        position, owner = ranges(first, end - first), chosen.repeat_interleave(end - first)
+        return TokenRows(
+            token_ids,
+            predictors=stand.find(owner, position - 1),
+            targets=token_ids.flatten()[stand.find(owner, position)],
+            packed=stand.packed(shape[1]) if packed else None,
+        ), torch.arange(len(chosen), device=device).repeat_interleave(end - first)
 
 
 @dataclass(frozen=True)
@@ -193,8 +218,11 @@ class PreferenceMinibatch:
             yield self.batch.part(part)
 
 
-def collate_comparisons(items: Sequence[RankedCandidates[Any]]) -> PreferenceBatch:
+def collate_comparisons(items: Sequence[RankedCandidates[Any]], *, layout: Layout = PADDED) -> PreferenceBatch:
     """One batch of comparisons of one kind, in the given order.
+
+    Args:
+      layout: of a policy's passes; candidates of one comparison share their prompt in packed rows alone.
 
     Raises:
       ValueError: on no comparisons, on ranks that are not one per candidate, or on a candidate without response.
@@ -208,7 +236,8 @@ def collate_comparisons(items: Sequence[RankedCandidates[Any]]) -> PreferenceBat
             )
     first = np.concatenate([[0], np.cumsum([len(item.candidates) for item in items])])
     candidates = [candidate for item in items for candidate in item.candidates]
-    joined = _sequences(candidates) if isinstance(candidates[0], TokenSequence) else _step_rows(candidates)
+    texts = isinstance(candidates[0], TokenSequence)
+    joined = _sequences(items, layout) if texts else _step_rows(candidates)
     return PreferenceBatch(joined, tuple(int(i) for i in first), _pairs(items, first))
 
 
@@ -235,7 +264,14 @@ def _pairs(items: Sequence[RankedCandidates[Any]], first: Array) -> Pairs:
     )
 
 
-def _sequences(candidates: Sequence[TokenSequence]) -> Sequences:
+def _sequences(items: Sequence[RankedCandidates[TokenSequence]], layout: Layout) -> Sequences:
+    candidates = [candidate for item in items for candidate in item.candidates]
+    owners = [number for number, item in enumerate(items) for _ in item.candidates]
+    row = list(range(len(candidates)))
+    if layout.packed and layout.sharing is not None:
+        alike: dict[tuple[int, bytes], int] = {}
+        for i, (owner, item) in enumerate(zip(owners, candidates, strict=True)):
+            row[i] = alike.setdefault((owner, item.token_ids[: item.num_prompt].tobytes()), i)
     for item in candidates:
         if not 0 <= item.num_prompt < len(item.token_ids):
             raise ValueError(f"num_prompt={item.num_prompt} of {len(item.token_ids)} tokens: the response needs one")
@@ -243,6 +279,8 @@ def _sequences(candidates: Sequence[TokenSequence]) -> Sequences:
         token_ids=torch.from_numpy(np.concatenate([item.token_ids for item in candidates]).astype(np.int64)),
         offsets=_offsets([len(item.token_ids) for item in candidates]),
         num_prompt=tuple(item.num_prompt for item in candidates),
+        row=tuple(row),
+        packed=layout.packed,
     )
 
 

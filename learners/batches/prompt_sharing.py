@@ -19,7 +19,7 @@ PROMPT = 0
 class Sharing:
     """What decides which samples share a row."""
 
-    hidden_size: int  # of the model
+    hidden_size: int | None  # of the model; None: attention computes what is seen and no more, so it always pays
     max_row: int  # tokens: what one forward pass may hold
 
 
@@ -36,7 +36,7 @@ def plan_sharing(prompt: int, lengths: Sequence[int], sharing: Sharing) -> list[
 
     A layer of width h multiplies about 12 h^2 numbers for each token and, in attention over a row of R tokens, 2 R h
     more: a row costs R * (6 h + R). A sample joins the row before it where that is at least LEAST_SAVING cheaper than a
-    row of its own: short answers to long prompts do, long answers do not.
+    row of its own: short answers to long prompts do, long answers do not. Without `hidden_size` each does.
 
     Args:
       prompt: its tokens.
@@ -44,13 +44,14 @@ def plan_sharing(prompt: int, lengths: Sequence[int], sharing: Sharing) -> list[
     """
 
     def cost(width: int) -> int:
-        return width * (6 * sharing.hidden_size + width)
+        return width * (6 * (sharing.hidden_size or 0) + width)
 
     rows: list[int] = []
     row, width = -1, 0
     for length in lengths:
         together = width + length - prompt
-        pays = cost(together) - cost(width) <= (1 - LEAST_SAVING) * cost(length)
+        cheaper = cost(together) - cost(width) <= (1 - LEAST_SAVING) * cost(length)
+        pays = cheaper or sharing.hidden_size is None
         if row >= 0 and pays and together <= sharing.max_row:
             width = together
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from operator import itemgetter
 from typing import Generic, TypeVar
 
@@ -20,7 +21,17 @@ from torch import Tensor
 from rollcall.cluster.messages.arrays import Array, map_arrays
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, Sharing, attends, share_prompts
+from rollcall.learners.batches.placement import (
+    PADDED,
+    Layout,
+    PackedSamples,
+    Places,
+    begins_of,
+    ranges,
+    row_sizes,
+    shape_of,
+)
+from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, attends, share_prompts
 
 Targets = TypeVar("Targets")  # what an algorithm has computed of every token: a frozen dataclass of tensors
 
@@ -29,12 +40,14 @@ MAX_PADDING = 0.1  # of a micro-batch's tokens, unless it holds one sample only
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Some samples, padded on the right for one forward pass. With causal attention nothing sees the padding."""
+    """Some samples for one forward pass: rows padded on the right, which nothing sees with causal attention; or one
+    row that holds all of them."""
 
     token_ids: Tensor  # int64 [b, L]
     predictors: Tensor  # int64 [K]: flat index (row * L + t) of the state that predicts each sampled token
     targets: Tensor  # int64 [K]: those tokens
     shared: SharedPrompts | None = None  # where a row holds several samples of one prompt
+    packed: PackedSamples | None = None  # where one row holds all samples
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class TokenBatch:
     truncated: Tensor  # bool [N]: cut by a length limit, not ended by the policy
     row: Tensor  # int64 [N]: samples with one number share a row, and compute its prompt once
     shared_prompt: Tensor  # int64 [N]: how many tokens at its beginning a sample shares; 0: it has its row alone
+    packed: bool = False  # those rows stand in one, without padding
 
     @property
     def num_samples(self) -> int:
@@ -64,7 +78,7 @@ class TokenBatch:
         return len(self.sampled)
 
     def to(self, device: torch.device) -> TokenBatch:
-        return map_arrays(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return map_arrays(self, lambda x: x.to(device, non_blocking=True) if isinstance(x, Tensor) else x)
 
     def longest_turns(self) -> Tensor:
         """int64 [N]: sampled tokens of each sample's longest turn. Between turns stands what was answered."""
@@ -85,41 +99,49 @@ class TokenBatch:
             none = self.sampled.new_zeros(0)
             return TokenRows(self.token_ids.new_zeros(1, 1), none, none), none
         together = self._rows_of(samples)
-        width = max(self._row_sizes(together))
-        stand = self._places(together, width)
-        token_ids = self.token_ids.new_zeros(len(together), width)
-        place = _ranges(stand.begin, stand.size)
-        token_ids.view(-1)[place] = self.token_ids[_ranges(self.offsets[stand.sample] + stand.shared, stand.size)]
+        sizes = self._row_sizes(together)
+        shape = shape_of(sizes, packed=self.packed)
+        stand = Places.of(
+            together,
+            begins_of(sizes, packed=self.packed),
+            lengths=(self.offsets[1:] - self.offsets[:-1]).tolist(),
+            prompts=self.shared_prompt.tolist(),
+            device=self.offsets.device,
+        )
+        token_ids = self.token_ids.new_zeros(shape)
+        stand.fill(token_ids, self.token_ids, self.offsets)
         asked = torch.tensor(samples, device=self.sampled.device)
-        indices = _ranges(self.sampled_offsets()[asked], self.lengths[asked])
+        indices = ranges(self.sampled_offsets()[asked], self.lengths[asked])
         targets = self.token_ids[self.sampled[indices]]
         # What predicts a token stands among its sample's own, or in the prompt at the row's beginning.
-        number = torch.zeros_like(self.lengths)
-        number[stand.sample] = torch.arange(len(samples), device=number.device)
-        number = number[self.sequence[indices]]
-        before = self.sampled[indices] - self.offsets[self.sequence[indices]] - 1
-        own = before - stand.shared[number] + stand.begin[number]
-        predictors = torch.where(before < stand.shared[number], before + stand.begin[number] // width * width, own)
+        owner = self.sequence[indices]
+        predictors = stand.find(owner, self.sampled[indices] - self.offsets[owner] - 1)
+        if self.packed:
+            return TokenRows(token_ids, predictors, targets, packed=stand.packed(shape[1])), indices
         if len(together) == len(samples):
             return TokenRows(token_ids, predictors, targets), indices
+        return TokenRows(token_ids, predictors, targets, self._shared(stand, token_ids)), indices
+
+    def _shared(self, stand: Places, token_ids: Tensor) -> SharedPrompts:
         positions, owner = torch.zeros_like(token_ids), torch.full_like(token_ids, -1)
-        positions.view(-1)[place] = _ranges(stand.shared, stand.size)
+        positions.view(-1)[stand.places] = stand.positions
         of_sample = stand.within.repeat_interleave(stand.size)
-        in_prompt = positions.view(-1)[place] < self.shared_prompt[stand.sample].repeat_interleave(stand.size)
-        owner.view(-1)[place] = torch.where(in_prompt, PROMPT, of_sample)
-        return TokenRows(token_ids, predictors, targets, SharedPrompts(positions, attends(owner))), indices
+        in_prompt = stand.positions < self.shared_prompt[stand.sample].repeat_interleave(stand.size)
+        owner.view(-1)[stand.places] = torch.where(in_prompt, PROMPT, of_sample)
+        return SharedPrompts(positions, attends(owner))
 
     def micro_batches(self, samples: Sequence[int], token_budget: int) -> list[list[int]]:
-        """Divides samples so that each part, padded, has at most `token_budget` tokens, of which at most MAX_PADDING
-        are padding. Rows of like length come together; one longer than the budget is a part of its own."""
+        """Divides samples so that each part has at most `token_budget` tokens, with padding, of which at most
+        MAX_PADDING are padding. Rows of like length come together; one longer than the budget is a part of its own."""
         rows = self._rows_of(samples)
-        parts = plan_micro_batches(self._row_sizes(rows), range(len(rows)), token_budget)
+        plan = plan_packed if self.packed else plan_micro_batches
+        parts = plan(self._row_sizes(rows), range(len(rows)), token_budget)
         return [[i for row in part for i in rows[row]] for part in parts]
 
     def padding_fraction(self, parts: Sequence[Sequence[int]]) -> float:
         """The share of padding among all tokens that the parts' forward passes see."""
         sizes = [self._row_sizes(self._rows_of(part)) for part in parts]
-        return 1.0 - sum(map(sum, sizes)) / sum(len(part) * max(part) for part in sizes)
+        return 1.0 - sum(map(sum, sizes)) / sum(prod(shape_of(part, packed=self.packed)) for part in sizes)
 
     def _rows_of(self, samples: Sequence[int]) -> list[list[int]]:
         """The samples, by the row that they stand in."""
@@ -130,37 +152,8 @@ class TokenBatch:
         return list(rows.values())
 
     def _row_sizes(self, rows: Sequence[Sequence[int]]) -> list[int]:
-        lengths, prompts = (self.offsets[1:] - self.offsets[:-1]).tolist(), self.shared_prompt.tolist()
-        return [sum(lengths[i] for i in row) - (len(row) - 1) * prompts[row[0]] for row in rows]
-
-    def _places(self, rows: Sequence[Sequence[int]], width: int) -> _Places:
-        """Where the samples stand in rows of `width` tokens: the first of a row with its prompt, the others without."""
-        lengths, prompts = (self.offsets[1:] - self.offsets[:-1]).tolist(), self.shared_prompt.tolist()
-        found = []
-        for row, members in enumerate(rows):
-            begin = row * width
-            for within, i in enumerate(members):
-                shared = prompts[i] if within else 0
-                found.append((i, shared, begin, lengths[i] - shared, within + 1))
-                begin += lengths[i] - shared
-        return _Places(*torch.tensor(found, device=self.offsets.device).T)
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Samples in rows, each int64 [n]."""
-
-    sample: Tensor
-    shared: Tensor  # of its tokens, how many stand in the row already
-    begin: Tensor  # flat, of the others
-    size: Tensor  # of the others
-    within: Tensor  # which of its row's samples it is: 1, 2, ...
-
-
-def _ranges(begins: Tensor, sizes: Tensor) -> Tensor:
-    """begins[0], begins[0] + 1, ... (sizes[0] numbers), then begins[1], ..."""
-    before = sizes.cumsum(0) - sizes
-    return (begins - before).repeat_interleave(sizes) + torch.arange(int(sizes.sum()), device=sizes.device)
+        lengths = (self.offsets[1:] - self.offsets[:-1]).tolist()
+        return row_sizes(rows, lengths=lengths, prompts=self.shared_prompt.tolist())
 
 
 def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budget: int) -> list[list[int]]:
@@ -179,6 +172,19 @@ def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budge
     return parts
 
 
+def plan_packed(sizes: Sequence[int], samples: Sequence[int], token_budget: int) -> list[list[int]]:
+    """As `plan_micro_batches`, of what stands in one row: there is no padding to look at."""
+    parts: list[list[int]] = []
+    used = 0
+    for k in sorted(range(len(samples)), key=lambda k: (-sizes[k], k)):
+        if not parts or used + sizes[k] > token_budget:
+            parts.append([])
+            used = 0
+        parts[-1].append(samples[k])
+        used += sizes[k]
+    return parts
+
+
 @dataclass(frozen=True)
 class TokenSample:
     """One sequence that is learnt from. Arrays are [n], of its tokens."""
@@ -192,13 +198,10 @@ class TokenSample:
     truncated: bool = False
 
 
-def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing: Sharing | None = None) -> TokenBatch:
+def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, layout: Layout = PADDED) -> TokenBatch:
     """Joins the samples of all trajectories in the given order. `step` is v, the version that learns from them.
 
     A sample of which no token was sampled (an empty turn cut at once) has nothing to learn and is left out.
-
-    Args:
-      sharing: for models that can compute a prompt once for several samples; None: each sample has a row of its own.
 
     Raises:
       ValueError: on no trajectories, or none with a sampled token.
@@ -209,10 +212,10 @@ def collate_samples(trajectories: Sequence[LMTrajectory], *, step: int, sharing:
     samples = [sample for group, item in enumerate(trajectories) for sample in _samples(item, group, turns)]
     if not samples:
         raise ValueError(f"none of {len(trajectories)} trajectories holds a token that the policy sampled")
-    return collate_tokens(samples, step=step, sharing=sharing)
+    return collate_tokens(samples, step=step, layout=layout)
 
 
-def collate_tokens(samples: Sequence[TokenSample], *, step: int, sharing: Sharing | None = None) -> TokenBatch:
+def collate_tokens(samples: Sequence[TokenSample], *, step: int, layout: Layout = PADDED) -> TokenBatch:
     """As `collate_samples`, of samples with something to learn."""
     offsets = np.concatenate([[0], np.cumsum([len(sample.token_ids) for sample in samples])])
     sampled = [np.flatnonzero(sample.loss_mask) for sample in samples]
@@ -223,7 +226,7 @@ def collate_tokens(samples: Sequence[TokenSample], *, step: int, sharing: Sharin
             (sample.group, sample.token_ids[:prompt].tobytes(), prompt, len(sample.token_ids))
             for sample, prompt in zip(samples, prompts, strict=True)
         ],
-        sharing,
+        layout.sharing,
     )
     own = [sample.tokens.map(itemgetter(positions)) for sample, positions in zip(samples, sampled, strict=True)]
     versions = [sample.versions[positions] for sample, positions in zip(samples, sampled, strict=True)]
@@ -240,6 +243,7 @@ def collate_tokens(samples: Sequence[TokenSample], *, step: int, sharing: Sharin
         truncated=torch.tensor([sample.truncated for sample in samples]),
         row=torch.from_numpy(rows),
         shared_prompt=torch.from_numpy(shared),
+        packed=layout.packed,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rollcall.cluster.messages.experience import LMTrajectory
-from rollcall.learners.batches.prompt_sharing import Sharing
+from rollcall.learners.batches.placement import PADDED, Layout
 from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
 from rollcall.learners.collators.collator import Stateless
 
@@ -15,13 +15,13 @@ from rollcall.learners.collators.collator import Stateless
 class LanguageCollator(Stateless):
     """A Collator of language trajectories."""
 
-    def __init__(self, *, token_budget: int, hidden_size: int | None = None) -> None:
-        """`hidden_size`: of the models, where all of them can compute a prompt once for several samples."""
+    def __init__(self, *, token_budget: int, layout: Layout = PADDED) -> None:
+        """`layout`: one that all the models can compute."""
         self._token_budget = token_budget
-        self._sharing = None if hidden_size is None else Sharing(hidden_size, max_row=token_budget)
+        self._layout = layout
 
     def collate(self, trajectories: Sequence[LMTrajectory], device: torch.device, *, step: int) -> TokenBatch:
-        return collate_samples(trajectories, step=step, sharing=self._sharing).to(device)
+        return collate_samples(trajectories, step=step, layout=self._layout).to(device)
 
     def metrics(self, batch: TokenBatch) -> dict[str, float]:
         """Of the batch as a whole, beside the algorithm's."""

@@ -91,9 +91,7 @@ class Learner:
         )
         self._copy: Mapping[str, Tensor] | None = None  # of a small model, before the batch that it learns from
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
-        for parameter in nn.ModuleDict(self._models).parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(getattr(torch, frozen_dtype))
+        self._freeze_as(getattr(torch, frozen_dtype))
         self._trained = self._take_over(fsdp_units, weights_dtype)
         self._publisher = Publisher(
             self._models,
@@ -239,6 +237,11 @@ class Learner:
         self._skipped_in_a_row = int(meta["skipped_in_a_row"])
         arrays = {name.removeprefix(COLLATOR): array for name, array in arrays.items()}
         self._collator.load_state(CollatorState(meta["experience"], arrays))
+
+    def _freeze_as(self, dtype: torch.dtype) -> None:
+        for parameter in nn.ModuleDict(self._models).parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def _optimise(self, prepared: object) -> tuple[dict[str, float], bool]:
         """The batch's update. Returns the metrics, and whether everything was finite: what was not changed nothing, nor

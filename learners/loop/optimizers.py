@@ -108,16 +108,15 @@ OptimizerSection = Annotated[
 
 
 def build_optimizer(
-    parameters: Sequence[nn.Parameter], config: OptimizerConfig, *, learning_rate: float
+    parameters: Sequence[nn.Parameter], config: RMSpropConfig | SGDConfig, *, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """Weight decay is not its part: that is of matrices alone, which flat parameters do not show."""
+    """Weight decay is not its part: that is of matrices alone, which flat parameters do not show. Adam needs none: see
+    rules.py."""
     if isinstance(config, SGDConfig):
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=config.momentum)
     eps = CONTROL_EPS if config.eps is None else config.eps
-    if isinstance(config, RMSpropConfig):
-        rule = TensorFlowRMSprop if config.form == "tensorflow" else torch.optim.RMSprop
-        return rule(parameters, lr=learning_rate, alpha=config.decay, eps=eps, momentum=config.momentum)
-    return torch.optim.Adam(parameters, lr=learning_rate, betas=(config.beta1, config.beta2), eps=eps, fused=True)
+    rule = TensorFlowRMSprop if config.form == "tensorflow" else torch.optim.RMSprop
+    return rule(parameters, lr=learning_rate, alpha=config.decay, eps=eps, momentum=config.momentum)
 
 
 class TensorFlowRMSprop(torch.optim.Optimizer):

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.loop.footprint import STEP_CHUNK
-from rollcall.learners.loop.optimizers import OptimizerConfig, allocate_state, build_optimizer
+from rollcall.learners.loop.optimizers import (
+    CONTROL_EPS,
+    AdamConfig,
+    AdamWConfig,
+    OptimizerConfig,
+    allocate_state,
+    build_optimizer,
+)
 
 PARAMETERS = "parameters"  # as a checkpoint calls them; an optimiser's state is `optimizer.<its name>`
 
@@ -47,7 +54,8 @@ class Rule(Protocol):
 
 
 class TorchRule:
-    """A torch optimiser, over float32 tensors on one device."""
+    """Torch's update rules, over float32 tensors on one device. Adam's is called without its optimiser, whose making
+    alone imports torch's compiler: two seconds of CPU time in every process that learns."""
 
     def __init__(
         self,
@@ -60,12 +68,19 @@ class TorchRule:
         """`parameters` have their gradients; `decayed`: of which weight decay takes its share, in order."""
         self._parameters = parameters
         self._decayed = [parameters[index].detach().view(-1)[stretch] for index, stretch in decayed]
-        self._weight_decay = config.weight_decay
-        self._optimizer = build_optimizer(parameters, config, learning_rate=learning_rate)
-        allocate_state(self._optimizer)
+        self._config = config
+        self._learning_rate = learning_rate
+        self._optimizer: torch.optim.Optimizer | None = None
+        if isinstance(config, AdamConfig | AdamWConfig):
+            self._states = [_adam_state(parameter) for parameter in parameters]
+        else:
+            self._optimizer = build_optimizer(parameters, config, learning_rate=learning_rate)
+            allocate_state(self._optimizer)
+            self._states = [self._optimizer.state[parameter] for parameter in parameters]
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        for group in self._optimizer.param_groups:
+        self._learning_rate = learning_rate
+        for group in self._optimizer.param_groups if self._optimizer else ():
             group["lr"] = learning_rate
 
     def scale_gradients(self, factor: Tensor) -> None:
@@ -74,34 +89,35 @@ class TorchRule:
 
     @torch.no_grad()
     def step(self, skip: Tensor) -> None:
-        (group,) = self._optimizer.param_groups
-        if not isinstance(self._optimizer, torch.optim.Adam):
+        config, shrinkage = self._config, self._config.weight_decay * self._learning_rate
+        if not isinstance(config, AdamConfig | AdamWConfig):
+            assert self._optimizer is not None
             if not bool(skip):  # a GPU is waited for: these know no other way
-                shrink(self._decayed, self._weight_decay * group["lr"])
+                shrink(self._decayed, shrinkage)
                 self._optimizer.step()
             return
-        shrink(self._decayed, self._weight_decay * group["lr"], skip)
-        torch._foreach_add_([self._optimizer.state[parameter]["step"] for parameter in self._parameters], 1.0 - skip)
-        states = [self._optimizer.state[parameter] for parameter in self._parameters]
+        shrink(self._decayed, shrinkage, skip)
+        steps = [state["step"] for state in self._states]
+        torch._foreach_add_(steps, 1.0 - skip)
         adam_step(
             self._parameters,
             [parameter.grad for parameter in self._parameters if parameter.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["step"] for state in states],
-            lr=group["lr"],
-            betas=group["betas"],
-            eps=group["eps"],
+            [state["exp_avg"] for state in self._states],
+            [state["exp_avg_sq"] for state in self._states],
+            steps,
+            lr=self._learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=CONTROL_EPS if config.eps is None else config.eps,
             skip=skip,
         )
 
     def names(self) -> Sequence[str]:
-        return [PARAMETERS, *(f"optimizer.{name}" for name in self._optimizer.state[self._parameters[0]])]
+        return [PARAMETERS, *(f"optimizer.{name}" for name in self._states[0])]
 
     def live(self, name: str) -> Sequence[Tensor]:
         if name == PARAMETERS:
             return self._parameters
-        return [self._optimizer.state[parameter][name.removeprefix("optimizer.")] for parameter in self._parameters]
+        return [state[name.removeprefix("optimizer.")] for state in self._states]
 
     def read(self, name: str, index: int, part: slice = ALL) -> Tensor:
         return self.live(name)[index].detach().view(-1)[part]
@@ -112,6 +128,12 @@ class TorchRule:
 
     def state_tensors(self) -> dict[str, Tensor]:
         return {f"{name}.{index}": item for name in self.names() for index, item in enumerate(self.live(name))}
+
+
+def _adam_state(parameter: Tensor) -> dict[str, Tensor]:
+    """Before the first step; by torch's names, and in its order."""
+    mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+    return {"step": torch.zeros((), device=parameter.device), "exp_avg": mean, "exp_avg_sq": square}
 
 
 def adam_step(
@@ -149,7 +171,7 @@ def adam_step(
 def shrink(parameters: Sequence[Tensor], share: float, skip: Tensor | None = None) -> None:
     """Decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101): of the weights, not of their gradients,
     so that what Adam makes of a gradient does not scale it."""
-    if share:
+    if share and parameters:
         kept = torch.full((), 1.0 - share) if skip is None else torch.where(skip > 0, 1.0, 1.0 - share)
         torch._foreach_mul_(list(parameters), kept)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
+from rollcall.learners.batches.placement import PackedSamples, Places, begins_of, row_sizes, shape_of
 from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.batches.token_batch import TokenRows
+from rollcall.learners.models.attention_settings import FULL, SLIDING, AttentionSettings
+from rollcall.learners.models.packed_attention import PACKED, block_mask, register, works_on
 
 _AGREE = 1e-3  # relative: other float32 arithmetic stays below, another computation does not
-_WINDOWS = ("window", "window_size", "chunk_size")  # how configs name attention that does not reach back to the start
 
 
 class CausalModel:
@@ -24,6 +27,7 @@ class CausalModel:
     def __init__(self, model: nn.Module) -> None:
         own: Any = model
         self._model = own
+        self._attention = AttentionSettings(own.config)
         decoder, base = own.get_decoder(), own.base_model
         self.body: nn.Module = base if base is not model else self._largest_part()
         # What the forward pass asks for hidden states is the body, or (OPT) the decoder within it.
@@ -85,16 +89,41 @@ class CausalModel:
         window does neither, which only long rows would show; for all else two answers to one prompt are tried in both
         ways.
         """
-        config = self._model.config.get_text_config()
-        settings = config.to_dict()
-        windows = settings.get("use_sliding_window", True) and any(
-            name.endswith(_WINDOWS) and isinstance(value, int) and value for name, value in settings.items()
-        )
-        kinds = set(getattr(config, "layer_types", None) or ())
-        if config._attn_implementation != "sdpa" or windows or not kinds <= {"full_attention"}:
+        if self._attention.implementation not in ("sdpa", PACKED) or not self._attention.whole:
             return False
         with torch.no_grad(), _evaluating(self._model):
             return self._computes_answers_together()
+
+    @property
+    def packed(self) -> bool:
+        """Whether it takes packed rows."""
+        return self._attention.implementation == PACKED
+
+    def pack(self, *, device: torch.device, dtype: torch.dtype) -> str:
+        """Gives the model attention for packed rows, where it can have that: two prompts with their answers in one row
+        must say what each answer says alone, and the device's kernel what plain attention says.
+
+        Returns:
+          Why it stays as it is; "" when it does not.
+        """
+        own = self._attention.implementation
+        if own != "sdpa" or not self._attention.packable:
+            return "its attention is of another kind"
+        register()
+        try:
+            with torch.no_grad(), _evaluating(self._model), self._attention.short_window():
+                # Plain sdpa leaves out what some models do to their scores.
+                self._model.set_attn_implementation("eager")
+                apart, rows = self._answers_apart(), self._answers_packed()
+                self._model.set_attn_implementation(PACKED)
+                reason = "" if _close(self.states(rows), apart) else "in packed rows it says something else"
+            if not reason and not works_on(device, dtype, *self._attention.heads):
+                reason = f"the kernel on {device} computes something else"
+        except Exception as error:  # whatever a model raises that takes no such attention: it does without
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if reason:
+            self._model.set_attn_implementation(own)
+        return reason
 
     def _largest_part(self) -> nn.Module:
         """Of a model that does not say which of its parts is the body (Llama 4)."""
@@ -108,7 +137,7 @@ class CausalModel:
 
         def states(*parts: Tensor, shared: SharedPrompts | None = None) -> Tensor:
             ids = torch.cat(parts)
-            return self.states(TokenRows(ids[None], torch.arange(len(ids), device=ids.device), ids, shared))
+            return self.states(replace(_plain(ids), shared=shared))
 
         apart = torch.cat([states(prompt, one), states(prompt, other)[len(prompt) :]])
         positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 3]], device=ids.device)
@@ -118,6 +147,31 @@ class CausalModel:
         except Exception:  # whatever a model raises that takes no such mask, or no positions: it does without
             return False
         return _close(together, apart)
+
+    def _answers_apart(self) -> Tensor:
+        return torch.cat([self.states(_plain(ids))[begin:] for ids, begin in self._answers()])
+
+    def _answers_packed(self) -> TokenRows:
+        texts = self._answers()
+        lengths, prompts = [len(ids) for ids, _ in texts], [begin for _, begin in texts]
+        samples = [[0, 1], [2]]
+        sizes = row_sizes(samples, lengths=lengths, prompts=prompts)
+        device = texts[0][0].device
+        stand = Places.of(samples, begins_of(sizes, packed=True), lengths=lengths, prompts=prompts, device=device)
+        token_ids = torch.zeros(shape_of(sizes, packed=True), dtype=torch.int64, device=device)
+        stand.fill(
+            token_ids, torch.cat([ids for ids, _ in texts]), torch.tensor([0, *lengths], device=device).cumsum(0)
+        )
+        own = torch.tensor(
+            [(i, t) for i, text in enumerate(texts) for t in range(text[1], len(text[0]))], device=device
+        )
+        predictors = stand.find(*own.T)
+        return TokenRows(token_ids, predictors, token_ids.view(-1)[predictors], packed=stand.packed(token_ids.shape[1]))
+
+    def _answers(self) -> list[tuple[Tensor, int]]:
+        """Texts, and where in each an answer begins: of two to one prompt, and one to another."""
+        ids = self._tokens(20)
+        return [(ids[:9], 3), (torch.cat([ids[:3], ids[9:15]]), 3), (ids[12:].flip(0), 2)]
 
     def _tokens(self, count: int) -> Tensor:
         device = next(self._model.parameters()).device
@@ -129,6 +183,10 @@ class CausalModel:
             f"{type(self._model).__name__}: models of this architecture cannot be trained here ({reason}): name a "
             "causal language model of another one"
         )
+
+
+def _plain(ids: Tensor) -> TokenRows:
+    return TokenRows(ids[None], torch.arange(len(ids), device=ids.device), ids)
 
 
 class _BodyOutput:
@@ -162,11 +220,21 @@ def _answering(part: nn.Module, output: object) -> Iterator[None]:
 def body_states(body: nn.Module, rows: TokenRows) -> Tensor:
     """[K, H], as CausalModel.states."""
     # No attention mask for plain rows: padding stands on the right, where causal attention does not look.
-    shared = {}
-    if rows.shared is not None:
-        shared = {"position_ids": rows.shared.positions, "attention_mask": rows.shared.attends}
-    states: Tensor = body(input_ids=rows.token_ids, use_cache=False, **shared).last_hidden_state
+    settings: dict[str, object] = {}
+    if rows.packed is not None:
+        masks = _masks(AttentionSettings(body.config), rows.packed)
+        settings = {"position_ids": rows.packed.positions, "attention_mask": masks}
+    elif rows.shared is not None:
+        settings = {"position_ids": rows.shared.positions, "attention_mask": rows.shared.attends}
+    states: Tensor = body(input_ids=rows.token_ids, use_cache=False, **settings).last_hidden_state
     return states.flatten(0, 1)[rows.predictors]
+
+
+def _masks(settings: AttentionSettings, samples: PackedSamples) -> object:
+    """As models take them: one for all layers; of models with layers of both kinds, one for each kind."""
+    if SLIDING in settings.kinds:
+        return {FULL: block_mask(samples), SLIDING: block_mask(samples, settings.window)}
+    return block_mask(samples, None if settings.kinds else settings.window)
 
 
 def _centred(logits: Tensor) -> Tensor:

@@ -62,13 +62,15 @@ def write_tiny_model(
         # torch.manual_seed would seed the GPUs' generators too, which are not restored here.
         torch.default_generator.manual_seed(seed)
         model = Qwen3ForCausalLM(config)  # type: ignore[no-untyped-call]
-    # Not model.save_pretrained: it draws a progress bar for 3 MB, and writes a file that no other user may read.
+    # Not model.save_pretrained: it draws a progress bar for 3 MB. What either writes, no other user may read.
     tensors = model.state_dict()
     if tie_word_embeddings:
         del tensors["lm_head.weight"]  # the embedding's storage; readers tie it again
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model.safetensors").write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     config.save_pretrained(directory)
+    weights = directory / "model.safetensors"
+    safetensors.torch.save_file(tensors, weights, metadata={"format": "pt"})  # not save: a third copy of all of them
+    weights.chmod((directory / "config.json").stat().st_mode)
     model.generation_config.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
+from rollcall.learners.batches.placement import Layout
+from rollcall.learners.batches.prompt_sharing import Sharing
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.maths.sampling import Distribution, Processed
 from rollcall.learners.models.causal_model import CausalModel, body_states
@@ -23,6 +26,8 @@ from rollcall.learners.models.workspace import Workspace, memory_bytes, workspac
 
 LANGUAGE_EXTRA = "pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu] on a machine with a GPU)"
 
+_CPU = torch.device("cpu")
+_log = logging.getLogger("rollcall")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -90,10 +95,16 @@ class LMPolicyConfig(BaseModel):
         description="memory that logits may take at once; more of them are computed in chunks of tokens, and again for "
         "the gradient: the same numbers; none: 1/32 of the device's memory, at most 512 MiB (on a GPU 4096)",
     )
+    attention: Literal["auto", "sdpa", "flex"] = Field(
+        default="auto",
+        description="sdpa: padded rows; flex: FlexAttention over all samples of a forward pass in one row, without "
+        "padding, sharing prompts wherever there are some: the same result; models that cannot have it keep sdpa; "
+        "auto: flex on a GPU, sdpa on a CPU, where flex is slow and there for checks",
+    )
     share_prompts: bool = Field(
         default=True,
         description="compute a prompt once for several of its samples where that is cheaper: the same result; models "
-        "with attention over a window, and others that cannot, do without by themselves",
+        "that cannot do without by themselves: without flex, those with attention over a window are among them",
     )
     lora: LoraConfig | None = Field(
         default=None,
@@ -107,12 +118,14 @@ def preload() -> None:
         from transformers import AutoModelForCausalLM  # noqa: F401
     except ImportError:
         return  # whoever loads the model says so
-    torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # a process's first optimiser imports torch's compiler
 
 
-def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
+def load_policy_model(directory: Path, config: LMPolicyConfig, *, device: torch.device = _CPU) -> nn.Module:
     """The model of a directory, float32, for learning: in evaluation mode, so without dropout. What a policy says of a
     token would otherwise be another thing in each pass, and its ratio to itself not 1.
+
+    Args:
+      device: where it is to learn.
 
     Raises:
       BadInput: when it holds no model that can be loaded, or one that cannot be learnt here, naming its architecture.
@@ -130,7 +143,13 @@ def load_policy_model(directory: Path, config: LMPolicyConfig) -> nn.Module:
         first = str(error).strip().splitlines()[0]
         raise BadInput(f"{directory}: no causal language model can be loaded from it: {first}") from None
     model.eval()
-    CausalModel(model).check()
+    halves = CausalModel(model)
+    halves.check()
+    if config.attention == "flex" or (config.attention == "auto" and device.type == "cuda"):
+        reason = halves.pack(device=device, dtype=autocast_dtype(config) or torch.float32)
+        if reason:
+            level = logging.WARNING if config.attention == "flex" else logging.INFO
+            _log.log(level, "policy.attention: %s keeps sdpa and padded rows: %s", type(model).__name__, reason)
     if config.gradient_checkpointing:
         _checkpoint_layers(model)
     return cast(nn.Module, model)
@@ -261,6 +280,14 @@ def decoder_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of the language model within, which are computed one after the other: the units of sharding."""
     kinds = {kind for part in module.modules() for kind in getattr(part, "_no_split_modules", None) or ()}
     return [part for part in module.modules() if type(part).__name__ in kinds]
+
+
+def layout_of(model: nn.Module, *, share_prompts: bool = True, token_budget: int = 0) -> Layout:
+    """How samples stand in the passes of a model that was loaded here: as its attention has them."""
+    if CausalModel(model).packed:
+        return Layout(Sharing(None, token_budget) if share_prompts else None, packed=True)
+    size = sharing_size(model) if share_prompts else None
+    return Layout(None if size is None else Sharing(size, token_budget))
 
 
 def sharing_size(model: nn.Module) -> int | None:

@@ -35,9 +35,10 @@ class Workspace:
         tokens = self.size_bytes // self.bytes_of_token
         return max(tokens // _ALIGNED * _ALIGNED, min(tokens, _ALIGNED), 1)
 
-    def bytes_for(self, num_tokens: int) -> int:
-        """What the logits of so many tokens take, together or in chunks."""
-        return min(num_tokens, self.tokens) * self.bytes_of_token
+    def bytes_for(self, num_tokens: int, *, works_on_logits: bool = True) -> int:
+        """What the logits of so many tokens take, together or in chunks. `works_on_logits`: whether the model does
+        anything after its output layer; of the workspace of one that does not, half is used."""
+        return min(num_tokens, self.tokens) * self.bytes_of_token // (1 if works_on_logits else 2)
 
     def gradient_bytes_for(self, num_tokens: int, *, hidden_size: int) -> int:
         """What is there beside them in a backward pass in chunks: the output matrix's gradient, of one chunk and of

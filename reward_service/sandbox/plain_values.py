@@ -7,7 +7,9 @@ import collections
 import datetime
 import decimal
 import fractions
+import importlib
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,15 @@ Decode = Callable[[dict[str, Any]], Any]
 _TAG = "t"
 _SMALL = 1 << 53
 _PLAIN_TYPES = (bool, bytes, complex, dict, float, frozenset, int, list, object, set, str, tuple, type)
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_WRITTEN_AS_TEXT = (
+    fractions.Fraction,
+    decimal.Decimal,
+    datetime.date,
+    datetime.datetime,
+    datetime.time,
+)
+_SELDOM = {"PosixPath": "pathlib", "PurePosixPath": "pathlib", "UUID": "uuid"}  # as text, too; slow to import
 
 
 class CannotCross(TypeError):
@@ -33,21 +44,27 @@ def encode(value: Any, other: Encode | None = None) -> Any:
         return value if math.isfinite(value) else {_TAG: "float", "v": repr(value)}
     if kind is list:
         return [encode(element, other) for element in value]
-    if kind in (tuple, set, frozenset, collections.deque):
+    if kind in (tuple, set, frozenset, *_VIEWS[:2]):
         return {_TAG: kind.__name__, "v": [encode(element, other) for element in value]}
-    if kind in (dict, collections.OrderedDict, collections.Counter, collections.defaultdict):
-        name = "dict" if kind is collections.defaultdict else kind.__name__
-        return {_TAG: name, "v": [[encode(key, other), encode(element, other)] for key, element in value.items()]}
+    if kind is collections.deque:
+        return {_TAG: "deque", "v": [encode(element, other) for element in value], "most": value.maxlen}
+    if kind in (dict, collections.OrderedDict, collections.Counter, collections.defaultdict, _VIEWS[2]):
+        pairs = value if kind is _VIEWS[2] else value.items()
+        written = {_TAG: kind.__name__, "v": [[encode(key, other), encode(element, other)] for key, element in pairs]}
+        factory = value.default_factory if kind is collections.defaultdict else None
+        return written | ({"factory": factory.__name__} if factory in _PLAIN_TYPES else {})
     if kind in (bytes, bytearray):
         return {_TAG: kind.__name__, "v": value.hex()}
     if kind is complex:
         return {_TAG: "complex", "v": [repr(value.real), repr(value.imag)]}
-    if kind is range:
-        return {_TAG: "range", "v": [encode(number) for number in (value.start, value.stop, value.step)]}
-    if kind in (fractions.Fraction, decimal.Decimal, datetime.date, datetime.datetime, datetime.time):
+    if kind in (range, slice):
+        return {_TAG: kind.__name__, "v": [encode(number, other) for number in (value.start, value.stop, value.step)]}
+    if kind in _WRITTEN_AS_TEXT or _SELDOM.get(kind.__name__) == kind.__module__:
         return {_TAG: kind.__name__, "v": value.isoformat() if hasattr(value, "isoformat") else str(value)}
     if kind is datetime.timedelta:
         return {_TAG: "timedelta", "v": [value.days, value.seconds, value.microseconds]}
+    if value is NotImplemented or value is Ellipsis:
+        return {_TAG: "constant", "v": str(value)}
     if kind is type and value in _PLAIN_TYPES:
         return {_TAG: "type", "v": value.__name__}
     if other is None:
@@ -56,8 +73,8 @@ def encode(value: Any, other: Encode | None = None) -> Any:
 
 
 def base_value(value: object) -> Any:
-    """Of an instance of a subclass of a plain type (a namedtuple, an IntEnum, a str of one's own): the plain value in
-    it; else the value itself."""
+    """Of an instance of a subclass of a plain type (a namedtuple, an IntEnum, a str of one's own), and of the standard
+    library's copies of plain types: the plain value in it; else the value itself."""
     base: Any
     for base in (bool, int, float, str, bytes, tuple, list, dict, set, frozenset):
         if isinstance(value, base) and type(value) is not base:
@@ -66,6 +83,10 @@ def base_value(value: object) -> Any:
             if base is dict:
                 return dict(dict.items(value))
             return base.__getnewargs__(value)[0]
+    if isinstance(value, (collections.UserDict, collections.UserList, collections.UserString)):
+        return value.data
+    if isinstance(value, (collections.ChainMap, types.MappingProxyType)):
+        return dict(value)
     return value
 
 
@@ -83,21 +104,31 @@ def decode(encoded: object, other: Decode | None = None) -> Any:
         return _MAPPINGS[kind]({decode(key, other): decode(element, other) for key, element in value})
     if kind in _SCALARS:
         return _SCALARS[kind](value)
+    if kind in _SELDOM:
+        return getattr(importlib.import_module(_SELDOM[kind]), kind)(value)
+    if kind == "deque":
+        return collections.deque((decode(element, other) for element in value), encoded.get("most"))
+    if kind == "defaultdict":
+        factory = _NAMED_TYPES.get(encoded.get("factory", ""))
+        return collections.defaultdict(factory, {decode(key, other): decode(each, other) for key, each in value})
     if other is None:
         raise ValueError(f"{kind!r} is no plain value")
     return other(encoded)
 
 
+_NAMED_TYPES: dict[str, Any] = {kind.__name__: kind for kind in _PLAIN_TYPES}
 _SEQUENCES: dict[str, Callable[..., Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
-    "deque": collections.deque,
+    "dict_keys": lambda elements: dict.fromkeys(elements).keys(),
+    "dict_values": lambda elements: dict(enumerate(elements)).values(),
 }
 _MAPPINGS: dict[str, Callable[..., Any]] = {
     "dict": dict,
     "OrderedDict": collections.OrderedDict,
     "Counter": collections.Counter,
+    "dict_items": lambda pairs: pairs.items(),
 }
 _SCALARS: dict[str, Callable[..., Any]] = {
     "int": lambda text: int(text, 16),
@@ -106,11 +137,23 @@ _SCALARS: dict[str, Callable[..., Any]] = {
     "bytearray": bytearray.fromhex,
     "complex": lambda parts: complex(float(parts[0]), float(parts[1])),
     "range": lambda parts: range(*(decode(part) for part in parts)),
+    "slice": lambda parts: slice(*(decode(part) for part in parts)),
     "Fraction": fractions.Fraction,
     "Decimal": decimal.Decimal,
     "date": datetime.date.fromisoformat,
     "datetime": datetime.datetime.fromisoformat,
     "time": datetime.time.fromisoformat,
     "timedelta": lambda parts: datetime.timedelta(*parts),
-    "type": {kind.__name__: kind for kind in _PLAIN_TYPES}.__getitem__,
+    "constant": {"NotImplemented": NotImplemented, "Ellipsis": Ellipsis}.__getitem__,
+    "type": _NAMED_TYPES.__getitem__,
 }
+_OF_PLAIN_VALUES = {
+    name: getattr(kind, name)
+    for kind in (
+        *(str, bytes, bytearray, int, float, complex, list, tuple, dict, set, frozenset, range),
+        *(collections.deque, collections.Counter, collections.OrderedDict, *_WRITTEN_AS_TEXT, datetime.timedelta),
+    )
+    for name in dir(kind)
+}
+PLAIN_ATTRIBUTES = frozenset(_OF_PLAIN_VALUES)
+PLAIN_METHODS = frozenset(name for name, found in _OF_PLAIN_VALUES.items() if callable(found))

@@ -11,6 +11,7 @@ import types
 
 def program(_: int, code: str) -> int:
     """As `python program.py` would: standard input and output are the process's."""
+    sys.argv = ["program.py"]
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     status = 0

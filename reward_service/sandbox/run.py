@@ -40,7 +40,7 @@ class Suite:
 
     code: str
     tests: tuple[str, ...]
-    preamble: str = ""  # runs before the code
+    preamble: str = ""  # runs before the code, and apart from it before each test: what it defines is the tests' own
     entry_point: str | None = None  # what the tests call, if it is named like a builtin
 
 
@@ -82,14 +82,14 @@ def _run_script(script: Script, limits: Limits, containment: Containment) -> lis
 
 def _run_suite(suite: Suite, limits: Limits, containment: Containment) -> list[RunResult]:
     code = {"code": suite.code, "preamble": suite.preamble}
-    tests = {"tests": suite.tests, "entry_point": suite.entry_point}
+    tests = {"tests": suite.tests, "entry_point": suite.entry_point, "preamble": suite.preamble}
     with Pipes.opened() as pipes:
         channels = [pipes.socket_pair() for _ in suite.tests]
         outputs = [pipes.pipe() for _ in suite.tests]
         ends = [{"channel": channel[0]} for channel in channels]
         judging = [{"channel": c[1], "stdout": output[1]} for c, output in zip(channels, outputs, strict=True)]
         with (
-            containment.helper(limits, "judging_roles.solution", code, ends) as solution,
+            containment.helper(limits, "solution_roles.solution", code, ends) as solution,
             containment.helper(limits, "judging_roles.test", tests, judging) as judge,
         ):
             pipes.close(*(end for channel in channels for end in channel), *(writing for _, writing in outputs))

@@ -1,204 +1,263 @@
-"""The tests' end of the channel: what tests see of the code they test. Plain values are rebuilt here; everything else
-is a `Remote`, which is asked but never trusted to say what it is equal to. Runs inside the sandbox of the tests, from
-the standard library alone."""
+"""What tests see of the code they test, where it is no plain value: a `Remote`, which is asked but never trusted to say
+what it is equal to. Runs inside the sandbox of the tests, from the standard library alone."""
 
 from __future__ import annotations
 
-import ast
-import builtins
-import importlib
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from typing import Any, NamedTuple, Protocol
 
-from rollcall.reward_service.sandbox.plain_values import CannotCross, decode, encode
-from rollcall.reward_service.sandbox.solution_channel import (
-    BINARY,
-    COMPARISONS,
-    OPERATIONS,
-    Channel,
-    OtherEndGone,
-    decoded_call,
-    encoded_call,
-    exception_from,
-)
+from rollcall.reward_service.sandbox.plain_values import PLAIN_ATTRIBUTES, PLAIN_METHODS
+from rollcall.reward_service.sandbox.solution_channel import BINARY, COMPARISONS, OPERATIONS, UNARY
 
 
-class JudgingEnd:
-    """Gives a test the names it uses, and carries its calls."""
+class Words(NamedTuple):
+    """Attributes that values of the tests' own have: plain values, and objects of the preamble's classes."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._remotes: dict[int, Remote] = {}
-        self._callbacks: list[Callable[..., Any]] = []
-        self._exceptions: dict[str, type[Exception]] = {}
-        self._channel = Channel(descriptor, self._answer)
-        self.loaded = self._channel.receive()  # {} once the code has run; else what it raised
-
-    def names(self, test: ast.Module, entry_point: str | None) -> dict[str, Any]:
-        """What the code under test has of the names that a test uses. It cannot put itself in the place of a builtin,
-        unless the tests call it by that name (`entry_point`)."""
-        used = {node.id for node in ast.walk(test) if isinstance(node, ast.Name)}
-        wanted = {name for name in used if not hasattr(builtins, name)} | ({entry_point} if entry_point else set())
-        found: dict[str, Any] = {}
-        for name in sorted(wanted):
-            reply = self._channel.ask({"do": "name", "name": name})
-            if reply.get("module") and name in sys.stdlib_module_names:
-                found[name] = importlib.import_module(name)  # what the code imported, from here
-            elif "exception" in reply:
-                found[name] = self._exception([str(kind) for kind in reply["exception"]])
-            elif "value" in reply:
-                found[name] = decode(reply["value"], self._decode_other)
-        return found
-
-    def call(self, target: Remote, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
-        asked = encoded_call((target, *arguments), named, self._encode_other)
-        reply = self._channel.ask({"do": "call", **asked})
-        for place, changed in reply.get("changed", {}).items():
-            _replace(arguments[int(place)], decode(changed, self._decode_other))
-        return self._result(reply)
-
-    def operate(self, name: str, *arguments: object) -> Any:
-        return self._result(self._channel.ask({"do": name, **encoded_call(arguments, {}, self._encode_other)}))
-
-    def _result(self, reply: dict[str, Any]) -> Any:
-        if "raised" in reply:
-            raise exception_from(reply["raised"], self._exceptions)
-        return decode(reply["value"], self._decode_other)
-
-    def _exception(self, kinds: list[str]) -> type[Exception]:
-        bases = [getattr(builtins, kind, None) for kind in kinds]
-        base = next((b for b in bases if isinstance(b, type) and issubclass(b, Exception)), Exception)
-        return self._exceptions.setdefault(kinds[0], type(kinds[0], (base,), {}))
-
-    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        """The code calls back a function that the tests gave it; it can ask for nothing else."""
-        try:
-            function = self._callbacks[message["number"]]
-            arguments, named = decoded_call(message, self._decode_other)
-            return {"value": encode(function(*arguments, **named), self._encode_other)}
-        except Exception as error:
-            return {"raised": {"kinds": [kind.__name__ for kind in type(error).__mro__], "message": str(error)}}
-
-    def _encode_other(self, value: object) -> dict[str, Any]:
-        if isinstance(value, Remote):
-            return {"t": "ref", "v": _inside(value)[1]}
-        name = getattr(value, "__name__", "")
-        if callable(value) and getattr(builtins, name, None) is value:
-            return {"t": "builtin", "v": name}
-        if callable(value):
-            self._callbacks.append(value)
-            return {"t": "callback", "v": len(self._callbacks) - 1}
-        raise CannotCross(f"the test hands over a {type(value).__name__}, which only exists on its own side")
-
-    def _decode_other(self, encoded: dict[str, Any]) -> Remote:
-        if encoded["t"] != "ref":
-            raise OtherEndGone
-        number = int(encoded["v"])
-        if number not in self._remotes:
-            base = (decode(encoded["base"], self._decode_other),) if "base" in encoded else ()
-            self._remotes[number] = Remote(self, number, base)
-        return self._remotes[number]
+    attributes: frozenset[str] = PLAIN_ATTRIBUTES
+    methods: frozenset[str] = PLAIN_METHODS
 
 
-def _replace(old: Any, new: Any) -> None:
-    """Gives a changeable value another content, in place."""
-    if type(old) is not type(new):
-        return
-    if isinstance(old, (list, bytearray)):
-        old[:] = new
-    elif isinstance(old, (set, dict)):
-        old.clear()
-        old.update(new)
-    elif hasattr(old, "extend"):
-        old.clear()
-        old.extend(new)
+class End(Protocol):
+    """What carries questions to the code and brings plain answers."""
+
+    words: Words
+
+    def call(self, target: Remote, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any: ...
+
+    def operate(self, name: str, *arguments: object) -> Any: ...
+
+    def step(self, name: str, *arguments: object) -> tuple[bool, Any]:
+        """Whether it has ended, and the value."""
+
+
+class Inside:
+    """Of a Remote. Another one each time that the thing comes over: how tests treat `s` says nothing of what a method
+    of `s` returns, be it `s` itself."""
+
+    __slots__ = ("base", "claims", "end", "iterator", "known", "makes", "number", "read")
+
+    def __init__(self, end: End, number: int, base: tuple[Any, ...], *, iterator: bool, claims: type | None) -> None:
+        self.end, self.number, self.iterator = end, number, iterator
+        self.base = base  # the plain value in it, if there is one
+        self.claims = claims  # a class of the preamble
+        self.known = False  # the tests treat it as an object of the code's own
+        self.makes = False  # ... and whatever comes of calling it
+        self.read: list[Any] | None = None  # all that it holds, once that is known
 
 
 class Remote:
-    """Something of the other end that is no plain value: a function, a class, an object, a generator.
+    """Something of the other end that is no plain value: a function, a class, an object, an iterator.
 
-    What it is asked is answered there, in plain values that the test then judges here. It is never compared or reckoned
-    with a plain value but through the plain value in it (of a namedtuple, say): its own __eq__ could claim to be equal
-    to anything, and its own __sub__ to differ by 0 from whatever the test expects.
+    It is never compared with a plain value but through the plain value in it (of a namedtuple, say): its own __eq__
+    could claim to be equal to anything. Nor is one that tests take for a plain value asked by a plain value's methods:
+    its own endswith could say yes to anything. Only one that the tests treat as an object of the code's own (they make
+    it by calling a class, or have read an attribute that no value of theirs has) does all that its class defines. Any
+    other is a function to call, an iterator to go through, or what it held when it was first read.
     """
 
-    __slots__ = ("_Remote__base", "_Remote__end", "_Remote__number")
+    __slots__ = ("_Remote__inside",)
 
-    def __init__(self, end: JudgingEnd, number: int, base: tuple[Any, ...]) -> None:
-        object.__setattr__(self, "_Remote__end", end)
-        object.__setattr__(self, "_Remote__number", number)
-        object.__setattr__(self, "_Remote__base", base)
+    def __init__(self, inside: Inside) -> None:
+        object.__setattr__(self, "_Remote__inside", inside)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        inside = inside_of(self)
+        return inside.claims or (type(inside.base[0]) if inside.base else Remote)
 
     def __call__(self, *arguments: object, **named: object) -> Any:
-        return _inside(self)[0].call(self, arguments, named)
+        inside = inside_of(self)
+        return _made(inside.end.call(self, arguments, named), known=inside.makes)
 
     def __getattr__(self, name: str) -> Any:
-        return _inside(self)[0].operate("getattr", self, name)
+        inside = inside_of(self)
+        if not inside.known:
+            if inside.base and hasattr(inside.base[0], name):
+                return getattr(inside.base[0], name)
+            if name in inside.end.words.methods:
+                raise AttributeError(f"{name}() is asked of a value of the tests' own kinds, and the code gave none")
+        found = inside.end.operate("getattr", self, name)
+        if not inside.base and name not in inside.end.words.attributes and not name.startswith("__"):
+            inside.known = True
+        return found
 
     def __setattr__(self, name: str, value: object) -> None:
-        _inside(self)[0].operate("setattr", self, name, value)
+        inside = inside_of(self)
+        inside.end.operate("setattr", self, name, value)
+        inside.known = True
+
+    def __delattr__(self, name: str) -> None:
+        inside_of(self).end.operate("delattr", self, name)
 
     def __iter__(self) -> Iterator[Any]:
-        end = _inside(self)[0]
-        iterator = end.operate("iter", self)
-        while True:
-            try:
-                yield end.operate("next", iterator)
-            except StopIteration:
-                return
+        inside = inside_of(self)
+        if inside.iterator:
+            return self.__rest()
+        if inside.known:
+            return self.__known()
+        return iter(held(self))
 
-    def __contains__(self, value: object) -> bool:
-        base = _inside(self)[2]
-        return value in (base[0] if base else list(self))
+    def __known(self) -> Iterator[Any]:
+        yield from inside_of(self).end.operate("iter", self)
+
+    def __next__(self) -> Any:
+        ended, value = inside_of(self).end.step("next", self)
+        if ended:
+            raise StopIteration
+        return value
+
+    def __rest(self) -> Iterator[Any]:
+        end = inside_of(self).end
+        while True:
+            ended, value = end.step("next", self)
+            if ended:
+                return
+            yield value
 
     def __instancecheck__(self, instance: object) -> bool:
-        return isinstance(instance, Remote) and _inside(self)[0].operate("isinstance", instance, self) is True
+        return type(instance) is Remote and inside_of(self).end.operate("isinstance", instance, self) is True
+
+    def __subclasscheck__(self, kind: object) -> bool:
+        return type(kind) is Remote and inside_of(self).end.operate("issubclass", kind, self) is True
 
     def __hash__(self) -> int:
-        base = _inside(self)[2]
-        return hash(base[0]) if base else object.__hash__(self)
+        inside = inside_of(self)
+        if inside.base:
+            return hash(inside.base[0])
+        return hash(inside.end.operate("hash", self)) if inside.known else hash(inside.number)
+
+    def __copy__(self) -> Any:
+        return _made(inside_of(self).end.operate("copy", self), known=inside_of(self).known)
+
+    def __deepcopy__(self, _: object) -> Any:
+        return _made(inside_of(self).end.operate("deepcopy", self), known=inside_of(self).known)
+
+    def __enter__(self) -> Any:
+        return _made(inside_of(self).end.operate("enter", self), known=inside_of(self).known)
 
     def __exit__(self, *exception: object) -> None:
-        _inside(self)[0].operate("exit", self)
+        """Returns None: what a test asserts within it is not swallowed."""
+        inside_of(self).end.operate("exit", self)
 
 
-def _inside(remote: Remote) -> tuple[JudgingEnd, int, tuple[Any, ...]]:
-    get = object.__getattribute__
-    return get(remote, "_Remote__end"), get(remote, "_Remote__number"), get(remote, "_Remote__base")
+def same(one: object, other: object) -> bool:
+    """What `is` asks of plain values, and of Remotes."""
+    return one is other or (
+        type(one) is Remote and type(other) is Remote and inside_of(one).number == inside_of(other).number
+    )
+
+
+def inside_of(remote: object) -> Inside:
+    inside: Inside = object.__getattribute__(remote, "_Remote__inside")
+    return inside
+
+
+def held(remote: Remote) -> Any:
+    """The plain value in its place, of one that is no object of the code's own: else its length, its elements and its
+    order could each say another thing.
+
+    Raises:
+      TypeError: there is none.
+    """
+    inside = inside_of(remote)
+    if inside.base:
+        return inside.base[0]
+    if inside.iterator:
+        raise TypeError("an iterator has no length and no elements by number")
+    if inside.read is None:
+        elements = inside.end.operate("iter", remote)
+        inside.read = list(elements)
+    return inside.read
+
+
+def _made(value: Any, *, known: bool = True) -> Any:
+    if known and type(value) is Remote:
+        inside_of(value).known = True
+    return value
+
+
+def generator(end: End, remote: Remote) -> Generator[Any, Any, Any]:
+    """A generator of this side that asks the one over there."""
+    sent = None
+    while True:
+        ended, value = end.step("send", remote, sent)
+        if ended:
+            return value
+        sent = yield value
+
+
+def coroutine(end: End, remote: Remote) -> Coroutine[Any, Any, Any]:
+    async def awaited() -> Any:
+        return end.operate("await", remote)
+
+    return awaited()
+
+
+async def async_generator(end: End, remote: Remote) -> AsyncIterator[Any]:
+    while True:
+        ended, value = end.step("anext", remote)
+        if ended:
+            return
+        yield value
 
 
 def _asked(name: str) -> Callable[..., Any]:
     def method(self: Remote, *arguments: object) -> Any:
-        return _inside(self)[0].operate(name, self, *arguments)
+        inside = inside_of(self)
+        if inside.base and not inside.known and name not in ("str", "repr", "format"):
+            return OPERATIONS[name](inside.base[0], *arguments)
+        return _made(inside.end.operate(name, self, *arguments), known=inside.known)
+
+    return method
+
+
+def _of_container(name: str) -> Callable[..., Any]:
+    def method(self: Remote, *arguments: object) -> Any:
+        inside = inside_of(self)
+        if inside.known:
+            return inside.end.operate(name, self, *arguments)
+        if name == "contains" and inside.iterator:
+            return any(element is arguments[0] or element == arguments[0] for element in self)
+        return OPERATIONS[name](held(self), *arguments)
 
     return method
 
 
 def _reckoned(name: str, *, swapped: bool) -> Callable[[Remote, Any], Any]:
     def method(self: Remote, other: object) -> Any:
-        end, _, base = _inside(self)
-        if isinstance(other, Remote):
-            return end.operate(name, other, self) if swapped else end.operate(name, self, other)
-        if not base:
+        inside = inside_of(self)
+        another = inside_of(other) if type(other) is Remote else None
+        if inside.base and (another is None or another.base):
+            value = other if another is None else another.base[0]
+            return OPERATIONS[name](value, inside.base[0]) if swapped else OPERATIONS[name](inside.base[0], value)
+        if not inside.known and not (another is not None and another.known):
             return NotImplemented
-        return OPERATIONS[name](other, base[0]) if swapped else OPERATIONS[name](base[0], other)
+        return _made(inside.end.operate(name, *((other, self) if swapped else (self, other))))
 
     return method
 
 
 def _compared(name: str) -> Callable[[Remote, Any], Any]:
     def method(self: Remote, other: object) -> Any:
-        end, number, base = _inside(self)
-        if not isinstance(other, Remote):
-            return getattr(base[0], f"__{name}__")(other) if base else NotImplemented
-        _, other_number, other_base = _inside(other)
-        if base and other_base:
-            return getattr(base[0], f"__{name}__")(other_base[0])
-        if number == other_number and name in ("eq", "ne"):
+        inside = inside_of(self)
+        if type(other) is not Remote:
+            return getattr(_base_now(self), f"__{name}__")(other) if inside.base else NotImplemented
+        another = inside_of(other)
+        if inside.base and another.base:
+            return getattr(_base_now(self), f"__{name}__")(_base_now(other))
+        if inside.number == another.number and name in ("eq", "ne"):
             return name == "eq"
-        return end.operate(name, self, other) is True
+        if not inside.known and not another.known:
+            return NotImplemented
+        return inside.end.operate(name, self, other) is True
 
     return method
+
+
+def _base_now(remote: Remote) -> Any:
+    """An object of the code's own may have changed."""
+    inside = inside_of(remote)
+    return inside.end.operate("base", remote) if inside.known else inside.base[0]
 
 
 for _name in OPERATIONS:
@@ -208,5 +267,7 @@ for _name in OPERATIONS:
     elif _name in BINARY:
         setattr(Remote, _method, _reckoned(_name, swapped=False))
         setattr(Remote, f"__r{_name.rstrip('_')}__", _reckoned(_name, swapped=True))
-    elif _method not in vars(Remote) and _name not in ("isinstance", "iter"):
+    elif _name in (*UNARY, "bool", "int", "float", "complex", "str", "repr", "format", "abs", "round"):
         setattr(Remote, _method, _asked(_name))
+    elif _name in ("len", "getitem", "setitem", "delitem", "contains", "reversed"):
+        setattr(Remote, _method, _of_container(_name))

@@ -4,6 +4,7 @@ run a line of a response itself."""
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from rollcall.reward_service.scorers.text_scorers import text_cost, version_of
 
 _FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _PYTHON = ("", "python", "py", "python3")
+_DEFINITION = re.compile(r"^(?:@[^\n]*\n)*(?:async[ \t]+def|def|class)\b", re.MULTILINE)
 MAX_TESTS = 100
 
 
@@ -44,7 +46,10 @@ class PythonTestsConfig(Strict):
         description="where the metadata have the tests: Python (a text, or a list of them), or a list of "
         '{"stdin": ..., "stdout": ...}',
     )
-    preamble_key: str = Field(default="preamble", description="where the metadata may have code that runs before it")
+    preamble_key: str = Field(
+        default="preamble",
+        description="where the metadata may have code that runs before it; what that defines is the tests' own",
+    )
     entry_point_key: str = Field(
         default="entry_point", description="where the metadata may name the function, if it is called like a builtin"
     )
@@ -101,9 +106,11 @@ class PythonTestsScorer:
         except ValueError as error:
             return Failure("unsupported", f"metadata[{config.tests_key!r}]: {error}")
         code = code_in(item.response) if config.code == "fenced" else item.response
-        if config.prompt_is_code and item.prompt is not None:
-            code = item.prompt + code
         preamble, entry_point = (_text(item, key) for key in (config.preamble_key, config.entry_point_key))
+        if config.prompt_is_code and item.prompt is not None:
+            given, unfinished = split_prompt(item.prompt)
+            code = unfinished + code
+            preamble = f"{preamble or ''}\n{given}"
         exchanges = [test for test in tests if isinstance(test, _Exchange)]
         if exchanges:
             whole = code if preamble is None else f"{preamble}\n{code}"
@@ -146,6 +153,18 @@ def code_in(response: str) -> str:
     """The last fenced block that is Python or says nothing; without one, the whole response."""
     blocks = [block[2] for block in _FENCED.finditer(response) if block[1].lower() in _PYTHON]
     return blocks[-1] if blocks else response
+
+
+def split_prompt(prompt: str) -> tuple[str, str]:
+    """A prompt that a completion goes on with: what is given to the tests as well (imports, helpers), and the last
+    definition, which is the completion's. Nothing is given where that cannot be told."""
+    starts = [match.start() for match in _DEFINITION.finditer(prompt)]
+    given = prompt[: starts[-1]] if starts else ""
+    try:
+        ast.parse(given)
+    except (SyntaxError, ValueError):
+        return "", prompt
+    return given, prompt[len(given) :]
 
 
 def tests_in(given: JsonValue) -> list[str] | list[_Exchange]:

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog, newest_epoch
+from rollcall.cluster.books.consumption import LOG_NAME, ROTATE_BYTES, ConsumptionLog, newest_epoch
 from rollcall.cluster.books.ledger import Ledger, LedgerPosition
 from rollcall.cluster.books.ledger_table import ledger_keys
+from rollcall.cluster.books.sealed import SealedBooks
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
@@ -52,11 +54,22 @@ class SimulatedRun:
     """A run without actors or learner: what they would do is drawn from a seed. Leaves a run directory to audit."""
 
     def __init__(
-        self, directory: Path, store: Store, *, seed: int = 0, batch: int = 3, lag: int = 1, total: int = 8
+        self,
+        directory: Path,
+        store: Store,
+        *,
+        seed: int = 0,
+        batch: int = 3,
+        lag: int = 1,
+        total: int = 8,
+        keep: int | None = None,
+        rotate_bytes: int = ROTATE_BYTES,
     ) -> None:
+        """`keep`: so many checkpoints are kept, and what they all cover is sealed, three tickets at a time or more."""
         self.directory, self.store, self.batch, self.lag, self.total = directory, store, batch, lag, total
         self.random = random.Random(seed)
-        self.ledger = Ledger(store, tickets_per_step=batch)
+        self.keep, self.rotate_bytes = keep, rotate_bytes
+        self.ledger = self.new_ledger()
         self.faults = True
         self.leased: list[tuple[int, int]] = []
         self.ready: list[tuple[int, tuple[int, int]]] = []
@@ -69,13 +82,20 @@ class SimulatedRun:
         (directory / "redis" / "url").write_text(f"redis://:{address['password']}@127.0.0.1:{address['port']}")
         (directory / "config.yaml").write_text(f"max_policy_lag: {lag}\n")
 
+    def new_ledger(self) -> Ledger:
+        books = None if self.keep is None else SealedBooks(self.directory, least=3, most=8)
+        return Ledger(self.store, tickets_per_step=self.batch, books=books)
+
+    def new_log(self) -> ConsumptionLog:
+        return ConsumptionLog(self.log_path, rotate_bytes=self.rotate_bytes)
+
     @property
     def log_path(self) -> Path:
         return self.directory / "logs" / LOG_NAME
 
     def begin(self) -> SimulatedRun:
         self.ledger.open_epoch()
-        self.log = ConsumptionLog(self.log_path)
+        self.log = self.new_log()
         return self
 
     def run_to(self, step: int) -> SimulatedRun:
@@ -138,20 +158,30 @@ class SimulatedRun:
         folder.mkdir(parents=True, exist_ok=True)
         manifest = {"step": self.step, "epoch": self.ledger.epoch, "ledger": position.model_dump(mode="json")}
         (folder / "manifest.json").write_text(json.dumps(manifest))
+        if self.keep is not None:
+            for old in self.kept()[: -self.keep]:
+                shutil.rmtree(old)
+            self.ledger.seal(self.position_of(self.kept()[0]).low_water)
         return position
 
-    def newest_position(self) -> LedgerPosition | None:
-        manifests = sorted(self.directory.glob("checkpoints/step-*/manifest.json"))
-        return LedgerPosition.model_validate(json.loads(manifests[-1].read_text())["ledger"]) if manifests else None
+    def kept(self) -> list[Path]:
+        return sorted(self.directory.glob("checkpoints/step-*"))
 
-    def resume(self) -> SimulatedRun:
+    @staticmethod
+    def position_of(checkpoint: Path) -> LedgerPosition:
+        return LedgerPosition.model_validate(json.loads((checkpoint / "manifest.json").read_text())["ledger"])
+
+    def newest_position(self) -> LedgerPosition | None:
+        return self.position_of(self.kept()[-1]) if self.kept() else None
+
+    def resume(self, position: LedgerPosition | None = None) -> SimulatedRun:
         """As a new driver does after a kill: a new ledger, from the newest checkpoint."""
-        self.ledger = Ledger(self.store, tickets_per_step=self.batch)
-        position = self.newest_position()
+        self.ledger = self.new_ledger()
+        position = position or self.newest_position()
         plan = self.ledger.restore(position, above_epoch=newest_epoch(self.log_path))
         self._reset(position or LedgerPosition.start(self.batch))
         self.reissue, self.next_ticket_id = deque(plan.reissue), plan.next_ticket_id
-        self.log = ConsumptionLog(self.log_path)
+        self.log = self.new_log()
         return self
 
     def _reset(self, position: LedgerPosition) -> None:

@@ -70,7 +70,7 @@ class Books:
         self.run.log_path.unlink()
         log = ConsumptionLog(self.run.log_path)
         for record in records:
-            log.append(record["step"], record["epoch"], [_Forged(record)])
+            log.append(record["step"], record["epoch"], [Forged(record)])
 
     def rewrite(self, path: str, change: Callable[[Any], None]) -> None:
         file = self.run.directory / path
@@ -79,7 +79,7 @@ class Books:
         file.write_text(json.dumps(content))
 
 
-class _Forged:
+class Forged:
     def __init__(self, record: dict[str, Any]) -> None:
         self.header = Header(record["ticket_id"], record["attempt"], 0)
         self.min_policy_version, self._digest = record["min_version"], record["digest"]
@@ -412,9 +412,9 @@ def test_a_run_that_was_killed_balances_with_tickets_in_flight(
     assert audit_run(run.directory) == []
 
 
-def _forged(entry: tuple[int, tuple[int, int]]) -> _Forged:
+def _forged(entry: tuple[int, tuple[int, int]]) -> Forged:
     version, (ticket, attempt) = entry
-    return _Forged({"ticket_id": ticket, "attempt": attempt, "min_version": version, "digest": "0" * 32})
+    return Forged({"ticket_id": ticket, "attempt": attempt, "min_version": version, "digest": "0" * 32})
 
 
 def test_what_was_consumed_beyond_the_committed_steps_is_wrong_once_the_run_is_completed(finished: Run) -> None:

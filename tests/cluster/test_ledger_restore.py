@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.books.audit import audit_run
+from rollcall.cluster.books.history import PLAIN_ROWS, History
 from rollcall.cluster.books.ledger import Ledger, LedgerPosition
-from rollcall.cluster.books.ledger_position import PLAIN_ROWS, History
 from rollcall.cluster.books.ledger_table import Attempt, LedgerTable, read_table
 from rollcall.cluster.errors import LedgerConflict, StaleEpoch
 from rollcall.cluster.store.store import Store

@@ -234,6 +234,7 @@ def fed(kind: Any) -> RunMetrics:
     metrics.on_event("checkpoint", "step 8 (exact)")
     metrics.on_redis(0.001)
     metrics.on_ledger(LedgerCounts(issued=9, committed=4, dropped=1, in_flight=4, dropped_by_reason={"deadline": 1}))
+    metrics.on_unsealed(5)
     metrics.on_disk(free_bytes=10, size_bytes=100)
     metrics.on_checkpoint_size(3)
     metrics.page()

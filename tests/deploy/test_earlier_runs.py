@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ def test_the_hash_is_of_what_was_written_whatever_settings_there_are_now(half: s
     assert load_run(run).config.config_hash != config_hash  # this release has settings that the run's had not
     assert config_hash == latest_checkpoint(run)[1].config_hash
     assert config_hash == json.loads((run / "run.json").read_text())["config_hash"]
+
+
+@pytest.mark.usefixtures("earlier")
+def test_an_audit_of_a_run_with_rollouts_imports_no_torch() -> None:
+    code = (
+        "import sys; from rollcall.deploy.cli import main;"
+        "assert main.main(['audit', 'control']) == 0; sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_an_earlier_control_run_is_evaluated_loaded_and_audited(earlier: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from rollcall.deploy.plan.gpus import USABLE, Shares, Wanted, share_out
+from rollcall.deploy.plan.gpus import USABLE, Shares, Transfer, Wanted, share_out
 from rollcall.deploy.plan.needs import GIB, Engines
 
 ENGINES = Engines(weights_bytes=2 * GIB, workspace_bytes=GIB, cache_bytes_per_token=100_000, longest=1024, wanted=512)
@@ -135,3 +135,29 @@ def test_several_learners_that_share_their_gpus_with_engines_go_through_the_obje
     shares = share_out(wanted, [2], gpu_bytes=H100)
     assert not shares.problem and shares.transfer == "object_store"
     assert has_room(wanted, shares, 2)
+
+
+@pytest.mark.parametrize(
+    ("transfer", "gpus", "said"),
+    [
+        ("ipc", [0], "weight_transfer=ipc sends weights from GPU to GPU, and there is none"),
+        ("nccl", [0, 0], "weight_transfer=nccl sends weights from GPU to GPU, and there is none"),
+        ("nccl", [1], "weight_transfer=nccl is between two GPUs, and there is one"),
+        ("ipc", [4], "weight_transfer=ipc is within one GPU, and learner and engine have one each"),
+    ],
+)
+def test_a_way_of_the_weights_that_an_engine_would_refuse_is_a_problem_before_it_starts(
+    transfer: Transfer, gpus: list[float], said: str
+) -> None:
+    found = share_out(replace(LANGUAGE, transfer=transfer), gpus, gpu_bytes=H100)
+    assert said in found.problem and found.remedy
+
+
+@pytest.mark.parametrize(("transfer", "gpus"), [("ipc", [1]), ("nccl", [4]), ("nccl", [2]), ("object_store", [0])])
+def test_one_that_can_be_is_none(transfer: Transfer, gpus: list[float]) -> None:
+    assert not share_out(replace(LANGUAGE, transfer=transfer), gpus, gpu_bytes=H100).problem
+
+
+def test_gpus_that_are_asked_for_by_number_are_waited_for() -> None:
+    asked = replace(LANGUAGE, transfer="nccl", learner_gpu=1.0, actor_gpu=1.0)
+    assert not share_out(asked, [0]).problem

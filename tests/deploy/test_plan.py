@@ -11,13 +11,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rollcall.deploy.cli.main import main
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.kinds.language.needs import step_of
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
+from rollcall.deploy.plan import machine as machines
 from rollcall.deploy.plan.machine import Machine, memory_limit, oom_kills, this_machine, visible_gpus
 from rollcall.deploy.plan.model_size import saved_bytes, size_of_directory, size_of_tiny
-from rollcall.deploy.plan.needs import GIB, MIB, Needs, Part, Role
+from rollcall.deploy.plan.needs import GIB, MIB, Needs, Part, Role, parts
 from rollcall.deploy.plan.planning import LEAST_STORE, Plan, plan_for
 from rollcall.deploy.plan.text import as_json, essence, whole
 from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.token_policy import LMPolicyConfig
 
 LARGE = Machine("this machine", 64 * GIB, 60 * GIB, 32 * GIB, 500 * GIB)
 TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 64}
@@ -186,3 +190,84 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_loaded_and_leaves_n
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2 and "too little for the actor" in said[0] and "what makes it smaller: " in said[1]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (
+            ("actors.engine.weight_transfer=ipc",),
+            "weight_transfer=ipc sends weights from GPU to GPU, and there is none",
+        ),
+        (
+            ("actors.engine.tensor_parallel_size=2", "actors.engine.weight_transfer=nccl"),
+            "tensor_parallel_size=2 needs weight_transfer=object_store",
+        ),
+    ],
+)
+def test_a_way_of_the_weights_that_cannot_be_is_refused_in_one_line_by_plan_and_train(
+    settings: tuple[str, ...],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ROLLCALL_RUNS", str(tmp_path))
+    monkeypatch.setattr(machines, "gpu_memory", tuple)
+    assert main(["train", "arithmetic-grpo", *settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and not list(tmp_path.iterdir())
+    assert main(["plan", "arithmetic-grpo", *settings]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+
+
+def test_logits_on_a_gpu_have_the_bounds_of_a_gpu(tmp_path: Path) -> None:
+    words = "policy.tiny={vocab_size: 300, hidden_size: 64}"
+    small, large = (replace(LARGE, gpu_bytes=(gib * GIB,), num_gpus=1.0) for gib in (16, 80))
+    config = load_recipe("arithmetic-grpo", [words]).config
+    assert isinstance(config, LanguageConfig)
+    size = replace(size_of_tiny({}, 300), vocab_size=151_936)
+    step = step_of(size, config.policy, tokens=20_000, predicted=20_000)
+    assert step.logits_on_gpu is not None
+    role = Role("learner process", parts(Part("logits", step.logits, on_gpu=step.logits_on_gpu)), 1, "learner")
+    plans = [plan_for(config, Needs("a model", (role,)), [machine]) for machine in (LARGE, small, large)]
+    held = [plan.needs.roles[0].device_bytes for plan in plans]
+    assert held[0] == step.logits  # there is no GPU
+    # 1/32 of its memory, half of which is used where nothing comes after the output layer; and the matrix's gradient
+    gradient = 2 * 4 * 151_936 * size.hidden_size
+    assert held[1:] == [pytest.approx(gib * GIB / 64 + gradient, rel=0.05) for gib in (16, 80)]
+
+
+def test_a_model_that_caps_its_logits_needs_all_of_the_workspace() -> None:
+    size = replace(size_of_tiny({}, 300), vocab_size=151_936)
+    both = [
+        step_of(replace(size, works_on_logits=works), LMPolicyConfig(), tokens=64, predicted=64)
+        for works in (False, True)
+    ]
+    assert 2 * both[0].logits == both[1].logits == 64 * 151_936 * 4 * 4
+
+
+def test_a_warm_start_that_is_larger_than_what_comes_after_it_counts(tmp_path: Path) -> None:
+    settings = ("data.generate={pairs: 240, eval_pairs: 8}", "batch_size=2", "algorithm.budget=64")
+    small, large = (
+        plan_of(*settings, f"policy.warm_start={{steps: 5, batch_size: {size}}}", recipe="synthetic-dpo", tmp=tmp_path)
+        for size in (2, 200)
+    )
+    assert small.memory_bytes < large.memory_bytes
+    none = plan_of(*settings, "policy.warm_start=null", recipe="synthetic-dpo", tmp=tmp_path)
+    assert none.memory_bytes == small.memory_bytes  # its reference is more than two demonstrations
+    assert "policy.warm_start.token_budget" in large.smaller(large.needs.roles)
+
+
+def test_an_evaluator_of_few_rows_has_the_logits_of_few_sequences(tmp_path: Path) -> None:
+    settings = ("policy.tiny={vocab_size: 300}", "actors.engine.max_num_seqs=8192", "actors.prompts_per_batch=1024")
+    plan = plan_of(*settings, "eval.num_rows=16", tmp=tmp_path)
+    assert size_of(plan, "evaluator") < size_of(plan, "actor")
+
+
+def test_of_a_cluster_it_is_said_that_nodes_to_come_are_not_counted() -> None:
+    needs = Needs("a model", (Role("driver", (Part("program", GIB),)),))
+    said = "2 are here now; those that an autoscaler would add are not counted"
+    assert not any(said in line for line in whole(Plan(needs, [LARGE])))
+    assert any(said in line for line in whole(Plan(needs, [replace(LARGE, name=name) for name in ("a", "b")])))

@@ -117,7 +117,7 @@ def test_weights_sent_to_vllms_own_engine_for_ipc_lead_where_the_object_stores_d
     """Without a GPU: see gpu_stand_in.py for what stands in."""
     settings = ("max_policy_lag=0", "total_learner_steps=4")
     reference = finished(train(bench, *settings, name="stored"))["weights_hash"]
-    ipc = ("task.name=gpu_stand_in:OnStandIns", "actors.engine.weight_transfer=ipc")
+    ipc = ("task.name=gpu_stand_in:OnStandIns", "actors.engine.weight_transfer=ipc", "if_too_large=warn")
     assert finished(train(bench, *settings, *ipc, name="sent"))["weights_hash"] == reference
     audited(bench, "sent")
 

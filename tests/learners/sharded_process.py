@@ -26,6 +26,7 @@ from tests.learners.token_experience import TOKEN_BUDGET, make_learner, publishe
 COMMON: dict[str, Any] = {"kl_coef": 0.1, "num_minibatches": 2, "token_budget": TOKEN_BUDGET}
 ONE_BY_ONE = {**COMMON, "token_budget": 1, "num_minibatches": 1}  # nine parts: not the same number for two
 AUTOCAST = LMPolicyConfig(dtype="bfloat16", weights_dtype="float32", gradient_checkpointing=True)
+PACKED = LMPolicyConfig(attention="flex", gradient_checkpointing=True)
 # Algorithm, policy, optimiser and its step size.
 SCENARIOS: dict[str, tuple[Any, LMPolicyConfig, Any, float]] = {
     "grpo": (GRPO(GRPOConfig(**COMMON, epochs=2)), LMPolicyConfig(), "adam", 1e-3),
@@ -35,6 +36,7 @@ SCENARIOS: dict[str, tuple[Any, LMPolicyConfig, Any, float]] = {
     "adapters": (GRPO(GRPOConfig(**COMMON)), with_lora(), "adam", 1e-3),
     "bfloat16": (GRPO(GRPOConfig(**COMMON)), AUTOCAST, "sgd", 0.1),
     "mixed": (GRPO(GRPOConfig(**COMMON)), LMPolicyConfig(dtype="bfloat16"), "adamw", 1e-3),
+    "packed": (GRPO(GRPOConfig(**COMMON)), PACKED, "adam", 1e-3),
     "one-by-one": (GRPO(GRPOConfig(**ONE_BY_ONE)), LMPolicyConfig(gradient_checkpointing=True), "adam", 1e-3),
 }
 RESUMED = ("grpo", "critic", "adapters", "mixed")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +19,8 @@ from rollcall.learners.loop.optimizers import (
     OptimizerConfig,
     RMSpropConfig,
     SGDConfig,
-    allocate_state,
-    build_optimizer,
 )
+from rollcall.learners.loop.rules import TorchRule
 from rollcall.learners.loop.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, rate_fraction
 
 GRADIENTS = (2.0, -1.0, 3.0, 0.5)
@@ -73,13 +74,12 @@ def literal_sgd(config: SGDConfig) -> float:
 def test_every_optimiser_makes_its_published_update(config: Any, literal: Callable[[Any], float]) -> None:
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     parameter.grad = torch.zeros_like(parameter)
-    optimizer = build_optimizer([parameter], config, learning_rate=RATE)
-    allocate_state(optimizer)
-    for tensor in optimizer.state[parameter].values():  # as a checkpoint holds it before the first step
-        assert torch.is_tensor(tensor)
+    rule = TorchRule([parameter], [], config, learning_rate=RATE)
+    for name, tensor in rule.state_tensors().items():  # as a checkpoint holds it before the first step
+        assert float(tensor.detach()) == (name == "optimizer.square_avg.0" and config.form == "tensorflow")
     for gradient in GRADIENTS:
         parameter.grad.fill_(gradient)
-        optimizer.step()
+        rule.step(torch.zeros(()))
     assert float(parameter.detach()) == pytest.approx(literal(config), rel=1e-9)
 
 
@@ -90,7 +90,7 @@ def test_the_first_steps_of_tensorflows_rmsprop_are_smaller_by_its_average_that_
         parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         parameter.grad = torch.full_like(parameter, 0.1)
         config = RMSpropConfig.model_validate({"form": form, "eps": 0.01})
-        build_optimizer([parameter], config, learning_rate=1.0).step()
+        TorchRule([parameter], [], config, learning_rate=1.0).step(torch.zeros(()))
         steps.append(-float(parameter.detach()))
     assert steps == pytest.approx([0.1 / (0.01 + 0.01), 0.1 / math.sqrt(0.99 + 0.0001 + 0.01)], rel=1e-9)
 
@@ -100,7 +100,7 @@ def test_adams_step_is_the_learning_rate_for_the_small_gradients_of_language_too
     for config, share in ((LearnerConfig(), 1 / 11), (LearnerConfig().for_language(), 1 / 1.01)):
         parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         parameter.grad = torch.full_like(parameter, 1e-6)
-        build_optimizer([parameter], config.optimizer, learning_rate=1.0).step()
+        TorchRule([parameter], [], config.optimizer, learning_rate=1.0).step(torch.zeros(()))
         assert float(-parameter.detach()) == pytest.approx(share, rel=1e-4)
     given = LearnerConfig(optimizer=AdamConfig(eps=1e-3))
     assert given.for_language() == given
@@ -147,3 +147,14 @@ def test_a_schedule_is_written_short_or_as_a_section() -> None:
     for wrong in ({"schedule": "linar"}, {"optimizer": "adm"}, {"anneal_learning_rate": 3}, {"beta1": 0.9}):
         with pytest.raises(ValidationError):
             LearnerConfig.model_validate(wrong)
+
+
+def test_a_process_that_learns_with_adam_does_not_import_torchs_compiler() -> None:
+    code = (
+        "import sys, torch; from rollcall.learners.loop.optimizers import AdamConfig;"
+        "from rollcall.learners.loop.learner import Learner; from rollcall.learners.loop.rules import TorchRule;"
+        "one = torch.nn.Parameter(torch.ones(1)); one.grad = torch.ones(1);"
+        "rule = TorchRule([one], [], AdamConfig(), learning_rate=0.1); rule.step(torch.zeros(()));"
+        "sys.exit('torch._dynamo' in sys.modules or one.item() == 1.0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -22,6 +22,7 @@ from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
+from rollcall.learners.batches.placement import Layout
 from rollcall.learners.batches.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
 from rollcall.learners.batches.token_batch import MAX_PADDING, TokenBatch, collate_samples
 from rollcall.learners.models.tiny_model import write_tiny_model
@@ -29,12 +30,13 @@ from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, l
 from tests.learners.experience import context_of
 from tests.needs import require
 
-SHARING = Sharing(hidden_size=64, max_row=200)
+HIDDEN_SIZE = 64
+SHARING = Sharing(HIDDEN_SIZE, max_row=200)
 unhurried = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 
 
 def cost(width: int) -> int:
-    return width * (6 * SHARING.hidden_size + width)
+    return width * (6 * HIDDEN_SIZE + width)
 
 
 @given(st.integers(1, 60), st.lists(st.integers(1, 80), min_size=1, max_size=12))
@@ -93,7 +95,7 @@ def experience(seed: int, *, prompts: int = 3, vocab: int = 12) -> list[LMTrajec
 
 
 def collated(seed: int, *, sharing: Sharing | None = SHARING) -> TokenBatch:
-    return collate_samples(experience(seed), step=5, sharing=sharing)
+    return collate_samples(experience(seed), step=5, layout=Layout(sharing))
 
 
 def own_tokens(batch: TokenBatch, i: int) -> list[int]:

@@ -31,7 +31,9 @@ RESUMED = ("grpo", "mixed", "critic", "adapters")
 NEAR = {
     "mixed": 1e-3
 }  # gradients in bfloat16 are rounded otherwise where they are added up otherwise: a third of a step
-MORE = [pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[2:], "bfloat16", "one-by-one", "chunks")]
+MORE = [
+    pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[2:], "bfloat16", "one-by-one", "chunks", "packed")
+]
 scenarios = pytest.mark.parametrize("name", [*RESUMED[:2], *MORE])
 resumed = pytest.mark.parametrize("name", [*RESUMED[:2], *MORE[:2]])
 

@@ -21,7 +21,7 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
-from rollcall.learners.loop.learner import Learner
+from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters, merged_parameters
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import (
@@ -30,6 +30,7 @@ from rollcall.learners.models.token_policy import (
     TokenPolicy,
     autocast_dtype,
     decoder_layers,
+    layout_of,
     load_policy_model,
 )
 
@@ -53,11 +54,11 @@ def write_model(directory: Path, *, tied: bool = True) -> None:
     )
 
 
-def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict[str, nn.Module]:
+def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig, device: torch.device) -> dict[str, nn.Module]:
     """As deploy/kinds/language/factory.py makes them."""
 
     def load() -> nn.Module:
-        model = load_policy_model(directory, config)
+        model = load_policy_model(directory, config, device=device)
         if config.lora is not None:
             add_adapters(model, config.lora, seed=7)
         return model
@@ -69,8 +70,8 @@ def make_models(directory: Path, algorithm: Any, config: LMPolicyConfig) -> dict
         torch.manual_seed(0)
         models["critic"] = TokenCritic(load(), autocast=autocast)
     if algorithm.needs.reference:
-        plain = TokenPolicy(load_policy_model(directory, config), SAMPLING, autocast=autocast, logits_mib=logits_mib)
-        plain.requires_grad_(False)
+        other = load_policy_model(directory, config, device=device)
+        plain = TokenPolicy(other, SAMPLING, autocast=autocast, logits_mib=logits_mib).requires_grad_(False)
         models["reference"] = plain if config.lora is None else WithoutAdapters(policy)
     return models
 
@@ -86,13 +87,18 @@ def make_learner(
     published_dtype: str = "float32",
 ) -> Learner:
     policy, config = policy or LMPolicyConfig(), config or LearnerConfig(learning_rate=1e-2)
+    models = make_models(directory, algorithm, policy, resolve_device(config.device))
+    own: Any = models["policy"]
+    # Padded rows share no prompts here: tests of parts count on it.
+    share_prompts = layout_of(own.model, share_prompts=False).packed
+    layout = layout_of(own.model, share_prompts=share_prompts, token_budget=TOKEN_BUDGET)
     return Learner(
-        models=make_models(directory, algorithm, policy),
+        models=models,
         algorithm=algorithm,
         config=config,
         policy_id="policy",
         run_seed=0,
-        collator=LanguageCollator(token_budget=TOKEN_BUDGET),
+        collator=LanguageCollator(token_budget=TOKEN_BUDGET, layout=layout),
         published=("policy",),
         collective=collective,
         fsdp_units=decoder_layers,

@@ -34,7 +34,7 @@ from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, ch
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
 from rollcall.deploy.kinds.language.model_directory import write_tiny
-from rollcall.deploy.kinds.language.models import language_models
+from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
@@ -49,9 +49,9 @@ from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
-from rollcall.learners.loop.learner import Learner
+from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import merged_parameters
-from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, preload, sharing_size
+from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, preload
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Taken
 
@@ -291,21 +291,20 @@ class LanguageFactory:
             critic=algorithm.needs.critic,
             reference=algorithm.needs.reference,
             seed=self.config.seed,
+            device=resolve_device(self.config.learner.device),
         )
         return with_own_models(algorithm, models)
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
+        budget = int(getattr(config.algorithm, "pass_tokens", TOKEN_BUDGET))
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),
             config=config.learner.for_language(),
             policy_id=POLICY_ID,
             run_seed=config.seed,
-            collator=LanguageCollator(
-                token_budget=int(getattr(config.algorithm, "pass_tokens", TOKEN_BUDGET)),
-                hidden_size=sharing_size(models["policy"].model) if config.policy.share_prompts else None,  # type: ignore[arg-type]
-            ),
+            collator=LanguageCollator(token_budget=budget, layout=policy_layout(models, config.policy, budget)),
             published=("policy",),
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
+from rollcall.learners.batches.placement import Layout
 from rollcall.learners.models.lora import WithoutAdapters, add_adapters
 from rollcall.learners.models.token_policy import (
     LMPolicyConfig,
     TokenCritic,
     TokenPolicy,
     autocast_dtype,
+    layout_of,
     load_policy_model,
 )
 
 
 def language_models(
-    directory: Path, config: LMPolicyConfig, sampling: SamplingConfig, *, critic: bool, reference: bool, seed: int
+    directory: Path,
+    config: LMPolicyConfig,
+    sampling: SamplingConfig,
+    *,
+    critic: bool,
+    reference: bool,
+    seed: int,
+    device: torch.device,
 ) -> dict[str, nn.Module]:
     """policy, and critic and reference where they are wanted. With LoRA, policy and critic have adapters, and the
     reference is the policy without: the adapters of version 0 change nothing."""
     autocast = autocast_dtype(config)
 
     def load(name: str) -> nn.Module:
-        model = load_policy_model(directory, config)
+        model = load_policy_model(directory, config, device=device)
         if config.lora is not None:
             add_adapters(model, config.lora, seed=derive_seed(seed, "lora", name))
         return model
@@ -43,3 +54,10 @@ def language_models(
             load("reference"), sampling, autocast=autocast, logits_mib=config.logits_workspace_mib
         ).requires_grad_(False)
     return models
+
+
+def policy_layout(models: Mapping[str, nn.Module], config: LMPolicyConfig, token_budget: int) -> Layout:
+    """How samples stand in these models' passes."""
+    policy = models["policy"]
+    assert isinstance(policy, TokenPolicy)
+    return layout_of(policy.model, share_prompts=config.share_prompts, token_budget=token_budget)

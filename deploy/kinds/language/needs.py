@@ -4,6 +4,7 @@ tokens go through learner and engine at a time."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> N
     on_ray = config.runtime == "ray"
     engine = config.actors.engine
     engines = _engines(config, size)
-    cache = engine.kv_cache_gib * GIB
     learner = learner_of(
         config.policy,
         config.learner,
@@ -53,25 +53,31 @@ def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> N
         copy_on_device=engine.weight_transfer in ("nccl", "ipc"),
         shrink="algorithm.token_budget, policy.gradient_checkpointing, policy.dtype=bfloat16",
     )
-    generates = memory.engine_parts(
-        base=memory.ENGINE,
-        weights_bytes=size.num_parameters * _engine_size(config),
-        cache_bytes=cache,
-        workspace_bytes=engines.workspace_bytes,
-        cache_setting="actors.engine.kv_cache_gib",
-    )
+
+    def generates(num_seqs: int) -> tuple[Part, ...]:
+        """Of an engine that has so many sequences to work on at a time."""
+        return memory.engine_parts(
+            base=memory.ENGINE,
+            weights_bytes=size.num_parameters * _engine_size(config),
+            cache_bytes=engine.kv_cache_gib * GIB,
+            workspace_bytes=_engine_workspace(config, size, min(num_seqs, engine.max_num_seqs), _engine_size(config)),
+            gpu_workspace_bytes=engines.workspace_bytes,
+            cache_setting="actors.engine.kv_cache_gib",
+        )
+
     found = [
         Role("learner process", learner, config.learner.num_processes, "learner"),
-        Role("actor", generates, config.actors.num, "actor"),
+        Role("actor", generates(engines.wanted), config.actors.num, "actor"),
     ]
     if config.eval.num_rows and task.rows("eval"):
-        found.append(Role("evaluator", generates, 1, "evaluator"))
+        found.append(Role("evaluator", generates(config.eval.num_rows), 1, "evaluator"))
     found += _beside(config)
     if on_ray:
         found.append(
             Role("Ray and parameter server", (Part("programs", memory.RAY + memory.PARAMETER_SERVER, host=True),))
         )
     published = size.num_parameters * footprint.SIZE[published_dtype(config)]
+    models_made = 1 + (config.policy.model == "tiny") + (config.policy.warm_start is not None)
     found.append(Role("driver", driver_of(config, task, size)))
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
@@ -80,9 +86,7 @@ def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> N
         trajectories_bytes=KEPT_VERSIONS_OF_TRAJECTORIES * work.batch_tokens * TRAJECTORY_BYTES_PER_TOKEN,
         checkpoint_bytes=checkpoint_bytes(config.policy, config.learner, size, config.build_algorithm().needs.critic),
         checkpoints_kept=config.checkpoint.keep,
-        begins_bytes=4
-        * size.num_parameters
-        * ((config.policy.model == "tiny") + (config.policy.warm_start is not None) + 1),
+        begins_bytes=4 * size.num_parameters * models_made,
         on_ray=on_ray,
         engines=engines,
         tokens=work.tokens,
@@ -193,10 +197,14 @@ def step_of(size: ModelSize, policy: LMPolicyConfig, *, tokens: int, predicted: 
     if policy.gradient_checkpointing:
         saved = size.num_layers * size.hidden_size * 4 + saved / max(1, size.num_layers)
     way_back = 4 * size.width  # gradients of a layer's parts
-    at_once = workspace_bytes(policy.logits_workspace_mib, device_type="cpu", device_bytes=memory_bytes(CPU))
-    workspace = Workspace(at_once, size.vocab_size)
-    logits = workspace.bytes_for(predicted) + workspace.gradient_bytes_for(predicted, hidden_size=size.hidden_size)
-    return Step(int(tokens * (saved + way_back)), logits)
+
+    def logits(device_type: str, device_bytes: int) -> int:
+        at_once = workspace_bytes(policy.logits_workspace_mib, device_type=device_type, device_bytes=device_bytes)
+        workspace = Workspace(at_once, size.vocab_size)
+        gradient = workspace.gradient_bytes_for(predicted, hidden_size=size.hidden_size)
+        return workspace.bytes_for(predicted, works_on_logits=size.works_on_logits) + gradient
+
+    return Step(int(tokens * (saved + way_back)), logits("cpu", memory_bytes(CPU)), partial(logits, "cuda"))
 
 
 def learner_of(
@@ -252,19 +260,22 @@ def published_dtype(config: LanguageConfig) -> footprint.DTypeName:
 def _engines(config: LanguageConfig, size: ModelSize) -> Engines:
     engine = config.actors.engine
     on_gpu = 4 if engine.dtype == "float32" else 2  # auto: bfloat16 there
-    workspace = memory.engine_workspace(
-        vocab_size=size.vocab_size,
-        width=size.width,
-        max_num_seqs=engine.max_num_seqs,
-        prefill_tokens=max(PREFILL_TOKENS, engine.max_model_len),
-        size=on_gpu,
-    )
     return Engines(
         weights_bytes=size.num_parameters * on_gpu,
-        workspace_bytes=workspace,
+        workspace_bytes=_engine_workspace(config, size, engine.max_num_seqs, on_gpu),  # vLLM tries it with so many
         cache_bytes_per_token=size.cache_per_token * on_gpu,
         longest=engine.max_model_len,
         wanted=min(engine.max_num_seqs, config.actors.prompts_per_batch * config.actors.samples_per_prompt),
+    )
+
+
+def _engine_workspace(config: LanguageConfig, size: ModelSize, num_seqs: int, bytes_of_number: int) -> int:
+    return memory.engine_workspace(
+        vocab_size=size.vocab_size,
+        width=size.width,
+        num_seqs=num_seqs,
+        prefill_tokens=max(PREFILL_TOKENS, config.actors.engine.max_model_len),
+        size=bytes_of_number,
     )
 
 
@@ -287,20 +298,26 @@ def driver_of(config: LanguageConfig, task: Task, size: ModelSize) -> tuple[Part
 
 
 def _warm_start_parts(config: LanguageConfig, task: Task, size: ModelSize) -> tuple[Part, ...]:
-    settings = config.policy.warm_start
-    assert settings is not None
     rows = task.rows("train")[:ROWS_LOOKED_AT]
     texts = ["".join(segment.text for segment in task.demonstration(row)) for row in rows]
-    each = prompt_tokens(config.policy, texts) + 1
-    tokens = min(settings.batch_size * each, max(settings.token_budget, each))
+    return imitation_of(config.policy, config.learner, size, longest=prompt_tokens(config.policy, texts) + 1, base=0)
+
+
+def imitation_of(
+    policy: LMPolicyConfig, config: LearnerConfig, size: ModelSize, *, longest: int, base: int
+) -> tuple[Part, ...]:
+    """Of the process that trains a policy's warm start, whose longest demonstration has so many tokens."""
+    settings = policy.warm_start
+    assert settings is not None
+    tokens = min(settings.batch_size * longest, max(settings.token_budget, longest))
     return learner_of(
-        config.policy.model_copy(update={"lora": settings.lora}),
-        config.learner.model_copy(update={"num_processes": 1}),
+        policy.model_copy(update={"lora": settings.lora}),
+        config.model_copy(update={"num_processes": 1}),
         size,
-        step=step_of(size, config.policy, tokens=tokens, predicted=tokens),
+        step=step_of(size, policy, tokens=tokens, predicted=tokens),
         critic=False,
         reference=False,
-        base=0,
+        base=base,
         copy_on_device=False,
         shrink="policy.warm_start.token_budget, policy.gradient_checkpointing",
     )

@@ -29,7 +29,7 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
-from rollcall.learners.loop.learner import Learner
+from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
 from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.models.token_policy import (
@@ -37,6 +37,7 @@ from rollcall.learners.models.token_policy import (
     TokenPolicy,
     WarmStartConfig,
     autocast_dtype,
+    layout_of,
     load_policy_model,
     model_length,
 )
@@ -71,7 +72,7 @@ class WarmStart:
     def learner(self) -> Learner:
         """Raises BadInput: when adapters that are asked for cannot be had, or there is no such model."""
         settings, policy = self._settings, self.policy
-        model = load_policy_model(self.given, policy)
+        model = load_policy_model(self.given, policy, device=resolve_device(self.optimised.device))
         if policy.lora is not None:
             target_names(model, policy.lora)  # what the run would refuse after this training
         if settings.lora is not None:
@@ -91,7 +92,7 @@ class WarmStart:
             config=self.optimised.for_language().model_copy(update=update),
             policy_id=WARM_START,
             run_seed=self.seed,
-            collator=DemonstrationCollator(),
+            collator=DemonstrationCollator(layout_of(model, share_prompts=False)),
             read_out=None if settings.lora is None else merged_parameters,
             weights_dtype=trained_dtype(policy.model_copy(update={"lora": settings.lora}), self.optimised),
             frozen_dtype=frozen_dtype(policy),

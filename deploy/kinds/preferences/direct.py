@@ -20,7 +20,7 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.preference_config import DirectRunConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
-from rollcall.deploy.kinds.language.models import language_models
+from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
@@ -34,12 +34,13 @@ from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.deploy.rundir.files import POLICY
+from rollcall.learners.batches.placement import Layout
 from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
-from rollcall.learners.loop.learner import Learner
+from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import merged_parameters
 from rollcall.reward_service.models.text_encoder import TextEncoder
 
@@ -146,7 +147,7 @@ class DirectRun:
             config=config.learner.for_language(),
             policy_id=self.policy_id,
             run_seed=config.seed,
-            collator=PreferenceCollator(),
+            collator=PreferenceCollator(self._layout),
             published=("policy",),
             read_out=None if config.policy.lora is None else merged_parameters,
             weights_dtype=trained_dtype(config.policy, config.learner),
@@ -172,6 +173,7 @@ class DirectRun:
                 max_tokens=self._config.kl_max_tokens,
                 budget=self.budget,
                 seed=derive_seed(self._config.seed, "kl", step),
+                layout=self._layout,
             )
         return record
 
@@ -220,11 +222,21 @@ class DirectRun:
     def _models(self) -> dict[str, nn.Module]:
         config = self._config
         return language_models(
-            self._begin, config.policy, SamplingConfig(), critic=False, reference=True, seed=config.seed
+            self._begin,
+            config.policy,
+            SamplingConfig(),
+            critic=False,
+            reference=True,
+            seed=config.seed,
+            device=resolve_device(config.learner.device),
         )
 
+    @cached_property
+    def _layout(self) -> Layout:
+        return policy_layout(self._models, self._config.policy, self.budget)
+
     def _judge(self, comparisons: Sequence[RankedCandidates[TokenSequence]]) -> PolicyJudgement:
-        return judge_policy(self.algorithm, self._models, comparisons, budget=self.budget)
+        return judge_policy(self.algorithm, self._models, comparisons, budget=self.budget, layout=self._layout)
 
 
 def _imitated(item: RankedCandidates[TokenSequence], *, best_only: bool) -> list[Demonstration]:

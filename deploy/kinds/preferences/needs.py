@@ -6,7 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrainConfig, TextModelConfig
-from rollcall.deploy.kinds.language.needs import SPECIAL_TOKENS, checkpoint_bytes, learner_of, step_of, tiny_size
+from rollcall.deploy.kinds.language.needs import (
+    SPECIAL_TOKENS,
+    checkpoint_bytes,
+    imitation_of,
+    learner_of,
+    step_of,
+    tiny_size,
+)
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.model_size import ModelSize, size_of_directory
 from rollcall.deploy.plan.needs import Needs, Part, Role, counted
@@ -38,6 +45,9 @@ def direct_needs(config: DirectRunConfig, found: Preferences) -> Needs:
         copy_on_device=False,
         shrink="algorithm.budget, max_tokens, policy.gradient_checkpointing",
     )
+    if config.policy.warm_start is not None:  # it comes first, and its memory is free again then
+        first = imitation_of(config.policy, config.learner, size, longest=longest, base=memory.LANGUAGE_LEARNER)
+        learner = max(learner, first, key=lambda parts: sum(part.size_bytes for part in parts))
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
         roles=(Role("trainer", (*learner, _data(texts)), 1, "learner"),),

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,10 @@ import psutil
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.plan.planning import LEAST_STORE
+from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+METRICS = "RAY_enable_metrics_collection"
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
 
 # Some of Ray's agents outlive a driver that was killed. This waits for the driver to end, in whatever way, and then
@@ -86,7 +88,7 @@ def connect(*, num_cpus: float, store_bytes: int = LEAST_STORE) -> Cluster:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # A run's own metrics go through the driver; Ray's agent would take a core's share on a small machine.
-    os.environ.setdefault("RAY_enable_metrics_collection", "0")
+    os.environ.setdefault(METRICS, "0")
     # At its end Ray would kill every child of this process, Redis and the guardian among them, in mid-write.
     os.environ.setdefault("RAY_kill_child_processes_on_worker_exit", "false")
     address = os.environ.get("RAY_ADDRESS")
@@ -231,9 +233,11 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     )
     assert guardian.stdin is not None
     try:
-        with _private_token():
+        with _private_token(), ExitStack() as changes:
             import ray
 
+            if os.environ[METRICS].lower() in ("0", "false"):  # or somebody wants what Ray's agent collects
+                changes.enter_context(bare_node())
             ray.init(
                 address="local",  # or it would join whatever `ray start` left a note of on this machine, alive or not
                 num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1),

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
-from rollcall.cluster.errors import REMEDY
 from rollcall.deploy.plan.machine import oom_kills
 from rollcall.deploy.plan.needs import Unit
 from rollcall.deploy.plan.planning import Plan
-from rollcall.deploy.runtimes.on_ray.faults import TAKES_LESS, cause_of, death_of, out_of_memory, raised_in
+from rollcall.deploy.plan.shortage import short_of_memory
+from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of, out_of_memory, raised_in
 
 _MAYBE_KILLED = "SIGKILL"  # among the reasons that Ray can think of for a process that is gone
 
@@ -52,8 +52,5 @@ class Deaths:
         return "the kernel ended its process, to have memory for others"
 
     def _short_of_memory(self, member: str, unit: Unit, used: str) -> str:
-        plan = self._plan
-        role = None if plan is None else plan.needs.role(unit)
-        if plan is None or role is None:
-            return f"{member} ran out of memory: {used}\n{REMEDY}{TAKES_LESS}"
-        return f"{member} ran out of memory: {used}; by its plan it takes {plan.held(role)}\n{plan.smaller([role])}"
+        role = None if self._plan is None else self._plan.needs.role(unit)
+        return short_of_memory(member, used, self._plan, role)

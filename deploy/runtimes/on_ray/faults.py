@@ -11,6 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.inputs.user_code import described
+from rollcall.deploy.plan.shortage import TAKES_LESS, said_of_memory
 
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
@@ -18,19 +19,6 @@ LONGEST = 300  # characters of an error's text in a line
 # Of Ray's long story of a process that it ended before the node was full.
 _SIZE = r"[0-9.]+ ?[KMGT]?i?B"
 _KILLED_FOR_MEMORY = re.compile(rf"memory used=(?P<own>{_SIZE}).*? was (?P<all>{_SIZE} / {_SIZE})")
-# How allocators say it, and vLLM of a GPU that others have filled, or whose share is too small for a model.
-_MEMORY_SIGNS = (
-    "CUDA out of memory",
-    "can't allocate memory",
-    "No available memory for the cache blocks",
-    "Free memory on device",
-    "KV cache is needed, which is larger than the available KV cache memory",
-)
-_MEMORY_ERRORS = ("OutOfMemoryError", "MemoryError")  # Ray's and torch's have one name; torch is not imported here
-TAKES_LESS = (
-    "a smaller algorithm.token_budget (language) or more algorithm.num_minibatches (control), "
-    "policy.gradient_checkpointing, a smaller model, fewer actors"
-)
 
 
 def cause_of(error: RayError) -> BaseException:
@@ -84,10 +72,7 @@ def out_of_memory(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if killed := _KILLED_FOR_MEMORY.search(text):
         return f"the process used {killed['own']}, and all of its node's {killed['all'].replace(' / ', ' of ')}"
-    if type(error).__name__ in _MEMORY_ERRORS or any(sign in text for sign in _MEMORY_SIGNS):
-        said = next((text[text.index(sign) :] for sign in _MEMORY_SIGNS if sign in text), text)
-        return said.partition(". ")[0][: LONGEST // 2] or "no more could be had"
-    return ""
+    return said_of_memory(error)
 
 
 def node_of(actor_died: RayActorError, node_id: str, nodes: Sequence[Mapping[str, Any]]) -> bool:

@@ -37,6 +37,7 @@ from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardM
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
+from rollcall.deploy.runtimes.uncollected import uncollected
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner, resolve_device
 
@@ -50,7 +51,8 @@ class GymActorProcess:
 
     def __init__(self, actor_id: str, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
-        factory.preload("actor")
+        with uncollected():
+            factory.preload("actor")
         self._actor_id = actor_id
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
 
@@ -86,7 +88,8 @@ class LMActorProcess:
 
     def __init__(self, actor_id: str, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / f"{actor_id}.log")
-        factory.preload("actor")
+        with uncollected():
+            factory.preload("actor")
         self._actor_id = actor_id
         self._control = ControlCalls(_leave)
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
@@ -202,7 +205,8 @@ class LearnerProcess:
         self, factory: MemberFactory, rank: int, num_processes: int, working_directory: str, logs: Path
     ) -> None:
         _settle(working_directory, logs / f"learner-{rank}.log")
-        factory.preload("learner")
+        with uncollected():
+            factory.preload("learner")
         self._factory = factory
         self._rank = rank
         self._num_processes = num_processes
@@ -288,7 +292,8 @@ class EvalProcess:
 
     def __init__(self, factory: MemberFactory, working_directory: str, logs: Path) -> None:
         _settle(working_directory, logs / "evaluation.log")
-        self._evaluator: Evaluator | LMEvaluator = factory.evaluator()
+        with uncollected():
+            self._evaluator: Evaluator | LMEvaluator = factory.evaluator()
 
     def evaluate(self, weights: Weights, episodes: int) -> EvalReport:
         return self._evaluator.evaluate(weights, episodes)

@@ -4,6 +4,7 @@ says what transformers says, and so does whoever loads an export."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests import ROOT
 from tests.needs import require
 
 require("vllm")
+
+TEMPORARY = "temporary"  # where the process has its temporary files
 
 TOLERANCE = 1e-5  # of a log-probability in float32
 SIZES: dict[str, Any] = {
@@ -51,9 +54,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     parameter.mul_(4.0)  # far from the uniform distribution
         model.save_pretrained(folder / name)
     command = [sys.executable, "-m", "tests.actors.language.family_process", *(str(folder / name) for name in FAMILIES)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800)
+    (folder / TEMPORARY).mkdir()
+    environment = os.environ | {"TMPDIR": str(folder / TEMPORARY)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
+
+
+def test_engines_leave_no_file_in_the_temporary_folder_in_which_their_processes_met(folder: Path) -> None:
+    left = [path.name for path in (folder / TEMPORARY).iterdir()]
+    assert not [name for name in left if name.startswith(("vllm_dist", "rollcall-engine"))], left
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,64 @@
+"""A private cluster: which of Ray's processes there are, what they listen on, and that they end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.waiting import eventually
+
+SCRIPT = """
+import ray
+from rollcall.deploy.runtimes.on_ray.cluster import connect
+cluster = connect(num_cpus=1)
+print(ray.get(ray.remote(lambda: 6 * 7).remote()), flush=True)
+input()
+cluster.close()
+"""
+
+
+@pytest.fixture
+def driver() -> Iterator[subprocess.Popen[str]]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdin=pipe, stdout=pipe, text=True, env=environment) as it:
+        assert it.stdout is not None and it.stdout.readline() == "42\n"
+        yield it
+        it.kill()
+
+
+def rays_own(driver: subprocess.Popen[str]) -> dict[str, list[psutil.Process]]:
+    """By program: without workers, and what the driver itself has started."""
+    found: dict[str, list[psutil.Process]] = {}
+    for process in psutil.Process(driver.pid).children(recursive=True):
+        program, *words = process.cmdline() or [""]
+        script = next((word for word in words if word.endswith(".py")), "")
+        if "/ray/" in program + script or "on_ray/" in script:  # or a worker, or what the driver started itself
+            found.setdefault(Path(script or program).name, []).append(process)
+    return found
+
+
+def test_it_is_a_store_of_facts_a_raylet_and_two_agents_that_do_nothing(driver: subprocess.Popen[str]) -> None:
+    processes = rays_own(driver)
+    assert {kind: len(of_kind) for kind, of_kind in processes.items()} == {
+        "gcs_server": 1,
+        "raylet": 1,
+        "absent_agent.py": 2,
+    }
+    for agent in processes["absent_agent.py"]:
+        assert not agent.net_connections() and sum(agent.cpu_times()[:2]) < 0.3
+    driver.communicate("\n", timeout=30)
+    assert driver.returncode == 0
+    eventually(lambda: not any(process.is_running() for group in processes.values() for process in group), 5)
+
+
+def test_its_agents_end_with_a_raylet_that_was_killed(driver: subprocess.Popen[str]) -> None:
+    processes = rays_own(driver)
+    processes["raylet"][0].kill()
+    eventually(lambda: not any(agent.is_running() for agent in processes["absent_agent.py"]), 5)
