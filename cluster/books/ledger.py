@@ -104,6 +104,8 @@ class Ledger:
         with self._writing:
             if self._books is not None and (torn := self._books.clear()):
                 _log.warning("removed of the sealed books what was never finished: %s", ", ".join(torn))
+            if self.epoch:  # a Redis that came back without its last writes gets them before anything is read of it
+                self.counts()
             fence: list[str | int] = [max(position.epoch, self.epoch, above_epoch), 0, "fence"]
             epoch = int(self._store.call(lambda client: self._run(client, fence))[1])
             table = read_table(self._store)

@@ -216,7 +216,7 @@ class Scorers:
 
     def submit(self, produced: Produced, rollout: Rollout) -> None:
         here = (*produced.header.key, produced.header.epoch)
-        takes_s = 0.2 * self._chances.pareto(self._shape.tail, "scores", *here)
+        takes_s = min(60.0, 0.2 * self._chances.pareto(self._shape.tail, "scores", *here))  # it has a deadline
         if self._chances.happens("unscored", *here):
             self._world.tell(TicketFailed(produced.header, "unscored", "the scorer raised", False), takes_s)
             return

@@ -17,7 +17,7 @@ import redis
 
 from rollcall.cluster.books import audit
 from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog
-from rollcall.cluster.books.ledger import Ledger
+from rollcall.cluster.books.ledger import Ledger, LedgerPosition, RestorePlan
 from rollcall.cluster.books.ledger_table import Attempt, read_table
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, list_checkpoints
 from rollcall.cluster.errors import LedgerConflict, StaleEpoch, StoreUnavailable
@@ -177,7 +177,7 @@ class _Run:
     def _coordinator(self) -> Coordinator:
         shape, driver = self.shape, self.store.driver
         self.workers = SimulatedWorkers(self.world, self.chances, self.referee, shape, self.log, max_polls=self.polls)
-        self.ledger = Ledger(self.store, tickets_per_step=shape.batch)
+        self.ledger = _WatchedLedger(self.store, tickets_per_step=shape.batch)
         plan = RunPlan(
             run_id=self.store.run_id,
             run_seed=self.schedule.seed,
@@ -228,6 +228,18 @@ class _Run:
             found = audit.audit_run(self.directory)
         if found:
             raise Violation("audit", "; ".join(map(str, found[:3])))
+
+
+class _WatchedLedger(Ledger):
+    """Says when it restores."""
+
+    def restore(self, position: LedgerPosition | None, *, above_epoch: int = 0) -> RestorePlan:
+        assert isinstance(self._store, SimulatedStore)
+        self._store.restoring = True
+        try:
+            return super().restore(position, above_epoch=above_epoch)
+        finally:
+            self._store.restoring = False
 
 
 class _Recorder:

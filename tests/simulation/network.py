@@ -36,6 +36,7 @@ class SimulatedStore(Store):
         self._forgets_at = -1
         self._has_forgotten = False  # since this driver began
         self._away_until = 0.0
+        self.restoring = False  # between the reading of a restore and its writing nothing is forgotten: nobody would see
         self.mortal = True  # whether drivers die, and Redis fails, at all
 
     def call(self, operation: Callable[[redis.Redis], T]) -> T:
@@ -76,10 +77,10 @@ class SimulatedStore(Store):
     # Redis comes back without its last writes.
 
     def _remember_or_forget(self, here: tuple[int, int]) -> None:
-        if self._forgets_at < 0 and self._chances.happens("redis_forgets", *here):
+        if self._forgets_at < 0 and not self.restoring and self._chances.happens("redis_forgets", *here):
             self._copy(self._all_keys(), "", "kept:")
             self._forgets_at = self.calls + 1 + int(self._chances.between(0, 6, "forgets", *here))
-        elif 0 <= self._forgets_at <= self.calls:
+        elif 0 <= self._forgets_at <= self.calls and not self.restoring:
             self._forget()
 
     def _forget(self) -> None:
