@@ -42,14 +42,14 @@ def cost_table(numbers: Sequence[int] = (1, 10, 100, 1_000, 10_000)) -> dict[str
     return {"per_ticket": rows, "spread": spread}
 
 
-def cost_of_a_ticket(actors: int) -> dict[str, float]:
+def cost_of_a_ticket(actors: int, *, tickets: int = TICKETS) -> dict[str, float]:
     """In batches of as many tickets whatever the number of actors; the lag keeps them all at work."""
-    steps = -(-max(TICKETS, WAVES * actors) // BATCH)
+    steps = -(-max(tickets, WAVES * actors) // BATCH)
     count = Count()
     with _counted(count):
         outcome = run(_Sized(seed=0, actors=actors, batch=BATCH, steps=steps, quiet=True))
     assert not outcome.violation, outcome.text
-    tickets = outcome.tickets
+    tickets = outcome.tickets  # those given up and made again among them
     return {
         "tickets": tickets,
         "calls": round(count.calls / tickets, 1),

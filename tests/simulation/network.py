@@ -36,7 +36,9 @@ class SimulatedStore(Store):
         self._forgets_at = -1
         self._has_forgotten = False  # since this driver began
         self._away_until = 0.0
-        self.restoring = False  # between the reading of a restore and its writing nothing is forgotten: nobody would see
+        self.restoring = (
+            False  # between the reading of a restore and its writing nothing is forgotten: nobody would see
+        )
         self.mortal = True  # whether drivers die, and Redis fails, at all
 
     def call(self, operation: Callable[[redis.Redis], T]) -> T:

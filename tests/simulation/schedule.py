@@ -41,6 +41,7 @@ FAULTS: Mapping[str, float] = {
     "zombie_driver": 0.7,  # it was only stopped, and writes once more
     "stopped": 0.03,  # asked to stop after a step; resumed
 }
+AT_EACH_CALL = {"redis_away", "answer_lost", "redis_forgets", "driver_killed"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Schedule:
     @cached_property
     def rates(self) -> dict[str, float]:
         draw = random.Random(f"rates {self.seed}")
-        return {name: 0.0 if draw.random() < 0.5 else most * draw.random() for name, most in FAULTS.items()}
+        rates = {name: 0.0 if draw.random() < 0.5 else most * draw.random() for name, most in FAULTS.items()}
+        rarer = min(1.0, 40 / self.shape.actors)  # there are more calls the more actors there are, and not more outages
+        return {name: rate * rarer if name in AT_EACH_CALL else rate for name, rate in rates.items()}
 
     def command(self) -> str:
         """What runs it again."""

@@ -43,9 +43,9 @@ def test_no_schedule_breaks_a_promise() -> None:
     assert {fault.partition(":")[0] for outcome in outcomes for fault in outcome.faults} >= FAULTS.keys() - RARE
 
 
-def test_a_thousand_actors_break_none_either() -> None:
-    outcome = run(Schedule(7, actors=1000, steps=3))
-    assert outcome.text == "" and outcome.tickets >= 1000 and outcome.faults
+def test_hundreds_of_actors_break_none_either() -> None:
+    outcome = run(Schedule(1, actors=300, steps=2))
+    assert outcome.text == "" and outcome.tickets >= 300 and outcome.faults
 
 
 @pytest.mark.parametrize("seed", [3, 9, 21])
@@ -84,7 +84,7 @@ def test_one_fault_less_leaves_the_others_where_they_were() -> None:
 
 def test_the_cost_of_a_ticket_does_not_grow_with_the_number_of_actors() -> None:
     """Counted, not timed. With 1,000 and with 10,000: benchmarks/simulate.py --cost."""
-    one, hundred = cost_of_a_ticket(1), cost_of_a_ticket(100)
+    one, hundred = (cost_of_a_ticket(actors, tickets=1000) for actors in (1, 100))
     for name in ("calls", "round_trips", "bytes"):
         assert hundred[name] <= 1.1 * one[name]
     assert hundred["round_trips"] < 1.1
