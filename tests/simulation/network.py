@@ -4,7 +4,7 @@ writes. The driver can die at each call. Counts what goes over it."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import redis
 
@@ -86,7 +86,7 @@ class SimulatedStore(Store):
             self._forget()
 
     def _forget(self) -> None:
-        kept = [key.removeprefix("kept:") for key in self.client.keys(f"kept:{self.key('')}*")]
+        kept = [str(key).removeprefix("kept:") for key in cast(list[str], self.client.keys(f"kept:{self.key('')}*"))]
         for key in self._all_keys():
             self.client.delete(key)
         self._copy(kept, "kept:", "")
@@ -103,7 +103,7 @@ class SimulatedStore(Store):
         self.driver, self.calls = self.driver + 1, 0
 
     def _all_keys(self) -> list[str]:
-        return [str(key) for key in self.client.keys(f"{self.key('')}*".replace("[", "\\["))]
+        return list(cast(list[str], self.client.keys(f"{self.key('')}*")))
 
     def _copy(self, keys: list[str], out_of: str, into: str) -> None:
         for key in keys:
