@@ -15,6 +15,7 @@ RollcallError
 |-- EngineMismatch      a generation engine does not take the learner's weights, or says otherwise with them: every
 |                       other attempt would end the same way
 |-- Stalled             nothing moved for the watchdog's whole patience; the message names what was waited for
+|-- ClusterLost         what a private Ray cluster stands on has died
 |-- BudgetSpent         a component was restarted, or rollouts failed in a row, as often as allowed
 |-- WireError           bytes that are no record, or one of another version
 |-- LeaseLost           a label under a lease that has expired, is another rater's, or was used: refused
@@ -108,6 +109,10 @@ class EngineMismatch(RollcallError):
 
 
 class Stalled(RollcallError):
+    pass
+
+
+class ClusterLost(RollcallError):
     pass
 
 

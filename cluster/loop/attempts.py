@@ -3,13 +3,16 @@ and are to be made again, which are done with. Must never know what was produced
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.loop.accounts import Counters
+from rollcall.cluster.messages.events import Fault
 
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 3  # that failed by themselves
+MAX_DEATHS = 6  # at which its actor died: fewer than an actor's restarts, so that the run outlives such a ticket
 
 Key = tuple[int, int]  # (ticket id, attempt)
 
@@ -24,7 +27,7 @@ class Attempts:
         self._again = deque(again)
         self._current: dict[int, int] = {}  # ticket id -> attempt, in flight, queued or in training
         self._being_scored: set[Key] = set()
-        self._faults: dict[int, int] = {}  # ticket id -> attempts that failed; restores do not count
+        self._faults: Counter[tuple[int, Fault]] = Counter()  # attempts that failed, by ticket; restores do not count
 
     @property
     def num_being_scored(self) -> int:
@@ -65,31 +68,32 @@ class Attempts:
         """Something came that nobody waits for: an attempt that was given up, or the same one twice."""
         self._ledger.refuse_duplicate(key)
 
-    def failed(self, key: Key, reason: str) -> bool:
-        """Books a drop. The ticket is tried again, unless it was tried often enough: returns whether that is so."""
+    def failed(self, key: Key, reason: str, fault: Fault = "own") -> int:
+        """Books a drop. The ticket is tried again, unless it was tried often enough: returns how often then, else 0."""
         ticket_id, attempt = key
-        self._faults[ticket_id] = self._faults.get(ticket_id, 0) + 1
-        final = self._faults[ticket_id] >= MAX_ATTEMPTS
+        self._faults[ticket_id, fault] += 1
+        own, deaths = (self._faults[ticket_id, kind] for kind in ("own", "death"))
+        final = own >= MAX_ATTEMPTS or own + deaths >= MAX_DEATHS
         self._ledger.drop([(key, "attempts_exhausted" if final else reason, final)])
         self._done(key)
         if final:
-            del self._faults[ticket_id]
+            self._forgive(ticket_id)
         else:
             self._again.append((ticket_id, attempt + 1))
-        return final
+        return own + deaths if final else 0
 
     def give_up(self, key: Key, reason: str) -> None:
         """Books a drop of a ticket that is not tried again."""
         self._ledger.drop([(key, reason, True)])
         self._done(key)
-        self._faults.pop(key[0], None)
+        self._forgive(key[0])
 
     def commit(self, step: int, keys: Sequence[Key], *, skipped: bool) -> None:
         """Books the batch of a learner step."""
         self._ledger.commit(step, keys, skipped=skipped)
         for key in keys:
             self._done(key)
-            self._faults.pop(key[0], None)
+            self._forgive(key[0])
 
     def stop(self) -> frozenset[int]:
         """Books what a stop leaves undone, to be issued again by a resume. Returns its tickets."""
@@ -98,6 +102,10 @@ class Attempts:
         self._current.clear()
         self._being_scored.clear()
         return undone
+
+    def _forgive(self, ticket_id: int) -> None:
+        for fault in get_args(Fault):
+            self._faults.pop((ticket_id, fault), None)
 
     def _done(self, key: Key) -> None:
         del self._current[key[0]]

@@ -4,7 +4,7 @@ it, and only it writes the ledger. It waits in one place, `Workers.poll`."""
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import groupby
 
@@ -143,7 +143,7 @@ class Coordinator:
             training=self.plan.tickets_per_step * len(self._training),
             checkpoint_step=self._checkpoints.step,
             checkpoint_unix_s=self._checkpoints.unix_s,
-            restarts={**self._workers.restarts_by_role, "learner": self._learner_restarts},
+            restarts=Counter(self._workers.restarts_by_role) + Counter(learner=self._learner_restarts),
         )
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import EnvFailure, RollcallError
 from rollcall.cluster.loop.accounts import Counters
-from rollcall.cluster.loop.attempts import MAX_ATTEMPTS, Attempts, Key
+from rollcall.cluster.loop.attempts import Attempts, Key
 from rollcall.cluster.loop.flow import FlowControl, Ready
 from rollcall.cluster.loop.observers import Observers
 from rollcall.cluster.loop.run import RunPlan
@@ -17,6 +17,7 @@ from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import (
     Event,
+    Fault,
     Handle,
     StateLost,
     TicketFailed,
@@ -190,7 +191,7 @@ class Rollouts:
             self.flow.dropped(header.ticket_id)
             self._attempts.give_up(header.key, "env_failed")
             raise EnvFailure(event.detail)
-        self._drop(header.key, event.reason)
+        self._drop(header.key, event.reason, event.fault)
 
     def _queue(self, produced: Produced, handle: Handle) -> None:
         """What may be learnt from."""
@@ -199,10 +200,10 @@ class Rollouts:
         if self._plan.drop_degenerate and produced.is_degenerate:
             self._drop_degenerate(produced.header.key)
 
-    def _drop(self, key: Key, reason: str) -> None:
+    def _drop(self, key: Key, reason: str, fault: Fault = "own") -> None:
         self.flow.dropped(key[0])
-        if self._attempts.failed(key, reason):
-            text = f"ticket {key[0]}: failed {MAX_ATTEMPTS} times, last: {reason}"
+        if times := self._attempts.failed(key, reason, fault):
+            text = f"ticket {key[0]}: failed {times} times, last: {reason}"
             self._observers.on_event("attempts_exhausted", text)
 
     def _drop_degenerate(self, key: Key) -> None:

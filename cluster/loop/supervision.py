@@ -14,6 +14,8 @@ from rollcall.cluster.errors import BudgetSpent, Stalled
 
 Clock = Callable[[], float]
 
+RAY_LOST = "ray_lost"  # the kind of event that says that a private cluster is started anew
+START_FAILED = "start_failed"  # the kind of event that says `<role>: <why>` of a process that did not start
 MAX_RAISED = 3  # code that raises does the same thing again; a process that dies may have been killed
 SLOW_S = 5.0  # failures that are further apart than this are slow ones
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from pydantic import JsonValue
 
@@ -17,6 +17,9 @@ from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 # A trajectory or weights as the runtime passes them: the record itself, or a reference to it. The coordinator passes it
 # on; only the runtime can look inside.
 Handle = object
+# What a failed attempt says against its ticket. own: it failed by itself; death: whoever made it died at it, and it may
+# be why; none: it was not begun, or what ended it is known to be something else.
+Fault = Literal["own", "death", "none"]
 States = tuple[dict[str, Array], dict[str, JsonValue]]  # of all env shards: arrays and JSON, from which they go on
 
 
@@ -43,6 +46,7 @@ class TicketFailed:
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
     fruitless: bool = False  # unscored, and not because of some of its items: none has a score
+    fault: Fault = "own"
 
 
 @dataclass(frozen=True, slots=True)

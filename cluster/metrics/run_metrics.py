@@ -108,6 +108,8 @@ class RunMetrics:
         self._server: MetricsServer | None = None
         for outcome in ("done", "skipped"):
             self._at("learner_steps", outcome)  # zeros that are counted: an alert sees the first skipped step
+        for role in ROLES:
+            self._at("starts_failed", role)
         self._spent = self._at("metrics_seconds")
         self.enter("starting")
 
@@ -180,6 +182,9 @@ class RunMetrics:
 
     def on_event(self, kind: str, text: str) -> None:
         self._at("events", kind).inc()
+
+    def on_failed_start(self, role: str) -> None:
+        self._at("starts_failed", role).inc()
 
     def on_redis(self, ping_s: float | None) -> None:
         """None: it did not answer."""

@@ -12,7 +12,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 PREFIX = "rollcall_"
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 STATES = ("starting", "training", "evaluating", "ending")  # of a run, in this order
-ROLES = ("actor", "learner", "parameter_server", "scoring", "preference_trainer", "reward_service", "redis")
+ROLES = (
+    *("actor", "learner", "parameter_server", "evaluator", "scoring", "preference_trainer"),
+    *("reward_service", "redis", "ray"),
+)
 
 MetricKind = Literal["gauge", "counter", "histogram"]
 RunKind = Literal["either", "control", "language"]
@@ -100,6 +103,7 @@ _RUN = (
     _counter("learner_steps", "steps", "Learner steps; skipped: not finite, and not learnt from", "outcome"),
     _counter("events", "events", "What happened, by kind", "outcome", when="the first thing worth a line"),
     _counter("restarts", "processes", "Processes started again by supervision", "role", when=TRAINING),
+    _counter("starts_failed", "processes", "Killed before they had started; tried again within the budget", "role"),
     _gauge(
         "last_restart_timestamp_seconds",
         "Unix time",

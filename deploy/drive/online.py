@@ -12,8 +12,8 @@ from typing import Any
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.books.sealed import SealedBooks
 from rollcall.cluster.books.settings_history import SettingsHistory
-from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, read_state
-from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint, list_checkpoints, read_state
+from rollcall.cluster.errors import BadInput, ClusterLost, RollcallError
 from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
@@ -22,8 +22,10 @@ from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.planned import plan_here, plan_on
+from rollcall.deploy.drive.ray_again import RayAgain
 from rollcall.deploy.drive.records import refuse_foreign
-from rollcall.deploy.drive.run_watch import RunWatch
+from rollcall.deploy.drive.run_facts import facts_of
+from rollcall.deploy.drive.run_watch import MetricsRecorder, RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
 from rollcall.deploy.drive.waiting import waiting
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
@@ -61,6 +63,9 @@ class OnlineDrive:
         self._stop_requested = stop_requested
         self._nested = nested
         self._evaluations: list[Mapping[str, Any]] = []  # of the policy before its first update, and the newest
+        self._workers: Any = None
+        self._port: int | None = None  # of the metrics
+        self._has_begun = False
         self.plan: Plan | None = None
         self.facts: dict[str, Any] = {"runtime": config.runtime}  # for the summary
 
@@ -73,35 +78,65 @@ class OnlineDrive:
         """
         config = self._config
         self._watch = RunWatch(config, self._directory, self._factory)
-        self._recorders = [self._recorder, _MetricsRecorder(self._watch, self._evaluations)]
+        self._recorders = [self._recorder, MetricsRecorder(self._watch, self._evaluations)]
+        self._again = RayAgain(config.supervision, self._directory, self._tell, self._stop_requested)
         self._factory.check()  # what does not fit is said before anything is begun
         with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers
             self.plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
-        workers: Any = None
         try:
-            port = self._watch.open()
+            self._port = self._watch.open()
             with open_store(config.redis, self._directory) as store:
                 store.acquire_lock()
                 self._watch.probe(store)
                 sealed = SealedBooks(self._directory)
                 books = Ledger(store, tickets_per_step=config.tickets_per_step, books=sealed)
-                with nothing_to_keep():
-                    if config.runtime == "ray":
-                        with waiting("Ray"):
-                            workers = self._ray_workers()
-                    self._nested.prepare(self._factory, self._stop_requested)
+                self._begin_workers()
                 with self._reward_service():
-                    if workers is None:
-                        workers = self._serial_workers()
-                    else:
-                        workers.prepared(self._factory.reward)
-                    return self._see_through(store, books, workers, start, port)
+                    while True:
+                        try:
+                            return self._see_through(store, books, start)
+                        except ClusterLost as lost:
+                            if self._stop_requested() and list_checkpoints(self._directory):
+                                return "stopped"
+                            start = self._start_anew(lost, store)
         finally:
-            if workers is not None:
-                workers.close()  # after the store: Ray's end ends every child of this process, and Redis is one
+            if self._workers is not None:
+                self._workers.close()  # after the store: Ray's end ends every child of this process, Redis among them
             self._watch.close()
+
+    def _begin_workers(self) -> None:
+        """Those on Ray, whose processes import what they need while what they load is being prepared."""
+        with nothing_to_keep():
+            if self._config.runtime == "ray":
+                self._again.tried(self._prepared_on_ray)
+            else:
+                self._nested.prepare(self._factory, self._stop_requested)
+
+    def _prepared_on_ray(self) -> None:
+        """Raises ClusterLost: it has to be done again."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+        with waiting("Ray"):
+            self._workers = workers = self._ray_workers()
+        try:
+            self._nested.prepare(self._factory, lambda: workers.is_lost or self._stop_requested())
+        except RollcallError:
+            workers.check()
+            raise
+        workers.check()
+
+    def _start_anew(self, lost: ClusterLost, store: Store) -> tuple[Path, Manifest] | None:
+        """Another cluster. Returns what the run goes on from there: nothing, where it had not come to a checkpoint."""
+        self._workers.close()
+        self._workers = None
+        self._again.after(lost)
+        self._begin_workers()
+        self._watch.probe(store)
+        self._watch.failed = False
+        return self._starting_point() if list_checkpoints(self._directory) else None
 
     def known_from(self, records: Sequence[Record]) -> dict[str, Any]:
         """What metrics.jsonl still says of a run that failed."""
@@ -119,17 +154,19 @@ class OnlineDrive:
             "restarts": None,
         }
 
-    def _see_through(
-        self, store: Store, books: Ledger, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
-    ) -> str:
+    def _see_through(self, store: Store, books: Ledger, start: tuple[Path, Manifest] | None) -> str:
         """From the first ticket to the last evaluation. What there is to say is put together however it ends, while the
         books are open."""
-        coordinator: Coordinator | None = None
+        if self._config.runtime == "ray":
+            self._workers.prepared(self._factory.reward)
+        else:
+            self._workers = self._serial_workers()
+        workers, coordinator = self._workers, None
         try:
             checkpoints = CheckpointWriter(self._directory, keep=self._config.checkpoint.keep)
             coordinator = self._coordinator(store, books, workers, checkpoints)
             store.waits_no_longer = coordinator.stops_while_store_is_away
-            self._begin(coordinator, workers, start, port)
+            self._begin(coordinator, workers, start)
             self._watch.training(coordinator.state, store)
             coordinator.run()
             self._watch.metrics.enter("evaluating")
@@ -140,7 +177,8 @@ class OnlineDrive:
         finally:
             self._watch.rest()
             if coordinator is not None:
-                self.facts |= self._facts(coordinator, books, workers)
+                found = facts_of(coordinator, books, workers, self._evaluations, self._factory.counts)
+                self.facts |= {**found, "restarts": coordinator.restarts + self._again.restarts}
         return "completed" if coordinator.finished else "stopped"
 
     # Beginning.
@@ -170,7 +208,6 @@ class OnlineDrive:
             yield
 
     def _ray_workers(self) -> Any:
-        """Whose processes import what they need while what they load is being prepared."""
         from rollcall.deploy.runtimes.on_ray.launch import ray_workers  # and ray with it
 
         return ray_workers(
@@ -254,9 +291,7 @@ class OnlineDrive:
         reward = self._factory.reward
         return max(self._config.supervision.stall_timeout_s, 0.0 if reward is None else 1.1 * reward.patience_s)
 
-    def _begin(
-        self, coordinator: Coordinator, workers: Any, start: tuple[Path, Manifest] | None, port: int | None
-    ) -> None:
+    def _begin(self, coordinator: Coordinator, workers: Any, start: tuple[Path, Manifest] | None) -> None:
         if start is None:
             epoch, version, checkpoint, shard_state = coordinator.begin(), 0, None, None
         else:
@@ -274,10 +309,13 @@ class OnlineDrive:
             "total_learner_steps": self._config.learner_steps,
             "total_env_steps": self._config.env_steps,
             "counts": self._factory.counts.key,
-            "metrics_url": f"http://{self._config.metrics.host}:{port}/metrics" if port else None,
+            "metrics_url": f"http://{self._config.metrics.host}:{self._port}/metrics" if self._port else None,
         }
-        for recorder in self._recorders:
+        for recorder in () if self._has_begun else self._recorders:
             recorder.on_start(info)
+        if self._has_begun:  # and goes on with another cluster
+            self._tell("restored", f"step {version}")
+        self._has_begun = True
         if start is None:
             coordinator.checkpoint_now()  # where a learner that dies early goes back to
             if self._factory.eval_episodes and self._factory.evaluates_at_start:
@@ -291,54 +329,6 @@ class OnlineDrive:
             workers.submit_eval(step=coordinator.step, env_steps=coordinator.counters.env_steps)
             coordinator.wait_for_evals(FINAL_EVAL_TIMEOUT_S, lambda: workers.evals_pending)
 
-    def _facts(self, coordinator: Coordinator, books: Ledger, workers: Any) -> dict[str, Any]:
-        counters, counts = coordinator.counters, self._factory.counts
-        try:
-            ledger = books.counts().model_dump(exclude={"skipped_steps"})
-        except RollcallError:  # whoever asks why finds it in the summary's `error`
-            ledger = None
-        lag_mean = counters.lag_sum / counters.lag_count if counters.lag_count else 0.0
-        first = next((found for found in self._evaluations if found["step"] == 0), None)
-        last = self._evaluations[-1] if self._evaluations and coordinator.finished else None
-        if last is not None and last["step"] != coordinator.step:  # the final one failed
-            last = None
-        return {
-            "train_s": counters.train_s,
-            "learner_steps": coordinator.step,
-            "skipped_steps": counters.skipped_steps,
-            **counts.done(getattr(counters, counts.key), counters.train_s),
-            "first_eval": _shown(first),
-            "final_eval": _shown(last),
-            "policy_lag": {"max": counters.lag_max, "mean": lag_mean},
-            "ledger": ledger,
-            "restarts": coordinator.restarts,
-            "env_restarts": counters.env_restarts,
-            "weights_hash": workers.weights_hash,
-        }
-
     def _tell(self, kind: str, text: str) -> None:
         for recorder in self._recorders:
             recorder.on_event(kind, text)
-
-
-def _shown(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    keys = ("mean", "std", "n", "unit", "unfinished")
-    return None if evaluation is None else {key: evaluation[key] for key in keys if key in evaluation}
-
-
-class _MetricsRecorder:
-    """Feeds the /metrics endpoint, and remembers the evaluations for the summary."""
-
-    def __init__(self, watch: RunWatch, evaluations: list[Mapping[str, Any]]) -> None:
-        self.on_step: Callable[[Record], None] = watch.metrics.on_step
-        self.on_event = watch.on_event
-        self._metrics = watch.metrics
-        self._evaluations = evaluations
-
-    def on_start(self, info: Record) -> None: ...
-
-    def on_eval(self, record: Record) -> None:
-        self._metrics.on_eval(record)
-        self._evaluations[1:] = [record]
-
-    def close(self, summary: Record) -> None: ...

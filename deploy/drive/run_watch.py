@@ -3,13 +3,16 @@ finds it, and the probe that looks after what the run stands on. Must never chan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from rollcall.cluster.files import read_json
 from rollcall.cluster.loop.run import RunState
+from rollcall.cluster.loop.supervision import RAY_LOST, START_FAILED
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics
@@ -17,6 +20,9 @@ from rollcall.cluster.store.store import Store
 from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.kinds.recipes import kind_of_config
+from rollcall.deploy.report.recorders import Record
+
+_TELL_OF_RESTARTS = {"reward_service": "reward_service", RAY_LOST: "ray"}  # kind of event -> role
 
 
 class RunWatch:
@@ -27,7 +33,7 @@ class RunWatch:
         self._directory = run_directory.resolve()
         self._probe: MetricsProbe | None = None
         self._announcement: Announcement | None = None
-        self._service_restarts = 0
+        self._told_restarts = Counter[str]()  # of what is none of the workers
         self.port: int | None = None
         self.failed = False  # then its file stays: a target that is down is what an alert is for
         self.metrics = RunMetrics(
@@ -62,14 +68,16 @@ class RunWatch:
 
         def seen() -> RunState:
             now = state()
-            ours = {"reward_service": self._service_restarts, "redis": store.restarts}
-            return replace(now, restarts={**now.restarts, **ours})
+            return replace(now, restarts={**now.restarts, **self._told_restarts, "redis": store.restarts})
 
         self.metrics.watch(seen)
         self.metrics.enter("training")
 
     def on_event(self, kind: str, text: str) -> None:
-        self._service_restarts += kind == "reward_service"
+        if (role := _TELL_OF_RESTARTS.get(kind)) is not None:
+            self._told_restarts[role] += 1
+        if kind == START_FAILED:
+            self.metrics.on_failed_start(text.partition(":")[0])
         self.metrics.on_event(kind, text)
 
     def rest(self) -> None:
@@ -83,6 +91,24 @@ class RunWatch:
         self.metrics.close()
         if self._announcement is not None and not self.failed:
             self._announcement.withdraw()
+
+
+class MetricsRecorder:
+    """Feeds the /metrics endpoint, and remembers the evaluations for the summary."""
+
+    def __init__(self, watch: RunWatch, evaluations: list[Mapping[str, Any]]) -> None:
+        self.on_step: Callable[[Record], None] = watch.metrics.on_step
+        self.on_event = watch.on_event
+        self._metrics = watch.metrics
+        self._evaluations = evaluations
+
+    def on_start(self, info: Record) -> None: ...
+
+    def on_eval(self, record: Record) -> None:
+        self._metrics.on_eval(record)
+        self._evaluations[1:] = [record]
+
+    def close(self, summary: Record) -> None: ...
 
 
 def _own_version() -> str:

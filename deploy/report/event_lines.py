@@ -11,7 +11,7 @@ DROPS = (
     *("actor_died", "actor_failed", "object_lost", "deadline", "stale", "stale_epoch", "unscored", "versions_mixed"),
     *("non_finite", "env_failed", "weights_timeout", "checksum_mismatch", "degenerate"),
 )
-_COUNTED = (*DROPS, "attempts_exhausted", "skipped", "eval_failed")
+_COUNTED = (*DROPS, "attempts_exhausted", "skipped", "eval_failed", "start_failed")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 _MAX_KINDS = 20  # of texts of one kind of event: what else comes is counted together
 

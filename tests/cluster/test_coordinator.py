@@ -17,11 +17,13 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BudgetSpent, EnvFailure, Stalled, StoreUnavailable
+from rollcall.cluster.loop.attempts import MAX_ATTEMPTS, MAX_DEATHS
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import ShardSource
 from rollcall.cluster.messages.attempt import Ticket
 from rollcall.cluster.messages.events import (
     Event,
+    Fault,
     LearnerLost,
     TicketFailed,
     TicketProduced,
@@ -107,6 +109,31 @@ def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path:
     assert "attempts_exhausted" in recorder.events
     assert isinstance(coordinator._tasks, ShardSource)
     assert coordinator._tasks.incarnations[5 % BATCH] == 3
+
+
+@pytest.mark.parametrize("fault", ["own", "death", "none"])
+def test_deaths_that_are_no_fault_of_a_unit_use_up_none_of_its_attempts(
+    tmp_path: Path, store: Store, fault: Fault
+) -> None:
+    """A unit that kills its actor each time ends, too, but later than one that fails by itself."""
+    fails = 20
+
+    class Dying(FaultyWorkers):
+        def _produce(self, ticket: Ticket) -> list[Event]:
+            if ticket.header.ticket_id == 5 and ticket.header.attempt <= fails:
+                return [TicketFailed(ticket.header, "actor_died", "it was killed", True, fault=fault)]
+            return super()._produce(ticket)
+
+    coordinator, recorder = coordinate(tmp_path, store, Dying(tmp_path, 0), lag=1)
+    coordinator.run()
+    counts = coordinator._ledger.counts()
+    given_up = {"own": MAX_ATTEMPTS, "death": MAX_DEATHS, "none": 0}[fault]
+    if given_up:
+        assert counts.dropped_by_reason == {"actor_died": given_up - 1, "attempts_exhausted": 1}
+    else:
+        assert counts.dropped_by_reason == {"actor_died": fails}
+    assert counts.committed == 25 * BATCH
+    assert ("attempts_exhausted" in recorder.events) == bool(given_up)
 
 
 def test_an_env_beyond_its_budget_ends_the_run(tmp_path: Path, store: Store) -> None:

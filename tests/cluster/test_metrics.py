@@ -219,7 +219,7 @@ def test_prometheus_reads_the_page_and_every_label_is_one_of_a_few() -> None:
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["rollcall_eval_exact_match_ratio"].samples[0].value == 0.972
     labels = {label for family in families.values() for sample in family.samples for label in sample.labels}
-    assert labels == {"run", "policy", "env", "outcome", "stage", "le"}
+    assert labels == {"run", "policy", "env", "outcome", "role", "stage", "le"}
     assert "2+2=" not in text
 
 

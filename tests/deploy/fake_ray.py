@@ -6,10 +6,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from rollcall.cluster.loop.supervision import RestartBudget
 from rollcall.deploy.runtimes.on_ray.calls import Calls
+
+
+def raised(error: Exception) -> RayTaskError:
+    """What a call ends with whose code raised."""
+    return RayTaskError("a call", "its traceback", error)
 
 
 class Reference:

@@ -11,9 +11,10 @@ from ray.exceptions import ActorDiedError
 from rollcall.cluster.errors import BudgetSpent, RollcallError
 from rollcall.cluster.messages.attempt import Header, Produced, ShardPayload, Ticket, Timing
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, TicketFailed, TicketProduced
-from rollcall.deploy.runtimes.on_ray.actors import BLAMELESS_DELAY_S, ROOM_GRACE_S, RayActors
-from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
-from tests.deploy.fake_ray import FakeRay, Handle, Spawner
+from rollcall.deploy.runtimes.on_ray.actors import ROOM_GRACE_S, RayActors
+from rollcall.deploy.runtimes.on_ray.faults import BLAMELESS_DELAY_S, CONTROL_TIMEOUT_S, START_TIMEOUT_S
+from rollcall.deploy.runtimes.on_ray.tickets import faults
+from tests.deploy.fake_ray import FakeRay, Handle, Spawner, raised
 
 
 class Stage:
@@ -25,6 +26,7 @@ class Stage:
         self.spawn = Spawner()
         self.weights_there = True
         self.losses = 0
+        self.failed_starts: list[str] = []
         self.actors = RayActors(
             [f"gym-{index}" for index in range(count)],
             spawn=self.spawn,
@@ -36,6 +38,7 @@ class Stage:
             on_loss=self.lost,
             may_start=lambda: self.weights_there,
             tell_up=lambda actor_id, seconds: None,
+            tell_failed=self.failed_starts.append,
         )
 
     def lost(self) -> None:
@@ -94,12 +97,79 @@ def test_what_an_actor_produced_comes_back_with_its_trajectory() -> None:
     assert event.handle == "produce of gym-1#1"
 
 
-def test_an_actor_that_dies_while_the_run_begins_ends_it_by_name() -> None:
+def test_an_actor_that_is_killed_while_the_run_begins_is_started_again_with_what_it_is_to_go_on_from() -> None:
+    stage = Stage()
+    stage.actors.begin_with(({}, {"0": {}}))
+    one, two = stage.spawn.handles
+    two.dies()
+    assert stage.poll() == [] and stage.failed_starts[0].startswith("gym-1: ")
+    one.first("make").answers("node")
+    stage.poll()
+    one.first("restore_shards").answers()
+    stage.pass_s(1)
+    again = stage.spawn.newest
+    assert again is not two and stage.actors.restarts == 1 and not stage.actors.have_started
+    again.first("make").answers("node")
+    stage.poll()
+    again.dies()  # before it has its state back
+    stage.pass_s(1)
+    stage.pass_s(1)
+    assert stage.spawn.newest is not again
+    stage.spawn.newest.first("make").answers("node")
+    stage.poll()
+    stage.spawn.newest.first("restore_shards").answers()
+    stage.poll()
+    assert stage.actors.have_started and len(stage.failed_starts) == 2
+
+
+def test_an_actor_that_is_killed_at_every_start_ends_the_run_when_its_budget_is_spent() -> None:
+    stage = Stage(1, max_restarts=3)
+    stage.actors.begin_with(None)
+    for _ in range(3):
+        stage.spawn.newest.dies()
+        stage.poll()
+        stage.pass_s(2)
+    stage.spawn.newest.dies()
+    with pytest.raises(BudgetSpent, match="gym-0 failed 4 times"):
+        stage.poll()
+    assert len(stage.failed_starts) == 4
+
+
+def test_an_actor_whose_code_raises_while_the_run_begins_ends_it_at_once_by_name() -> None:
     stage = Stage()
     stage.actors.begin_with(None)
-    stage.spawn.handles[1].dies()
-    with pytest.raises(RollcallError, match="gym-1 did not start: "):
+    stage.spawn.handles[1].first("make").answers(raised(ValueError("no such env")))
+    with pytest.raises(RollcallError, match="gym-1 did not start: no such env"):
         stage.poll()
+
+
+def test_an_actor_that_asked_a_dead_parameter_server_while_the_run_begins_is_started_again() -> None:
+    stage = Stage(1)
+    stage.actors.begin_with(None)
+    stage.spawn.newest.first("make").answers(raised(ActorDiedError()))
+    stage.poll()
+    stage.pass_s(BLAMELESS_DELAY_S)
+    assert len(stage.spawn.handles) == 2
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_a_ticket_is_held_to_account_only_for_a_death_at_which_it_was_worked_on(side_by_side: bool) -> None:
+    pending = [ticket(0), ticket(2)]
+    against = faults(pending, "actor_died", side_by_side=side_by_side)
+    assert against == {(0, 1): "death", **({(2, 1): "death"} if side_by_side else {})}
+    late = faults(pending, "deadline", side_by_side=side_by_side)
+    assert late == {(0, 1): "own", **({(2, 1): "none"} if side_by_side else {})}
+
+
+def test_what_waited_with_an_actor_that_died_or_went_with_its_node_is_not_held_against_it() -> None:
+    stage = Stage()
+    one, two = stage.all_up()
+    stage.actors.submit([ticket(0), ticket(1), ticket(2), ticket(3)])
+    stage.ray.dead_nodes.append("node-1")
+    one.dies()
+    two.dies()
+    lost = {event.header.ticket_id: event.fault for event in stage.poll() if isinstance(event, TicketFailed)}
+    assert lost == {0: "death", 2: "none", 1: "none", 3: "none"}
 
 
 def test_an_actor_that_has_no_room_within_the_deadline_ends_the_run_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIME
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
 from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
-from tests.deploy.fake_ray import FakeRay, Handle, Spawner
+from tests.deploy.fake_ray import FakeRay, Handle, Spawner, raised
 
 
 class Stage:
@@ -25,9 +25,10 @@ class Stage:
     def __init__(self, num_processes: int = 1, *, max_restarts: int = 10) -> None:
         self.ray = FakeRay()
         self.calls = self.ray.calls()
+        self.failed_starts: list[str] = []
         self.servers, self.processes = Spawner("server"), Spawner("learner")
         budget = self.ray.budget("the parameter server", max_restarts=max_restarts)
-        self.server = RayParameterServer(self.servers, budget, self.calls)
+        self.server = RayParameterServer(self.servers, budget, self.calls, tell_failed=self.failed_starts.append)
         self.learner = RayLearner(
             lambda: [self.processes() for _ in range(num_processes)],
             self.ray.budget("the learner", max_restarts=max_restarts),
@@ -36,6 +37,7 @@ class Stage:
             device="cpu",
             sends_weights=False,
             tell_up=lambda member, seconds: None,
+            tell_failed=self.failed_starts.append,
         )
 
     def poll(self) -> list[Event]:
@@ -207,6 +209,64 @@ def test_a_learner_that_does_not_start_in_time_ends_the_run_by_name(monkeypatch:
         stage.pass_s(2)
 
 
+def test_a_learner_that_is_killed_while_it_starts_is_started_again_and_asked_what_it_was_to_be_asked() -> None:
+    stage = Stage()
+    stage.learner.start(Path("step-00000002"))
+    stage.learner.publish_initial(epoch=2, version=2)
+    stage.step(2)
+    stage.processes.newest.dies()
+    assert stage.poll() == [] and stage.learner.doing() == ["the learner to be started again"]
+    assert stage.processes.newest.killed and len(stage.failed_starts) == 1
+    stage.pass_s(1)
+    again = stage.processes.newest
+    assert len(stage.processes.handles) == 2 and stage.learner.failed_starts == 1
+    assert again.asked[0].arguments[2] == Path("step-00000002")
+    again.first("start").answers("node")
+    stage.poll()
+    assert [call.method for call in again.asked] == ["start", "weights", "step"]
+
+
+def test_a_learner_that_is_killed_at_every_start_ends_the_run_when_its_budget_is_spent() -> None:
+    stage = Stage(max_restarts=2)
+    stage.learner.start(None)
+    for _ in range(2):
+        stage.processes.newest.dies()
+        stage.poll()
+        stage.pass_s(2)
+    stage.processes.newest.dies()
+    with pytest.raises(BudgetSpent, match="the learner failed 3 times"):
+        stage.poll()
+
+
+def test_a_learner_whose_code_raises_while_it_starts_ends_the_run_at_once() -> None:
+    stage = Stage()
+    stage.learner.start(None)
+    stage.processes.newest.first("start").answers(raised(ValueError("no such model")))
+    with pytest.raises(RollcallError, match="the learner did not start: no such model"):
+        stage.poll()
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_where_one_of_several_learner_processes_raises_a_dead_one_among_them_is_looked_for_first(died: bool) -> None:
+    stage = Stage(2)
+    stage.learner.start(None)
+    one, two = stage.processes.handles
+    one.first("address").answers("host:1")
+    stage.poll()
+    one.first("start").answers(raised(RuntimeError("connection closed by peer")))
+    assert stage.poll() == []
+    one.first("is_here").answers()
+    if died:
+        two.dies()
+        assert stage.poll() == []
+        stage.pass_s(1)
+        assert len(stage.processes.handles) == 4
+    else:
+        two.first("is_here").answers()
+        with pytest.raises(RollcallError, match="the learner did not start: connection closed by peer"):
+            stage.poll()
+
+
 def test_a_learner_that_dies_is_started_again_while_the_driver_goes_on() -> None:
     stage = Stage()
     stage.begin().dies()
@@ -254,13 +314,14 @@ def produced(number: int) -> Produced:
 
 def test_a_scoring_process_that_dies_is_asked_again_after_a_back_off_that_blocks_nobody() -> None:
     ray = FakeRay()
-    calls, spawn = ray.calls(), Spawner("scoring")
-    scoring = RayScoring(spawn, ray.budget("the scoring process"), calls)
+    calls, spawn, failed_starts = ray.calls(), Spawner("scoring"), list[str]()
+    scoring = RayScoring(spawn, ray.budget("the scoring process"), calls, tell_failed=failed_starts.append)
     scoring.submit(produced(0), "a")
     spawn.newest.first("score").answers(ActorDiedError())
     assert calls.wait(0.2) == []
     scoring.submit(produced(1), "b")
     scoring.tend()
+    assert len(failed_starts) == 1, "it had not answered yet"
     assert len(spawn.handles) == 1 and scoring.restarts == 1, "its back-off is not over"
     ray.now += 1
     scoring.tend()

@@ -14,24 +14,26 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from rollcall.cluster.errors import EngineMismatch, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.attempt import ShardPayload, Ticket
+from rollcall.cluster.messages.attempt import Ticket
 from rollcall.cluster.messages.events import Event, ShardStates, StateLost, States, TicketFailed, TicketProduced
 from rollcall.deploy.runtimes.lanes import Lanes
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.faults import (
+    BLAMELESS_DELAY_S,
     CONTROL_TIMEOUT_S,
     START_TIMEOUT_S,
     cause_of,
+    death_of,
     in_a_line,
     is_raised,
     no_room_for,
     node_of,
 )
 from rollcall.deploy.runtimes.on_ray.shard_states import merged_states
+from rollcall.deploy.runtimes.on_ray.tickets import faults, what
 
 DEADLINE_GRACE_S = 10.0
-BLAMELESS_DELAY_S = 1.0  # before actors start again that went with their node or with the parameter server
 ROOM_GRACE_S = 15.0  # how long tickets wait with an actor that is coming, while others are up
 
 _log = logging.getLogger("rollcall")
@@ -74,6 +76,7 @@ class RayActors:
         on_loss: Callable[[], None],
         may_start: Callable[[], bool],
         tell_up: Callable[[str, float], None],
+        tell_failed: Callable[[str], None],
         deaths: Deaths | None = None,
     ) -> None:
         """`spawn` gives the handle of a new process, and `make` has it make its actor: a reference to its node's id.
@@ -81,7 +84,7 @@ class RayActors:
         take the tickets of one submission before they begin with any, work on them side by side, keep the tickets'
         deadlines themselves, and keep nothing from one ticket to the next. `on_loss` and `may_start`: whoever gives
         them weights may be why one is started again, and is to be there first. `tell_up`: that one of the first is up,
-        after so many seconds."""
+        after so many seconds; `tell_failed`: why one did not start, of any."""
         self._spawn = spawn
         self._make = make
         self._calls = calls
@@ -89,6 +92,7 @@ class RayActors:
         self._on_loss = on_loss
         self._may_start = may_start
         self._tell_up = tell_up
+        self._tell_failed = tell_failed
         self._deaths = deaths or Deaths()
         self._actors = [_Actor(actor_id, index, budget(actor_id)) for index, actor_id in enumerate(ids)]
         self._lanes: Lanes[_Actor] = Lanes(self._actors, keep_state=not admits_together)
@@ -134,7 +138,7 @@ class RayActors:
         now = self._calls.clock()
         busy = [
             f"{actor.actor_id} on ticket {actor.pending[0].header.ticket_id} "
-            f"({_what(actor.pending[0])}) for {now - actor.head_since:.0f} s"
+            f"({what(actor.pending[0])}) for {now - actor.head_since:.0f} s"
             for actor in self._actors
             if actor.pending and actor.is_up
         ]
@@ -155,7 +159,7 @@ class RayActors:
             if actor.is_up and actor.pending and now - actor.head_since > actor.pending[0].deadline_s + grace_s:
                 ticket = actor.pending[0]
                 detail = (
-                    f"{actor.actor_id}: {_what(ticket)} has not returned within "
+                    f"{actor.actor_id}: {what(ticket)} has not returned within "
                     f"{ticket.deadline_s:.0f} s; logs/{actor.actor_id}.trace shows where it hangs"
                 )
                 events += self._lose(actor, "deadline", detail)
@@ -198,12 +202,15 @@ class RayActors:
         return []
 
     def _did_not_start(self, actor: _Actor, error: RayError) -> list[Event]:
-        """Raises RollcallError: naming the actor, and why, where the run cannot begin without it."""
-        if actor not in self._first:
-            return self._lose_for(actor, error)
-        if isinstance(error, GetTimeoutError):
-            raise RollcallError(no_room_for(actor.actor_id)) from None
-        raise RollcallError(self._deaths.at_start(actor.actor_id, "actor", error)) from error
+        """One that was killed, or lost whoever gives it weights, is started again. Raises RollcallError: naming the
+        actor, and why, where the run cannot begin without it and another one would not start either."""
+        if actor in self._first:
+            if isinstance(error, GetTimeoutError):
+                raise RollcallError(no_room_for(actor.actor_id)) from None
+            if why := self._deaths.at_start(actor.actor_id, "actor", error):
+                raise RollcallError(why) from error
+        self._tell_failed(f"{actor.actor_id}: {death_of(error)}")
+        return self._lose_for(actor, error)
 
     def _reroute(self, actor: _Actor) -> None:
         """What waits with an actor that has no room goes to others, if any are up. It asks for room anew."""
@@ -236,7 +243,8 @@ class RayActors:
             return self._lose(actor, "actor_failed", detail, raised=is_raised(error))
         if isinstance(error, RayActorError):
             blameless = node_of(error, actor.node_id, self._calls.api.nodes())
-            return self._lose(actor, "actor_died", self._deaths.of(actor.actor_id, "actor", error), blameless=blameless)
+            detail, raised = self._deaths.of(actor.actor_id, "actor", error), error.actor_init_failed
+            return self._lose(actor, "actor_died", detail, blameless=blameless, raised=raised)
         return self._lose(actor, "actor_failed", f"{actor.actor_id}: {in_a_line(error)}")
 
     def _lose(
@@ -246,6 +254,8 @@ class RayActors:
         node or the parameter server took along was not the actor's fault; what its own code `raised` was."""
         if actor.state == "down":
             return []
+        at_work = [] if blameless or not actor.is_up else list(actor.pending)
+        against = faults(at_work, reason, side_by_side=self._admits_together)
         lost = self._end(actor)
         lost += [ticket for ticket in self._held if self._moving.get(ticket.lane) is actor]
         self._held = [ticket for ticket in self._held if self._moving.get(ticket.lane) is not actor]
@@ -262,6 +272,7 @@ class RayActors:
                 reason=reason if position == 0 else "actor_died",
                 detail=detail,
                 state_lost=True,
+                fault=against.get(ticket.header.key, "none"),
             )
             for position, ticket in enumerate(lost)
         ]
@@ -334,9 +345,3 @@ class RayActors:
             return [outcome]
         actor.budget.came_through()
         return [TicketProduced(outcome, trajectory)]
-
-
-def _what(ticket: Ticket) -> str:
-    """What a ticket is about, in words."""
-    payload = ticket.payload
-    return f"shard {payload.shard}'s env" if isinstance(payload, ShardPayload) else f"row {payload.row}"

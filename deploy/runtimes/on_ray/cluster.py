@@ -26,6 +26,7 @@ import psutil
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.plan.planning import LEAST_STORE
 from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
+from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 METRICS = "RAY_enable_metrics_collection"
@@ -58,17 +59,30 @@ for process in left():
 class Cluster:
     """A cluster that is connected to."""
 
-    guardian: subprocess.Popen[str] | None  # of a private one
+    guardian: subprocess.Popen[str] | None = None  # of a private one
+    watch: ClusterWatch | None = None  # likewise
 
     @property
     def private(self) -> bool:
         """Started by this command, for this run alone."""
         return self.guardian is not None
 
+    def check(self, *, now: bool = False) -> None:
+        """As ClusterWatch.check; of one that others run, nothing is known."""
+        if self.watch is not None:
+            self.watch.check(now=now)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.watch is not None and self.watch.is_lost
+
     def close(self) -> None:
         """Disconnects; a private cluster ends."""
         import ray
 
+        if self.is_lost:
+            assert self.watch is not None
+            self.watch.end()
         ray.shutdown()
         if self.guardian is not None:
             assert self.guardian.stdin is not None
@@ -120,7 +134,7 @@ def _join(address: str) -> Cluster:
         if re.search("unauthenticated|authentication", reason, re.IGNORECASE):
             raise BadInput(f"{where}: {_refusal()}") from None
         raise BadInput(f"{where}: no Ray cluster answers there ({reason[:200]})") from None
-    return Cluster(None)
+    return Cluster()
 
 
 def _is_plain(address: str) -> bool:
@@ -254,7 +268,7 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     finally:  # whoever was started by then is to end with us
         guardian.stdin.write(json.dumps(list(_children(besides=guardian.pid))) + "\n")
         guardian.stdin.flush()
-    return Cluster(guardian)
+    return Cluster(guardian, ClusterWatch(psutil.Process().children()))
 
 
 def _children(*, besides: int) -> Iterator[tuple[int, float]]:

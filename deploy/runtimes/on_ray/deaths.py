@@ -11,7 +11,7 @@ from rollcall.deploy.plan.machine import oom_kills
 from rollcall.deploy.plan.needs import Unit
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.plan.shortage import short_of_memory
-from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of, out_of_memory, raised_in
+from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of, is_killed, out_of_memory, raised_in
 
 _MAYBE_KILLED = "SIGKILL"  # among the reasons that Ray can think of for a process that is gone
 
@@ -31,11 +31,14 @@ class Deaths:
         return self._short_of_memory(member, unit, used) if used else f"{member} died ({death_of(error)})"
 
     def at_start(self, member: str, unit: Unit, error: RayError) -> str:
-        """It did not start."""
+        """It did not start, and another one would not either: why. Nothing where it was killed by whomever, or whoever
+        it asked was: the next may start."""
         cause = cause_of(error)
         used = out_of_memory(cause) or self._killed(error)
         if used:
             return self._short_of_memory(member, unit, used)
+        if is_killed(cause):
+            return ""
         why = death_of(error) if isinstance(error, RayActorError) else cause
         return f"{member} did not start: {why}"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.inputs.user_code import described
@@ -15,6 +15,7 @@ from rollcall.deploy.plan.shortage import TAKES_LESS, said_of_memory
 
 CONTROL_TIMEOUT_S = 60.0  # deadline of a call that only passes a message
 START_TIMEOUT_S = 300.0  # importing torch and building an env or an engine on a loaded machine
+BLAMELESS_DELAY_S = 1.0  # before a member starts again that went with its node or with the parameter server
 LONGEST = 300  # characters of an error's text in a line
 # Of Ray's long story of a process that it ended before the node was full.
 _SIZE = r"[0-9.]+ ?[KMGT]?i?B"
@@ -35,6 +36,11 @@ def is_raised(error: RayError) -> bool:
     return isinstance(error, RayTaskError) and (cause is error or not isinstance(cause, RayError))
 
 
+def is_killed(error: BaseException) -> bool:
+    """Whether the process is gone, and not by an exception of its code."""
+    return isinstance(error, RayActorError) and not error.actor_init_failed
+
+
 def raised_in(member: str, error: RayError, log: str) -> str:
     """What a member's own code raised, in one line with the place in it and its log, and the lines of its traceback.
 
@@ -51,7 +57,7 @@ def raised_in(member: str, error: RayError, log: str) -> str:
     return f"{member} raised {line}; what it printed is in {log}{separator}{trace}"
 
 
-def death_of(error: RayActorError | GetTimeoutError) -> str:
+def death_of(error: RayError) -> str:
     if memory := out_of_memory(error):
         return f"out of memory: {memory}"
     if isinstance(error, RayActorError) and error.actor_init_failed:

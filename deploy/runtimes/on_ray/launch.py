@@ -72,8 +72,12 @@ def ray_workers(
             plan=plan,
         )
         return RayWorkers(composition, cluster, tell, stop_requested)
-    except BaseException:
-        cluster.close()
+    except BaseException as error:
+        try:
+            if isinstance(error, Exception):
+                cluster.check(now=True)  # which explains it
+        finally:
+            cluster.close()
         raise
 
 

@@ -20,8 +20,11 @@ from rollcall.deploy.rundir.storage_faults import storage_fault
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
 from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.faults import (
+    BLAMELESS_DELAY_S,
+    CONTROL_TIMEOUT_S,
     START_TIMEOUT_S,
     cause_of,
+    death_of,
     is_raised,
     no_room_for,
     node_of,
@@ -51,10 +54,11 @@ class RayLearner:
         device: str,
         sends_weights: bool,
         tell_up: Callable[[str, float], None],
+        tell_failed: Callable[[str], None],
         deaths: Deaths | None = None,
     ) -> None:
         """`sends_weights`: to engines, from process 0, beside what the parameter server keeps. `tell_up`: that it
-        is up, after so many seconds."""
+        is up, after so many seconds; `tell_failed`: why it did not start."""
         self._spawn = spawn
         self._budget = budget
         self._calls = calls
@@ -62,6 +66,7 @@ class RayLearner:
         self._device = device
         self._sends_weights = sends_weights
         self._tell_up = tell_up
+        self._tell_failed = tell_failed
         self.processes: list[Any] = spawn()  # these import meanwhile what they need
         self._deaths = deaths or Deaths()
         self.is_up = False
@@ -69,14 +74,18 @@ class RayLearner:
         self._newest_step = -1  # that was ever done here
         self._steps: deque[_Step] = deque()
         self._once_up: list[Callable[[], None]] = []
+        self._checkpoint: Path | None = None  # that it starts from
+        self._start_at: float | None = None  # again: it was killed while it started
         self._interrupted = False
+        self.failed_starts = 0
 
     def start(self, checkpoint: Path | None) -> None:
+        self._checkpoint, self._start_at = checkpoint, None
         self.processes = self.processes or self._spawn()
         if len(self.processes) == 1:
-            self._start_at("", checkpoint)
+            self._meet_at("")
         else:
-            self._expect([self.processes[0].address.remote()], partial(self._on_address, checkpoint), START_TIMEOUT_S)
+            self._expect([self.processes[0].address.remote()], self._on_address, START_TIMEOUT_S)
 
     def publish_initial(self, *, epoch: int, version: int) -> None:
         """The weights that it starts from."""
@@ -107,7 +116,10 @@ class RayLearner:
             self._expect([self.processes[0].is_here.remote()], self._on_here)
 
     def tend(self) -> list[Event]:
-        """Of an interrupted learner, the steps end that wait for something else than the learner itself."""
+        """Starts one again that was killed while it started. Of an interrupted learner, the steps end that wait for
+        something else than the learner itself."""
+        if self._start_at is not None and self._calls.clock() >= self._start_at:
+            self.start(self._checkpoint)
         if not self._interrupted or not self._steps:
             return []
         first = self._steps[0]
@@ -121,22 +133,35 @@ class RayLearner:
     def doing(self) -> list[str]:
         """In words: what it works on."""
         if not self.is_up:
-            return ["the learner to start"]
+            return ["the learner to start" if self._start_at is None else "the learner to be started again"]
         return [f"the learner on step {self._steps[0].order.step}"] if self._steps else []
 
     # Start.
 
-    def _on_address(self, checkpoint: Path | None, answer: Answer) -> list[Event]:
-        (address,) = self._started(answer)
-        self._start_at(address, checkpoint)
+    def _on_address(self, answer: Answer) -> list[Event]:
+        try:
+            (address,) = answer()
+        except RayError as error:
+            return self._did_not_start(error)
+        self._meet_at(address)
         return []
 
-    def _start_at(self, address: str, checkpoint: Path | None) -> None:
-        replies = [process.start.remote(address, self._device, checkpoint) for process in self.processes]
+    def _meet_at(self, address: str) -> None:
+        replies = [process.start.remote(address, self._device, self._checkpoint) for process in self.processes]
         self._expect(replies, partial(self._on_started, self._calls.clock()), START_TIMEOUT_S)
 
     def _on_started(self, since: float, answer: Answer) -> list[Event]:
-        self._node_id = self._started(answer)[0]
+        try:
+            self._node_id = answer()[0]
+        except RayTaskError as error:
+            if len(self.processes) == 1:
+                return self._did_not_start(error)
+            # Another one may be gone that it was to meet, of which Ray has not told yet: that is asked for first.
+            here = [process.is_here.remote() for process in self.processes]
+            self._expect(here, partial(self._on_all_here, error), CONTROL_TIMEOUT_S)
+            return []
+        except RayError as error:
+            return self._did_not_start(error)
         self.is_up = True
         self._tell_up("the learner", self._calls.clock() - since)
         once_up, self._once_up = self._once_up, []
@@ -144,24 +169,36 @@ class RayLearner:
             ask()
         return []
 
-    def _started(self, answer: Answer) -> Any:
-        """What the processes answered while they started.
+    def _on_all_here(self, raised: RayTaskError, answer: Answer) -> list[Event]:
+        try:
+            answer()
+        except RayActorError as error:
+            return self._did_not_start(error)
+        except RayError:
+            pass
+        return self._did_not_start(raised)
+
+    def _did_not_start(self, error: RayError) -> list[Event]:
+        """One that was killed is started again, from where it was to start; what it is to be asked then waits.
 
         Raises:
-          RollcallError: why they did not.
+          RollcallError: why another one would not start either, or that it was started too often.
         """
-        try:
-            return answer()
-        except GetTimeoutError:
+        if isinstance(error, GetTimeoutError):
             raise RollcallError(no_room_for("the learner")) from None
-        except RayTaskError as error:
-            cause = cause_of(error)
-            if isinstance(cause, RollcallError):
-                raise cause from None
-            why = storage_fault(cause) or self._deaths.at_start("the learner", "learner", error)
+        cause = cause_of(error)
+        if isinstance(cause, RollcallError):
+            raise cause from None
+        if why := storage_fault(cause) or self._deaths.at_start("the learner", "learner", error):
             raise RollcallError(why) from error
-        except RayActorError as error:
-            raise RollcallError(self._deaths.at_start("the learner", "learner", error)) from error
+        detail = f"the learner was killed while it started: {death_of(error)}"
+        self._tell_failed(detail)
+        with_node = isinstance(error, RayActorError) and node_of(error, "", self._calls.api.nodes())
+        delay_s = BLAMELESS_DELAY_S if with_node else self._budget.next_delay_s(detail)
+        self.failed_starts += 1
+        self._end_processes()
+        self._start_at = self._calls.clock() + delay_s
+        return []
 
     # Steps.
 
@@ -248,14 +285,17 @@ class RayLearner:
             detail = self._deaths.raised("the learner", "learner", error, "logs/learner-0.log")
         if not blameless:
             self._budget.next_delay_s(detail, raised=is_raised(error))
-        self._calls.forget(self)
         self._steps.clear()
         self._once_up.clear()
+        self._end_processes()
+        return LearnerLost(detail)
+
+    def _end_processes(self) -> None:
+        self._calls.forget(self)
         self.is_up = False
         for process in self.processes:
             self._calls.api.kill(process)
         self.processes = []
-        return LearnerLost(detail)
 
 
 def _interrupted(order: StepOrder) -> StepReport:

@@ -24,11 +24,16 @@ _log = logging.getLogger("rollcall")
 class RayParameterServer:
     """One process, or the wait until another one may be started."""
 
-    def __init__(self, spawn: Callable[[], Any], budget: RestartBudget, calls: Calls) -> None:
+    def __init__(
+        self, spawn: Callable[[], Any], budget: RestartBudget, calls: Calls, *, tell_failed: Callable[[str], None]
+    ) -> None:
+        """`tell_failed`: why it did not start."""
         self._spawn = spawn
         self._budget = budget
         self._calls = calls
+        self._tell_failed = tell_failed
         self.handle = spawn()
+        self._has_answered = False  # this one
         self.newest: Any = None  # a reference to the newest weights
         self.restarts = 0
         self._sender: Any = None
@@ -59,7 +64,7 @@ class RayParameterServer:
         if self._start_at is None or self._calls.clock() < self._start_at:
             return
         self._start_at = None
-        self.handle = self._spawn()
+        self.handle, self._has_answered = self._spawn(), False
         if self.newest is not None and not self._to_publish:
             self._to_publish.append((self.newest, self._sender, list))
         if self._to_publish:
@@ -86,6 +91,7 @@ class RayParameterServer:
         except (RayActorError, GetTimeoutError) as error:
             self._lose(error)
             return []
+        self._has_answered = True
         _, _, then = self._to_publish.popleft()
         if self._to_publish:
             self._publish_first()
@@ -97,11 +103,15 @@ class RayParameterServer:
             answer()
         except (RayActorError, GetTimeoutError) as error:
             self._lose(error)
+        else:
+            self._has_answered = True
         return []
 
     def _lose(self, error: RayActorError | GetTimeoutError) -> None:
         self._calls.forget(self)
         self._calls.api.kill(self.handle)
+        if not self._has_answered:
+            self._tell_failed(death_of(error))
         self._in_doubt = False
         self.restarts += 1
         self._start_at = self._calls.clock() + self._budget.next_delay_s(death_of(error))

@@ -6,23 +6,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint
-from rollcall.cluster.errors import EngineMismatch
-from rollcall.cluster.loop.supervision import RestartBudget
+from rollcall.cluster.loop.supervision import START_FAILED, RestartBudget
 from rollcall.cluster.messages.attempt import Produced, Ticket
-from rollcall.cluster.messages.events import EvalDone, Event, Handle, States
+from rollcall.cluster.messages.events import Event, Handle, LearnerLost, StateLost, States, TicketFailed
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
-from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
+from rollcall.deploy.runtimes.on_ray.calls import Calls
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
 from rollcall.deploy.runtimes.on_ray.deaths import Deaths
-from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, cause_of, in_a_line
+from rollcall.deploy.runtimes.on_ray.evaluator import RayEvaluator
+from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.members import Composition, Members
 from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
@@ -31,6 +30,8 @@ from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
 from rollcall.deploy.runtimes.on_ray.trainer_calls import RayTrainerCalls
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate
+
+_LOSSES = (LearnerLost, StateLost, TicketFailed)
 
 
 class RayWorkers:
@@ -48,9 +49,11 @@ class RayWorkers:
         Raises:
           BadInput: when the cluster has no room for the run, or its nodes lack what the run needs.
           RollcallError: a stop was requested before that was known.
+          ClusterLost: meanwhile.
         """
         self._plan = composition
         self._cluster = cluster
+        self._tell = tell
         self._calls = Calls()
         config, factory = composition.config, composition.factory
         self._placement = Placement(
@@ -62,47 +65,79 @@ class RayWorkers:
             private=cluster.private,
             trains_on_preferences=factory.trains_on_preferences,
         )
-        self._placement.reserve(lambda text: tell("room", text), stop_requested)
+
+        def look() -> bool:
+            cluster.check()
+            return stop_requested()
+
+        self._placement.reserve(lambda text: tell("room", text), look)
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
-        self._deaths = deaths = Deaths(composition.plan)
-        self._members = members = Members(composition, self._placement)
-        self._server = RayParameterServer(members.server, self._budget("the parameter server"), self._calls)
-        self._learner = RayLearner(
-            members.learners,
+        self._deaths = Deaths(composition.plan)
+        self._members = Members(composition, self._placement)
+        self._server = RayParameterServer(
+            self._members.server,
+            self._budget("the parameter server"),
+            self._calls,
+            tell_failed=self._tell_failed("parameter_server"),
+        )
+        self._learner = self._new_learner()
+        self._actors = self._new_actors()
+        self._scoring: RayScoring | None = None
+        self._trainer = RayTrainerCalls(
+            self._members.preference_trainer, self._calls, tell_failed=self._tell_failed("preference_trainer")
+        )
+        self._gate: PreferenceGate | None = None
+        self._evaluator = RayEvaluator(
+            self._members.evaluator,
+            self._budget("the evaluator"),
+            self._calls,
+            episodes=factory.eval_episodes,
+            deaths=self._deaths,
+            tell_failed=self._tell_failed("evaluator"),
+        )
+
+    def _new_learner(self) -> RayLearner:
+        return RayLearner(
+            self._members.learners,
             self._budget("the learner"),
             self._calls,
             self._server,
-            device=config.learner.device,
-            sends_weights=factory.weight_transfer != "object_store",
-            tell_up=partial(_tell_up, tell),
-            deaths=deaths,
+            device=self._plan.config.learner.device,
+            sends_weights=self._plan.factory.weight_transfer != "object_store",
+            tell_up=partial(_tell_up, self._tell),
+            tell_failed=self._tell_failed("learner"),
+            deaths=self._deaths,
         )
-        self._actors = RayActors(
-            [f"{factory.actor_prefix}-{index}" for index in range(config.actors.num)],
-            spawn=members.actor,
-            make=lambda handle: members.make_actor(handle, self._server.handle),
+
+    def _new_actors(self) -> RayActors:
+        factory = self._plan.factory
+        return RayActors(
+            [f"{factory.actor_prefix}-{index}" for index in range(self._plan.config.actors.num)],
+            spawn=self._members.actor,
+            make=lambda handle: self._members.make_actor(handle, self._server.handle),
             budget=self._budget,
             calls=self._calls,
             num_first=self._placement.min_actors,
             admits_together=factory.generates,
             on_loss=self._check_suppliers,
             may_start=lambda: self._server.is_up,
-            tell_up=partial(_tell_up, tell),
-            deaths=deaths,
+            tell_up=partial(_tell_up, self._tell),
+            tell_failed=self._tell_failed("actor"),
+            deaths=self._deaths,
         )
-        self._scoring: RayScoring | None = None
-        self._trainer = RayTrainerCalls(members.preference_trainer, self._calls)
-        self._gate: PreferenceGate | None = None
-        self._evaluator: Any = None
-        self._num_evals = 0  # under way
 
     def prepared(self, reward: RewardEndpoint | None) -> None:
         """All that members load is there; `reward`: where trajectories are scored."""
         factory = self._plan.factory if reward is None else self._plan.factory.with_reward(reward)
         self._members.prepared(factory)
         if factory.reward is not None:
-            self._scoring = RayScoring(self._members.scoring, self._budget("the scoring process"), self._calls)
+            self._scoring = RayScoring(
+                self._members.scoring,
+                self._budget("the scoring process"),
+                self._calls,
+                tell_failed=self._tell_failed("scoring"),
+            )
         self._gate = self._preference_gate(factory)
 
     def _preference_gate(self, factory: MemberFactory) -> PreferenceGate | None:
@@ -116,6 +151,10 @@ class RayWorkers:
     def _budget(self, component: str) -> RestartBudget:
         limits = self._plan.config.supervision
         return RestartBudget(component, max_restarts=limits.max_restarts, window_s=limits.restart_window_s)
+
+    def _tell_failed(self, role: str) -> Callable[[str], None]:
+        """For a member of this role, to say why it did not start."""
+        return lambda why: self._tell(START_FAILED, f"{role}: {why}")
 
     # Beginning and end.
 
@@ -135,9 +174,12 @@ class RayWorkers:
         return self._learner.is_up and self._actors.have_started
 
     def close(self) -> None:
-        """Ends every process of this run."""
+        """Ends every process of this run. (Whoever asks a lost cluster for anything may wait for a minute.)"""
+        if self._cluster.is_lost:
+            self._cluster.close()
+            return
         scoring = self._scoring.handle if self._scoring is not None else None
-        others = [scoring, self._trainer.handle, self._evaluator, self._server.handle]
+        others = [scoring, self._trainer.handle, self._evaluator.handle, self._server.handle]
         for handle in [*self._actors.handles, *self._learner.processes, *others]:
             if handle is not None:
                 ray.kill(handle)
@@ -160,11 +202,7 @@ class RayWorkers:
         self._learner.submit(order, handles)
 
     def submit_eval(self, *, step: int, env_steps: int) -> None:
-        if self._evaluator is None:  # only now: until the first evaluation, others need the cores
-            self._evaluator = self._members.evaluator()
-        reference = self._evaluator.evaluate.remote(self._server.newest, self._plan.factory.eval_episodes)
-        self._num_evals += 1
-        self._calls.expect(reference, partial(self._on_eval, step, env_steps), owner=self)
+        self._evaluator.submit(step=step, env_steps=env_steps, weights=self._server.newest)
 
     def submit_save(self, directory: Path, *, epoch: int, version: int) -> None:
         self._learner.save(directory, epoch=epoch, version=version)
@@ -184,7 +222,7 @@ class RayWorkers:
 
     @property
     def evals_pending(self) -> bool:
-        return bool(self._num_evals)
+        return self._evaluator.pending
 
     @property
     def restarts(self) -> int:
@@ -194,6 +232,8 @@ class RayWorkers:
     def restarts_by_role(self) -> Mapping[str, int]:
         return {
             "actor": self._actors.restarts,
+            "learner": self._learner.failed_starts,
+            "evaluator": self._evaluator.restarts,
             "parameter_server": self._server.restarts,
             "scoring": self._scoring.restarts if self._scoring is not None else 0,
             "preference_trainer": self._gate.restarts if self._gate is not None else 0,
@@ -202,7 +242,7 @@ class RayWorkers:
     @property
     def weights_hash(self) -> str:
         """Of the newest weights; empty if they are lost."""
-        if self._server.newest is None:
+        if self._server.newest is None or self._cluster.is_lost:
             return ""
         try:
             return str(ray.get(self._server.newest, timeout=CONTROL_TIMEOUT_S).checksum)
@@ -218,27 +258,34 @@ class RayWorkers:
 
     # Events.
 
+    def check(self) -> None:
+        """Raises ClusterLost."""
+        self._cluster.check(now=True)
+
+    @property
+    def is_lost(self) -> bool:
+        return self._cluster.is_lost
+
     def poll(self, timeout_s: float) -> list[Event]:
+        """Raises ClusterLost: before anything that follows from it is taken for a fault of its own."""
+        self._cluster.check()
+        try:
+            events = self._poll(timeout_s)
+        except Exception:
+            self._cluster.check(now=True)
+            raise
+        if any(isinstance(event, _LOSSES) for event in events):
+            self._cluster.check(now=True)
+        return events
+
+    def _poll(self, timeout_s: float) -> list[Event]:
         self._server.tend()
+        self._evaluator.tend()
         if self._scoring is not None:
             self._scoring.tend()
             for produced, trajectory in self._gate.tend() if self._gate is not None else ():
                 self._scoring.submit(produced, trajectory)
         return [*self._actors.tend(), *self._learner.tend()] or self._calls.wait(timeout_s)
-
-    def _on_eval(self, step: int, env_steps: int, answer: Answer) -> list[Event]:
-        self._num_evals -= 1
-        try:
-            return [EvalDone(step, env_steps, answer())]
-        except RayActorError as error:
-            self._evaluator = self._members.evaluator()
-            died = self._deaths.of("the evaluator", "evaluator", error)
-            return [EvalDone(step, env_steps, None, f"{died}: it was started again")]
-        except RayError as error:
-            cause = cause_of(error)
-            if isinstance(cause, EngineMismatch):
-                raise cause from None
-            return [EvalDone(step, env_steps, None, in_a_line(cause))]
 
     def _check_suppliers(self) -> None:
         """Whoever gives an actor its weights may be why it is to be started again."""

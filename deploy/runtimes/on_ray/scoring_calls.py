@@ -28,11 +28,16 @@ class _Asked:
 class RayScoring:
     """Keeps one scoring process at work."""
 
-    def __init__(self, spawn: Callable[[], Any], budget: RestartBudget, calls: Calls) -> None:
+    def __init__(
+        self, spawn: Callable[[], Any], budget: RestartBudget, calls: Calls, *, tell_failed: Callable[[str], None]
+    ) -> None:
+        """`tell_failed`: why it did not start."""
         self._spawn = spawn
         self._budget = budget
         self._calls = calls
+        self._tell_failed = tell_failed
         self.handle = spawn()
+        self._has_answered = False  # this process
         self._asked: list[_Asked] = []  # and not answered yet
         self._start_at: float | None = None  # of the next process, when this one has died
         self.restarts = 0
@@ -47,7 +52,7 @@ class RayScoring:
         """Starts another process when its back-off is over, and asks it for all that is unanswered."""
         if self._start_at is not None and self._calls.clock() >= self._start_at:
             self._start_at = None
-            self.handle = self._spawn()
+            self.handle, self._has_answered = self._spawn(), False
             for asked in self._asked:
                 self._ask(asked)
 
@@ -76,12 +81,19 @@ class RayScoring:
                 self._asked.remove(asked)
                 return [_lost(asked.produced, str(cause))]
             raise RollcallError(f"scoring failed: {cause!r}") from error
+        self._has_answered = True
+        self._budget.came_through()
         self._asked.remove(asked)
         if isinstance(outcome, TicketFailed):
             return [outcome]
         return [TicketScored(outcome, trajectory)]
 
     def _lose(self, error: RayActorError) -> None:
+        """Raises RollcallError: where its code raised while it started, as another one's would."""
+        if error.actor_init_failed:
+            raise RollcallError(f"the scoring process did not start: {death_of(error)}") from error
+        if not self._has_answered:
+            self._tell_failed(death_of(error))
         self._calls.forget(self)
         self.restarts += 1
         delay_s = self._budget.next_delay_s(f"the scoring process died ({death_of(error)})")

@@ -20,19 +20,22 @@ from rollcall.deploy.runtimes.preference_gate import TrainerLost
 class RayTrainerCalls:
     """A TrainerCalls. An answer wakes the driver's one wait."""
 
-    def __init__(self, spawn: Callable[[], Any], calls: Calls) -> None:
+    def __init__(self, spawn: Callable[[], Any], calls: Calls, *, tell_failed: Callable[[str], None]) -> None:
+        """`tell_failed`: why it did not start."""
         self._spawn = spawn
         self._calls = calls
         self.handle: Any = None
         self._answer: Answer | None = None
         self._beats_asked = False
         self._beats = 0
+        self._tell_failed = tell_failed
+        self._has_answered = False  # this process
 
     def start(self) -> None:
         self._calls.forget(self)
         self.end()  # what raised lives on
         self.handle = self._spawn()
-        self._answer, self._beats_asked = None, False
+        self._answer, self._beats_asked, self._has_answered = None, False, False
 
     def offer(self, trajectory: Handle) -> None:
         self.handle.offer.remote(trajectory)
@@ -47,6 +50,10 @@ class RayTrainerCalls:
         try:
             report: TrainerReport = self._answer()
         except RayActorError as error:
+            if error.actor_init_failed:  # its code raised, as another one's would
+                raise RollcallError(f"the preference trainer did not start: {death_of(error)}") from error
+            if not self._has_answered:
+                self._tell_failed(death_of(error))
             raise TrainerLost(f"the preference trainer died ({death_of(error)})") from None
         except RayError as error:
             cause = cause_of(error)
@@ -54,6 +61,7 @@ class RayTrainerCalls:
                 raise cause from None
             detail = raised_in("the preference trainer", error, "logs/preference-trainer.log")
             raise TrainerLost(detail, raised=is_raised(error)) from error
+        self._has_answered = True
         return report
 
     def beats(self) -> int:
@@ -74,4 +82,5 @@ class RayTrainerCalls:
         self._beats_asked = False
         with suppress(RayError):  # where it has died, the answer that is waited for says so too
             self._beats = answer()
+            self._has_answered = True
         return []

@@ -1,0 +1,69 @@
+"""Looks after the two processes that a private cluster is: its store of facts (GCS) and its raylet. Without them Ray
+waits for a minute, and then aborts whoever is connected, in the middle of whatever it does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import psutil
+
+from rollcall.cluster.errors import ClusterLost
+
+EVERY_S = 0.2
+_NAMES = {"gcs_server": "its store of facts (gcs_server)", "raylet": "its raylet"}
+
+
+class ClusterWatch:
+    """Of those that this process has started."""
+
+    def __init__(self, children: Iterable[psutil.Process]) -> None:
+        self._watched = [(_NAMES[name], child) for child in children if (name := _name(child)) in _NAMES]
+        self._next = 0.0
+
+    def check(self, *, now: bool = False) -> None:
+        """Cheap enough for a loop; `now`: somebody has reason to ask.
+
+        Raises:
+          ClusterLost: saying who is gone.
+        """
+        clock = time.monotonic()
+        if clock < self._next and not now:
+            return
+        self._next = clock + EVERY_S
+        if gone := [what for what, process in self._watched if not _lives(process)]:
+            raise ClusterLost(f"the private Ray cluster is lost: {' and '.join(gone)} died")
+
+    @property
+    def is_lost(self) -> bool:
+        return not all(_lives(process) for _, process in self._watched)
+
+    def end(self) -> None:
+        """Whatever is left of a lost one, with all that runs on it."""
+        left = [child for _, process in self._watched if _lives(process) for child in _all_of(process)]
+        for process in left:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+
+
+def _all_of(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
