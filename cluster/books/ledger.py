@@ -104,6 +104,8 @@ class Ledger:
         with self._writing:
             if self._books is not None and (torn := self._books.clear()):
                 _log.warning("removed of the sealed books what was never finished: %s", ", ".join(torn))
+            if self.epoch:  # a Redis that came back without its last writes gets them before anything is read of it
+                self.counts()
             fence: list[str | int] = [max(position.epoch, self.epoch, above_epoch), 0, "fence"]
             epoch = int(self._store.call(lambda client: self._run(client, fence))[1])
             table = read_table(self._store)
@@ -180,7 +182,10 @@ class Ledger:
           LedgerConflict: `step` is not the number of steps committed.
         """
         with self._writing:
-            committed = int(self._store.call(lambda client: client.hget(self._keys[0], "step")) or 0)
+            committed = self._committed()
+            if committed < step:  # a Redis that came back without its last writes is brought up to date by any call
+                self.counts()
+                committed = self._committed()
             if committed != step:
                 raise LedgerConflict(f"a checkpoint of step {step}, but the ledger has committed {committed}")
             attempts = self._window(self._low_water, next_ticket_id)
@@ -255,6 +260,9 @@ class Ledger:
             sealed=self._sealed,
             recent=History().extended(attempt for attempt in ended if attempt.ticket_id >= self._low_water),
         )
+
+    def _committed(self) -> int:
+        return int(self._store.call(lambda client: client.hget(self._keys[0], "step")) or 0)
 
     def _window(self, first: int, end: int) -> list[Attempt]:
         attempts: list[Attempt] = []

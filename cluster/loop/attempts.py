@@ -53,14 +53,16 @@ class Attempts:
         """Books attempts that `next` gave, before anybody works on them."""
         self._ledger.issue(keys)
 
-    def produced(self, key: Key, min_policy_version: int, *, to_score: bool) -> None:
-        self._ledger.produced([(key, min_policy_version)])
+    def produced(self, entries: Sequence[tuple[Key, int]], *, to_score: bool) -> None:
+        """(attempt, its oldest policy version), each."""
+        self._ledger.produced(entries)
         if to_score:
-            self._being_scored.add(key)
+            self._being_scored.update(key for key, _ in entries)
 
-    def scored(self, key: Key) -> None:
-        self._being_scored.remove(key)
-        self._ledger.scored([key])
+    def scored(self, keys: Iterable[Key]) -> None:
+        keys = list(keys)
+        self._being_scored.difference_update(keys)
+        self._ledger.scored(keys)
 
     def refuse(self, key: Key) -> None:
         """Something came that nobody waits for: an attempt that was given up, or the same one twice."""

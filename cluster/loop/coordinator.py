@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
 
 from rollcall.cluster.books.consumption import newest_epoch
 from rollcall.cluster.books.ledger import Ledger
@@ -19,7 +20,7 @@ from rollcall.cluster.loop.observers import Observers, RunObserver
 from rollcall.cluster.loop.rollouts import Batch, Rollout, Rollouts
 from rollcall.cluster.loop.run import RunPlan, RunState
 from rollcall.cluster.loop.run_checkpoints import RunCheckpoints
-from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
+from rollcall.cluster.loop.supervision import Clock, FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.events import (
     EvalDone,
@@ -27,12 +28,10 @@ from rollcall.cluster.messages.events import (
     LearnerLost,
     LearnerSaved,
     ShardStates,
-    StateLost,
     States,
     StepDone,
     TicketFailed,
     TicketProduced,
-    TicketRefused,
     TicketScored,
     Workers,
 )
@@ -56,6 +55,7 @@ class Coordinator:
         watchdog: Watchdog,
         failures: FailureBudget,
         stop_requested: Callable[[], bool] = lambda: False,
+        clock: Clock = time.monotonic,
     ) -> None:
         self.plan = plan
         self.counters = Counters()
@@ -67,10 +67,11 @@ class Coordinator:
         self._watchdog = watchdog
         self._failures = failures
         self._stop_requested = stop_requested
+        self._clock = clock
         self._epoch = 0
         self._rollouts = self._new_rollouts(0)
         self._training: deque[tuple[StepOrder, Batch]] = deque()
-        self._last_step_at = time.perf_counter()
+        self._last_step_at = self._clock()
         self._earlier_restarts = 0  # of the drivers before this one
         self._learner_restarts = 0
         self._stopping = False
@@ -168,7 +169,7 @@ class Coordinator:
             self._tell("stopping", f"{error}: step {self._checkpoints.step} stands")
 
     def _run(self) -> None:
-        self._last_step_at = time.perf_counter()
+        self._last_step_at = self._clock()
         self._watchdog.progressed()  # however long it took to start everybody
         while not self.finished and not self._stop_requested():
             if not self._checkpoints.being_made:  # actors rest while their state is asked for
@@ -202,18 +203,18 @@ class Coordinator:
         """The learner takes back what it has not finished, and stands at a step boundary; if it cannot in time, or
         dies, the last checkpoint is what a resume goes on from."""
         self._stopping = True
-        deadline = time.monotonic() + self.plan.stop_patience_s
+        deadline = self._clock() + self.plan.stop_patience_s
         if self._training:
             self._workers.interrupt_learner()
-        while self._training and not self._learner_gone and time.monotonic() < deadline:
+        while self._training and not self._learner_gone and self._clock() < deadline:
             self._poll()
         if self._training:
             self._tell("stopping", f"the learner is not at a step boundary: step {self._checkpoints.step} stands")
 
     def wait_for_evals(self, timeout_s: float, pending: Callable[[], bool]) -> None:
         """Handles events until no evaluation is pending any more, or a stop is requested."""
-        deadline = time.monotonic() + timeout_s
-        while pending() and time.monotonic() < deadline and not self._stop_requested():
+        deadline = self._clock() + timeout_s
+        while pending() and self._clock() < deadline and not self._stop_requested():
             self._handle(self._workers.poll(POLL_S))
         if pending() and not self._stop_requested():
             self._tell("eval_failed", f"no result within {timeout_s:.0f} s: ask for fewer or shorter episodes (eval.*)")
@@ -244,31 +245,28 @@ class Coordinator:
     def _handle(self, events: Sequence[Event]) -> None:
         failed = [event for event in events if isinstance(event, TicketFailed) and self._rollouts.awaits(event.header)]
         causes = self._observers.on_failures(failed)
-        for event in events:
-            if isinstance(event, TicketProduced | TicketScored | StepDone | LearnerSaved | EvalDone):
+        for kind, together in groupby(events, type):
+            if issubclass(kind, TicketProduced | TicketScored | StepDone | LearnerSaved | EvalDone):
                 self._watchdog.progressed()
-            if isinstance(event, TicketProduced):
-                self._rollouts.on_produced(event)
-            elif isinstance(event, TicketScored):
-                self._rollouts.on_scored(event)
-            elif isinstance(event, TicketFailed | TicketRefused):
-                self._rollouts.on_failed(event)
-            elif isinstance(event, StateLost):
-                for ticket_id in event.ticket_ids:
-                    self._tasks.lost(ticket_id)
-            elif isinstance(event, StepDone):
-                self._on_step_done(event)
-            elif isinstance(event, LearnerLost):
-                self._on_learner_lost(event)
-            elif isinstance(event, LearnerSaved):
-                self._on_learner_saved()
-            elif isinstance(event, ShardStates):
-                self._on_shard_states(event)
-            else:
-                self._observers.on_evaluated(event, tokens=self.counters.tokens)
+            alike = list(together)
+            if not self._rollouts.took(alike):
+                for event in alike:
+                    self._take(event)
         if not (self._stopping or self.finished):  # what fails then ends no run
             for event in causes:
                 self._failures.failed(event.reason, event.detail, fruitless=event.fruitless)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, StepDone):
+            self._on_step_done(event)
+        elif isinstance(event, LearnerLost):
+            self._on_learner_lost(event)
+        elif isinstance(event, LearnerSaved):
+            self._on_learner_saved()
+        elif isinstance(event, ShardStates):
+            self._on_shard_states(event)
+        elif isinstance(event, EvalDone):
+            self._observers.on_evaluated(event, tokens=self.counters.tokens)
 
     def _on_step_done(self, event: StepDone) -> None:
         """Its weights are published. Order: commit, then checkpoint."""
@@ -283,11 +281,12 @@ class Coordinator:
                 self._checkpoints.discard(order.checkpoint_directory)
             return
         self._rollouts.commit(order.step, batch, skipped=report.skipped)
-        now = time.perf_counter()
-        step_s, self._last_step_at = now - self._last_step_at, now
+        began, self._last_step_at = self._last_step_at, self._clock()
         self.counters.restarts = self.restarts
         produced = [ready.handle[0] for ready in batch]
-        record = self.counters.count(order, produced, report, publish_s=event.publish_s, step_s=step_s)
+        record = self.counters.count(
+            order, produced, report, publish_s=event.publish_s, step_s=self._last_step_at - began
+        )
         if report.skipped:
             self._tell("skipped", f"step {order.step}: the loss or a gradient was not finite; skipped from there on")
         self._observers.on_step(record)  # before the checkpoint: what it holds has been told, whenever we are killed
@@ -343,8 +342,8 @@ class Coordinator:
     def _waiting_for(self) -> str:
         if self._training:
             return f"learner step {self._training[0][0].step}; " + self._workers.waiting_for()
-        blocked = self._flow.blocked_by()[:4]
-        return f"tickets {blocked} (ready {self._flow.num_ready}); " + self._workers.waiting_for()
+        blocked, ready = self._flow.blocked_by()[:4], self._flow.num_ready
+        return f"tickets {blocked} (ready {ready}); " + self._workers.waiting_for()
 
     def _tell(self, kind: str, text: str) -> None:
         self._observers.on_event(kind, text)

@@ -13,8 +13,9 @@ One knob, `max_policy_lag` (eta). With B tickets per learner step and v batches 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Generic, Literal, TypeVar
 
 Handle = TypeVar("Handle")
@@ -63,6 +64,8 @@ class FlowControl(Generic[Handle]):
         self.on_stale = on_stale
         self._in_flight: dict[int, int] = {}  # ticket id -> version it was issued under (its oldest possible)
         self._ready: dict[int, Ready[Handle]] = {}
+        self._ready_of: dict[int, dict[int, Ready[Handle]]] = {}  # version -> its ready ones, in the order they came
+        self._outstanding: Counter[int] = Counter()  # version -> how many are in flight or ready
         self._training: list[tuple[Ready[Handle], ...]] = []  # batches cut and not yet consumed
         self._order = 0
 
@@ -95,20 +98,30 @@ class FlowControl(Generic[Handle]):
         """Books a ticket as in flight; returns the min_policy_version it must carry."""
         assert ticket_id not in self._in_flight and ticket_id not in self._ready
         self._in_flight[ticket_id] = self.version
+        self._outstanding[self.version] += 1
         return self.version
 
     def is_in_flight(self, ticket_id: int) -> bool:
         return ticket_id in self._in_flight
 
+    def issued_under(self, ticket_id: int) -> int:
+        """The version that a ticket in flight was to be acted with, or with a newer one."""
+        return self._in_flight[ticket_id]
+
     def produced(self, ticket_id: int, attempt: int, min_version: int, handle: Handle) -> None:
-        self._in_flight.pop(ticket_id)
-        self._ready[ticket_id] = Ready(ticket_id, attempt, min_version, self._order, handle)
+        self._forget(self._in_flight.pop(ticket_id))
+        ready = Ready(ticket_id, attempt, min_version, self._order, handle)
+        self._ready[ticket_id] = ready
+        self._ready_of.setdefault(min_version, {})[ticket_id] = ready
+        self._outstanding[min_version] += 1
         self._order += 1
 
     def dropped(self, ticket_id: int) -> Ready[Handle] | None:
         """Forgets an attempt that was in flight or ready; returns it if it was ready."""
-        self._in_flight.pop(ticket_id, None)
-        return self._ready.pop(ticket_id, None)
+        version = self._in_flight.pop(ticket_id, None)
+        if version is not None:
+            self._forget(version)
+        return self._take(ticket_id) if ticket_id in self._ready else None
 
     def cut(self) -> Cut[Handle] | None:
         """The batch for `next_step`, if a step may begin; None while it has to wait.
@@ -117,16 +130,18 @@ class FlowControl(Generic[Handle]):
         tickets have to be issued again before a batch can be complete.
         """
         step = self.next_step
-        stale = tuple(r for r in self._ready.values() if step - r.min_version > self.max_policy_lag)
+        too_old = [version for version in self._ready_of if step - version > self.max_policy_lag]
+        stale = [ready for version in too_old for ready in self._ready_of[version].values()]
+        stale.sort(key=lambda ready: ready.order)
         for ready in stale:
-            del self._ready[ready.ticket_id]
+            self._take(ready.ticket_id)
+        if len(self._ready) < self.tickets_per_step or not self._may_begin(step):
+            return Cut((), tuple(stale)) if stale else None
         chosen = self._choose()
-        if len(chosen) < self.tickets_per_step or not self._may_begin(step, chosen):
-            return Cut((), stale) if stale else None
         for ready in chosen:
-            del self._ready[ready.ticket_id]
+            self._take(ready.ticket_id)
         self._training.append(chosen)
-        return Cut(chosen, stale)
+        return Cut(chosen, tuple(stale))
 
     def consumed(self) -> None:
         """The oldest batch in training was trained on (or skipped): v advances."""
@@ -143,20 +158,41 @@ class FlowControl(Generic[Handle]):
 
     def _choose(self) -> tuple[Ready[Handle], ...]:
         if self.max_policy_lag == 0:
-            ordered: Sequence[Ready[Handle]] = sorted(self._ready.values(), key=lambda r: r.ticket_id)
+            batch = sorted(self._ready.values(), key=lambda r: r.ticket_id)[: self.tickets_per_step]
         else:
-            ordered = sorted(self._ready.values(), key=lambda r: (r.min_version, r.order))
-        batch = tuple(ordered[: self.tickets_per_step])
+            oldest_first = (self._ready_of[version].values() for version in sorted(self._ready_of))
+            batch = list(islice(chain.from_iterable(oldest_first), self.tickets_per_step))
         # In ticket order whatever made it into the batch: which tickets it holds decides the result, not their timing.
         return tuple(sorted(batch, key=lambda r: r.ticket_id))
 
-    def _may_begin(self, step: int, chosen: Sequence[Ready[Handle]]) -> bool:
+    def _may_begin(self, step: int) -> bool:
+        """Counts by version, of which there are hardly more than max_policy_lag: however many rollouts there are."""
         if self.on_stale == "drop":
             return True
-        taken = {ready.ticket_id for ready in chosen}
-        versions = [*self._in_flight.values()]
-        versions += [ready.min_version for ready in self._ready.values() if ready.ticket_id not in taken]
-        return all(
-            sum(version <= step + j - self.max_policy_lag for version in versions) <= j * self.tickets_per_step
-            for j in range(self.max_policy_lag + 1)
-        )
+        room = self.tickets_per_step  # in the batch, which takes the oldest of what is ready
+        left = dict(self._outstanding)
+        for version in sorted(self._ready_of):
+            taken = min(room, len(self._ready_of[version]))
+            left[version] -= taken
+            room -= taken
+        older = sum(count for version, count in left.items() if version < step - self.max_policy_lag)
+        for j in range(self.max_policy_lag + 1):
+            older += left.get(step + j - self.max_policy_lag, 0)
+            if older > j * self.tickets_per_step:
+                return False
+        return True
+
+    def _take(self, ticket_id: int) -> Ready[Handle]:
+        """Out of those that are ready."""
+        ready = self._ready.pop(ticket_id)
+        together = self._ready_of[ready.min_version]
+        del together[ticket_id]
+        if not together:
+            del self._ready_of[ready.min_version]
+        self._forget(ready.min_version)
+        return ready
+
+    def _forget(self, version: int) -> None:
+        self._outstanding[version] -= 1
+        if not self._outstanding[version]:
+            del self._outstanding[version]

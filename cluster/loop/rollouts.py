@@ -3,7 +3,7 @@ flow control and the ledger's attempts in step; must never know how steps are le
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import EnvFailure, RollcallError
@@ -16,8 +16,10 @@ from rollcall.cluster.loop.supervision import FailureBudget
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import (
+    Event,
     Fault,
     Handle,
+    StateLost,
     TicketFailed,
     TicketProduced,
     TicketRefused,
@@ -130,24 +132,54 @@ class Rollouts:
         is_current = header.epoch == self._epoch and self._attempts.is_current(header.key)
         return is_current and self.flow.is_in_flight(header.ticket_id)
 
-    def on_produced(self, event: TicketProduced) -> None:
-        produced = event.produced
-        if not self.awaits(produced.header) or self._attempts.is_being_scored(produced.header.key):
-            self._attempts.refuse(produced.header.key)
-            return
-        self._attempts.produced(produced.header.key, produced.min_policy_version, to_score=self._plan.scored)
-        if self._plan.scored:
-            self._workers.submit_scoring(produced, event.handle)
+    def took(self, events: Sequence[Event]) -> bool:
+        """Events of one kind, in their order; whether they are of tickets. What comes together is booked together."""
+        if produced := [event for event in events if isinstance(event, TicketProduced)]:
+            self.on_produced(produced)
+        elif scored := [event for event in events if isinstance(event, TicketScored)]:
+            self.on_scored(scored)
         else:
-            self._queue(produced, event.handle)
+            for event in events:
+                if isinstance(event, TicketFailed | TicketRefused):
+                    self.on_failed(event)
+                elif isinstance(event, StateLost):
+                    for ticket_id in event.ticket_ids:
+                        self._tasks.lost(ticket_id)
+                else:
+                    return False
+        return True
 
-    def on_scored(self, event: TicketScored) -> None:
-        produced = event.produced
-        if not self.awaits(produced.header) or not self._attempts.is_being_scored(produced.header.key):
-            self._attempts.refuse(produced.header.key)
-            return
-        self._attempts.scored(produced.header.key)
-        self._queue(produced, event.handle)
+    def on_produced(self, events: Sequence[TicketProduced]) -> None:
+        accepted: dict[Key, TicketProduced] = {}
+        for event in events:
+            header = event.produced.header
+            if header.key in accepted or not self.awaits(header) or self._attempts.is_being_scored(header.key):
+                self._attempts.refuse(header.key)
+            elif event.produced.min_policy_version < self.flow.issued_under(header.ticket_id):
+                # Acted with older weights than it was to be: room in a batch was kept for no such, and each would wait.
+                self._drop(header.key, "stale")
+            else:
+                accepted[header.key] = event
+        self._attempts.produced(
+            [(key, event.produced.min_policy_version) for key, event in accepted.items()], to_score=self._plan.scored
+        )
+        for event in accepted.values():
+            if self._plan.scored:
+                self._workers.submit_scoring(event.produced, event.handle)
+            else:
+                self._queue(event.produced, event.handle)
+
+    def on_scored(self, events: Sequence[TicketScored]) -> None:
+        accepted: dict[Key, TicketScored] = {}
+        for event in events:
+            header = event.produced.header
+            if header.key in accepted or not self.awaits(header) or not self._attempts.is_being_scored(header.key):
+                self._attempts.refuse(header.key)
+            else:
+                accepted[header.key] = event
+        self._attempts.scored(accepted)
+        for event in accepted.values():
+            self._queue(event.produced, event.handle)
 
     def on_failed(self, event: TicketFailed | TicketRefused) -> None:
         """Raises EnvFailure: an env's budget of restarts is spent."""

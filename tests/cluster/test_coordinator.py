@@ -31,7 +31,7 @@ from rollcall.cluster.messages.events import (
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
-from tests.cluster.faulty_workers import BATCH, FaultyWorkers, coordinate
+from tests.cluster.faulty_workers import BATCH, FaultyWorkers, Rollout, coordinate
 
 
 @pytest.mark.parametrize("lag", [0, 1, 4])
@@ -71,6 +71,27 @@ def test_a_result_that_comes_twice_or_late_is_refused_and_counted(tmp_path: Path
     coordinator.run()
     assert coordinator._ledger.counts().duplicates_refused > 5
     assert coordinator._ledger.counts().committed == 25 * BATCH
+
+
+def test_a_rollout_acted_with_older_weights_than_asked_is_dropped_and_nobody_waits_for_it(
+    tmp_path: Path, store: Store
+) -> None:
+    class Behind(FaultyWorkers):
+        def _produced(self, ticket: Ticket) -> TicketProduced:
+            event = super()._produced(ticket)
+            if ticket.header.attempt > 1 or ticket.header.ticket_id % 4:
+                return event
+            version = max(0, ticket.min_policy_version - 1)
+            assert isinstance(event.handle, Rollout)
+            return TicketProduced(
+                replace(event.produced, min_policy_version=version), replace(event.handle, min_policy_version=version)
+            )
+
+    coordinator, _ = coordinate(tmp_path, store, Behind(tmp_path, 0), lag=2)
+    coordinator.run()
+    counts = coordinator._ledger.counts()
+    assert counts.committed == 25 * BATCH and counts.dropped_by_reason["stale"] > 10
+    assert [str(item) for item in audit_run(tmp_path)] == []
 
 
 def test_a_unit_that_fails_three_times_is_given_up_and_the_run_goes_on(tmp_path: Path, store: Store) -> None:

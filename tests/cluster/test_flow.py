@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
-from rollcall.cluster.loop.flow import FlowControl
+from rollcall.cluster.loop.flow import Cut, FlowControl
 
 
 def simulate(
@@ -69,6 +69,53 @@ def simulate(
             flow.consumed()
     in_flight = flow.num_in_flight + flow.num_ready
     return {"max_lag": max_lag, "dropped": dropped, "issued": issued, "in_flight": in_flight, "clock": clock}
+
+
+class LiteralFlow(FlowControl[None]):
+    """A cut as the rules read: over every rollout, each time."""
+
+    def cut(self) -> Cut[None] | None:
+        step, eta, size = self.next_step, self.max_policy_lag, self.tickets_per_step
+        stale = tuple(ready for ready in self._ready.values() if step - ready.min_version > eta)
+        for ready in stale:
+            self.dropped(ready.ticket_id)
+        by_age = sorted(self._ready.values(), key=lambda r: (r.min_version, r.order) if eta else (r.ticket_id, 0))
+        chosen = tuple(sorted(by_age[:size], key=lambda r: r.ticket_id))
+        left = [*self._in_flight.values(), *(r.min_version for r in self._ready.values() if r not in chosen)]
+        waits = any(sum(version <= step + j - eta for version in left) > j * size for j in range(eta + 1))
+        if len(chosen) < size or (waits and self.on_stale == "wait"):
+            return Cut((), stale) if stale else None
+        for ready in chosen:
+            self.dropped(ready.ticket_id)
+        self._training.append(chosen)
+        return Cut(chosen, stale)
+
+
+@pytest.mark.parametrize("on_stale", ["wait", "drop"])
+@pytest.mark.parametrize("eta", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(3))
+def test_cuts_are_those_of_the_rules_read_literally(eta: int, seed: int, on_stale: Literal["wait", "drop"]) -> None:
+    rng = np.random.default_rng(seed)
+    rules: dict[str, Any] = {"tickets_per_step": 3, "max_policy_lag": eta, "total_learner_steps": 60}
+    flow: FlowControl[None] = FlowControl(**rules, on_stale=on_stale)
+    literal = LiteralFlow(**rules, on_stale=on_stale)
+    issued: dict[int, int] = {}
+    for number in range(600):
+        if flow.may_issue():
+            issued[number] = flow.issued(number)
+            assert literal.issued(number) == issued[number] == flow.issued_under(number)
+        flying = [ticket for ticket in issued if flow.is_in_flight(ticket)]
+        if flying and rng.random() < 0.7:
+            ticket = int(rng.choice(flying))
+            newer = int(rng.integers(issued[ticket], flow.version + 1))
+            for each in (flow, literal):
+                each.produced(ticket, 1, newer, None) if number % 9 else each.dropped(ticket)
+        cut = flow.cut()
+        assert cut == literal.cut()
+        if flow.next_step > flow.version and rng.random() < 0.5:
+            flow.consumed()
+            literal.consumed()
+    assert flow.version > 20
 
 
 @pytest.mark.parametrize("eta", range(5))
