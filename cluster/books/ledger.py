@@ -9,7 +9,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
 
@@ -24,6 +23,7 @@ from rollcall.cluster.books.ledger_table import (
     Attempt,
     Key,
     LedgerCounts,
+    Remembered,
     field_of,
     ledger_keys,
     read_table,
@@ -40,15 +40,6 @@ WRITE_ENTRIES = 10_000
 _REASON = re.compile(r"[a-z][a-z0-9_]*")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Remembered:
-    """A write that Redis has acknowledged but may yet lose."""
-
-    seq: int
-    at_s: float
-    again: Callable[[redis.Redis], Any]
 
 
 class Ledger:
@@ -71,7 +62,7 @@ class Ledger:
         *self._keys, self._epochs_key = ledger_keys(store)
         self._script = Script(store.client, files(__package__).joinpath("ledger.lua").read_text())
         self._seq = 0
-        self._remembered: deque[_Remembered] = deque()
+        self._remembered: deque[Remembered] = deque()
         self._sealed = History()  # of the tickets from the segments' end to _low_water
         self._low_water = 0
         self._writing = threading.RLock()
@@ -305,7 +296,7 @@ class Ledger:
         now = time.monotonic()
         while self._remembered and self._remembered[0].at_s < now - REMEMBERED_S:
             self._remembered.popleft()
-        self._remembered.append(_Remembered(seq, now, again))
+        self._remembered.append(Remembered(seq, now, again))
 
     def _catch_up(self, kept: int) -> None:
         """Applies again what Redis has lost after the write number `kept`."""

@@ -4,7 +4,7 @@ Knows the text formats that ledger.lua writes; must never write them to Redis.""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -20,6 +20,15 @@ STATES: frozenset[str] = IN_FLIGHT | {"committed", "dropped", "rolled_back"}
 PAGE_ENTRIES = 10_000  # of a hash, read per call
 STILL_TRIES = 3
 RESTORED = "restored"  # the reason of what was in flight when a checkpoint was restored
+
+
+@dataclass(slots=True)
+class Remembered:
+    """A write that Redis has acknowledged but may yet lose."""
+
+    seq: int
+    at_s: float
+    again: Callable[[redis.Redis], object]
 
 
 class LedgerCounts(BaseModel):
