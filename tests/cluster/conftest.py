@@ -79,7 +79,7 @@ class SimulatedRun:
         (directory / "redis").mkdir(parents=True)
         (directory / "redis" / "run_id").write_text(store.run_id)
         address: dict[str, Any] = store.client.get_connection_kwargs()
-        (directory / "redis" / "url").write_text(f"redis://:{address['password']}@127.0.0.1:{address['port']}")
+        (directory / "redis" / "url").write_text(f"unix://:{address['password']}@{address['path']}")
         (directory / "config.yaml").write_text(f"max_policy_lag: {lag}\n")
 
     def new_ledger(self) -> Ledger:

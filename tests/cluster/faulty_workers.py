@@ -197,7 +197,7 @@ def coordinate(
     address: dict[str, Any] = store.client.get_connection_kwargs()
     (directory / "redis").mkdir(parents=True, exist_ok=True)
     (directory / "redis" / "run_id").write_text(store.run_id)
-    (directory / "redis" / "url").write_text(f"redis://:{address['password']}@127.0.0.1:{address['port']}")
+    (directory / "redis" / "url").write_text(f"unix://:{address['password']}@{address['path']}")
     (directory / "config.yaml").write_text(f"max_policy_lag: {lag}\n")
     plan = RunPlan(
         run_id=store.run_id,

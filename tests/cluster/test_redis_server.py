@@ -108,10 +108,10 @@ def test_who_has_no_password_cannot_fill_the_servers_memory(tmp_path: Path) -> N
     """CVE-2025-21605: errors for commands before the password, which nobody reads, were kept without a limit."""
     server = PrivateRedis(tmp_path / "data", tmp_path / "log", start_timeout_s=10)
     server.start()
+    stranger = socket.socket(socket.AF_UNIX)
     try:
         owner = server.client(5.0)
         before = owner.info("memory")["used_memory"]
-        stranger = socket.socket(socket.AF_UNIX)
         stranger.connect(str(server.socket_path))
         stranger.settimeout(0.2)
         give_up = time.monotonic() + 2
@@ -124,6 +124,7 @@ def test_who_has_no_password_cannot_fill_the_servers_memory(tmp_path: Path) -> N
         limits = owner.config_get("client-output-buffer-limit")["client-output-buffer-limit"] or ""
         assert limits.startswith(f"normal {512 << 20}")
     finally:
+        stranger.close()
         server.stop()
 
 
