@@ -18,7 +18,7 @@ def server(redis_store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[str, st
     monkeypatch.delenv(URL_VARIABLE, raising=False)
     monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
     address: dict[str, Any] = redis_store.client.get_connection_kwargs()
-    return f"redis://127.0.0.1:{address['port']}/0", address["password"]
+    return f"unix://{address['path']}", address["password"]
 
 
 def test_the_password_of_a_file_opens_the_store_and_is_written_nowhere(
