@@ -26,7 +26,7 @@ def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Benc
     """One after the other in one run: an actor, the parameter server, Redis, and the learner, which alone takes the run
     back to its newest checkpoint, in a new epoch."""
     run = bench.train("total_learner_steps=100", "actors.num=2", "checkpoint.every_steps=10")
-    for step, title in ((5, "GymActorProcess"), (25, "ParameterServerProcess"), (45, "redis-server")):
+    for step, title in ((5, "GymActorProcess"), (25, "ParameterServerProcess"), (45, "valkey-server")):
         run.wait_for_step(step)
         run.kill(title)
     run.wait_for_step(65)
