@@ -23,7 +23,7 @@ from rollcall.cluster.errors import BadInput, NonFinite, StaleEpoch, WeightsTime
 from rollcall.cluster.messages.attempt import Produced, Ticket
 from rollcall.cluster.messages.experience import GymTrajectory
 
-PAUSE_S = 1.0  # before it joins again
+PAUSE_S = 1.0  # before it joins or posts again
 
 
 class Producer(Protocol):
@@ -138,6 +138,7 @@ class OutsideActor:
                     raise
             except GatewayRefuses as refused:
                 if refused.status == 503 and tries_left:
+                    time.sleep(min(refused.retry_after_s, PAUSE_S))
                     continue
                 self._tell(f"ticket {leased.ticket.header.ticket_id} was refused: {refused}")
                 if refused.status in (409, 422, 503):

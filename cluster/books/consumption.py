@@ -11,7 +11,14 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from rollcall.cluster.books.consumption_line import Consumed, LogReading, parse_line, read_lines, sum_of
+from rollcall.cluster.books.consumption_line import (
+    Consumed,
+    LogReading,
+    first_sum,
+    parse_line,
+    read_lines,
+    sum_of,
+)
 from rollcall.cluster.books.consumption_segment import (
     Folded,
     FoldedLines,
@@ -135,8 +142,11 @@ def _alone(path: Path) -> Iterator[FileIO]:
 def _begins_with(path: Path, newest: Folded) -> bool:
     """Whether the log still has the lines of the newest segment."""
     with path.open("rb") as file:
-        first_sum = sum_of(file.readline().decode(errors="replace"))
-        return first_sum == newest.first_sum and first_sum != "unknown"
+        return _is_first(file.readline(), newest)
+
+
+def _is_first(content: bytes, newest: Folded) -> bool:
+    return first_sum(content) == newest.first_sum != "unknown"
 
 
 def read_log(path: Path) -> LogReading:
@@ -179,8 +189,7 @@ def _live(path: Path) -> tuple[bytes, int, str]:
     newest = newest_folded(path)
     if newest is None:
         return content, 1, ""
-    first_sum = sum_of(content.partition(b"\n")[0].decode(errors="replace"))
-    if first_sum == newest.first_sum and first_sum != "unknown":
+    if _is_first(content, newest):
         content = content[newest.size_bytes :]
     return content, newest.end, newest.last_sum
 

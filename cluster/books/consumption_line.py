@@ -91,3 +91,8 @@ def sum_of(line: str) -> str:
         return str(json.loads(line)["sum"])
     except (ValueError, KeyError, TypeError):
         return "unknown"
+
+
+def first_sum(content: bytes) -> str:
+    """The same of the first of many lines."""
+    return sum_of(content.partition(b"\n")[0].decode(errors="replace"))

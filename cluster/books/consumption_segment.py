@@ -4,7 +4,6 @@ the segments into the log. Must never read the ledger."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import numpy as np
 import xxhash
 from pydantic import JsonValue
 
-from rollcall.cluster.books.consumption_line import MOVED, Consumed, LogReading, read_lines
+from rollcall.cluster.books.consumption_line import MOVED, Consumed, LogReading, first_sum, read_lines
 from rollcall.cluster.books.segment_file import read_meta, read_segment, write_segment
 from rollcall.cluster.errors import BooksDamaged
 from rollcall.cluster.messages.arrays import Array
@@ -126,11 +125,11 @@ def fold(path: Path, content: bytes, *, first: int, after: str) -> None:
     meta: dict[str, JsonValue] = {
         "first": first,
         "end": first + content.count(b"\n"),
-        "first_ticket": int(ticket.min(initial=0) if not len(ticket) else ticket.min()),
+        "first_ticket": int(ticket.min()) if len(ticket) else 0,
         "last_ticket": int(ticket.max(initial=0)),
         "last_epoch": int(epoch[-1]) if len(epoch) else 0,
         "after": after,
-        "first_sum": _sum_of_first(content),
+        "first_sum": first_sum(content),
         "last_sum": last_sum,
         "size_bytes": len(content),
         "rewards": list(rewards),
@@ -233,10 +232,3 @@ def _folded(path: Path) -> Folded:
         return Folded(path.name, **{name: meta[name] for name in Folded.__slots__ if name != "file"})  # type: ignore[arg-type]
     except KeyError as error:
         raise BooksDamaged(f"{path}: not a segment of a consumption log: it has no {error}") from None
-
-
-def _sum_of_first(content: bytes) -> str:
-    try:
-        return str(json.loads(content.partition(b"\n")[0])["sum"])
-    except (ValueError, KeyError, TypeError):
-        return "unknown"
