@@ -20,11 +20,13 @@ class Outlet:
     def __init__(self, stream: TextIO, name: str) -> None:
         self._stream = stream
         self._name = name
+        self._unsaid = ""  # why it is closed, until somebody keeps what is logged
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        self._say()
         try:
             return self._stream.write(text)
         except OSError as error:
@@ -49,7 +51,14 @@ class Outlet:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
-        logging.getLogger("rollcall").info("%s is closed (%s): the run goes on", self._name, error.strerror)
+        self._unsaid = f"{self._name} is closed ({error.strerror}): the run goes on"
+        self._say()
+
+    def _say(self) -> None:
+        log = logging.getLogger("rollcall")
+        if self._unsaid and log.hasHandlers():
+            log.info(self._unsaid)
+            self._unsaid = ""
 
 
 @contextlib.contextmanager

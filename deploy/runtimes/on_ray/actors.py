@@ -151,26 +151,21 @@ class RayActors:
         events, self._events = self._events, []
         for actor in self._actors:
             if actor.state == "down" and now >= actor.start_at and self._may_start():
-                self._start(actor)
+                actor.handle = self._spawn(actor.actor_id, actor.index)
+                self._make_ready(actor)
             if actor.is_coming and actor.pending and now > actor.start_at + ROOM_GRACE_S:
                 self._reroute(actor)
             # Actors that keep deadlines themselves are ended only when they do not.
             grace_s = DEADLINE_GRACE_S if self._admits_together else 0.0
             if actor.is_up and actor.pending and now - actor.head_since > actor.pending[0].deadline_s + grace_s:
                 ticket = actor.pending[0]
-                detail = (
-                    f"{actor.actor_id}: {what(ticket)} has not returned within "
-                    f"{ticket.deadline_s:.0f} s; logs/{actor.actor_id}.trace shows where it hangs"
-                )
+                late = f"{what(ticket)} has not returned within {ticket.deadline_s:.0f} s"
+                detail = f"{actor.actor_id}: {late}; logs/{actor.actor_id}.trace shows where it hangs"
                 events += self._lose(actor, "deadline", detail)
         self._dispatch()
         return events
 
     # Coming and going.
-
-    def _start(self, actor: _Actor) -> None:
-        actor.handle = self._spawn(actor.actor_id, actor.index)
-        self._make_ready(actor)
 
     def _make_ready(self, actor: _Actor) -> None:
         actor.state, actor.node_id, actor.start_at = "coming", "", self._calls.clock()
@@ -291,11 +286,11 @@ class RayActors:
                 continue
             self._lanes.given(ticket.lane, actor, ticket.header.ticket_id)
             shares.setdefault(actor.index, []).append(ticket)
-        for index in sorted(shares):
+        for index, share in sorted(shares.items()):
             actor = self._actors[index]
             if self._admits_together:
-                actor.handle.admit.remote(shares[index])
-            for ticket in shares[index]:
+                self._calls.expect(actor.handle.admit.remote(share), partial(self._on_admitted, actor), owner=actor)
+            for ticket in share:
                 self._ask(actor, ticket)
 
     def _moves(self, lane: int) -> bool:
@@ -333,6 +328,13 @@ class RayActors:
             actor.head_since = self._calls.clock()
         actor.pending.append(ticket)
         self._calls.expect(produced, partial(self._on_produced, actor, ticket, trajectory), owner=actor)
+
+    def _on_admitted(self, actor: _Actor, answer: Answer) -> list[Event]:
+        try:
+            answer()
+            return []
+        except RayError as error:
+            return self._lose_for(actor, error)
 
     def _on_produced(self, actor: _Actor, ticket: Ticket, trajectory: Any, answer: Answer) -> list[Event]:
         try:

@@ -92,6 +92,7 @@ class LMActorProcess:
             factory.preload("actor")
         self._actor_id = actor_id
         self._control = ControlCalls(_leave)
+        self._made = asyncio.Event()
         self._traces = (logs / f"{actor_id}.trace").open("a")  # faulthandler's, for as long as the process lives
         self._inbox: queue.SimpleQueue[list[Ticket]] = queue.SimpleQueue()
         self._answers: dict[tuple[int, int, int], concurrent.futures.Future[Any]] = {}
@@ -106,10 +107,13 @@ class LMActorProcess:
         self._source = PrefetchedWeights(source, self._actor_id)
         self._actor: LMActor = factory.actor(self._actor_id, self._source)
         threading.Thread(target=self._run, name="engine", daemon=True).start()
+        self._made.set()
         return node_id()
 
     async def admit(self, tickets: list[Ticket]) -> None:
-        """Takes tickets that begin together."""
+        """Takes tickets that begin together: once it is made, for Ray begins a call when what it is given is there, and
+        may begin this one before `make`, whose factory is large."""
+        await self._made.wait()
         for ticket in tickets:
             self._future(ticket)
         self._source.use_epoch(tickets[0].header.epoch)
