@@ -1,4 +1,4 @@
-"""A soak as one picture: a small chart for each thing that was watched, over time; what grew beyond its bound is red."""
+"""A soak as one picture: a small chart for each thing that was watched; what grew beyond its bound is red."""
 
 from __future__ import annotations
 
