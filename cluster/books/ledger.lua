@@ -2,8 +2,10 @@
 --
 -- KEYS  head (epoch, seq, refused, step, tickets_per_step), attempts ("ticket:attempt" -> "state|epoch|version|detail|final"),
 --       counters, steps (step -> "epoch|learned or skipped|ticket:attempt,...")
--- ARGV  epoch, seq, operation, then the operation's own
--- Reply {status, ...}: ok (then refused attempts, or what was read), conflict (why), and, when nothing was done:
+-- ARGV  epoch, seq, operation, then the operation's own as words of one text: a client in Python takes ten times as long
+--       over as many separate values
+-- Reply {status, ...}: ok (then refused attempts, or what was read; attempts of a window as words of one text, too),
+--       conflict (why), and, when nothing was done:
 --       stale (current epoch, seq) - the caller's epoch is not the current one
 --       behind (seq)               - Redis has lost operations that the caller was told of
 --
@@ -12,7 +14,10 @@
 
 local head, attempts, counters, steps = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local epoch, seq, operation = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local FIRST = 4
+local items = {}
+for word in string.gmatch(ARGV[4] or '', '[^ ]+') do
+  items[#items + 1] = word
+end
 local IN_FLIGHT = { leased = true, produced = true, scored = true }
 
 local known = redis.call('HMGET', head, 'epoch', 'seq', 'step', 'tickets_per_step', 'refused')
@@ -46,15 +51,16 @@ if operation == 'counts' or operation == 'window' then
   if seq > applied then
     return { 'behind', applied }
   end
-  local reply = { 'ok' }
+  local reply = {}
   if operation == 'counts' then
+    reply[1] = 'ok'
     local pairs_read = redis.call('HGETALL', counters)
     for i = 1, #pairs_read do
       reply[i + 1] = pairs_read[i]
     end
     return reply
   end
-  for ticket = tonumber(ARGV[FIRST]), tonumber(ARGV[FIRST + 1]) - 1 do -- every attempt of a range of tickets
+  for ticket = tonumber(items[1]), tonumber(items[2]) - 1 do -- every attempt of a range of tickets
     local attempt = 1
     while true do
       local key = string.format('%d:%d', ticket, attempt)
@@ -67,7 +73,7 @@ if operation == 'counts' or operation == 'window' then
       attempt = attempt + 1
     end
   end
-  return reply
+  return { 'ok', table.concat(reply, ' ') }
 end
 
 if seq > applied + 1 then
@@ -95,8 +101,7 @@ end
 local operations = {}
 
 function operations.issue() -- key...
-  for i = FIRST, #ARGV do
-    local key = ARGV[i]
+  for _, key in ipairs(items) do
     local have = get(key)
     if have then
       if have.epoch ~= epoch then
@@ -114,8 +119,8 @@ function operations.issue() -- key...
       end
     end
   end
-  for i = FIRST, #ARGV do
-    if redis.call('HSETNX', attempts, ARGV[i], 'leased|' .. epoch .. '|||') == 1 then
+  for _, key in ipairs(items) do
+    if redis.call('HSETNX', attempts, key, 'leased|' .. epoch .. '|||') == 1 then
       count('issued', 1)
       count('in_flight', 1)
     end
@@ -123,8 +128,8 @@ function operations.issue() -- key...
 end
 
 function operations.produced() -- key, version...
-  for i = FIRST, #ARGV, 2 do
-    local key, version = ARGV[i], ARGV[i + 1]
+  for i = 1, #items, 2 do
+    local key, version = items[i], items[i + 1]
     local have = get(key)
     if have and have.epoch == epoch and have.state == 'leased' then
       put(key, 'produced', version, '', '')
@@ -135,19 +140,19 @@ function operations.produced() -- key, version...
 end
 
 function operations.scored() -- key...
-  for i = FIRST, #ARGV do
-    local have = get(ARGV[i])
+  for _, key in ipairs(items) do
+    local have = get(key)
     if have and have.epoch == epoch and have.state == 'produced' then
-      put(ARGV[i], 'scored', have.version, '', '')
+      put(key, 'scored', have.version, '', '')
     elseif not (have and have.epoch == epoch and have.state == 'scored') then
-      refuse(ARGV[i])
+      refuse(key)
     end
   end
 end
 
 function operations.drop() -- key, reason, final...
-  for i = FIRST, #ARGV, 3 do
-    local key, reason, final = ARGV[i], ARGV[i + 1], ARGV[i + 2]
+  for i = 1, #items, 3 do
+    local key, reason, final = items[i], items[i + 1], items[i + 2]
     local have = get(key)
     if have and have.epoch == epoch and IN_FLIGHT[have.state] then
       put(key, 'dropped', have.version, reason, final)
@@ -161,13 +166,13 @@ function operations.drop() -- key, reason, final...
 end
 
 function operations.refuse() -- key...
-  for i = FIRST, #ARGV do
-    refuse(ARGV[i])
+  for _, key in ipairs(items) do
+    refuse(key)
   end
 end
 
 function operations.trim() -- first ticket, end: what is sealed, every attempt of it
-  for ticket = tonumber(ARGV[FIRST]), tonumber(ARGV[FIRST + 1]) - 1 do
+  for ticket = tonumber(items[1]), tonumber(items[2]) - 1 do
     local attempt = 1
     while redis.call('HDEL', attempts, string.format('%d:%d', ticket, attempt)) == 1 do
       attempt = attempt + 1
@@ -176,14 +181,14 @@ function operations.trim() -- first ticket, end: what is sealed, every attempt o
 end
 
 function operations.trim_steps() -- step...
-  redis.call('HDEL', steps, unpack(ARGV, FIRST))
+  redis.call('HDEL', steps, unpack(items))
 end
 
 function operations.commit() -- step, learned or skipped, key...
-  local step, outcome = ARGV[FIRST], ARGV[FIRST + 1]
+  local step, outcome = items[1], items[2]
   local batch = {}
-  for i = FIRST + 2, #ARGV do
-    batch[#batch + 1] = ARGV[i]
+  for i = 3, #items do
+    batch[#batch + 1] = items[i]
   end
   local entry = epoch .. '|' .. outcome .. '|' .. table.concat(batch, ',')
   if redis.call('HGET', steps, step) == entry then
