@@ -21,7 +21,7 @@ from rollcall.cluster.books.settings_history import (
 )
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.files import has_no_room, write_aside
+from rollcall.cluster.files import refused_by_disk, write_aside
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, plain
@@ -132,7 +132,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_aside(directory / "summary.json", content)
     except OSError as error:
-        if not has_no_room(error):
+        if not refused_by_disk(error):
             raise
         (directory / RESERVE).unlink(missing_ok=True)
         write_aside(directory / "summary.json", content)
@@ -140,7 +140,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_report(directory)
     except OSError as error:
-        if not has_no_room(error):
+        if not refused_by_disk(error):
             raise
         _log.error("no report: %s; to make it: rollcall report %s", error, directory)
 

@@ -335,14 +335,15 @@ def test_a_scoring_process_that_dies_is_asked_again_after_a_back_off_that_blocks
 def test_what_ray_says_in_a_thousand_characters_of_scoring_is_a_line() -> None:
     ray = FakeRay()
     calls, spawn = ray.calls(), Spawner("scoring")
-    scoring = RayScoring(spawn, ray.budget("the scoring process"), calls, tell_failed=lambda why: None)
-    for number in (0, 1):
-        scoring.submit(produced(number), "a trajectory")
+    scoring = RayScoring(spawn, ray.budget("the scoring process"), calls, tell_failed=print)
+    scoring.submit(produced(0), "a")
+    scoring.submit(produced(1), "b")
     spawn.newest.first("score").answers(ObjectLostError("00ffffff", b"10.0.0.2:1", "call site\n" * 40))
     (event,) = calls.wait(0.2)
     assert isinstance(event, TicketFailed) and (event.reason, event.header.ticket_id) == ("object_lost", 0)
     assert event.detail == "its trajectory was lost, with whoever held it, before it was scored"
     spawn.newest.first("score").answers(raised(KeyError("answer\n" * 200)))
-    with pytest.raises(RollcallError, match="^scoring failed: ") as raised:
+    with pytest.raises(RollcallError) as ended:
         calls.wait(0.2)
-    assert len(str(raised.value)) < 340 and "\n" not in str(raised.value)
+    said = str(ended.value)
+    assert said.startswith("scoring failed: KeyError('answer") and len(said) < 340 and "\n" not in said
