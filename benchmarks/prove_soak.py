@@ -35,7 +35,7 @@ from rollcall.cluster.store.store import inspect_store
 
 EVERY_S = 5.0
 WARM_UP = 0.25  # of the time
-STARTS_S, ENDS_S, LEFT_S = 600.0, 180.0, 20.0
+STARTS_S, ENDS_S, LEFT_S = 1800.0, 300.0, 20.0
 STOPPED = 130  # the exit code of a run that was stopped, and kept its checkpoint
 MB = 1e6
 
@@ -87,6 +87,7 @@ HALVES = {
         "arithmetic-grpo",
         (
             *("total_learner_steps=1_000_000", "actors.prompts_per_batch=16", "eval.num_rows=32"),
+            *("policy.warm_start.steps=100",),
             *("eval.every_steps=50", "checkpoint.every_steps=25", "learner.learning_rate=1e-5"),
         ),
     ),

@@ -32,8 +32,54 @@ if known[1] ~= epoch then
   return { 'stale', known[1] or '0', applied }
 end
 
+-- Attempts are read and written many at a time: a call from here takes longer than what it asks for.
+local MOST = 2000
+local held = {} -- by key, as they stand in the course of this call; false: there is none
+local changed = {}
+
+local function read(keys)
+  for first = 1, #keys, MOST do
+    local last = math.min(first + MOST - 1, #keys)
+    local values = redis.call('HMGET', attempts, unpack(keys, first, last))
+    for i = first, last do
+      held[keys[i]] = values[i - first + 1]
+    end
+  end
+end
+
+local function read_every(nth) -- of the words each nth is a key, from the first on
+  local keys = {}
+  for i = 1, #items, nth do
+    keys[#keys + 1] = items[i]
+  end
+  read(keys)
+end
+
+local function read_range(first, beyond) -- every attempt of a range of tickets; returns their keys
+  local found, tickets, attempt = {}, {}, 1
+  for ticket = first, beyond - 1 do
+    tickets[#tickets + 1] = ticket
+  end
+  while #tickets > 0 do
+    local keys, more = {}, {}
+    for i, ticket in ipairs(tickets) do
+      keys[i] = string.format('%d:%d', ticket, attempt)
+    end
+    read(keys)
+    for i, key in ipairs(keys) do
+      if held[key] then
+        found[#found + 1] = key
+        more[#more + 1] = tickets[i]
+      end
+    end
+    tickets = more
+    attempt = attempt + 1
+  end
+  return found
+end
+
 local function get(key)
-  local value = redis.call('HGET', attempts, key)
+  local value = held[key]
   if not value then
     return nil
   end
@@ -42,7 +88,19 @@ local function get(key)
 end
 
 local function put(key, state, version, detail, final)
-  redis.call('HSET', attempts, key, table.concat({ state, epoch, version, detail, final }, '|'))
+  held[key] = table.concat({ state, epoch, version, detail, final }, '|')
+  changed[#changed + 1] = key
+end
+
+local function write()
+  for first = 1, #changed, MOST do
+    local values = {}
+    for i = first, math.min(first + MOST - 1, #changed) do
+      values[#values + 1] = changed[i]
+      values[#values + 1] = held[changed[i]]
+    end
+    redis.call('HSET', attempts, unpack(values))
+  end
 end
 
 -- Reads: they carry the last seq that the caller knows of.
@@ -60,18 +118,9 @@ if operation == 'counts' or operation == 'window' then
     end
     return reply
   end
-  for ticket = tonumber(items[1]), tonumber(items[2]) - 1 do -- every attempt of a range of tickets
-    local attempt = 1
-    while true do
-      local key = string.format('%d:%d', ticket, attempt)
-      local value = redis.call('HGET', attempts, key)
-      if not value then
-        break
-      end
-      reply[#reply + 1] = key
-      reply[#reply + 1] = value
-      attempt = attempt + 1
-    end
+  for _, key in ipairs(read_range(tonumber(items[1]), tonumber(items[2]))) do
+    reply[#reply + 1] = key
+    reply[#reply + 1] = held[key]
   end
   return { 'ok', table.concat(reply, ' ') }
 end
@@ -101,26 +150,34 @@ end
 local operations = {}
 
 function operations.issue() -- key...
+  local keys, before = {}, {} -- a key -> the attempt that it follows
+  for _, key in ipairs(items) do
+    local ticket, attempt = string.match(key, '^(%d+):(%d+)$')
+    keys[#keys + 1] = key
+    if attempt ~= '1' then
+      before[key] = string.format('%s:%d', ticket, attempt - 1)
+      keys[#keys + 1] = before[key]
+    end
+  end
+  read(keys)
   for _, key in ipairs(items) do
     local have = get(key)
     if have then
       if have.epoch ~= epoch then
         return key .. ' was issued before, in epoch ' .. have.epoch
       end
-    else
-      local ticket, attempt = string.match(key, '^(%d+):(%d+)$')
-      if attempt ~= '1' then
-        local before = get(string.format('%s:%d', ticket, attempt - 1))
-        if not before then
-          return key .. ' follows an attempt that was never issued'
-        elseif not (before.final == '0' and (before.state == 'dropped' or before.state == 'rolled_back')) then
-          return key .. ' follows an attempt that is ' .. before.state
-        end
+    elseif before[key] then
+      local last = get(before[key])
+      if not last then
+        return key .. ' follows an attempt that was never issued'
+      elseif not (last.final == '0' and (last.state == 'dropped' or last.state == 'rolled_back')) then
+        return key .. ' follows an attempt that is ' .. last.state
       end
     end
   end
   for _, key in ipairs(items) do
-    if redis.call('HSETNX', attempts, key, 'leased|' .. epoch .. '|||') == 1 then
+    if not held[key] then
+      put(key, 'leased', '', '', '')
       count('issued', 1)
       count('in_flight', 1)
     end
@@ -128,6 +185,7 @@ function operations.issue() -- key...
 end
 
 function operations.produced() -- key, version...
+  read_every(2)
   for i = 1, #items, 2 do
     local key, version = items[i], items[i + 1]
     local have = get(key)
@@ -140,6 +198,7 @@ function operations.produced() -- key, version...
 end
 
 function operations.scored() -- key...
+  read_every(1)
   for _, key in ipairs(items) do
     local have = get(key)
     if have and have.epoch == epoch and have.state == 'produced' then
@@ -151,6 +210,7 @@ function operations.scored() -- key...
 end
 
 function operations.drop() -- key, reason, final...
+  read_every(3)
   for i = 1, #items, 3 do
     local key, reason, final = items[i], items[i + 1], items[i + 2]
     local have = get(key)
@@ -172,11 +232,9 @@ function operations.refuse() -- key...
 end
 
 function operations.trim() -- first ticket, end: what is sealed, every attempt of it
-  for ticket = tonumber(items[1]), tonumber(items[2]) - 1 do
-    local attempt = 1
-    while redis.call('HDEL', attempts, string.format('%d:%d', ticket, attempt)) == 1 do
-      attempt = attempt + 1
-    end
+  local keys = read_range(tonumber(items[1]), tonumber(items[2]))
+  for first = 1, #keys, MOST do
+    redis.call('HDEL', attempts, unpack(keys, first, math.min(first + MOST - 1, #keys)))
   end
 end
 
@@ -198,6 +256,7 @@ function operations.commit() -- step, learned or skipped, key...
   elseif #batch ~= tonumber(known[4]) then
     return 'step ' .. step .. ' has ' .. #batch .. ' tickets and not ' .. known[4]
   end
+  read(batch)
   local found = {}
   for i, key in ipairs(batch) do
     local have = get(key)
@@ -224,6 +283,7 @@ local conflict = operations[operation]()
 if conflict then
   return { 'conflict', conflict }
 end
+write()
 for name, by in pairs(change) do
   redis.call('HINCRBY', counters, name, by)
 end
