@@ -220,6 +220,8 @@ def _private_token() -> Iterator[None]:
 def _start(num_cpus: float, store_bytes: int) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # The store of facts would keep what became of the newest 100,000 calls, for a dashboard that is not there.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     folder = PrivateFolder()
     guardian = Guardian(folder.path)
     try:
