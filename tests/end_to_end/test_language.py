@@ -101,6 +101,7 @@ def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_unint
 ) -> None:
     run = train(bench, *LAG_0, "runtime=serial", "checkpoint.every_steps=1")
     run.wait_for_step(1)
+    assert {*listens(run.process.pid).values()} == {"127.0.0.1"}
     run.process.kill()
     run.wait()
     assert not (run.directory / "summary.json").exists(), "it was over before it was killed"
