@@ -119,6 +119,7 @@ class Soak:
     samples: Sequence[Sample]
     grown: Sequence[Growth]
     ended: int  # the driver's exit code
+    early: bool  # by itself
     audit: str  # empty: the books balance
     left: Sequence[str]  # processes
 
@@ -135,6 +136,7 @@ def soak(name: str, directory: Path, duration_s: float) -> Soak:
     driver, seen = psutil.Process(process.pid), dict[int, psutil.Process]()
     try:
         samples = list(_samples(process, driver, run, duration_s, seen))
+        early = process.poll() is not None
         process.send_signal(signal.SIGTERM)
         ended = process.wait(ENDS_S)
     finally:
@@ -148,12 +150,13 @@ def soak(name: str, directory: Path, duration_s: float) -> Soak:
     )
     found = Soak(
         samples,
-        judged(samples, WARM_UP * duration_s),
+        judged(samples, WARM_UP * samples[-1].at_s),
         ended,
+        early,
         "" if audited.returncode == 0 else (audited.stdout + audited.stderr)[-500:],
         [" ".join(one.cmdline())[:200] for one in left],
     )
-    _write(directory / f"soak-{name}", " ".join(command[len(ROLLCALL) :]), found, WARM_UP * duration_s)
+    _write(directory / f"soak-{name}", " ".join(command[len(ROLLCALL) :]), found, WARM_UP * samples[-1].at_s)
     return found
 
 
@@ -174,7 +177,7 @@ def _samples(
     with inspect_store(RedisConfig(), run) as store:
         while (at_s := time.monotonic() - began) < duration_s:
             if process.poll() is not None:
-                raise SystemExit(f"{run}: ended by itself after {at_s:.0f} s with {process.poll()}")
+                return  # by itself
             with suppress(psutil.NoSuchProcess, redis.RedisError):
                 seen |= {child.pid: child for child in driver.children(recursive=True)}
                 yield look(at_s, driver, run, store)
@@ -222,8 +225,13 @@ def rows_of(name: str, found: Soak) -> Iterator[Row]:
         beside = f"; {len(own) - len(worst)} others within theirs" if len(own) > len(worst) else ""
         yield Row(f"{name}, {minutes:.0f} min, {last.tickets:,} tickets", text + beside, all(one.met for one in own))
     left = f"left behind: {'; '.join(found.left)}" if found.left else "nothing left behind"
-    text = f"exit code {found.ended}, books {'balance' if not found.audit else found.audit}, {left}"
-    yield Row(f"{name}, stopped", text, found.ended == STOPPED and not found.audit and not found.left)
+    books = "balance" if not found.audit else found.audit
+    text = f"{'it ended by itself: ' if found.early else ''}exit code {found.ended}, books {books}, {left}"
+    yield Row(f"{name}, stopped", text, _is_sound(found))
+
+
+def _is_sound(found: Soak) -> bool:
+    return found.ended == STOPPED and not (found.early or found.audit or found.left)
 
 
 def _write(path: Path, command: str, found: Soak, warm_up_s: float) -> None:
@@ -234,6 +242,7 @@ def _write(path: Path, command: str, found: Soak, warm_up_s: float) -> None:
         "warm_up_s": warm_up_s,
         "kept": all(one.met for one in found.grown),
         "ended": found.ended,
+        "early": found.early,
         "audit": found.audit,
         "left": list(found.left),
         "growth": [asdict(one) | {"met": one.met} for one in found.grown],

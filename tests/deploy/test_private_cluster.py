@@ -55,7 +55,9 @@ def test_it_is_a_store_of_facts_a_raylet_and_two_agents_that_do_nothing(driver: 
         "absent_agent.py": 2,
     }
     # It keeps no history of calls: that would grow by 100,000 of them, and nobody could ask for it.
-    assert processes["gcs_server"][0].environ()["RAY_task_events_report_interval_ms"] == "0"
+    environment = processes["gcs_server"][0].environ()
+    assert environment["RAY_task_events_report_interval_ms"] == "0"
+    assert environment["RAY_gcs_rpc_server_reconnect_timeout_s"] == "300", "who is slow is not taken for gone"
     for agent in processes["absent_agent.py"]:
         assert not agent.net_connections() and sum(agent.cpu_times()[:2]) < 0.3
     driver.communicate("\n", timeout=30)

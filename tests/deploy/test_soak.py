@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -125,7 +127,9 @@ def test_a_process_that_leaks_is_found_by_its_samples_and_one_that_does_not_is_n
     assert not found["memory: learner"].met and found["memory: learner"].per_hour > 1000 * MB
     assert found["memory: actors"].grown < 0.3 * MB
     assert found["open files: learner"].met and found["threads: learner"].last == 1
-    [memory, *others] = [row for row in rows_of("x", Soak(samples, list(found.values()), 130, "", [])) if not row.met]
+    [memory, *others] = [
+        row for row in rows_of("x", Soak(samples, list(found.values()), 130, False, "", [])) if not row.met
+    ]
     assert "memory: learner" in memory.text and "1 others within theirs" in memory.text and not others
     drawn = picture("a soak", samples, list(found.values()), warm_up_s=0.2)
     assert drawn.count("<polyline") == len(found) and drawn.count('stroke="#dc2626"') == 1
@@ -133,11 +137,17 @@ def test_a_process_that_leaks_is_found_by_its_samples_and_one_that_does_not_is_n
 
 def test_a_run_that_leaves_a_process_or_unbalanced_books_fails_whatever_it_held() -> None:
     samples = [Sample(float(at), at, {f"memory: {DRIVER}": MB}) for at in range(20)]
-    grown = judged(samples, 1.0)
-    for ended, audit, left in ((1, "", []), (130, "ticket 7: lost", []), (130, "", ["ray::Learner"])):
-        *_, last = rows_of("x", Soak(samples, grown, ended, audit, left))
-        assert not last.met
-    assert all(row.met for row in rows_of("x", Soak(samples, grown, 130, "", [])))
+    sound = Soak(samples, judged(samples, 1.0), 130, False, "", [])
+    wrongs: list[dict[str, Any]] = [
+        {"ended": 1},
+        {"early": True},
+        {"audit": "ticket 7: lost"},
+        {"left": ["ray::Learner"]},
+    ]
+    for wrong in wrongs:
+        *_, last = rows_of("x", replace(sound, **wrong))
+        assert not last.met, wrong
+    assert all(row.met for row in rows_of("x", sound))
 
 
 def test_everything_that_is_sampled_has_its_bound() -> None:
