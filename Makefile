@@ -67,6 +67,9 @@ prove: $(STAMP)
 	$(BIN)/python -m benchmarks.prove_models --runtime serial ray
 	$(BIN)/python -m benchmarks.prove_models --real-vocabularies
 	$(BIN)/python -m benchmarks.prove_logits
+	$(BIN)/python -m benchmarks.prove_books --tickets 20000000
+	$(BIN)/python -m benchmarks.simulate --seeds 10000
+	$(BIN)/python -m benchmarks.prove_soak
 
 lock:
 	$(PYTHON) -m venv .venv-lock

@@ -36,6 +36,7 @@ from rollcall.cluster.store.redis_address import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 
 FAULTS = 0.01  # of attempts, dropped and made again
+REDIS = RedisConfig(start_timeout_s=300.0, operation_timeout_s=60.0)  # also on a machine that has much else to do
 REDIS_BYTES, RESTORE_S, AUDIT_S, AUDIT_BYTES = 200 << 20, 5.0, 60.0, 500 << 20  # what is promised
 
 
@@ -171,7 +172,7 @@ def drive(run: LongRun, resumes: int) -> dict[str, Any]:
     trained_s, opened_s = 0.0, []
     for number, stop in enumerate(stops):
         began = time.perf_counter()
-        with open_store(RedisConfig(), run.directory) as store:
+        with open_store(REDIS, run.directory) as store:
             store.acquire_lock()
             opened_s.append(time.perf_counter() - began)
             step = run.open(store, chosen(run) if number else None)
@@ -182,7 +183,7 @@ def drive(run: LongRun, resumes: int) -> dict[str, Any]:
             trained_s += time.perf_counter() - began
             print(f"{stop} of {total} steps", file=sys.stderr, flush=True)
     (run.directory / "summary.json").write_text(json.dumps({"status": "completed", "learner_steps": total}))
-    with open_store(RedisConfig(), run.directory) as store:  # once more, at the full length
+    with open_store(REDIS, run.directory) as store:  # once more, at the full length
         store.acquire_lock()
         run.open(store, read_manifest(list_checkpoints(run.directory)[-1]))
         run.look()

@@ -37,7 +37,7 @@ def simulate(arguments: argparse.Namespace) -> dict[str, Any]:
         for seed in seeds:
             outcome = run(_schedule(arguments, seed), client)
             totals["seeds"] += 1
-            for name in ("tickets", "drivers", "steps", "redis_calls"):
+            for name in ("tickets", "drivers", "steps", "redis_calls", "sealed"):
                 totals[name] += getattr(outcome, name)
             totals["simulated_s"] += round(outcome.simulated_s)
             faults.update(name.partition(":")[0] for name in outcome.faults)

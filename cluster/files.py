@@ -1,5 +1,5 @@
 """Files that appear whole or not at all: written aside, then renamed into place; and read, whole or not at all. What
-the books need waits for room where a disk is full."""
+the books need waits for room where a disk is full, and for a disk that fails."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LOOK_S = 0.5
 no_more_waiting = threading.Event()  # set where the run is to stop: nobody waits for room any longer
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+_FAILS = {errno.EIO}  # a server of files that is away, a cable: what was to be written is written anew, whole
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -64,19 +65,23 @@ def append_whole(file: int, content: bytes) -> None:
         raise
 
 
-def has_no_room(error: BaseException) -> bool:
-    """Whether a disk, or a user's share of it, is full: that may pass."""
-    if isinstance(error, OSError) and error.errno in _NO_ROOM:
-        return True
+def refused_by_disk(error: BaseException) -> bool:
+    """Whether a disk, or a user's share of it, is full, or the disk fails: that may pass."""
+    return _number(error) in _NO_ROOM | _FAILS
+
+
+def _number(error: BaseException) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno
     found = re.search(r"\(os error (\d+)\)", str(error))  # safetensors', written in Rust
-    return found is not None and int(found[1]) in _NO_ROOM
+    return int(found[1]) if found is not None else None
 
 
 def once_there_is_room(
     write: Callable[[], _T], where: Path, *, undo: Callable[[], None] = lambda: None, patience_s: float | None = None
 ) -> _T:
-    """What `write` returns, which is called again for as long as the disk of `where` is full. `undo` takes back what
-    is of no use of a try, so that others have the room.
+    """What `write` returns, which is called again for as long as the disk of `where` is full, or fails. `undo` takes
+    back what is of no use of a try, so that others have the room.
 
     Raises:
       OSError: when `patience_s` (ROOM_PATIENCE_S) are over, or nobody is to wait any more.
@@ -87,15 +92,16 @@ def once_there_is_room(
         try:
             result = write()
         except Exception as error:
-            if not has_no_room(error):
+            if not refused_by_disk(error):
                 raise
             undo()
             if not deadline:
                 deadline = time.monotonic() + patience_s
-                _log.warning("disk full: waiting for room in %s, for %g s", where, patience_s)
+                what = "disk full: waiting for room in" if _number(error) in _NO_ROOM else "disk fails: trying again in"
+                _log.warning("%s %s, for %g s", what, where, patience_s)
             if no_more_waiting.wait(LOOK_S) or time.monotonic() > deadline:
                 raise
             continue
         if deadline:
-            _log.warning("there is room again in %s: the run goes on", where)
+            _log.warning("the disk takes what is written again in %s: the run goes on", where)
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,5 +108,7 @@ def set_environment(config: EngineConfig, threads: int) -> None:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # or every engine of a machine binds to the same cores
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    # It listens at a dozen ports, for processes of its own that are all on this machine; gloo asks nobody who he is.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

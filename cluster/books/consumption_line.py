@@ -12,6 +12,8 @@ CHANGED = "its content was changed: the checksum does not fit"
 FOREIGN = "not a line of a consumption log"
 MOVED = "does not follow the line before it: lines were removed, doubled or moved"
 
+_quoted = json.JSONEncoder().encode  # as json.dumps does it, without looking for settings each time
+
 
 @dataclass(frozen=True, slots=True)
 class Consumed:
@@ -32,7 +34,7 @@ class Consumed:
 
     def line_and_sum(self, after: str) -> tuple[str, str]:
         """As json.dumps would write it: once a ticket, so not by way of a dictionary."""
-        texts = (json.dumps(self.digest), json.dumps(self.reward_version), json.dumps(after))
+        texts = (_quoted(self.digest), _quoted(self.reward_version), _quoted(after))
         content = (
             f'{{"step": {self.step}, "epoch": {self.epoch}, "ticket_id": {self.ticket_id}, "attempt": {self.attempt}, '
             f'"min_version": {self.min_version}, "digest": {texts[0]}, "reward_version": {texts[1]}, '

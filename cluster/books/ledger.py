@@ -163,7 +163,7 @@ class Ledger:
             counters = self._store.call(lambda client: cast(dict[str, str], client.hgetall(self._keys[2])))
             return LedgerCounts.from_counters(counters)
         with self._writing:
-            reply = self._checked("counts", [], self._seq)
+            reply = self._checked(self._call("counts", [], self._seq))
         return LedgerCounts.from_counters(dict(zip(reply[::2], reply[1::2], strict=True)))
 
     def snapshot(self, *, step: int, next_ticket_id: int) -> LedgerPosition:
@@ -258,8 +258,9 @@ class Ledger:
     def _window(self, first: int, end: int) -> list[Attempt]:
         attempts: list[Attempt] = []
         for start in range(first, end, WINDOW_TICKETS):
-            reply = self._checked("window", [start, min(start + WINDOW_TICKETS, end)], self._seq)
-            attempts += [Attempt.parse(name, value) for name, value in zip(reply[::2], reply[1::2], strict=True)]
+            read = self._call("window", [start, min(start + WINDOW_TICKETS, end)], self._seq)
+            words = self._checked(read)[0].split()
+            attempts += [Attempt.parse(name, value) for name, value in zip(words[::2], words[1::2], strict=True)]
         return attempts
 
     def _write(self, operation: str, arguments: Sequence[str | int]) -> tuple[Key, ...]:
@@ -267,17 +268,19 @@ class Ledger:
             return ()
         with self._writing:
             seq = self._seq + 1
-            refused = self._checked(operation, arguments, seq)
+            call = self._call(operation, arguments, seq)
+            refused = self._checked(call)
             self._seq = seq
-            call = [self.epoch, seq, operation, *arguments]
             self._remember(seq, lambda client: self._run(client, call))
         keys = [name.partition(":") for name in refused]
         return tuple((int(ticket), int(attempt)) for ticket, _, attempt in keys)
 
-    def _checked(self, operation: str, arguments: Sequence[str | int], seq: int) -> list[str]:
-        """One call of the script, and a second one when Redis had lost something in between."""
+    def _call(self, operation: str, arguments: Sequence[str | int], seq: int) -> list[str | int]:
         assert self.epoch, "open_epoch or restore comes first"
-        call = [self.epoch, seq, operation, *arguments]
+        return [self.epoch, seq, operation, " ".join(map(str, arguments))]
+
+    def _checked(self, call: list[str | int]) -> list[str]:
+        """One call of the script, and a second one when Redis had lost something in between."""
         for _ in range(3):
             status, *reply = self._store.call(lambda client: self._run(client, call))
             if status == "ok":

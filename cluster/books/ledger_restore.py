@@ -3,20 +3,21 @@ Pure: from what is written in both to what must be written now. Must never touch
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rollcall.cluster.books.columns import AttemptColumns
 from rollcall.cluster.books.ledger_position import LedgerPosition, batches_of
 from rollcall.cluster.books.ledger_table import (
     IN_FLIGHT,
     RESTORED,
-    Attempt,
+    STATES,
     Key,
     LedgerCounts,
     LedgerTable,
+    counts_of,
     field_of,
-    recount,
 )
 from rollcall.cluster.books.sealed import SealedIndex, total
 from rollcall.cluster.errors import LedgerConflict
@@ -59,38 +60,37 @@ def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, seale
     ended = position.ended_columns(sealed.end)
     done = set(ended.ticket[ended.final == 1].tolist())
     known = dict(zip(ended.names(), ended.values(), strict=True))
-    undone = {key: _undone(attempt) for key, attempt in position.in_flight().items()}
+    undone = {field_of(key): _undone(attempt.value) for key, attempt in position.in_flight().items()}
+    last = dict(zip(ended.ticket.tolist(), ended.attempt.tolist(), strict=True))  # in order: the last one stays
+    for ticket_id, number in position.in_flight():
+        last[ticket_id] = max(last.get(ticket_id, 0), number)
     leftovers: list[str] = []
     for name, value in table.attempts.items():
         if name in known:  # as it ended, or to be written so
             continue
-        if int(name.partition(":")[0]) < sealed.end:
+        ticket_id, number = map(int, name.split(":"))
+        if ticket_id < sealed.end:
             leftovers.append(name)
             continue
-        attempt = Attempt.parse(name, value)
-        if attempt.ticket_id in done:
+        if ticket_id in done:
             raise LedgerConflict(
-                f"{attempt} is in the ledger, but the checkpoint of step {position.step} says that its ticket was "
-                "done with before"
+                f"ticket {ticket_id} attempt {number} is in the ledger, but the checkpoint of step {position.step} "
+                "says that its ticket was done with before"
             )
-        undone[attempt.key] = _undone(attempt)
-
-    last = dict(zip(ended.ticket.tolist(), ended.attempt.tolist(), strict=True))  # in order: the last one stays
-    for ticket_id, number in undone:
+        undone[name] = _undone(value)
         last[ticket_id] = max(last.get(ticket_id, 0), number)
+
     next_ticket_id = max(position.next_ticket_id, max(last, default=-1) + 1)
     reissue = tuple((t, last.get(t, 0) + 1) for t in range(sealed.end, next_ticket_id) if t not in done)
     partial = AttemptColumns.of(sealed.partial_attempts().values())
     steps = batches_of(AttemptColumns.joined([partial, ended]).in_order(), position.skipped_steps)
     skipped = sum(entry.skipped for entry in steps.values())
-    unsealed = recount(undone.values(), skipped_steps=0, duplicates_refused=0)
+    unsealed = counts_of(Counter(map(_way, undone.values())), skipped_steps=0, duplicates_refused=0)
     duplicates = LedgerCounts.from_counters(table.counters).duplicates_refused
     counts = total((sealed.counts(), ended.counts(skipped_steps=skipped), unsealed))
     return Restoration(
         attempts={
-            name: value
-            for name, value in (*known.items(), *((field_of(key), a.value) for key, a in undone.items()))
-            if table.attempts.get(name) != value
+            name: value for name, value in (*known.items(), *undone.items()) if table.attempts.get(name) != value
         },
         leftovers=leftovers,
         steps={str(step): entry.value for step, entry in steps.items()},
@@ -100,13 +100,27 @@ def reconcile(table: LedgerTable, position: LedgerPosition, *, epoch: int, seale
     )
 
 
-def _undone(attempt: Attempt) -> Attempt:
-    """An attempt that the checkpoint has not seen end, as it stands after the restore. Twice is as once."""
-    if attempt.state in IN_FLIGHT:
-        return replace(attempt, state="dropped", reason=RESTORED, final=False)
-    if attempt.state == "committed":
-        return replace(attempt, state="rolled_back", final=False)
-    return replace(attempt, final=False)
+def _undone(value: str) -> str:
+    """An attempt that the checkpoint has not seen end, as it stands after the restore; both as ledger.lua writes them.
+    Twice is as once. There may be a hundred thousand, so no records are made of them.
+
+    Raises:
+      ValueError: for what ledger.lua cannot have written.
+    """
+    state, epoch, version, detail, _ = value.split("|")
+    if state in IN_FLIGHT:
+        state, detail = "dropped", RESTORED
+    elif state == "committed":
+        state = "rolled_back"
+    elif state not in STATES:
+        raise ValueError(f"not an attempt: {value!r}")
+    return f"{state}|{epoch}|{version}|{detail}|0"
+
+
+def _way(value: str) -> tuple[str, str]:
+    """(state, why it was dropped) of an attempt as ledger.lua writes it."""
+    state, _, _, detail, _ = value.split("|")
+    return state, detail if state == "dropped" else ""
 
 
 def _refuse_abandoned(table: LedgerTable, position: LedgerPosition) -> None:

@@ -151,12 +151,18 @@ class StepEntry:
 
 def recount(attempts: Iterable[Attempt], *, skipped_steps: int, duplicates_refused: int) -> LedgerCounts:
     """The counts that these attempts amount to."""
+    ways = Counter((attempt.state, attempt.reason) for attempt in attempts)
+    return counts_of(ways, skipped_steps=skipped_steps, duplicates_refused=duplicates_refused)
+
+
+def counts_of(ways: Mapping[tuple[str, str], int], *, skipped_steps: int, duplicates_refused: int) -> LedgerCounts:
+    """The same of how many attempts are in each state, and why, where they were dropped."""
     states: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    for attempt in attempts:
-        states[attempt.state] += 1
-        if attempt.state == "dropped":
-            reasons[attempt.reason] += 1
+    for (state, reason), number in ways.items():
+        states[state] += number
+        if state == "dropped":
+            reasons[reason] += number
     return LedgerCounts(
         issued=states.total(),
         committed=states["committed"],

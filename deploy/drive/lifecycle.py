@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +26,8 @@ from rollcall.deploy.kinds.preferences.reward_model import MODEL, REWARD_MODEL
 from rollcall.deploy.kinds.recipes import kind_of_config
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.plan.shortage import memory_explained
-from rollcall.deploy.report.recorders import Record, Recorder, read_jsonl
+from rollcall.deploy.report.recorders import Record, Recorder
+from rollcall.deploy.report.run_lines import iter_jsonl
 from rollcall.deploy.rundir.files import begin_run, driver_log
 from rollcall.deploy.rundir.storage_faults import say_it_once, socket_path_fault, storage_fault
 
@@ -40,7 +41,7 @@ class Drive(Protocol):
     def carry_out(self, *, resume: bool) -> str:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
 
-    def known_from(self, records: Sequence[Record]) -> dict[str, Any]:
+    def known_from(self, records: Iterable[Record]) -> dict[str, Any]:
         """What metrics.jsonl still says of a run that failed."""
 
 
@@ -201,7 +202,7 @@ def _sum_up_failed(error: BaseException, run: StoredRun, drive: Drive, summary: 
       RollcallError: where it failed over a disk; in one line.
     """
     known = read_json(run.directory / "summary.json")
-    found = drive.known_from(read_jsonl(run.directory / "metrics.jsonl"))
+    found = drive.known_from(iter_jsonl(run.directory / "metrics.jsonl"))
     what = error.headline if isinstance(error, RollcallError) else str(error)
     text = " ".join(f"{type(error).__name__}: {what}".split())
     refusal = storage_fault(error)

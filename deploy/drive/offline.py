@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -83,9 +84,10 @@ class OfflineDrive:
             self.facts |= made.finish(state.step)
         return "completed" if completed else "stopped"
 
-    def known_from(self, records: Sequence[Record]) -> dict[str, Any]:
+    def known_from(self, records: Iterable[Record]) -> dict[str, Any]:
         """What metrics.jsonl still says of a run that failed."""
-        return {"learner_steps": int(records[-1]["step"]) + 1 if records else 0}
+        newest = deque(records, maxlen=1)
+        return {"learner_steps": int(newest[0]["step"]) + 1 if newest else 0}
 
     def _train(self, writer: CheckpointWriter, *, saved: int) -> None:
         made, state = self._made, self._state

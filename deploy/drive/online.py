@@ -3,7 +3,7 @@ there is to say of it. No algorithm and no environment is known by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -139,18 +139,21 @@ class OnlineDrive:
         self._watch.failed = False
         return self._starting_point() if list_checkpoints(self._directory) else None
 
-    def known_from(self, records: Sequence[Record]) -> dict[str, Any]:
+    def known_from(self, records: Iterable[Record]) -> dict[str, Any]:
         """What metrics.jsonl still says of a run that failed."""
-        last = records[-1] if records else {}
-        lags = [record["lag_max"] for record in records if record.get("lag_max") is not None]
-        means = [record["lag_mean"] for record in records if record.get("lag_mean") is not None]
+        last: Record = {}
+        largest, total, number = 0, 0.0, 0
+        for last in records:
+            largest = max(largest, last.get("lag_max") or 0)
+            if last.get("lag_mean") is not None:
+                total, number = total + last["lag_mean"], number + 1
         train_s, counts = float(last.get("elapsed_s") or 0.0), self._factory.counts
         return {
             "train_s": train_s,
             "learner_steps": int(last["step"]) + 1 if last else 0,
             **counts.done(int(last.get(counts.key) or 0), train_s),
             "final_eval": None,
-            "policy_lag": {"max": max(lags, default=0), "mean": sum(means) / len(means) if means else 0.0},
+            "policy_lag": {"max": largest, "mean": total / number if number else 0.0},
             "ledger": None,
             "restarts": None,
         }

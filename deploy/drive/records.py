@@ -21,11 +21,12 @@ from rollcall.cluster.books.settings_history import (
 )
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.files import has_no_room, write_aside
+from rollcall.cluster.files import refused_by_disk, write_aside
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.report.page import write_report
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, plain
 from rollcall.deploy.rundir.files import command_line, write_config
+from rollcall.deploy.rundir.printed_logs import PrintedLogs
 from rollcall.deploy.rundir.storage_faults import storage_fault
 
 RESERVE, RESERVE_BYTES = ".reserve", 1 << 16
@@ -43,7 +44,8 @@ class RunRecorder:
     def __init__(self, run: StoredRun, console: Sequence[Recorder], changes: Changes | None) -> None:
         """`changes`: settings in which a resumed run's config is not what it was: a new segment of the run."""
         self._run = run
-        self._recorders: list[Recorder] = [JsonLines(run.directory), TensorBoard(run.directory), *console]
+        logs = PrintedLogs(run.directory)
+        self._recorders: list[Recorder] = [JsonLines(run.directory), TensorBoard(run.directory), logs, *console]
         self._known = read_settings_history(run.directory, config_hash=run.config_hash)
         self.segments = self._known
         if changes:
@@ -132,7 +134,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_aside(directory / "summary.json", content)
     except OSError as error:
-        if not has_no_room(error):
+        if not refused_by_disk(error):
             raise
         (directory / RESERVE).unlink(missing_ok=True)
         write_aside(directory / "summary.json", content)
@@ -140,7 +142,7 @@ def write_summary(directory: Path, summary: Mapping[str, Any]) -> None:
     try:
         write_report(directory)
     except OSError as error:
-        if not has_no_room(error):
+        if not refused_by_disk(error):
             raise
         _log.error("no report: %s; to make it: rollcall report %s", error, directory)
 

@@ -4,7 +4,8 @@ a run that is going on, was killed, or comes from another machine; must never im
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,7 @@ from rollcall.deploy.report import preference_report
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.progress import duration, number, percent
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import iter_jsonl, thinned
 
 _STATUS = {
     "completed": ("good", "completed"),
@@ -42,8 +43,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         raise BadInput(f"{run_directory}: no run here (config.yaml is missing); give a directory under runs/")
     config_text = (run_directory / "config.yaml").read_text(encoding="utf-8")
     config = yaml.safe_load(config_text) or {}
-    records, evals = read_jsonl(run_directory / "metrics.jsonl"), read_jsonl(run_directory / "evals.jsonl")
-    events = read_jsonl(run_directory / "events.jsonl")
+    records, evals = (thinned(iter_jsonl(run_directory / f"{name}.jsonl")) for name in ("metrics", "evals"))
     summary, origin = read_json(run_directory / "summary.json"), read_json(run_directory / "run.json")
     counts = counted_in([*records, *evals])
     pairs = any(evaluation.get("unit") == PAIRS_RIGHT for evaluation in evals)
@@ -65,7 +65,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         _machine(origin),
         "</div>",
         _segment_table(segments),
-        _events(events),
+        _events(iter_jsonl(run_directory / "events.jsonl")),
         f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
     ]
@@ -90,7 +90,7 @@ def _compared(runs: Sequence[Path], own: Records) -> tuple[list[dict[str, Any]],
         return [], []
     names = [run.resolve().name for run in runs]
     names = [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)]
-    records = [own, *(read_jsonl(run / "metrics.jsonl") for run in runs[1:])]
+    records = [own, *(thinned(iter_jsonl(run / "metrics.jsonl")) for run in runs[1:])]
     return comparison_charts(dict(zip(names, records, strict=True))), names[1:]
 
 
@@ -267,14 +267,18 @@ def _machine(origin: Mapping[str, Any]) -> str:
     return f'<div class="card"><table>{"".join(rows)}</table></div>' if rows else ""
 
 
-def _events(events: list[dict[str, Any]]) -> str:
-    if not events:
+def _events(events: Iterable[dict[str, Any]]) -> str:
+    shown: deque[dict[str, Any]] = deque(maxlen=_MAX_EVENTS)
+    total = 0
+    for event in events:
+        shown.append(event)
+        total += 1
+    if not shown:
         return ""
-    shown = events[-_MAX_EVENTS:]
     rows = [
         f"<tr><td class=n>step {number(e.get('step'))}</td><td>{escape(str(e.get('kind', '')))}</td>"
         f"<td>{escape(str(e.get('text', '')))}</td></tr>"
         for e in shown
     ]
-    more = f", the last {_MAX_EVENTS} of {len(events)}" if len(events) > len(shown) else ""
+    more = f", the last {_MAX_EVENTS} of {total}" if total > len(shown) else ""
     return f"<details><summary>Events{more}</summary><div><table>{''.join(rows)}</table></div></details>"

@@ -12,7 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 
-from rollcall.cluster.files import append_whole, once_there_is_room, write_aside
+from rollcall.cluster.files import append_whole
+from rollcall.deploy.report.run_lines import last_record, truncate_after
 
 _log = logging.getLogger(__name__)
 Record = Mapping[str, Any]
@@ -67,40 +68,6 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def truncate_after(path: Path, step: int) -> int:
-    """Drops the lines of steps later than `step`, and a last line that a killed driver left half-written; returns how
-    many were dropped. The file is replaced in one move: a second kill cannot lose what is kept."""
-    if not path.exists():
-        return 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
-    if len(kept) == len(lines):
-        return 0
-    once_there_is_room(lambda: write_aside(path, b"".join(kept)), path.parent)
-    return len(lines) - len(kept)
-
-
-def _step_of(line: bytes) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line that says nothing is of no step that is kept
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Every whole line. A last line cut short by a kill is left out."""
-    records = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                records.append(record)
-    return records
-
-
 class JsonLines:
     """metrics.jsonl (one line per learner step), evals.jsonl and events.jsonl of a run directory, flushed per line.
 
@@ -140,8 +107,8 @@ class JsonLines:
     def on_start(self, info: Record) -> None:
         self._no_step = dict.fromkeys(STEP_KEYS[info.get("counts") or "env_steps"])
         self._rewind(int(info.get("start_step") or 0))
-        done = read_jsonl(self._directory / "metrics.jsonl")
-        self._offset_s = float(done[-1].get("elapsed_s") or 0.0) if done else 0.0
+        newest = last_record(self._directory / "metrics.jsonl")
+        self._offset_s = float(newest.get("elapsed_s") or 0.0) if newest else 0.0
         self._began = time.monotonic()
 
     def _rewind(self, step: int) -> None:

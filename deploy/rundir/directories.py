@@ -58,7 +58,7 @@ def claim_directory(name: str, *, explicit: bool) -> Path:
     for attempt in range(1, 100_000):
         path = root / (name if attempt == 1 else f"{name}-{attempt}")
         try:
-            root.mkdir(exist_ok=True)
+            root.mkdir(mode=0o775, exist_ok=True)  # whoever may write into it could put another run in its place
             path.mkdir(mode=0o700)
             return path
         except FileExistsError:

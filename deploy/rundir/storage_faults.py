@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 
-_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
 def storage_fault(cause: BaseException) -> str:

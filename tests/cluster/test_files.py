@@ -43,8 +43,16 @@ def test_the_nearest_name_is_named_and_nothing_where_none_is_near(name: str, mar
     assert did_you_mean(name, ["pong", "cartpole-ppo"], mark=mark) == hint
 
 
-def test_a_write_that_finds_no_room_is_tried_again_until_there_is_some(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "disk full: waiting for room in"),
+        (errno.EDQUOT, "disk full: waiting for room in"),
+        (errno.EIO, "disk fails: trying again in"),
+    ],
+)
+def test_a_write_that_the_disk_refuses_is_tried_again_until_it_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int, said: str
 ) -> None:
     monkeypatch.setattr(files, "LOOK_S", 0.01)
     tries: list[str] = []
@@ -52,13 +60,13 @@ def test_a_write_that_finds_no_room_is_tried_again_until_there_is_some(
     def write() -> int:
         tries.append("try")
         if len(tries) < 4:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(number, os.strerror(number))
         return 7
 
     assert once_there_is_room(write, tmp_path, undo=lambda: tries.append("undo")) == 7
     assert tries.count("undo") == len(tries) // 2
     told = [record.getMessage() for record in caplog.records]
-    assert told[0].startswith(f"disk full: waiting for room in {tmp_path}") and len(told) == 2
+    assert told[0].startswith(f"{said} {tmp_path}") and len(told) == 2
 
 
 def test_nobody_waits_for_room_for_ever_nor_once_the_run_is_to_stop(

@@ -43,7 +43,7 @@ def test_there_is_an_alert_for_each_thing_that_can_go_wrong() -> None:
         "RewardSlow",
     }
     wanted |= {"LogprobMismatch", "FreshMismatch", "EngineDrifts"}
-    wanted |= {"Restarts", "CheckpointOld", "DiskLow", "DiskFull", "RedisDown", "TargetDown"}
+    wanted |= {"Restarts", "CheckpointOld", "DiskLow", "DiskFull", "DiskForecast", "RedisDown", "TargetDown"}
     assert {f"Rollcall{name}" for name in wanted} <= ALERTS.keys()
 
 

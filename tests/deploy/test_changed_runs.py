@@ -28,7 +28,7 @@ from rollcall.deploy.drive.changes import changed
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.loading import load
 from rollcall.deploy.kinds.recipes import load_run
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from tests.runs import trained as two_steps
 

@@ -19,7 +19,7 @@ import pytest
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.deploy.cli import main
 from rollcall.deploy.drive.online import OnlineDrive
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from tests.runs import Bench
 
 RECIPE = """\

@@ -22,7 +22,7 @@ from rollcall.deploy.drive.records import RunRecorder
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.recipes import load_recipe
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from tests.runs import config_of
 
 RECIPE = """\

@@ -4,6 +4,7 @@ that the same command goes on with what it began. Against a real cluster: tests/
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -92,6 +93,18 @@ def test_a_run_is_not_written_into_what_ray_deletes(job: Path, tmp_path: Path, m
     with pytest.raises(BadInput, match=r"a copy that Ray deletes.*ROLLCALL_RUNS"):
         claim_directory("mine", explicit=True)
     assert list(copy.iterdir()) == []
+
+
+def test_a_run_directory_is_shut_to_others_whatever_the_umask(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files have whatever mode the umask gives: the folder guards them all, until its owner opens it."""
+    monkeypatch.setenv(jobs.RUNS_VARIABLE, str(job / "new"))
+    before = os.umask(0)
+    try:
+        made = claim_directory("mine", explicit=True)
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == 0o700
+    assert made.parent.stat().st_mode & 0o002 == 0, "nobody else can move it away"
 
 
 def test_a_place_that_cannot_be_written_to_is_named(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ObjectLostError
 
 from rollcall.cluster.errors import BudgetSpent, RollcallError
 from rollcall.cluster.messages.attempt import Header, Produced, Timing
-from rollcall.cluster.messages.events import Event, LearnerLost, LearnerSaved, StepDone, TicketScored
+from rollcall.cluster.messages.events import Event, LearnerLost, LearnerSaved, StepDone, TicketFailed, TicketScored
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
@@ -330,3 +330,20 @@ def test_a_scoring_process_that_dies_is_asked_again_after_a_back_off_that_blocks
     (event,) = calls.wait(0.2)
     assert isinstance(event, TicketScored) and event.produced.header.ticket_id == 0
     assert scoring.doing() == ["the reward service on 1 trajectories for 1 s"]
+
+
+def test_what_ray_says_in_a_thousand_characters_of_scoring_is_a_line() -> None:
+    ray = FakeRay()
+    calls, spawn = ray.calls(), Spawner("scoring")
+    scoring = RayScoring(spawn, ray.budget("the scoring process"), calls, tell_failed=print)
+    scoring.submit(produced(0), "a")
+    scoring.submit(produced(1), "b")
+    spawn.newest.first("score").answers(ObjectLostError("00ffffff", b"10.0.0.2:1", "call site\n" * 40))
+    (event,) = calls.wait(0.2)
+    assert isinstance(event, TicketFailed) and (event.reason, event.header.ticket_id) == ("object_lost", 0)
+    assert event.detail == "its trajectory was lost, with whoever held it, before it was scored"
+    spawn.newest.first("score").answers(raised(KeyError("answer\n" * 200)))
+    with pytest.raises(RollcallError) as ended:
+        calls.wait(0.2)
+    said = str(ended.value)
+    assert said.startswith("scoring failed: KeyError('answer") and len(said) < 340 and "\n" not in said

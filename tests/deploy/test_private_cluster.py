@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +12,8 @@ import psutil
 import pytest
 
 from rollcall.cluster.store.private_folder import PREFIX
-from tests.needs import SYSTEM_PYTHON, needs
+from tests.needs import needs
+from tests.strangers import listens, sockets, what_a_stranger_can_do
 from tests.waiting import eventually
 
 SCRIPT = """
@@ -24,35 +23,6 @@ cluster = connect(num_cpus=1)
 print(ray.get(ray.remote(lambda: 6 * 7).remote()), flush=True)
 input()
 cluster.close()
-"""
-
-# Of another user: it prints whatever it was able to do.
-STRANGER = """
-import json, os, socket, sys
-did = []
-for path in json.loads(sys.argv[1]):
-    for what, attempt in (
-        ("read", lambda: os.listdir(path)),
-        ("moved", lambda: os.rename(path, path + ".gone")),
-        ("connected", lambda: socket.socket(socket.AF_UNIX).connect(path)),
-        ("made", lambda: os.mkdir(os.path.join(path, "mine"))),
-    ):
-        try:
-            attempt()
-            did.append((what, path))
-        except OSError:
-            pass
-for port in json.loads(sys.argv[2]):
-    with socket.create_connection(("127.0.0.1", port), 5) as line:
-        line.settimeout(1)
-        line.sendall(b"GET /metrics HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n")
-        try:
-            said = line.recv(4096)
-        except OSError:
-            said = b""
-        if b" 200 " in said:
-            did.append(("heard", port, said.decode(errors="replace")))
-print(did or "nothing")
 """
 
 
@@ -84,6 +54,10 @@ def test_it_is_a_store_of_facts_a_raylet_and_two_agents_that_do_nothing(driver: 
         "raylet": 1,
         "absent_agent.py": 2,
     }
+    # It keeps no history of calls: that would grow by 100,000 of them, and nobody could ask for it.
+    environment = processes["gcs_server"][0].environ()
+    assert environment["RAY_task_events_report_interval_ms"] == "0"
+    assert environment["RAY_gcs_rpc_server_reconnect_timeout_s"] == "300", "who is slow is not taken for gone"
     for agent in processes["absent_agent.py"]:
         assert not agent.net_connections() and sum(agent.cpu_times()[:2]) < 0.3
     driver.communicate("\n", timeout=30)
@@ -97,17 +71,6 @@ def test_its_agents_end_with_a_raylet_that_was_killed(driver: subprocess.Popen[s
     eventually(lambda: not any(agent.is_running() for agent in processes["absent_agent.py"]), 5)
 
 
-def listening(driver: subprocess.Popen[str]) -> list[tuple[str, str]]:
-    """(what it is, address) of each port that the driver or a process of its cluster listens on."""
-    processes = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-    return [
-        (process.name(), connection.laddr.ip)
-        for process in processes
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN or (not connection.raddr and connection.type == socket.SOCK_DGRAM)
-    ]
-
-
 def folder_of(driver: subprocess.Popen[str]) -> Path:
     [raylet] = rays_own(driver)["raylet"]
     [named] = [word for word in raylet.cmdline() if word.startswith("--raylet_socket_name=")]
@@ -115,9 +78,8 @@ def folder_of(driver: subprocess.Popen[str]) -> Path:
 
 
 def test_it_listens_on_loopback_alone(driver: subprocess.Popen[str]) -> None:
-    found = listening(driver)
-    assert {"gcs_server", "raylet"} <= {name for name, _ in found}
-    assert {address.removeprefix("::ffff:") for _, address in found} == {"127.0.0.1"}
+    found = listens(driver.pid)
+    assert len(found) >= 4 and {*found.values()} == {"127.0.0.1"}
 
 
 def test_its_folder_is_shut_to_others_and_goes_with_it(driver: subprocess.Popen[str]) -> None:
@@ -137,23 +99,5 @@ def test_its_folder_goes_when_the_driver_is_killed(driver: subprocess.Popen[str]
 def test_another_user_reaches_nothing_of_it(driver: subprocess.Popen[str]) -> None:
     """Files, sockets and folders are out of reach; a port wants the cluster's token of whoever speaks to it."""
     folder = folder_of(driver)
-    sockets = [str(path) for path in folder.rglob("*") if path.is_socket()]
-    assert sockets
-    ports = [
-        connection.laddr.port
-        for process in [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    ]
-    stranger = subprocess.run(
-        [SYSTEM_PYTHON, "-I", "-c", STRANGER, json.dumps([str(folder), *sockets]), json.dumps(ports)],
-        user=65534,
-        group=65534,
-        extra_groups=[],
-        env={},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (stranger.stdout, stranger.stderr, stranger.returncode) == ("nothing\n", "", 0)
+    assert any(path.startswith(f"{folder}/") for path in sockets(driver.pid))
+    assert what_a_stranger_can_do(driver.pid, folder) == []

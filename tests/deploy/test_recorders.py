@@ -19,9 +19,8 @@ from rollcall.deploy.report.recorders import (
     Recorder,
     TensorBoard,
     plain,
-    read_jsonl,
-    truncate_after,
 )
+from rollcall.deploy.report.run_lines import read_jsonl
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
 
@@ -121,15 +120,6 @@ def test_what_is_not_finite_is_written_as_null_so_that_any_json_reader_can_read_
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
     assert line["value_loss"] is None
     assert line["nested"] == {"inner": [None, 1]}
-
-
-def test_truncate_after_keeps_the_step_and_drops_later_ones_and_half_lines(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(10)) + '{"step": 10, "up')
-    assert truncate_after(path, 6) == 4
-    assert [record["step"] for record in read_jsonl(path)] == list(range(7))
-    assert truncate_after(path, 6) == 0
-    assert truncate_after(tmp_path / "absent.jsonl", 6) == 0
 
 
 def test_a_resumed_run_records_each_step_once_and_its_clock_goes_on(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from rollcall.cluster.checkpoint import latest_checkpoint, load_weights
 from tests.needs import require
 from tests.runs import Bench, Run
+from tests.strangers import listens, what_a_stranger_can_do
 
 require("vllm")
 
@@ -85,7 +87,12 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: Bench, serial: Run) -> None:
     assert all(record["grad_norm"] > 0 for record in serial.steps())
     assert_exported(serial, version=6)
-    assert finished(train(bench, *LAG_0))["weights_hash"] == serial.summary["weights_hash"]
+    on_ray = train(bench, *LAG_0)
+    on_ray.wait_for_step(1)
+    assert {*listens(on_ray.process.pid).values()} == {"127.0.0.1"}, "vLLM's own listeners are among them"
+    if os.geteuid() == 0:  # only root can become another user
+        assert what_a_stranger_can_do(on_ray.process.pid, on_ray.directory) == []
+    assert finished(on_ray)["weights_hash"] == serial.summary["weights_hash"]
     audited(bench)
 
 
@@ -94,6 +101,7 @@ def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_unint
 ) -> None:
     run = train(bench, *LAG_0, "runtime=serial", "checkpoint.every_steps=1")
     run.wait_for_step(1)
+    assert {*listens(run.process.pid).values()} == {"127.0.0.1"}
     run.process.kill()
     run.wait()
     assert not (run.directory / "summary.json").exists(), "it was over before it was killed"

@@ -89,6 +89,20 @@ def test_who_is_interrupted_leaves_and_who_stays_goes_on_with_the_next_driver(be
     balanced(bench, again)
 
 
+def test_one_outside_and_one_of_rays_own_learn_together(bench: Bench) -> None:
+    """Each has two of the four shards."""
+    run = bench.train("actors.num=1", "actors.outside.num_shards=2", "total_learner_steps=12")
+    outside = python_actor(bench, run, "outside")
+    run.wait()
+    outside.wait(60)
+    balanced(bench, run)
+    assert outside.process.returncode == 0, outside.errors
+    assert "(outside) has joined" in (run.directory / "logs" / "driver.log").read_text()
+    lines = [consumed for _, consumed in read_log(run.directory / "logs" / LOG_NAME).lines]
+    assert len(lines) == 12 * 4 == len({consumed.ticket_id for consumed in lines})
+    assert outside.output.count("joined run as") == 1
+
+
 @pytest.mark.parametrize("setting", ["actors.num=1", "actors.outside.num_shards=5", "actors.outside.listen=here"])
 def test_settings_that_contradict_each_other_are_refused_in_a_line(bench: Bench, setting: str) -> None:
     run = bench.train(*OUTSIDE, "actors.outside.num_shards=4", setting).wait()

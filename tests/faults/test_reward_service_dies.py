@@ -3,6 +3,7 @@ made up, and every trajectory names the version that scored it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from tests.runs import Bench, Run
+from tests.strangers import listens, what_a_stranger_can_do
 
 SCORER = '''
 import numpy as np
@@ -57,8 +59,13 @@ def finished(bench: Bench, run: Run, steps: int) -> dict[str, Any]:
 
 
 def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(scored: Bench) -> None:
-    run = scored.train(*LONG)
+    run = scored.train(*LONG, "metrics.enabled=true")
     run.wait_for_step(10)
+    assert {*listens(run.process.pid).values()} == {"127.0.0.1"}
+    if os.geteuid() == 0:  # only root can become another user
+        open_to_all = {"/metrics", "/healthz"}  # numbers, and whether it is up
+        did = what_a_stranger_can_do(run.process.pid, run.directory)
+        assert [what for what in did if what.lstrip("heard 0123456789") not in open_to_all] == []
     run.kill("rollcall.reward_service.service.private")
     run.wait_for_step(30)
     run.kill("ScoringProcess")

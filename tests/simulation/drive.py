@@ -19,8 +19,9 @@ from rollcall.cluster.books import audit
 from rollcall.cluster.books.consumption import LOG_NAME, ConsumptionLog
 from rollcall.cluster.books.ledger import Ledger, LedgerPosition, RestorePlan
 from rollcall.cluster.books.ledger_table import Attempt, read_table
+from rollcall.cluster.books.sealed import SealedBooks, read_index, segments_of
 from rollcall.cluster.checkpoint import CheckpointWriter, latest_checkpoint, list_checkpoints
-from rollcall.cluster.errors import LedgerConflict, StaleEpoch, StoreUnavailable
+from rollcall.cluster.errors import BooksDamaged, LedgerConflict, StaleEpoch, StoreUnavailable
 from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
@@ -53,6 +54,7 @@ class Outcome:
     drivers: int = 0
     simulated_s: float = 0.0
     redis_calls: int = 0
+    sealed: int = 0  # tickets that were in segments by the end
     counts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -81,6 +83,7 @@ class _Run:
         self.stopping = False
         self.workers: SimulatedWorkers | None = None
         self.ledger: Ledger | None = None
+        self.sealed = 0  # tickets, at the end
         self.polls = PATIENCE * (self.shape.steps * self.shape.batch + 100)
         _write_run_directory(directory, self.store.run_id, self.shape)
 
@@ -103,6 +106,7 @@ class _Run:
             drivers=self.store.driver + 1,
             simulated_s=self.world.now,
             redis_calls=self.store.all_calls,
+            sealed=self.sealed,
         )
 
     def _drive(self) -> None:
@@ -177,7 +181,8 @@ class _Run:
     def _coordinator(self) -> Coordinator:
         shape, driver = self.shape, self.store.driver
         self.workers = SimulatedWorkers(self.world, self.chances, self.referee, shape, self.log, max_polls=self.polls)
-        self.ledger = _WatchedLedger(self.store, tickets_per_step=shape.batch)
+        books = SealedBooks(self.directory, least=shape.seals, most=3 * shape.seals) if shape.seals else None
+        self.ledger = _WatchedLedger(self.store, tickets_per_step=shape.batch, books=books)
         plan = RunPlan(
             run_id=self.store.run_id,
             run_seed=self.schedule.seed,
@@ -222,12 +227,21 @@ class _Run:
         expected = self.shape.steps * self.shape.batch
         if not counts.balanced or counts.in_flight or counts.committed != expected:
             raise Violation("counts", f"{counts}, where {expected} were to be committed")
-        attempts = (Attempt.parse(name, value) for name, value in read_table(self.store).attempts.items())
-        self.referee.at_end({attempt.key: (attempt.state, attempt.final) for attempt in attempts})
+        self.referee.at_end({attempt.key: (attempt.state, attempt.final) for attempt in self._booked()})
         with patch.object(audit, "inspect_store", lambda *_: nullcontext(self.store)):
             found = audit.audit_run(self.directory)
         if found:
             raise Violation("audit", "; ".join(map(str, found[:3])))
+
+    def _booked(self) -> Iterator[Attempt]:
+        """Every attempt, sealed or in Redis."""
+        index = read_index(self.directory)
+        self.sealed = index.end
+        for segment in segments_of(self.directory, index):
+            if isinstance(segment, BooksDamaged):
+                raise Violation("sealed", str(segment))
+            yield from segment.attempts.attempts()
+        yield from (Attempt.parse(name, value) for name, value in read_table(self.store).attempts.items())
 
 
 class _WatchedLedger(Ledger):

@@ -77,6 +77,7 @@ class Schedule:
             eval_every=draw.choice([None, 2, 5]),
             tail=draw.choice([1.1, 1.5, 3.0]),
             gathers_s=draw.choice([0.0, 0.0, 0.2]),
+            seals=draw.choice([0, 0, 1, 2, 8]),
         )
 
     @cached_property
@@ -115,6 +116,7 @@ class Shape:
     eval_every: int | None
     tail: float  # of the Pareto distribution of how long a ticket takes: infinite variance below 2
     gathers_s: float  # answers that come so close together are handed over together
+    seals: int = 0  # tickets of a segment of sealed books at the least; 0: nothing is sealed
 
 
 class Chances:

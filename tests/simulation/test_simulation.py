@@ -41,6 +41,7 @@ def test_no_schedule_breaks_a_promise() -> None:
     outcomes = [run(Schedule(seed)) for seed in range(100)]
     assert [outcome.text for outcome in outcomes if outcome.violation] == []
     assert {fault.partition(":")[0] for outcome in outcomes for fault in outcome.faults} >= FAULTS.keys() - RARE
+    assert sum(outcome.sealed > 0 for outcome in outcomes) >= 20, "books are sealed in some of them"
 
 
 def test_hundreds_of_actors_break_none_either() -> None:

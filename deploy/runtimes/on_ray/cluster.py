@@ -31,6 +31,7 @@ from rollcall.deploy.runtimes.on_ray.loopback import LOOPBACK, on_loopback
 
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 METRICS = "RAY_enable_metrics_collection"
+SLOW_S = 300  # that a process of a private cluster may take over an answer
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
 
 
@@ -220,6 +221,12 @@ def _private_token() -> Iterator[None]:
 def _start(num_cpus: float, store_bytes: int) -> Cluster:
     # Ray lets its workers step back behind everything else (niceness 15): here they are the work.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # Who of Ray's is gone, we see in seconds (ClusterWatch). Who is only slow, on a machine that has much else to do,
+    # is waited for: after 60 s without an answer Ray would end this process, without a word from us.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(SLOW_S))
+    os.environ.setdefault("RAY_health_check_timeout_ms", str(1000 * SLOW_S))
+    # The store of facts would keep what became of the newest 100,000 calls, for a dashboard that is not there.
+    os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     folder = PrivateFolder()
     guardian = Guardian(folder.path)
     try:

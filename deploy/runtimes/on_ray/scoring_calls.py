@@ -15,7 +15,7 @@ from rollcall.cluster.loop.supervision import RestartBudget
 from rollcall.cluster.messages.attempt import Produced
 from rollcall.cluster.messages.events import Event, TicketFailed, TicketScored
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
-from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of
+from rollcall.deploy.runtimes.on_ray.faults import cause_of, death_of, in_a_line
 
 
 @dataclass(slots=True, eq=False)
@@ -79,8 +79,8 @@ class RayScoring:
                 raise cause from None  # the service was away for longer than the run is patient
             if isinstance(cause, ObjectLostError):
                 self._asked.remove(asked)
-                return [_lost(asked.produced, str(cause))]
-            raise RollcallError(f"scoring failed: {cause!r}") from error
+                return [_lost(asked.produced)]
+            raise RollcallError(f"scoring failed: {in_a_line(cause)}") from error
         self._has_answered = True
         self._budget.came_through()
         self._asked.remove(asked)
@@ -100,10 +100,10 @@ class RayScoring:
         self._start_at = self._calls.clock() + delay_s
 
 
-def _lost(produced: Produced, detail: str) -> TicketFailed:
+def _lost(produced: Produced) -> TicketFailed:
     return TicketFailed(
         produced.header,
         reason="object_lost",
-        detail=" ".join(detail.split())[:200],
+        detail="its trajectory was lost, with whoever held it, before it was scored",
         state_lost=False,
     )

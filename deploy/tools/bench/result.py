@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.deploy.drive.lifecycle import drive_alone
-from rollcall.deploy.report.recorders import JsonLines, read_jsonl
+from rollcall.deploy.report.recorders import JsonLines
+from rollcall.deploy.report.run_lines import read_jsonl
 from rollcall.deploy.tools.bench.peers import Peer
 
 

@@ -216,10 +216,11 @@ _STANDS_ON = Row(
         Panel("Redis answers", "1: yes.", "short", [gauge("redis_up")], least=0, most=1),
         Panel(
             "Disk",
-            "Free where the run directories are, and three times the newest checkpoint: below it is an alert.",
+            "Free where the runs are; in a day, by the last six hours; and three checkpoints: below is an alert.",
             "bytes",
             [
                 gauge("disk_free_bytes", "{{run}} free"),
+                Query(f"predict_linear(rollcall_disk_free_bytes{{{RUN}}}[6h], 86400)", "{{run}} in a day"),
                 Query(f"3 * rollcall_last_checkpoint_bytes{{{RUN}}}", "{{run}} three checkpoints"),
             ],
             least=0,
