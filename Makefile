@@ -67,6 +67,8 @@ prove: $(STAMP)
 	$(BIN)/python -m benchmarks.prove_models --runtime serial ray
 	$(BIN)/python -m benchmarks.prove_models --real-vocabularies
 	$(BIN)/python -m benchmarks.prove_logits
+	@# An hour for a thousand: make prove CHAOS=1000
+	$(if $(CHAOS),$(BIN)/python -m benchmarks.prove_chaos --kills $(CHAOS) --side-by-side 2)
 
 lock:
 	$(PYTHON) -m venv .venv-lock
