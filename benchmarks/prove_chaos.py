@@ -7,9 +7,9 @@ left behind is looked for. Prints a table and one JSON object; appends each fini
     python -m benchmarks.prove_chaos --rounds 1 --kinds "control in one process" --seed 3
 
 How it is drawn: kinds of runs follow each other in an order drawn by the seed, each as often as
-benchmarks/chaos/kinds.py says. In a run, whom a strike hits, whether it kills or stops for half a second to four, and
-before or after which seam, is drawn by the round's seed, by the weights there, among those who are there. One strike in
-eight does not wait for the recovery from the one before, and so hits processes that start."""
+benchmarks/chaos/kinds.py says. In a run, whom a strike hits, whether it kills or stops for half a second to three, and
+before or after which seam, is drawn by the round's seed, by the weights there, among those who are there. Three of ten
+strikes do not wait for the recovery from the one before, and so hit processes that start."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Campaign:
                 self._begun += 1
                 name, seed = next(self._plan)
             try:
-                made = Round(name, seed)
+                made = Round(name, seed, kills=self._arguments.kills_a_round)
                 result = made.carry_out(self._reference(name)).as_json()
             except Unavailable as lack:
                 self.lacking[name] = str(lack)
@@ -134,6 +134,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="*", choices=list(KINDS), help="of these alone")
     parser.add_argument("--side-by-side", type=int, default=1, help="rounds at a time")
+    parser.add_argument("--kills-a-round", type=int, help="default: as its kind says")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp/rollcall-chaos"), help="of finished rounds")
     parser.add_argument("--tell", action="store_true", help="only sum up what there is")
     arguments = parser.parse_args()

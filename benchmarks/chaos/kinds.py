@@ -45,8 +45,8 @@ class Kind:
     hashed: bool = False  # promised to end as an undisturbed run
     offline: bool = False  # no ledger
     reference: tuple[str, ...] = ()  # of the undisturbed run, beside the command; for those that are hashed
-    stops: float = 0.12  # of strikes on processes, the share that only stops for seconds
-    pause_s: float = 0.6  # at most, of quiet between recovery and the next strike
+    stops: float = 0.08  # of strikes on processes, the share that only stops for seconds
+    pause_s: float = 0.4  # at most, of quiet between recovery and the next strike
     surroundings: frozenset[str] = field(default_factory=frozenset)  # proxy, disk, clock
 
     @property

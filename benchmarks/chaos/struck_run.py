@@ -115,14 +115,16 @@ class StruckRun:
 
     def look_for_old(self, *, to_the_end: bool = False) -> None:
         """Whoever is there so long after his driver was killed."""
-        for since, known in list(self._old):
-            waits = since + LEFTOVER_S - time.monotonic()
-            if waits > 0 and not to_the_end:
-                continue
-            time.sleep(max(0.0, waits))
-            self._old.remove((since, known))
-            left = [process for process in known if lives(process)]
-            self.leftovers += [f"{LEFTOVER_S:.0f} s after its driver: {process}" for process in left]
+        for old in list(self._old):
+            while (left := [process for process in old[1] if lives(process)]) and time.monotonic() < old[
+                0
+            ] + LEFTOVER_S:
+                if not to_the_end:
+                    break
+                time.sleep(0.2)
+            else:
+                self._old.remove(old)
+                self.leftovers += [f"{LEFTOVER_S:.0f} s after its driver: {process}" for process in left]
 
     def hash(self) -> str:
         """Of the newest checkpoint's weights."""
