@@ -89,10 +89,10 @@ class Campaign:
         return wanted is not None and summed_up(self.done)["kills"] >= wanted
 
     def _reference(self, name: str) -> str | None:
-        """The hash of an undisturbed run of this kind: made once for a commit."""
+        """The hash of an undisturbed run of this kind: made once for these settings."""
         if not KINDS[name].hashed:
             return None
-        path, key = self._directory / REFERENCES, f"{_commit()} {name}"
+        path, key = self._directory / REFERENCES, " ".join(KINDS[name].command)
         with self._making[name]:
             with self._lock:
                 known: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}

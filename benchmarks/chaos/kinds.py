@@ -210,10 +210,14 @@ KINDS: dict[str, Kind] = {
         kills=24,
         surroundings=frozenset({"disk"}),
     ),
+    # In one process: Ray's own waits have ends by the clock of the kernel, which does not jump here.
     "clock": Kind(
-        _train("cartpole-ppo", *CONTROL, *FOR_EVER, *PATIENT, *QUIET, "actors.num=2"),
-        {"clock:stands": 5, "clock:back": 4, "clock:forward": 4, "redis": 14, "actor": 6, "learner": 3, "driver": 1},
+        _train(
+            "cartpole-ppo", *CONTROL, *OFTEN, *PATIENT, *QUIET, *SCORED, "runtime=serial", "total_learner_steps=400"
+        ),
+        {"clock:stands": 5, "clock:back": 4, "clock:forward": 4, "redis": 16, "reward_service": 6, "driver": 4},
         kills=20,
+        hashed=True,
         surroundings=frozenset({"clock"}),
     ),
 }

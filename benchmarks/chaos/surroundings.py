@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -20,8 +23,7 @@ from benchmarks.chaos.proxy import Proxy
 from rollcall.cluster.store.redis_server import find_redis_server, redis_client
 
 DISK = "24m"
-CLOCK = "CHAOS_CLOCK_LIBRARY"  # names libfaketime's libfaketimeMT.so.1, where it is no system-wide one
-_CLOCK_PLACES = ("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1", "/usr/lib64/faketime/libfaketimeMT.so.1")
+CLOCK_SOURCE = Path(__file__).with_name("clock.c")
 TOKEN = "chaos"
 
 
@@ -125,36 +127,38 @@ class Surroundings:
     # A clock.
 
     def _fake_clock(self) -> None:
-        known = (os.environ.get(CLOCK, ""), *_CLOCK_PLACES)
-        library = next((path for path in known if path and Path(path).exists()), None)
-        if library is None:
-            raise Unavailable(f"a clock that stands still: install libfaketime, or name it in ${CLOCK}")
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None or sys.platform != "linux":
+            raise Unavailable("a clock that stands still: needs Linux and a C compiler")
+        library = self.folder / "clock.so"
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, CLOCK_SOURCE], check=True)
         self._clock = self.folder / "clock"
-        self._set_clock("+0")
-        self.environment |= {
-            **{"LD_PRELOAD": library, "FAKETIME_TIMESTAMP_FILE": str(self._clock), "FAKETIME_CACHE_DURATION": "1"},
-            **{"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1"},
-        }
+        self._set_clock(0, 0)
+        self.environment |= {"LD_PRELOAD": str(library), "CHAOS_CLOCK": str(self._clock)}
 
-    def _set_clock(self, text: str) -> None:
-        self._clock.write_text(text + "\n")
+    def _set_clock(self, stands: int, offset_s: int) -> None:
+        with open(os.open(self._clock, os.O_WRONLY | os.O_CREAT), "wb") as file:  # in place: it is mapped
+            file.write(struct.pack("ll", stands, offset_s))
 
     def _turn_clock(self, how: str, seconds: float) -> None:
         """Of all processes of the run, what says the time of day; what measures durations goes on."""
-        stands = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._set_clock({"stands": stands, "back": "-7200", "forward": "+86400"}[how])
-        time.sleep(seconds + 1.0)
-        self._set_clock("+0")
+        settings = {"stands": (int(time.time()), 0), "back": (0, -7200), "forward": (0, 86_400)}
+        self._set_clock(*settings[how])
+        time.sleep(seconds)
+        self._set_clock(0, 0)
 
     # A network.
 
     def _serve_beyond_a_network(self) -> None:
         self._redis_port, self._reward_port = _free_port(), _free_port()
         (self.folder / "redis").mkdir()
+        (self.folder / "token").touch(0o600)
         (self.folder / "token").write_text(TOKEN)
         self._starts = {"redis": self._start_redis, "reward_service": self._start_reward_service}
         for name, start in self._starts.items():
             self._children[name] = start()
+        for port in (self._redis_port, self._reward_port):
+            _wait_for(port)
         self._proxies = {"redis": Proxy(self._redis_port), "reward": Proxy(self._reward_port)}
         self.redis_url = f"redis://127.0.0.1:{self._redis_port}/0"
         reward = f"http://127.0.0.1:{self._proxies['reward'].port}"
@@ -190,9 +194,18 @@ class Surroundings:
             proxy.delay_s = 0.0
 
 
-def _free_port() -> int:
-    import socket
+def _wait_for(port: int, timeout_s: float = 240.0) -> None:
+    """Until somebody listens there."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody listens at port {port} after {timeout_s:.0f} s")
 
+
+def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
