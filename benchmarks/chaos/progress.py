@@ -8,8 +8,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-HANG_S = 120.0
+HANG_S = 120.0  # without progress, on a machine that does nothing else
 _TAIL_BYTES = 1 << 14
+
+
+def patience_s(quiet_s: float) -> float:
+    """As much longer as the machine has more to do than cores."""
+    return quiet_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 class Hang(Exception):
@@ -68,6 +73,6 @@ class Progress:
             now = time.monotonic()
             if self.step != step:
                 step, moved = self.step, now
-            if now - began > timeout_s or now - moved > stall_s:
+            if now - began > patience_s(timeout_s) or now - moved > patience_s(stall_s):
                 raise Hang(f"no progress for {now - moved:.0f} s at step {step}")
             time.sleep(0.05)

@@ -16,10 +16,10 @@ import psutil
 from benchmarks.chaos import books
 from benchmarks.chaos.kinds import FAULTS, KINDS, Kind
 from benchmarks.chaos.processes import nobodys, send, shared_memory, still_there, stop_for
-from benchmarks.chaos.progress import HANG_S, Hang
+from benchmarks.chaos.progress import HANG_S, Hang, patience_s
 from benchmarks.chaos.struck_run import MARK, EndedByItself, StruckRun, audit
 
-START_S = 400.0  # on a machine that others use too
+START_S = 180.0
 STEPS_AFTER = 3  # of the learner: what was prepared before a strike is used up by then
 SEAM_S = 12.0  # how long an armed seam waits for somebody
 AT_ONCE = 0.3  # of strikes, the share after which the next one waits for no recovery
@@ -173,10 +173,10 @@ class Round:
         aside.write_text(str(int(signal.SIGKILL)))
         aside.rename(run.armed / at)
         known = {process.pid: name for name, processes in found.items() for process in processes}
-        deadline = time.monotonic() + SEAM_S
+        deadline = time.monotonic() + min(patience_s(SEAM_S), 3 * SEAM_S)
         if seam == "restore":
             victim = (found.get("learner") or found["driver"])[0]
-            deadline += 2 * SEAM_S
+            deadline += patience_s(3 * SEAM_S)
             if send(victim, signal.SIGKILL):
                 self.result.strikes.append(Strike(known[victim.pid], "kill", self._progress.step))
         while not (fired := list(run.armed.glob(f"{at}.fired.*"))):
@@ -197,8 +197,8 @@ class Round:
         began = time.monotonic()
         while not (self._progress.is_on_by(STEPS_AFTER) or self._run.is_over):
             self._run.revive()
-            if time.monotonic() - began > HANG_S:
-                raise Hang(f"no progress for {HANG_S:.0f} s after {strike}")
+            if (waited := time.monotonic() - began) > patience_s(HANG_S):
+                raise Hang(f"no progress for {waited:.0f} s after {strike}")
             time.sleep(0.02)
         strike.recovered_s = round(time.monotonic() - began, 2)
 
@@ -212,7 +212,7 @@ class Round:
         run.revive()
         self._progress.mark()
         self._recover(Strike("nobody", "end", self._progress.step))  # to stop a run that starts would be another test
-        code = run.stop(END_S)
+        code = run.stop(patience_s(END_S))
         if code is None:
             raise Hang(f"it does not end within {END_S:.0f} s of SIGTERM")
         if code != 130:
