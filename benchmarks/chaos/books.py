@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import xxhash
@@ -144,8 +144,8 @@ def read_ledger(run: Path, url: str | None, reading: Reading) -> Ledger:
         for ticket, number, state, step, final in zip(*(columns[n].tolist() for n in names), strict=True):
             attempts[ticket, number] = Entry(STATES[state], step, bool(final))
     with inspect_store(RedisConfig(url=url), run) as store:  # type: ignore[arg-type]
-        tables = {
-            name: dict(store.client.hgetall(store.key("ledger", name)))  # type: ignore[arg-type]
+        tables: dict[str, dict[str, str]] = {
+            name: cast(dict[str, str], store.client.hgetall(store.key("ledger", name)))
             for name in ("head", "attempts", "counters", "epochs")
         }
     for name, value in tables["attempts"].items():

@@ -67,14 +67,14 @@ KINDS: dict[str, Kind] = {
     "control": Kind(
         _train("cartpole-ppo", *CONTROL, *FOR_EVER, *PATIENT, "actors.num=4", "eval.episodes=1", "eval.every_steps=4"),
         {
-            "actor": 24,
-            "redis": 26,
+            "actor": 26,
+            "redis": 45,
             "learner": 7,
-            "parameter_server": 6,
-            "evaluator": 12,
+            "parameter_server": 9,
+            "evaluator": 13,
             "driver": 2,
-            "gcs": 2,
-            "raylet": 2,
+            "gcs": 3,
+            "raylet": 3,
         }
         | _seams(DRIVER_SEAMS, 6)
         | _seams(LEARNER_SEAMS, 6)
@@ -89,18 +89,18 @@ KINDS: dict[str, Kind] = {
             *PATIENT,
             *QUIET,
             "max_policy_lag=0",
-            "total_learner_steps=500",
+            "total_learner_steps=800",
             "actors.num=2",
         ),
-        {"redis": 40, "driver": 8, "gcs": 3, "raylet": 3, "stop:actor": 5, "stop:learner": 4} | _seams(DRIVER_SEAMS, 9),
-        kills=40,
+        {"redis": 60, "driver": 8, "gcs": 4, "raylet": 4, "stop:actor": 5, "stop:learner": 4} | _seams(DRIVER_SEAMS, 9),
+        kills=50,
         hashed=True,
         reference=("runtime=serial", "actors.num=1"),
     ),
     "control in one process": Kind(
-        _train("cartpole-ppo", *CONTROL, *OFTEN, *PATIENT, *QUIET, "runtime=serial", "total_learner_steps=800"),
-        {"driver": 12, "redis": 30} | _seams((*DRIVER_SEAMS, *LEARNER_SEAMS, "produce", "publish"), 20),
-        kills=40,
+        _train("cartpole-ppo", *CONTROL, *OFTEN, *PATIENT, *QUIET, "runtime=serial", "total_learner_steps=1200"),
+        {"driver": 9, "redis": 50} | _seams((*DRIVER_SEAMS, *LEARNER_SEAMS, "produce", "publish"), 20),
+        kills=60,
         hashed=True,
     ),
     "scored": Kind(
@@ -112,16 +112,16 @@ KINDS: dict[str, Kind] = {
     ),
     "scored in one process": Kind(
         _train(
-            "cartpole-ppo", *CONTROL, *OFTEN, *PATIENT, *QUIET, *SCORED, "runtime=serial", "total_learner_steps=500"
+            "cartpole-ppo", *CONTROL, *OFTEN, *PATIENT, *QUIET, *SCORED, "runtime=serial", "total_learner_steps=700"
         ),
-        {"reward_service": 30, "redis": 25, "driver": 6} | _seams(("score", "commit", "seal", "rename"), 6),
-        kills=35,
+        {"reward_service": 20, "redis": 40, "driver": 4} | _seams(("score", "commit", "seal", "rename"), 6),
+        kills=45,
         hashed=True,
     ),
     "preferences": Kind(
         _train("cartpole-preferences", *CONTROL[1:], *PATIENT, *QUIET, *JUDGED, "actors.num=2", "max_policy_lag=1"),
         {
-            "preference_trainer": 30,
+            "preference_trainer": 40,
             "reward_service": 15,
             "redis": 15,
             "actor": 8,
@@ -129,7 +129,7 @@ KINDS: dict[str, Kind] = {
             "scoring": 6,
             "driver": 1,
         },
-        kills=30,
+        kills=36,
     ),
     "several learners": Kind(
         _train("cartpole-ppo", *CONTROL, *FOR_EVER, *PATIENT, *QUIET, "learner.num_processes=2", "actors.num=2"),
@@ -138,7 +138,7 @@ KINDS: dict[str, Kind] = {
     ),
     "language": Kind(
         _train("arithmetic-grpo", *LANGUAGE, *FOR_EVER, *PATIENT, "max_policy_lag=1"),
-        {"actor": 12, "redis": 22, "learner": 8, "parameter_server": 3, "driver": 2, "gcs": 1, "raylet": 1}
+        {"actor": 16, "redis": 30, "learner": 8, "parameter_server": 3, "driver": 2, "gcs": 1, "raylet": 1}
         | _seams(("produce",), 4)
         | _seams(LEARNER_SEAMS, 4),
         kills=20,

@@ -126,7 +126,13 @@ def install(folder: str) -> None:
             time.sleep(FSYNC_S)
         fsync(descriptor)
 
-    pathlib.Path.rename, pathlib.Path.replace, os.fsync = renamed, replaced, slow  # type: ignore[method-assign]
+    changed: tuple[tuple[Any, str, Any], ...] = (
+        (pathlib.Path, "rename", renamed),
+        (pathlib.Path, "replace", replaced),
+        (os, "fsync", slow),
+    )
+    for of, name, instead in changed:
+        setattr(of, name, instead)
 
 
 if os.environ.get(FOLDER) and hasattr(signal, "SIGKILL"):
