@@ -70,6 +70,8 @@ prove: $(STAMP)
 	$(BIN)/python -m benchmarks.prove_books --tickets 20000000
 	$(BIN)/python -m benchmarks.simulate --seeds 10000
 	$(BIN)/python -m benchmarks.prove_soak
+	@# An hour for a thousand: make prove CHAOS=1000
+	$(if $(CHAOS),$(BIN)/python -m benchmarks.prove_chaos --kills $(CHAOS) --side-by-side 2)
 
 lock:
 	$(PYTHON) -m venv .venv-lock

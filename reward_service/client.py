@@ -26,7 +26,17 @@ from rollcall.reward_service.protocol import (
     ScoreResponse,
 )
 
-_REFUSED = {400, 401, 403, 404, 405, 409, 413, 415, 422}  # it will never take this request
+_REFUSED = {
+    400,
+    401,
+    403,
+    404,
+    405,
+    409,
+    413,
+    415,
+    422,
+}  # it will never take this request, unless it says when to come again
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _ROUND_TRIP_S = 0.5  # how much longer we listen than the service may take
 
@@ -121,7 +131,8 @@ class RewardClient:
         return _read(ModelList, response).models
 
     def load(self, name: str, path: str, *, deadline_s: float = 300.0) -> ModelInfo:
-        """Swaps a model for the one at `path`, below one of the service's model roots.
+        """Swaps a model for the one at `path`, below one of the service's model roots; after another load that is under
+        way, such as one that was asked for by somebody who has died.
 
         Raises:
           RewardRefused: it was not loaded, and the old one stays.
@@ -248,11 +259,12 @@ def _problem(response: httpx.Response, where: str) -> tuple[RewardError, float]:
     text = f"{where} answers {status}: {_message(response)}"
     if status == 413:
         return _TooLarge(text), 0.0
-    if status in _REFUSED or 300 <= status < 400:
+    again_s = _retry_after_s(response)
+    if (status in _REFUSED and not again_s) or 300 <= status < 400:
         return RewardRefused(text), 0.0
     if status == 504:
         return RewardTimeout(text), 0.0
-    return RewardUnavailable(text), _retry_after_s(response)
+    return RewardUnavailable(text), again_s
 
 
 def _message(response: httpx.Response) -> str:

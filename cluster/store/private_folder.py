@@ -8,7 +8,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,24 +15,36 @@ from pathlib import Path
 PREFIX = "rollcall-live-"
 # A socket's path has 107 bytes, of which Ray takes 68 (session_<date>_<time>_<microseconds>_<pid>/sockets/<name>).
 LONGEST_PATH = 38
-SETTLED_S = 60.0  # between being made and being locked passes less
 
 
 class PrivateFolder:
-    """A new folder that only this user may enter, locked for as long as its owner lives: by that the next start knows
-    one that was left behind, and systemd-tmpfiles, which takes away what is old in /tmp, leaves it alone."""
+    """A new folder that only this user may enter, locked for as long as its owner lives: by that whoever begins or ends
+    next knows one that was left behind, and systemd-tmpfiles, which takes away what is old in /tmp, leaves it alone."""
 
     def __init__(self) -> None:
         sweep()
-        self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_place()))  # 0700, whatever the umask
-        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = -1
+        while self._lock < 0:  # one that is not locked yet looks left behind to whoever sweeps just now
+            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=_place()))  # 0700, whatever the umask
+            self._lock = _locked(self.path)
 
     def close(self) -> None:
         if self._lock >= 0:
             shutil.rmtree(self.path, ignore_errors=True)
             os.close(self._lock)
             self._lock = -1
+            sweep()
+
+
+def _locked(path: Path) -> int:
+    """A descriptor that holds the folder; -1 where somebody has taken it away."""
+    with suppress(FileNotFoundError):
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if path.exists():
+            return folder
+        os.close(folder)
+    return -1
 
 
 def sweep() -> None:
@@ -47,7 +58,7 @@ def left_behind() -> Iterator[Path]:
     for path in Path(_place()).glob(PREFIX + "*"):
         with suppress(OSError):
             state = path.lstat()
-            if state.st_uid != os.geteuid() or time.time() - state.st_ctime < SETTLED_S:
+            if state.st_uid != os.geteuid():
                 continue
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:

@@ -177,7 +177,7 @@ class Registry:
         if not NAME.fullmatch(name):
             raise Refused("load_failed", "a model's name is 1 to 64 letters, digits, '.', '_' and '-'")
         if name in self._loading:
-            raise Refused("load_conflict", f"model {name} is being loaded already")
+            raise Refused("load_conflict", f"model {name} is being loaded already", retry_after_s=1)
         if old is not None and old.kind != "reward_model":
             raise Refused("load_conflict", f"model {name} is a {old.kind}: only reward models are loaded from a path")
         if old is None and len(self._configs) >= MAX_MODELS:

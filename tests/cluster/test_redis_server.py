@@ -11,6 +11,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -137,9 +138,7 @@ def test_the_folder_of_a_socket_is_this_users_alone_and_goes_with_its_owner() ->
     assert not folder.path.exists()
 
 
-def test_a_folder_left_by_a_killed_process_goes_at_the_next_start_and_a_living_ones_stays(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def folder_of_a_killed_process() -> Path:
     program = (
         "import os, signal\n"
         "from rollcall.cluster.store.private_folder import PrivateFolder\n"
@@ -147,14 +146,39 @@ def test_a_folder_left_by_a_killed_process_goes_at_the_next_start_and_a_living_o
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    left = Path(killed.stdout.strip())
+    return Path(killed.stdout.strip())
+
+
+def test_a_folder_left_by_a_killed_process_goes_when_another_begins_or_ends_and_a_living_ones_stays() -> None:
+    left = folder_of_a_killed_process()
+    assert left.is_dir()
     living = PrivateFolder()
-    assert left.is_dir(), "it may be one that is just being made"
-    monkeypatch.setattr(private_folder, "SETTLED_S", 0.0)
-    private_folder.sweep()
     assert not left.exists()
-    assert living.path.is_dir()
+    left, other = folder_of_a_killed_process(), PrivateFolder()
+    private_folder.sweep()
+    assert living.path.is_dir() and other.path.is_dir() and not left.exists()
+    left = folder_of_a_killed_process()
+    other.close()
+    assert living.path.is_dir() and not left.exists()
     living.close()
+
+
+def test_a_folder_that_is_swept_away_before_its_owner_could_lock_it_is_made_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made, make = [], tempfile.mkdtemp
+
+    def swept_at_once(*args: Any, **kwargs: Any) -> str:
+        made.append(make(*args, **kwargs))
+        if len(made) == 1:
+            private_folder.sweep()
+        return made[-1]
+
+    monkeypatch.setattr("tempfile.mkdtemp", swept_at_once)
+    folder = PrivateFolder()
+    assert len(made) == 2 and not Path(made[0]).exists()
+    assert folder.path == Path(made[1]) and folder.path.is_dir()
+    folder.close()
 
 
 @pytest.mark.parametrize("name", ["x" * 60, "open"])

@@ -35,6 +35,8 @@ def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Benc
     run.wait()
     assert run.process.returncode == 0, run.errors
     assert run.summary["restarts"] >= 3
+    assert "raylet" not in run.output + run.errors, "Ray's own words are in the log"
+    assert "Ray says: A worker died" in (run.directory / "logs" / "driver.log").read_text()
     books = assert_books_balance(bench, run)
     assert books["committed"] == 100 * 4
     assert books["dropped_by_reason"].get("actor_died", 0) >= 1

@@ -142,6 +142,25 @@ def test_two_loads_of_one_name_at_once_are_a_conflict(tmp_path: Path) -> None:
         assert http.post("/v1/score", json=body(1)).json()["model_version"] == "scripted-1"
 
 
+def test_a_client_that_asks_for_a_load_while_one_is_under_way_has_its_own_after_it(tmp_path: Path) -> None:
+    """Whoever asked for the first may have been killed meanwhile, and its successor asks again."""
+    names = [model(tmp_path, 1), model(tmp_path, 2)]
+    scorers, loaded = Scorers(main=ScriptedScorer()), []
+    with ready(scorers, model_roots=[tmp_path]) as (server, http), client_of(server) as client:
+        scorers.gate.clear()
+        scorers.building.clear()
+        first = threading.Thread(target=load, args=(http, names[0]))
+        first.start()
+        assert scorers.building.wait(10)
+        second = threading.Thread(target=lambda: loaded.append(client.load("main", names[1]).version))
+        second.start()
+        eventually(lambda: metric(http, 'rollcall_reward_requests_total{outcome="load_conflict",route="load"}') >= 1)
+        scorers.gate.set()
+        for thread in (first, second):
+            thread.join(20)
+        assert loaded == ["scripted-2"]
+
+
 def test_a_new_name_is_a_new_model(tmp_path: Path) -> None:
     with ready(Scorers(main=ScriptedScorer()), model_roots=[tmp_path], default_model="main") as (_, http):
         assert load(http, model(tmp_path, 9), name="second").json()["is_default"] is False

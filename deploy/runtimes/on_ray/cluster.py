@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY
 METRICS = "RAY_enable_metrics_collection"
 SLOW_S = 300  # that a process of a private cluster may take over an answer
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
+
+_log = logging.getLogger("rollcall")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,16 @@ def connect(*, num_cpus: float, store_bytes: int = LEAST_STORE) -> Cluster:
     address = os.environ.get("RAY_ADDRESS")
     with warnings.catch_warnings(), _our_signals():
         warnings.simplefilter("ignore")
-        return _join(address) if address else _start(num_cpus, store_bytes)
+        cluster = _join(address) if address else _start(num_cpus, store_bytes)
+    importlib.import_module("ray._private.worker").print_to_stdstream = _log_words  # type: ignore[attr-defined]
+    return cluster
+
+
+def _log_words(words: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    """What Ray would print on the terminal: of every process that dies, 900 characters. What became of it, the run says
+    itself."""
+    for line in words["lines"]:
+        _log.info("Ray says: %s", " ".join(str(line).split())[:300])
 
 
 def _join(address: str) -> Cluster:
