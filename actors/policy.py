@@ -43,9 +43,17 @@ class Policy(Protocol):
         """float32 [num_states, B, hidden] of zeros; None without recurrence."""
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> Rollout:
-        """Begins a unit. All sampling noise derives from `seed`. Greedy takes the mode of the distribution."""
+        """Begins a unit. All sampling noise derives from `seed`. Greedy takes the mode of the distribution. The envs
+        are those of the run from number `first_env` on: each may explore in a way of its own."""
 
 
 PolicyFactory = Callable[[], Policy]

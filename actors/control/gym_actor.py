@@ -266,7 +266,11 @@ class GymActor:
             if shard.recurrent_state is None:
                 shard.recurrent_state = self._policy.initial_recurrent_state(num_envs)
             rollout = self._policy.rollout(
-                num_steps=num_steps, num_envs=num_envs, seed=seed, recurrent_state=shard.recurrent_state
+                num_steps=num_steps,
+                num_envs=num_envs,
+                seed=seed,
+                recurrent_state=shard.recurrent_state,
+                first_env=shard.index * num_envs,
             )
             return unroll(shard, rollout, num_steps=num_steps, unit=unit)
         except BaseException:

@@ -72,7 +72,14 @@ class TorchPolicy:
         return np.zeros((self.module.num_states, num_envs, self.module.recurrent_size), np.float32)
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> TorchRollout:
         if self._version < 0:
             raise ValueError("rollout: the policy has no weights yet; load some first")
@@ -83,9 +90,8 @@ class TorchPolicy:
             )
         if num_envs not in self._mlps and _FusedMLP.fits(self.module):
             self._mlps[num_envs] = _FusedMLP(self.module, num_envs)
-        return TorchRollout(
-            self.module, self._mlps.get(num_envs), num_steps, num_envs, None if greedy else seed, recurrent_state
-        )
+        mlp = self._mlps.get(num_envs)
+        return TorchRollout(self.module, mlp, num_steps, num_envs, None if greedy else seed, recurrent_state, first_env)
 
 
 class TorchRollout:
@@ -103,6 +109,7 @@ class TorchRollout:
         num_envs: int,
         seed: int | None,
         recurrent_state: Array | None,
+        first_env: int,
     ) -> None:
         """`seed=None`: greedy."""
         distribution = module.distribution
@@ -120,15 +127,20 @@ class TorchRollout:
         self._actions_at = self._actions.unbind(0)
         self._stored_at = list(self._actions.numpy())
         self._noise_at: tuple[Tensor, ...] | None = None
-        if seed is not None:
-            noise = distribution.noise((num_steps, num_envs), torch.Generator().manual_seed(seed))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        if generator is not None:
+            noise = distribution.noise((num_steps, num_envs), generator)
             self._noise_at = noise.unbind(0)
+        module.draw_noise(generator)
         self._outputs_at = self._params_at
         if module.log_std is not None:
             # The standard deviations are the same at every step: only the means are computed there.
             assert isinstance(distribution, DiagonalGaussian)
             self._params[..., distribution.dim :] = module.log_std
             self._outputs_at = self._params[..., : distribution.dim].unbind(0)
+        elif module.exploration is not None:  # so are epsilons
+            self._params[..., -1] = module.exploration.of_envs(first_env, num_envs)
+            self._outputs_at = self._params[..., :-1].unbind(0)
 
     def act(
         self, observations: Mapping[str, Array], *, episode_starts: Array, action_mask: Array | None = None
@@ -145,7 +157,7 @@ class TorchRollout:
             if self._mlp is not None:
                 self._mlp.forward(observations, self._outputs_at[t])
             else:
-                self._forward(observations, episode_starts, self._params_at[t])
+                self._forward(observations, episode_starts, self._outputs_at[t])
             mask = None if action_mask is None else self._keep_mask(action_mask)
             if self._noise_at is None:
                 actions = self._distribution.mode(self._params_at[t], mask)
@@ -167,14 +179,14 @@ class TorchRollout:
         state: Array | None = None if self._state is None else self._state.numpy().copy()
         return state
 
-    def _forward(self, observations: Mapping[str, Array], episode_starts: Array, params: Tensor) -> None:
+    def _forward(self, observations: Mapping[str, Array], episode_starts: Array, outputs: Tensor) -> None:
         """Any network, through its own acting path."""
         tensors = {name: _as_tensor(observations[name]) for name in self._module.observation_spaces}
         if self._state is None:
-            params.copy_(self._module.policy_params(tensors))
+            params = self._module.policy_params(tensors)
         else:
-            outputs, self._state = self._module.step(tensors, self._state, _as_tensor(episode_starts))
-            params.copy_(outputs)
+            params, self._state = self._module.step(tensors, self._state, _as_tensor(episode_starts))
+        outputs.copy_(params[..., : outputs.shape[-1]])
 
     def _keep_mask(self, action_mask: Array) -> Tensor:
         self._distribution.check_mask(action_mask)
@@ -233,6 +245,7 @@ class _FusedMLP:
             and len(spaces[0].shape) > 0
             and spaces[0].dtype != np.uint8  # the torso scales those
             and module.torso.mlp is not None
+            and (module.q is None or module.q.config.is_plain)
             and not module.is_recurrent
         )
 
