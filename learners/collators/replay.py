@@ -4,7 +4,7 @@ their experience is in the buffer; how often it is drawn later the ledger does n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,7 +108,7 @@ class ReplayCollator:
         )
         return _ReplayBatch(
             drawn=drawn,
-            added=stack_trajectories(trajectories, device),
+            added=stack_trajectories([_as_acted(trajectory) for trajectory in trajectories], device),
             step=step,
             env_steps=self._env_steps,
             batch_size=config.batch_size,
@@ -177,8 +177,13 @@ class ReplayCollator:
         self._env_steps += trajectory.num_steps
         slots, begins = self.buffer.add(trajectory, env_steps=self._env_steps)
         self.pages.changed(slots)
-        if self.priorities is not None:
-            self.priorities.add(slots, begins)
+        if self.priorities is None:
+            return
+        errors = trajectory.steps.td_errors
+        if errors is not None:  # of the steps, which come first
+            found = errors[trajectory.steps.mask]
+            errors = np.concatenate([found, np.zeros(len(slots) - len(found), found.dtype)])
+        self.priorities.add(slots, begins, errors)
 
     def _due(self) -> int:
         learnt_from = max(0, self._env_steps - self._config.learning_starts)
@@ -204,3 +209,8 @@ class ReplayCollator:
         self.buffer.keep()
         if self.priorities is not None:
             self.priorities.keep()
+
+
+def _as_acted(trajectory: GymTrajectory) -> GymTrajectory:
+    """Without what some actors say of it, and others do not."""
+    return replace(trajectory, unroll=trajectory.unroll.with_td_errors(None))

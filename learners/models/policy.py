@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.flat import flatten_module, load_module_weights
+from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.models.torsos import Activation
 
@@ -42,8 +44,9 @@ class TorchPolicy:
         *,
         weights: Weights | None = None,
         name: str = "actor_critic",
+        judging: Judging | None = None,
     ) -> None:
-        """The learner's network without its critic, whether that has one or not.
+        """The learner's network without its critic, whether that has one or not. `judging`: of its own experience.
 
         Raises:
           ValueError: on spaces that are not supported, or weights that do not fit.
@@ -52,6 +55,7 @@ class TorchPolicy:
         self.module.requires_grad_(False)
         flatten_module(self.module)
         self._name = name
+        self._judging = judging
         self._version = -1
         self._mlps: dict[int, _FusedMLP] = {}  # by number of envs
         if weights is not None:
@@ -92,6 +96,12 @@ class TorchPolicy:
             self._mlps[num_envs] = _FusedMLP(self.module, num_envs)
         mlp = self._mlps.get(num_envs)
         return TorchRollout(self.module, mlp, num_steps, num_envs, None if greedy else seed, recurrent_state, first_env)
+
+    def td_errors(self, rollout: TorchRollout, unroll: Unroll[Array]) -> Array | None:
+        """As JudgesExperience has it."""
+        if self._judging is None:
+            return None
+        return self._judging.td_errors(self.module, rollout.params, unroll)
 
 
 class TorchRollout:
@@ -167,6 +177,11 @@ class TorchRollout:
         self._step = t + 1
         stored = self._stored_at[t]
         return stored, self._distribution.to_env(stored)
+
+    @property
+    def params(self) -> Tensor:
+        """[steps taken so far, B, P]: of the distributions that actions were drawn from."""
+        return self._params[: self._step]
 
     def behaviour_logprobs(self) -> Array:
         t = self._step

@@ -43,6 +43,7 @@ from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
@@ -184,7 +185,15 @@ class ControlFactory:
         return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
 
     def policy(self) -> Policy:
-        return TorchPolicy(*self.spaces, self.config.policy)
+        return TorchPolicy(*self.spaces, self.config.policy, judging=self._judging)
+
+    @property
+    def _judging(self) -> Judging | None:
+        """What is kept by priority may have its first one from the actor."""
+        replay = self.config.replay
+        if replay is None or replay.prioritised is None or replay.prioritised.initial != "actor":
+            return None
+        return Judging(float(getattr(self.config.algorithm, "discount", 1.0)), replay.n_step)
 
     @property
     def outside(self) -> OutsideShards | None:
