@@ -69,10 +69,11 @@ class ReplayCollator:
         seed: int,
         total_env_steps: int,
         network: TakesStatistics | None = None,
+        stacked: Mapping[str, int] | None = None,
         directory: Path | None = None,
     ) -> None:
         """`num_envs`: of all shards; `total_env_steps`: of the run, over which importance weights reach full strength;
-        `directory`: for storage=disk, whose own files are removed from it.
+        `stacked`: frames of the observations that are stacks; `directory`: for storage=disk, whose own files are removed from it.
 
         Raises:
           ValueError: where the capacity has no room for a step of each env.
@@ -82,7 +83,7 @@ class ReplayCollator:
         self._total_env_steps = total_env_steps
         self._network = network
         allocate = mapped_in(directory) if config.storage == "disk" and directory is not None else in_memory
-        self.buffer = ReplayBuffer(capacity=config.capacity, num_envs=num_envs, allocate=allocate)
+        self.buffer = ReplayBuffer(capacity=config.capacity, num_envs=num_envs, stacked=stacked, allocate=allocate)
         self.pages = ReplayPages(self.buffer)
         self.priorities = None if config.prioritised is None else Priorities(config.prioritised, self.buffer.num_slots)
         self._generator = np.random.Generator(np.random.PCG64(seed))

@@ -16,25 +16,27 @@ from rollcall.cluster.messages.steps import EnvSteps, Unroll
 class Happened:
     """One env step that the learner has seen."""
 
-    shown: int
+    shown: list[int]  # its newest frame last
     action: int
     reward: float
-    then: int  # what the env showed after it
+    then: list[int]  # what the env showed after it
     terminated: bool
     goes_on: bool  # with the next of its list; False: an end, a gap, or the newest
 
 
 @dataclass
 class World:
-    """`next_step`: after an end comes a step that is no experience, as with gymnasium's NEXT_STEP."""
+    """`next_step`: after an end comes a step that is no experience, as with gymnasium's NEXT_STEP. `stack`: frames of an
+    observation."""
 
     rng: np.random.Generator
     num_shards: int
     num_envs: int  # of a shard
     next_step: bool
     end_rate: float = 0.15
+    stack: int = 1
     happened: list[list[Happened]] = field(default_factory=list)  # of each env of all shards, in order
-    _shown: list[int] = field(default_factory=list)
+    _shown: list[list[int]] = field(default_factory=list)
     _starts: list[bool] = field(default_factory=list)
     _resets: list[bool] = field(default_factory=list)  # the next step is the dead one
     _incarnations: list[int] = field(default_factory=list)
@@ -48,9 +50,14 @@ class World:
         self._starts, self._resets = [True] * total, [False] * total
         self._incarnations = [0] * self.num_shards
 
-    def _new(self) -> int:
+    def _new(self) -> list[int]:
+        """What a new episode shows: its first frame, as often as it takes."""
         self._count += 1
-        return self._count
+        return [self._count] * self.stack
+
+    def _after(self, shown: list[int]) -> list[int]:
+        self._count += 1
+        return [*shown[1:], self._count]
 
     def begin_anew(self, shard: int) -> None:
         """As after an actor's death."""
@@ -62,7 +69,7 @@ class World:
     def fragment(self, shard: int, num_steps: int, *, dropped: bool = False) -> GymTrajectory:
         """The shard's next; one that is dropped the learner will not see."""
         shape, envs = (num_steps, self.num_envs), self._envs(shard)
-        shown, actions, rewards = np.zeros((*shape, 1)), np.zeros(shape, np.int64), np.zeros(shape, np.float32)
+        shown, actions, rewards = np.zeros((*shape, self.stack)), np.zeros(shape, np.int64), np.zeros(shape, np.float32)
         terminated, truncated, starts = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool)
         mask, finals = np.ones(shape, bool), []
         for t in range(num_steps):
@@ -76,7 +83,7 @@ class World:
                 ends = self.rng.random() < self.end_rate
                 terminated[t, b] = ends and self.rng.random() < 0.5
                 truncated[t, b] = ends and not terminated[t, b]
-                then = self._new()
+                then = self._after(self._shown[env])
                 if not dropped:
                     step = Happened(
                         self._shown[env],
@@ -109,14 +116,16 @@ class World:
                 mask,
                 starts,
             ),
-            last_observations={"observation": np.array([[float(self._shown[env])] for env in envs])},
+            last_observations={"observation": np.array([self._shown[env] for env in envs], np.float64)},
             final_index=index,
-            final_observations={"observation": np.array([[float(final[2])] for final in finals]).reshape(-1, 1)},
+            final_observations={
+                "observation": np.array([final[2] for final in finals], np.float64).reshape(-1, self.stack)
+            },
         )
         self._tickets += 1
         return GymTrajectory(Header(self._tickets, 1, 1), shard, self._incarnations[shard], self._tickets, unroll)
 
-    def n_steps_from(self, env: int, place: int, *, n_step: int, discount: float) -> tuple[float, float, int]:
+    def n_steps_from(self, env: int, place: int, *, n_step: int, discount: float) -> tuple[float, float, list[int]]:
         """(sum of rewards, discount of what follows, what follows), step by step."""
         total, steps = 0.0, self.happened[env]
         for k in range(n_step):

@@ -23,7 +23,8 @@ DISCOUNT = 0.9
 
 def _filled(world: World, *, num_fragments: int, num_steps: int, capacity: int, surprises: bool = True) -> ReplayBuffer:
     """A buffer with fragments of the world in it, some of which were dropped on their way."""
-    buffer = ReplayBuffer(capacity=capacity, num_envs=world.num_shards * world.num_envs)
+    stacked = {"observation": world.stack} if world.stack > 1 else None
+    buffer = ReplayBuffer(capacity=capacity, num_envs=world.num_shards * world.num_envs, stacked=stacked)
     env_steps = 0
     for _ in range(num_fragments):
         for shard in range(world.num_shards):
@@ -57,30 +58,40 @@ def _begins(buffer: ReplayBuffer) -> Array:
     num_envs=st.integers(1, 3),
     num_steps=st.integers(1, 6),
     n_step=st.integers(1, 5),
-    rows=st.integers(14, 40),
+    rows=st.integers(30, 60),
     next_step=st.booleans(),
     end_rate=st.sampled_from([0.0, 0.15, 0.6, 1.0]),
+    stack=st.sampled_from([1, 1, 3]),
 )
 def test_transitions_are_those_of_a_literal_loop_over_what_happened(
-    seed: int, num_shards: int, num_envs: int, num_steps: int, n_step: int, rows: int, next_step: bool, end_rate: float
+    seed: int,
+    num_shards: int,
+    num_envs: int,
+    num_steps: int,
+    n_step: int,
+    rows: int,
+    next_step: bool,
+    end_rate: float,
+    stack: int,
 ) -> None:
-    world = World(np.random.default_rng(seed), num_shards, num_envs, next_step, end_rate)
-    buffer = _filled(world, num_fragments=8, num_steps=num_steps, capacity=rows * num_shards * num_envs)
+    world = World(np.random.default_rng(seed), num_shards, num_envs, next_step, end_rate, stack)
+    buffer = _filled(world, num_fragments=12, num_steps=num_steps, capacity=rows * num_shards * num_envs)
     slots = _begins(buffer)
     assert buffer.num_transitions == len(slots)
     if not len(slots):
         return
     rows_drawn = buffer.transitions(slots, n_step=n_step, discount=DISCOUNT)
     place_of = {
-        step.shown: (env, place) for env, steps in enumerate(world.happened) for place, step in enumerate(steps)
+        step.shown[-1]: (env, place) for env, steps in enumerate(world.happened) for place, step in enumerate(steps)
     }
     for i, slot in enumerate(slots.tolist()):
-        env, place = place_of[int(rows_drawn.observations["observation"][i, 0])]
+        env, place = place_of[int(rows_drawn.observations["observation"][i, -1])]
         assert env == slot % buffer.num_envs
         total, discount, then = world.n_steps_from(env, place, n_step=n_step, discount=DISCOUNT)
         assert rows_drawn.rewards[i] == pytest.approx(total, abs=1e-5)
         assert rows_drawn.discounts[i] == pytest.approx(discount, abs=1e-6)
-        assert rows_drawn.next_observations["observation"][i, 0] == then
+        assert rows_drawn.observations["observation"][i].tolist() == world.happened[env][place].shown
+        assert rows_drawn.next_observations["observation"][i].tolist() == then
         assert rows_drawn.actions[i] == world.happened[env][place].action
 
 
@@ -89,13 +100,26 @@ def test_a_full_ring_has_the_newest_steps_of_each_env() -> None:
     buffer = _filled(world, num_fragments=9, num_steps=7, capacity=4 * 20, surprises=False)
     kept = buffer.transitions(_begins(buffer), n_step=1, discount=1.0).observations["observation"][:, 0]
     # Of 20 rows one has what the env shows now, from which no step has been taken.
-    expected = [step.shown for steps in world.happened for step in steps[-19:]]
+    expected = [step.shown[0] for steps in world.happened for step in steps[-19:]]
     assert sorted(kept.astype(int)) == sorted(expected)
 
 
+def test_a_stack_of_frames_is_kept_once_and_lost_with_its_oldest() -> None:
+    world = World(np.random.default_rng(0), 1, 2, next_step=False, end_rate=0.0, stack=4)
+    buffer = _filled(world, num_fragments=9, num_steps=7, capacity=2 * 20, surprises=False)
+    assert buffer.arrays["observations.observation"].shape == (20, 2), "a number a row, and not four"
+    kept = buffer.transitions(_begins(buffer), n_step=1, discount=1.0).observations["observation"]
+    assert sorted(kept[:, -1].astype(int)) == sorted(step.shown[-1] for steps in world.happened for step in steps[-16:])
+    other = World(np.random.default_rng(0), 1, 2, next_step=False, stack=4)
+    fragment = other.fragment(0, 7)
+    fragment.steps.observations["observation"][3, 0, 1] += 1
+    with pytest.raises(ValueError, match="observation is no stack of frames"):
+        ReplayBuffer(capacity=40, num_envs=2, stacked={"observation": 4}).add(fragment, env_steps=14)
+
+
 def test_what_was_added_is_taken_back_to_the_bit() -> None:
-    world = World(np.random.default_rng(3), 2, 2, next_step=True)
-    buffer = _filled(world, num_fragments=9, num_steps=7, capacity=4 * 20)
+    world = World(np.random.default_rng(3), 2, 2, next_step=True, stack=2)
+    buffer = _filled(world, num_fragments=9, num_steps=7, capacity=4 * 30)
     buffer.keep()
     before = {name: array.copy() for name, array in buffer.arrays.items()}
     streams, number = buffer.streams.copy(), buffer.num_transitions

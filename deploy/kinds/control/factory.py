@@ -18,6 +18,7 @@ from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.control.segments import ToEnv
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.actors.envs.observations import PLAIN_NAME
 from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
@@ -252,8 +253,13 @@ class ControlFactory:
             seed=derive_seed(config.seed, "replay"),
             total_env_steps=config.total_env_steps or (config.learner_steps or 1) * (config.steps_per_batch or 1),
             network=network,
+            stacked={PLAIN_NAME: config.env.num_frames} if self._frames_are_stacked else {},
             directory=self.run_directory / "replay" / str(collective.rank),
         )
+
+    @property
+    def _frames_are_stacked(self) -> bool:
+        return self.config.env.num_frames > 1 and isinstance(self.spaces[0], spaces.Box)
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()

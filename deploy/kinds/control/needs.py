@@ -98,7 +98,7 @@ def _kept_bytes(config: RunConfig, observation: int) -> int:
     if config.replay is None:
         return 0
     tree = 0 if config.replay.prioritised is None else SUM_TREE_BYTES
-    return config.replay.capacity * (observation + RECORDED_BYTES + tree)
+    return config.replay.capacity * (observation // config.env.num_frames + RECORDED_BYTES + tree)
 
 
 def _saved(network: nn.Module, space: spaces.Space[Any]) -> int:
