@@ -73,7 +73,8 @@ class ReplayCollator:
         directory: Path | None = None,
     ) -> None:
         """`num_envs`: of all shards; `total_env_steps`: of the run, over which importance weights reach full strength;
-        `stacked`: frames of the observations that are stacks; `directory`: for storage=disk, whose own files are removed from it.
+        `stacked`: frames of the observations that are stacks, by name; `directory`: for storage=disk, of which all
+        files are removed first.
 
         Raises:
           ValueError: where the capacity has no room for a step of each env.

@@ -233,11 +233,10 @@ class ReplayBuffer:
         """[N, ...], whole."""
         flat = self._flat[OBSERVATION + name]
         if name not in self._stacked:
-            found: Array = flat[slots]
+            found: Array = flat.take(slots, axis=0)
             return found
-        row, env = np.divmod(slots, self.num_envs)
-        rows = (row[:, None] + np.arange(1 - self._stacked[name], 1)) % self.num_rows
-        stacks: Array = flat[rows * self.num_envs + env[:, None]]
+        earlier = np.arange(1 - self._stacked[name], 1) * self.num_envs
+        stacks: Array = flat.take((slots[:, None] + earlier) % self.num_slots, axis=0)
         return stacks
 
     def restore(self, streams: Array) -> None:
@@ -276,13 +275,14 @@ class ReplayBuffer:
             raise ValueError("uniform: nothing is in the buffer yet")
         counts = np.minimum(self.streams[0], self.num_rows - 1).clip(min=0)  # rows but the last one
         ends = counts.cumsum()
+        newest = self.streams[0] - 1 + ends - counts  # minus a number of its env's share of them: one of its rows
         found = np.empty(0, np.int64)
         while len(found) < number:  # rows without a step are few: one an episode
             drawn = generator.integers(0, ends[-1], number - len(found))
             env = np.searchsorted(ends, drawn, side="right")
-            row = self.streams[0, env] - 1 - (drawn - (ends[env] - counts[env]))
+            row = newest.take(env) - drawn
             slots = (row % self.num_rows) * self.num_envs + env
-            slots = slots[self._flat["kind"][slots] > NO_STEP]
+            slots = slots[self._flat["kind"].take(slots) > NO_STEP]
             found = slots if not len(found) else np.concatenate([found, slots])
         return found
 
@@ -290,30 +290,27 @@ class ReplayBuffer:
         self, slots: Array, *, n_step: int, discount: float, weights: Array | None = None
     ) -> TransitionRows[Array]:
         """Those that begin at these slots [N]."""
-        row, env = np.divmod(slots, self.num_envs)
-        kind = self._flat["kind"][slots]
-        rewards = self._flat["rewards"][slots]
-        length, terminated, running = np.ones(len(slots), np.int64), kind == TERMINATED, kind == STEP
+        kinds, rewards_at, one_later = self._flat["kind"], self._flat["rewards"], self.num_envs
+        kind, rewards = kinds.take(slots), rewards_at.take(slots)
+        after, terminated, discounts = (slots + one_later) % self.num_slots, kind == TERMINATED, np.float32(discount)
         for k in range(1, n_step):
-            at = (row + k) % self.num_rows * self.num_envs + env
-            kind = np.where(running, self._flat["kind"][at], NO_STEP)
-            running = kind > NO_STEP
-            rewards = rewards + np.where(running, np.float32(discount**k) * self._flat["rewards"][at], np.float32(0))
-            length += running
+            goes_on = ~terminated & (kind > NO_STEP)
+            kind = np.where(goes_on, kinds.take(after), NO_STEP)
+            goes_on = kind > NO_STEP
+            rewards = rewards + np.where(goes_on, np.float32(discount**k) * rewards_at.take(after), np.float32(0))
+            discounts = np.where(goes_on, np.float32(discount ** (k + 1)), discounts)
             terminated |= kind == TERMINATED
-            running &= kind == STEP
-        after = (row + length) % self.num_rows * self.num_envs + env
-        powers = np.float32(discount) ** np.arange(n_step + 1, dtype=np.float32)
+            after = (after + goes_on * one_later) % self.num_slots
         masks = self._flat.get("action_mask")
         return TransitionRows(
             observations={name: self._observations(name, slots) for name in self.observation_names},
-            actions=self._flat["actions"][slots],
+            actions=self._flat["actions"].take(slots, axis=0),
             rewards=rewards,
-            discounts=np.where(terminated, np.float32(0), powers[length]),
+            discounts=np.where(terminated, np.float32(0), discounts),
             next_observations={name: self._observations(name, after) for name in self.observation_names},
             weights=np.ones(len(slots), np.float32) if weights is None else weights,
-            action_mask=None if masks is None else masks[slots],
-            next_action_mask=None if masks is None else masks[after],
+            action_mask=None if masks is None else masks.take(slots, axis=0),
+            next_action_mask=None if masks is None else masks.take(after, axis=0),
         )
 
     def origin(self, slots: Array) -> Origin:

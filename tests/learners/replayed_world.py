@@ -26,8 +26,8 @@ class Happened:
 
 @dataclass
 class World:
-    """`next_step`: after an end comes a step that is no experience, as with gymnasium's NEXT_STEP. `stack`: frames of an
-    observation."""
+    """`next_step`: after an end comes a step that is no experience, as with gymnasium's NEXT_STEP. `stack`: frames of
+    an observation."""
 
     rng: np.random.Generator
     num_shards: int
