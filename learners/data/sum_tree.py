@@ -50,7 +50,13 @@ class SumTree:
             above.reshape(-1)[: len(below)] = below.sum(1)
 
     def find(self, targets: Array) -> Array:
-        """int64 [N]: for each target in [0, total) the leaf in whose share of the total it lies."""
+        """int64 [N]: for each target in [0, total) the leaf in whose share of the total it lies.
+
+        Raises:
+          ValueError: when no leaf has any.
+        """
+        if not self.total > 0:
+            raise ValueError("find: all leaves are 0, so there is none to be found")
         nodes = np.zeros(len(targets), np.int64)
         rest = np.asarray(targets, np.float64)
         first = np.arange(len(targets)) * FAN_OUT

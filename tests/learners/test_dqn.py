@@ -80,7 +80,7 @@ def test_the_loss_is_that_of_a_loop_over_transitions(double: bool, masked: bool)
         errors.append(abs(error))
         huber = 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
         total += float(rows.weights[i]) * huber / 6
-    assert float(loss.loss) == pytest.approx(total, rel=1e-5)
+    assert float(loss.loss.detach()) == pytest.approx(total, rel=1e-5)
     assert loss.per_sample is not None
     assert loss.per_sample.tolist() == pytest.approx(errors, rel=1e-5)
     assert float(loss.metrics["td_error"]) == pytest.approx(np.mean(errors), rel=1e-5)
@@ -96,7 +96,7 @@ def test_parts_of_a_minibatch_add_up_to_the_whole(q: Mapping[str, Any]) -> None:
     for number, minibatch in enumerate(drawn):
         whole = algorithm.loss(context, minibatch)
         parts = [algorithm.loss(context, part) for rank in range(3) for part in minibatch.shards(rank, 3)]
-        assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), rel=1e-5)
+        assert torch.allclose(torch.stack([part.loss for part in parts]).sum(), whole.loss)
         assert whole.per_sample is not None and len(whole.per_sample) == 12
         added = torch.stack([part.per_sample for part in parts if part.per_sample is not None]).sum(0)
         assert torch.allclose(added, whole.per_sample)
@@ -136,13 +136,13 @@ def test_noise_in_weights_is_drawn_anew_and_is_none_in_the_mean() -> None:
     assert torch.equal(layer(inputs), torch.nn.functional.linear(inputs, layer.weight, layer.bias))
     generator = torch.Generator().manual_seed(0)
     outputs = []
-    for _ in range(4000):
+    for _ in range(1000):
         layer.draw(generator)
         outputs.append(layer(inputs).detach())
     found = torch.cat(outputs)
     spread = found.std(0)
     assert (spread > 0.1).all()
-    assert ((found.mean(0) - plain[0]).abs() < 4 * spread / 4000**0.5).all()
+    assert ((found.mean(0) - plain[0]).abs() < 4 * spread / 1000**0.5).all()
 
 
 def test_epsilon_falls_over_env_steps_and_is_spread_over_envs() -> None:

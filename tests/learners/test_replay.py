@@ -51,7 +51,7 @@ def _begins(buffer: ReplayBuffer) -> Array:
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     num_shards=st.integers(1, 3),
@@ -75,7 +75,7 @@ def test_transitions_are_those_of_a_literal_loop_over_what_happened(
     stack: int,
 ) -> None:
     world = World(np.random.default_rng(seed), num_shards, num_envs, next_step, end_rate, stack)
-    buffer = _filled(world, num_fragments=12, num_steps=num_steps, capacity=rows * num_shards * num_envs)
+    buffer = _filled(world, num_fragments=10, num_steps=num_steps, capacity=rows * num_shards * num_envs)
     slots = _begins(buffer)
     assert buffer.num_transitions == len(slots)
     if not len(slots):
@@ -151,6 +151,11 @@ def test_uniform_draws_are_uniform_over_what_can_be_drawn() -> None:
     assert _chi_square(counts[slots], np.full(len(slots), 200.0)) < 1
 
 
+def test_nothing_is_found_where_there_is_nothing() -> None:
+    with pytest.raises(ValueError, match="all leaves are 0"):
+        SumTree(5).find(np.zeros(1))
+
+
 @pytest.mark.parametrize("size", [1, 31, 32, 33, 1024, 40_000])
 def test_a_sum_tree_finds_the_leaf_in_whose_share_a_target_lies(size: int) -> None:
     rng = np.random.default_rng(size)
@@ -158,6 +163,7 @@ def test_a_sum_tree_finds_the_leaf_in_whose_share_a_target_lies(size: int) -> No
     for _ in range(5):
         index = rng.integers(0, size, 200)
         values = np.where(rng.random(200) < 0.3, 0.0, rng.random(200))
+        values[-1] = 0.5
         tree.set(index, values)
         leaves[index] = values
     assert np.array_equal(tree.leaves, leaves)
@@ -182,14 +188,14 @@ def test_transitions_are_drawn_in_proportion_to_their_priorities() -> None:
     known = slots[np.arange(8) != 5]
     priorities.set(known, errors[known - 10])
     generator = np.random.default_rng(0)
-    drawn = np.concatenate([priorities.draw(1, generator) for _ in range(20_000)])
+    drawn = np.concatenate([priorities.draw(1, generator) for _ in range(6_000)])
     expected = (errors[known - 10] + 0.01) ** 0.6
     probability = expected / expected.sum()
     counts = np.bincount(drawn, minlength=50)
-    assert counts[known].sum() == 20_000
-    assert _chi_square(counts[known], probability * 20_000) < 1
-    stratified = np.bincount(priorities.draw(20_000, generator), minlength=50)[known]
-    assert np.abs(stratified - probability * 20_000).max() <= 2, "a stratified batch is nearer still"
+    assert counts[known].sum() == 6_000
+    assert _chi_square(counts[known], probability * 6_000) < 1
+    stratified = np.bincount(priorities.draw(6_000, generator), minlength=50)[known]
+    assert np.abs(stratified - probability * 6_000).max() <= 2, "a stratified batch is nearer still"
 
 
 def test_importance_weights_make_the_mean_that_of_uniform_draws() -> None:
