@@ -3,6 +3,7 @@ their experience is in the buffer; how often it is drawn later the ledger does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -68,11 +69,13 @@ class ReplayCollator:
         num_envs: int,
         seed: int,
         total_env_steps: int,
+        steps_per_batch: int | None = None,
         network: TakesStatistics | None = None,
         stacked: Mapping[str, int] | None = None,
         directory: Path | None = None,
     ) -> None:
         """`num_envs`: of all shards; `total_env_steps`: of the run, over which importance weights reach full strength;
+        `steps_per_batch`: env steps of a learner step, at the most;
         `stacked`: frames of the observations that are stacks, by name; `directory`: for storage=disk, of which all
         files are removed first.
 
@@ -89,6 +92,9 @@ class ReplayCollator:
         self.priorities = None if config.prioritised is None else Priorities(config.prioritised, self.buffer.num_slots)
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._updates_per_step = Fraction(str(config.updates_per_env_step))  # as it is written: 0.1 is a tenth
+        self._num_samples: int | None = None
+        if steps_per_batch is not None:
+            self._num_samples = (math.ceil(self._updates_per_step * steps_per_batch) + 1) * config.batch_size
         self._env_steps = 0  # that came in
         self._updates = 0  # gradient steps that were drawn for
 
@@ -114,6 +120,7 @@ class ReplayCollator:
             step=step,
             env_steps=self._env_steps,
             batch_size=config.batch_size,
+            num_samples=self._num_samples,
             slots=slots,
         )
 
@@ -145,7 +152,8 @@ class ReplayCollator:
         """After the step: priorities, and the normaliser's statistics of what came in."""
         assert isinstance(batch, _ReplayBatch)
         if self.priorities is not None and per_sample is not None:
-            self.priorities.set(batch.slots.reshape(-1), per_sample.cpu().numpy())
+            slots = batch.slots.reshape(-1)
+            self.priorities.set(slots, per_sample.cpu().numpy()[: len(slots)])
         if self._network is not None:
             self._network.update_normaliser(batch.added.steps.observations, batch.added.steps.mask)
 

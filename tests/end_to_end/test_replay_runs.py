@@ -5,10 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.sampled import SAMPLED_NAME, Misread, read_sampled
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.kinds.control.factory import ControlFactory
 from tests.runs import Bench, Run, config_of
 
 # Two shards of two envs, 32 env steps and so 8 gradient steps a learner step; rings that are full after a third of it.
@@ -38,25 +41,21 @@ def _final(run: Run) -> str:
     return str(run.summary["weights_hash"])
 
 
-def _audited(bench: Bench) -> None:
-    code, text = bench.audit()
-    assert code == 0, text
-
-
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Nobody interrupts it."""
     with closing(Bench(tmp_path_factory.mktemp("serial"))) as bench:
         run = _train(bench, "runtime=serial")
         _final(run)
-        _audited(bench)
+        assert audit_run(run.directory) == []
     return run
 
 
 def test_a_run_counts_its_gradient_steps_and_says_what_they_were_drawn_from(serial: Run) -> None:
     steps = serial.steps()
-    counted = [step["gradient_steps"] for step in steps]
-    assert counted[:2] == [0, 0] and counted[2:] == [8.0] * 28, "a quarter of 32, from the 64th env step on"
+    assert len(steps) == 30
+    done = np.cumsum([step["gradient_steps"] for step in steps])
+    assert done.tolist() == [max(0, step["env_steps"] - 64) // 4 for step in steps], "a quarter, from the 64th on"
     assert 0 < steps[-1]["replay_age_env_steps"] < 320
     drawn = list(read_sampled(serial.directory / "logs" / SAMPLED_NAME))
     assert len(drawn) == 30 and not any(isinstance(line, Misread) for line in drawn)
@@ -69,24 +68,28 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(bench: Benc
     run.wait()
     assert not (run.directory / "summary.json").exists(), "it was over before it was killed"
     assert _final(bench.start("resume", "run")) == serial.summary["weights_hash"]
-    _audited(bench)
+    assert audit_run(run.directory) == []
 
 
 def test_a_run_on_ray_ends_with_the_weights_of_a_serial_one(bench: Bench, serial: Run) -> None:
-    assert _final(_train(bench, "actors.num=2")) == serial.summary["weights_hash"]
-    _audited(bench)
+    run = _train(bench, "actors.num=2")
+    assert _final(run) == serial.summary["weights_hash"]
+    assert audit_run(run.directory) == []
 
 
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["replay.capacity=10"], "replay: capacity=10 holds no batch of batch_size=64"),
+        (["replay.capacity=10"], "capacity=10 holds no batch of batch_size=64: raise it"),
         (["replay.updates_per_env_step=0"], "replay.updates_per_env_step = 0.*greater than 0"),
         (["replay.updates_per_env_step=65"], "replay.updates_per_env_step = 65.*less than or equal to 64"),
-        (["replay.capacity=300"], "replay.capacity = 300.*less than two learner steps' experience.*raise it to 520"),
+        (
+            ["replay.learning_starts=99", "replay.capacity=300"],
+            "replay.capacity = 300.*less than two learner steps' experience.*raise it to 520",
+        ),
         (["replay.learning_starts=99999", "total_env_steps=5000"], "replay.learning_starts = 99999.*ends after 5000"),
         (["policy.q=null"], "policy.q = null.*dqn learns the values of actions"),
-        (["env=Pendulum-v1"], "policy.q.*values of single actions are had of a Discrete space alone"),
+        (["env=Pendulum-v1"], "q: values of single actions are had of a Discrete space alone"),
         (["replay=null"], "replay = null.*learns from kept experience"),
         (["policy.normalise_rewards=true"], "policy.normalise_rewards = true.*of another scale"),
     ],
@@ -95,6 +98,17 @@ def test_what_cannot_be_is_said_in_a_line(overrides: list[str], said: str) -> No
     with pytest.raises(BadInput, match=said) as error:
         config_of("cartpole-dqn", overrides)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_ring_that_memory_has_no_room_for_is_in_the_plan(tmp_path: Path) -> None:
+    """By which a run is refused; on disk it takes none."""
+    config = config_of("cartpole-dqn", ["replay.capacity=10000000000"])
+    (role,) = [role for role in ControlFactory(config, tmp_path).needs().roles if role.unit == "learner"]
+    (ring,) = [part for part in role.parts if part.name == "replay"]
+    assert ring.size_bytes > 10**10 * (4 * 4 + 24) and "replay.capacity" in ring.shrink
+    needs = ControlFactory(config_of("cartpole-dqn", ["replay.storage=disk"]), tmp_path).needs()
+    assert needs.disk_bytes > 2 * 100_000 * 40
+    assert not any(part.name == "replay" for role in needs.roles for part in role.parts)
 
 
 def test_an_algorithm_that_keeps_nothing_has_no_replay(tmp_path: Path) -> None:

@@ -252,6 +252,7 @@ class ControlFactory:
             num_envs=config.actors.num_envs,
             seed=derive_seed(config.seed, "replay"),
             total_env_steps=config.total_env_steps or (config.learner_steps or 1) * (config.steps_per_batch or 1),
+            steps_per_batch=config.steps_per_batch,
             network=network,
             stacked={PLAIN_NAME: config.env.num_frames} if self._frames_are_stacked else {},
             directory=self.run_directory / "replay" / str(collective.rank),
