@@ -144,8 +144,8 @@ class Stepper:
         return norm
 
     def gradient_step(self, minibatch: Minibatch[Any], models: Collection[str] | None = None) -> Metrics:
-        """Both in one, for a minibatch after the other, `models` as of `step`. The metrics are this process's share, but for the last, the
-        gradient's norm: they are summed up over processes once an epoch."""
+        """Both in one, for a minibatch after the other; `models` as `step`'s. The metrics are this process's share, but
+        for the last, the gradient's norm: they are summed up over processes once an epoch."""
         loss, metrics, per_sample = self._backward(minibatch, self._loss)
         self._trained.sum_gradients(loss)
         self._keep(per_sample, minibatch)

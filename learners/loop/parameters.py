@@ -67,7 +67,9 @@ class ReplicatedParameters:
             self._gradients = {WHOLE: self._flat.gradient}
             return
         if flat.rest is not None or offload:
-            raise ValueError("learner.offload_optimizer: models that are stepped apart stay where they are: set it to false")
+            raise ValueError(
+                "learner.offload_optimizer: models that are stepped apart stay where they are: set it to false"
+            )
         self._rates, self._rules, self._gradients = dict(apart), {}, {}
         for name, (begin, end) in _stretches(models, self._flat).items():
             part = nn.Parameter(self._flat.parameter.detach()[begin:end])
@@ -119,7 +121,7 @@ class ReplicatedParameters:
 
     def tensors(self) -> dict[str, Tensor]:
         return {
-            f"{name}{model}": tensor
+            name if model == WHOLE else f"{name}.{model}": tensor
             for model, rule in self._rules.items()
             for name, tensor in rule.state_tensors().items()
         }

@@ -9,12 +9,6 @@ import torch
 from torch import Tensor
 
 
-def soft_values(*, probs: Tensor, logprobs: Tensor, q_values: Tensor, temperature: Tensor) -> Tensor:
-    """V(s) = sum over a of pi(a|s) (Q(s, a) - alpha log pi(a|s)) (Christodoulou, 2019, arXiv:1910.07207, eq. 10). All
-    are [B, n]; an action of probability 0 counts nothing. Returns [B]."""
-    return (probs * (q_values - temperature * logprobs)).sum(-1)
-
-
 def twin_q_loss(*, q_values: Tensor, targets: Tensor, weights: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The sum over critics of mean(w (Q_i - y)^2) / 2 (Haarnoja et al., 2018, arXiv:1812.05905, eq. 5).
 

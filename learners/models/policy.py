@@ -16,7 +16,13 @@ from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.flat import flatten_module, load_module_weights
-from rollcall.learners.models.networks import CRITIC_CHILDREN, LOG_STD_BOUNDS, ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import (
+    CRITIC_CHILDREN,
+    LOG_STD_BOUNDS,
+    ActorCritic,
+    PolicyConfig,
+    build_actor_critic,
+)
 from rollcall.learners.models.torsos import Activation
 
 _IN_PLACE: Mapping[Activation, Callable[[Tensor], Tensor]] = {

@@ -1,5 +1,5 @@
-"""Actions that are all alike, before there is a policy worth following. The switch is a buffer, hence part of the weights:
-the learner turns it when it begins to learn, and actors follow with the next version."""
+"""Actions that are all alike, before there is a policy worth following. The switch is a buffer, hence part of the
+weights: the learner turns it when it begins to learn, and actors follow with the next version."""
 
 from __future__ import annotations
 

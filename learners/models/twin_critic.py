@@ -1,5 +1,5 @@
-"""Two critics of actions side by side: each layer of both is one batched product. What algorithms that learn from replay
-train beside a policy; who acts needs none of it."""
+"""Two critics of actions side by side: each layer of both is one batched product. What algorithms that learn from
+replay train beside a policy; who acts needs none of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What the actor-critic algorithms that learn from replay share: settings, the networks beside the policy's, minibatches
-with the noise of their losses, and the gradient steps of a batch."""
+"""What actor-critic algorithms that learn from replay share: settings, networks beside the policy's, minibatches with
+the noise of their losses, and the gradient steps of a batch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ TargetRate = Annotated[
     float, Field(gt=0, le=1, description="share of the way that target networks go after each step (tau)")
 ]
 ModelRate = Annotated[
-    float | None, Field(gt=0, description="step size of this model's optimiser (None: learner.learning_rate, the actor's)")
+    float | None,
+    Field(gt=0, description="step size of this model's optimiser (None: learner.learning_rate, the actor's)"),
 ]
 
 

@@ -37,7 +37,9 @@ class SACConfig(BaseModel):
     critic_learning_rate: ModelRate = None
     temperature_learning_rate: ModelRate = None
     temperature: float = Field(default=1.0, gt=0, description="what a nat of entropy is worth in reward, at first")
-    learn_temperature: bool = Field(default=True, description="so that the policy keeps target_entropy; false: it stays")
+    learn_temperature: bool = Field(
+        default=True, description="so that the policy keeps target_entropy; false: it stays"
+    )
     target_entropy: float | None = Field(
         default=None,
         description="nats that the policy is to keep. None: less one for each number of a continuous action (between "
@@ -111,9 +113,7 @@ class SAC:
         q_values = critic(observations, *_given(models, rows))
         if q_values.dim() == 3:
             q_values = _at(q_values, rows.actions)
-        critic_loss, errors = q_losses.twin_q_loss(
-            q_values=q_values, targets=targets, weights=rows.weights, size=size
-        )
+        critic_loss, errors = q_losses.twin_q_loss(q_values=q_values, targets=targets, weights=rows.weights, size=size)
         now = _policy(models, rows.observations, rows.action_mask, part.noise[:, 0])
         best = critic(observations, *_asked(now), frozen=True).amin(0)
         soft = now.probs * (alpha * now.logprobs - best)

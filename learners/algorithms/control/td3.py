@@ -17,6 +17,7 @@ from rollcall.learners.algorithms.control.actor_critic import Discount
 from rollcall.learners.algorithms.control.off_policy import ModelRate, NoisyMinibatch, NoisyPart, TargetRate
 from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.maths import q_losses
+from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.maths.noisy_actions import NoisyActions
 from rollcall.learners.update import Stepper, follow
 
@@ -34,7 +35,9 @@ class TD3Config(BaseModel):
         default=0.2, ge=0, description="deviation of the noise that smooths targets, in half widths of the bounds"
     )
     target_noise_clip: float = Field(default=0.5, ge=0, description="what that noise is cut to")
-    policy_delay: int = Field(default=2, ge=1, description="the actor and all targets move every so many gradient steps")
+    policy_delay: int = Field(
+        default=2, ge=1, description="the actor and all targets move every so many gradient steps"
+    )
 
 
 class StepCount(nn.Module):
@@ -67,6 +70,8 @@ class TD3:
     def networks(self, models: Models) -> Models:
         """Raises ValueError where the policy is not a deterministic one."""
         actor = samples.actor_critic(models)
+        if not isinstance(actor.distribution, NoisyActions | DiagonalGaussian):
+            raise ValueError(f"td3 needs continuous actions, a Box of floats: not {type(actor.distribution).__name__}")
         if not isinstance(actor.distribution, NoisyActions):
             raise ValueError("exploration_noise=None: td3's policy is deterministic: set policy.exploration_noise=0.1")
         return {"critic": off_policy.critic_for(models, algorithm=self.name), "step_count": StepCount()}
