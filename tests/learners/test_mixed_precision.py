@@ -22,7 +22,7 @@ from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.mixed import MixedAdam
 from rollcall.learners.loop.offload import HostRule
 from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, RMSpropConfig
-from rollcall.learners.loop.parameters import ReplicatedParameters
+from rollcall.learners.loop.parameters import WHOLE, ReplicatedParameters
 from rollcall.learners.loop.rules import TorchRule
 from rollcall.learners.models.halves import joined, split_into
 from rollcall.learners.models.tiny_model import write_tiny_model
