@@ -57,6 +57,7 @@ _TITLES = {
     "replay_age_env_steps": "Age of a draw, env steps",
     "priority_evenness": "Evenness of priorities",
     "gradient_steps": "Gradient steps",
+    "temperature": "Temperature of the entropy",
     "learning_rate": "Learning rate",
 }
 _ELSEWHERE = {

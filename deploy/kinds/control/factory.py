@@ -39,7 +39,7 @@ from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
-from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithm import for_acting, with_own_models
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
@@ -234,9 +234,11 @@ class ControlFactory:
                 with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
+            models = with_own_models(
+                algorithm, {"actor_critic": network}, seed=derive_seed(config.seed, "networks of the algorithm")
+            )
         except ValueError as error:
             raise BadInput(str(error)) from None
-        models = with_own_models(algorithm, {"actor_critic": network})
         if config.policy.normalise_rewards:
             discount = getattr(config.algorithm, "discount", 1.0)
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
@@ -266,9 +268,11 @@ class ControlFactory:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
             initial_weights.take_up(models, self.run_directory)
+        algorithm = config.build_algorithm()
         return Learner(
             models=models,
-            algorithm=config.build_algorithm(),
+            algorithm=algorithm,
+            published=for_acting(algorithm, models),
             config=config.learner,
             policy_id=POLICY_ID,
             run_seed=config.seed,
