@@ -71,7 +71,7 @@ class ReplayCollator:
     ) -> None:
         """`num_envs`: of all shards; `total_env_steps`: of the run, over which importance weights reach full strength;
         `steps_per_batch`: env steps of a learner step, at the most; `stacked`: frames of the observations that are
-        stacks, by name; `directory`: for storage=disk, of which all files are removed first.
+        stacks, by name; `directory`: for storage=disk.
 
         Raises:
           ValueError: where the capacity has no room for a step of each env.
