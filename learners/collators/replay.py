@@ -200,9 +200,8 @@ class ReplayCollator:
     def _weights(self, slots: Array) -> Array | None:
         if self.priorities is None or not len(slots):
             return None
-        done = self._env_steps / self._total_env_steps
-        now = {"num_transitions": self.buffer.num_transitions, "done": done}
-        return np.stack([self.priorities.weights(row, **now) for row in slots])
+        number, done = self.buffer.num_transitions, self._env_steps / self._total_env_steps
+        return np.stack([self.priorities.weights(row, num_transitions=number, done=done) for row in slots])
 
     def _keep(self) -> None:
         self.buffer.keep()
