@@ -1,70 +1,25 @@
-"""The actor-critic network and its config: named raw observations in, distribution parameters and values out, the same
-on actor and learner. Knows nothing of algorithms, and never changes its normaliser's statistics by itself."""
+"""The actor-critic network: named raw observations in, distribution parameters and values out, the same on actor and
+learner. Knows nothing of algorithms, and never changes its normaliser's statistics by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian, Squash, distribution_for
+from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.normaliser import ObservationNormaliser
-from rollcall.learners.models.torsos import Activation, ByteRanges, RecurrentCore, Torso, flatten_space, initialise
+from rollcall.learners.models.policy_config import PolicyConfig
+from rollcall.learners.models.q_heads import Exploration, NoisyLinear, QValues
+from rollcall.learners.models.random_start import RandomStart
+from rollcall.learners.models.torsos import ByteRanges, RecurrentCore, Torso, flatten_space, initialise
 
+LOG_STD_BOUNDS = (-20.0, 2.0)  # where they come from a network (Haarnoja et al., 2018)
 CRITIC_CHILDREN = ("value_torso", "value_head")  # of an ActorCritic: what acting does without
-
-
-class PolicyConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    torso: Literal["auto", "mlp", "cnn"] = Field(
-        default="auto", description="auto: a CNN for images, an MLP for the rest."
-    )
-    hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="Units of each hidden layer of the MLP.")
-    activation: Activation = Field(default="tanh", description="Of the MLP; CNNs use ReLU.")
-    shared_torso: bool | None = Field(
-        default=None, description="Policy and value share features. Default: only with a CNN or recurrence."
-    )
-    recurrent: Literal["none", "lstm", "gru"] = Field(default="none", description="Memory on top of the torso.")
-    recurrent_size: int = Field(default=128, ge=1, description="Units of the LSTM or GRU.")
-    orthogonal_init: bool = Field(
-        default=True,
-        description="Orthogonal weights: gain sqrt(2) in layers, 0.01 for the policy's head, 1 for the value's.",
-    )
-    log_std_init: float = Field(default=0.0, description="Initial log standard deviation of continuous actions.")
-    squash: Squash = Field(
-        default="clip", description="How a continuous action meets the bounds: clipped, or through tanh."
-    )
-    normalise_observations: bool = Field(default=False, description="Running mean and variance of float observations.")
-    observation_clip: float = Field(default=10.0, gt=0, description="Normalised observations stay within +- this.")
-    normalise_rewards: bool = Field(
-        default=False, description="Divide rewards by the std of the running discounted return."
-    )
-    reward_clip: float = Field(default=10.0, gt=0, description="Normalised rewards stay within +- this.")
-    init_from: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Begin with the weights and statistics of another run (its directory, its name under runs/, or one "
-        "of its checkpoints); optimiser, schedules and books begin anew. None: random weights.",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.recurrent != "none" and self.shared_torso is False:
-            raise ValueError("shared_torso=false does not go with recurrent: there is one memory; remove shared_torso")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes={list(self.hidden_sizes)}: every layer needs at least one unit")
-        return self
-
-    def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
-        """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and
-        for whoever judges what was done."""
-        return distribution_for(action_space, self.squash)
 
 
 class ActorCriticOutput(NamedTuple):
@@ -98,10 +53,22 @@ class ActorCritic(nn.Module):
             )
             num_features = config.recurrent_size
         gaussian = isinstance(self.distribution, DiagonalGaussian)
-        num_outputs = self.distribution.num_params // (2 if gaussian else 1)
-        self.policy_head = nn.Linear(num_features, num_outputs)
-        initialise(self.policy_head, 0.01, config.orthogonal_init)
-        self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if gaussian else None
+        self.has_std_head = gaussian and config.state_dependent_std
+        own_std = gaussian and not config.state_dependent_std
+        num_outputs = self.distribution.num_params // (2 if own_std else 1)
+        self.q: QValues | None = None
+        self.exploration: Exploration | None = None
+        if config.q is None:
+            self.policy_head = nn.Linear(num_features, num_outputs)
+            initialise(self.policy_head, 0.01, config.orthogonal_init)
+        else:
+            self.q = QValues(num_outputs - 1, config.q)
+            self.policy_head = self.q.layer(num_features, orthogonal=config.orthogonal_init)
+            self.exploration = Exploration(config.q.epsilons)
+        if self.has_std_head:
+            self.policy_head.bias.data[num_outputs // 2 :].add_(config.log_std_init)
+        self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if own_std else None
+        self.random_start = RandomStart(self.distribution) if config.random_start else None
 
         self.value_torso: Torso | None = None
         self.value_head: nn.Linear | None = None
@@ -158,7 +125,7 @@ class ActorCritic(nn.Module):
         [num_states, B, hidden] (None: zeros), and episode_starts [T, B] (None: nowhere), where the state restarts
         before the observation is taken in.
         """
-        observations = self._normalised(observations)
+        observations = self.normalised(observations)
         features = self.torso(observations)
         if self.core is None:
             value_features = features if self.value_torso is None else self.value_torso(observations)
@@ -174,18 +141,29 @@ class ActorCritic(nn.Module):
     def policy_params(self, observations: Mapping[str, Tensor]) -> Tensor:
         """[..., P]: the acting path without recurrence. Never computes the value's torso."""
         assert self.core is None, "a recurrent policy acts through step"
-        return self._params(self.torso(self._normalised(observations)))
+        return self._params(self.torso(self.normalised(observations)))
+
+    def action_returns(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """[..., n, Z]: what is known of each action's return, as `q` has it."""
+        assert self.q is not None, "a policy with values of actions has settings for them"
+        returns: Tensor = self.q(self.policy_head(self.torso(self.normalised(observations))))
+        return returns
+
+    def draw_noise(self, generator: torch.Generator | None) -> None:
+        """For weights that have some, until it is drawn anew. None: there is none."""
+        if isinstance(self.policy_head, NoisyLinear):
+            self.policy_head.draw(generator)
 
     def state_values(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         """[...]: the critic alone, without recurrence. Never computes the policy's torso where it has its own."""
         assert self.core is None, "a recurrent critic sees sequences: forward"
         torso = self.torso if self.value_torso is None else self.value_torso
-        return self._values(torso(self._normalised(observations)))
+        return self._values(torso(self.normalised(observations)))
 
     def step(self, observations: Mapping[str, Tensor], state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """The acting path with recurrence: observations [B, ...] -> (params [B, P], the state after them)."""
         assert self.core is not None, "a policy without recurrence acts through policy_params"
-        features = self.torso(self._normalised(observations))
+        features = self.torso(self.normalised(observations))
         outputs, state = self.core.step(features, state, episode_starts)
         return self._params(outputs), state
 
@@ -235,7 +213,7 @@ class ActorCritic(nn.Module):
             for name, values in batch.steps.observations.items()
         }
         torso = self.torso if self.value_torso is None else self.value_torso
-        features = torso(self._normalised(joined))
+        features = torso(self.normalised(joined))
         values = self._require_values(self._values(features))
         end, border = num_steps * num_envs, (num_steps + 1) * num_envs
         shared = features[:end].view(num_steps, num_envs, -1) if self.value_torso is None else None
@@ -250,7 +228,7 @@ class ActorCritic(nn.Module):
         }
         starts = torch.cat((batch.steps.episode_starts, torch.zeros_like(batch.steps.episode_starts[:1])))
         state = batch.initial_recurrent_state
-        features = self.torso(self._normalised(joined))
+        features = self.torso(self.normalised(joined))
         ends = batch.final_index.tolist()
         outputs, _, states = self.core.unroll(
             features,
@@ -262,12 +240,13 @@ class ActorCritic(nn.Module):
         if not ends:
             return outputs[:-1], values, values.new_zeros(0)
         carried = torch.stack([states[t][:, b] for t, b in ends], dim=1)
-        final_features = self.torso(self._normalised(batch.final_observations))
+        final_features = self.torso(self.normalised(batch.final_observations))
         nowhere = torch.zeros(len(ends), dtype=torch.bool, device=values.device)
         final_outputs, _ = self.core.step(final_features, carried, nowhere)
         return outputs[:-1], values, self._require_values(self._values(final_outputs))
 
-    def _normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As the network sees them; for critics of an algorithm's own, which see the same."""
         for scaling in (self.byte_ranges, self.observation_normaliser):
             if scaling is not None:
                 observations = scaling(observations)
@@ -275,6 +254,12 @@ class ActorCritic(nn.Module):
 
     def _params(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.policy_head(features)
+        if self.q is not None and self.exploration is not None:
+            values = self.q.values(self.q(outputs))
+            return torch.cat((values, self.exploration.epsilons[:1].expand(*values.shape[:-1], 1)), -1)
+        if self.has_std_head:
+            means, log_stds = outputs.chunk(2, -1)
+            return torch.cat((means, log_stds.clamp(*LOG_STD_BOUNDS)), -1)
         return outputs if self.log_std is None else torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def _values(self, features: Tensor) -> Tensor | None:
@@ -303,3 +288,13 @@ def build_actor_critic(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ActorCritic(observation_space, action_space, config, with_critic=with_critic)
+
+
+__all__ = [
+    "CRITIC_CHILDREN",
+    "LOG_STD_BOUNDS",
+    "ActorCritic",
+    "ActorCriticOutput",
+    "PolicyConfig",
+    "build_actor_critic",
+]
