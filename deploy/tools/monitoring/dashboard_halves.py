@@ -71,9 +71,9 @@ CONTROL = Dashboard(
             (
                 Panel(
                     "Entropy",
-                    "Of the policy, per step. Near zero too soon: it no longer explores.",
+                    "Of the policy, per step. Near zero too soon: it no longer explores. Temperature: its price in reward.",
                     "short",
-                    [gauge("entropy_nats")],
+                    [gauge("entropy_nats"), gauge("temperature", "{{run}} temperature")],
                 ),
                 Panel(
                     "Losses",
@@ -85,6 +85,12 @@ CONTROL = Dashboard(
                 _KL,
                 _CLIPPED,
                 _RATE,
+                Panel(
+                    "Action values",
+                    "Of kept actions, and how far off they are. Values that climb far above any return are overestimated.",
+                    "short",
+                    [gauge("action_value", "{{run}} value"), gauge("td_error", "{{run}} |TD error|")],
+                ),
             ),
         ),
         Row(
