@@ -214,6 +214,15 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         (["policy.hidden_sizes=3"], "policy.hidden_sizes = 3 (command line): must be a list, such as [64, 64]"),
         (["actors=3"], "actors = 3 (command line): must be a section with settings inside"),
         (
+            ["algorithm.kl_penalty.target=-1"],
+            "algorithm.kl_penalty.target = -1 (command line): must be greater than 0",
+        ),
+        (["algorithm.kl_penalty=0"], "algorithm.kl_penalty.coef = 0 (command line): must be greater than 0"),
+        (
+            ["algorithm.kl_penalty.traget=0.01"],
+            "algorithm.kl_penalty.traget = 0.01 (command line): unknown key; did you mean algorithm.kl_penalty.target?",
+        ),
+        (
             ["policy.normalise_observations=1"],
             "policy.normalise_observations = 1 (command line): must be true or false",
         ),
@@ -244,6 +253,8 @@ def test_a_wrong_key_type_or_range_is_refused_with_its_path_value_and_remedy(
         (["total_env_steps=null"], ["the run has no end", "total_learner_steps"]),
         (["total_env_steps=9", "total_learner_steps=9"], ["total_learner_steps = 9", "keep one of the two"]),
         (["algorithm=json:dumps"], ["algorithm.name = 'json:dumps'", "is no algorithm"]),
+        (["algorithm=trpo", "policy.recurrent=gru"], ["policy.recurrent = 'gru'", "trpo fits the critic apart"]),
+        (["algorithm=trpo", "policy.shared_torso=true"], ["policy.shared_torso = true", "set it to false"]),
         (["name=../escape"], ["name = '../escape'", "letters, digits"]),
     ],
 )

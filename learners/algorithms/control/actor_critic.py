@@ -46,6 +46,12 @@ def over_batch(advantages: Tensor, batch: GymBatch, *, normalise: bool) -> Tenso
     return losses.normalise_advantages(advantages=advantages, mask=batch.steps.mask.to(advantages.dtype))
 
 
+def note_critic(context: Context, batch: GymBatch, *, values: Tensor, returns: Tensor) -> None:
+    """Notes how much of the returns' variance the critic knew before it learnt from them."""
+    mask = batch.steps.mask.to(values.dtype)
+    context.noted["explained_variance"] = losses.explained_variance(values=values, returns=returns, mask=mask)
+
+
 def minibatches(
     context: Context, rows: ActorCriticRows, *, epochs: int = 1, num_minibatches: int = 1
 ) -> Iterator[ActorCriticMinibatch]:
@@ -63,12 +69,15 @@ def joined(
     entropy_coef: float,
     value_loss: Tensor | None = None,
     value_coef: float = 0.0,
+    penalty: Tensor | None = None,
     **metrics: Tensor,
 ) -> Loss:
     """The loss of its terms, and what is reported of any of them."""
     over = {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
     entropy = losses.masked_mean(now.entropy, **over)
     total = policy_loss if value_loss is None else policy_loss + value_coef * value_loss
+    if penalty is not None:
+        total = total + penalty
     if entropy_coef:
         total = total - entropy_coef * entropy
     with torch.no_grad():
