@@ -21,8 +21,8 @@ from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.learners.algorithm import TARGET, Algorithm, Context, with_own_models
-from rollcall.learners.collators.collator import Collator, CollatorState
+from rollcall.learners.algorithm import TARGET, Algorithm, Context, StepsApart, with_own_models
+from rollcall.learners.collators.collator import Collator, CollatorState, KeepsFiles, SamplesKept
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
@@ -184,6 +184,8 @@ class Learner:
                 )
         if self._log is not None:
             self._log.append(order.step, order.epoch, trajectories)
+            if isinstance(self._collator, SamplesKept):
+                self._log.append_sampled(order.step, order.epoch, *self._collator.sampled(batch))
         weights = self.publish(epoch=order.epoch, version=order.step + 1, checkpoint=order.checkpoint_directory)
         self._idle_since = time.perf_counter()
         result = StepReport(
@@ -207,6 +209,8 @@ class Learner:
         tensors |= {COLLATOR + name: array for name, array in state.arrays.items()}
         meta = {"skipped_in_a_row": self._skipped_in_a_row, "experience": state.values}
         write_state(directory, "learner", tensors, meta)
+        if isinstance(self._collator, KeepsFiles):
+            self._collator.write_files(directory)
 
     def restore(self, checkpoint: Path) -> None:
         """Takes up the state that `save` wrote.
@@ -238,6 +242,8 @@ class Learner:
         self._skipped_in_a_row = int(meta["skipped_in_a_row"])
         arrays = {name.removeprefix(COLLATOR): array for name, array in arrays.items()}
         self._collator.load_state(CollatorState(meta["experience"], arrays))
+        if isinstance(self._collator, KeepsFiles):
+            self._collator.read_files(checkpoint)
 
     def _freeze_as(self, dtype: torch.dtype) -> None:
         for parameter in nn.ModuleDict(self._models).parameters():
@@ -253,7 +259,7 @@ class Learner:
         else:
             metrics = minibatch_steps(algorithm, self._context, prepared, stepper)
         metrics = {**metrics, **self._context.noted}
-        values = torch.stack(list(metrics.values())).tolist()
+        values = torch.stack(list(metrics.values())).tolist() if metrics else []
         return dict(zip(metrics, values, strict=True)), math.isfinite(float(stepper.broken))
 
     def _check_interrupted(self) -> None:
@@ -266,9 +272,8 @@ class Learner:
 
     def _set_learning_rate(self, order: StepOrder) -> float:
         fraction = rate_fraction(self._config.schedule, step=order.step, progress=order.progress)
-        learning_rate = self._config.learning_rate * fraction
-        self._trained.set_learning_rate(learning_rate)
-        return learning_rate
+        self._trained.scale_learning_rates(fraction)
+        return self._config.learning_rate * fraction
 
     def _take_over(self, fsdp_units: FsdpUnits | None, dtype: str) -> TrainedParameters:
         """Moves the models to the device, whole or in pieces."""
@@ -288,6 +293,9 @@ class Learner:
             return ShardedParameters(self._models, units=fsdp_units, device=self._device, **settings)
         for model in self._models.values():
             model.to(self._device)
+        if isinstance(self._algorithm, StepsApart):
+            given = self._algorithm.learning_rates().items()
+            settings["apart"] = {name: rate or config.learning_rate for name, rate in given}
         return ReplicatedParameters(self._models, **settings)
 
     def _state_tensors(self) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,8 +38,9 @@ from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
-from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithm import for_acting, with_own_models
 from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
@@ -223,29 +224,44 @@ class ControlFactory:
                 with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
+            models = with_own_models(
+                algorithm, {"actor_critic": network}, seed=derive_seed(config.seed, "networks of the algorithm")
+            )
         except ValueError as error:
             raise BadInput(str(error)) from None
-        models = with_own_models(algorithm, {"actor_critic": network})
         if config.policy.normalise_rewards:
             discount = getattr(config.algorithm, "discount", 1.0)
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
         return models
 
+    def _collator(self, models: Mapping[str, nn.Module], collective: Collective) -> ControlCollator | ReplayCollator:
+        config, network = self.config, cast(ActorCritic, models["actor_critic"])
+        if config.replay is None:
+            return ControlCollator(network, cast("RewardNormaliser | None", models.get("reward_normaliser")))
+        return ReplayCollator(
+            config.replay,
+            discount=float(getattr(config.algorithm, "discount", 1.0)),
+            num_envs=config.actors.num_envs,
+            seed=derive_seed(config.seed, "replay"),
+            total_env_steps=config.total_env_steps or (config.learner_steps or 1) * (config.steps_per_batch or 1),
+            network=network,
+            directory=self.run_directory / "replay" / str(collective.rank),
+        )
+
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
             initial_weights.take_up(models, self.run_directory)
+        algorithm = config.build_algorithm()
         return Learner(
             models=models,
-            algorithm=config.build_algorithm(),
+            algorithm=algorithm,
+            published=for_acting(algorithm, models),
             config=config.learner,
             policy_id=POLICY_ID,
             run_seed=config.seed,
             spaces=self.spaces,
-            collator=ControlCollator(
-                cast(ActorCritic, models["actor_critic"]),
-                cast("RewardNormaliser | None", models.get("reward_normaliser")),
-            ),
+            collator=self._collator(models, collective),
             compile_loss=config.resolved().learner.compile == "on",
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

@@ -17,6 +17,7 @@ from rollcall.deploy.rundir.files import INIT_FROM
 from rollcall.learners.models.networks import CRITIC_CHILDREN
 
 _CRITIC = tuple(f"actor_critic.{child}." for child in CRITIC_CHILDREN)
+_FREE = (*_CRITIC, "actor_critic.random_start.")  # what one of two runs may have alone
 
 
 def take_up(models: Mapping[str, nn.Module], run_directory: Path) -> None:
@@ -45,13 +46,13 @@ def misfit(models: Mapping[str, nn.Module], tensors: Mapping[str, Array]) -> str
     critic, or what normalises rewards."""
     own = _own(models)
     for name, tensor in own.items():
-        needed = name.startswith("actor_critic.") and not name.startswith(_CRITIC)
+        needed = name.startswith("actor_critic.") and not name.startswith(_FREE)
         if name not in tensors and (needed or (_has_critic(tensors) and name.startswith(_CRITIC))):
             return f"its policy has no {name}: it is another network"
         if name in tensors and tuple(tensor.shape) != tensors[name].shape:
             return f"its {name} has shape {tensors[name].shape}, and this run's {tuple(tensor.shape)}"
     for name in tensors:
-        if name not in own and name.startswith("actor_critic.") and not name.startswith(_CRITIC):
+        if name not in own and name.startswith("actor_critic.") and not name.startswith(_FREE):
             return f"its policy has {name}, and this run's has not: it is another network"
     return ""
 

@@ -88,10 +88,9 @@ class TRPO:
         """Advantages and returns with the present critic, and the policy from before the update.
 
         Raises:
-          ValueError: when the policy has no critic, or shares parameters with it.
+          ValueError: when the policy has no critic.
         """
         config, network = self._config, samples.actor_critic(context.models)
-        self.check_models(context.models)
         before = samples.assess(network, batch, algorithm=self.name)
         advantages, returns = gae(
             values=before.values,
