@@ -207,7 +207,7 @@ def endless_gae(
     waits = torch.cat((~mask, torch.zeros_like(mask[:1]))).to(values.dtype)
     upcoming = linear_recurrence(increments=known, decays=waits)
     deltas = (rewards + discount * upcoming[1:] - values).masked_fill(~mask, 0.0)
-    decays = torch.where(mask, discount * lam, 1.0).to(values.dtype)
+    decays = torch.ones_like(values).masked_fill_(mask, discount * lam)
     advantages = linear_recurrence(increments=deltas, decays=decays).masked_fill(~mask, 0.0)
     return Advantages(advantages, advantages + values)
 
@@ -220,7 +220,7 @@ def running_returns(*, rewards: Tensor, before: Tensor, discount: float, mask: T
       ValueError: naming the argument whose shape is not [T, B].
     """
     check_shapes(rewards=rewards, mask=mask)
-    decays = torch.where(mask, discount, 1.0).to(rewards.dtype)
+    decays = torch.ones_like(rewards).masked_fill_(mask, discount)
     increments = rewards.masked_fill(~mask, 0.0)
     increments[0] += decays[0] * before
     return linear_recurrence(increments=increments.flip(0), decays=decays.flip(0)).flip(0)

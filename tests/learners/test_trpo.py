@@ -122,7 +122,7 @@ def test_the_surrogate_rises_and_the_kl_stays_within_the_bound(
     for seed in range(4):
         policy = make_policy(**kind, seed=seed)
         batch = make_batch(policy, seed=seed, **experience)
-        algorithm = trpo(max_kl=0.3, cg_damping=1e-3, critic_epochs=1)
+        algorithm = trpo(max_kl=1.0, cg_damping=1e-3, critic_epochs=1)
         context, stepper = stepper_of(algorithm, policy)
         prepared = algorithm.prepare(context, batch)
         before = policy.policy_params(batch.steps.observations).detach()
@@ -135,7 +135,7 @@ def test_the_surrogate_rises_and_the_kl_stays_within_the_bound(
         gained = ((ratio - 1.0) * advantages)[batch.steps.mask].mean()
         kl = policy.distribution.kl(before, after, batch.steps.action_mask)[batch.steps.mask].mean()
         assert float(gained) > 1e-3
-        assert 0.0 < float(kl) <= 0.3
+        assert 0.0 < float(kl) <= 1.0
         assert float(metrics["kl_old"]) == pytest.approx(float(kl), rel=1e-4)
         shortened += float(metrics["line_search_steps"])
     assert shortened > 0
