@@ -17,7 +17,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
-from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithm import ChecksModels, with_own_models
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
@@ -176,9 +176,12 @@ def check_env(config: RunConfig) -> list[Problem]:
         observation_space, action_space = _spaces(config)
     except BadInput as error:
         return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
+    algorithm = config.build_algorithm()
     try:
         network = build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
-        with_own_models(config.build_algorithm(), {"actor_critic": network})
+        if isinstance(algorithm, ChecksModels):
+            algorithm.check_models({"actor_critic": network})
+        with_own_models(algorithm, {"actor_critic": network})
     except ValueError as error:
         return [_named(str(error), "policy", default=("env", "id"))]
     scored = config.preferences is not None or config.reward is not None
