@@ -110,14 +110,6 @@ class HasModels(Protocol):
 
 
 @runtime_checkable
-class ChecksModels(Protocol):
-    """An algorithm that not every policy suits."""
-
-    def check_models(self, models: Models) -> None:
-        """Raises ValueError, which begins with `setting=value: `, where it cannot learn with these."""
-
-
-@runtime_checkable
 class BuildsNetworks(Protocol):
     """An algorithm with networks of its own that are made for the policy's spaces, `needs.networks` by name. They are
     trained, and kept in checkpoints, but not published."""
@@ -153,13 +145,7 @@ class FollowsSteps(Protocol):
 
 def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models, *, seed: int = 0) -> dict[str, nn.Module]:
     """The models, and those that the algorithm brings along, builds or has copied, as far as they are not among them.
-    `seed`: of the first weights of what it builds; the global random state is left as it was.
-
-    Raises:
-      ValueError: where it cannot learn with these models.
-    """
-    if isinstance(algorithm, ChecksModels):
-        algorithm.check_models(models)
+    `seed`: of the first weights of what it builds; the global random state is left as it was."""
     found = dict(algorithm.extra_models()) if isinstance(algorithm, HasModels) else {}
     found = {**models, **{name: model for name, model in found.items() if name not in models}}
     if isinstance(algorithm, BuildsNetworks) and not all(name in models for name in algorithm.needs.networks):

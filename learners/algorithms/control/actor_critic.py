@@ -4,17 +4,20 @@ terms of a loss come together."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from rollcall.learners.algorithm import Context, Loss
+from rollcall.cluster.messages.steps import EnvSteps
+from rollcall.learners.algorithm import Context, Loss, Models
 from rollcall.learners.algorithms.control import samples
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
+from rollcall.learners.maths.distributions import HasKL
+from rollcall.learners.models.networks import ActorCritic
 
 Discount = Annotated[float, Field(ge=0, le=1, description="weight of a reward one step later: the horizon")]
 NumMinibatches = Annotated[
@@ -37,6 +40,20 @@ def credit(batch: GymBatch) -> dict[str, Tensor]:
         "truncated": batch.steps.truncated,
         "mask": batch.steps.mask,
     }
+
+
+def check_kl(models: Models, *, what: str) -> None:
+    """Raises ValueError where the policy's actions have no KL."""
+    network = samples.actor_critic(models)
+    if not isinstance(network.distribution, HasKL):
+        setting = "q" if network.config.q is not None else "exploration_noise"
+        value = getattr(network.config, setting)
+        raise ValueError(f"{setting}={value}: {what} needs a policy that draws its actions: remove this setting")
+
+
+def kl(network: ActorCritic, old_params: Tensor, params: Tensor, steps: EnvSteps[Tensor]) -> Tensor:
+    """KL(before || now), of every step's distribution."""
+    return cast(HasKL, network.distribution).kl(old_params, params, steps.action_mask)
 
 
 def over_batch(advantages: Tensor, batch: GymBatch, *, normalise: bool) -> Tensor:

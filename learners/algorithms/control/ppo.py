@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
@@ -24,9 +24,9 @@ from rollcall.learners.algorithms.control.actor_critic import (
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
-from rollcall.learners.maths.distributions import ActionDistribution
 from rollcall.learners.maths.returns import gae
 from rollcall.learners.maths.trust_region import adapted_coefficient
+from rollcall.learners.models.networks import ActorCritic
 from rollcall.learners.update import Stepper, minibatch_steps
 
 KL_PENALTY = "kl_penalty"  # the model that holds an adaptive coefficient
@@ -48,12 +48,6 @@ class KLPenalty(BaseModel):
         "doubled, for the next batch; None: coef stays",
     )
     clip: bool = Field(default=False, description="clip the ratio as well")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_weight(cls, value: object) -> object:
-        """`kl_penalty: 0.5` is a fixed one."""
-        return {"coef": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 class PPOSettings(BaseModel):
@@ -131,6 +125,10 @@ class PPO:
         penalty = self._penalty
         return {} if penalty is None or penalty.target is None else {KL_PENALTY: KLCoefficient(penalty.coef)}
 
+    def check_models(self, models: Models) -> None:
+        if self._penalty is not None:
+            actor_critic.check_kl(models, what="a KL penalty")
+
     @torch.no_grad()
     def prepare(self, context: Context, batch: GymBatch) -> ActorCriticRows:
         """Advantages and returns, with the critic from before the batch's first update.
@@ -184,7 +182,7 @@ class PPO:
         else:
             surrogate = -ratio * rows.targets.advantages
         if self._penalty is not None:
-            penalty = self._coefficient(context) * self._mean_kl(minibatch, now.params, network.distribution)
+            penalty = self._coefficient(context) * self._mean_kl(minibatch, now.params, network)
         return actor_critic.joined(
             now,
             minibatch,
@@ -218,14 +216,14 @@ class PPO:
     def _kl_loss(self, context: Context, minibatch: ActorCriticMinibatch) -> Loss:
         network = samples.actor_critic(context.models)
         now = samples.evaluate(network, minibatch.rows)
-        return Loss(self._mean_kl(minibatch, now.params, network.distribution), {})
+        return Loss(self._mean_kl(minibatch, now.params, network), {})
 
     @staticmethod
-    def _mean_kl(minibatch: ActorCriticMinibatch, params: Tensor, distribution: ActionDistribution) -> Tensor:
+    def _mean_kl(minibatch: ActorCriticMinibatch, params: Tensor, network: ActorCritic) -> Tensor:
         """KL(before || now)."""
         rows = minibatch.rows
         assert rows.targets.old_params is not None, "prepare has them where there is a penalty"
-        kl = distribution.kl(rows.targets.old_params, params, rows.steps.action_mask)
+        kl = actor_critic.kl(network, rows.targets.old_params, params, rows.steps)
         return losses.masked_mean(kl, mask=rows.mask, num_valid=minibatch.num_valid)
 
     def _coefficient(self, context: Context) -> Tensor | float:

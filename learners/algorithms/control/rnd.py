@@ -69,6 +69,9 @@ class RND:
     def extra_models(self) -> Models:
         return self._ppo.extra_models()
 
+    def check_models(self, models: Models) -> None:
+        self._ppo.check_models(models)
+
     def networks(self, models: Models) -> Models:
         policy = samples.actor_critic(models)
         return {RND_NETWORKS: RandomNetworkDistillation(policy.observation_spaces, policy.config.hidden_sizes)}

@@ -19,7 +19,6 @@ from rollcall.learners.algorithms.control.actor_critic import Discount, credit
 from rollcall.learners.algorithms.control.samples import StepMinibatch, StepRows
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
-from rollcall.learners.maths.distributions import ActionDistribution
 from rollcall.learners.maths.returns import gae
 from rollcall.learners.maths.trust_region import conjugate_gradient
 from rollcall.learners.update import Stepper
@@ -76,6 +75,7 @@ class TRPO:
 
     def check_models(self, models: Models) -> None:
         """Fitting a critic that shares parameters with the policy would move the policy, past every trust region."""
+        actor_critic.check_kl(models, what=self.name)
         network = samples.actor_critic(models)
         why = "trpo fits the critic apart from the policy, so they cannot share"
         if network.is_recurrent:
@@ -110,7 +110,8 @@ class TRPO:
     def loss(self, context: Context, minibatch: TRPOMinibatch) -> Loss:
         """-L: the surrogate mean(ratio * A), negated."""
         rows, over = minibatch.rows, {"mask": minibatch.rows.mask, "num_valid": minibatch.num_valid}
-        steps, (distribution, params) = rows.steps, _policy(context, rows)
+        steps, network = rows.steps, samples.actor_critic(context.models)
+        distribution, params = network.distribution, network.policy_params(rows.steps.observations)
         log_ratio = distribution.log_prob(params, steps.actions, steps.action_mask) - steps.behaviour_logprobs
         surrogate = -losses.masked_mean(log_ratio.exp() * rows.targets.advantages, **over)
         with torch.no_grad():
@@ -118,9 +119,7 @@ class TRPO:
                 "policy_loss": surrogate.detach(),
                 "entropy": losses.masked_mean(distribution.entropy(params, steps.action_mask), **over),
                 "approx_kl": losses.masked_mean(losses.k3(log_ratio), **over),
-                "kl_old": losses.masked_mean(
-                    distribution.kl(rows.targets.old_params, params, steps.action_mask), **over
-                ),
+                "kl_old": losses.masked_mean(actor_critic.kl(network, rows.targets.old_params, params, steps), **over),
             }
         return Loss(surrogate, metrics)
 
@@ -165,17 +164,11 @@ class TRPO:
         return torch.stack(found).mean()
 
 
-def _policy(context: Context, rows: StepRows[TRPOTargets]) -> tuple[ActionDistribution, Tensor]:
-    """(the distribution, its params now); the critic is not computed."""
-    network = samples.actor_critic(context.models)
-    return network.distribution, network.policy_params(rows.steps.observations)
-
-
 def _kl(context: Context, minibatch: TRPOMinibatch) -> Tensor:
-    """Mean KL(before || now)."""
-    rows = minibatch.rows
-    distribution, params = _policy(context, rows)
-    kl = distribution.kl(rows.targets.old_params, params, rows.steps.action_mask)
+    """Mean KL(before || now); the critic is not computed."""
+    rows, network = minibatch.rows, samples.actor_critic(context.models)
+    params = network.policy_params(rows.steps.observations)
+    kl = actor_critic.kl(network, rows.targets.old_params, params, rows.steps)
     return losses.masked_mean(kl, mask=rows.mask, num_valid=minibatch.num_valid)
 
 
