@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -70,14 +70,6 @@ class ActionDistribution(Protocol):
 
     def check_mask(self, action_mask: Array) -> None:
         """Raises ValueError if a row allows no action. Cheap enough for every step."""
-
-
-@runtime_checkable
-class HasKL(Protocol):
-    """A distribution whose divergence from another of its family is known."""
-
-    def kl(self, params: Tensor, others: Tensor, action_mask: Tensor | None = None) -> Tensor:
-        """float32 [...]: KL(distribution of params || distribution of others), exact, in nats."""
 
 
 def _masked(logits: Tensor, action_mask: Tensor | None) -> Tensor:

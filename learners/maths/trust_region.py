@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class HasKL(Protocol):
+    """A distribution whose divergence from another of its family is known."""
+
+    def kl(self, params: Tensor, others: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """float32 [...]: KL(distribution of params || distribution of others), exact, in nats."""
 
 
 def conjugate_gradient(

@@ -5,22 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithm import Context
+from rollcall.learners.algorithms.control.ppo import PPO, KLPenalty, PPOConfig
 from rollcall.learners.algorithms.control.samples import StepRows
 from rollcall.learners.algorithms.control.trpo import TRPO, TRPOTargets
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.optimizers import AdamConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
-from rollcall.learners.maths.trust_region import conjugate_gradient
-from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic
+from rollcall.learners.maths.trust_region import HasKL, conjugate_gradient
+from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.update import Stepper
 from tests.learners.experience import cartpole, context_of, make_learner
 
@@ -133,7 +136,8 @@ def test_the_surrogate_rises_and_the_kl_stays_within_the_bound(
         ratio = (logprobs - batch.steps.behaviour_logprobs).exp()
         advantages = prepared.targets.advantages.view(batch.shape)
         gained = ((ratio - 1.0) * advantages)[batch.steps.mask].mean()
-        kl = policy.distribution.kl(before, after, batch.steps.action_mask)[batch.steps.mask].mean()
+        distribution = cast(HasKL, policy.distribution)
+        kl = distribution.kl(before, after, batch.steps.action_mask)[batch.steps.mask].mean()
         assert float(gained) > 1e-3
         assert 0.0 < float(kl) <= 1.0
         assert float(metrics["kl_old"]) == pytest.approx(float(kl), rel=1e-4)
@@ -176,6 +180,16 @@ def test_a_policy_that_shares_with_its_critic_is_refused(make_policy: MakePolicy
     with pytest.raises(ValueError, match=r"^shared_torso=True: .* set it to false"):
         trpo().check_models({"actor_critic": make_policy(shared_torso=True)})
     trpo().check_models({"actor_critic": make_policy()})
+
+
+def test_a_policy_whose_actions_have_no_kl_is_refused() -> None:
+    spaces = gym.spaces.Box(-1, 1, (3,), np.float32), gym.spaces.Box(-1, 1, (2,), np.float32)
+    network = build_actor_critic(*spaces, PolicyConfig(exploration_noise=0.1), with_critic=True, seed=0)
+    with pytest.raises(ValueError, match=r"^exploration_noise=0.1: trpo needs a policy that draws its actions"):
+        trpo().check_models({"actor_critic": network})
+    with pytest.raises(ValueError, match=r"^exploration_noise=0.1: a KL penalty needs"):
+        PPO(PPOConfig(kl_penalty=KLPenalty())).check_models({"actor_critic": network})
+    PPO(PPOConfig()).check_models({"actor_critic": network})
 
 
 @pytest.mark.parametrize("kind", [{}, {"continuous": True}], ids=["discrete", "continuous"])

@@ -16,7 +16,7 @@ from rollcall.learners.algorithms.control import samples
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
-from rollcall.learners.maths.distributions import HasKL
+from rollcall.learners.maths.trust_region import HasKL
 from rollcall.learners.models.networks import ActorCritic
 
 Discount = Annotated[float, Field(ge=0, le=1, description="weight of a reward one step later: the horizon")]
