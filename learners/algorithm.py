@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import gymnasium as gym
@@ -42,6 +42,8 @@ class Context:
     generator: torch.Generator  # of all shuffling, the same on every process
     collective: Collective
     spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None  # (observation, action) in control
+    # What is to be reported of the batch beside the losses' metrics; of all processes alike. Empty before each batch.
+    noted: Metrics = field(default_factory=dict)
 
 
 class Loss(NamedTuple):

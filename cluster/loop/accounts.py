@@ -10,7 +10,7 @@ from typing import Any
 from rollcall.cluster.messages.attempt import EngineLoad, Produced
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 
-RETURN_WINDOW = 100  # episodes over which the training return is averaged
+RETURN_WINDOW = 100  # episodes over which training returns and lengths are averaged
 LOGGED_SAMPLES = 4  # completions in each step's record, for people
 
 
@@ -22,6 +22,7 @@ class Counters:
     tokens: int = 0  # sampled by the policy, and learnt from
     next_ticket_id: int = 0
     recent_returns: list[float] = field(default_factory=list)
+    recent_lengths: list[int] = field(default_factory=list)
     episodes: int = 0
     env_restarts: int = 0
     degenerate: int = 0
@@ -75,9 +76,11 @@ class Counters:
         self.episodes += len(episodes)
         self.env_restarts += sum(item.env_restarts for item in produced)
         returns = self.recent_returns + [episode.episode_return for episode in episodes]
-        self.recent_returns = returns[-RETURN_WINDOW:]
+        lengths = self.recent_lengths + [episode.length for episode in episodes]
+        self.recent_returns, self.recent_lengths = returns[-RETURN_WINDOW:], lengths[-RETURN_WINDOW:]
         return {
-            "return_mean": sum(self.recent_returns) / len(self.recent_returns) if returns else None,
+            "return_mean": _mean(self.recent_returns) if returns else None,
+            "episode_length_mean": _mean(self.recent_lengths) if lengths else None,
             "env_steps": self.env_steps,
             "steps_per_s": num_steps / step_s,
             "episodes": self.episodes,

@@ -149,6 +149,7 @@ _TENSORBOARD_GROUPS = {
     **dict.fromkeys(
         ("return_mean", "return_min", "return_max", "episode_length_mean", "episodes", "env_steps"), "rollout"
     ),
+    **dict.fromkeys(("intrinsic_reward", "prediction_error"), "rollout"),
     **dict.fromkeys(("exact_match", "unparsed_fraction", "truncated_fraction", "length_mean", "length_max"), "rollout"),
     **dict.fromkeys(("degenerate_fraction", "degenerate_dropped", "tokens"), "rollout"),
 }

@@ -42,6 +42,17 @@ def stack_trajectories(trajectories: Sequence[GymTrajectory], device: torch.devi
     return batch if device is None else map_arrays(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
+def next_observations(batch: GymBatch) -> dict[str, Tensor]:
+    """[T, B, ...]: what each step led to; the true last observation where an episode ended, not the next one's first.
+    At a step with mask False it means nothing."""
+    t, b = batch.final_index.unbind(1)
+    following = {}
+    for name, shown in batch.steps.observations.items():
+        following[name] = torch.cat((shown[1:], batch.last_observations[name].unsqueeze(0)))
+        following[name][t, b] = batch.final_observations[name]
+    return following
+
+
 def _by_name(observations: Sequence[Mapping[str, Array]]) -> dict[str, Tensor]:
     return {name: _join([item[name] for item in observations]) for name in observations[0]}
 

@@ -161,6 +161,7 @@ class Learner:
         wait_s = began - self._idle_since
         learning_rate = self._set_learning_rate(order)
         batch = self._collator.collate(trajectories, self._device, step=order.step)
+        self._context.noted.clear()
         with torch.no_grad():
             prepared = self._algorithm.prepare(self._context, batch)
         self._copy = self._copied_state()
@@ -257,6 +258,7 @@ class Learner:
             metrics = algorithm.update(self._context, prepared, stepper)
         else:
             metrics = minibatch_steps(algorithm, self._context, prepared, stepper)
+        metrics = {**metrics, **self._context.noted}
         values = torch.stack(list(metrics.values())).tolist() if metrics else []
         return dict(zip(metrics, values, strict=True)), math.isfinite(float(stepper.broken))
 

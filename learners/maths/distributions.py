@@ -89,6 +89,14 @@ def _categorical_entropy(logits: Tensor, action_mask: Tensor | None) -> Tensor:
     return -terms.sum(-1)
 
 
+def _categorical_kl(logits: Tensor, others: Tensor, action_mask: Tensor | None) -> Tensor:
+    logprobs = logits.log_softmax(-1)
+    terms = logprobs.exp() * (logprobs - others.log_softmax(-1))
+    if action_mask is not None:
+        terms = terms.masked_fill(~action_mask, 0.0)
+    return terms.sum(-1)
+
+
 def _gumbel(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     # Drawn in float64: float32 uniforms would cut the tail off at probabilities of 6e-8.
     uniform = torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
@@ -119,6 +127,9 @@ class Categorical:
 
     def entropy(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         return _categorical_entropy(_masked(params.float(), action_mask), action_mask)
+
+    def kl(self, params: Tensor, others: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        return _categorical_kl(_masked(params.float(), action_mask), _masked(others.float(), action_mask), action_mask)
 
     def mode(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         return _masked(params, action_mask).argmax(-1)
@@ -180,6 +191,10 @@ class MultiCategorical:
     def entropy(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         parts = self._split(params.float(), action_mask)
         return torch.stack([_categorical_entropy(part, mask) for part, mask in parts]).sum(0)
+
+    def kl(self, params: Tensor, others: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        pairs = zip(self._split(params.float(), action_mask), self._split(others.float(), action_mask), strict=True)
+        return torch.stack([_categorical_kl(part, other, mask) for (part, mask), (other, _) in pairs]).sum(0)
 
     def mode(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         return torch.stack([part.argmax(-1) for part, _ in self._split(params, action_mask)], -1)
@@ -258,6 +273,15 @@ class DiagonalGaussian:
             unsquashed = mean.unsqueeze(-1) + log_std.exp().unsqueeze(-1) * nodes
             terms = terms + (_log_tanh_slope(unsquashed) * node_weights).sum(-1)
         return terms.sum(-1)
+
+    def kl(self, params: Tensor, others: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Of the Gaussians, and so of what tanh makes of them: no bijection changes a KL."""
+        self._refuse(action_mask)
+        mean, log_std = torch.split(params.float(), self.dim, -1)
+        other_mean, other_log_std = torch.split(others.float(), self.dim, -1)
+        log_ratio = log_std - other_log_std  # of the deviations
+        moved = (mean - other_mean) * torch.exp(-other_log_std)
+        return (0.5 * (torch.expm1(2.0 * log_ratio) + moved.square()) - log_ratio).sum(-1)
 
     def mode(self, params: Tensor, action_mask: Tensor | None = None) -> Tensor:
         self._refuse(action_mask)

@@ -188,3 +188,39 @@ def whole_episode_returns(*, returns: Tensor, terminated: Tensor, truncated: Ten
     times = torch.arange(len(starts), device=starts.device).unsqueeze(1)
     start_times = (times * starts).cummax(dim=0).values
     return returns.gather(0, start_times).masked_fill(~mask, 0.0)
+
+
+def endless_gae(
+    *, rewards: Tensor, values: Tensor, last_values: Tensor, discount: float, lam: float, mask: Tensor
+) -> Advantages:
+    """GAE of a stream that no episode's end interrupts: credit crosses it into the next episode (Burda et al., 2018,
+    arXiv:1810.12894, for intrinsic rewards). All [T, B], but last_values [B], the value after the last step.
+
+    At a dead step (mask False) no time passes: its advantage is 0, and the step before it is followed by the one after.
+
+    Raises:
+      ValueError: naming the argument whose shape is not [T, B].
+    """
+    check_shapes(rewards=rewards, values=values, mask=mask)
+    # upcoming[t]: the value at the first step from t on that is not dead, or after the last.
+    known = torch.cat((values.masked_fill(~mask, 0.0), last_values.unsqueeze(0)))
+    waits = torch.cat((~mask, torch.zeros_like(mask[:1]))).to(values.dtype)
+    upcoming = linear_recurrence(increments=known, decays=waits)
+    deltas = (rewards + discount * upcoming[1:] - values).masked_fill(~mask, 0.0)
+    decays = torch.ones_like(values).masked_fill_(mask, discount * lam)
+    advantages = linear_recurrence(increments=deltas, decays=decays).masked_fill(~mask, 0.0)
+    return Advantages(advantages, advantages + values)
+
+
+def running_returns(*, rewards: Tensor, before: Tensor, discount: float, mask: Tensor) -> Tensor:
+    """G[t] = discount * G[t-1] + rewards[t], with G[-1] = before [B]: what was collected up to a step, where a return
+    says what is to come. [T, B]; at a dead step (mask False) it stays as it was.
+
+    Raises:
+      ValueError: naming the argument whose shape is not [T, B].
+    """
+    check_shapes(rewards=rewards, mask=mask)
+    decays = torch.ones_like(rewards).masked_fill_(mask, discount)
+    increments = rewards.masked_fill(~mask, 0.0)
+    increments[0] += decays[0] * before
+    return linear_recurrence(increments=increments.flip(0), decays=decays.flip(0)).flip(0)

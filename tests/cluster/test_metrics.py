@@ -42,6 +42,11 @@ CONTROL = SHARED | {
     "env_restarts": 0,
     "value_loss": 0.2,
     "approx_kl": 0.01,
+    "episode_length_mean": 18.5,
+    "explained_variance": 0.9,
+    "kl_old": 0.02,
+    "kl_coef": 0.5,
+    "intrinsic_reward": 0.1,
 }
 SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"]}
 LANGUAGE = SHARED | {
@@ -138,6 +143,11 @@ def test_a_control_step_sets_each_metric_from_its_key() -> None:
         "env_restarts_total": 0,
         "policy_lag_max": 2,
         "update_seconds_count": 1,
+        "episode_length_mean": 18.5,
+        "explained_variance_ratio": 0.9,
+        "kl_old_nats": 0.02,
+        "kl_penalty_coef": 0.5,
+        "intrinsic_reward_mean": 0.1,
         "eval_return_mean": 88.0,
     }
     assert {name: value(metrics, name) for name in found} == found

@@ -153,7 +153,8 @@ def test_the_schema_knows_every_setting_of_both_halves() -> None:
     json.dumps(schema)
     control, language, _, reward, direct = schema["anyOf"]
     named = {half["title"]: _variants(half, "algorithm") for half in (control, language)}
-    assert sorted(len(names) for names in named.values()) == [4, 6]
+    assert {"PPOConfig", "TRPOConfig"} <= set(named[control["title"]])
+    assert {"GRPOConfig", "LMPPOConfig"} <= set(named[language["title"]])
     assert sum(len(names) for names in named.values()) == len(shipped(ALGORITHM))
     assert all("discount" in schema["$defs"][name]["properties"] for name in named[control["title"]])
     assert all("token_budget" in schema["$defs"][name]["properties"] for name in named[language["title"]])
@@ -173,7 +174,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
     (tmp_path / "own_algorithm.py").write_text(
         "from pydantic import BaseModel, ConfigDict\n"
         "from rollcall.learners.algorithm import Needs\n"
-        "from rollcall.learners.algorithms.control.ppo import PPO\n"
+        "from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig\n"
         "class OwnConfig(BaseModel):\n"
         "    model_config = ConfigDict(extra='forbid', frozen=True)\n"
         "    name: str\n"
@@ -181,6 +182,9 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         "class Own(PPO):\n"
         "    Config = OwnConfig\n"
         "    needs = Needs(critic=True)\n"
+        "    def __init__(self, config):\n"
+        "        super().__init__(PPOConfig())\n"
+        "        self.needs = Own.needs\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -214,6 +218,14 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         (["policy.hidden_sizes=3"], "policy.hidden_sizes = 3 (command line): must be a list, such as [64, 64]"),
         (["actors=3"], "actors = 3 (command line): must be a section with settings inside"),
         (
+            ["algorithm.kl_penalty.target=-1"],
+            "algorithm.kl_penalty.target = -1 (command line): must be greater than 0",
+        ),
+        (
+            ["algorithm.kl_penalty.traget=0.01"],
+            "algorithm.kl_penalty.traget = 0.01 (command line): unknown key; did you mean algorithm.kl_penalty.target?",
+        ),
+        (
             ["policy.normalise_observations=1"],
             "policy.normalise_observations = 1 (command line): must be true or false",
         ),
@@ -244,6 +256,8 @@ def test_a_wrong_key_type_or_range_is_refused_with_its_path_value_and_remedy(
         (["total_env_steps=null"], ["the run has no end", "total_learner_steps"]),
         (["total_env_steps=9", "total_learner_steps=9"], ["total_learner_steps = 9", "keep one of the two"]),
         (["algorithm=json:dumps"], ["algorithm.name = 'json:dumps'", "is no algorithm"]),
+        (["algorithm=trpo", "policy.recurrent=gru"], ["policy.recurrent = 'gru'", "trpo fits the critic apart"]),
+        (["algorithm=trpo", "policy.shared_torso=true"], ["policy.shared_torso = true", "set it to false"]),
         (["name=../escape"], ["name = '../escape'", "letters, digits"]),
     ],
 )

@@ -26,12 +26,18 @@ def _make_policy(
     with_critic: bool = True,
     continuous: bool = False,
     shared_torso: bool | None = None,
+    squash: Literal["clip", "tanh"] = "clip",
     seed: int = 1,
 ) -> ActorCritic:
     """A small network whose policy is far from uniform."""
     action_space: gym.Space[Any] = gym.spaces.Box(-1.0, 1.0, (2,), np.float32) if continuous else gym.spaces.Discrete(4)
     config = PolicyConfig(
-        recurrent=recurrent, recurrent_size=5, hidden_sizes=(8,), orthogonal_init=False, shared_torso=shared_torso
+        recurrent=recurrent,
+        recurrent_size=5,
+        hidden_sizes=(8,),
+        orthogonal_init=False,
+        shared_torso=shared_torso,
+        squash=squash,
     )
     network = build_actor_critic(OBSERVATION_SPACE, action_space, config, with_critic=with_critic, seed=seed)
     with torch.no_grad():

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
+from rollcall.learners.algorithms.control.ppo import PPO, KLPenalty, PPOConfig
+from rollcall.learners.algorithms.control.rnd import RND, RNDConfig
+from rollcall.learners.algorithms.control.trpo import TRPO, TRPOConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.networks import PolicyConfig
@@ -29,7 +31,7 @@ class Faulty(PPO):
         return found._replace(loss=found.loss + (torch.inf if self.broken else 0.0))
 
 
-KINDS = ("feedforward", "recurrent", "own-update")
+KINDS = ("feedforward", "recurrent", "own-update", "trpo", "rnd")
 
 
 def main(rank: int, num_processes: int, address: str, out: Path) -> None:
@@ -43,6 +45,11 @@ def main(rank: int, num_processes: int, address: str, out: Path) -> None:
         algorithm: Any = Faulty(PPOConfig(epochs=2, num_minibatches=2, target_kl=10.0))
         if kind == "own-update":
             algorithm = NaturalGradient()
+        if kind == "trpo":
+            algorithm = TRPO(TRPOConfig(critic_epochs=2, critic_minibatches=3))
+        if kind == "rnd":
+            penalty = KLPenalty(target=1e-5)
+            algorithm = RND(RNDConfig(epochs=2, num_minibatches=2, kl_penalty=penalty))
         config = LearnerConfig(learning_rate=1e-3)
         learner = make_learner(algorithm, policy=policy, config=config, collective=collective)
         first = learner.weights(epoch=1, version=0)

@@ -18,6 +18,7 @@ from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.impala import IMPALA
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.algorithms.control.reinforce import REINFORCE
+from rollcall.learners.algorithms.control.rnd import RND
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.models.networks import ActorCritic
@@ -30,6 +31,9 @@ ALGORITHMS = [
     pytest.param(PPO, {}, id="ppo"),
     pytest.param(PPO, {"value_loss": "clipped", "normalise_advantages": "batch"}, id="ppo-clipped-value"),
     pytest.param(PPO, {"value_loss": "huber", "entropy_coef": 0.01, "clip_range_high": 0.28}, id="ppo-huber"),
+    pytest.param(PPO, {"kl_penalty": {"coef": 0.7}}, id="ppo-kl"),
+    pytest.param(PPO, {"kl_penalty": {"target": 0.01, "clip": True}}, id="ppo-kl-adaptive"),
+    pytest.param(RND, {"predictor_share": 1.0}, id="rnd"),
     pytest.param(A2C, {}, id="a2c"),
     pytest.param(A2C, {"n_step": 3, "normalise_advantages": True}, id="a2c-n-step"),
     pytest.param(IMPALA, {"num_minibatches": 2}, id="impala"),

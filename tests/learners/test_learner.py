@@ -20,6 +20,8 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
 from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
+from rollcall.learners.algorithms.control.rnd import RND, RNDConfig
+from rollcall.learners.algorithms.control.trpo import TRPO, TRPOConfig
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, RMSpropConfig, SGDConfig
 from rollcall.learners.loop.schedules import LinearSchedule
@@ -190,14 +192,17 @@ def test_annealing_counts_the_consumed_part_of_the_run() -> None:
 
 
 @pytest.mark.parametrize(
-    "algorithm", [PPO(PPOConfig()), A2C(A2CConfig()), IMPALA(IMPALAConfig())], ids=["ppo", "a2c", "impala"]
+    "algorithm",
+    [PPO(PPOConfig()), A2C(A2CConfig()), IMPALA(IMPALAConfig()), TRPO(TRPOConfig()), RND(RNDConfig())],
+    ids=["ppo", "a2c", "impala", "trpo", "rnd"],
 )
 def test_the_learner_drives_every_algorithm_alike(algorithm: Any) -> None:
     learner = make_learner(algorithm)
     before = tensors(learner)
     report, weights = learner.update([cartpole(learner.weights(epoch=1, version=0))], StepOrder(0, 1, 0.0))
     assert weights is not None and weights.compute_checksum() == weights.checksum
-    assert {"loss", "grad_norm", "entropy", "policy_loss"} <= report.metrics.keys()
+    assert {"loss", "grad_norm", "entropy", "policy_loss", "explained_variance"} <= report.metrics.keys()
+    assert report.metrics["explained_variance"] < 0.5  # of a critic that has learnt nothing yet
     after = tensors(learner)
     assert any((before[name] != after[name]).any() for name in before)
 

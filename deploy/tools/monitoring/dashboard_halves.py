@@ -22,9 +22,10 @@ _GRADIENT = Panel(
 _RATE = Panel("Learning rate", "Of the newest step.", "sci", [gauge("learning_rate")])
 _KL = Panel(
     "From acting to learning policy",
-    "Estimate of the KL divergence that one batch's updates make. Jumps come before collapses.",
+    "KL divergence that one batch's updates make: the estimate, and the exact one where the algorithm has it. Jumps "
+    "come before collapses.",
     "short",
-    [gauge("approx_kl_nats")],
+    [gauge("approx_kl_nats", "{{run}} estimate"), gauge("kl_old_nats", "{{run}} exact")],
 )
 
 
@@ -64,6 +65,13 @@ CONTROL = Dashboard(
                     [per_second("episodes_total")],
                     width=6,
                 ),
+                Panel("Episode length", "Mean of the last 100, in env steps.", "short", [gauge("episode_length_mean")]),
+                Panel(
+                    "Reward for what is new",
+                    "Mean per step of the newest batch, where novelty pays (rnd). It falls as the env becomes known.",
+                    "short",
+                    [gauge("intrinsic_reward_mean")],
+                ),
             ),
         ),
         Row(
@@ -81,8 +89,16 @@ CONTROL = Dashboard(
                     "short",
                     [gauge("loss", "{{run}} loss"), gauge("value_loss", "{{run}} critic")],
                 ),
+                Panel(
+                    "Explained variance",
+                    "What the critic knew of a batch's returns before it learnt from them: 1 is all, 0 no more than "
+                    "their mean. Below 0 for long: the critic does harm.",
+                    "short",
+                    [gauge("explained_variance_ratio")],
+                ),
                 _GRADIENT,
                 _KL,
+                Panel("KL penalty", "Its weight, where there is one; adaptive.", "short", [gauge("kl_penalty_coef")]),
                 _CLIPPED,
                 _RATE,
                 Panel(

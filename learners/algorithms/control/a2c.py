@@ -65,6 +65,7 @@ class A2C:
         network = samples.actor_critic(context.models)
         values, next_values = samples.state_values(network, batch, algorithm=self.name)
         advantages, returns = self._advantages(batch, values, next_values)
+        actor_critic.note_critic(context, batch, values=values, returns=returns)
         advantages = actor_critic.over_batch(advantages, batch, normalise=self._config.normalise_advantages)
         return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns))
 

@@ -83,6 +83,7 @@ class IMPALA:
             c_bar=self._config.c_bar,
             **credit(batch),
         )
+        actor_critic.note_critic(context, batch, values=before.values, returns=vs)
         advantages = actor_critic.over_batch(advantages, batch, normalise=self._config.normalise_advantages)
         return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns=vs))
 

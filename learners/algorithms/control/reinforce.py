@@ -89,6 +89,8 @@ class REINFORCE:
             # The mean over what the baseline is subtracted from: over steps, or over episodes (by their first steps).
             counted = batch.steps.mask if config.reward_to_go else episode_starts_within(**ends)
             baseline = self._renew(context.models["baseline"], (returns * counted).sum() / counted.sum())
+        elif config.baseline == "value":
+            actor_critic.note_critic(context, batch, values=values, returns=to_go)
         advantages = (returns - baseline).masked_fill(~batch.steps.mask, 0.0)
         advantages = actor_critic.over_batch(advantages, batch, normalise=config.normalise_advantages)
         return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns=to_go))

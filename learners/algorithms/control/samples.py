@@ -60,6 +60,7 @@ class ActorCriticTargets:
     advantages: Tensor
     returns: Tensor  # what the critic is to say
     behaviour_values: Tensor | None = None  # what it said before the update, where it may not leap
+    old_params: Tensor | None = None  # of the policy's distribution before the update, where it is held near that
 
 
 ActorCriticRows = StepRows[ActorCriticTargets]
@@ -72,6 +73,7 @@ class Evaluation(NamedTuple):
     logprobs: Tensor  # of the actions taken
     entropy: Tensor
     values: Tensor | None  # None without a critic
+    params: Tensor  # [..., P] of the distribution
 
 
 def actor_critic(models: Models) -> ActorCritic:
@@ -107,6 +109,7 @@ def evaluate(actor_critic: ActorCritic, rows: StepRows[Targets]) -> Evaluation:
         logprobs=distribution.log_prob(params, steps.actions, steps.action_mask),
         entropy=distribution.entropy(params, steps.action_mask),
         values=values,
+        params=params,
     )
 
 
@@ -143,11 +146,12 @@ def grid_minibatches(grid: StepRows[Targets]) -> Iterator[StepMinibatch[Targets]
 
 
 class Assessment(NamedTuple):
-    """What the present parameters say about a batch, without gradient. All are [T, B]."""
+    """What the present parameters say about a batch, without gradient. All are [T, B], but for the last."""
 
     logprobs: Tensor  # of the actions taken
     values: Tensor
     next_values: Tensor
+    params: Tensor  # [T, B, P] of the distribution
 
 
 def assess(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) -> Assessment:
@@ -159,7 +163,7 @@ def assess(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) -> Ass
     _check_critic(actor_critic, algorithm)
     params, values, next_values = actor_critic.assess(batch)
     logprobs = actor_critic.distribution.log_prob(params, batch.steps.actions, batch.steps.action_mask)
-    return Assessment(logprobs, values, next_values)
+    return Assessment(logprobs, values, next_values, params)
 
 
 def state_values(actor_critic: ActorCritic, batch: GymBatch, *, algorithm: str) -> tuple[Tensor, Tensor]:
