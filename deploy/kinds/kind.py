@@ -42,6 +42,7 @@ class EvalOptions:
     seed: int | None = None
     stochastic: bool = False
     video: Path | None = None
+    record: str | None = None  # a file, or minari:ID: where the episodes go, for others to learn from
 
 
 class LoadedRun(Protocol):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
-from gymnasium import spaces
-
+from rollcall.actors.envs.plain_spaces import alike
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.control.initial_weights import misfit
@@ -30,19 +28,8 @@ def misfit_of(config: RunConfig, loaded: LoadedControl) -> str:
             )
     members = ControlFactory(config, Path().resolve())
     observations, actions = members.spaces
-    if not _alike(observations, loaded.observation_space):
+    if not alike(observations, loaded.observation_space):
         return f"it sees {loaded.observation_space}, and this env shows {observations}: begin from a run of such an env"
     if actions != loaded.action_space:
         return f"its actions are {loaded.action_space}, and this env takes {actions}: begin from a run of such an env"
     return misfit(members.models(), dict(loaded.weights.tensors()))
-
-
-def _alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """Whether observations of both have the same parts, shapes and kinds of numbers; their bounds may differ."""
-    if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
-        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
-    if isinstance(one, spaces.Tuple) and isinstance(other, spaces.Tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
-        return one.shape == other.shape and one.dtype == other.dtype
-    return one == other

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.recording import EpisodeRecorder, check_target, write_recorded
 from rollcall.actors.control.video import record_video
 from rollcall.actors.envs.action_masks import MASK_KEYS
 from rollcall.actors.envs.contract import ContractError
@@ -67,16 +68,19 @@ class LoadedControl:
             raise CheckpointDamaged(f"{self.checkpoint}: not of this run's network: {error}") from None
 
     def evaluate(self, options: EvalOptions) -> dict[str, Any]:
-        """Runs episodes, and films one. Episode i has the same return whatever their number."""
+        """Runs episodes, writes them down, and films one. Episode i has the same return whatever their number."""
         seed = self.config.eval.seed if options.seed is None else options.seed
         settings = self.config.eval
         settings = settings.model_copy(update={"greedy": settings.greedy and not options.stochastic})
         torch.set_num_threads(self.config.actors.torch_threads)  # as the run's own evaluation: it is part of the result
+        recorder = None
+        if options.record is not None:
+            check_target(options.record)
+            recorder = EpisodeRecorder()
         evaluator = Evaluator(self.config.env, settings, self.policy)
         try:
-            result = evaluator.evaluate(
-                self.weights, options.episodes or settings.episodes or type(settings)().episodes, seed
-            )
+            episodes = options.episodes or settings.episodes or type(settings)().episodes
+            result = evaluator.evaluate(self.weights, episodes, seed, recorder)
         finally:
             evaluator.close()
         found = {
@@ -89,9 +93,21 @@ class LoadedControl:
             "returns": list(result.returns),
             "lengths": list(result.lengths),
         }
+        if options.record is not None and recorder is not None:
+            found |= self._record(options.record, recorder, greedy=settings.greedy)
         if options.video is not None:
             found["video"] = str(self._film(options.video, seed, greedy=settings.greedy))
         return found
+
+    def _record(self, target: str, recorder: EpisodeRecorder, *, greedy: bool) -> dict[str, Any]:
+        recorded = recorder.recorded(
+            env=self.config.env.id,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            acted_by="greedy" if greedy else "sampled",
+        )
+        write_recorded(target, recorded)
+        return {"recorded": target, "recorded_steps": recorded.num_steps}
 
     def _film(self, path: Path, seed: int, *, greedy: bool) -> Path:
         """One episode, the first of the evaluation with the same seed."""
