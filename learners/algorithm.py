@@ -107,6 +107,14 @@ class HasModels(Protocol):
 
 
 @runtime_checkable
+class ChecksModels(Protocol):
+    """An algorithm that not every model will do for."""
+
+    def check(self, models: Models) -> None:
+        """Raises ValueError, `setting=value: why, and the remedy`: where it cannot learn with these."""
+
+
+@runtime_checkable
 class FollowsSteps(Protocol):
     """An algorithm with something to do after every optimiser step: to move target networks, say."""
 

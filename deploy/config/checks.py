@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
@@ -124,7 +125,7 @@ def _sharding(config: RunConfig) -> list[Problem]:
     return [Problem(("learner", "sharding"), "a control network is small: cutting it gains nothing; use auto or none")]
 
 
-def check_device(config: OnlineConfig) -> list[Problem]:
+def check_device(config: RootConfig) -> list[Problem]:
     name, path = config.learner.device, ("learner", "device")
     if name == "auto":
         return []
@@ -139,17 +140,17 @@ def check_device(config: OnlineConfig) -> list[Problem]:
     return []
 
 
-def check_env(config: RunConfig) -> list[Problem]:
-    """Whether the environment can be made as the settings say, and whether the network fits its spaces."""
+def check_env(env: EnvConfig, policy: PolicyConfig, *, scored: bool = False) -> list[Problem]:
+    """Whether the environment can be made as the settings say, and whether the network fits its spaces. `scored`: by
+    the reward service."""
     try:
-        observation_space, action_space = _spaces(config)
+        observation_space, action_space = _spaces(env)
     except BadInput as error:
-        return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
+        return [_named(str(error), "env", default=("env", "id"), own=f"env {env.id!r} ")]
     try:
-        build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
+        build_actor_critic(observation_space, action_space, policy, with_critic=True, seed=0)
     except ValueError as error:
         return [_named(str(error), "policy", default=("env", "id"))]
-    scored = config.preferences is not None or config.reward is not None
     if scored and not isinstance(observation_space, spaces.Box):
         kind = type(observation_space).__name__
         return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
@@ -175,8 +176,7 @@ def out_of_reach(env: str, action_space: Any, policy: PolicyConfig) -> list[str]
     ]
 
 
-def _spaces(config: RunConfig) -> tuple[Any, Any]:
-    env = config.env
+def _spaces(env: EnvConfig) -> tuple[Any, Any]:
     if env.vectorization == "async" and not env.is_atari:
         return spaces_of(env)  # a group would start processes only to ask
     make_vector_env(env, 1).close()

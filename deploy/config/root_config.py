@@ -111,6 +111,9 @@ def plugin_settings(plugin: Plugin, value: Any, info: ValidationInfo) -> Any:
 
 AlgorithmSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.ALGORITHM))]
 MethodSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.DIRECT_METHOD))]
+OfflineSettings = Annotated[
+    SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.OFFLINE_METHOD))
+]
 TaskSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.TASK))]
 
 

@@ -144,6 +144,10 @@ class RunConfig(OnlineConfig):
         return self.policy.init_from
 
     @property
+    def acting_threads(self) -> int:
+        return self.actors.torch_threads
+
+    @property
     def env_steps(self) -> int | None:
         return self.total_env_steps
 

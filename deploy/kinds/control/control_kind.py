@@ -17,14 +17,15 @@ from rollcall.deploy.report.progress import online_console
 
 
 def _problems(config: RunConfig) -> list[Problem]:
-    return check_settings(config) or check_env(config)
+    scored = config.preferences is not None or config.reward is not None
+    return check_settings(config) or check_env(config.env, config.policy, scored=scored)
 
 
 CONTROL = RunKind(
     name="control",
     config=RunConfig,
     counts=ENV_STEPS,
-    claims=lambda tree: "env" in tree,
+    claims=lambda tree: "env" in tree and "data" not in tree,
     make=lambda config, run_directory: ControlFactory(config, run_directory.resolve()),
     load=LoadedControl.of,
     elsewhere=elsewhere,

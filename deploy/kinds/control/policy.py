@@ -25,6 +25,7 @@ from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config.offline_config import OfflineConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
@@ -36,7 +37,7 @@ from rollcall.learners.models.policy import TorchPolicy
 class LoadedControl:
     """A checkpoint's policy and what it was trained for."""
 
-    config: RunConfig
+    config: RunConfig | OfflineConfig
     run_directory: Path
     checkpoint: Path
     weights: Weights
@@ -72,7 +73,7 @@ class LoadedControl:
         seed = self.config.eval.seed if options.seed is None else options.seed
         settings = self.config.eval
         settings = settings.model_copy(update={"greedy": settings.greedy and not options.stochastic})
-        torch.set_num_threads(self.config.actors.torch_threads)  # as the run's own evaluation: it is part of the result
+        torch.set_num_threads(self.config.acting_threads)  # as the run's own evaluation: it is part of the result
         recorder = None
         if options.record is not None:
             check_target(options.record)
