@@ -34,8 +34,8 @@ class ReplayMinibatch:
         return (ReplayMinibatch(mine, self.size, self.places[rank::num_processes], self.num_samples, self.ends_epoch),)
 
     def per_sample(self, values: Tensor) -> Tensor:
-        """[B] -> [num_samples], 0 at other minibatches' rows: what `Loss.per_sample` is to be (absolute TD errors, which
-        become priorities)."""
+        """[B] -> [num_samples], 0 at other minibatches' rows: what `Loss.per_sample` is to be (absolute TD errors,
+        which become priorities)."""
         return values.new_zeros(self.num_samples).index_put((self.places,), values.detach())
 
 
@@ -47,16 +47,14 @@ class ReplayBatch:
     drawn: Sequence[Transitions]  # U of them, one for each gradient step; none before `learning_starts`
     added: GymBatch  # the fresh experience of this step's tickets, which is in the buffer by now
     step: int = 0  # the learner step
-
-    @property
-    def num_samples(self) -> int:
-        return sum(len(transitions) for transitions in self.drawn)
+    env_steps: int = 0  # of the run so far, with this step's: what schedules count
+    batch_size: int | None = None  # of every minibatch; None: as the first one is
 
     def minibatches(self) -> Iterator[ReplayMinibatch]:
-        """One for each gradient step, in order."""
-        total, first = self.num_samples, 0
-        for number, transitions in enumerate(self.drawn):
-            size = len(transitions)
-            places = torch.arange(first, first + size, device=transitions.rewards.device)
-            yield ReplayMinibatch(transitions, size, places, total, ends_epoch=number == len(self.drawn) - 1)
-            first += size
+        """One for each gradient step, in order. Each is gathered when it is asked for."""
+        number = len(self.drawn)
+        for i in range(number):
+            transitions = self.drawn[i]
+            size = len(transitions) if self.batch_size is None else self.batch_size
+            places = torch.arange(i * size, (i + 1) * size, device=transitions.rewards.device)
+            yield ReplayMinibatch(transitions, size, places, number * size, ends_epoch=i == number - 1)

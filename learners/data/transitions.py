@@ -1,5 +1,5 @@
-"""What replayed experience is made of: a record generic in the kind of array, numpy's as it lies in a buffer, torch's in
-a batch. A field more here is a field more everywhere."""
+"""What replayed experience is made of: a record generic in the kind of array, numpy's as it lies in a buffer, torch's
+in a batch. A field more here is a field more everywhere."""
 
 from __future__ import annotations
 

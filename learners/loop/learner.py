@@ -251,7 +251,7 @@ class Learner:
             metrics = algorithm.update(self._context, prepared, stepper)
         else:
             metrics = minibatch_steps(algorithm, self._context, prepared, stepper)
-        values = torch.stack(list(metrics.values())).tolist()
+        values = torch.stack(list(metrics.values())).tolist() if metrics else []
         return dict(zip(metrics, values, strict=True)), math.isfinite(float(stepper.broken))
 
     def _check_interrupted(self) -> None:
