@@ -230,8 +230,8 @@ class Stepper:
 def minibatch_steps(
     algorithm: Algorithm[Any, Any, Any], context: Context, prepared: object, stepper: Stepper
 ) -> Metrics:
-    """The update of most algorithms: an optimiser step for each minibatch of each epoch. Returns the metrics' means: none
-    where there was no minibatch."""
+    """The update of most algorithms: an optimiser step for each minibatch of each epoch. Returns the metrics' means;
+    nothing where there was no minibatch."""
     names: list[str] = []
     of_epoch: list[Tensor] = []
     means: list[Tensor] = []

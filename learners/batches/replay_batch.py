@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -39,12 +40,20 @@ class ReplayMinibatch:
         return values.new_zeros(self.num_samples).index_put((self.places,), values.detach())
 
 
+class Drawn(Protocol):
+    """The transitions of each gradient step of a learner step: a list of them, say."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Transitions: ...
+
+
 @dataclass(frozen=True)
 class ReplayBatch:
     """What a ReplayCollator gives to an algorithm's `prepare`. Sampling is over before the first gradient step:
     priorities that a step finds count from the next learner step on."""
 
-    drawn: Sequence[Transitions]  # U of them, one for each gradient step; none before `learning_starts`
+    drawn: Drawn  # U minibatches, one for each gradient step; none before `learning_starts`
     added: GymBatch  # the fresh experience of this step's tickets, which is in the buffer by now
     step: int = 0  # the learner step
     env_steps: int = 0  # of the run so far, with this step's: what schedules count

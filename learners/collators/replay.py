@@ -32,7 +32,7 @@ class TakesStatistics(Protocol):
 
 
 @dataclass(frozen=True)
-class _Drawn(Sequence[Transitions]):
+class _Drawn:
     """Minibatches whose slots are known, each gathered when its turn has come: memory holds one."""
 
     buffer: ReplayBuffer
@@ -45,7 +45,7 @@ class _Drawn(Sequence[Transitions]):
     def __len__(self) -> int:
         return len(self.slots)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Transitions:
         weights = None if self.weights is None else self.weights[index]
         rows = self.buffer.transitions(self.slots[index], n_step=self.n_step, discount=self.discount, weights=weights)
         return rows.map(lambda array: torch.from_numpy(array).to(self.device, non_blocking=True))
@@ -57,8 +57,8 @@ class _ReplayBatch(ReplayBatch):
 
 
 class ReplayCollator:
-    """A Collator that keeps what it is given. A learner step makes exactly `updates_per_env_step` gradient steps for each
-    env step that came in, fractions carried over, and none for the first `learning_starts` env steps."""
+    """A Collator that keeps what it is given. A learner step makes exactly `updates_per_env_step` gradient steps for
+    each env step that came in, fractions carried over, and none for the first `learning_starts` env steps."""
 
     def __init__(
         self,
@@ -132,12 +132,12 @@ class ReplayCollator:
                 found["priority_evenness"] = self.priorities.evenness
         return found
 
-    def sampled(self, batch: ReplayBatch) -> tuple[Array, Array]:
-        """The attempts that a batch was drawn from, each once: (tickets, attempts), in order."""
+    def sampled(self, batch: ReplayBatch) -> tuple[int, Array, Array]:
+        """Of the steps with which the transitions begin."""
         assert isinstance(batch, _ReplayBatch)
         origin = self.buffer.origin(np.unique(batch.slots))
         pairs = np.unique(np.stack([origin.ticket, origin.attempt.astype(np.int64)]), axis=1)
-        return pairs[0], pairs[1]
+        return batch.slots.size, pairs[0], pairs[1]
 
     def learned(self, batch: ReplayBatch, per_sample: Tensor | None) -> None:
         """After the step: priorities, and the normaliser's statistics of what came in."""

@@ -22,7 +22,7 @@ class Priorities:
         self.largest = 1.0  # so far: what a new transition has of which no TD error is known, so that it is soon drawn
 
     def add(self, slots: Array, begins: Array, errors: Array | None = None) -> None:
-        """Slots that were written, and whether a transition begins there. `errors`: |TD error| as the actor found it."""
+        """Slots that were written, and whether a transition begins there. `errors`: |TD error| as actors found it."""
         self._before.append((slots, self._tree.leaves[slots]))
         values = self.largest if errors is None else self._priority(errors)
         self._tree.set(slots, np.where(begins, values, 0.0))
@@ -48,7 +48,7 @@ class Priorities:
 
     @property
     def evenness(self) -> float:
-        """(sum p)^2 / (N sum p^2) over the N transitions: 1 where all are drawn alike often, 1 / N where one alone is."""
+        """(sum p)^2 / (N sum p^2) of N transitions: 1 where all are drawn alike often, 1 / N where one alone is."""
         leaves = self._tree.leaves
         squares = float(leaves @ leaves)
         return self._tree.total**2 / (int(np.count_nonzero(leaves)) * squares) if squares else 1.0

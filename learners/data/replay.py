@@ -1,5 +1,5 @@
-"""Kept experience: a ring of env steps, from which transitions of n steps are drawn. Numpy alone; who samples, how often
-and why, the collator knows."""
+"""Kept experience: a ring of env steps, from which transitions of n steps are drawn. Numpy alone; who samples, how
+often and why, the collator knows."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class _Before:
 class ReplayBuffer:
     """The newest steps of each of E envs, in time order: [rows, E] in every array.
 
-    An observation is stored once, in the env's dtype: what followed row t's action is the observation of row t + 1. Where
-    an episode ended, its true last observation has a row of its own, from which no step begins; so has what an env
-    showed last. A fragment's border is no end: the next fragment goes on in the row that the last one left open, if it
-    goes on with what the env showed then. If not (a fragment between them was dropped, or the env was begun anew), what
-    came before bootstraps from that observation, as at a truncation.
+    An observation is stored once, in the env's dtype: what followed row t's action is the observation of row t + 1.
+    Where an episode ended, its true last observation has a row of its own, from which no step begins; so has what an
+    env showed last. A fragment's border is no end: the next fragment goes on in the row that the last one left open, if
+    it goes on with what the env showed then. If not (a fragment between them was dropped, or the env was begun anew),
+    what came before bootstraps from that observation, as at a truncation.
 
     `capacity` counts rows. When a ring is full, an env's newest rows take the place of its oldest.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
@@ -231,6 +232,20 @@ class ControlFactory:
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
         return models
 
+    def _collator(self, models: Mapping[str, nn.Module], collective: Collective) -> ControlCollator | ReplayCollator:
+        config, network = self.config, cast(ActorCritic, models["actor_critic"])
+        if config.replay is None:
+            return ControlCollator(network, cast("RewardNormaliser | None", models.get("reward_normaliser")))
+        return ReplayCollator(
+            config.replay,
+            discount=float(getattr(config.algorithm, "discount", 1.0)),
+            num_envs=config.actors.num_envs,
+            seed=derive_seed(config.seed, "replay"),
+            total_env_steps=config.total_env_steps or (config.learner_steps or 1) * (config.steps_per_batch or 1),
+            network=network,
+            directory=self.run_directory / "replay" / str(collective.rank),
+        )
+
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
@@ -242,10 +257,7 @@ class ControlFactory:
             policy_id=POLICY_ID,
             run_seed=config.seed,
             spaces=self.spaces,
-            collator=ControlCollator(
-                cast(ActorCritic, models["actor_critic"]),
-                cast("RewardNormaliser | None", models.get("reward_normaliser")),
-            ),
+            collator=self._collator(models, collective),
             compile_loss=config.resolved().learner.compile == "on",
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

@@ -15,11 +15,12 @@ from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import saved_bytes
-from rollcall.deploy.plan.needs import Needs, Part, Role, counted
+from rollcall.deploy.plan.needs import Needs, Part, Role, counted, parts
 from rollcall.learners.loop import footprint
 
 EPISODE_STEPS = 1000  # of an episode, where units are episodes, whose length is not known before
 BATCHES = 3  # of trajectories: one learnt from, one waiting, one being made
+SUM_TREE_BYTES = 9  # of a kept step: its priority, and its share of the sums above
 RECORDED_BYTES = 64  # of a step beside its observation: action, reward, log-probability, ends, statistics
 
 
@@ -29,8 +30,9 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
     steps = config.steps_per_batch or config.actors.num_envs * EPISODE_STEPS
     observation = _size_bytes(observations)
     batch = steps * (observation + RECORDED_BYTES)
+    trained = steps if config.replay is None else config.replay.batch_size  # rows of a pass, at the most
     share = math.ceil(
-        steps / max(1, int(getattr(config.algorithm, "num_minibatches", 1))) / config.learner.num_processes
+        trained / max(1, int(getattr(config.algorithm, "num_minibatches", 1))) / config.learner.num_processes
     )
     floats = share * 4 * _numbers(observations)
     step = Step(share * _saved(models["actor_critic"], observations) + floats + memory.SMALL_BATCH)
@@ -47,6 +49,9 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         language=False,
     )
     batches = Part("batches", 2 * batch, "actors.num_envs, actors.unroll_length", host=True)  # as they come, and joined
+    kept = _kept_bytes(config, observation)
+    on_disk = config.replay is not None and config.replay.storage == "disk"
+    replay = Part("replay", 0 if on_disk else kept, "replay.capacity, replay.storage=disk", host=True)
     envs = math.ceil(config.actors.num_envs / max(1, config.actors.num))
     steps_of_actor = math.ceil(steps / max(1, config.actors.num))
     acting = (
@@ -56,7 +61,7 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         Part("envs", envs * observation, "actors.num_envs", host=True),
     )
     found = [
-        Role("learner process", (*learner, batches), config.learner.num_processes, "learner"),
+        Role("learner process", (*learner, batches, *parts(replay)), config.learner.num_processes, "learner"),
     ]
     if config.actors.num:
         found.append(Role("actor", acting, config.actors.num))
@@ -81,8 +86,19 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         trajectories_bytes=BATCHES * batch,
         checkpoint_bytes=size * (8 + footprint.optimizer_bytes(config.learner.optimizer)),
         checkpoints_kept=config.checkpoint.keep,
+        # Of pages that did not change a checkpoint has but names: all together they are the buffer, and what has been
+        # overwritten since the oldest one.
+        begins_bytes=2 * kept + (kept * config.learner.num_processes if on_disk else 0),
         on_ray=on_ray,
     )
+
+
+def _kept_bytes(config: RunConfig, observation: int) -> int:
+    """Of a full replay buffer: an observation a step, and what is known of it."""
+    if config.replay is None:
+        return 0
+    tree = 0 if config.replay.prioritised is None else SUM_TREE_BYTES
+    return config.replay.capacity * (observation + RECORDED_BYTES + tree)
 
 
 def _saved(network: nn.Module, space: spaces.Space[Any]) -> int:
