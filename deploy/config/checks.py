@@ -44,6 +44,7 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *_sharding(config),
         *_preferences(config),
         *_replay(config),
+        *_expert(config),
         *check_device(config),
     ]
 
@@ -91,6 +92,13 @@ def _replay(config: RunConfig) -> list[Problem]:
         text = f"more learner processes than the {replay.batch_size} transitions of a minibatch to share"
         problems.append(Problem(("learner", "num_processes"), f"{text}: {replay.batch_size} at the most"))
     return problems
+
+
+def _expert(config: RunConfig) -> list[Problem]:
+    if config.expert is None or config.actors.outside is None:
+        return []
+    text = f"{config.algorithm_name}'s expert labels what the run's own actors see: leave it out"
+    return [Problem(("actors", "outside"), text)]
 
 
 def _length(config: RunConfig) -> list[Problem]:

@@ -51,6 +51,11 @@ class RootConfig(BaseModel):
         return None
 
     @property
+    def taught_by(self) -> str | None:
+        """The run or checkpoint whose policy is the run's expert."""
+        return None
+
+    @property
     def names_store(self) -> bool:
         """Whether the user said where the books are to be kept."""
         return False

@@ -1,4 +1,4 @@
-"""What an evaluation shows and does, as a recorded set: all of it, once, in its place; and files that cannot be used."""
+"""What an evaluation shows and does, as a recorded set: all of it, once, in its place. Files that cannot be used."""
 
 from __future__ import annotations
 

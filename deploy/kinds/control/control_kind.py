@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from rollcall.actors.envs.environment import spaces_of
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_env, check_settings
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.beginning import misfit_of
+from rollcall.deploy.kinds.control.experts import unfit
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.kind import RunKind
@@ -34,6 +36,7 @@ CONTROL = RunKind(
     eval_line=eval_line,
     policy="network",
     misfit=misfit_of,
+    unfit_expert=lambda config, loaded: unfit(loaded, spaces_of(config.env)),
     problems=_problems,
     fits=lambda algorithm: not plugins.is_language(algorithm),
 )

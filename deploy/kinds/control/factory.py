@@ -27,8 +27,8 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
-from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.kinds.control import initial_weights
+from rollcall.deploy.config.run_config import RunConfig, is_function
+from rollcall.deploy.kinds.control import experts, initial_weights
 from rollcall.deploy.kinds.control.needs import control_needs
 from rollcall.deploy.kinds.control.outside import outside_shards
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
@@ -38,7 +38,7 @@ from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
-from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithm import ChecksModels, with_own_models
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
@@ -72,7 +72,9 @@ class ControlFactory:
 
     @property
     def modules(self) -> Sequence[str]:
-        return plugins.modules_of(self.config.env.id, self.config.algorithm_name)
+        expert = self.config.expert
+        functions = (expert,) if expert is not None and is_function(expert) else ()
+        return plugins.modules_of(self.config.env.id, self.config.algorithm_name, *functions)
 
     @cached_property
     def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
@@ -100,6 +102,7 @@ class ControlFactory:
             _log.warning(text)
         if self.config.policy.init_from is not None:
             initial_weights.take_up(models, self.run_directory)
+        _ = self._acting_policy()
 
     def needs(self) -> Needs:
         return control_needs(self.config, self.spaces[0], self.models())
@@ -186,6 +189,14 @@ class ControlFactory:
     def policy(self) -> Policy:
         return TorchPolicy(*self.spaces, self.config.policy)
 
+    def _acting_policy(self) -> Policy:
+        """Of actors: beside an expert, where the run has one."""
+        learner = self.policy()
+        if self.config.expert is None:
+            return learner
+        stored = self.config.policy.distribution(self.spaces[1]).from_env
+        return experts.taught(learner, self.config.algorithm, self.spaces, self.run_directory, stored)
+
     @property
     def outside(self) -> OutsideShards | None:
         return outside_shards(self.config, self.spaces, self.policy)
@@ -200,7 +211,7 @@ class ControlFactory:
             run_seed=self.config.seed,
             env_config=self.config.env,
             config=self.config.actors,
-            policy_factory=self.policy,
+            policy_factory=self._acting_policy,
             weights_source=source,
             # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
             can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
@@ -224,9 +235,11 @@ class ControlFactory:
                 with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
+            models = with_own_models(algorithm, {"actor_critic": network})
+            if isinstance(algorithm, ChecksModels):
+                algorithm.check(models)
         except ValueError as error:
             raise BadInput(str(error)) from None
-        models = with_own_models(algorithm, {"actor_critic": network})
         if config.policy.normalise_rewards:
             discount = getattr(config.algorithm, "discount", 1.0)
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)

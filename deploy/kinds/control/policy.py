@@ -119,13 +119,14 @@ class LoadedControl:
     def export(self, directory: Path | None) -> Path:
         raise BadInput(elsewhere(self.run_directory))
 
-    def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:
-        aside = directory / f".{INIT_FROM}.making"
+    def write_beginning(self, directory: Path, origin: Mapping[str, Any], *, at: str = INIT_FROM) -> None:
+        """`at`: the name of what is written in `directory`."""
+        aside = directory / f".{at}.making"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         write_weights(aside, self.weights)
         (aside / MARKER).write_text(json.dumps(origin, indent=1) + "\n")
-        goal = directory / INIT_FROM
+        goal = directory / at
         shutil.rmtree(goal, ignore_errors=True)  # of a run that begins again before its first checkpoint
         aside.replace(goal)
 
