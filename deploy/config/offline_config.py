@@ -22,8 +22,9 @@ class RecordedDataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    train: str = Field(
-        min_length=1, description="what rollcall eval RUN --record FILE wrote, or minari:ID for a Minari data set"
+    train: str | tuple[str, ...] = Field(
+        min_length=1,
+        description="what rollcall eval RUN --record FILE wrote, or minari:ID for a Minari data set; or a list of such",
     )
     eval: str | None = Field(default=None, description="one of held-out episodes; none: a share of train")
     eval_fraction: float = Field(
@@ -32,6 +33,10 @@ class RecordedDataConfig(BaseModel):
     episodes: int | None = Field(
         default=None, ge=1, description="episodes learnt from, of those that are not held out, in a seeded order"
     )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.train,) if isinstance(self.train, str) else self.train
 
 
 class OfflineConfig(RootConfig):
@@ -55,6 +60,10 @@ class OfflineConfig(RootConfig):
     def _env_by_name(cls, value: Any) -> Any:
         return section_settings(EnvConfig, {"id": value} if isinstance(value, str) else value)
 
+    @property
+    def begins_from(self) -> str | None:
+        return self.policy.init_from
+
     @model_validator(mode="after")
     def _one_process(self) -> Self:
         if self.learner.num_processes != 1:
@@ -68,10 +77,6 @@ class OfflineConfig(RootConfig):
     def build_algorithm(self) -> Any:
         """A new learners.algorithm.Algorithm with this run's settings."""
         return plugins.find(plugins.OFFLINE_METHOD, self.algorithm_name)(self.algorithm)
-
-    @property
-    def begins_from(self) -> str | None:
-        return self.policy.init_from
 
     @property
     def acting_threads(self) -> int:
@@ -90,4 +95,7 @@ class OfflineConfig(RootConfig):
 
     def derived(self) -> dict[str, str]:
         length = f"{self.epochs} epochs" if self.total_learner_steps is None else f"{self.total_learner_steps:,} steps"
-        return {"learns from": self.data.train, "length": f"{length} of {self.batch_size} recorded steps a step"}
+        return {
+            "learns from": ", ".join(self.data.sources),
+            "length": f"{length} of {self.batch_size} recorded steps a step",
+        }

@@ -95,7 +95,7 @@ class OfflineControlRun:
                 with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
-            models = with_own_models(algorithm, {"actor_critic": network})
+            models = with_own_models(algorithm, {"actor_critic": network}, seed=derive_seed(config.seed, "networks"))
             if isinstance(algorithm, ChecksModels):
                 algorithm.check(models)
         except ValueError as error:

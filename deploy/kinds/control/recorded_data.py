@@ -3,7 +3,8 @@ out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from rollcall.actors.control.recording import check_spaces_of, read_recorded
 from rollcall.actors.envs.observations import Space
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.recorded import RecordedEpisodes
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.offline_config import RecordedDataConfig
@@ -35,7 +37,7 @@ def load_recorded(
     Raises:
       BadInput: in one line: no such set, a damaged one, one of another space, or too few episodes.
     """
-    recorded = _read(config.train, spaces)
+    recorded, train = _joined([_read(source, spaces) for source in config.sources]), ", ".join(config.sources)
     order = np.random.default_rng(derive_seed(seed, "held_out")).permutation(recorded.num_episodes).tolist()
     if config.eval is not None:
         apart = _read(config.eval, spaces)
@@ -46,25 +48,54 @@ def load_recorded(
         kept = order[held:]
         if not kept:
             raise BadInput(
-                f"{config.train}: too few episodes ({len(order)}): some are needed to learn from, and some to hold "
+                f"{train}: too few episodes ({len(order)}): some are needed to learn from, and some to hold "
                 "out: record more, or data.eval_fraction=0"
             )
         held_out = RecordedSteps.of(recorded, sorted(order[:held]), distribution.from_env) if held else None
     if config.episodes is not None and config.episodes > len(kept):
         raise BadInput(
-            f"{config.train}: data.episodes={config.episodes}, and there are {len(kept)} to learn from"
+            f"{train}: data.episodes={config.episodes}, and there are {len(kept)} to learn from"
             f"{f' beside {held} held out' if held else ''}: record more, or ask for fewer"
         )
     taken = sorted(kept[: config.episodes])
-    train = RecordedSteps.of(recorded, taken, distribution.from_env)
+    learnt = RecordedSteps.of(recorded, taken, distribution.from_env)
     facts = {
         "episodes": len(taken),
-        "recorded_steps": len(train),
+        "recorded_steps": len(learnt),
         "held_out_episodes": apart.num_episodes if config.eval is not None else held,
         "recorded_return_mean": float(recorded.returns[taken].mean()),
         "recorded_return_std": float(recorded.returns[taken].std()),
     }
-    return RecordedData(train, held_out, facts)
+    return RecordedData(learnt, held_out, facts)
+
+
+def _joined(sets: Sequence[RecordedEpisodes]) -> RecordedEpisodes:
+    """One after the other."""
+    if len(sets) == 1:
+        return sets[0]
+    ends = np.cumsum([0, *(item.num_steps for item in sets[:-1])])
+    masked = next((item.action_mask for item in sets if item.action_mask is not None), None)
+    masks = [
+        np.ones((item.num_steps, *masked.shape[1:]), bool) if item.action_mask is None else item.action_mask
+        for item in sets
+        if masked is not None
+    ]
+    return replace(
+        sets[0],
+        acted_by="unknown",
+        observations=_by_name([item.observations for item in sets]),
+        last_observations=_by_name([item.last_observations for item in sets]),
+        actions=np.concatenate([item.actions for item in sets]),
+        rewards=np.concatenate([item.rewards for item in sets]),
+        terminated=np.concatenate([item.terminated for item in sets]),
+        truncated=np.concatenate([item.truncated for item in sets]),
+        episode_ends=np.concatenate([item.episode_ends + end for item, end in zip(sets, ends, strict=True)]),
+        action_mask=np.concatenate(masks) if masks else None,
+    )
+
+
+def _by_name(arrays: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    return {name: np.concatenate([item[name] for item in arrays]) for name in arrays[0]}
 
 
 def _read(source: str, spaces: tuple[Space, Space]) -> RecordedEpisodes:

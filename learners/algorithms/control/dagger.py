@@ -1,6 +1,6 @@
-"""DAgger (Ross, Gordon and Bagnell, 2011, arXiv:1011.0686): the learner acts, an expert says of every state that it sees
-what it would have done there, and the learner imitates all that was said so far. So it also learns what to do where its
-own mistakes lead, which a recorded expert never shows."""
+"""DAgger (Ross, Gordon and Bagnell, 2011, arXiv:1011.0686): the learner acts, an expert says of every state that it
+sees what it would have done there, and the learner imitates all that was said so far. So it also learns what to do
+where its own mistakes lead, which a recorded expert never shows."""
 
 from __future__ import annotations
 
