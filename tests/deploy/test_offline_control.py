@@ -132,3 +132,36 @@ def test_what_cannot_be_learnt_from_is_refused_in_one_line_and_no_run_is_left(
 def test_an_algorithm_for_recorded_sets_says_what_it_lacks(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["train", "small.yaml", "algorithm=bc", "name=refused"]) == 2
     assert "learns from a recorded set: give the recipe data.train=FILE" in capsys.readouterr().err
+
+
+def test_a_policy_imitates_first_where_it_is_asked_to(work: Path) -> None:
+    settings = ["policy.warm_start={data: expert.safetensors, steps: 300, batch_size: 64}", "policy.hidden_sizes=[32]"]
+    settings += ["policy.normalise_rewards=true", "learner.learning_rate=1e-9", "eval.episodes=5"]
+    assert main.main(["train", "small.yaml", "name=warm", *settings]) == 0
+    summary = json.loads(Path("runs/warm/summary.json").read_text())
+    assert summary["final_eval"]["mean"] > 400
+    begun = dict(load_weights(list_checkpoints(Path("runs/warm"))[0]).tensors())
+    for name, array in load_weights(list_checkpoints(Path("runs/warm/warm_start"))[-1]).tensors():
+        assert np.array_equal(begun[name], array)
+    assert main.main(["resume", "warm", "total_learner_steps=3"]) == 0  # and it does not imitate again
+
+
+@pytest.mark.parametrize(
+    ("warm_start", "text"),
+    [
+        ("{data: none.safetensors}", "policy.warm_start: none.safetensors: No such file or directory"),
+        ("{data: expert.safetensors, episodes: 9}", "data.episodes=9, and there are 5 to learn from"),
+        ("{data: expert.safetensors, loss: mse}", "policy.warm_start: loss=mse: bc has no distance"),
+        ("{data: expert.safetensors}", "warm_start and init_from each say what the policy begins with"),
+    ],
+)
+def test_a_warm_start_that_cannot_be_made_is_refused_in_one_line(
+    work: Path, warm_start: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path("runs").iterdir())
+    settings = [f"policy.warm_start={warm_start}", "policy.hidden_sizes=[32]", "name=refused"]
+    settings += ["policy.init_from=clone"] if "init_from" in text else []
+    assert main.main(["train", "small.yaml", *settings]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+    assert sorted(Path("runs").iterdir()) == before

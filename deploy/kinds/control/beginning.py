@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import nn
-
-from rollcall.actors.envs.observations import Space
-from rollcall.actors.envs.plain_spaces import alike
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory
-from rollcall.deploy.kinds.control.initial_weights import misfit
 from rollcall.deploy.kinds.control.policy import LoadedControl
-from rollcall.learners.models.networks import PolicyConfig
-
-# Settings of a control policy that say how it begins, or how it learns; of the others its weights are what they are.
-_FREE = ("init_from", "orthogonal_init", "log_std_init", "normalise_rewards", "reward_clip")
-# These show in the shapes of the weights, or change nothing where they do not.
-_SHOWN = ("shared_torso", "recurrent_size", "observation_clip")
+from rollcall.deploy.kinds.control.policy_fit import misfit_between
 
 
 def misfit_of(config: RunConfig, loaded: LoadedControl) -> str:
     """Why the loaded policy is none of the new run; empty when it is."""
     members = ControlFactory(config, Path().resolve())
     return misfit_between(config.policy, loaded, lambda: members.spaces, members.models)
-
-
-def misfit_between(
-    policy: PolicyConfig,
-    loaded: LoadedControl,
-    spaces: Callable[[], tuple[Space, Space]],
-    models: Callable[[], Mapping[str, nn.Module]],
-) -> str:
-    """As misfit_of, of a run with such a policy, spaces and models."""
-    ours, theirs = policy.model_dump(mode="json"), loaded.config.policy.model_dump(mode="json")
-    for name, value in theirs.items():
-        if name not in (*_FREE, *_SHOWN) and ours.get(name) != value:
-            return (
-                f"its policy.{name} is {json.dumps(value)}, and this run's {json.dumps(ours.get(name))}: write "
-                f"policy.{name}={json.dumps(value)}"
-            )
-    observations, actions = spaces()
-    if not alike(observations, loaded.observation_space):
-        return f"it sees {loaded.observation_space}, and this env shows {observations}: begin from a run of such an env"
-    if actions != loaded.action_space:
-        return f"its actions are {loaded.action_space}, and this env takes {actions}: begin from a run of such an env"
-    return misfit(models(), dict(loaded.weights.tensors()))

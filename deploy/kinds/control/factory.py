@@ -28,7 +28,7 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.config.run_config import RunConfig, is_function
-from rollcall.deploy.kinds.control import experts, initial_weights
+from rollcall.deploy.kinds.control import cloning, experts, initial_weights
 from rollcall.deploy.kinds.control.needs import control_needs
 from rollcall.deploy.kinds.control.outside import outside_shards
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
@@ -37,7 +37,7 @@ from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
-from rollcall.deploy.rundir.files import consumption_log
+from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import ChecksModels, with_own_models
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
@@ -101,14 +101,19 @@ class ControlFactory:
         for text in out_of_reach(self.config.env.id, self.spaces[1], self.config.policy):
             _log.warning(text)
         if self.config.policy.init_from is not None:
-            initial_weights.take_up(models, self.run_directory)
+            initial_weights.take_up(models, self.run_directory / INIT_FROM)
+        if self.config.policy.warm_start is not None:
+            cloning.check(self.config, self.run_directory)
         _ = self._acting_policy()
 
     def needs(self) -> Needs:
         return control_needs(self.config, self.spaces[0], self.models())
 
     def preparations(self) -> Iterator[Preparation]:
-        """No nested run. A reward that is learnt from raters begins with a model that nobody has trained yet."""
+        """A clone, where the policy is to begin as one. A reward that is learnt from raters begins with a model that
+        nobody has trained yet."""
+        if self.config.policy.warm_start is not None and cloning.clone_of(self.run_directory) is None:
+            yield cloning.cloning(self.config, self.run_directory)
         if self.config.preferences is not None:
             first_model(self._reward_models, self._architecture, seed=derive_seed(self.config.seed, "reward"))
         yield from ()
@@ -262,7 +267,9 @@ class ControlFactory:
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
-            initial_weights.take_up(models, self.run_directory)
+            initial_weights.take_up(models, self.run_directory / INIT_FROM)
+        if (clone := cloning.clone_of(self.run_directory)) is not None:
+            initial_weights.take_up(models, clone)
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),

@@ -8,9 +8,9 @@ from typing import Any
 
 from rollcall.deploy.config.checks import Problem, check_device, check_env
 from rollcall.deploy.config.offline_config import OfflineConfig
-from rollcall.deploy.kinds.control.beginning import misfit_between
 from rollcall.deploy.kinds.control.offline_run import OfflineControlRun
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
+from rollcall.deploy.kinds.control.policy_fit import misfit_between
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
 from rollcall.deploy.report.counted import RECORDED

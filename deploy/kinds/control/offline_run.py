@@ -23,6 +23,7 @@ from rollcall.deploy.kinds.kind import POLICY_ID, Preparation
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.needs import Needs, Part, Role, counted
 from rollcall.deploy.report.counted import RETURN
+from rollcall.deploy.rundir.files import INIT_FROM
 from rollcall.learners.algorithm import ChecksModels, Context, with_own_models
 from rollcall.learners.batches.replay_batch import ReplayMinibatch
 from rollcall.learners.collators.recorded import RecordedCollator
@@ -107,7 +108,7 @@ class OfflineControlRun:
         """Those that the run begins with. What normalises observations has seen the whole set, and stays so."""
         models = self.models()
         if self._config.policy.init_from is not None:
-            initial_weights.take_up(models, self._directory)
+            initial_weights.take_up(models, self._directory / INIT_FROM)
             return models
         network = models["actor_critic"]
         assert isinstance(network, ActorCritic)
