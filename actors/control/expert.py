@@ -140,15 +140,14 @@ class FunctionExpert:
         space, action = self._action_space, np.zeros(0)
         try:
             action = np.asarray(given)
-            if isinstance(space, gym.spaces.Box):
-                fits = action.dtype.kind in "iuf" and bool(np.isfinite(action).all())
-                action = np.clip(action, space.low, space.high)
-            else:
-                fits = action.dtype.kind in "iu"
+            kinds = "iuf" if isinstance(space, gym.spaces.Box) else "iu"
+            fits = action.dtype.kind in kinds and action.shape == (space.shape or ())
         except (TypeError, ValueError):
             fits = False
+        if fits and isinstance(space, gym.spaces.Box):
+            action = np.clip(action, space.low, space.high)  # NaN stays one, and no space contains it
         action = action.astype(space.dtype) if fits else action
-        if not fits or action.shape != (space.shape or ()) or not space.contains(action):
+        if not fits or not space.contains(action):
             shown = " ".join(repr(given).split())[:80]
             raise ExpertFailure(f"expert {self._name}: gave {shown}, and the env takes {space}")
         return action

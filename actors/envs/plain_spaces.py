@@ -49,7 +49,7 @@ def _plain(space: Space) -> dict[str, Any]:
     if isinstance(space, gym.spaces.MultiDiscrete):
         return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist(), "dtype": dtype}
     if isinstance(space, gym.spaces.MultiBinary):
-        return {"kind": "MultiBinary", "n": list(space.shape)}
+        return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
     assert isinstance(space, gym.spaces.Box), f"{space} was let pass"
     bounds = {"low": _bound(space.low), "high": _bound(space.high)}
     return {"kind": "Box", "shape": list(space.shape), "dtype": dtype, **bounds}
