@@ -28,6 +28,7 @@ class Needs:
     critic: bool = False
     reference: bool = False  # the policy of version 0, frozen
     target_networks: tuple[str, ...] = ()  # models of which a copy is kept, which only `after_step` changes
+    networks: tuple[str, ...] = ()  # that it builds itself (BuildsNetworks): critics, say; only learning needs them
     replay: bool = False  # its batches are drawn from what was seen before
     expert: bool = False  # actors hand back what an expert (`config.expert`) would have done in their place
     min_group_size: int = 1  # samples of one prompt
@@ -116,6 +117,24 @@ class ChecksModels(Protocol):
 
 
 @runtime_checkable
+class BuildsNetworks(Protocol):
+    """An algorithm with networks of its own that are made for the policy's spaces, `needs.networks` by name. They are
+    trained, and kept in checkpoints, but not published."""
+
+    def networks(self, models: Models) -> Models:
+        """For models["actor_critic"]. Their first weights are of torch's global randomness, which is seeded before."""
+
+
+@runtime_checkable
+class StepsApart(Protocol):
+    """An algorithm whose models are stepped apart, as by optimisers of their own: each has its learning rate, its
+    gradient is clipped by its own norm, and a step may be of some of them alone."""
+
+    def learning_rates(self) -> Mapping[str, float | None]:
+        """Of every model that is trained, by name. None: learner.learning_rate; the schedule counts for all."""
+
+
+@runtime_checkable
 class FollowsSteps(Protocol):
     """An algorithm with something to do after every optimiser step: to move target networks, say."""
 
@@ -123,9 +142,28 @@ class FollowsSteps(Protocol):
         """Without gradients."""
 
 
-def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models) -> dict[str, nn.Module]:
-    """The models, and those that the algorithm brings along or has copied, as far as they are not among them."""
-    own = dict(algorithm.extra_models()) if isinstance(algorithm, HasModels) else {}
+def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models, *, seed: int = 0) -> dict[str, nn.Module]:
+    """The models, and those that the algorithm brings along, builds or has copied, as far as they are not among them.
+    `seed`: of the first weights of what it builds; the global random state is left as it was.
+
+    Raises:
+      ValueError: where the algorithm cannot learn with these models.
+    """
+    found = dict(algorithm.extra_models()) if isinstance(algorithm, HasModels) else {}
+    found = {**models, **{name: model for name, model in found.items() if name not in models}}
+    if isinstance(algorithm, BuildsNetworks) and not all(name in models for name in algorithm.needs.networks):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found |= algorithm.networks(models)
     for name in algorithm.needs.target_networks:
-        own[TARGET + name] = deepcopy(models[name]).requires_grad_(False)
-    return {**models, **{name: model for name, model in own.items() if name not in models}}
+        if TARGET + name not in found:
+            found[TARGET + name] = deepcopy(found[name]).requires_grad_(False)
+    if isinstance(algorithm, ChecksModels):
+        algorithm.check(found)
+    return found
+
+
+def for_acting(algorithm: Algorithm[Any, Any, Any], models: Models) -> list[str]:
+    """The models that are published: all but those that only learning needs."""
+    own = algorithm.needs.networks
+    return [name for name in models if name not in own and not name.startswith(TARGET)]

@@ -4,7 +4,7 @@ with a line search, gradients that come from elsewhere) has an `update` of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -52,13 +52,16 @@ class TrainedParameters(Protocol):
     def gradient_norm(self) -> Tensor:
         """Of all parameters together, 0-dim."""
 
-    def scale_gradients(self, factor: Tensor) -> None: ...
+    def clip_gradients(self, max_norm: float, norm: Tensor) -> None:
+        """To that norm at most, of all parameters together (`norm`, 0-dim), or of each model that is stepped apart."""
 
-    def set_learning_rate(self, learning_rate: float) -> None: ...
+    def scale_learning_rates(self, share: float) -> None:
+        """The rates of steps from now on, as a share of those that the run began with."""
 
-    def step(self, skip: Tensor) -> None:
+    def step(self, skip: Tensor, models: Collection[str] | None = None) -> None:
         """Before it, the share weight_decay * learning rate is taken away from every weight that `decays`. Where
-        `skip`, 0-dim, is 1.0 and not 0.0, all stays as it is to the bit."""
+        `skip`, 0-dim, is 1.0 and not 0.0, all stays as it is to the bit. `models`: of those that are stepped apart,
+        these alone; None: all."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimiser state as this process holds them: live, to be read or copied into."""
@@ -129,23 +132,24 @@ class Stepper:
         """Without gradient: how good the parameters are that a line search tries."""
         return self._summed(self._add_up(minibatch, loss or self._loss, lambda part: part))
 
-    def step(self) -> Tensor:
-        """One optimiser step along the gradient, clipped. Returns the gradient's norm before that."""
+    def step(self, models: Collection[str] | None = None) -> Tensor:
+        """One optimiser step along the gradient, clipped: of all models, or of these alone where they are stepped
+        apart. Returns the gradient's norm before that."""
         norm = self._trained.gradient_norm()
         self.broken.add_(norm)
         if self._max_grad_norm is not None:
-            self._trained.scale_gradients((self._max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        self._trained.step(self._broke())
+            self._trained.clip_gradients(self._max_grad_norm, norm)
+        self._trained.step(self._broke(), models)
         self._stepped()
         return norm
 
-    def gradient_step(self, minibatch: Minibatch[Any]) -> Metrics:
-        """Both in one, for a minibatch after the other. The metrics are this process's share, but for the last, the
-        gradient's norm: they are summed up over processes once an epoch."""
+    def gradient_step(self, minibatch: Minibatch[Any], models: Collection[str] | None = None) -> Metrics:
+        """Both in one, for a minibatch after the other; `models` as `step`'s. The metrics are this process's share, but
+        for the last, the gradient's norm: they are summed up over processes once an epoch."""
         loss, metrics, per_sample = self._backward(minibatch, self._loss)
         self._trained.sum_gradients(loss)
         self._keep(per_sample, minibatch)
-        return {**metrics, "loss": loss, "grad_norm": self.step()}
+        return {**metrics, "loss": loss, "grad_norm": self.step(models)}
 
     @property
     def gradient(self) -> Tensor:

@@ -4,6 +4,7 @@ is imported when a set is named: `minari:ID`, an id as Minari has it."""
 from __future__ import annotations
 
 import json
+import warnings
 from types import ModuleType
 from typing import Any
 
@@ -61,14 +62,16 @@ def write(target: str, recorded: RecordedEpisodes) -> None:
             )
         )
     try:
-        minari.create_dataset_from_buffers(
-            dataset_id=target.removeprefix(PREFIX),
-            buffer=buffers,
-            env=recorded.env if recorded.env in gym.registry else None,
-            observation_space=shown,
-            action_space=taken,
-            algorithm_name=f"Rollcall, {recorded.acted_by}",
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it misses an author, and a link to code
+            minari.create_dataset_from_buffers(
+                dataset_id=target.removeprefix(PREFIX),
+                buffer=buffers,
+                env=recorded.env if recorded.env in gym.registry else None,
+                observation_space=shown,
+                action_space=taken,
+                algorithm_name=f"Rollcall, {recorded.acted_by}",
+            )
     except Exception as error:
         raise BadInput(f"{target}: Minari does not take it: {_short(error)}") from error
 

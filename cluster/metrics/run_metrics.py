@@ -33,6 +33,7 @@ _GAUGES = {
     "approx_kl": "approx_kl_nats",
     "clip_fraction": "clip_fraction_ratio",
     "value_loss": "value_loss",
+    "temperature": "temperature",
     "reward_mean": "reward_mean",
     "return_mean": "return_mean",
     "exact_match": "exact_match_ratio",

@@ -163,6 +163,9 @@ _POLICY = (
     _gauge("approx_kl_nats", "nats", "Mean KL estimate from the acting to the learning policy", when="an update of it"),
     _gauge("clip_fraction_ratio", "0 to 1", "Where the policy ratio was clipped", when="an algorithm that clips"),
     _gauge("value_loss", "1", "The critic's loss", when="an algorithm with a critic"),
+    _gauge(
+        "temperature", "1", "What a nat of entropy is worth in reward", when="an algorithm with a temperature (sac)"
+    ),
     _gauge("reward_mean", "1", "Mean reward of the newest batch: per completion, or per scored step", when=_REWARDED),
     _counter("reward_model_changes", "changes", "Reward models that followed another", when=_SCORED),
     _gauge(

@@ -18,6 +18,7 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
+from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
@@ -178,17 +179,19 @@ def check_device(config: RootConfig) -> list[Problem]:
     return []
 
 
-def check_env(env: EnvConfig, policy: PolicyConfig, *, scored: bool = False) -> list[Problem]:
-    """Whether the environment can be made as the settings say, and whether the network fits its spaces. `scored`: by
-    the reward service."""
+def check_env(env: EnvConfig, policy: PolicyConfig, algorithm: Any, *, scored: bool = False) -> list[Problem]:
+    """Whether the environment can be made as the settings say, and whether network and algorithm fit its spaces.
+    `scored`: by the reward service."""
     try:
         observation_space, action_space = _spaces(env)
     except BadInput as error:
         return [_named(str(error), "env", default=("env", "id"), own=f"env {env.id!r} ")]
     try:
-        build_actor_critic(observation_space, action_space, policy, with_critic=True, seed=0)
+        network = build_actor_critic(observation_space, action_space, policy, with_critic=True, seed=0)
+        with_own_models(algorithm, {"actor_critic": network})
     except ValueError as error:
-        return [_named(str(error), "policy", default=("env", "id"))]
+        section = "algorithm" if str(error).startswith("algorithm.") else "policy"
+        return [_named(str(error), section, default=("env", "id"))]
     if scored and not isinstance(observation_space, spaces.Box):
         kind = type(observation_space).__name__
         return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]

@@ -119,5 +119,5 @@ def _models(config: OnlineConfig) -> str:
     algorithm = config.build_algorithm()
     wanted = {"critic": algorithm.needs.critic, "reference": algorithm.needs.reference}
     own = algorithm.extra_models() if isinstance(algorithm, HasModels) else {}
-    names = ["policy", *(name for name, wants in wanted.items() if wants), *sorted(own)]
+    names = ["policy", *(name for name, wants in wanted.items() if wants), *sorted([*own, *algorithm.needs.networks])]
     return ", ".join(names)

@@ -49,6 +49,7 @@ _TITLES = {
     "apply_s": "Loading weights into the engine, s",
     "grad_norm": "Gradient norm",
     "explained_variance": "Explained variance",
+    "temperature": "Temperature of the entropy",
     "learning_rate": "Learning rate",
 }
 _ELSEWHERE = {

@@ -21,7 +21,7 @@ from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.learners.algorithm import TARGET, Algorithm, Context, with_own_models
+from rollcall.learners.algorithm import TARGET, Algorithm, Context, StepsApart, with_own_models
 from rollcall.learners.collators.collator import Collator, CollatorState, KeepsFiles, SamplesKept
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
@@ -270,9 +270,8 @@ class Learner:
 
     def _set_learning_rate(self, order: StepOrder) -> float:
         fraction = rate_fraction(self._config.schedule, step=order.step, progress=order.progress)
-        learning_rate = self._config.learning_rate * fraction
-        self._trained.set_learning_rate(learning_rate)
-        return learning_rate
+        self._trained.scale_learning_rates(fraction)
+        return self._config.learning_rate * fraction
 
     def _take_over(self, fsdp_units: FsdpUnits | None, dtype: str) -> TrainedParameters:
         """Moves the models to the device, whole or in pieces."""
@@ -292,6 +291,9 @@ class Learner:
             return ShardedParameters(self._models, units=fsdp_units, device=self._device, **settings)
         for model in self._models.values():
             model.to(self._device)
+        if isinstance(self._algorithm, StepsApart):
+            given = self._algorithm.learning_rates().items()
+            settings["apart"] = {name: rate or config.learning_rate for name, rate in given}
         return ReplicatedParameters(self._models, **settings)
 
     def _state_tensors(self) -> dict[str, Tensor]:

@@ -3,8 +3,9 @@ process or (learners/loop/sharded.py) in pieces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +19,16 @@ from rollcall.learners.loop.mixed import MixedAdam
 from rollcall.learners.loop.offload import HostRule
 from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, OptimizerConfig
 from rollcall.learners.loop.rules import PARAMETERS, Rule, Stretch, TorchRule, decays, gradient_norm
-from rollcall.learners.models.flat import Whole, flatten_module
+from rollcall.learners.models.flat import FlatParameters, Whole, flatten_module
 from rollcall.learners.models.halves import joined
 
+WHOLE = ""  # of rules: the one over all models
 FsdpUnits = Callable[[nn.Module], Iterable[nn.Module]]  # the parts of a model that are sharded one by one
 
 
 class ReplicatedParameters:
-    """All of it on every process: one flat parameter, one flat gradient, so that everything is one operation."""
+    """All of it on every process: one flat parameter, one flat gradient, so that everything is one operation; unless
+    the models are stepped apart, each by a rule of its own over its stretch of both."""
 
     def __init__(
         self,
@@ -34,11 +37,13 @@ class ReplicatedParameters:
         collective: Collective,
         optimizer: OptimizerConfig,
         learning_rate: float,
+        apart: Mapping[str, float] | None = None,
         dtype: torch.dtype = torch.float32,
         offload: bool = False,
     ) -> None:
-        """`dtype`: of the trained parameters as passes read them; with bfloat16, they are stepped as float32 all the
-        same. `offload`: the optimiser lies in the host's memory."""
+        """`apart`: the learning rates of the models by name, of all that are trained, where they are stepped apart.
+        `dtype`: of the trained parameters as passes read them; with bfloat16, they are stepped as float32 all the same.
+        `offload`: the optimiser lies in the host's memory."""
         module = nn.ModuleDict(dict(models))
         flat = flatten_module(module, only_trained=True, dtype=dtype)
         self._flat = replace(flat, rest=None)
@@ -47,18 +52,30 @@ class ReplicatedParameters:
         self._place_of = {id(parameter): spec for parameter, spec in self.places()}
         self._collective = collective
         decayed = [
-            (0, slice(spec.offset, spec.offset + spec.size))
+            slice(spec.offset, spec.offset + spec.size)
             for (name, parameter), spec in zip(named, self._flat.specs, strict=True)
             if decays(name, parameter)
         ]
-        self._rule = make_rule(
-            [flat.parameter],
-            [] if flat.rest is None else [flat.rest],
-            decayed,
-            optimizer,
-            learning_rate=learning_rate,
-            offload=offload,
-        )
+        settings: dict[str, Any] = {"config": optimizer, "offload": offload}
+        if apart is None:
+            rests = [] if flat.rest is None else [flat.rest]
+            stretches = [(0, stretch) for stretch in decayed]
+            self._rates = {WHOLE: learning_rate}
+            self._rules = {
+                WHOLE: make_rule([flat.parameter], rests, stretches, learning_rate=learning_rate, **settings)
+            }
+            self._gradients = {WHOLE: self._flat.gradient}
+            return
+        if flat.rest is not None or offload:
+            raise ValueError(
+                "learner.offload_optimizer: models that are stepped apart stay where they are: set it to false"
+            )
+        self._rates, self._rules, self._gradients = dict(apart), {}, {}
+        for name, (begin, end) in _stretches(models, self._flat).items():
+            part = nn.Parameter(self._flat.parameter.detach()[begin:end])
+            part.grad = self._gradients[name] = self._flat.gradient[begin:end]
+            own = [(0, slice(s.start - begin, s.stop - begin)) for s in decayed if begin <= s.start < end]
+            self._rules[name] = make_rule([part], [], own, learning_rate=apart[name], **settings)
 
     @property
     def device(self) -> torch.device:
@@ -88,27 +105,43 @@ class ReplicatedParameters:
     def gradient_norm(self) -> Tensor:
         return gradient_norm(self._flat.gradient)
 
-    def scale_gradients(self, factor: Tensor) -> None:
-        self._rule.scale_gradients(factor)
+    def clip_gradients(self, max_norm: float, norm: Tensor) -> None:
+        for name, rule in self._rules.items():
+            own = norm if name == WHOLE else gradient_norm(self._gradients[name])
+            rule.scale_gradients((max_norm / (own + 1e-6)).clamp(max=1.0))
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        self._rule.set_learning_rate(learning_rate)
+    def scale_learning_rates(self, share: float) -> None:
+        for name, rule in self._rules.items():
+            rule.set_learning_rate(self._rates[name] * share)
 
-    def step(self, skip: Tensor) -> None:
-        self._rule.step(skip)
+    def step(self, skip: Tensor, models: Collection[str] | None = None) -> None:
+        for name, rule in self._rules.items():
+            if models is None or name in models:
+                rule.step(skip)
 
     def tensors(self) -> dict[str, Tensor]:
-        return self._rule.state_tensors()
+        return {
+            name if model == WHOLE else f"{name}.{model}": tensor
+            for model, rule in self._rules.items()
+            for name, tensor in rule.state_tensors().items()
+        }
 
     def state(self) -> dict[str, Array]:
-        return {name: self._as_array(name) for name in self._rule.names()}
+        return {saved: self._as_array(rule, name) for saved, rule, name in self._saved()}
 
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(self._rule.live(name)[0].shape) for name in self._rule.names()}
+        return {saved: tuple(rule.live(name)[0].shape) for saved, rule, name in self._saved()}
 
     def load_state(self, state: Mapping[str, Array]) -> None:
-        for name in self._rule.names():
-            self._rule.write(name, 0, torch.from_numpy(np.array(state[name])))
+        for saved, rule, name in self._saved():
+            rule.write(name, 0, torch.from_numpy(np.array(state[saved])))
+
+    def _saved(self) -> Iterator[tuple[str, Rule, str]]:
+        """(a checkpoint's name, whose state it is, that rule's name): `optimizer.exp_avg`, or of a model that is
+        stepped apart `optimizer.exp_avg.critic`."""
+        for model, rule in self._rules.items():
+            for name in rule.names():
+                yield name if model == WHOLE else f"{name}.{model}", rule, name
 
     @property
     def in_pieces(self) -> bool:
@@ -117,22 +150,32 @@ class ReplicatedParameters:
     def whole(self) -> Whole | None:
         return self._in_full if self._is_mixed else None
 
-    def _as_array(self, name: str) -> Array:
+    def _as_array(self, rule: Rule, name: str) -> Array:
         """float32; of what lies otherwise, a piece after the other is made so."""
-        (live,) = self._rule.live(name)
+        (live,) = rule.live(name)
         if live.dim() == 0 or not self._is_mixed:
             return live.detach().cpu().numpy()
         array = np.empty(live.numel(), np.float32)
         for begin in range(0, len(array), STEP_CHUNK):
             part = slice(begin, begin + STEP_CHUNK)
-            array[part] = self._rule.read(name, 0, part).cpu().numpy()
+            array[part] = rule.read(name, 0, part).cpu().numpy()
         return array
 
     def _in_full(self, parameter: Tensor) -> Tensor:
         spec = self._place_of.get(id(parameter))
         if spec is None:  # it is not trained
             return parameter.detach()
-        return self._rule.read(PARAMETERS, 0, slice(spec.offset, spec.offset + spec.size)).view(spec.shape)
+        return self._rules[WHOLE].read(PARAMETERS, 0, slice(spec.offset, spec.offset + spec.size)).view(spec.shape)
+
+
+def _stretches(models: Mapping[str, nn.Module], flat: FlatParameters) -> dict[str, tuple[int, int]]:
+    """Of each model with trained parameters: from where to where they lie, side by side, gaps included."""
+    owners = [name for name, model in models.items() for p in model.parameters() if p.requires_grad]
+    begins: dict[str, int] = {}
+    for name, spec in zip(owners, flat.specs, strict=True):
+        begins.setdefault(name, spec.offset)
+    ends = [*list(begins.values())[1:], len(flat.gradient)]
+    return {name: (begin, end) for (name, begin), end in zip(begins.items(), ends, strict=True)}
 
 
 def make_rule(

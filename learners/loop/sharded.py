@@ -5,7 +5,7 @@ processes, which they would only be cut out of again."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar, cast
 
 import numpy as np
@@ -49,6 +49,7 @@ class ShardedParameters:
     ) -> None:
         """`dtype` and `offload` as ReplicatedParameters'."""
         self._collective = collective
+        self._learning_rate = learning_rate
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)
         self._mesh = init_device_mesh(device.type, (collective.num_processes,))
@@ -99,13 +100,14 @@ class ShardedParameters:
         self._collective.sum_(square)
         return square.sqrt().float()
 
-    def scale_gradients(self, factor: Tensor) -> None:
-        self._rule.scale_gradients(factor)
+    def clip_gradients(self, max_norm: float, norm: Tensor) -> None:
+        self._rule.scale_gradients((max_norm / (norm + 1e-6)).clamp(max=1.0))
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        self._rule.set_learning_rate(learning_rate)
+    def scale_learning_rates(self, share: float) -> None:
+        self._rule.set_learning_rate(self._learning_rate * share)
 
-    def step(self, skip: Tensor) -> None:
+    def step(self, skip: Tensor, models: Collection[str] | None = None) -> None:
+        assert models is None, "models in pieces are stepped together"
         self._let_go()
         self._rule.step(skip)
 

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian, Squash, distribution_for
+from rollcall.learners.maths.noisy_actions import noisy_actions
 from rollcall.learners.models.normaliser import ObservationNormaliser
+from rollcall.learners.models.random_start import RandomStart
 from rollcall.learners.models.torsos import Activation, ByteRanges, RecurrentCore, Torso, flatten_space, initialise
 
+LOG_STD_BOUNDS = (-20.0, 2.0)  # where they come from a network (Haarnoja et al., 2018)
 CRITIC_CHILDREN = ("value_torso", "value_head")  # of an ActorCritic: what acting does without
 
 
@@ -59,6 +62,18 @@ class PolicyConfig(BaseModel):
     squash: Squash = Field(
         default="clip", description="How a continuous action meets the bounds: clipped, or through tanh."
     )
+    state_dependent_std: bool = Field(
+        default=False, description="Continuous actions: their deviations are the network's too, not parameters (SAC's)."
+    )
+    exploration_noise: float | None = Field(
+        default=None,
+        ge=0,
+        description="Given, continuous actions are the mean, through tanh, and at actors noise of this deviation, in "
+        "half widths of the bounds (TD3's); greedy actions have none.",
+    )
+    random_start: bool = Field(
+        default=False, description="Actors take any action alike until the learner begins to learn (SAC's, TD3's)."
+    )
     normalise_observations: bool = Field(default=False, description="Running mean and variance of float observations.")
     observation_clip: float = Field(default=10.0, gt=0, description="Normalised observations stay within +- this.")
     normalise_rewards: bool = Field(
@@ -89,6 +104,8 @@ class PolicyConfig(BaseModel):
     def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
         """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and
         for whoever judges what was done."""
+        if self.exploration_noise is not None:
+            return noisy_actions(action_space, self.exploration_noise)
         return distribution_for(action_space, self.squash)
 
 
@@ -123,10 +140,15 @@ class ActorCritic(nn.Module):
             )
             num_features = config.recurrent_size
         gaussian = isinstance(self.distribution, DiagonalGaussian)
-        num_outputs = self.distribution.num_params // (2 if gaussian else 1)
+        self.has_std_head = gaussian and config.state_dependent_std
+        own_std = gaussian and not config.state_dependent_std
+        num_outputs = self.distribution.num_params // (2 if own_std else 1)
         self.policy_head = nn.Linear(num_features, num_outputs)
         initialise(self.policy_head, 0.01, config.orthogonal_init)
-        self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if gaussian else None
+        if self.has_std_head:
+            self.policy_head.bias.data[num_outputs // 2 :].add_(config.log_std_init)
+        self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if own_std else None
+        self.random_start = RandomStart(self.distribution) if config.random_start else None
 
         self.value_torso: Torso | None = None
         self.value_head: nn.Linear | None = None
@@ -183,7 +205,7 @@ class ActorCritic(nn.Module):
         [num_states, B, hidden] (None: zeros), and episode_starts [T, B] (None: nowhere), where the state restarts
         before the observation is taken in.
         """
-        observations = self._normalised(observations)
+        observations = self.normalised(observations)
         features = self.torso(observations)
         if self.core is None:
             value_features = features if self.value_torso is None else self.value_torso(observations)
@@ -199,18 +221,18 @@ class ActorCritic(nn.Module):
     def policy_params(self, observations: Mapping[str, Tensor]) -> Tensor:
         """[..., P]: the acting path without recurrence. Never computes the value's torso."""
         assert self.core is None, "a recurrent policy acts through step"
-        return self._params(self.torso(self._normalised(observations)))
+        return self._params(self.torso(self.normalised(observations)))
 
     def state_values(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         """[...]: the critic alone, without recurrence. Never computes the policy's torso where it has its own."""
         assert self.core is None, "a recurrent critic sees sequences: forward"
         torso = self.torso if self.value_torso is None else self.value_torso
-        return self._values(torso(self._normalised(observations)))
+        return self._values(torso(self.normalised(observations)))
 
     def step(self, observations: Mapping[str, Tensor], state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
         """The acting path with recurrence: observations [B, ...] -> (params [B, P], the state after them)."""
         assert self.core is not None, "a policy without recurrence acts through policy_params"
-        features = self.torso(self._normalised(observations))
+        features = self.torso(self.normalised(observations))
         outputs, state = self.core.step(features, state, episode_starts)
         return self._params(outputs), state
 
@@ -260,7 +282,7 @@ class ActorCritic(nn.Module):
             for name, values in batch.steps.observations.items()
         }
         torso = self.torso if self.value_torso is None else self.value_torso
-        features = torso(self._normalised(joined))
+        features = torso(self.normalised(joined))
         values = self._require_values(self._values(features))
         end, border = num_steps * num_envs, (num_steps + 1) * num_envs
         shared = features[:end].view(num_steps, num_envs, -1) if self.value_torso is None else None
@@ -275,7 +297,7 @@ class ActorCritic(nn.Module):
         }
         starts = torch.cat((batch.steps.episode_starts, torch.zeros_like(batch.steps.episode_starts[:1])))
         state = batch.initial_recurrent_state
-        features = self.torso(self._normalised(joined))
+        features = self.torso(self.normalised(joined))
         ends = batch.final_index.tolist()
         outputs, _, states = self.core.unroll(
             features,
@@ -287,12 +309,13 @@ class ActorCritic(nn.Module):
         if not ends:
             return outputs[:-1], values, values.new_zeros(0)
         carried = torch.stack([states[t][:, b] for t, b in ends], dim=1)
-        final_features = self.torso(self._normalised(batch.final_observations))
+        final_features = self.torso(self.normalised(batch.final_observations))
         nowhere = torch.zeros(len(ends), dtype=torch.bool, device=values.device)
         final_outputs, _ = self.core.step(final_features, carried, nowhere)
         return outputs[:-1], values, self._require_values(self._values(final_outputs))
 
-    def _normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """As the network sees them; for critics of an algorithm's own, which see the same."""
         for scaling in (self.byte_ranges, self.observation_normaliser):
             if scaling is not None:
                 observations = scaling(observations)
@@ -300,6 +323,9 @@ class ActorCritic(nn.Module):
 
     def _params(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.policy_head(features)
+        if self.has_std_head:
+            means, log_stds = outputs.chunk(2, -1)
+            return torch.cat((means, log_stds.clamp(*LOG_STD_BOUNDS)), -1)
         return outputs if self.log_std is None else torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def _values(self, features: Tensor) -> Tensor | None:

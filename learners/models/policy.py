@@ -16,7 +16,13 @@ from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.flat import flatten_module, load_module_weights
-from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import (
+    CRITIC_CHILDREN,
+    LOG_STD_BOUNDS,
+    ActorCritic,
+    PolicyConfig,
+    build_actor_critic,
+)
 from rollcall.learners.models.torsos import Activation
 
 _IN_PLACE: Mapping[Activation, Callable[[Tensor], Tensor]] = {
@@ -123,6 +129,10 @@ class TorchRollout:
         if seed is not None:
             noise = distribution.noise((num_steps, num_envs), torch.Generator().manual_seed(seed))
             self._noise_at = noise.unbind(0)
+        # Until the learner begins to learn: any action, whatever the network says of them.
+        at_random = module.random_start if seed is not None else None
+        self._random = at_random if at_random is not None and bool(at_random.on) else None
+        self._log_stds = self._params[..., distribution.num_params // 2 :] if module.has_std_head else None
         self._outputs_at = self._params_at
         if module.log_std is not None:
             # The standard deviations are the same at every step: only the means are computed there.
@@ -144,11 +154,15 @@ class TorchRollout:
         with torch.inference_mode():
             if self._mlp is not None:
                 self._mlp.forward(observations, self._outputs_at[t])
+                if self._log_stds is not None:
+                    self._log_stds[t].clamp_(*LOG_STD_BOUNDS)
             else:
                 self._forward(observations, episode_starts, self._params_at[t])
             mask = None if action_mask is None else self._keep_mask(action_mask)
             if self._noise_at is None:
                 actions = self._distribution.mode(self._params_at[t], mask)
+            elif self._random is not None:
+                actions = self._random.sample(self._noise_at[t], mask)
             else:
                 actions = self._distribution.sample(self._params_at[t], self._noise_at[t], mask)
             self._actions_at[t].copy_(actions)
@@ -160,7 +174,11 @@ class TorchRollout:
         t = self._step
         with torch.inference_mode():
             mask = None if self._action_mask is None else self._action_mask[:t]
-            logprobs: Array = self._distribution.log_prob(self._params[:t], self._actions[:t], mask).numpy()
+            if self._random is not None:
+                found = self._random.log_prob(self._actions[:t], mask)
+            else:
+                found = self._distribution.log_prob(self._params[:t], self._actions[:t], mask)
+            logprobs: Array = found.numpy()
             return logprobs
 
     def recurrent_state(self) -> Array | None:

@@ -92,7 +92,7 @@ def test_another_runs_policy_teaches_and_is_not_needed_after_the_beginning(work:
         (["algorithm.expert=tests.experts:swims"], "tests.experts"),
         (["algorithm.expert=nowhere:it"], "there is no module 'nowhere'"),
         (["algorithm.expert=source", "env=Acrobot-v1"], "algorithm.expert = 'source': it sees Box"),
-        (["algorithm.loss=mse"], "loss=mse: dagger has no distance between discrete actions: use nll"),
+        (["algorithm.loss=mse"], "dagger has no distance between discrete actions: use nll"),
         (["policy.recurrent=gru"], "use none"),
         (["actors.outside={num_shards: 1}"], "dagger's expert labels what the run's own actors see: leave it out"),
     ],

@@ -113,7 +113,7 @@ def test_a_continuous_clone_learns_and_keeps_what_normalises_its_observations(wo
         (["data.train=pendulum.safetensors"], "pendulum.safetensors: recorded in Pendulum-v1, which shows Box"),
         (["data.episodes=5"], "data.episodes=5, and there are 4 to learn from beside 1 held out"),
         (["data.eval_fraction=0.99", "data.episodes=null"], "too few episodes (5)"),
-        (["algorithm.loss=mse"], "loss=mse: bc has no distance between discrete actions: use nll"),
+        (["algorithm.loss=mse"], "bc has no distance between discrete actions: use nll"),
         (["policy.recurrent=gru"], "bc learns from single steps of a recorded set: use none"),
         (["algorithm=ppo"], "learns from what actors do, not from a recorded set: leave out data, or use bc"),
         (["env=Nowhere-v1"], "Nowhere"),
@@ -151,7 +151,7 @@ def test_a_policy_imitates_first_where_it_is_asked_to(work: Path) -> None:
     [
         ("{data: none.safetensors}", "policy.warm_start: none.safetensors: No such file or directory"),
         ("{data: expert.safetensors, episodes: 9}", "data.episodes=9, and there are 5 to learn from"),
-        ("{data: expert.safetensors, loss: mse}", "policy.warm_start: loss=mse: bc has no distance"),
+        ("{data: expert.safetensors, loss: mse}", "policy.warm_start: algorithm.loss: bc has no distance"),
         ("{data: expert.safetensors}", "warm_start and init_from each say what the policy begins with"),
     ],
 )

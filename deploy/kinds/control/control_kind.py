@@ -20,7 +20,7 @@ from rollcall.deploy.report.progress import online_console
 
 def _problems(config: RunConfig) -> list[Problem]:
     scored = config.preferences is not None or config.reward is not None
-    return check_settings(config) or check_env(config.env, config.policy, scored=scored)
+    return check_settings(config) or check_env(config.env, config.policy, config.build_algorithm(), scored=scored)
 
 
 CONTROL = RunKind(

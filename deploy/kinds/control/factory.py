@@ -38,7 +38,7 @@ from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
-from rollcall.learners.algorithm import ChecksModels, with_own_models
+from rollcall.learners.algorithm import for_acting, with_own_models
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
@@ -240,9 +240,9 @@ class ControlFactory:
                 with_critic=algorithm.needs.critic,
                 seed=derive_seed(config.seed, "network"),
             )
-            models = with_own_models(algorithm, {"actor_critic": network})
-            if isinstance(algorithm, ChecksModels):
-                algorithm.check(models)
+            models = with_own_models(
+                algorithm, {"actor_critic": network}, seed=derive_seed(config.seed, "networks of the algorithm")
+            )
         except ValueError as error:
             raise BadInput(str(error)) from None
         if config.policy.normalise_rewards:
@@ -270,9 +270,11 @@ class ControlFactory:
             initial_weights.take_up(models, self.run_directory / INIT_FROM)
         if (clone := cloning.clone_of(self.run_directory)) is not None:
             initial_weights.take_up(models, clone)
+        algorithm = config.build_algorithm()
         return Learner(
             models=models,
-            algorithm=config.build_algorithm(),
+            algorithm=algorithm,
+            published=for_acting(algorithm, models),
             config=config.learner,
             policy_id=POLICY_ID,
             run_seed=config.seed,

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
+from rollcall.learners.algorithm import TARGET
 from rollcall.learners.models.networks import CRITIC_CHILDREN
+from rollcall.learners.update import follow
 
 _CRITIC = tuple(f"actor_critic.{child}." for child in CRITIC_CHILDREN)
+_FREE = (*_CRITIC, "actor_critic.random_start.")  # what one of two runs may have alone
 
 
 def take_up(models: Mapping[str, nn.Module], directory: Path) -> None:
@@ -36,6 +39,8 @@ def take_up(models: Mapping[str, nn.Module], directory: Path) -> None:
         for name, tensor in _own(models).items():
             if name in tensors:
                 tensor.copy_(torch.from_numpy(np.array(tensors[name])))
+    if TARGET + "actor_critic" in models:  # which was copied from what the run would have begun with otherwise
+        follow(models[TARGET + "actor_critic"], models["actor_critic"])
 
 
 def misfit(models: Mapping[str, nn.Module], tensors: Mapping[str, Array]) -> str:
@@ -43,13 +48,13 @@ def misfit(models: Mapping[str, nn.Module], tensors: Mapping[str, Array]) -> str
     critic, or what normalises rewards."""
     own = _own(models)
     for name, tensor in own.items():
-        needed = name.startswith("actor_critic.") and not name.startswith(_CRITIC)
+        needed = name.startswith("actor_critic.") and not name.startswith(_FREE)
         if name not in tensors and (needed or (_has_critic(tensors) and name.startswith(_CRITIC))):
             return f"its policy has no {name}: it is another network"
         if name in tensors and tuple(tensor.shape) != tensors[name].shape:
             return f"its {name} has shape {tensors[name].shape}, and this run's {tuple(tensor.shape)}"
     for name in tensors:
-        if name not in own and name.startswith("actor_critic.") and not name.startswith(_CRITIC):
+        if name not in own and name.startswith("actor_critic.") and not name.startswith(_FREE):
             return f"its policy has {name}, and this run's has not: it is another network"
     return ""
 

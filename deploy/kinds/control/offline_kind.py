@@ -26,7 +26,7 @@ def _problems(config: OfflineConfig) -> list[Problem]:
     if config.policy.normalise_rewards:
         text = f"{config.algorithm_name} takes recorded rewards as they are: use false"
         problems.append(Problem(("policy", "normalise_rewards"), text))
-    return problems or check_env(config.env, config.policy)
+    return problems or check_env(config.env, config.policy, config.build_algorithm())
 
 
 def _misfit(config: OfflineConfig, loaded: LoadedControl) -> str:

@@ -24,7 +24,7 @@ from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.needs import Needs, Part, Role, counted
 from rollcall.deploy.report.counted import RETURN
 from rollcall.deploy.rundir.files import INIT_FROM
-from rollcall.learners.algorithm import ChecksModels, Context, with_own_models
+from rollcall.learners.algorithm import Context, for_acting, with_own_models
 from rollcall.learners.batches.replay_batch import ReplayMinibatch
 from rollcall.learners.collators.recorded import RecordedCollator
 from rollcall.learners.collective import Collective
@@ -97,8 +97,6 @@ class OfflineControlRun:
                 seed=derive_seed(config.seed, "network"),
             )
             models = with_own_models(algorithm, {"actor_critic": network}, seed=derive_seed(config.seed, "networks"))
-            if isinstance(algorithm, ChecksModels):
-                algorithm.check(models)
         except ValueError as error:
             raise BadInput(str(error)) from None
         return models
@@ -147,6 +145,7 @@ class OfflineControlRun:
         return Learner(
             models=self._models,
             algorithm=self._algorithm,
+            published=for_acting(self._algorithm, self._models),
             config=config.learner,
             policy_id=self.policy_id,
             run_seed=config.seed,
@@ -180,16 +179,11 @@ class OfflineControlRun:
         if steps is None:
             return None
         _ = self.learner  # which has put the models where they learn
-        context = Context(self._learnt_models, torch.Generator(), Collective(), self.spaces)
+        context = Context(self._models, torch.Generator(), Collective(), self.spaces)
         total = 0.0
         for begin in range(0, len(steps), _JUDGED_TOGETHER):
             total += float(self._algorithm.loss(context, self._part(steps, begin)).loss)
         return total
-
-    @cached_property
-    def _learnt_models(self) -> dict[str, nn.Module]:
-        """Those that the learner trains, the algorithm's own among them."""
-        return with_own_models(self._algorithm, self._models)
 
     def _part(self, steps: RecordedSteps, begin: int) -> ReplayMinibatch:
         index = np.arange(begin, min(begin + _JUDGED_TOGETHER, len(steps)))

@@ -14,7 +14,15 @@ from rollcall.deploy.kinds.control.policy import LoadedControl
 from rollcall.learners.models.networks import PolicyConfig
 
 # Settings of a control policy that say how it begins, or how it learns; of the others its weights are what they are.
-_FREE = ("init_from", "warm_start", "orthogonal_init", "log_std_init", "normalise_rewards", "reward_clip")
+_FREE = (
+    "init_from",
+    "warm_start",
+    "orthogonal_init",
+    "log_std_init",
+    "normalise_rewards",
+    "reward_clip",
+    "random_start",
+)
 # These show in the shapes of the weights, or change nothing where they do not.
 _SHOWN = ("shared_torso", "recurrent_size", "observation_clip")
 

@@ -12,6 +12,7 @@ from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control import samples
 from rollcall.learners.batches.replay_batch import ReplayMinibatch, Transitions
 from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian
+from rollcall.learners.maths.noisy_actions import NoisyActions
 from rollcall.learners.models.networks import ActorCritic
 
 LossName = Annotated[
@@ -35,7 +36,7 @@ def imitation_loss(context: Context, minibatch: ReplayMinibatch, *, loss: LossNa
     nll = -distribution.log_prob(params, rows.actions, rows.action_mask).sum() / size
     entropy = distribution.entropy(params, rows.action_mask).sum() / size
     metrics = {"negative_log_likelihood": nll.detach(), "entropy": entropy.detach()}
-    if isinstance(distribution, DiagonalGaussian):
+    if isinstance(distribution, DiagonalGaussian | NoisyActions):
         distance = squared_distance(distribution, params, rows.actions).sum() / size
         metrics["action_error"] = distance.detach()
         total = distance if loss == "mse" else nll
@@ -47,11 +48,11 @@ def imitation_loss(context: Context, minibatch: ReplayMinibatch, *, loss: LossNa
     return Loss(total, metrics)
 
 
-def squared_distance(distribution: DiagonalGaussian, params: Tensor, actions: Tensor) -> Tensor:
+def squared_distance(distribution: DiagonalGaussian | NoisyActions, params: Tensor, actions: Tensor) -> Tensor:
     """[B]: of the likeliest action from the expert's, a mean over their numbers: in the env's units, or, squashed, in
     units of half the range between the bounds."""
     mean = distribution.mode(params)
-    if distribution.squash == "tanh":
+    if isinstance(distribution, DiagonalGaussian) and distribution.squash == "tanh":
         mean, actions = mean.tanh(), actions.tanh()
     return (mean - actions).square().mean(-1)
 
@@ -65,7 +66,13 @@ def _agreement(distribution: ActionDistribution, params: Tensor, rows: Transitio
 
 def check(network: ActorCritic, *, algorithm: str, loss: LossName) -> None:
     """Raises ValueError: where this network cannot learn by this loss."""
+    distribution = network.distribution
     if network.is_recurrent:
         raise ValueError(f"recurrent={network.config.recurrent}: {algorithm} learns from single steps: use none")
-    if loss == "mse" and not isinstance(network.distribution, DiagonalGaussian):
-        raise ValueError(f"loss=mse: {algorithm} has no distance between discrete actions: use nll")
+    if isinstance(distribution, NoisyActions) and loss == "nll":
+        raise ValueError(
+            f"algorithm.loss=nll: {algorithm} has no likelihood of a deterministic policy "
+            "(policy.exploration_noise): use mse"
+        )
+    if loss == "mse" and not isinstance(distribution, DiagonalGaussian | NoisyActions):
+        raise ValueError(f"algorithm.loss=mse: {algorithm} has no distance between discrete actions: use nll")

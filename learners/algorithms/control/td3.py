@@ -1,0 +1,142 @@
+"""TD3 (Fujimoto et al., 2018, arXiv:1802.09477): a deterministic actor, twin critics whose targets are smoothed over
+actions, and an actor that is stepped less often than they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from rollcall.cluster.messages.attempt import Unit
+from rollcall.learners.algorithm import TARGET, Context, Loss, Metrics, Models, Needs
+from rollcall.learners.algorithms.control import off_policy, samples
+from rollcall.learners.algorithms.control.actor_critic import Discount
+from rollcall.learners.algorithms.control.off_policy import ModelRate, NoisyMinibatch, NoisyPart, TargetRate
+from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
+from rollcall.learners.maths import q_losses
+from rollcall.learners.maths.distributions import DiagonalGaussian
+from rollcall.learners.maths.noisy_actions import NoisyActions
+from rollcall.learners.update import Stepper, follow
+
+
+class TD3Config(BaseModel):
+    """learner.learning_rate is the actor's; the noise that explores is the policy's (policy.exploration_noise)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["td3"] = Field(default="td3", description="the algorithm")
+    discount: Discount = 0.99
+    target_rate: TargetRate = 0.005
+    critic_learning_rate: ModelRate = None
+    target_noise: float = Field(
+        default=0.2, ge=0, description="deviation of the noise that smooths targets, in half widths of the bounds"
+    )
+    target_noise_clip: float = Field(default=0.5, ge=0, description="what that noise is cut to")
+    policy_delay: int = Field(
+        default=2, ge=1, description="the actor and all targets move every so many gradient steps"
+    )
+
+
+class StepCount(nn.Module):
+    """Of gradient steps: whose turn the actor's is."""
+
+    value: Tensor  # int64 []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", torch.zeros((), dtype=torch.int64))
+
+
+class TD3:
+    """The actor's gradient is taken at the same parameters as the critics', and both step together; the paper's code
+    steps the critics first. The published policy is the actor alone."""
+
+    Config = TD3Config
+    name = "td3"
+    unit: Unit = "fragment"
+    needs = Needs(
+        networks=("critic", "step_count"),
+        target_networks=("actor_critic", "critic"),
+        replay=True,
+        corrects_policy_lag=True,
+    )
+
+    def __init__(self, config: TD3Config) -> None:
+        self._config = config
+
+    def networks(self, models: Models) -> Models:
+        """Raises ValueError where the policy is not a deterministic one."""
+        actor = samples.actor_critic(models)
+        if not isinstance(actor.distribution, NoisyActions | DiagonalGaussian):
+            raise ValueError(f"td3 needs continuous actions, a Box of floats: not {type(actor.distribution).__name__}")
+        if not isinstance(actor.distribution, NoisyActions):
+            raise ValueError("exploration_noise=None: td3's policy is deterministic: set policy.exploration_noise=0.1")
+        return {"critic": off_policy.critic_for(models, algorithm=self.name), "step_count": StepCount()}
+
+    def learning_rates(self) -> Mapping[str, float | None]:
+        return {"actor_critic": None, "critic": self._config.critic_learning_rate}
+
+    def prepare(self, context: Context, batch: ReplayBatch) -> ReplayBatch:
+        off_policy.turn_random_start(context, batch)
+        return batch
+
+    def minibatches(self, context: Context, prepared: ReplayBatch) -> Iterator[NoisyMinibatch]:
+        """Drawn one after the other, between steps: whose turn it is shows in how many there were."""
+        size = _distribution(context.models).dim
+        for minibatch, noise in off_policy.with_noise(context, prepared, num_draws=1, num_actions=size):
+            turn = (int(_count(context.models)) + 1) % self._config.policy_delay == 0
+            yield NoisyMinibatch(minibatch, noise, of_actor=turn)
+
+    def update(self, context: Context, prepared: ReplayBatch, stepper: Stepper) -> Metrics:
+        return off_policy.gradient_steps(context, self.minibatches(context, prepared), stepper)
+
+    def loss(self, context: Context, part: NoisyPart) -> Loss:
+        """The critics', and where it is the actor's turn its own, which moves no critic."""
+        models, rows, size = context.models, part.transitions, part.size
+        actor, critic = samples.actor_critic(models), off_policy.twin_critic(models)
+        observations = actor.normalised(rows.observations)
+        with torch.no_grad():
+            targets = self._targets(models, rows, part.noise[:, 0])
+        q_values = critic(observations, rows.actions)
+        loss, errors = q_losses.twin_q_loss(q_values=q_values, targets=targets, weights=rows.weights, size=size)
+        metrics = {
+            "value_loss": loss.detach(),
+            "q_value": q_values.detach().mean(0).sum() / size,
+            "td_error": errors.sum() / size,
+        }
+        if part.of_actor:
+            actions = _distribution(models).mode(actor.policy_params(rows.observations))
+            policy_loss = -critic(observations, actions, frozen=True)[0].sum() / size
+            loss = loss + policy_loss
+            metrics["policy_loss"] = policy_loss.detach()
+        return Loss(loss, metrics)
+
+    def after_step(self, context: Context) -> None:
+        count = _count(context.models).add_(1)
+        if int(count) % self._config.policy_delay == 0:
+            for name in self.needs.target_networks:
+                follow(context.models[TARGET + name], context.models[name], rate=self._config.target_rate)
+
+    def _targets(self, models: Models, rows: Transitions, noise: Tensor) -> Tensor:
+        """[B]: r + discount * min Q'(s', a'), a' near what the target actor does."""
+        config, actor = self._config, cast("samples.ActorCritic", models[TARGET + "actor_critic"])
+        smoothing = (config.target_noise * noise).clamp(-config.target_noise_clip, config.target_noise_clip)
+        means = _distribution(models).mode(actor.policy_params(rows.next_observations))
+        seen = actor.normalised(rows.next_observations)
+        critic = off_policy.twin_critic(models, TARGET + "critic")
+        values = critic(seen, (means + smoothing).clamp(-1.0, 1.0)).amin(0)
+        return rows.rewards + rows.discounts * values
+
+
+def _distribution(models: Models) -> NoisyActions:
+    return cast(NoisyActions, samples.actor_critic(models).distribution)
+
+
+def _count(models: Models) -> Tensor:
+    return cast(StepCount, models["step_count"]).value
+
+
+ALGORITHM = TD3
