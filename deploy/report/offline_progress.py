@@ -39,7 +39,8 @@ class ProgressLines:
         if (likelihood := record.get("negative_log_likelihood")) is not None:
             return f"negative log-likelihood {number(likelihood, 3)}"
         right = record.get("accuracy", record.get("implicit_accuracy"))
-        return f"loss {number(record.get('loss'), 3)}  right {percent(right)}"
+        loss = f"loss {number(record.get('loss'), 3)}"
+        return loss if right is None else f"{loss}  right {percent(right)}"
 
     def on_eval(self, record: Record) -> None:
         if record.get("unit") == RETURN:

@@ -1,4 +1,4 @@
-"""IQL's losses against their definitions; and on a set that shows every action of a tiny world, against its solution."""
+"""IQL's losses against their definitions; and on a set that shows all of a tiny world, against its solution."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_the_loss_of_a_discrete_clone_is_the_mean_surprise_at_the_experts_action
     size = len(rows)
     assert float(found.loss.detach()) == pytest.approx((surprise - 0.1 * entropy) / size, rel=1e-5)
     assert float(found.metrics["negative_log_likelihood"]) == pytest.approx(surprise / size, rel=1e-5)
-    assert float(found.metrics["accuracy"]) == pytest.approx(agreed / size)
+    assert float(found.metrics["agreement"]) == pytest.approx(agreed / size)
 
 
 @pytest.mark.parametrize("squash", ["clip", "tanh"])

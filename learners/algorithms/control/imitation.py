@@ -41,7 +41,7 @@ def imitation_loss(context: Context, minibatch: ReplayMinibatch, *, loss: LossNa
         metrics["action_error"] = distance.detach()
         total = distance if loss == "mse" else nll
     else:
-        metrics["accuracy"] = _agreement(distribution, params, rows) / size
+        metrics["agreement"] = _agreement(distribution, params, rows) / size
         total = nll
     if entropy_coef:
         total = total - entropy_coef * entropy

@@ -1,6 +1,6 @@
-"""IQL (Kostrikov, Nair and Levine, 2021, arXiv:2110.06169): offline reinforcement learning that never asks for the value
-of an action that the set does not show. V is an expectile of Q over the set's actions, Q is learnt by V, and the policy
-imitates the set's actions the more, the better they are."""
+"""IQL (Kostrikov, Nair and Levine, 2021, arXiv:2110.06169): offline reinforcement learning that never asks for the
+value of an action that the set does not show. V is an expectile of Q over the set's actions, Q is learnt by V, and the
+policy imitates the set's actions the more, the better they are."""
 
 from __future__ import annotations
 
