@@ -11,10 +11,11 @@ from rollcall.actors.control.expert import FunctionExpert, TaughtPolicy
 from rollcall.actors.envs.observations import Space
 from rollcall.actors.envs.plain_spaces import alike
 from rollcall.actors.policy import Policy
-from rollcall.cluster.checkpoint import load_weights
-from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.checkpoint import read_state
+from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
 from rollcall.cluster.inputs.import_path import import_object
+from rollcall.cluster.messages.weights import pack_weights
 from rollcall.deploy.config.run_config import is_function
 from rollcall.deploy.kinds.control.policy import LoadedControl
 from rollcall.deploy.rundir.files import EXPERT, MARKER
@@ -62,11 +63,11 @@ def unfit(loaded: LoadedControl, spaces: tuple[Space, Space]) -> str:
 
 
 def _of_run(directory: Path, spaces: tuple[Space, Space]) -> Policy:
-    marker = read_json(directory / MARKER)
-    if POLICY not in marker:
+    marker, state = read_json(directory / MARKER), read_state(directory, "weights")
+    if POLICY not in marker or state is None:
         raise BadInput(f"{directory}: the expert's policy is not there: begin the run again")
     try:
         policy = PolicyConfig.model_validate(marker[POLICY] | {"hidden_sizes": tuple(marker[POLICY]["hidden_sizes"])})
-        return TorchPolicy(*spaces, policy, weights=load_weights(directory))
-    except (ValueError, CheckpointDamaged) as error:
+        return TorchPolicy(*spaces, policy, weights=pack_weights(EXPERT, 0, 0, state[0]))
+    except (ValueError, KeyError) as error:
         raise BadInput(f"{directory}: the expert's policy is damaged: {error}: begin the run again") from None
