@@ -109,14 +109,6 @@ class HasModels(Protocol):
 
 
 @runtime_checkable
-class ChecksModels(Protocol):
-    """An algorithm that not every model will do for."""
-
-    def check(self, models: Models) -> None:
-        """Raises ValueError, `setting=value: why, and the remedy`: where it cannot learn with these."""
-
-
-@runtime_checkable
 class BuildsNetworks(Protocol):
     """An algorithm with networks of its own that are made for the policy's spaces, `needs.networks` by name. They are
     trained, and kept in checkpoints, but not published."""
@@ -132,6 +124,14 @@ class StepsApart(Protocol):
 
     def learning_rates(self) -> Mapping[str, float | None]:
         """Of every model that is trained, by name. None: learner.learning_rate; the schedule counts for all."""
+
+
+@runtime_checkable
+class ChecksModels(Protocol):
+    """An algorithm that not every policy suits."""
+
+    def check_models(self, models: Models) -> None:
+        """Raises ValueError, which begins with `setting=value: `, where it cannot learn with these."""
 
 
 @runtime_checkable
@@ -159,7 +159,7 @@ def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models, *, seed
         if TARGET + name not in found:
             found[TARGET + name] = deepcopy(found[name]).requires_grad_(False)
     if isinstance(algorithm, ChecksModels):
-        algorithm.check(found)
+        algorithm.check_models(found)
     return found
 
 

@@ -24,7 +24,7 @@ class ReplayMinibatch:
 
     transitions: Transitions  # of this part
     size: int  # rows of the whole minibatch, all processes together
-    places: Tensor  # int64 [B]: where among all the `num_samples` rows of the learner step this part's rows lie
+    places: Tensor  # int64 [B]: where among the learner step's rows, at most `num_samples`, this part's lie
     num_samples: int
     ends_epoch: bool = False  # the last one of the learner step
 
@@ -58,6 +58,7 @@ class ReplayBatch:
     step: int = 0  # the learner step
     env_steps: int = 0  # of the run so far, with this step's: what schedules count
     batch_size: int | None = None  # of every minibatch; None: as the first one is
+    num_samples: int | None = None  # places for rows, the same in every learner step, so that a loss is compiled once
 
     def minibatches(self) -> Iterator[ReplayMinibatch]:
         """One for each gradient step, in order. Each is gathered when it is asked for."""
@@ -66,4 +67,5 @@ class ReplayBatch:
             transitions = self.drawn[i]
             size = len(transitions) if self.batch_size is None else self.batch_size
             places = torch.arange(i * size, (i + 1) * size, device=transitions.rewards.device)
-            yield ReplayMinibatch(transitions, size, places, number * size, ends_epoch=i == number - 1)
+            num_samples = number * size if self.num_samples is None else self.num_samples
+            yield ReplayMinibatch(transitions, size, places, num_samples, ends_epoch=i == number - 1)

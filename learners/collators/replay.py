@@ -3,8 +3,9 @@ their experience is in the buffer; how often it is drawn later the ledger does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,11 +69,15 @@ class ReplayCollator:
         num_envs: int,
         seed: int,
         total_env_steps: int,
+        steps_per_batch: int | None = None,
         network: TakesStatistics | None = None,
+        stacked: Mapping[str, int] | None = None,
         directory: Path | None = None,
     ) -> None:
         """`num_envs`: of all shards; `total_env_steps`: of the run, over which importance weights reach full strength;
-        `directory`: for storage=disk, whose own files are removed from it.
+        `steps_per_batch`: env steps of a learner step, at the most;
+        `stacked`: frames of the observations that are stacks, by name; `directory`: for storage=disk, of which all
+        files are removed first.
 
         Raises:
           ValueError: where the capacity has no room for a step of each env.
@@ -82,11 +87,14 @@ class ReplayCollator:
         self._total_env_steps = total_env_steps
         self._network = network
         allocate = mapped_in(directory) if config.storage == "disk" and directory is not None else in_memory
-        self.buffer = ReplayBuffer(capacity=config.capacity, num_envs=num_envs, allocate=allocate)
+        self.buffer = ReplayBuffer(capacity=config.capacity, num_envs=num_envs, stacked=stacked, allocate=allocate)
         self.pages = ReplayPages(self.buffer)
         self.priorities = None if config.prioritised is None else Priorities(config.prioritised, self.buffer.num_slots)
         self._generator = np.random.Generator(np.random.PCG64(seed))
         self._updates_per_step = Fraction(str(config.updates_per_env_step))  # as it is written: 0.1 is a tenth
+        self._num_samples: int | None = None
+        if steps_per_batch is not None:
+            self._num_samples = (math.ceil(self._updates_per_step * steps_per_batch) + 1) * config.batch_size
         self._env_steps = 0  # that came in
         self._updates = 0  # gradient steps that were drawn for
 
@@ -108,10 +116,11 @@ class ReplayCollator:
         )
         return _ReplayBatch(
             drawn=drawn,
-            added=stack_trajectories(trajectories, device),
+            added=stack_trajectories([_as_acted(trajectory) for trajectory in trajectories], device),
             step=step,
             env_steps=self._env_steps,
             batch_size=config.batch_size,
+            num_samples=self._num_samples,
             slots=slots,
         )
 
@@ -143,7 +152,8 @@ class ReplayCollator:
         """After the step: priorities, and the normaliser's statistics of what came in."""
         assert isinstance(batch, _ReplayBatch)
         if self.priorities is not None and per_sample is not None:
-            self.priorities.set(batch.slots.reshape(-1), per_sample.cpu().numpy())
+            slots = batch.slots.reshape(-1)
+            self.priorities.set(slots, per_sample.cpu().numpy()[: len(slots)])
         if self._network is not None:
             self._network.update_normaliser(batch.added.steps.observations, batch.added.steps.mask)
 
@@ -177,8 +187,13 @@ class ReplayCollator:
         self._env_steps += trajectory.num_steps
         slots, begins = self.buffer.add(trajectory, env_steps=self._env_steps)
         self.pages.changed(slots)
-        if self.priorities is not None:
-            self.priorities.add(slots, begins)
+        if self.priorities is None:
+            return
+        errors = trajectory.steps.td_errors
+        if errors is not None:  # of the steps, which come first
+            found = errors[trajectory.steps.mask]
+            errors = np.concatenate([found, np.zeros(len(slots) - len(found), found.dtype)])
+        self.priorities.add(slots, begins, errors)
 
     def _due(self) -> int:
         learnt_from = max(0, self._env_steps - self._config.learning_starts)
@@ -204,3 +219,8 @@ class ReplayCollator:
         self.buffer.keep()
         if self.priorities is not None:
             self.priorities.keep()
+
+
+def _as_acted(trajectory: GymTrajectory) -> GymTrajectory:
+    """Without what some actors say of it, and others do not."""
+    return replace(trajectory, unroll=trajectory.unroll.with_td_errors(None))

@@ -35,6 +35,15 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class _Places:
+    """Where in a unit its rows come from."""
+
+    steps: tuple[Array, Array]  # (t, b)
+    left_open: Array  # b
+    anew: tuple[Array, Array]  # (t, b): steps whose stacks do not go on from the row before
+
+
+@dataclass(frozen=True)
 class _Before:
     """What an `add` has changed."""
 
@@ -53,11 +62,21 @@ class ReplayBuffer:
     it goes on with what the env showed then. If not (a fragment between them was dropped, or the env was begun anew),
     what came before bootstraps from that observation, as at a truncation.
 
+    Of an observation that is a stack of K frames a row has the newest alone: the others are those of the rows before.
+    Where a stack does not go on from the one before, K - 1 rows without a step stand before it, with its other frames.
+
     `capacity` counts rows. When a ring is full, an env's newest rows take the place of its oldest.
     """
 
-    def __init__(self, *, capacity: int, num_envs: int, allocate: Allocate = in_memory) -> None:
-        """`num_envs`: of all shards together.
+    def __init__(
+        self,
+        *,
+        capacity: int,
+        num_envs: int,
+        stacked: Mapping[str, int] | None = None,
+        allocate: Allocate = in_memory,
+    ) -> None:
+        """`num_envs`: of all shards together; `stacked`: K, of the observations that are stacks of frames, by name.
 
         Raises:
           ValueError: when there is not room for a step of each env.
@@ -71,6 +90,8 @@ class ReplayBuffer:
         self._flat: dict[str, Array] = {}  # the same, [num_rows * num_envs, ...]
         # Of each env: [the row written last, counted since the beginning (-1: none); its incarnation]
         self.streams = np.stack([np.full(num_envs, -1, np.int64), np.zeros(num_envs, np.int64)])
+        self._stacked = dict(stacked or {})
+        self._lead = max(self._stacked.values(), default=1) - 1  # rows before one whose stack begins anew
         self._allocate = allocate
         self._before: list[_Before] = []
 
@@ -110,29 +131,38 @@ class ReplayBuffer:
         self.adopt({name: array[:1] for name, array in source.items()})
         mask, final = steps.mask, np.zeros((num_steps, num_envs), bool)
         final[unroll.final_index[:, 0], unroll.final_index[:, 1]] = True
-        base = self._begins_at(trajectory, envs)
+        goes_on = self._goes_on(trajectory, envs)
+        anew = self._anew(trajectory, goes_on)
+        base = self.streams[0, envs] + ~goes_on
         # Rows of an env in time order: each step of its experience, and after an episode's last the final observation.
-        place = base + mask.cumsum(0) - 1 + final.cumsum(0) - final
-        going_on = mask.any(0) & ~final[_last_true(mask), np.arange(num_envs)]
-        end = base + mask.sum(0) + final.sum(0)
-        t, b = np.nonzero(mask)
-        ft, fb = unroll.final_index[:, 0], unroll.final_index[:, 1]
-        (ob,) = np.nonzero(going_on)
-        rows = np.concatenate([place[t, b], place[ft, fb] + 1, end[ob]])
-        most = int((end + going_on - base).max(initial=0))
+        place = base + mask.cumsum(0) - 1 + final.cumsum(0) - final + self._lead * anew.cumsum(0)
+        left_open = mask.any(0) & ~final[_last_true(mask), np.arange(num_envs)]
+        end = base + mask.sum(0) + final.sum(0) + self._lead * anew.sum(0)
+        most = int((end + left_open - base).max(initial=0)) + self._lead
         if most > self.num_rows:
             raise ValueError(f"{most} rows of one env in one unit, and room for {self.num_rows}: raise the capacity")
-        slots = (rows % self.num_rows) * self.num_envs + envs[np.concatenate([b, fb, ob])]
+        head = np.where(mask.any(0), end + left_open - 1, self.streams[0, envs])
+        t, b = np.nonzero(mask)
+        ft, fb = unroll.final_index[:, 0], unroll.final_index[:, 1]
+        at, ab = np.nonzero(anew)
+        (ob,) = np.nonzero(left_open)
+        lead = np.arange(self._lead)
+        rows = [place[t, b], place[ft, fb] + 1, end[ob], (place[at, ab, None] - self._lead + lead).reshape(-1)]
+        rows.append((head[:, None] - self.num_rows + 1 + lead).reshape(-1))  # a part of their stacks is gone
+        owners = [b, fb, ob, np.repeat(ab, self._lead), np.repeat(np.arange(num_envs), self._lead)]
+        row, owner = np.concatenate(rows), np.concatenate(owners)
+        there = row >= 0
+        slots = (row[there] % self.num_rows) * self.num_envs + envs[owner[there]]
         self._remember(slots)
-        written = self._write(source, trajectory, slots, (t, b), ob)
-        head = np.where(mask.any(0), end + going_on - 1, self.streams[0, envs])
+        self._write(source, trajectory, slots, _Places((t, b), ob, (at, ab)))
         self.streams[0, envs], self.streams[1, envs] = head, trajectory.incarnation
-        return slots, written > NO_STEP
+        begins: Array = self._flat["kind"][slots] > NO_STEP
+        return slots, begins
 
     def _source(self, trajectory: GymTrajectory, env_steps: int) -> dict[str, Array]:
         """[T, B, ...] by the names of the buffer's arrays."""
         steps = trajectory.steps
-        found = {OBSERVATION + name: array for name, array in steps.observations.items()}
+        found = {OBSERVATION + name: self._newest(name, array, 2) for name, array in steps.observations.items()}
         found |= {"actions": steps.actions, "rewards": steps.rewards.astype(np.float32, copy=False)}
         found["kind"] = np.where(steps.terminated, TERMINATED, STEP).astype(np.uint8)
         if steps.action_mask is not None:
@@ -143,44 +173,71 @@ class ReplayBuffer:
         shape = trajectory.unroll.shape
         return found | {name: np.broadcast_to(np.array(value, dtype), shape) for name, (value, dtype) in origin.items()}
 
-    def _begins_at(self, trajectory: GymTrajectory, envs: Array) -> Array:
-        """[B]: the row of each env's first step: the one that its last fragment left open, or the one after it."""
+    def _goes_on(self, trajectory: GymTrajectory, envs: Array) -> Array:
+        """bool [B]: the unit's first step of an env belongs into the row that its last unit left open."""
         steps, b = trajectory.steps, np.arange(len(envs))
         head, incarnation = self.streams[:, envs]
         first = steps.mask.argmax(0)
         goes_on = (head >= 0) & (incarnation == trajectory.incarnation) & ~steps.episode_starts[first, b]
-        slots = (head % self.num_rows) * self.num_envs + envs
-        for name, array in steps.observations.items():
-            shown = self._flat[OBSERVATION + name][slots]
-            goes_on &= (shown == array[first, b]).reshape(len(envs), -1).all(1)
-        return np.where(goes_on, head, head + 1)
+        if goes_on.any():
+            slots = (head % self.num_rows) * self.num_envs + envs
+            for name, array in steps.observations.items():
+                same = self._observations(name, slots) == array[first, b]
+                goes_on &= same.reshape(len(envs), -1).all(1)
+        return goes_on
 
-    def _write(
-        self,
-        source: Mapping[str, Array],
-        trajectory: GymTrajectory,
-        slots: Array,
-        steps: tuple[Array, Array],
-        open_envs: Array,
-    ) -> Array:
-        """Steps, finals, and what is shown last, in this order. Returns what the rows are now."""
-        unroll, num_steps, num_finals = trajectory.unroll, len(steps[0]), len(trajectory.unroll.final_index)
+    def _anew(self, trajectory: GymTrajectory, goes_on: Array) -> Array:
+        """bool [T, B]: steps whose stacks do not go on from the row before.
+
+        Raises:
+          ValueError: where other steps' do not either.
+        """
+        steps = trajectory.steps
+        first = steps.mask & (steps.mask.cumsum(0) == 1)
+        anew: Array = steps.mask & (steps.episode_starts | (first & ~goes_on))
+        within = (steps.mask & ~anew)[1:] & steps.mask[:-1]
+        for name in self._stacked:
+            frames = steps.observations[name]
+            if not np.array_equal(frames[1:, :, :-1][within], frames[:-1, :, 1:][within]):
+                raise ValueError(f"observation {name} is no stack of frames of which each step brings one")
+        return anew
+
+    def _write(self, source: Mapping[str, Array], trajectory: GymTrajectory, slots: Array, places: _Places) -> None:
+        """Steps, finals, what is shown last, and frames before a stack, in this order; then rows whose stacks lose
+        frames, where these were written."""
+        unroll, num_steps, num_finals = trajectory.unroll, len(places.steps[0]), len(trajectory.unroll.final_index)
         before = int((self._flat["kind"][slots] > NO_STEP).sum())
+        finals, others = np.split(slots[num_steps:], [num_finals])
+        opened, others = np.split(others, [len(places.left_open)])
+        frames = others[: self._lead * len(places.anew[0])].reshape(len(places.anew[0]), self._lead)
         for name, array in source.items():
             flat = self._flat[name]
-            flat[slots[:num_steps]] = array[steps]
-            rest = slots[num_steps:]
+            flat[slots[:num_steps]] = array[places.steps]
             if name.startswith(OBSERVATION):
                 key = name.removeprefix(OBSERVATION)
-                flat[rest[:num_finals]] = unroll.final_observations[key]
-                flat[rest[num_finals:]] = unroll.last_observations[key][open_envs]
+                flat[finals] = self._newest(key, unroll.final_observations[key], 1)
+                flat[opened] = self._newest(key, unroll.last_observations[key], 1)[places.left_open]
+                if older := self._stacked.get(key, 1) - 1:
+                    flat[frames[:, -older:]] = unroll.steps.observations[key][places.anew][:, :-1]
             elif name == "action_mask":
-                flat[rest] = True  # not known yet, or never
+                flat[slots[num_steps:]] = True  # not known yet, or never
             elif name == "kind":
-                flat[rest] = NO_STEP
-        written: Array = self._flat["kind"][slots]
+                flat[slots[num_steps:]] = NO_STEP
         self.num_transitions += num_steps - before
-        return written
+
+    def _newest(self, name: str, observations: Array, num_axes: int) -> Array:
+        """Of what has so many axes before an observation's own: as a row has it."""
+        return observations[(slice(None),) * num_axes + (-1,)] if name in self._stacked else observations
+
+    def _observations(self, name: str, slots: Array) -> Array:
+        """[N, ...], whole."""
+        flat = self._flat[OBSERVATION + name]
+        if name not in self._stacked:
+            found: Array = flat.take(slots, axis=0)
+            return found
+        earlier = np.arange(1 - self._stacked[name], 1) * self.num_envs
+        stacks: Array = flat.take((slots[:, None] + earlier) % self.num_slots, axis=0)
+        return stacks
 
     def restore(self, streams: Array) -> None:
         """Once the arrays are those of the checkpoint."""
@@ -218,13 +275,14 @@ class ReplayBuffer:
             raise ValueError("uniform: nothing is in the buffer yet")
         counts = np.minimum(self.streams[0], self.num_rows - 1).clip(min=0)  # rows but the last one
         ends = counts.cumsum()
+        newest = self.streams[0] - 1 + ends - counts  # minus a number of its env's share of them: one of its rows
         found = np.empty(0, np.int64)
         while len(found) < number:  # rows without a step are few: one an episode
             drawn = generator.integers(0, ends[-1], number - len(found))
             env = np.searchsorted(ends, drawn, side="right")
-            row = self.streams[0, env] - 1 - (drawn - (ends[env] - counts[env]))
+            row = newest.take(env) - drawn
             slots = (row % self.num_rows) * self.num_envs + env
-            slots = slots[self._flat["kind"][slots] > NO_STEP]
+            slots = slots[self._flat["kind"].take(slots) > NO_STEP]
             found = slots if not len(found) else np.concatenate([found, slots])
         return found
 
@@ -232,30 +290,27 @@ class ReplayBuffer:
         self, slots: Array, *, n_step: int, discount: float, weights: Array | None = None
     ) -> TransitionRows[Array]:
         """Those that begin at these slots [N]."""
-        row, env = np.divmod(slots, self.num_envs)
-        kind = self._flat["kind"][slots]
-        rewards = self._flat["rewards"][slots]
-        length, terminated, running = np.ones(len(slots), np.int64), kind == TERMINATED, kind == STEP
+        kinds, rewards_at, one_later = self._flat["kind"], self._flat["rewards"], self.num_envs
+        kind, rewards = kinds.take(slots), rewards_at.take(slots)
+        after, terminated, discounts = (slots + one_later) % self.num_slots, kind == TERMINATED, np.float32(discount)
         for k in range(1, n_step):
-            at = (row + k) % self.num_rows * self.num_envs + env
-            kind = np.where(running, self._flat["kind"][at], NO_STEP)
-            running = kind > NO_STEP
-            rewards = rewards + np.where(running, np.float32(discount**k) * self._flat["rewards"][at], np.float32(0))
-            length += running
+            goes_on = ~terminated & (kind > NO_STEP)
+            kind = np.where(goes_on, kinds.take(after), NO_STEP)
+            goes_on = kind > NO_STEP
+            rewards = rewards + np.where(goes_on, np.float32(discount**k) * rewards_at.take(after), np.float32(0))
+            discounts = np.where(goes_on, np.float32(discount ** (k + 1)), discounts)
             terminated |= kind == TERMINATED
-            running &= kind == STEP
-        after = (row + length) % self.num_rows * self.num_envs + env
-        powers = np.float32(discount) ** np.arange(n_step + 1, dtype=np.float32)
+            after = (after + goes_on * one_later) % self.num_slots
         masks = self._flat.get("action_mask")
         return TransitionRows(
-            observations={name: self._flat[OBSERVATION + name][slots] for name in self.observation_names},
-            actions=self._flat["actions"][slots],
+            observations={name: self._observations(name, slots) for name in self.observation_names},
+            actions=self._flat["actions"].take(slots, axis=0),
             rewards=rewards,
-            discounts=np.where(terminated, np.float32(0), powers[length]),
-            next_observations={name: self._flat[OBSERVATION + name][after] for name in self.observation_names},
+            discounts=np.where(terminated, np.float32(0), discounts),
+            next_observations={name: self._observations(name, after) for name in self.observation_names},
             weights=np.ones(len(slots), np.float32) if weights is None else weights,
-            action_mask=None if masks is None else masks[slots],
-            next_action_mask=None if masks is None else masks[after],
+            action_mask=None if masks is None else masks.take(slots, axis=0),
+            next_action_mask=None if masks is None else masks.take(after, axis=0),
         )
 
     def origin(self, slots: Array) -> Origin:

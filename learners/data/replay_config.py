@@ -18,6 +18,10 @@ class PriorityConfig(BaseModel):
     importance: float = Field(
         default=0.4, ge=0, le=1, description="how far weights make up for it, at first; 1 at the end of the run"
     )
+    initial: Literal["largest", "actor"] = Field(
+        default="largest",
+        description="a new transition's priority: the largest so far, or by the TD error that its actor finds (Ape-X)",
+    )
     least: float = Field(default=1e-6, gt=0, description="added to every |TD error|: none is forgotten for ever")
 
 

@@ -50,16 +50,23 @@ class SumTree:
             above.reshape(-1)[: len(below)] = below.sum(1)
 
     def find(self, targets: Array) -> Array:
-        """int64 [N]: for each target in [0, total) the leaf in whose share of the total it lies."""
+        """int64 [N]: for each target in [0, total) the leaf in whose share of the total it lies.
+
+        Raises:
+          ValueError: when no leaf has any.
+        """
+        if not self.total > 0:
+            raise ValueError("find: all leaves are 0, so there is none to be found")
         nodes = np.zeros(len(targets), np.int64)
         rest = np.asarray(targets, np.float64)
+        first = np.arange(len(targets)) * FAN_OUT
         for level in reversed(self._levels):
-            children = level[nodes]
+            children = level.take(nodes, axis=0)
             sums = children.cumsum(1)
-            # Rounding may leave a target at the very end: the last child that has any share is meant.
-            last = FAN_OUT - 1 - (children[:, ::-1] > 0).argmax(1)
-            chosen = np.minimum((sums <= rest[:, None]).sum(1), last)
-            before = np.where(chosen > 0, np.take_along_axis(sums, np.maximum(chosen - 1, 0)[:, None], 1)[:, 0], 0.0)
-            rest = np.maximum(rest - before, 0.0)
+            # Rounding may leave a target beyond the end: what is meant is the last child that has any share.
+            rest = np.minimum(rest, np.nextafter(sums[:, -1], 0.0))
+            chosen = (sums <= rest[:, None]).sum(1)
+            place = first + chosen
+            rest = np.maximum(rest - (sums.take(place) - children.take(place)), 0.0)
             nodes = nodes * FAN_OUT + chosen
         return nodes

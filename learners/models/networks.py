@@ -1,112 +1,25 @@
-"""The actor-critic network and its config: named raw observations in, distribution parameters and values out, the same
+"""The actor-critic network: named raw observations in, distribution parameters and values out, the same
 on actor and learner. Knows nothing of algorithms, and never changes its normaliser's statistics by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian, Squash, distribution_for
-from rollcall.learners.maths.noisy_actions import noisy_actions
+from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.normaliser import ObservationNormaliser
+from rollcall.learners.models.policy_config import PolicyConfig as PolicyConfig  # whoever builds a network has one
+from rollcall.learners.models.q_heads import Exploration, NoisyLinear, QValues
 from rollcall.learners.models.random_start import RandomStart
-from rollcall.learners.models.torsos import Activation, ByteRanges, RecurrentCore, Torso, flatten_space, initialise
+from rollcall.learners.models.torsos import ByteRanges, RecurrentCore, Torso, flatten_space, initialise
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # where they come from a network (Haarnoja et al., 2018)
 CRITIC_CHILDREN = ("value_torso", "value_head")  # of an ActorCritic: what acting does without
-
-
-class CloningConfig(BaseModel):
-    """What a policy imitates before it learns by itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: str | tuple[str, ...] = Field(
-        min_length=1, description="a recorded set (rollcall eval RUN --record FILE, or minari:ID), or a list of such"
-    )
-    episodes: int | None = Field(default=None, ge=1, description="of them, in a seeded order; none: all")
-    steps: int = Field(default=2000, ge=1, description="gradient steps")
-    batch_size: int = Field(default=256, ge=1, description="recorded steps of each")
-    learning_rate: float = Field(default=1e-3, gt=0, description="step size of Adam")
-    loss: Literal["nll", "mse"] = Field(
-        default="nll",
-        description="maximum likelihood; or, of continuous actions, the squared distance, which leaves the policy's "
-        "deviation at log_std_init: with it, it explores from the start",
-    )
-
-
-class PolicyConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    torso: Literal["auto", "mlp", "cnn"] = Field(
-        default="auto", description="auto: a CNN for images, an MLP for the rest."
-    )
-    hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="Units of each hidden layer of the MLP.")
-    activation: Activation = Field(default="tanh", description="Of the MLP; CNNs use ReLU.")
-    shared_torso: bool | None = Field(
-        default=None, description="Policy and value share features. Default: only with a CNN or recurrence."
-    )
-    recurrent: Literal["none", "lstm", "gru"] = Field(default="none", description="Memory on top of the torso.")
-    recurrent_size: int = Field(default=128, ge=1, description="Units of the LSTM or GRU.")
-    orthogonal_init: bool = Field(
-        default=True,
-        description="Orthogonal weights: gain sqrt(2) in layers, 0.01 for the policy's head, 1 for the value's.",
-    )
-    log_std_init: float = Field(default=0.0, description="Initial log standard deviation of continuous actions.")
-    squash: Squash = Field(
-        default="clip", description="How a continuous action meets the bounds: clipped, or through tanh."
-    )
-    state_dependent_std: bool = Field(
-        default=False, description="Continuous actions: their deviations are the network's too, not parameters (SAC's)."
-    )
-    exploration_noise: float | None = Field(
-        default=None,
-        ge=0,
-        description="Given, continuous actions are the mean, through tanh, and at actors noise of this deviation, in "
-        "half widths of the bounds (TD3's); greedy actions have none.",
-    )
-    random_start: bool = Field(
-        default=False, description="Actors take any action alike until the learner begins to learn (SAC's, TD3's)."
-    )
-    normalise_observations: bool = Field(default=False, description="Running mean and variance of float observations.")
-    observation_clip: float = Field(default=10.0, gt=0, description="Normalised observations stay within +- this.")
-    normalise_rewards: bool = Field(
-        default=False, description="Divide rewards by the std of the running discounted return."
-    )
-    reward_clip: float = Field(default=10.0, gt=0, description="Normalised rewards stay within +- this.")
-    init_from: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Begin with the weights and statistics of another run (its directory, its name under runs/, or one "
-        "of its checkpoints); optimiser, schedules and books begin anew. None: random weights.",
-    )
-
-    warm_start: CloningConfig | None = Field(
-        default=None, description="Imitate a recorded set first (rollcall eval RUN --record FILE). None: do not."
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.warm_start is not None and self.init_from is not None:
-            raise ValueError("warm_start and init_from each say what the policy begins with: leave one of the two out")
-        if self.recurrent != "none" and self.shared_torso is False:
-            raise ValueError("shared_torso=false does not go with recurrent: there is one memory; remove shared_torso")
-        if any(size < 1 for size in self.hidden_sizes):
-            raise ValueError(f"hidden_sizes={list(self.hidden_sizes)}: every layer needs at least one unit")
-        return self
-
-    def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
-        """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and
-        for whoever judges what was done."""
-        if self.exploration_noise is not None:
-            return noisy_actions(action_space, self.exploration_noise)
-        return distribution_for(action_space, self.squash)
 
 
 class ActorCriticOutput(NamedTuple):
@@ -143,8 +56,15 @@ class ActorCritic(nn.Module):
         self.has_std_head = gaussian and config.state_dependent_std
         own_std = gaussian and not config.state_dependent_std
         num_outputs = self.distribution.num_params // (2 if own_std else 1)
-        self.policy_head = nn.Linear(num_features, num_outputs)
-        initialise(self.policy_head, 0.01, config.orthogonal_init)
+        self.q: QValues | None = None
+        self.exploration: Exploration | None = None
+        if config.q is None:
+            self.policy_head = nn.Linear(num_features, num_outputs)
+            initialise(self.policy_head, 0.01, config.orthogonal_init)
+        else:
+            self.q = QValues(num_outputs - 1, config.q)
+            self.policy_head = self.q.layer(num_features, orthogonal=config.orthogonal_init)
+            self.exploration = Exploration(config.q.epsilons)
         if self.has_std_head:
             self.policy_head.bias.data[num_outputs // 2 :].add_(config.log_std_init)
         self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if own_std else None
@@ -222,6 +142,17 @@ class ActorCritic(nn.Module):
         """[..., P]: the acting path without recurrence. Never computes the value's torso."""
         assert self.core is None, "a recurrent policy acts through step"
         return self._params(self.torso(self.normalised(observations)))
+
+    def action_returns(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """[..., n, Z]: what is known of each action's return, as `q` has it."""
+        assert self.q is not None, "a policy with values of actions has settings for them"
+        returns: Tensor = self.q(self.policy_head(self.torso(self.normalised(observations))))
+        return returns
+
+    def draw_noise(self, generator: torch.Generator | None) -> None:
+        """For weights that have some, until it is drawn anew. None: there is none."""
+        if isinstance(self.policy_head, NoisyLinear):
+            self.policy_head.draw(generator)
 
     def state_values(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         """[...]: the critic alone, without recurrence. Never computes the policy's torso where it has its own."""
@@ -326,6 +257,9 @@ class ActorCritic(nn.Module):
         if self.has_std_head:
             means, log_stds = outputs.chunk(2, -1)
             return torch.cat((means, log_stds.clamp(*LOG_STD_BOUNDS)), -1)
+        if self.q is not None and self.exploration is not None:
+            values = self.q.values(self.q(outputs))
+            return torch.cat((values, self.exploration.epsilons[:1].expand(*values.shape[:-1], 1)), -1)
         return outputs if self.log_std is None else torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def _values(self, features: Tensor) -> Tensor | None:

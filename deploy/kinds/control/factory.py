@@ -18,6 +18,7 @@ from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.control.segments import ToEnv
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.actors.envs.observations import PLAIN_NAME
 from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
@@ -43,6 +44,7 @@ from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
@@ -192,7 +194,15 @@ class ControlFactory:
         return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
 
     def policy(self) -> Policy:
-        return TorchPolicy(*self.spaces, self.config.policy)
+        return TorchPolicy(*self.spaces, self.config.policy, judging=self._judging)
+
+    @property
+    def _judging(self) -> Judging | None:
+        """What is kept by priority may have its first one from the actor."""
+        replay = self.config.replay
+        if replay is None or replay.prioritised is None or replay.prioritised.initial != "actor":
+            return None
+        return Judging(float(getattr(self.config.algorithm, "discount", 1.0)), replay.n_step)
 
     def _acting_policy(self) -> Policy:
         """Of actors: beside an expert, where the run has one."""
@@ -260,9 +270,15 @@ class ControlFactory:
             num_envs=config.actors.num_envs,
             seed=derive_seed(config.seed, "replay"),
             total_env_steps=config.total_env_steps or (config.learner_steps or 1) * (config.steps_per_batch or 1),
+            steps_per_batch=config.steps_per_batch,
             network=network,
+            stacked={PLAIN_NAME: config.env.num_frames} if self._frames_are_stacked else {},
             directory=self.run_directory / "replay" / str(collective.rank),
         )
+
+    @property
+    def _frames_are_stacked(self) -> bool:
+        return self.config.env.num_frames > 1 and isinstance(self.spaces[0], spaces.Box)
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()

@@ -49,9 +49,7 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         language=False,
     )
     batches = Part("batches", 2 * batch, "actors.num_envs, actors.unroll_length", host=True)  # as they come, and joined
-    kept = _kept_bytes(config, observation)
-    on_disk = config.replay is not None and config.replay.storage == "disk"
-    replay = Part("replay", 0 if on_disk else kept, "replay.capacity, replay.storage=disk", host=True)
+    kept, kept_on_disk = _kept(config, observation)
     envs = math.ceil(config.actors.num_envs / max(1, config.actors.num))
     steps_of_actor = math.ceil(steps / max(1, config.actors.num))
     acting = (
@@ -60,20 +58,13 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         Part("weights", 4 * size, "policy", host=True),
         Part("envs", envs * observation, "actors.num_envs", host=True),
     )
-    found = [
-        Role("learner process", (*learner, batches, *parts(replay)), config.learner.num_processes, "learner"),
-    ]
+    found = [Role("learner process", (*learner, batches, *kept), config.learner.num_processes, "learner")]
     if config.actors.num:
         found.append(Role("actor", acting, config.actors.num))
     if config.eval.episodes:
         evaluating = (Part("program", memory.GYM_ACTOR, host=True), Part("weights", 4 * size, "policy", host=True))
         found.append(Role("evaluator", evaluating))
-    if config.reward is not None or config.preferences is not None:
-        found.append(
-            Role("scoring and reward service", (Part("programs", memory.SCORING + memory.LEARNER, host=True),))
-        )
-    if config.preferences is not None:
-        found.append(Role("preference trainer", (Part("program", memory.LEARNER, host=True),)))
+    found += _scoring(config)
     on_ray = config.runtime == "ray"
     if on_ray:
         ray = Part("programs", memory.RAY + memory.PARAMETER_SERVER, host=True)
@@ -86,19 +77,32 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         trajectories_bytes=BATCHES * batch,
         checkpoint_bytes=size * (8 + footprint.optimizer_bytes(config.learner.optimizer)),
         checkpoints_kept=config.checkpoint.keep,
-        # Of pages that did not change a checkpoint has but names: all together they are the buffer, and what has been
-        # overwritten since the oldest one.
-        begins_bytes=2 * kept + (kept * config.learner.num_processes if on_disk else 0),
+        begins_bytes=kept_on_disk,
         on_ray=on_ray,
     )
 
 
-def _kept_bytes(config: RunConfig, observation: int) -> int:
-    """Of a full replay buffer: an observation a step, and what is known of it."""
-    if config.replay is None:
-        return 0
-    tree = 0 if config.replay.prioritised is None else SUM_TREE_BYTES
-    return config.replay.capacity * (observation + RECORDED_BYTES + tree)
+def _scoring(config: RunConfig) -> list[Role]:
+    found = []
+    if config.reward is not None or config.preferences is not None:
+        programs = (Part("programs", memory.SCORING + memory.LEARNER, host=True),)
+        found.append(Role("scoring and reward service", programs))
+    if config.preferences is not None:
+        found.append(Role("preference trainer", (Part("program", memory.LEARNER, host=True),)))
+    return found
+
+
+def _kept(config: RunConfig, observation: int) -> tuple[tuple[Part, ...], int]:
+    """Of a full replay buffer: an observation a step, and what is known of it; in memory, and bytes on disk. Of pages
+    that did not change a checkpoint has but names: all together they are the buffer, and what it was before."""
+    replay = config.replay
+    if replay is None:
+        return (), 0
+    tree = 0 if replay.prioritised is None else SUM_TREE_BYTES
+    size = replay.capacity * (observation // config.env.num_frames + RECORDED_BYTES + tree)
+    if replay.storage == "disk":
+        return (), (2 + config.learner.num_processes) * size
+    return parts(Part("replay", size, "replay.capacity, replay.storage=disk", host=True)), 2 * size
 
 
 def _saved(network: nn.Module, space: spaces.Space[Any]) -> int:

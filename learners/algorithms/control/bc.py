@@ -33,7 +33,7 @@ class BC:
     def __init__(self, config: BCConfig) -> None:
         self._config = config
 
-    def check(self, models: Models) -> None:
+    def check_models(self, models: Models) -> None:
         """Raises ValueError: for a policy with a memory, or a loss that the actions have not."""
         imitation.check(samples.actor_critic(models), algorithm=self.name, loss=self._config.loss)
 

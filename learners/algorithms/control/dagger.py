@@ -55,7 +55,7 @@ class DAgger:
     def __init__(self, config: DAggerConfig) -> None:
         self._config = config
 
-    def check(self, models: Models) -> None:
+    def check_models(self, models: Models) -> None:
         """Raises ValueError: for a policy with a memory, or a loss that the actions have not."""
         imitation.check(samples.actor_critic(models), algorithm=self.name, loss=self._config.loss)
 

@@ -12,6 +12,7 @@ from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control import samples
 from rollcall.learners.batches.replay_batch import ReplayMinibatch, Transitions
 from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian
+from rollcall.learners.maths.epsilon_greedy import EpsilonGreedy
 from rollcall.learners.maths.noisy_actions import NoisyActions
 from rollcall.learners.models.networks import ActorCritic
 
@@ -69,6 +70,10 @@ def check(network: ActorCritic, *, algorithm: str, loss: LossName) -> None:
     distribution = network.distribution
     if network.is_recurrent:
         raise ValueError(f"recurrent={network.config.recurrent}: {algorithm} learns from single steps: use none")
+    if isinstance(distribution, EpsilonGreedy):
+        raise ValueError(
+            f"q={network.config.q}: {algorithm} imitates by probabilities, and these are values: leave it out"
+        )
     if isinstance(distribution, NoisyActions) and loss == "nll":
         raise ValueError(
             f"algorithm.loss=nll: {algorithm} has no likelihood of a deterministic policy "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rollcall.learners.algorithm import Context, Metrics, Models
 from rollcall.learners.algorithms.control import samples
-from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch, Transitions
+from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch
 from rollcall.learners.maths.distributions import Categorical
 from rollcall.learners.models.twin_critic import TwinCritic
 from rollcall.learners.update import Stepper
@@ -31,9 +31,8 @@ ModelRate = Annotated[
 class NoisyPart:
     """What one process computes the loss of, and all the randomness of that."""
 
-    transitions: Transitions
+    replayed: ReplayMinibatch
     noise: Tensor  # [B, ...], standard normal
-    size: int  # rows of the whole minibatch, all processes together
     of_actor: bool = True  # whether the actor's gradient is wanted, too
 
 
@@ -52,7 +51,7 @@ class NoisyMinibatch:
     def shards(self, rank: int, num_processes: int) -> Sequence[NoisyPart]:
         (mine,) = self.replayed.shards(rank, num_processes)
         noise = self.noise if num_processes == 1 else self.noise[rank::num_processes]
-        return (NoisyPart(mine.transitions, noise, mine.size, self.of_actor),)
+        return (NoisyPart(mine, noise, self.of_actor),)
 
 
 def twin_critic(models: Models, name: str = "critic") -> TwinCritic:
@@ -88,7 +87,7 @@ def turn_random_start(context: Context, batch: ReplayBatch) -> None:
     """Actors act at random while nothing is learnt."""
     switch = samples.actor_critic(context.models).random_start
     if switch is not None:
-        switch.on.fill_(not batch.drawn)
+        switch.on.fill_(len(batch.drawn) == 0)
 
 
 def gradient_steps(context: Context, minibatches: Iterator[NoisyMinibatch], stepper: Stepper) -> Metrics:
@@ -101,6 +100,8 @@ def gradient_steps(context: Context, minibatches: Iterator[NoisyMinibatch], step
             found.setdefault(name, []).append(value)
     if not found:
         return {}
+    if stepper.per_sample is not None:
+        context.collective.sum_(stepper.per_sample)
     means = torch.stack([torch.stack(values).mean() for values in found.values()])
     return _over_processes(context, dict(zip(found, means, strict=True)))
 

@@ -104,7 +104,7 @@ class SAC:
 
     def loss(self, context: Context, part: NoisyPart) -> Loss:
         """The sum of three losses, of which each moves one model alone."""
-        models, rows, size = context.models, part.transitions, part.size
+        models, rows, size = context.models, part.replayed.transitions, part.replayed.size
         observations = samples.actor_critic(models).normalised(rows.observations)
         alpha = _temperature(models)()
         with torch.no_grad():
@@ -131,10 +131,10 @@ class SAC:
             "value_loss": critic_loss.detach(),
             "entropy": entropy,
             "temperature": alpha * share,
-            "q_value": q_values.detach().mean(0).sum() / size,
+            "q_mean": q_values.detach().mean(0).sum() / size,
             "td_error": errors.sum() / size,
         }
-        return Loss(loss, metrics)
+        return Loss(loss, metrics, part.replayed.per_sample(errors))
 
     def after_step(self, context: Context) -> None:
         follow(context.models[TARGET + "critic"], context.models["critic"], rate=self._config.target_rate)

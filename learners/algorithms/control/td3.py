@@ -95,7 +95,7 @@ class TD3:
 
     def loss(self, context: Context, part: NoisyPart) -> Loss:
         """The critics', and where it is the actor's turn its own, which moves no critic."""
-        models, rows, size = context.models, part.transitions, part.size
+        models, rows, size = context.models, part.replayed.transitions, part.replayed.size
         actor, critic = samples.actor_critic(models), off_policy.twin_critic(models)
         observations = actor.normalised(rows.observations)
         with torch.no_grad():
@@ -104,7 +104,7 @@ class TD3:
         loss, errors = q_losses.twin_q_loss(q_values=q_values, targets=targets, weights=rows.weights, size=size)
         metrics = {
             "value_loss": loss.detach(),
-            "q_value": q_values.detach().mean(0).sum() / size,
+            "q_mean": q_values.detach().mean(0).sum() / size,
             "td_error": errors.sum() / size,
         }
         if part.of_actor:
@@ -112,7 +112,7 @@ class TD3:
             policy_loss = -critic(observations, actions, frozen=True)[0].sum() / size
             loss = loss + policy_loss
             metrics["policy_loss"] = policy_loss.detach()
-        return Loss(loss, metrics)
+        return Loss(loss, metrics, part.replayed.per_sample(errors))
 
     def after_step(self, context: Context) -> None:
         count = _count(context.models).add_(1)
