@@ -48,9 +48,17 @@ class TaughtPolicy:
         return None
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> TaughtRollout:
         unit: dict[str, Any] = {"num_steps": num_steps, "num_envs": num_envs, "recurrent_state": None}
+        unit["first_env"] = first_env
         coins = np.random.default_rng(derive_seed(seed, "mixture")).random((num_steps, num_envs))
         return TaughtRollout(
             self._learner.rollout(**unit, seed=seed, greedy=greedy or self._greedy),
@@ -110,7 +118,14 @@ class FunctionExpert:
         return None
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> FunctionExpert:
         return self
 
