@@ -11,6 +11,7 @@ RollcallError
 |-- BooksDamaged        a sealed segment of the books, or their index, that is missing or not as it was written
 |-- RunAlive            another driver holds this run's lock
 |-- EnvFailure          an environment raised, and its budget of restarts is spent
+|-- ExpertFailure       an expert raised, or gave an action that the env does not take
 |-- NonFinite           observations, rewards, losses or gradients that are NaN or infinite
 |-- EngineMismatch      a generation engine does not take the learner's weights, or says otherwise with them: every
 |                       other attempt would end the same way
@@ -98,6 +99,14 @@ class EnvFailure(RollcallError):
         """The line of the env's own code comes first."""
         first, _, trace = str(self).partition("\n")
         return ": ".join(filter(None, (user_line(trace), first)))
+
+
+class ExpertFailure(RollcallError):
+    """Its first line says which expert, and what; its traceback may follow."""
+
+    @property
+    def headline(self) -> str:
+        return _first_line(self)
 
 
 class NonFinite(RollcallError):

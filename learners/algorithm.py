@@ -30,6 +30,7 @@ class Needs:
     target_networks: tuple[str, ...] = ()  # models of which a copy is kept, which only `after_step` changes
     networks: tuple[str, ...] = ()  # that it builds itself (BuildsNetworks): critics, say; only learning needs them
     replay: bool = False  # its batches are drawn from what was seen before
+    expert: bool = False  # actors hand back what an expert (`config.expert`) would have done in their place
     min_group_size: int = 1  # samples of one prompt
     corrects_policy_lag: bool = False  # False: the loss assumes on-policy data, so max_policy_lag must be 0
 
@@ -145,7 +146,11 @@ class FollowsSteps(Protocol):
 
 def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models, *, seed: int = 0) -> dict[str, nn.Module]:
     """The models, and those that the algorithm brings along, builds or has copied, as far as they are not among them.
-    `seed`: of the first weights of what it builds; the global random state is left as it was."""
+    `seed`: of the first weights of what it builds; the global random state is left as it was.
+
+    Raises:
+      ValueError: where the algorithm cannot learn with these models.
+    """
     found = dict(algorithm.extra_models()) if isinstance(algorithm, HasModels) else {}
     found = {**models, **{name: model for name, model in found.items() if name not in models}}
     if isinstance(algorithm, BuildsNetworks) and not all(name in models for name in algorithm.needs.networks):
@@ -155,6 +160,8 @@ def with_own_models(algorithm: Algorithm[Any, Any, Any], models: Models, *, seed
     for name in algorithm.needs.target_networks:
         if TARGET + name not in found:
             found[TARGET + name] = deepcopy(found[name]).requires_grad_(False)
+    if isinstance(algorithm, ChecksModels):
+        algorithm.check_models(found)
     return found
 
 

@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from rollcall.actors.control.recording import EpisodeRecorder
 from rollcall.actors.envs.environment import EnvConfig, make_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import Reset, Step
@@ -60,8 +61,15 @@ class Evaluator:
         self._policy = policy_factory()
         self._groups: dict[int, LocalGroup] = {}
 
-    def evaluate(self, weights: Weights, episodes: int | None = None, seed: int | None = None) -> EvalReport:
+    def evaluate(
+        self,
+        weights: Weights,
+        episodes: int | None = None,
+        seed: int | None = None,
+        recorder: EpisodeRecorder | None = None,
+    ) -> EvalReport:
         """Runs episodes 0 .. `episodes` - 1; episode i always begins from the seed derived from `seed` and i.
+        `recorder`: takes them down.
 
         Raises:
           EnvFailure, NonFinite: from the env; an evaluation with holes would be no result.
@@ -76,7 +84,7 @@ class Evaluator:
         lengths: list[int] = []
         unfinished = 0
         for numbers in _waves(episodes, self._config):
-            wave = Wave(self._group(len(numbers)), self._policy, numbers, seed, self._config.greedy)
+            wave = Wave(self._group(len(numbers)), self._policy, numbers, seed, self._config.greedy, recorder)
             totals, steps = np.zeros(len(numbers), np.float64), np.zeros(len(numbers), np.int64)
             for step in wave.steps(self._config.max_steps_per_episode):
                 totals += step.rewards
@@ -126,8 +134,17 @@ def _waves(episodes: int, config: EvalConfig) -> Iterator[range]:
 class Wave:
     """Episodes that run side by side, one per env of the group; reset when made."""
 
-    def __init__(self, group: LocalGroup, policy: Policy, numbers: Sequence[int], seed: int, greedy: bool) -> None:
+    def __init__(
+        self,
+        group: LocalGroup,
+        policy: Policy,
+        numbers: Sequence[int],
+        seed: int,
+        greedy: bool,
+        recorder: EpisodeRecorder | None = None,
+    ) -> None:
         self._group = group
+        self._recorder = recorder
         self._policy = policy
         self._first = numbers[0]
         self._seed = seed
@@ -153,13 +170,24 @@ class Wave:
             for _ in range(num_steps):
                 _, actions = rollout.act(self._padded, episode_starts=starts, action_mask=self._mask)
                 step = self._group.step(actions[self._rows], self.active)
+                if self._recorder is not None:
+                    mask = None if self._mask is None else self._mask[self._rows]
+                    self._recorder.take(self._shown(), mask, actions[self._rows], step)
                 self._show(step)
                 starts = np.zeros(num_rows, bool)
                 self.active = self.active & ~(step.terminated | step.truncated)
                 yield step
                 if not self.active.any():
-                    return
+                    break
+            if not self.active.any():
+                break
             state = rollout.recurrent_state()
+        if self._recorder is not None:
+            self._recorder.end_wave(self._shown())
+
+    def _shown(self) -> dict[str, Array]:
+        """What these episodes show now."""
+        return {name: array[self._rows] for name, array in self._padded.items()}
 
     def _show(self, shown: Reset | Step) -> None:
         """To the rows of these episodes; nobody is in the others."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rollcall.cluster.books.ledger import Ledger
-from rollcall.cluster.errors import EnvFailure, RollcallError
+from rollcall.cluster.errors import EnvFailure, ExpertFailure, RollcallError
 from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.attempts import Attempts, Key
 from rollcall.cluster.loop.flow import FlowControl, Ready
@@ -29,6 +29,9 @@ from rollcall.cluster.messages.events import (
 from rollcall.cluster.seeds import derive_seed
 
 MAX_DEGENERATE_BATCHES = 20  # batches' worth of prompts without one to learn from, after which the run is hopeless
+
+# Drops after which a run would only meet the same again.
+_FATAL: dict[str, type[RollcallError]] = {"env_failed": EnvFailure, "expert_failed": ExpertFailure}
 
 Rollout = tuple[Produced, Handle]
 Batch = tuple[Ready[Rollout], ...]
@@ -182,7 +185,7 @@ class Rollouts:
             self._queue(event.produced, event.handle)
 
     def on_failed(self, event: TicketFailed | TicketRefused) -> None:
-        """Raises EnvFailure: an env's budget of restarts is spent."""
+        """Raises EnvFailure: an env's budget of restarts is spent; ExpertFailure: an expert has none."""
         header = event.header
         if isinstance(event, TicketRefused):
             self._attempts.refuse(header.key)
@@ -191,10 +194,10 @@ class Rollouts:
             return
         if event.state_lost:
             self._tasks.lost(header.ticket_id)
-        if event.reason == "env_failed":
+        if event.reason in _FATAL:
             self.flow.dropped(header.ticket_id)
-            self._attempts.give_up(header.key, "env_failed")
-            raise EnvFailure(event.detail)
+            self._attempts.give_up(header.key, event.reason)
+            raise _FATAL[event.reason](event.detail)
         self._drop(header.key, event.reason, event.fault)
 
     def _queue(self, produced: Produced, handle: Handle) -> None:

@@ -42,7 +42,7 @@ class TicketFailed:
     """An attempt that will not be produced, or not be scored."""
 
     header: Header
-    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, stale_epoch, unscored, invalid
+    reason: str  # actor_died, object_lost, deadline, non_finite, env_failed, expert_failed, unscored, invalid, ...
     detail: str
     state_lost: bool  # what the actor kept for this work is gone: an env shard starts anew
     fruitless: bool = False  # unscored, and not because of some of its items: none has a score

@@ -24,7 +24,9 @@ class EnvSteps(Generic[A]):
     """
 
     observations: Mapping[str, A]  # raw (not normalised), by name; a plain space has the one name "observation"
-    actions: A  # as the policy sampled them (unsquashed, unclipped), [T, B] int64 or [T, B, num] float32 / int64
+    # As the policy sampled them (unsquashed, unclipped), [T, B] int64 or [T, B, num] float32 / int64. Of a policy that
+    # is taught (DAgger), what its expert would have done, whoever acted.
+    actions: A
     behaviour_logprobs: A  # float32: of `actions` under the distribution really sampled from
     rewards: A  # float32, the env's own, or a reward service's; in a batch scaled where the policy says so
     terminated: A  # bool

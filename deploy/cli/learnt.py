@@ -23,6 +23,10 @@ def add_learnt(add: Add) -> None:
     )
     evaluate.add_argument("--seed", type=int, metavar="S", help="default: the run's own evaluation seeds")
     evaluate.add_argument("--video", type=Path, metavar="FILE", help="also film one episode, as a .gif (control)")
+    record = (
+        "also write the episodes down, to imitate: a .safetensors file, or minari:ID for a Minari data set (control)"
+    )
+    evaluate.add_argument("--record", metavar="FILE", help=record)
     evaluate.add_argument("--stochastic", action="store_true", help="sample actions or tokens, not the likeliest")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
     export = add(
@@ -61,7 +65,9 @@ def _eval(args: argparse.Namespace) -> int:
 
     at_least("--episodes", args.episodes, 1)
     at_least("--seed", args.seed, 0)
-    options = EvalOptions(episodes=args.episodes, seed=args.seed, stochastic=args.stochastic, video=args.video)
+    options = EvalOptions(
+        episodes=args.episodes, seed=args.seed, stochastic=args.stochastic, video=args.video, record=args.record
+    )
     kind, result = evaluate(args.target, options)
     if args.json:
         print(json.dumps(result))
@@ -69,6 +75,8 @@ def _eval(args: argparse.Namespace) -> int:
     print(kind.eval_line(result))
     if args.video is not None:
         print(f"video: {result['video']}")
+    if args.record is not None:
+        print(f"recorded: {result['recorded']}, {result['recorded_steps']:,} steps of {result['n']:,} episodes")
     return DONE
 
 

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
-from rollcall.learners.algorithm import ChecksModels, with_own_models
+from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
@@ -44,6 +45,7 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *_sharding(config),
         *_preferences(config),
         *_replay(config),
+        *_expert(config),
         *check_device(config),
     ]
 
@@ -91,6 +93,13 @@ def _replay(config: RunConfig) -> list[Problem]:
         text = f"more learner processes than the {replay.batch_size} transitions of a minibatch to share"
         problems.append(Problem(("learner", "num_processes"), f"{text}: {replay.batch_size} at the most"))
     return problems
+
+
+def _expert(config: RunConfig) -> list[Problem]:
+    if config.expert is None or config.actors.outside is None:
+        return []
+    text = f"{config.algorithm_name}'s expert labels what the run's own actors see: leave it out"
+    return [Problem(("actors", "outside"), text)]
 
 
 def _length(config: RunConfig) -> list[Problem]:
@@ -155,7 +164,7 @@ def _sharding(config: RunConfig) -> list[Problem]:
     return [Problem(("learner", "sharding"), "a control network is small: cutting it gains nothing; use auto or none")]
 
 
-def check_device(config: OnlineConfig) -> list[Problem]:
+def check_device(config: RootConfig) -> list[Problem]:
     name, path = config.learner.device, ("learner", "device")
     if name == "auto":
         return []
@@ -170,21 +179,19 @@ def check_device(config: OnlineConfig) -> list[Problem]:
     return []
 
 
-def check_env(config: RunConfig) -> list[Problem]:
-    """Whether the environment can be made as the settings say, and whether the network fits its spaces."""
+def check_env(env: EnvConfig, policy: PolicyConfig, algorithm: Any, *, scored: bool = False) -> list[Problem]:
+    """Whether the environment can be made as the settings say, and whether network and algorithm fit its spaces.
+    `scored`: by the reward service."""
     try:
-        observation_space, action_space = _spaces(config)
+        observation_space, action_space = _spaces(env)
     except BadInput as error:
-        return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
-    algorithm = config.build_algorithm()
+        return [_named(str(error), "env", default=("env", "id"), own=f"env {env.id!r} ")]
     try:
-        network = build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
-        if isinstance(algorithm, ChecksModels):
-            algorithm.check_models({"actor_critic": network})
+        network = build_actor_critic(observation_space, action_space, policy, with_critic=True, seed=0)
         with_own_models(algorithm, {"actor_critic": network})
     except ValueError as error:
-        return [_named(str(error), "policy", default=("env", "id"))]
-    scored = config.preferences is not None or config.reward is not None
+        section = "algorithm" if str(error).startswith("algorithm.") else "policy"
+        return [_named(str(error), section, default=("env", "id"))]
     if scored and not isinstance(observation_space, spaces.Box):
         kind = type(observation_space).__name__
         return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
@@ -210,8 +217,7 @@ def out_of_reach(env: str, action_space: Any, policy: PolicyConfig) -> list[str]
     ]
 
 
-def _spaces(config: RunConfig) -> tuple[Any, Any]:
-    env = config.env
+def _spaces(env: EnvConfig) -> tuple[Any, Any]:
     if env.vectorization == "async" and not env.is_atari:
         return spaces_of(env)  # a group would start processes only to ask
     make_vector_env(env, 1).close()

@@ -43,6 +43,13 @@ DIRECT_METHOD = Plugin(
     needs=("needs", "prepare", "minibatches", "loss"),
     protocol="rollcall/learners/algorithm.py",
 )
+OFFLINE_METHOD = Plugin(
+    "method for a recorded set",
+    "rollcall.learners.algorithms",
+    "OFFLINE_METHOD",
+    needs=("needs", "prepare", "minibatches", "loss"),
+    protocol="rollcall/learners/algorithm.py",
+)
 TASK = Plugin(
     "task",
     "rollcall.actors.tasks",
@@ -77,6 +84,12 @@ def find(plugin: Plugin, name: object) -> type[Any]:
         found: Any = import_object(name)
     elif name in known:
         found = getattr(importlib.import_module(known[name]), plugin.variable)
+    elif plugin is ALGORITHM and name in shipped(OFFLINE_METHOD):
+        raise BadInput("learns from a recorded set: give the recipe data.train=FILE (rollcall eval RUN --record FILE)")
+    elif plugin is OFFLINE_METHOD and name in shipped(ALGORITHM):
+        raise BadInput(
+            f"learns from what actors do, not from a recorded set: leave out data, or use {', '.join(known)}"
+        )
     else:
         raise BadInput(f"unknown {kind}{did_you_mean(name, known) or '; shipped are ' + ', '.join(known)}")
     config = getattr(found, "Config", None)

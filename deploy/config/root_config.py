@@ -51,6 +51,11 @@ class RootConfig(BaseModel):
         return None
 
     @property
+    def taught_by(self) -> str | None:
+        """The run or checkpoint whose policy is the run's expert."""
+        return None
+
+    @property
     def names_store(self) -> bool:
         """Whether the user said where the books are to be kept."""
         return False
@@ -111,6 +116,9 @@ def plugin_settings(plugin: Plugin, value: Any, info: ValidationInfo) -> Any:
 
 AlgorithmSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.ALGORITHM))]
 MethodSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.DIRECT_METHOD))]
+OfflineSettings = Annotated[
+    SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.OFFLINE_METHOD))
+]
 TaskSettings = Annotated[SerializeAsAny[BaseModel], BeforeValidator(partial(plugin_settings, plugins.TASK))]
 
 

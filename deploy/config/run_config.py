@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
@@ -149,6 +150,21 @@ class RunConfig(OnlineConfig):
         return self.policy.init_from
 
     @property
+    def expert(self) -> str | None:
+        """Who teaches the run, of an algorithm that is taught: a run, or my_module:function."""
+        if not self.algorithm_class.needs.expert:
+            return None
+        return str(self.algorithm.expert)  # type: ignore[attr-defined]
+
+    @property
+    def taught_by(self) -> str | None:
+        return self.expert if self.expert is not None and not is_function(self.expert) else None
+
+    @property
+    def acting_threads(self) -> int:
+        return self.actors.torch_threads
+
+    @property
     def env_steps(self) -> int | None:
         return self.total_env_steps
 
@@ -217,6 +233,11 @@ class RunConfig(OnlineConfig):
     @property
     def envs_per_shard(self) -> int:
         return self.actors.num_envs // self.actors.num_shards
+
+
+def is_function(named: str) -> bool:
+    """my_module:function, and not a path."""
+    return ":" in named and not Path(named).exists()
 
 
 def _default_lag(algorithm: Any) -> int:

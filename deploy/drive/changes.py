@@ -25,7 +25,7 @@ from rollcall.learners.algorithm import HasModels
 # models and the optimiser's state are made of these.
 MAY_CHANGE = (
     *("total_env_steps", "total_learner_steps"),
-    *(r"algorithm\.(?!name$).*", r"learner\.(?!optimizer(\.(kind|form|momentum))?$).*"),
+    *(r"algorithm\.(?!(name|expert)$).*", r"learner\.(?!optimizer(\.(kind|form|momentum))?$).*"),
     *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*"),
     r"redis\.\w+_timeout_s",
     *(r"actors\.(num|threads|torch_threads|ticket_deadline_s|max_env_restarts)",),

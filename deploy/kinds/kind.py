@@ -42,6 +42,7 @@ class EvalOptions:
     seed: int | None = None
     stochastic: bool = False
     video: Path | None = None
+    record: str | None = None  # a file, or minari:ID: where the episodes go, for others to learn from
 
 
 class LoadedRun(Protocol):
@@ -89,6 +90,7 @@ class RunKind:
     data: str = ""  # the data set that its runs learn from; empty: they have actors
     policy: Literal["network", "language model", "none"] = "none"  # in its checkpoints, for another run to begin with
     misfit: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot begin with such a policy
+    unfit_expert: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot be taught by such a policy
     problems: Callable[[Any], list[Problem]] = lambda config: []  # in a config, that no component can check alone
     fits: Callable[[type[Any]], bool] = lambda algorithm: False  # whether one that is shipped is for this kind
     sections: Callable[[Settings], Mapping[str, type[BaseModel]]] = lambda settings: {}  # whose model depends on them

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rollcall.deploy.kinds.control.control_kind import CONTROL
+from rollcall.deploy.kinds.control.offline_kind import OFFLINE
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.language_kind import LANGUAGE
 from rollcall.deploy.kinds.language.supervised import SUPERVISED
@@ -13,7 +14,7 @@ from rollcall.deploy.kinds.preferences.direct import DIRECT
 from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
 
 # The first whose keys a recipe has; a recipe that has none of any kind's is told what control lacks.
-KINDS: tuple[RunKind, ...] = (DIRECT, REWARD_MODEL, SUPERVISED, LANGUAGE, CONTROL)
+KINDS: tuple[RunKind, ...] = (DIRECT, REWARD_MODEL, SUPERVISED, LANGUAGE, OFFLINE, CONTROL)
 
 
 def kind_of(tree: Mapping[str, Any]) -> RunKind:

@@ -30,10 +30,12 @@ class Counted:
 ENV_STEPS = Counted("env_steps", "env_steps", "steps_per_s", "env step", "episodes")
 TOKENS = Counted("tokens", "generated_tokens", "tokens_per_s", "token", "problems")
 LEARNT = Counted("tokens", "trained_size", "size_per_s", "token", "pairs", step="trained_size")  # or steps of segments
+RECORDED = Counted("env_steps", "trained_steps", "steps_per_s", "recorded step", "episodes", step="trained_steps")
 IMITATED = Counted("tokens", "trained_tokens", "tokens_per_s", "token", "problems", step="trained_tokens")
 
 
 PAIRS_RIGHT = "pairs right"  # the unit of an evaluation on comparisons
+RETURN = "return"  # of one in an env
 
 
 def counted_in(records: Sequence[Mapping[str, Any]]) -> Counted:

@@ -9,7 +9,7 @@ from collections import Counter
 # Events that end an attempt at a rollout, as the coordinator names them.
 DROPS = (
     *("actor_died", "actor_failed", "object_lost", "deadline", "stale", "stale_epoch", "unscored", "versions_mixed"),
-    *("non_finite", "env_failed", "weights_timeout", "checksum_mismatch", "degenerate", "invalid"),
+    *("non_finite", "env_failed", "expert_failed", "weights_timeout", "checksum_mismatch", "degenerate", "invalid"),
 )
 _COUNTED = (*DROPS, "attempts_exhausted", "skipped", "eval_failed", "start_failed")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
-from rollcall.deploy.report.progress import duration, number, percent
+from rollcall.deploy.report.counted import RETURN
+from rollcall.deploy.report.progress import duration, eval_noun, eval_text, number, percent
 from rollcall.deploy.report.recorders import Record
 
 
@@ -38,9 +39,14 @@ class ProgressLines:
         if (likelihood := record.get("negative_log_likelihood")) is not None:
             return f"negative log-likelihood {number(likelihood, 3)}"
         right = record.get("accuracy", record.get("implicit_accuracy"))
-        return f"loss {number(record.get('loss'), 3)}  right {percent(right)}"
+        loss = f"loss {number(record.get('loss'), 3)}"
+        return loss if right is None else f"{loss}  right {percent(right)}"
 
     def on_eval(self, record: Record) -> None:
+        if record.get("unit") == RETURN:
+            loss = f", held-out loss {number(record['eval_loss'], 3)}" if record.get("eval_loss") is not None else ""
+            self._print(f"eval at step {record['step']}: {eval_text(record)} {eval_noun(record)}{loss}")
+            return
         interval = f" [{percent(record.get('low'))}, {percent(record.get('high'))}]"
         self._print(
             f"eval at step {record['step']}: {percent(record['mean'])}{interval} of {number(record['n'])} held-out "

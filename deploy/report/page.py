@@ -98,10 +98,11 @@ def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], or
     status = str(summary.get("status", "running"))
     tone, word = _STATUS.get(status, ("warn", status))
     where = _name(config["task"], "name") if "task" in config else _name(config.get("env"), "id")
+    on_preferences = "data" in config and "env" not in config
     method = [f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {where}"]
     facts = [
         f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
-        *(preference_report.facts(config, summary) if "data" in config else method),
+        *(preference_report.facts(config, summary) if on_preferences else method),
         *([f"begun from {_name(origin['init_from'], 'checkpoint')}"] if "init_from" in origin else []),
         f"seed {summary.get('seed', config.get('seed', '?'))}",
         *([] if "data" in config else [f"{config.get('runtime', 'ray')} runtime"]),

@@ -6,6 +6,7 @@ from rollcall.actors.language.lm_actor import Failure
 from rollcall.cluster.errors import (
     ChecksumMismatch,
     EnvFailure,
+    ExpertFailure,
     NonFinite,
     StaleEpoch,
     Unscored,
@@ -18,6 +19,7 @@ from rollcall.cluster.messages.events import TicketFailed
 _REASONS: dict[type[Exception], str] = {
     NonFinite: "non_finite",
     EnvFailure: "env_failed",
+    ExpertFailure: "expert_failed",
     WeightsTimeout: "weights_timeout",
     StaleEpoch: "stale_epoch",
     ChecksumMismatch: "checksum_mismatch",
@@ -29,13 +31,13 @@ CONTAINED = tuple(_REASONS)  # what ends an attempt and not the actor
 
 
 def ticket_failure(ticket: Ticket | Produced, error: Exception) -> TicketFailed:
-    """The drop that `error` means, to a ticket or to what it produced. After NaNs or a raising env, the shard starts
-    anew."""
+    """The drop that `error` means, to a ticket or to what it produced. After NaNs, or an env or expert that raises, the
+    shard starts anew."""
     return TicketFailed(
         ticket.header,
         reason=_REASONS[type(error)],
         detail=str(error),
-        state_lost=isinstance(error, (NonFinite, EnvFailure)),
+        state_lost=isinstance(error, (NonFinite, EnvFailure, ExpertFailure)),
         fruitless=isinstance(error, Unscored) and error.fruitless,
     )
 

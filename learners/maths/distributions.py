@@ -19,6 +19,7 @@ from rollcall.cluster.messages.arrays import Array
 Squash = Literal["clip", "tanh"]
 
 _LOG_2 = math.log(2.0)
+_NEAREST_TO_BOUND = 1.0 - 1e-4  # of (-1, 1): where an action at the bound is taken to be, before its tanh
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 # Gauss-Hermite quadrature for the entropy of a squashed Gaussian: within 1e-2 nats per dimension up to a std of 3.
 _GAUSS_HERMITE = np.polynomial.hermite_e.hermegauss(32)
@@ -67,6 +68,10 @@ class ActionDistribution(Protocol):
 
     def to_env(self, actions: Array) -> Array:
         """Stored actions as the env takes them, in the dtype and shape of its space."""
+
+    def from_env(self, actions: Array) -> Array:
+        """Actions as the env takes them in stored form: somebody else's, to be imitated or judged. `to_env` of them are
+        the same again, but for a tanh's bounds, which no number reaches."""
 
     def check_mask(self, action_mask: Array) -> None:
         """Raises ValueError if a row allows no action. Cheap enough for every step."""
@@ -145,6 +150,9 @@ class Categorical:
             return actions
         return (actions + self.start).astype(self.dtype)
 
+    def from_env(self, actions: Array) -> Array:
+        return actions.astype(np.int64) - self.start
+
     def check_mask(self, action_mask: Array) -> None:
         if not action_mask.any(axis=-1).all():
             raise ValueError(
@@ -211,6 +219,11 @@ class MultiCategorical:
         if self.env_shape:
             actions = actions.reshape(actions.shape[:-1] + self.env_shape)
         return actions.astype(self.dtype, copy=False)
+
+    def from_env(self, actions: Array) -> Array:
+        lead = actions.shape[: actions.ndim - (len(self.env_shape) or 1)]
+        stored: Array = actions.reshape(*lead, len(self.nvec)).astype(np.int64)
+        return stored - np.asarray(self.start, np.int64) if self.start else stored
 
     def check_mask(self, action_mask: Array) -> None:
         begins = np.cumsum((0, *self.nvec[:-1]))
@@ -305,6 +318,15 @@ class DiagonalGaussian:
             wide = wide.reshape(wide.shape[:-1] + self.env_shape)
         actions_taken: Array = wide.astype(self.dtype)
         return actions_taken
+
+    def from_env(self, actions: Array) -> Array:
+        shape = self.env_shape or (self.dim,)
+        wide = actions.reshape(*actions.shape[: actions.ndim - len(shape)], self.dim).astype(np.float64)
+        if self.squash == "tanh":
+            unit = 2.0 * (wide - self.low) / (self.high - self.low) - 1.0
+            wide = np.arctanh(np.clip(unit, -_NEAREST_TO_BOUND, _NEAREST_TO_BOUND))
+        stored: Array = wide.astype(np.float32)
+        return stored
 
     def check_mask(self, action_mask: Array) -> None:
         raise ValueError("action_mask: continuous actions cannot be masked; remove it from the environment's info")

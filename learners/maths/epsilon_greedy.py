@@ -60,6 +60,9 @@ class EpsilonGreedy:
     def to_env(self, actions: Array) -> Array:
         return self._categorical.to_env(actions)
 
+    def from_env(self, actions: Array) -> Array:
+        return self._categorical.from_env(actions)
+
     def check_mask(self, action_mask: Array) -> None:
         self._categorical.check_mask(action_mask)
 

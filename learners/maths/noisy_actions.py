@@ -72,6 +72,12 @@ class NoisyActions:
         actions_taken: Array = wide.astype(self.dtype)
         return actions_taken
 
+    def from_env(self, actions: Array) -> Array:
+        shape = self.env_shape or (self.dim,)
+        wide = actions.reshape(*actions.shape[: actions.ndim - len(shape)], self.dim).astype(np.float64)
+        stored: Array = np.clip(2.0 * (wide - self.low) / (self.high - self.low) - 1.0, -1.0, 1.0).astype(np.float32)
+        return stored
+
     def check_mask(self, action_mask: Array) -> None:
         self._refuse(action_mask)
 

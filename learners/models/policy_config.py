@@ -15,6 +15,25 @@ from rollcall.learners.models.q_heads import QConfig
 from rollcall.learners.models.torsos import Activation
 
 
+class CloningConfig(BaseModel):
+    """What a policy imitates before it learns by itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str | tuple[str, ...] = Field(
+        min_length=1, description="a recorded set (rollcall eval RUN --record FILE, or minari:ID), or a list of such"
+    )
+    episodes: int | None = Field(default=None, ge=1, description="of them, in a seeded order; none: all")
+    steps: int = Field(default=2000, ge=1, description="gradient steps")
+    batch_size: int = Field(default=256, ge=1, description="recorded steps of each")
+    learning_rate: float = Field(default=1e-3, gt=0, description="step size of Adam")
+    loss: Literal["nll", "mse"] = Field(
+        default="nll",
+        description="maximum likelihood; or, of continuous actions, the squared distance, which leaves the policy's "
+        "deviation at log_std_init: with it, it explores from the start",
+    )
+
+
 class PolicyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,8 +84,14 @@ class PolicyConfig(BaseModel):
         "of its checkpoints); optimiser, schedules and books begin anew. None: random weights.",
     )
 
+    warm_start: CloningConfig | None = Field(
+        default=None, description="Imitate a recorded set first (rollcall eval RUN --record FILE). None: do not."
+    )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.warm_start is not None and self.init_from is not None:
+            raise ValueError("warm_start and init_from each say what the policy begins with: leave one of the two out")
         if self.recurrent != "none" and self.shared_torso is False:
             raise ValueError("shared_torso=false does not go with recurrent: there is one memory; remove shared_torso")
         if self.recurrent != "none" and self.q is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from rollcall.actors.control.recording import write_recorded
 from rollcall.deploy import train
 from rollcall.deploy.cli.main import main
 from rollcall.deploy.config.settings import preference_recipes, read_recipe, shipped_recipes
@@ -22,6 +23,7 @@ from rollcall.deploy.kinds.loading import evaluate, export_policy
 from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.kinds.registry import KINDS, kind_of
 from tests import EARLIER
+from tests.experts import balances, recorded
 from tests.runs import config_of
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
@@ -51,6 +53,10 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
             **{"total_learner_steps": 2, "batch_size": 20, "kl_prompts": 0},
         },
     ),
+    "offline": (
+        "cartpole-bc",
+        {"data": {"train": "expert.safetensors", "episodes": 1}, "total_learner_steps": 2, "eval": {"episodes": 1}},
+    ),
     "reward_model": ("synthetic-reward", {"data": PAIRS, "model.tiny": TINY, "total_learner_steps": 2}),
 }
 
@@ -59,11 +65,12 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
 def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("imitation.yaml").write_text(json.dumps(SUPERVISED))
+    write_recorded("expert.safetensors", recorded("CartPole-v1", balances, episodes=2, steps=20))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name))
 def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
-    if kind.name != "control":
+    if kind.name not in ("control", "offline"):
         pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
     recipe, overrides = SHORT[kind.name]
     if kind.name == "language":  # an engine is started in a process of its own: torch's own deprecations are its affair

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
-
-from gymnasium import spaces
 
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory
-from rollcall.deploy.kinds.control.initial_weights import misfit
 from rollcall.deploy.kinds.control.policy import LoadedControl
-
-# Settings of a control policy that say how it begins, or how it learns; of the others its weights are what they are.
-_FREE = ("init_from", "orthogonal_init", "log_std_init", "normalise_rewards", "reward_clip", "random_start")
-# These show in the shapes of the weights, or change nothing where they do not.
-_SHOWN = ("shared_torso", "recurrent_size", "observation_clip")
+from rollcall.deploy.kinds.control.policy_fit import misfit_between
 
 
 def misfit_of(config: RunConfig, loaded: LoadedControl) -> str:
     """Why the loaded policy is none of the new run; empty when it is."""
-    ours, theirs = config.policy.model_dump(mode="json"), loaded.config.policy.model_dump(mode="json")
-    for name, value in theirs.items():
-        if name not in (*_FREE, *_SHOWN) and ours.get(name) != value:
-            return (
-                f"its policy.{name} is {json.dumps(value)}, and this run's {json.dumps(ours.get(name))}: write "
-                f"policy.{name}={json.dumps(value)}"
-            )
     members = ControlFactory(config, Path().resolve())
-    observations, actions = members.spaces
-    if not _alike(observations, loaded.observation_space):
-        return f"it sees {loaded.observation_space}, and this env shows {observations}: begin from a run of such an env"
-    if actions != loaded.action_space:
-        return f"its actions are {loaded.action_space}, and this env takes {actions}: begin from a run of such an env"
-    return misfit(members.models(), dict(loaded.weights.tensors()))
-
-
-def _alike(one: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
-    """Whether observations of both have the same parts, shapes and kinds of numbers; their bounds may differ."""
-    if isinstance(one, spaces.Dict) and isinstance(other, spaces.Dict):
-        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
-    if isinstance(one, spaces.Tuple) and isinstance(other, spaces.Tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, spaces.Box) and isinstance(other, spaces.Box):
-        return one.shape == other.shape and one.dtype == other.dtype
-    return one == other
+    return misfit_between(config.policy, loaded, lambda: members.spaces, members.models)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
+from rollcall.actors.envs.environment import spaces_of
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_env, check_settings
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.beginning import misfit_of
+from rollcall.deploy.kinds.control.experts import unfit
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.kind import RunKind
@@ -17,14 +19,15 @@ from rollcall.deploy.report.progress import online_console
 
 
 def _problems(config: RunConfig) -> list[Problem]:
-    return check_settings(config) or check_env(config)
+    scored = config.preferences is not None or config.reward is not None
+    return check_settings(config) or check_env(config.env, config.policy, config.build_algorithm(), scored=scored)
 
 
 CONTROL = RunKind(
     name="control",
     config=RunConfig,
     counts=ENV_STEPS,
-    claims=lambda tree: "env" in tree,
+    claims=lambda tree: "env" in tree and "data" not in tree,
     make=lambda config, run_directory: ControlFactory(config, run_directory.resolve()),
     load=LoadedControl.of,
     elsewhere=elsewhere,
@@ -33,6 +36,7 @@ CONTROL = RunKind(
     eval_line=eval_line,
     policy="network",
     misfit=misfit_of,
+    unfit_expert=lambda config, loaded: unfit(loaded, spaces_of(config.env)),
     problems=_problems,
     fits=lambda algorithm: not plugins.is_language(algorithm),
 )

@@ -28,8 +28,8 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
-from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.kinds.control import initial_weights
+from rollcall.deploy.config.run_config import RunConfig, is_function
+from rollcall.deploy.kinds.control import cloning, experts, initial_weights
 from rollcall.deploy.kinds.control.needs import control_needs
 from rollcall.deploy.kinds.control.outside import outside_shards
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
@@ -38,7 +38,7 @@ from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
-from rollcall.deploy.rundir.files import consumption_log
+from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import for_acting, with_own_models
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collators.replay import ReplayCollator
@@ -74,7 +74,9 @@ class ControlFactory:
 
     @property
     def modules(self) -> Sequence[str]:
-        return plugins.modules_of(self.config.env.id, self.config.algorithm_name)
+        expert = self.config.expert
+        functions = (expert,) if expert is not None and is_function(expert) else ()
+        return plugins.modules_of(self.config.env.id, self.config.algorithm_name, *functions)
 
     @cached_property
     def spaces(self) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
@@ -101,13 +103,19 @@ class ControlFactory:
         for text in out_of_reach(self.config.env.id, self.spaces[1], self.config.policy):
             _log.warning(text)
         if self.config.policy.init_from is not None:
-            initial_weights.take_up(models, self.run_directory)
+            initial_weights.take_up(models, self.run_directory / INIT_FROM)
+        if self.config.policy.warm_start is not None:
+            cloning.check(self.config, self.run_directory)
+        _ = self._acting_policy()
 
     def needs(self) -> Needs:
         return control_needs(self.config, self.spaces[0], self.models())
 
     def preparations(self) -> Iterator[Preparation]:
-        """No nested run. A reward that is learnt from raters begins with a model that nobody has trained yet."""
+        """A clone, where the policy is to begin as one. A reward that is learnt from raters begins with a model that
+        nobody has trained yet."""
+        if self.config.policy.warm_start is not None and cloning.clone_of(self.run_directory) is None:
+            yield cloning.cloning(self.config, self.run_directory)
         if self.config.preferences is not None:
             first_model(self._reward_models, self._architecture, seed=derive_seed(self.config.seed, "reward"))
         yield from ()
@@ -196,6 +204,14 @@ class ControlFactory:
             return None
         return Judging(float(getattr(self.config.algorithm, "discount", 1.0)), replay.n_step)
 
+    def _acting_policy(self) -> Policy:
+        """Of actors: beside an expert, where the run has one."""
+        learner = self.policy()
+        if self.config.expert is None:
+            return learner
+        stored = self.config.policy.distribution(self.spaces[1]).from_env
+        return experts.taught(learner, self.config.algorithm, self.spaces, self.run_directory, stored)
+
     @property
     def outside(self) -> OutsideShards | None:
         return outside_shards(self.config, self.spaces, self.policy)
@@ -210,7 +226,7 @@ class ControlFactory:
             run_seed=self.config.seed,
             env_config=self.config.env,
             config=self.config.actors,
-            policy_factory=self.policy,
+            policy_factory=self._acting_policy,
             weights_source=source,
             # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
             can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
@@ -267,7 +283,9 @@ class ControlFactory:
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
-            initial_weights.take_up(models, self.run_directory)
+            initial_weights.take_up(models, self.run_directory / INIT_FROM)
+        if (clone := cloning.clone_of(self.run_directory)) is not None:
+            initial_weights.take_up(models, clone)
         algorithm = config.build_algorithm()
         return Learner(
             models=models,

@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
-from rollcall.deploy.rundir.files import INIT_FROM
+from rollcall.learners.algorithm import TARGET
 from rollcall.learners.models.networks import CRITIC_CHILDREN
+from rollcall.learners.update import follow
 
 _CRITIC = tuple(f"actor_critic.{child}." for child in CRITIC_CHILDREN)
 _FREE = (*_CRITIC, "actor_critic.random_start.")  # what one of two runs may have alone
 
 
-def take_up(models: Mapping[str, nn.Module], run_directory: Path) -> None:
-    """Writes what lies in the run's directory into the models, normaliser statistics included. A critic or a reward
+def take_up(models: Mapping[str, nn.Module], directory: Path) -> None:
+    """Writes the weights that lie there into the models, normaliser statistics included. A critic or a reward
     normaliser that the other run had not begins afresh.
 
     Raises:
       BadInput: when it is not there, or does not fit.
     """
-    directory = run_directory / INIT_FROM
     state = read_state(directory, "weights")
     if state is None:
         raise BadInput(f"{directory}: the weights that the run begins with are not there: begin it again")
@@ -39,6 +39,8 @@ def take_up(models: Mapping[str, nn.Module], run_directory: Path) -> None:
         for name, tensor in _own(models).items():
             if name in tensors:
                 tensor.copy_(torch.from_numpy(np.array(tensors[name])))
+    if TARGET + "actor_critic" in models:  # which was copied from what the run would have begun with otherwise
+        follow(models[TARGET + "actor_critic"], models["actor_critic"])
 
 
 def misfit(models: Mapping[str, nn.Module], tensors: Mapping[str, Array]) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.recording import EpisodeRecorder, check_target, write_recorded
 from rollcall.actors.control.video import record_video
 from rollcall.actors.envs.action_masks import MASK_KEYS
 from rollcall.actors.envs.contract import ContractError
@@ -24,6 +25,7 @@ from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config.offline_config import OfflineConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
@@ -35,7 +37,7 @@ from rollcall.learners.models.policy import TorchPolicy
 class LoadedControl:
     """A checkpoint's policy and what it was trained for."""
 
-    config: RunConfig
+    config: RunConfig | OfflineConfig
     run_directory: Path
     checkpoint: Path
     weights: Weights
@@ -67,16 +69,19 @@ class LoadedControl:
             raise CheckpointDamaged(f"{self.checkpoint}: not of this run's network: {error}") from None
 
     def evaluate(self, options: EvalOptions) -> dict[str, Any]:
-        """Runs episodes, and films one. Episode i has the same return whatever their number."""
+        """Runs episodes, writes them down, and films one. Episode i has the same return whatever their number."""
         seed = self.config.eval.seed if options.seed is None else options.seed
         settings = self.config.eval
         settings = settings.model_copy(update={"greedy": settings.greedy and not options.stochastic})
-        torch.set_num_threads(self.config.actors.torch_threads)  # as the run's own evaluation: it is part of the result
+        torch.set_num_threads(self.config.acting_threads)  # as the run's own evaluation: it is part of the result
+        recorder = None
+        if options.record is not None:
+            check_target(options.record)
+            recorder = EpisodeRecorder()
         evaluator = Evaluator(self.config.env, settings, self.policy)
         try:
-            result = evaluator.evaluate(
-                self.weights, options.episodes or settings.episodes or type(settings)().episodes, seed
-            )
+            episodes = options.episodes or settings.episodes or type(settings)().episodes
+            result = evaluator.evaluate(self.weights, episodes, seed, recorder)
         finally:
             evaluator.close()
         found = {
@@ -89,9 +94,21 @@ class LoadedControl:
             "returns": list(result.returns),
             "lengths": list(result.lengths),
         }
+        if options.record is not None and recorder is not None:
+            found |= self._record(options.record, recorder, greedy=settings.greedy)
         if options.video is not None:
             found["video"] = str(self._film(options.video, seed, greedy=settings.greedy))
         return found
+
+    def _record(self, target: str, recorder: EpisodeRecorder, *, greedy: bool) -> dict[str, Any]:
+        recorded = recorder.recorded(
+            env=self.config.env.id,
+            observation_space=self.observation_space,
+            action_space=self.action_space,
+            acted_by="greedy" if greedy else "sampled",
+        )
+        write_recorded(target, recorded)
+        return {"recorded": target, "recorded_steps": recorded.num_steps}
 
     def _film(self, path: Path, seed: int, *, greedy: bool) -> Path:
         """One episode, the first of the evaluation with the same seed."""
@@ -102,13 +119,14 @@ class LoadedControl:
     def export(self, directory: Path | None) -> Path:
         raise BadInput(elsewhere(self.run_directory))
 
-    def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:
-        aside = directory / f".{INIT_FROM}.making"
+    def write_beginning(self, directory: Path, origin: Mapping[str, Any], *, at: str = INIT_FROM) -> None:
+        """`at`: the name of what is written in `directory`."""
+        aside = directory / f".{at}.making"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         write_weights(aside, self.weights)
         (aside / MARKER).write_text(json.dumps(origin, indent=1) + "\n")
-        goal = directory / INIT_FROM
+        goal = directory / at
         shutil.rmtree(goal, ignore_errors=True)  # of a run that begins again before its first checkpoint
         aside.replace(goal)
 

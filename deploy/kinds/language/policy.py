@@ -50,6 +50,8 @@ class LoadedLanguage:
         """
         if options.video is not None:
             raise BadInput(f"--video = {str(options.video)!r} ({COMMAND_LINE}): a language run shows nothing to film")
+        if options.record is not None:
+            raise BadInput(f"--record = {options.record!r} ({COMMAND_LINE}): a language run steps no env to record")
         settings = self.config.eval
         settings = settings.model_copy(update={"greedy": settings.greedy and not options.stochastic})
         members = replace(self.members, config=self.config.model_copy(update={"eval": settings}))

@@ -38,7 +38,7 @@ class LoadedOnPreferences:
 
     def evaluate(self, options: EvalOptions) -> dict[str, Any]:
         """The held-out comparisons again."""
-        for name, value in (("episodes", options.episodes), ("video", options.video)):
+        for name, value in (("episodes", options.episodes), ("video", options.video), ("record", options.record)):
             if value is not None:
                 raise BadInput(
                     f"--{name} ({COMMAND_LINE}): a run on preferences has no episodes: it is judged on all pairs"
