@@ -58,7 +58,7 @@ _ELSEWHERE = {
     *("episodes", "restarts", "env_restarts", "skipped"),
     *("exact_match", "length_mean", "length_max", "degenerate_dropped"),
     *("accuracy", "implicit_accuracy", "negative_log_likelihood", "mean_loss"),
-    *("trained_comparisons", "trained_size"),
+    *("trained_comparisons", "trained_size", "played_steps"),
 }
 
 

@@ -70,8 +70,12 @@ class Explorer:
         """An action, by its values [A]."""
         if self.epsilon and self.rng.random() < self.epsilon:
             return int(self.rng.integers(len(row)))
-        best = np.flatnonzero(row == row.max())
-        return int(best[0] if len(best) == 1 else best[self.rng.integers(len(best))])
+        values = row.tolist()  # of so few numbers, Python's own functions are the faster ones
+        best = max(values)
+        if values.count(best) == 1:
+            return int(values.index(best))
+        equals = [action for action, value in enumerate(values) if value == best]
+        return equals[int(self.rng.integers(len(equals)))]
 
     def probabilities(self, row: Array) -> Array:
         """[A]: with which `choose` takes each action."""

@@ -13,7 +13,7 @@ from rollcall.learners.tabular.action_values import ActionValues, ControlSetting
 
 def q_learning_target(q: Array, reward: float, next_state: int, *, terminated: bool, discount: float) -> float:
     """R + gamma max_a Q(S', a), of the book's (6.8); what follows a termination is worth nothing."""
-    return reward if terminated else reward + discount * float(q[next_state].max())
+    return reward if terminated else reward + discount * float(max(q[next_state].tolist()))
 
 
 class QLearningConfig(ControlSettings):
