@@ -15,7 +15,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("cluster", "actors", "learners", "reward_service", "deploy")
 # Not the changelog and the results: they speak of what was.
-PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")} - {ROOT / "CHANGELOG.md", ROOT / "docs" / "results.md"})
+PAGES = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")} - {ROOT / "CHANGELOG.md", ROOT / "docs" / "results.md"})
 _PATH = re.compile(rf"(?<![\w./$-])(?:{'|'.join((*PACKAGES, 'tests', 'benchmarks', 'docs'))})/[\w./*-]*")
 _MODULE = re.compile(r"\brollcall(?:\.\w+)+")
 _FILE = re.compile(r"`(\w+\.(?:py|lua))`")

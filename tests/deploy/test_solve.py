@@ -23,7 +23,8 @@ class Corridor(gym.Env):
     def __init__(self, lies=False, reward=-1.0, table=True):
         self.lies = lies
         if table:
-            self.P = {s: {0: [(1.0, max(s - 1, 0), reward, False)], 1: [(1.0, min(s + 1, 3), reward, s == 2)]} for s in range(4)}
+            left, right = ([(1.0, max(s - 1, 0), reward, False)] for s in range(4)), range(4)
+            self.P = {s: {0: back, 1: [(1.0, min(s + 1, 3), reward, s == 2)]} for s, back in zip(right, left)}
             self.initial_state_distrib = np.array([1.0, 0, 0, 0])
 
     def reset(self, *, seed=None, options=None):

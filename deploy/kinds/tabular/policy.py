@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +130,7 @@ class LoadedTable:
         raise BadInput(elsewhere(self.run_directory))
 
     def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:
-        raise BadInput(f"{elsewhere(self.run_directory)} ({json.dumps(origin)})")
+        raise BadInput(elsewhere(self.run_directory))
 
 
 def elsewhere(run_directory: Path) -> str:

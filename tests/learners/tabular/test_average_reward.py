@@ -41,9 +41,9 @@ def queue() -> Model:
 
 
 def thresholds(policy: Array) -> list[int]:
-    """Of each customer, with how many free servers he is served first."""
-    serves = policy.argmax(1).reshape(SERVERS + 1, 4)
-    return [int(np.flatnonzero(serves[1:, customer])[0]) + 1 for customer in range(4)]
+    """Of each customer, with how many free servers he is served first; one more than there are: never."""
+    serves = np.vstack([policy.argmax(1).reshape(SERVERS + 1, 4)[1:], np.ones((1, 4), int)])
+    return [int(serves[:, customer].argmax()) + 1 for customer in range(4)]
 
 
 def test_the_average_reward_is_that_of_a_long_run() -> None:
