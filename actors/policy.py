@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 
 
@@ -43,9 +44,25 @@ class Policy(Protocol):
         """float32 [num_states, B, hidden] of zeros; None without recurrence."""
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> Rollout:
-        """Begins a unit. All sampling noise derives from `seed`. Greedy takes the mode of the distribution."""
+        """Begins a unit. All sampling noise derives from `seed`. Greedy takes the mode of the distribution. The envs
+        are those of the run from number `first_env` on: each may explore in a way of its own."""
+
+
+@runtime_checkable
+class JudgesExperience(Protocol):
+    """A policy that may know how far its values were off."""
+
+    def td_errors(self, rollout: Any, unroll: Unroll[Array]) -> Array | None:
+        """float32 [T, B] >= 0: |TD error| of each step of a unit of its own; None where nobody asks for it."""
 
 
 PolicyFactory = Callable[[], Policy]

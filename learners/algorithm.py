@@ -107,6 +107,14 @@ class HasModels(Protocol):
 
 
 @runtime_checkable
+class ChecksModels(Protocol):
+    """An algorithm that not every policy suits."""
+
+    def check_models(self, models: Models) -> None:
+        """Raises ValueError, which begins with `setting=value: `, where it cannot learn with these."""
+
+
+@runtime_checkable
 class FollowsSteps(Protocol):
     """An algorithm with something to do after every optimiser step: to move target networks, say."""
 

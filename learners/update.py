@@ -230,7 +230,8 @@ class Stepper:
 def minibatch_steps(
     algorithm: Algorithm[Any, Any, Any], context: Context, prepared: object, stepper: Stepper
 ) -> Metrics:
-    """The update of most algorithms: an optimiser step for each minibatch of each epoch. Returns the metrics' means."""
+    """The update of most algorithms: an optimiser step for each minibatch of each epoch. Returns the metrics' means;
+    nothing where there was no minibatch."""
     names: list[str] = []
     of_epoch: list[Tensor] = []
     means: list[Tensor] = []
@@ -247,7 +248,7 @@ def minibatch_steps(
                 break
     if stepper.per_sample is not None:
         context.collective.sum_(stepper.per_sample)
-    return dict(zip(names, torch.stack(means).mean(0), strict=True))
+    return dict(zip(names, torch.stack(means).mean(0), strict=True)) if means else {}
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
 from rollcall.actors.outside.settings import OutsideConfig
-from rollcall.actors.policy import PolicyFactory, WeightsSource
+from rollcall.actors.policy import JudgesExperience, PolicyFactory, WeightsSource
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
@@ -266,9 +266,17 @@ class GymActor:
             if shard.recurrent_state is None:
                 shard.recurrent_state = self._policy.initial_recurrent_state(num_envs)
             rollout = self._policy.rollout(
-                num_steps=num_steps, num_envs=num_envs, seed=seed, recurrent_state=shard.recurrent_state
+                num_steps=num_steps,
+                num_envs=num_envs,
+                seed=seed,
+                recurrent_state=shard.recurrent_state,
+                first_env=shard.index * num_envs,
             )
-            return unroll(shard, rollout, num_steps=num_steps, unit=unit)
+            found = unroll(shard, rollout, num_steps=num_steps, unit=unit)
+            if isinstance(self._policy, JudgesExperience):
+                errors = self._policy.td_errors(rollout, found.unroll)
+                found = replace(found, unroll=found.unroll.with_td_errors(errors))
+            return found
         except BaseException:
             self._drop(shard.index)  # somewhere in the middle of a step: of no use any more
             raise

@@ -21,7 +21,7 @@ from gymnasium.wrappers import FrameStackObservation, TransformObservation
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.actors.envs.async_envs import AsyncEnvs
-from rollcall.actors.envs.atari import AtariEnv, make_atari
+from rollcall.actors.envs.atari import FRAME_STACK, AtariEnv, make_atari
 from rollcall.actors.envs.checked_env import CheckedEnv
 from rollcall.actors.envs.global_randomness import OwnRandomness, OwnVectorRandomness
 from rollcall.actors.envs.local_group import LocalGroup
@@ -73,6 +73,11 @@ class EnvConfig(BaseModel):
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         return {"id": value} if isinstance(value, str) else value
+
+    @property
+    def num_frames(self) -> int:
+        """Of which an observation is a stack, the oldest first; 1: it is none."""
+        return self.frame_stack or (FRAME_STACK if self.is_atari else 1)
 
     @property
     def is_atari(self) -> bool:

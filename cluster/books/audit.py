@@ -15,11 +15,13 @@ from pydantic import ValidationError
 from rollcall.cluster.books import audit_rules, audit_witnesses
 from rollcall.cluster.books.audit_evidence import Discrepancy, Evidence
 from rollcall.cluster.books.audit_lines import LogStream
+from rollcall.cluster.books.audit_sampled import sampled_discrepancies
 from rollcall.cluster.books.audit_sealed import SealedAudit
 from rollcall.cluster.books.consumption import LOG_NAME
 from rollcall.cluster.books.consumption_line import LogReading
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import Attempt, Key, LedgerTable, StepEntry, read_table
+from rollcall.cluster.books.sampled import SAMPLED_NAME
 from rollcall.cluster.books.sealed import SealedIndex, read_index
 from rollcall.cluster.books.settings_history import SEGMENTS, SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, BooksDamaged, CheckpointDamaged
@@ -95,7 +97,8 @@ def audit_run(run_directory: Path, redis: RedisConfig | None = None) -> list[Dis
         steps={step: entry for step, entry in steps.items() if not facts.has_step(step)},
     )
     found = [discrepancy for rule in RULES for discrepancy in rule(evidence)]
-    return [*unreadable, *log.damaged, *of_sealed, *found]
+    drawn = sampled_discrepancies(run_directory / "logs" / SAMPLED_NAME, evidence, index, attempts)
+    return [*unreadable, *log.damaged, *of_sealed, *found, *drawn]
 
 
 def _read_books(store: Store, run_directory: Path) -> tuple[LedgerTable, SealedIndex]:

@@ -3,10 +3,8 @@ audit can hold one against the other. It must never read the ledger, nor be writ
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Protocol
@@ -30,12 +28,14 @@ from rollcall.cluster.books.consumption_segment import (
     plain_lines,
     read_folded,
 )
+from rollcall.cluster.books.log_file import alone, cut_torn_line, last_line
+from rollcall.cluster.books.sampled import SAMPLED_NAME, Sampled, SampledLog
 from rollcall.cluster.files import append_whole, once_there_is_room
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header
 
 LOG_NAME = "consumption.jsonl"  # in <run>/logs/
 ROTATE_BYTES = 1 << 25  # 160,000 lines
-_TAIL_BYTES = 1 << 16  # enough to find the last line in
 
 
 class Consumable(Protocol):
@@ -65,6 +65,7 @@ class ConsumptionLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._size = -1  # of the file after our last append
         self._after = ""
+        self._sampled: SampledLog | None = None
         self._write([])
 
     def append(self, step: int, epoch: int, trajectories: Iterable[Consumable]) -> None:
@@ -84,9 +85,15 @@ class ConsumptionLog:
             ]
         )
 
+    def append_sampled(self, step: int, epoch: int, num_drawn: int, tickets: Array, attempts: Array) -> None:
+        """Of a learner that keeps what it consumed: the attempts that this step was drawn from."""
+        if self._sampled is None:
+            self._sampled = SampledLog(self._path.with_name(SAMPLED_NAME))
+        self._sampled.append(Sampled(step, epoch, num_drawn, tickets, attempts))
+
     def rotate(self) -> None:
         """Folds what there is into a segment, however little."""
-        with _alone(self._path) as file:
+        with alone(self._path) as file:
             self._go_on(file)
             self._fold(file)
 
@@ -94,7 +101,7 @@ class ConsumptionLog:
         once_there_is_room(lambda: self._try_to_write(items), self._path.parent)
 
     def _try_to_write(self, items: Sequence[Consumed]) -> None:
-        with _alone(self._path) as file:
+        with alone(self._path) as file:
             self._go_on(file)
             if os.fstat(file.fileno()).st_size >= self._rotate_bytes:
                 self._fold(file)
@@ -110,13 +117,13 @@ class ConsumptionLog:
         """From whatever somebody else has left."""
         if os.fstat(file.fileno()).st_size == self._size:
             return
-        _cut_torn_line(self._path)
+        cut_torn_line(self._path)
         newest = newest_folded(self._path)
         if newest is not None and _begins_with(self._path, newest):  # its writer was killed before it could cut them
             beyond = self._path.read_bytes()[newest.size_bytes :]
             os.ftruncate(file.fileno(), 0)
             file.write(beyond)
-        line = _last_line(self._path)
+        line = last_line(self._path)
         self._after = sum_of(line) if line else newest.last_sum if newest is not None else ""
 
     def _fold(self, file: FileIO) -> None:
@@ -129,14 +136,6 @@ class ConsumptionLog:
             fold(self._path, content, first=first, after=after)
             os.ftruncate(file.fileno(), 0)
         self._size = 0
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[FileIO]:
-    """The log, to append to, with nobody beside us."""
-    with path.open("ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 def _begins_with(path: Path, newest: Folded) -> bool:
@@ -196,34 +195,11 @@ def _live(path: Path) -> tuple[bytes, int, str]:
 
 def newest_epoch(path: Path) -> int:
     """The epoch of the last whole line; 0 without one. For `Ledger.restore(above_epoch=...)`."""
-    consumed, _ = parse_line(_last_line(path))
+    consumed, _ = parse_line(last_line(path))
     if consumed is not None:
         return consumed.epoch
     newest = newest_folded(path)
     return newest.last_epoch if newest is not None else 0
-
-
-def _last_line(path: Path) -> str:
-    """The last line that has an end; empty without one."""
-    if not path.exists():
-        return ""
-    *whole, _ = _tail(path).split(b"\n")
-    return whole[-1].decode(errors="replace") if whole else ""
-
-
-def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
-    tail = _tail(path)
-    torn = len(tail) - (tail.rfind(b"\n") + 1)
-    if torn:
-        os.truncate(path, path.stat().st_size - torn)
-
-
-def _tail(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        return file.read()
 
 
 __all__ = ["LOG_NAME", "Consumed", "ConsumptionLog", "LogReading", "newest_epoch", "read_live", "read_log"]

@@ -32,6 +32,7 @@ class EnvSteps(Generic[A]):
     mask: A  # bool: True where the step is experience; as rows of a minibatch float32
     episode_starts: A  # bool: observations[t] is the first of an episode (a recurrent state restarts here)
     action_mask: A | None = None  # bool [T, B, num_actions]: True where the env allows the action
+    td_errors: A | None = None  # float32 >= 0: how far off the actor's values were, where it was asked to say so
 
     def map(self, function: Callable[[A], B]) -> EnvSteps[B]:
         """With `function` of each array in place of it."""
@@ -58,6 +59,9 @@ class Unroll(Generic[A]):
         """(T, B)"""
         num_steps, num_envs = cast(Any, self.steps.mask).shape
         return int(num_steps), int(num_envs)
+
+    def with_td_errors(self, td_errors: A | None) -> Unroll[A]:
+        return replace(self, steps=replace(self.steps, td_errors=td_errors))
 
     def with_rewards(self, rewards: A) -> Unroll[A]:
         return replace(self, steps=replace(self.steps, rewards=rewards))

@@ -17,6 +17,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
+from rollcall.learners.algorithm import ChecksModels
 from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
@@ -42,6 +43,7 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *_portions(config),
         *_sharding(config),
         *_preferences(config),
+        *_replay(config),
         *check_device(config),
     ]
 
@@ -59,6 +61,35 @@ def _preferences(config: RunConfig) -> list[Problem]:
     elif preferences.segment_steps > config.actors.unroll_length:
         text = f"longer than actors.unroll_length={config.actors.unroll_length}, in which stretches are found: lower it"
         problems.append(Problem(("preferences", "segment_steps"), text))
+    return problems
+
+
+def _replay(config: RunConfig) -> list[Problem]:
+    """What a run with kept experience cannot do, or has no room for."""
+    replay, name = config.replay, config.algorithm_name
+    needs = config.algorithm_class.needs.replay
+    if replay is None:
+        return [Problem(("replay",), f"{name} learns from kept experience: leave it out for the defaults")] * needs
+    if not needs:
+        return [Problem(("replay",), f"{name} learns from fresh experience and keeps none: remove the section")]
+    problems = []
+    if config.policy.recurrent != "none":
+        text = f"{name} draws single steps, of which a memory knows nothing: use none"
+        problems.append(Problem(("policy", "recurrent"), text))
+    if config.policy.normalise_rewards:
+        text = "kept rewards would each be of another scale: use env.reward_clip, or scale them in the env"
+        problems.append(Problem(("policy", "normalise_rewards"), text))
+    batch = config.actors.num_envs * config.actors.unroll_length
+    if replay.capacity < 2 * batch + config.actors.num_envs:
+        text = f"less than two learner steps' experience ({batch} env steps each, and where episodes ended)"
+        text += f": raise it to {2 * batch + config.actors.num_envs} or more, or lower actors.unroll_length"
+        problems.append(Problem(("replay", "capacity"), text))
+    total = config.total_env_steps or (config.total_learner_steps or 0) * batch
+    if total and replay.learning_starts >= total:
+        problems.append(Problem(("replay", "learning_starts"), f"the run ends after {total} env steps: lower it"))
+    if config.learner.num_processes > replay.batch_size:
+        text = f"more learner processes than the {replay.batch_size} transitions of a minibatch to share"
+        problems.append(Problem(("learner", "num_processes"), f"{text}: {replay.batch_size} at the most"))
     return problems
 
 
@@ -145,8 +176,11 @@ def check_env(config: RunConfig) -> list[Problem]:
         observation_space, action_space = _spaces(config)
     except BadInput as error:
         return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
+    algorithm = config.build_algorithm()
     try:
-        build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
+        network = build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
+        if isinstance(algorithm, ChecksModels):
+            algorithm.check_models({"actor_critic": network})
     except ValueError as error:
         return [_named(str(error), "policy", default=("env", "id"))]
     scored = config.preferences is not None or config.reward is not None

@@ -31,6 +31,7 @@ from rollcall.deploy.config.root_config import (
     settings_name,
 )
 from rollcall.deploy.config.settings import to_yaml
+from rollcall.learners.data.replay_config import ReplayConfig
 from rollcall.learners.models.networks import PolicyConfig
 
 # torch.compile of a small net's loss takes about 20 s when nothing is cached, and saves about 0.25 ms per minibatch
@@ -130,6 +131,10 @@ class RunConfig(OnlineConfig):
     policy: PolicyConfig = Field(default_factory=PolicyConfig, description="the network")
     actors: ActorsConfig = Field(default_factory=ActorsConfig, description="who acts, and in what portions")
     eval: EvalConfig = Field(default_factory=EvalConfig, description="evaluation with frozen weights")
+    replay: ReplayConfig | None = Field(
+        default_factory=lambda known: _default_replay(known.get("algorithm")),
+        description="what is kept and drawn from again, of algorithms that learn so (dqn)",
+    )
     preferences: PreferencesConfig | None = Field(
         default=None, description="learn what is better from raters; the env's own rewards are not looked at"
     )
@@ -170,7 +175,9 @@ class RunConfig(OnlineConfig):
 
     @property
     def minibatches_per_step(self) -> int:
-        """Gradient steps per learner step, as far as the algorithm's settings say."""
+        """Gradient steps per learner step, as far as the settings say."""
+        if self.replay is not None:
+            return math.ceil(self.replay.updates_per_env_step * (self.steps_per_batch or 1))
         return int(getattr(self.algorithm, "epochs", 1)) * int(getattr(self.algorithm, "num_minibatches", 1))
 
     @property
@@ -198,7 +205,9 @@ class RunConfig(OnlineConfig):
             "max policy lag": f"{self.max_policy_lag}{' (synchronous)' if self.max_policy_lag == 0 else ''}",
             "compiled loss": self.resolved().learner.compile,
         }
-        if batch:
+        if self.replay is not None:
+            facts["minibatches per learner step"] += f" of {self.replay.batch_size} kept transitions"
+        elif batch:
             size = f"{batch / int(getattr(self.algorithm, 'num_minibatches', 1)):,.0f} env steps each"
             facts["minibatches per learner step"] += f" of {size}"
         if self.compile_pays and cpp_compiler() is None:
@@ -214,6 +223,12 @@ def _default_lag(algorithm: Any) -> int:
     """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
     name = plugin_name_of(algorithm)
     return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).needs.corrects_policy_lag)
+
+
+def _default_replay(algorithm: Any) -> ReplayConfig | None:
+    name = plugin_name_of(algorithm)
+    replays = name is not None and plugins.find(plugins.ALGORITHM, name).needs.replay
+    return ReplayConfig() if replays else None
 
 
 def cpp_compiler() -> str | None:

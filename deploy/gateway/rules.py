@@ -97,6 +97,7 @@ class TrajectoryRules:
         self._check_observations("last_observations", unroll.last_observations, (num_envs,))
         self._check_actions(steps)
         self._check_ends(unroll)
+        _require(steps.td_errors is None, "td_errors are those of the run's own actors")
         state = unroll.initial_recurrent_state
         _require((state is None) == (self._recurrent is None), "initial_recurrent_state goes with a recurrent policy")
         if state is not None and self._recurrent is not None:

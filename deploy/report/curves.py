@@ -49,6 +49,14 @@ _TITLES = {
     "apply_s": "Loading weights into the engine, s",
     "grad_norm": "Gradient norm",
     "explained_variance": "Explained variance",
+    "q_mean": "Value of the actions drawn",
+    "td_error": "|TD error|",
+    "replay_transitions": "Transitions kept",
+    "replay_bytes": "Replay buffer, bytes",
+    "replay_age_versions": "Age of a draw, policy versions",
+    "replay_age_env_steps": "Age of a draw, env steps",
+    "priority_evenness": "Evenness of priorities",
+    "gradient_steps": "Gradient steps",
     "learning_rate": "Learning rate",
 }
 _ELSEWHERE = {

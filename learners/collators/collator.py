@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from rollcall.cluster.messages.arrays import Array
 
 Item = TypeVar("Item", contravariant=True)
 Batch = TypeVar("Batch")
+Seen = TypeVar("Seen", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,27 @@ class Collator(Protocol[Item, Batch]):
     def state(self) -> CollatorState: ...
 
     def load_state(self, state: CollatorState) -> None: ...
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """A Collator that remembers too much to be written anew with every checkpoint."""
+
+    def write_files(self, directory: Path) -> None:
+        """Into a checkpoint that is being made beside the others: what has not changed since may be linked to theirs.
+        Process 0 does."""
+
+    def read_files(self, checkpoint: Path) -> None:
+        """After `load_state`. Every process does."""
+
+
+@runtime_checkable
+class SamplesKept(Protocol[Seen]):
+    """A Collator whose batches hold more than the trajectories of their step."""
+
+    def sampled(self, batch: Seen) -> tuple[int, Array, Array]:
+        """(how many samples there are, and the attempts that they are from, each once: tickets [N], attempts [N], in
+        order)"""
 
 
 class Stateless:

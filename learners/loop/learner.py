@@ -22,7 +22,7 @@ from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.algorithm import TARGET, Algorithm, Context, with_own_models
-from rollcall.learners.collators.collator import Collator, CollatorState
+from rollcall.learners.collators.collator import Collator, CollatorState, KeepsFiles, SamplesKept
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
@@ -183,6 +183,8 @@ class Learner:
                 )
         if self._log is not None:
             self._log.append(order.step, order.epoch, trajectories)
+            if isinstance(self._collator, SamplesKept):
+                self._log.append_sampled(order.step, order.epoch, *self._collator.sampled(batch))
         weights = self.publish(epoch=order.epoch, version=order.step + 1, checkpoint=order.checkpoint_directory)
         self._idle_since = time.perf_counter()
         result = StepReport(
@@ -206,6 +208,8 @@ class Learner:
         tensors |= {COLLATOR + name: array for name, array in state.arrays.items()}
         meta = {"skipped_in_a_row": self._skipped_in_a_row, "experience": state.values}
         write_state(directory, "learner", tensors, meta)
+        if isinstance(self._collator, KeepsFiles):
+            self._collator.write_files(directory)
 
     def restore(self, checkpoint: Path) -> None:
         """Takes up the state that `save` wrote.
@@ -237,6 +241,8 @@ class Learner:
         self._skipped_in_a_row = int(meta["skipped_in_a_row"])
         arrays = {name.removeprefix(COLLATOR): array for name, array in arrays.items()}
         self._collator.load_state(CollatorState(meta["experience"], arrays))
+        if isinstance(self._collator, KeepsFiles):
+            self._collator.read_files(checkpoint)
 
     def _freeze_as(self, dtype: torch.dtype) -> None:
         for parameter in nn.ModuleDict(self._models).parameters():
@@ -251,7 +257,7 @@ class Learner:
             metrics = algorithm.update(self._context, prepared, stepper)
         else:
             metrics = minibatch_steps(algorithm, self._context, prepared, stepper)
-        values = torch.stack(list(metrics.values())).tolist()
+        values = torch.stack(list(metrics.values())).tolist() if metrics else []
         return dict(zip(metrics, values, strict=True)), math.isfinite(float(stepper.broken))
 
     def _check_interrupted(self) -> None:

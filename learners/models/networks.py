@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Self
 
 import gymnasium as gym
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian, Squash, distribution_for
+from rollcall.learners.maths.epsilon_greedy import EpsilonGreedy
 from rollcall.learners.models.normaliser import ObservationNormaliser
+from rollcall.learners.models.q_heads import Exploration, NoisyLinear, QConfig, QValues
 from rollcall.learners.models.torsos import Activation, ByteRanges, RecurrentCore, Torso, flatten_space, initialise
 
 CRITIC_CHILDREN = ("value_torso", "value_head")  # of an ActorCritic: what acting does without
@@ -46,6 +49,10 @@ class PolicyConfig(BaseModel):
         default=False, description="Divide rewards by the std of the running discounted return."
     )
     reward_clip: float = Field(default=10.0, gt=0, description="Normalised rewards stay within +- this.")
+    q: QConfig | None = Field(
+        default=None,
+        description="the head says what actions are worth, and the best is taken but for exploration (dqn): a section",
+    )
     init_from: str | None = Field(
         default=None,
         min_length=1,
@@ -57,6 +64,8 @@ class PolicyConfig(BaseModel):
     def _check(self) -> Self:
         if self.recurrent != "none" and self.shared_torso is False:
             raise ValueError("shared_torso=false does not go with recurrent: there is one memory; remove shared_torso")
+        if self.recurrent != "none" and self.q is not None:
+            raise ValueError(f"recurrent={self.recurrent} does not go with q: use none")
         if any(size < 1 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes={list(self.hidden_sizes)}: every layer needs at least one unit")
         return self
@@ -64,7 +73,11 @@ class PolicyConfig(BaseModel):
     def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
         """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and
         for whoever judges what was done."""
-        return distribution_for(action_space, self.squash)
+        if self.q is None:
+            return distribution_for(action_space, self.squash)
+        if not isinstance(action_space, gym.spaces.Discrete):
+            raise ValueError(f"q: values of single actions are had of a Discrete space alone, not of {action_space}")
+        return EpsilonGreedy(int(action_space.n), start=int(action_space.start), dtype=np.dtype(action_space.dtype))
 
 
 class ActorCriticOutput(NamedTuple):
@@ -99,8 +112,15 @@ class ActorCritic(nn.Module):
             num_features = config.recurrent_size
         gaussian = isinstance(self.distribution, DiagonalGaussian)
         num_outputs = self.distribution.num_params // (2 if gaussian else 1)
-        self.policy_head = nn.Linear(num_features, num_outputs)
-        initialise(self.policy_head, 0.01, config.orthogonal_init)
+        self.q: QValues | None = None
+        self.exploration: Exploration | None = None
+        if config.q is None:
+            self.policy_head = nn.Linear(num_features, num_outputs)
+            initialise(self.policy_head, 0.01, config.orthogonal_init)
+        else:
+            self.q = QValues(num_outputs - 1, config.q)
+            self.policy_head = self.q.layer(num_features, orthogonal=config.orthogonal_init)
+            self.exploration = Exploration(config.q.epsilons)
         self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if gaussian else None
 
         self.value_torso: Torso | None = None
@@ -175,6 +195,17 @@ class ActorCritic(nn.Module):
         """[..., P]: the acting path without recurrence. Never computes the value's torso."""
         assert self.core is None, "a recurrent policy acts through step"
         return self._params(self.torso(self._normalised(observations)))
+
+    def action_returns(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """[..., n, Z]: what is known of each action's return, as `q` has it."""
+        assert self.q is not None, "a policy with values of actions has settings for them"
+        returns: Tensor = self.q(self.policy_head(self.torso(self._normalised(observations))))
+        return returns
+
+    def draw_noise(self, generator: torch.Generator | None) -> None:
+        """For weights that have some, until it is drawn anew. None: there is none."""
+        if isinstance(self.policy_head, NoisyLinear):
+            self.policy_head.draw(generator)
 
     def state_values(self, observations: Mapping[str, Tensor]) -> Tensor | None:
         """[...]: the critic alone, without recurrence. Never computes the policy's torso where it has its own."""
@@ -275,6 +306,9 @@ class ActorCritic(nn.Module):
 
     def _params(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.policy_head(features)
+        if self.q is not None and self.exploration is not None:
+            values = self.q.values(self.q(outputs))
+            return torch.cat((values, self.exploration.epsilons[:1].expand(*values.shape[:-1], 1)), -1)
         return outputs if self.log_std is None else torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def _values(self, features: Tensor) -> Tensor | None:

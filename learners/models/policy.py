@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.flat import flatten_module, load_module_weights
+from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.models.torsos import Activation
 
@@ -42,8 +44,9 @@ class TorchPolicy:
         *,
         weights: Weights | None = None,
         name: str = "actor_critic",
+        judging: Judging | None = None,
     ) -> None:
-        """The learner's network without its critic, whether that has one or not.
+        """The learner's network without its critic, whether that has one or not. `judging`: of its own experience.
 
         Raises:
           ValueError: on spaces that are not supported, or weights that do not fit.
@@ -52,6 +55,7 @@ class TorchPolicy:
         self.module.requires_grad_(False)
         flatten_module(self.module)
         self._name = name
+        self._judging = judging
         self._version = -1
         self._mlps: dict[int, _FusedMLP] = {}  # by number of envs
         if weights is not None:
@@ -72,7 +76,14 @@ class TorchPolicy:
         return np.zeros((self.module.num_states, num_envs, self.module.recurrent_size), np.float32)
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> TorchRollout:
         if self._version < 0:
             raise ValueError("rollout: the policy has no weights yet; load some first")
@@ -83,9 +94,14 @@ class TorchPolicy:
             )
         if num_envs not in self._mlps and _FusedMLP.fits(self.module):
             self._mlps[num_envs] = _FusedMLP(self.module, num_envs)
-        return TorchRollout(
-            self.module, self._mlps.get(num_envs), num_steps, num_envs, None if greedy else seed, recurrent_state
-        )
+        mlp = self._mlps.get(num_envs)
+        return TorchRollout(self.module, mlp, num_steps, num_envs, None if greedy else seed, recurrent_state, first_env)
+
+    def td_errors(self, rollout: TorchRollout, unroll: Unroll[Array]) -> Array | None:
+        """As JudgesExperience has it."""
+        if self._judging is None:
+            return None
+        return self._judging.td_errors(self.module, rollout.params, unroll)
 
 
 class TorchRollout:
@@ -103,6 +119,7 @@ class TorchRollout:
         num_envs: int,
         seed: int | None,
         recurrent_state: Array | None,
+        first_env: int,
     ) -> None:
         """`seed=None`: greedy."""
         distribution = module.distribution
@@ -120,15 +137,20 @@ class TorchRollout:
         self._actions_at = self._actions.unbind(0)
         self._stored_at = list(self._actions.numpy())
         self._noise_at: tuple[Tensor, ...] | None = None
-        if seed is not None:
-            noise = distribution.noise((num_steps, num_envs), torch.Generator().manual_seed(seed))
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        if generator is not None:
+            noise = distribution.noise((num_steps, num_envs), generator)
             self._noise_at = noise.unbind(0)
+        module.draw_noise(generator)
         self._outputs_at = self._params_at
         if module.log_std is not None:
             # The standard deviations are the same at every step: only the means are computed there.
             assert isinstance(distribution, DiagonalGaussian)
             self._params[..., distribution.dim :] = module.log_std
             self._outputs_at = self._params[..., : distribution.dim].unbind(0)
+        elif module.exploration is not None:  # so are epsilons
+            self._params[..., -1] = module.exploration.of_envs(first_env, num_envs)
+            self._outputs_at = self._params[..., :-1].unbind(0)
 
     def act(
         self, observations: Mapping[str, Array], *, episode_starts: Array, action_mask: Array | None = None
@@ -145,7 +167,7 @@ class TorchRollout:
             if self._mlp is not None:
                 self._mlp.forward(observations, self._outputs_at[t])
             else:
-                self._forward(observations, episode_starts, self._params_at[t])
+                self._forward(observations, episode_starts, self._outputs_at[t])
             mask = None if action_mask is None else self._keep_mask(action_mask)
             if self._noise_at is None:
                 actions = self._distribution.mode(self._params_at[t], mask)
@@ -155,6 +177,11 @@ class TorchRollout:
         self._step = t + 1
         stored = self._stored_at[t]
         return stored, self._distribution.to_env(stored)
+
+    @property
+    def params(self) -> Tensor:
+        """[steps taken so far, B, P]: of the distributions that actions were drawn from."""
+        return self._params[: self._step]
 
     def behaviour_logprobs(self) -> Array:
         t = self._step
@@ -167,14 +194,14 @@ class TorchRollout:
         state: Array | None = None if self._state is None else self._state.numpy().copy()
         return state
 
-    def _forward(self, observations: Mapping[str, Array], episode_starts: Array, params: Tensor) -> None:
+    def _forward(self, observations: Mapping[str, Array], episode_starts: Array, outputs: Tensor) -> None:
         """Any network, through its own acting path."""
         tensors = {name: _as_tensor(observations[name]) for name in self._module.observation_spaces}
         if self._state is None:
-            params.copy_(self._module.policy_params(tensors))
+            params = self._module.policy_params(tensors)
         else:
-            outputs, self._state = self._module.step(tensors, self._state, _as_tensor(episode_starts))
-            params.copy_(outputs)
+            params, self._state = self._module.step(tensors, self._state, _as_tensor(episode_starts))
+        outputs.copy_(params[..., : outputs.shape[-1]])
 
     def _keep_mask(self, action_mask: Array) -> Tensor:
         self._distribution.check_mask(action_mask)
@@ -233,6 +260,7 @@ class _FusedMLP:
             and len(spaces[0].shape) > 0
             and spaces[0].dtype != np.uint8  # the torso scales those
             and module.torso.mlp is not None
+            and (module.q is None or module.q.config.is_plain)
             and not module.is_recurrent
         )
 

@@ -83,7 +83,14 @@ class NumpyPolicy:
         return np.zeros((1, num_envs, HIDDEN), np.float32) if self.recurrent else None
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> NumpyRollout:
         return NumpyRollout(self, num_steps, num_envs, seed, recurrent_state, greedy)
 

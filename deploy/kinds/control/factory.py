@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from rollcall.actors.control.gym_actor import GymActor
 from rollcall.actors.control.segments import ToEnv
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
+from rollcall.actors.envs.observations import PLAIN_NAME
 from rollcall.actors.policy import Policy, WeightsSource
 from rollcall.actors.trajectory_scoring import RewardEndpoint, SegmentScoring, TrajectoryScorer
 from rollcall.cluster.errors import BadInput
@@ -40,8 +41,10 @@ from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
@@ -183,7 +186,15 @@ class ControlFactory:
         return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
 
     def policy(self) -> Policy:
-        return TorchPolicy(*self.spaces, self.config.policy)
+        return TorchPolicy(*self.spaces, self.config.policy, judging=self._judging)
+
+    @property
+    def _judging(self) -> Judging | None:
+        """What is kept by priority may have its first one from the actor."""
+        replay = self.config.replay
+        if replay is None or replay.prioritised is None or replay.prioritised.initial != "actor":
+            return None
+        return Judging(float(getattr(self.config.algorithm, "discount", 1.0)), replay.n_step)
 
     @property
     def outside(self) -> OutsideShards | None:
@@ -231,6 +242,26 @@ class ControlFactory:
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
         return models
 
+    def _collator(self, models: Mapping[str, nn.Module], collective: Collective) -> ControlCollator | ReplayCollator:
+        config, network = self.config, cast(ActorCritic, models["actor_critic"])
+        if config.replay is None:
+            return ControlCollator(network, cast("RewardNormaliser | None", models.get("reward_normaliser")))
+        return ReplayCollator(
+            config.replay,
+            discount=float(getattr(config.algorithm, "discount", 1.0)),
+            num_envs=config.actors.num_envs,
+            seed=derive_seed(config.seed, "replay"),
+            total_env_steps=config.total_env_steps or (config.learner_steps or 1) * (config.steps_per_batch or 1),
+            steps_per_batch=config.steps_per_batch,
+            network=network,
+            stacked={PLAIN_NAME: config.env.num_frames} if self._frames_are_stacked else {},
+            directory=self.run_directory / "replay" / str(collective.rank),
+        )
+
+    @property
+    def _frames_are_stacked(self) -> bool:
+        return self.config.env.num_frames > 1 and isinstance(self.spaces[0], spaces.Box)
+
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
@@ -242,10 +273,7 @@ class ControlFactory:
             policy_id=POLICY_ID,
             run_seed=config.seed,
             spaces=self.spaces,
-            collator=ControlCollator(
-                cast(ActorCritic, models["actor_critic"]),
-                cast("RewardNormaliser | None", models.get("reward_normaliser")),
-            ),
+            collator=self._collator(models, collective),
             compile_loss=config.resolved().learner.compile == "on",
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

@@ -15,11 +15,12 @@ from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import saved_bytes
-from rollcall.deploy.plan.needs import Needs, Part, Role, counted
+from rollcall.deploy.plan.needs import Needs, Part, Role, counted, parts
 from rollcall.learners.loop import footprint
 
 EPISODE_STEPS = 1000  # of an episode, where units are episodes, whose length is not known before
 BATCHES = 3  # of trajectories: one learnt from, one waiting, one being made
+SUM_TREE_BYTES = 9  # of a kept step: its priority, and its share of the sums above
 RECORDED_BYTES = 64  # of a step beside its observation: action, reward, log-probability, ends, statistics
 
 
@@ -29,8 +30,9 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
     steps = config.steps_per_batch or config.actors.num_envs * EPISODE_STEPS
     observation = _size_bytes(observations)
     batch = steps * (observation + RECORDED_BYTES)
+    trained = steps if config.replay is None else config.replay.batch_size  # rows of a pass, at the most
     share = math.ceil(
-        steps / max(1, int(getattr(config.algorithm, "num_minibatches", 1))) / config.learner.num_processes
+        trained / max(1, int(getattr(config.algorithm, "num_minibatches", 1))) / config.learner.num_processes
     )
     floats = share * 4 * _numbers(observations)
     step = Step(share * _saved(models["actor_critic"], observations) + floats + memory.SMALL_BATCH)
@@ -47,6 +49,7 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         language=False,
     )
     batches = Part("batches", 2 * batch, "actors.num_envs, actors.unroll_length", host=True)  # as they come, and joined
+    kept, kept_on_disk = _kept(config, observation)
     envs = math.ceil(config.actors.num_envs / max(1, config.actors.num))
     steps_of_actor = math.ceil(steps / max(1, config.actors.num))
     acting = (
@@ -55,20 +58,13 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         Part("weights", 4 * size, "policy", host=True),
         Part("envs", envs * observation, "actors.num_envs", host=True),
     )
-    found = [
-        Role("learner process", (*learner, batches), config.learner.num_processes, "learner"),
-    ]
+    found = [Role("learner process", (*learner, batches, *kept), config.learner.num_processes, "learner")]
     if config.actors.num:
         found.append(Role("actor", acting, config.actors.num))
     if config.eval.episodes:
         evaluating = (Part("program", memory.GYM_ACTOR, host=True), Part("weights", 4 * size, "policy", host=True))
         found.append(Role("evaluator", evaluating))
-    if config.reward is not None or config.preferences is not None:
-        found.append(
-            Role("scoring and reward service", (Part("programs", memory.SCORING + memory.LEARNER, host=True),))
-        )
-    if config.preferences is not None:
-        found.append(Role("preference trainer", (Part("program", memory.LEARNER, host=True),)))
+    found += _scoring(config)
     on_ray = config.runtime == "ray"
     if on_ray:
         ray = Part("programs", memory.RAY + memory.PARAMETER_SERVER, host=True)
@@ -81,8 +77,32 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         trajectories_bytes=BATCHES * batch,
         checkpoint_bytes=size * (8 + footprint.optimizer_bytes(config.learner.optimizer)),
         checkpoints_kept=config.checkpoint.keep,
+        begins_bytes=kept_on_disk,
         on_ray=on_ray,
     )
+
+
+def _scoring(config: RunConfig) -> list[Role]:
+    found = []
+    if config.reward is not None or config.preferences is not None:
+        programs = (Part("programs", memory.SCORING + memory.LEARNER, host=True),)
+        found.append(Role("scoring and reward service", programs))
+    if config.preferences is not None:
+        found.append(Role("preference trainer", (Part("program", memory.LEARNER, host=True),)))
+    return found
+
+
+def _kept(config: RunConfig, observation: int) -> tuple[tuple[Part, ...], int]:
+    """Of a full replay buffer: an observation a step, and what is known of it; in memory, and bytes on disk. Of pages
+    that did not change a checkpoint has but names: all together they are the buffer, and what it was before."""
+    replay = config.replay
+    if replay is None:
+        return (), 0
+    tree = 0 if replay.prioritised is None else SUM_TREE_BYTES
+    size = replay.capacity * (observation // config.env.num_frames + RECORDED_BYTES + tree)
+    if replay.storage == "disk":
+        return (), (2 + config.learner.num_processes) * size
+    return parts(Part("replay", size, "replay.capacity, replay.storage=disk", host=True)), 2 * size
 
 
 def _saved(network: nn.Module, space: spaces.Space[Any]) -> int:
