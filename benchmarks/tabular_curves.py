@@ -119,7 +119,7 @@ def cliff() -> str:
 def lake() -> str:
     own: dict[str, Any] = {"seeds": 3, "records": "evals", "eval": {"every_steps": 2, "episodes": 1}}
     names = {"Q-learning": "frozenlake-q-learning", "Sarsa": "frozenlake-sarsa"}
-    curves = {name: smoothed(curve(recipe, "policy_value", **own), 0, per_step=200) for name, recipe in names.items()}
+    curves = {name: smoothed(curve(recipe, "policy_value", **own), 0, per_step=100) for name, recipe in names.items()}
     title = "FrozenLake-v1: exact value of the greedy policy, discount 0.99, mean of 3 runs"
     return drawn(title, "episodes", curves, level=0.542026)
 

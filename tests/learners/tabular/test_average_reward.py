@@ -97,6 +97,6 @@ def test_in_the_queue_the_optimum_serves_the_poor_only_when_many_are_free_and_di
     assert needed[3] == 1 and needed == sorted(
         needed, reverse=True
     )  # who pays 8 always; the less, the more must be free
-    method, _ = learn(model, DifferentialSarsa, 1, limit=150_000, step_size=0.02, average_step_size=0.01, epsilon=0.1)
+    method, _ = learn(model, DifferentialSarsa, 1, limit=100_000, step_size=0.02, average_step_size=0.01, epsilon=0.1)
     learnt = average_reward.evaluate(model, planning.greedy(method.values))
     assert learnt.average_reward > 0.97 * best.average_reward

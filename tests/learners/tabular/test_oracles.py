@@ -15,15 +15,19 @@ from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
+from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.algorithms.control.a2c import A2C
+from rollcall.learners.algorithms.control.dqn import DQN
 from rollcall.learners.algorithms.control.impala import IMPALA
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.batches.gym_batch import stack_trajectories
+from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.loop.optimizers import SGDConfig
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.q_heads import QConfig
 from rollcall.learners.tabular import planning
 from rollcall.learners.tabular.model import Model
 from tests.learners.experience import context_of
@@ -69,12 +73,11 @@ def every_outcome(model: Model) -> GymTrajectory:
     )
 
 
-def table_network(model: Model) -> ActorCritic:
+def table_network(model: Model, *, q: QConfig | None = None) -> ActorCritic:
     """Without hidden layers and biases: one number for each state, and for each pair."""
     spaces = gym.spaces.Discrete(model.num_states), gym.spaces.Discrete(model.num_actions)
-    network = build_actor_critic(*spaces, PolicyConfig(hidden_sizes=()), with_critic=True, seed=0)
-    assert network.value_head is not None
-    for head in (network.policy_head, network.value_head):
+    network = build_actor_critic(*spaces, PolicyConfig(hidden_sizes=(), q=q), with_critic=q is None, seed=0)
+    for head in filter(None, (network.policy_head, network.value_head)):
         torch.nn.init.zeros_(head.weight)
         torch.nn.init.zeros_(head.bias)
         head.bias.requires_grad_(False)
@@ -140,3 +143,30 @@ def test_with_exact_values_an_actors_gradient_is_the_exact_policy_gradient(kind:
     exact = policy * (model.backup(values, DISCOUNT) - values[:, None]) / model.num_states
     assert network.policy_head.weight.grad is not None
     np.testing.assert_allclose(-network.policy_head.weight.grad.numpy().T, exact, atol=1e-7)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_dqn_settles_at_the_optimal_action_values(double: bool) -> None:
+    """Of each update the step size makes a whole sweep of value iteration, as the target follows after each."""
+    model = model_of(LAKE)
+    network = table_network(model, q=QConfig())
+    algorithm = DQN(DQN.Config(discount=DISCOUNT, double=double, loss="mse", target_every=1))
+    context = context_of(with_own_models(algorithm, {"actor_critic": network}))
+    batch = stack_trajectories([every_outcome(model)])
+    transitions = Transitions(
+        observations={"observation": batch.steps.observations["observation"][0]},
+        actions=batch.steps.actions[0],
+        rewards=batch.steps.rewards[0],
+        discounts=DISCOUNT * (~batch.steps.terminated[0]).float(),
+        next_observations=batch.last_observations,
+        weights=torch.ones_like(batch.steps.rewards[0]),
+    )
+    optimizer = torch.optim.SGD([network.policy_head.weight], lr=model.num_states * model.num_actions)
+    for _ in range(150):
+        (minibatch,) = ReplayBatch([transitions], batch).minibatches()
+        optimizer.zero_grad()
+        torch.autograd.backward(algorithm.loss(context, minibatch)[0])
+        optimizer.step()
+        algorithm.after_step(context)
+    exact = model.backup(planning.optimum(model, DISCOUNT).values, DISCOUNT)
+    np.testing.assert_allclose(network.policy_head.weight.detach().numpy().T, exact, atol=1e-5)

@@ -47,20 +47,6 @@ def uniform(model: Model) -> Array:
     return np.full((model.num_states, model.num_actions), 1 / model.num_actions)
 
 
-def played(model: Model, policy: Array, rng: np.random.Generator, *, max_steps: int = 1000) -> Episode:
-    """An episode drawn from the dynamics."""
-    states, rewards = [int(rng.choice(model.num_states, p=model.start))], []
-    for _ in range(max_steps):
-        action = int(rng.choice(model.num_actions, p=policy[states[-1]]))
-        outcomes = model.outcomes(states[-1], action)
-        index = outcomes.start + int(rng.choice(outcomes.stop - outcomes.start, p=model.probabilities[outcomes]))
-        states.append(int(model.next_states[index]))
-        rewards.append(float(model.rewards[index]))
-        if model.terminated[index]:
-            return Episode(np.array(states), np.array(rewards), terminated=True)
-    return Episode(np.array(states), np.array(rewards), terminated=False)
-
-
 class DrawnEnv:
     """A play.DiscreteEnv that is drawn from a model, faster than gymnasium's own; cut off after `limit`."""
 
@@ -84,6 +70,19 @@ class DrawnEnv:
         self._state, reward, terminated = outcomes[min(bisect(sums, self._rng.random()), len(outcomes) - 1)]
         self._steps += 1
         return self._state, reward, terminated, self._steps == self._limit, {}
+
+
+def played(model: Model, policy: Array, rng: np.random.Generator, *, max_steps: int = 1000) -> Episode:
+    """An episode drawn from the dynamics."""
+    draw = random.Random(int(rng.integers(2**31)))
+    env, sums = DrawnEnv(model, seed=draw.getrandbits(31), limit=max_steps), policy.cumsum(1).tolist()
+    states, rewards, terminated, truncated = [env.reset()[0]], [], False, False
+    while not terminated and not truncated:
+        action = min(bisect(sums[states[-1]], draw.random()), model.num_actions - 1)
+        state, reward, terminated, truncated, _ = env.step(action)
+        states.append(state)
+        rewards.append(reward)
+    return Episode(np.array(states), np.array(rewards), terminated=terminated)
 
 
 def learn(
