@@ -105,33 +105,31 @@ def bandits() -> str:
 def cliff() -> str:
     expected = {"name": "expected_sarsa", "discount": 1.0, "step_size": 0.5}
     runs = {
-        "Q-learning": curve("cliffwalking-q-learning", "return_mean", seeds=10),
-        "Sarsa": curve("cliffwalking-sarsa", "return_mean", seeds=10),
-        "expected Sarsa": curve("cliffwalking-sarsa", "return_mean", seeds=10, algorithm=expected),
+        "Q-learning": curve("cliffwalking-q-learning", "return_mean", seeds=5),
+        "Sarsa": curve("cliffwalking-sarsa", "return_mean", seeds=5),
+        "expected Sarsa": curve("cliffwalking-sarsa", "return_mean", seeds=5, algorithm=expected),
     }
     clipped = {name: (x, [max(value, -100.0) for value in y]) for name, (x, y) in runs.items()}
     curves = {name: smoothed(found, 2, per_step=5) for name, found in clipped.items()}
-    return drawn(
-        "CliffWalking-v1: return while learning, mean of 10 runs, cut at -100", "episodes", curves, level=-13.0
-    )
+    return drawn("CliffWalking-v1: return while learning, mean of 5 runs, cut at -100", "episodes", curves, level=-13.0)
 
 
 def lake() -> str:
-    own: dict[str, Any] = {"seeds": 3, "records": "evals", "eval": {"every_steps": 2, "episodes": 1}}
+    own: dict[str, Any] = {"seeds": 2, "records": "evals", "eval": {"every_steps": 2, "episodes": 1}}
     names = {"Q-learning": "frozenlake-q-learning", "Sarsa": "frozenlake-sarsa"}
     curves = {name: smoothed(curve(recipe, "policy_value", **own), 0, per_step=100) for name, recipe in names.items()}
-    title = "FrozenLake-v1: exact value of the greedy policy, discount 0.99, mean of 3 runs"
+    title = "FrozenLake-v1: exact value of the greedy policy, discount 0.99, mean of 2 runs"
     return drawn(title, "episodes", curves, level=0.542026)
 
 
 def taxi() -> str:
-    short = {"seeds": 3, "total_episodes": 1000, "episodes_per_step": 10}
+    short = {"seeds": 2, "total_episodes": 1000, "episodes_per_step": 10}
     runs = {
         "Q-learning": curve("taxi-q-learning", "return_mean", **short),
-        "Dyna-Q, 10 steps of planning": curve("taxi-dyna-q", "return_mean", seeds=3),
+        "Dyna-Q, 10 steps of planning": curve("taxi-dyna-q", "return_mean", seeds=2),
     }
     curves = {name: smoothed(found, 1, per_step=10) for name, found in runs.items()}
-    return drawn("Taxi-v4: return while learning (epsilon 0.1), mean of 3 runs", "episodes", curves, level=7.93)
+    return drawn("Taxi-v4: return while learning (epsilon 0.1), mean of 2 runs", "episodes", curves, level=7.93)
 
 
 DRAWN: Mapping[str, Callable[[], str]] = {"bandits": bandits, "cliff": cliff, "lake": lake, "taxi": taxi}

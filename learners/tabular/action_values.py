@@ -3,6 +3,7 @@ chosen from a row of it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal, Protocol, Self
 
@@ -103,7 +104,7 @@ class ActionValues:
         self.updates[state, action] += 1
         if not self._power:
             return self._step_size
-        return self._step_size / float(self.updates[state, action]) ** self._power
+        return self._step_size / math.pow(self.updates[state, action], self._power)
 
     def arrays(self) -> dict[str, Array]:
         return {"q": self.q, "updates": self.updates}

@@ -25,7 +25,8 @@ def going_on(model: Model, policy: Array) -> Array:
     """[S, S]: the policy's transitions, where a first state follows the end of an episode."""
     matrix = model.transitions(policy)
     ended: Array = 1.0 - matrix.sum(1)
-    return matrix + ended[:, None] * model.start
+    whole: Array = matrix + ended[:, None] * model.start
+    return whole
 
 
 def stationary(matrix: Array) -> Array:

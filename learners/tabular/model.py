@@ -42,7 +42,8 @@ class Model:
         num_states, num_actions = len(table), len(table[0])
         if np.shape(start) != (num_states,) or abs(float(np.sum(start)) - 1.0) > _SUM_ERROR:
             raise ValueError(f"start: must be a distribution over the table's {num_states} states")
-        first, outcomes = [], []
+        first: list[int] = []
+        outcomes: list[Outcome] = []
         for state in range(num_states):
             if len(table[state]) != num_actions:
                 raise ValueError(f"state {state}: has {len(table[state])} actions, and state 0 has {num_actions}")

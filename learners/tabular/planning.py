@@ -12,6 +12,7 @@ from rollcall.learners.tabular.model import Model
 
 TOLERANCE = 1e-12
 MAX_SWEEPS = 1_000_000
+_LOOK = 1 << 14  # sweeps after which undiscounted values that never settle are told apart
 _TIE = 1e-9  # of action values, relative to the largest
 
 
@@ -55,7 +56,7 @@ def closed_form(model: Model, policy: Array, discount: float, among: Array | Non
 
 def _may_end(matrix: Array) -> Array:
     """bool [S]: states from which the end can be reached."""
-    found = matrix.sum(1) < 1.0 - 1e-9
+    found: Array = matrix.sum(1) < 1.0 - 1e-9
     while True:
         more = found | (matrix[:, found] > 0).any(1)
         if (more == found).all():
@@ -123,14 +124,17 @@ def value_iteration(
       NoOptimum: when the values have not settled: undiscounted, where they are not finite.
     """
     reached = model.reachable()
-    values = np.zeros(model.num_states)
+    values, at_first = np.zeros(model.num_states), np.inf
     for sweep in range(1, max_sweeps + 1):
         q = model.backup(values, discount)
         before, values = values, np.where(reached, q.max(1), 0.0)
         if _settled(before, values, discount, tolerance):
             return Solution(values, greedy(model.backup(values, discount)), sweep)
-        if discount == 1.0 and np.abs(values).max() > 1e12:
-            break
+        change = float(np.abs(values - before).max())
+        if sweep == _LOOK:
+            at_first = change
+        elif discount == 1.0 and sweep == 2 * _LOOK and change > 0.999 * at_first:
+            break  # as many sweeps again hardly shrank it: it would not settle within any number of them
     raise NoOptimum(f"the values had not settled after {sweep:,} sweeps")
 
 

@@ -42,15 +42,18 @@ class TestBed:
 
     def pull(self, arms: Array, rng: np.random.Generator) -> Array:
         """[P]: rewards."""
-        return self.means[self._rows, arms] + rng.standard_normal(len(arms))
+        rewards: Array = self.means[self._rows, arms] + rng.standard_normal(len(arms))
+        return rewards
 
     def regret(self, arms: Array) -> Array:
         """[P]: what the best arm would have given more, on average."""
-        return self.means[self._rows, self._best] - self.means[self._rows, arms]
+        missed: Array = self.means[self._rows, self._best] - self.means[self._rows, arms]
+        return missed
 
     def optimal(self, arms: Array) -> Array:
         """bool [P]"""
-        return arms == self._best
+        found: Array = arms == self._best
+        return found
 
 
 class SampleAverages:

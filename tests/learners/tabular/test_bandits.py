@@ -32,7 +32,8 @@ def played(kind: Any, *, problems: int, pulls: int, seed: int = 0, mean: float =
 
 
 def test_estimates_are_the_means_of_what_each_arm_gave() -> None:
-    rng, estimates, given = np.random.default_rng(0), SampleAverages(2, 3), {}
+    rng, estimates = np.random.default_rng(0), SampleAverages(2, 3)
+    given: dict[tuple[int, int], list[float]] = {}
     for _ in range(50):
         arms, rewards = rng.integers(3, size=2), rng.normal(size=2)
         estimates.learn(arms, rewards)
@@ -113,7 +114,7 @@ def test_greedy_gets_stuck_optimism_does_not_and_thompson_regrets_least() -> Non
 
 def test_a_gradient_bandit_needs_its_baseline_where_rewards_are_far_from_zero() -> None:
     # The book's figure 2.5: means around 4, step size 0.4.
-    size = {"problems": 300, "pulls": 600, "mean": 4.0, "step_size": 0.4}
+    size: dict[str, Any] = {"problems": 300, "pulls": 600, "mean": 4.0, "step_size": 0.4}
     with_baseline, without = (played(GradientBandit, baseline=baseline, **size)[1] for baseline in (True, False))
     assert with_baseline > without + 0.15
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -72,17 +73,22 @@ class DrawnEnv:
         return self._state, reward, terminated, self._steps == self._limit, {}
 
 
-def played(model: Model, policy: Array, rng: np.random.Generator, *, max_steps: int = 1000) -> Episode:
-    """An episode drawn from the dynamics."""
+def episodes(model: Model, policy: Array, rng: np.random.Generator, *, max_steps: int = 1000) -> Iterator[Episode]:
+    """One after the other, drawn from the dynamics."""
     draw = random.Random(int(rng.integers(2**31)))
     env, sums = DrawnEnv(model, seed=draw.getrandbits(31), limit=max_steps), policy.cumsum(1).tolist()
-    states, rewards, terminated, truncated = [env.reset()[0]], [], False, False
-    while not terminated and not truncated:
-        action = min(bisect(sums[states[-1]], draw.random()), model.num_actions - 1)
-        state, reward, terminated, truncated, _ = env.step(action)
-        states.append(state)
-        rewards.append(reward)
-    return Episode(np.array(states), np.array(rewards), terminated=terminated)
+    while True:
+        states, rewards, terminated, truncated = [env.reset()[0]], [], False, False
+        while not terminated and not truncated:
+            action = min(bisect(sums[states[-1]], draw.random()), model.num_actions - 1)
+            state, reward, terminated, truncated, _ = env.step(action)
+            states.append(state)
+            rewards.append(reward)
+        yield Episode(np.array(states), np.array(rewards), terminated=terminated)
+
+
+def played(model: Model, policy: Array, rng: np.random.Generator, *, max_steps: int = 1000) -> Episode:
+    return next(episodes(model, policy, rng, max_steps=max_steps))
 
 
 def learn(
