@@ -10,7 +10,7 @@ import pytest
 from rollcall.cluster.messages.arrays import Array
 from rollcall.learners.tabular import average_reward, planning
 from rollcall.learners.tabular.methods.differential_sarsa import DifferentialSarsa
-from rollcall.learners.tabular.model import Model
+from rollcall.learners.tabular.model import Model, Outcome
 from tests.learners.tabular.worlds import learn, played, random_model, random_policy
 
 SERVERS, PRIORITIES = 10, (1.0, 2.0, 4.0, 8.0)
@@ -23,7 +23,7 @@ def queue() -> Model:
     def binomial(n: int, k: int) -> float:
         return float(np.prod([(n - i) / (i + 1) for i in range(k)])) * 0.06**k * 0.94 ** (n - k)
 
-    table = {}
+    table: dict[int, dict[int, list[Outcome]]] = {}
     for free, customer in itertools.product(range(SERVERS + 1), range(4)):
         for action in range(2):
             served = action == 1 and free > 0

@@ -113,19 +113,18 @@ def test_n_step_sarsa_of_more_steps_than_there_are_is_monte_carlo(truncated: boo
 
 def test_without_traces_sarsa_lambda_is_sarsa_and_without_planning_dyna_q_is_q_learning() -> None:
     model = random_model(np.random.default_rng(1))
-    same = [
-        learn(model, kind, 20, limit=50, **own)[0].values for kind, own in ((Sarsa, {}), (SarsaLambda, {"lam": 0.0}))
-    ]
-    np.testing.assert_allclose(*same, atol=1e-14)
-    plan, direct = (
-        learn(model, k, 20, limit=50, **own)[0] for k, own in ((DynaQ, {"planning_steps": 0}), (QLearning, {}))
-    )
+    short: dict[str, Any] = {"episodes": 20, "limit": 50}
+    plain, traced = learn(model, Sarsa, **short)[0], learn(model, SarsaLambda, lam=0.0, **short)[0]
+    np.testing.assert_allclose(plain.values, traced.values, atol=1e-14)
+    plan, direct = learn(model, DynaQ, planning_steps=0, **short)[0], learn(model, QLearning, **short)[0]
     np.testing.assert_array_equal(plan.values, direct.values)
 
 
 @pytest.mark.parametrize(("traces", "again"), [("accumulating", 1 + 0.45**2), ("replacing", 1.0)])
 def test_traces_of_a_pair_that_is_visited_again_add_up_or_are_replaced(traces: str, again: float) -> None:
-    method = SarsaLambda(2, 1, SarsaLambda.Config(step_size=0.5, discount=0.9, lam=0.5, traces=traces))
+    method = SarsaLambda(
+        2, 1, SarsaLambda.Config.model_validate({"step_size": 0.5, "discount": 0.9, "lam": 0.5, "traces": traces})
+    )
     explorer = Explorer(np.random.default_rng(0), 0.0)
     method.begin(0, explorer)
     method.step(0, 0, 0.0, 1, terminated=False, explorer=explorer)
@@ -177,7 +176,13 @@ def test_epsilon_falls_as_it_is_told() -> None:
 # What is learnt.
 
 # Optimistic: every action is tried until it is known to be worse.
-LAKE_SETTINGS = {"discount": 0.99, "step_size": 0.05, "initial_value": 1.0, "epsilon": 0.1, "epsilon_final": 0.01}
+LAKE_SETTINGS: dict[str, Any] = {
+    "discount": 0.99,
+    "step_size": 0.05,
+    "initial_value": 1.0,
+    "epsilon": 0.1,
+    "epsilon_final": 0.01,
+}
 
 
 def value_of(model: Model, values: Array, discount: float) -> float:
@@ -190,8 +195,8 @@ def value_of(model: Model, values: Array, discount: float) -> float:
 @pytest.mark.parametrize("kind", [QLearning, Sarsa])
 def test_on_the_lake_the_learnt_policy_is_within_two_percent_of_the_optimum(kind: Any, seed: int) -> None:
     """With the settings of the recipes, and fewer episodes; in exact values, for each seed."""
-    lake, settings = model_of(LAKE), {**LAKE_SETTINGS, "epsilon_fraction": 0.5}
-    method, _ = learn(lake, kind, 4000, seed=seed, limit=100, **settings)
+    lake = model_of(LAKE)
+    method, _ = learn(lake, kind, 4000, seed=seed, limit=100, epsilon_fraction=0.5, **LAKE_SETTINGS)
     best = planning.optimum(lake, 0.99)
     assert value_of(lake, method.values, 0.99) >= 0.98 * float(lake.start @ best.values)
 
@@ -200,7 +205,7 @@ def test_by_the_cliff_sarsa_learns_the_safe_way_and_q_learning_the_short_one() -
     """The book's example 6.6 over 5 runs of 500 episodes: while both explore, Sarsa gets more; of the policies that
     explore no more, Q-learning's is the optimum."""
     cliff = model_of(CLIFF)
-    settings = {"discount": 1.0, "step_size": 0.5, "epsilon": 0.1}
+    settings: dict[str, Any] = {"discount": 1.0, "step_size": 0.5, "epsilon": 0.1}
     online, values = {}, {}
     for kind in (QLearning, Sarsa):
         runs = [learn(cliff, kind, 500, seed=seed, **settings) for seed in range(5)]
@@ -214,7 +219,7 @@ def test_by_the_cliff_sarsa_learns_the_safe_way_and_q_learning_the_short_one() -
 @pytest.mark.parametrize("kind", METHODS, ids=lambda kind: kind.__name__)
 def test_every_method_learns_the_way_on_a_lake_that_is_not_slippery(kind: Any) -> None:
     lake = model_of(LAKE, is_slippery=False)
-    own = {"exploration": "glie"} if kind is MonteCarlo else {"epsilon_final": 0.05}
+    own: dict[str, Any] = {"exploration": "glie"} if kind is MonteCarlo else {"epsilon_final": 0.05}
     own |= {"actor_step_size": 5.0, "baseline": False} if kind is QActorCritic else {}
     method, _ = learn(lake, kind, 1500, limit=100, discount=0.95, epsilon=1.0, **own)
     best = planning.optimum(lake, 0.95)
@@ -223,7 +228,7 @@ def test_every_method_learns_the_way_on_a_lake_that_is_not_slippery(kind: Any) -
 
 def test_planning_needs_fewer_episodes() -> None:
     taxi = model_of(TAXI)
-    settings = {"discount": 0.99, "step_size": 0.5, "epsilon": 0.1}
+    settings: dict[str, Any] = {"discount": 0.99, "step_size": 0.5, "epsilon": 0.1}
     late = {n: learn(taxi, DynaQ, 150, limit=200, planning_steps=n, **settings)[1][-50:] for n in (0, 5)}
     direct, planned = (np.mean([episode.total for episode in played]) for played in late.values())
     assert planned > direct + 50
