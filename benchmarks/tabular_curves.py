@@ -123,7 +123,7 @@ def lake() -> str:
 
 
 def taxi() -> str:
-    short = {"seeds": 2, "total_episodes": 1000, "episodes_per_step": 10}
+    short: dict[str, Any] = {"seeds": 2, "total_episodes": 1000, "episodes_per_step": 10}
     runs = {
         "Q-learning": curve("taxi-q-learning", "return_mean", **short),
         "Dyna-Q, 10 steps of planning": curve("taxi-dyna-q", "return_mean", seeds=2),

@@ -43,7 +43,14 @@ class TablePolicy:
         return None
 
     def rollout(
-        self, *, num_steps: int, num_envs: int, seed: int, recurrent_state: Array | None, greedy: bool = False
+        self,
+        *,
+        num_steps: int,
+        num_envs: int,
+        seed: int,
+        recurrent_state: Array | None,
+        greedy: bool = False,
+        first_env: int = 0,
     ) -> TableRollout:
         return TableRollout(self._values, self._first_state, self._first_action, num_envs)
 
