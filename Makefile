@@ -60,6 +60,7 @@ bench: $(STAMP)
 prove: $(STAMP)
 	$(BIN)/python -m pytest -m prove
 	$(BIN)/python -m benchmarks.prove
+	$(BIN)/python -m benchmarks.prove_tabular
 	$(BIN)/python -m benchmarks.prove_preferences
 	$(BIN)/python -m benchmarks.prove_monitoring
 	$(BIN)/python -m benchmarks.prove_jobs

@@ -26,7 +26,7 @@ FLOORS = {
     "reward_service": "raters service labelling preferences scheduling scorers answers workers sandbox models"
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language outside engine|envs|tasks policy",
-    "learners": "algorithms loop update algorithm collective collators models batches data maths",
+    "learners": "algorithms loop update algorithm collective collators models batches data maths tabular",
     "deploy": "cli tools drive gateway|runtimes kinds plan report rundir config preferences",
 }
 # Where modules of ours are imported inside a function, and why: all of a room, or one module's import of another.

@@ -102,7 +102,7 @@ def _refuse_without_rollouts(directory: Path) -> None:
 
     data = kind_of(read_recipe(directory / "config.yaml").tree).data
     if data:
-        raise BadInput(f"{directory}: a run on {data}: it made no rollouts, so there are no books to audit")
+        raise BadInput(f"{directory}: a run on {data}: it has no actors, so there are no books to audit")
 
 
 def _audit(args: argparse.Namespace) -> int:
@@ -133,7 +133,7 @@ def _prune(args: argparse.Namespace) -> int:
     directory = find_run(args.directory)
     data = kind_of(read_recipe(directory / "config.yaml").tree).data
     if data:
-        raise BadInput(f"{directory}: a run on {data}: it made no rollouts, so there are no books to prune")
+        raise BadInput(f"{directory}: a run on {data}: it has no actors, so there are no books to prune")
     for line in prune_run(directory, newest_only=args.newest_only):
         print(line)
     return DONE

@@ -50,6 +50,20 @@ OFFLINE_METHOD = Plugin(
     needs=("needs", "prepare", "minibatches", "loss"),
     protocol="rollcall/learners/algorithm.py",
 )
+TABULAR = Plugin(
+    "tabular method",
+    "rollcall.learners.tabular.methods",
+    "TABULAR",
+    needs=("values", "begin", "step", "end", "arrays", "load"),
+    protocol="rollcall/learners/tabular/action_values.py",
+)
+BANDIT = Plugin(
+    "bandit method",
+    "rollcall.learners.tabular.bandits",
+    "BANDIT",
+    needs=("choose", "learn", "arrays", "load"),
+    protocol="rollcall/learners/tabular/test_bed.py",
+)
 TASK = Plugin(
     "task",
     "rollcall.actors.tasks",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
-from rollcall.deploy.config.root_config import MethodSettings, RootConfig, settings_name
+from rollcall.deploy.config.root_config import MethodSettings, OptimisedConfig, settings_name
 from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
 from rollcall.learners.loop.config import LearnerConfig, in_sections, section
@@ -18,7 +18,7 @@ from rollcall.learners.loop.optimizers import AdamConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 
-class PreferenceRunConfig(RootConfig):
+class PreferenceRunConfig(OptimisedConfig):
     """What runs on preferences have in common."""
 
     data: PreferenceDataConfig = Field(description="the comparisons to learn from")

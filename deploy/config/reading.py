@@ -24,7 +24,7 @@ from rollcall.deploy.config.settings import (
     recipe_name,
 )
 
-_TOTALS = ("total_env_steps", "total_learner_steps")
+_TOTALS = ("total_env_steps", "total_learner_steps", "total_episodes")
 
 
 def read_settings(
@@ -60,7 +60,8 @@ def read_settings(
     settings.rename(names)  # what came in a section
     totals = {path[0] for path, _, _ in written if path[0] in _TOTALS}
     if len(totals) == 1:  # whoever says how long the run is says it instead of the recipe
-        settings.tree.pop(next(name for name in _TOTALS if name not in totals), None)
+        for name in set(_TOTALS) - totals:
+            settings.tree.pop(name, None)
     return settings
 
 

@@ -1,5 +1,5 @@
-"""What the configuration of every run has, whatever its kind: its name and seed, its length, its learner and its
-checkpoints, and how it is written down. What a kind adds is in that kind's own config."""
+"""What the configuration of every run has, whatever its kind: its name and seed, its length and its checkpoints, and
+how it is written down; of runs with parameters, how these are optimised. What a kind adds is in its own config."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ class RootConfig(BaseModel):
     )
     seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
     total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
-    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
 
     if_too_large: Literal["refuse", "warn"] = Field(
@@ -80,6 +79,12 @@ class RootConfig(BaseModel):
     def to_yaml(self) -> str:
         """A recipe that gives this configuration again, every setting written out."""
         return to_yaml(self.resolved().model_dump(mode="json"))
+
+
+class OptimisedConfig(RootConfig):
+    """One run whose learner has parameters."""
+
+    learner: LearnerConfig = Field(default_factory=LearnerConfig, description="how the parameters are optimised")
 
 
 def section_settings(model: type[BaseModel], value: Any) -> Any:

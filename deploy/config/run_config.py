@@ -26,7 +26,7 @@ from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import (
     DEFAULT_NUM_CHECKPOINTS,
     AlgorithmSettings,
-    RootConfig,
+    OptimisedConfig,
     plugin_name_of,
     section_settings,
     settings_name,
@@ -40,7 +40,7 @@ from rollcall.learners.models.networks import PolicyConfig
 COMPILE_PAYS_FROM_MINIBATCHES = 80_000
 
 
-class OnlineConfig(RootConfig):
+class OnlineConfig(OptimisedConfig):
     """What runs with actors have in common, of both halves."""
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}

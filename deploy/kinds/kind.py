@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.loop.task_source import TaskSource
+from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.reward_config import RewardConfig
@@ -87,8 +88,10 @@ class RunKind:
     closing_lines: Callable[[Mapping[str, Any], Path], list[str]]  # printed of a summary when a run has ended
     console: Callable[..., Recorder]  # (stream, live=...): what a run shows of itself while it goes
     eval_line: Callable[[Mapping[str, Any]], str]  # an evaluation in one line
-    data: str = ""  # the data set that its runs learn from; empty: they have actors
-    policy: Literal["network", "language model", "none"] = "none"  # in its checkpoints, for another run to begin with
+    data: str = ""  # what its runs learn from or with, alone; empty: they have actors
+    policy: Literal["network", "language model", "table", "none"] = (
+        "none"  # in its checkpoints, for another run to begin with
+    )
     misfit: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot begin with such a policy
     unfit_expert: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot be taught by such a policy
     problems: Callable[[Any], list[Problem]] = lambda config: []  # in a config, that no component can check alone
@@ -128,15 +131,24 @@ class NestedRun:
     told: Callable[[Mapping[str, Any]], None] = lambda summary: None  # with its summary
 
 
+class OfflineLearner(Protocol):
+    """What learns in a run of one process: a Learner, or a table's."""
+
+    def update(self, batch: Sequence[Any], order: StepOrder) -> tuple[StepReport, Weights | None]: ...
+    def weights(self, *, epoch: int, version: int) -> Weights: ...
+    def save(self, directory: Path, weights: Weights) -> None: ...
+    def restore(self, checkpoint: Path) -> None: ...
+
+
 class OfflineRun(Protocol):
-    """A run on a data set. Built anew in every process of the run; its models are made when its learner is asked for,
-    which is after its preparations."""
+    """A run without actors: on a data set, or of a table that plays its env itself. Built anew in every process of the
+    run; its models are made when its learner is asked for, which is after its preparations."""
 
     @property
     def drive(self) -> Literal["offline"]: ...
 
     @property
-    def learner(self) -> Learner: ...
+    def learner(self) -> OfflineLearner: ...
 
     @property
     def source(self) -> BatchSource[Any]: ...

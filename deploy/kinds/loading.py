@@ -9,6 +9,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.kinds.control.policy import LoadedControl, LoadedPolicy
 from rollcall.deploy.kinds.kind import EvalOptions, LoadedRun, RunKind
 from rollcall.deploy.kinds.recipes import open_run
+from rollcall.deploy.kinds.tabular.policy import LoadedTable
 
 
 def load(target: str | Path) -> LoadedRun:
@@ -35,6 +36,8 @@ def load_policy(path: str | Path, *, seed: int = 0) -> LoadedPolicy:
       BadInput, CheckpointDamaged: as `rollcall eval` would.
     """
     run = open_run(path)
+    if run.kind.policy == "table":
+        return LoadedPolicy(LoadedTable.of(run), seed=seed)
     if run.kind.policy != "network":
         raise BadInput(run.kind.elsewhere(run.directory))
     return LoadedPolicy(LoadedControl.of(run), seed=seed)
@@ -49,6 +52,6 @@ def export_policy(target: str | Path, directory: str | Path | None = None) -> Pa
       CheckpointDamaged: as `rollcall eval` would.
     """
     run = open_run(target)
-    if run.kind.policy == "network":
+    if run.kind.policy in ("network", "table"):
         raise BadInput(run.kind.elsewhere(run.directory))
     return run.kind.load(run).export(None if directory is None else Path(directory))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollcall.cluster.errors import REMEDY
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.root_config import OptimisedConfig, RootConfig
 from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.plan.gpus import Shares, Wanted, share_out
 from rollcall.deploy.plan.machine import Machine
@@ -140,7 +140,9 @@ class Plan:
 def plan_for(config: RootConfig, needs: Needs, machines: Sequence[Machine]) -> Plan:
     """With GPUs shared out as the settings say, and where they leave it open as the needs do."""
     sizes = [size for machine in machines for size in machine.gpu_bytes]
-    units: set[Unit] = {"learner", "actor", "evaluator"} if config.learner.device != "cpu" else {"actor", "evaluator"}
+    units: set[Unit] = {"actor", "evaluator"}
+    if isinstance(config, OptimisedConfig) and config.learner.device != "cpu":
+        units.add("learner")
     with_gpus = needs.for_gpu(min(sizes), units) if sizes else needs
     if not isinstance(config, OnlineConfig):
         return Plan(with_gpus, machines)

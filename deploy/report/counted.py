@@ -28,6 +28,7 @@ class Counted:
 
 
 ENV_STEPS = Counted("env_steps", "env_steps", "steps_per_s", "env step", "episodes")
+PLAYED = Counted("env_steps", "env_steps", "steps_per_s", "env step", "episodes", step="played_steps")
 TOKENS = Counted("tokens", "generated_tokens", "tokens_per_s", "token", "problems")
 LEARNT = Counted("tokens", "trained_size", "size_per_s", "token", "pairs", step="trained_size")  # or steps of segments
 RECORDED = Counted("env_steps", "trained_steps", "steps_per_s", "recorded step", "episodes", step="trained_steps")

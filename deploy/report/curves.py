@@ -77,7 +77,7 @@ _ELSEWHERE = {
     *("episodes", "restarts", "env_restarts", "skipped"),
     *("exact_match", "length_mean", "length_max", "degenerate_dropped"),
     *("accuracy", "implicit_accuracy", "negative_log_likelihood", "mean_loss"),
-    *("trained_comparisons", "trained_size", "trained_steps"),
+    *("trained_comparisons", "trained_size", "trained_steps", "played_steps"),
 }
 
 

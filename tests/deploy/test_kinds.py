@@ -58,6 +58,8 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
         {"data": {"train": "expert.safetensors", "episodes": 1}, "total_learner_steps": 2, "eval": {"episodes": 1}},
     ),
     "reward_model": ("synthetic-reward", {"data": PAIRS, "model.tiny": TINY, "total_learner_steps": 2}),
+    "tabular": ("frozenlake-q-learning", {"total_episodes": 20, "episodes_per_step": 10, "eval": {"episodes": 2}}),
+    "bandit": ("bandit-ucb", {"total_learner_steps": 3, "bandit": {"problems": 5}}),
 }
 
 
@@ -70,7 +72,7 @@ def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name))
 def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
-    if kind.name not in ("control", "offline"):
+    if kind.name not in ("control", "offline", "tabular", "bandit"):
         pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
     recipe, overrides = SHORT[kind.name]
     if kind.name == "language":  # an engine is started in a process of its own: torch's own deprecations are its affair

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from rollcall.actors.envs.action_masks import MASK_KEYS
 from rollcall.actors.envs.contract import ContractError
 from rollcall.actors.envs.environment import spaces_of
 from rollcall.actors.envs.observations import ObservationReader, Space
+from rollcall.actors.policy import Policy
 from rollcall.cluster.checkpoint import load_weights, write_weights
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.messages.arrays import Array
@@ -135,10 +136,28 @@ def elsewhere(run_directory: Path) -> str:
     return f"{run_directory}: a control run: its policy is no language model; rollcall.deploy.load_policy loads it"
 
 
+class Loaded(Protocol):
+    """A checkpoint that can act: a network's, or a table's."""
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def weights(self) -> Weights: ...
+
+    @property
+    def observation_space(self) -> Space: ...
+
+    @property
+    def action_space(self) -> Space: ...
+
+    def policy(self) -> Policy: ...
+
+
 class LoadedPolicy:
     """A trained policy: numpy in, numpy out."""
 
-    def __init__(self, loaded: LoadedControl, *, seed: int = 0) -> None:
+    def __init__(self, loaded: Loaded, *, seed: int = 0) -> None:
         self.config = loaded.config
         self.observation_space = loaded.observation_space
         self.action_space = loaded.action_space

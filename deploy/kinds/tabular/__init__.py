@@ -1,0 +1,1 @@
+"""Runs whose learner is a table: control from one episode after the other, and bandits. One process."""

@@ -1,0 +1,1 @@
+"""Bandits: one file per method, each for many problems side by side."""
