@@ -42,6 +42,7 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *_portions(config),
         *_sharding(config),
         *_preferences(config),
+        *_gradients(config),
         *check_device(config),
     ]
 
@@ -60,6 +61,28 @@ def _preferences(config: RunConfig) -> list[Problem]:
         text = f"longer than actors.unroll_length={config.actors.unroll_length}, in which stretches are found: lower it"
         problems.append(Problem(("preferences", "segment_steps"), text))
     return problems
+
+
+def _gradients(config: RunConfig) -> list[Problem]:
+    """What needs the experience itself, which stays with the actors where they compute the gradients."""
+    if not config.learns_from_gradients:
+        return []
+    name, found = config.algorithm_name, []
+    if config.learner.num_processes > 1:
+        text = f"actors compute {name}'s gradients, and more learner processes have no part in it: set it to 1"
+        found.append(Problem(("learner", "num_processes"), text))
+    for setting in ("normalise_observations", "normalise_rewards"):
+        if getattr(config.policy, setting):
+            text = f"{name}'s learner is given gradients, and sees no experience to take statistics of: set it to false"
+            found.append(Problem(("policy", setting), text))
+    for section in ("reward", "preferences"):
+        if getattr(config, section) is not None:
+            text = f"{name}'s actors compute gradients before anybody could score what was done: remove the section"
+            found.append(Problem((section,), text))
+    if config.actors.outside is not None:
+        text = f"outside actors hand in experience, and {name} takes gradients: remove the section"
+        found.append(Problem(("actors", "outside"), text))
+    return found
 
 
 def _length(config: RunConfig) -> list[Problem]:

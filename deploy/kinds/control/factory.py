@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -38,9 +38,12 @@ from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import consumption_log
-from rollcall.learners.algorithm import with_own_models
+from rollcall.learners.algorithm import LearnsFromGradients, with_own_models
+from rollcall.learners.collators.collator import Collator
 from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collators.gradients import GradientCollator
 from rollcall.learners.collective import Collective
+from rollcall.learners.loop.fragment_gradients import FragmentGradients
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
@@ -201,9 +204,17 @@ class ControlFactory:
             config=self.config.actors,
             policy_factory=self.policy,
             weights_source=source,
+            gradients=self._gradients(),
             # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
             can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
         )
+
+    def _gradients(self) -> FragmentGradients | None:
+        """For an actor of a run that learns from those."""
+        algorithm = self.config.build_algorithm()
+        if not isinstance(algorithm, LearnsFromGradients):
+            return None
+        return FragmentGradients(self.models(), algorithm.of_actors, spaces=self.spaces)
 
     def evaluator(self) -> Evaluator:
         torch.set_num_threads(self.config.actors.torch_threads)
@@ -231,6 +242,14 @@ class ControlFactory:
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
         return models
 
+    def _collator(self, models: Mapping[str, nn.Module]) -> Collator[Any, Any]:
+        if self.config.learns_from_gradients:
+            return GradientCollator()
+        return ControlCollator(
+            cast(ActorCritic, models["actor_critic"]),
+            cast("RewardNormaliser | None", models.get("reward_normaliser")),
+        )
+
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
         if config.policy.init_from is not None:
@@ -242,10 +261,7 @@ class ControlFactory:
             policy_id=POLICY_ID,
             run_seed=config.seed,
             spaces=self.spaces,
-            collator=ControlCollator(
-                cast(ActorCritic, models["actor_critic"]),
-                cast("RewardNormaliser | None", models.get("reward_normaliser")),
-            ),
+            collator=self._collator(models),
             compile_loss=config.resolved().learner.compile == "on",
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

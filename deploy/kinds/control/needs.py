@@ -55,6 +55,9 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         Part("weights", 4 * size, "policy", host=True),
         Part("envs", envs * observation, "actors.num_envs", host=True),
     )
+    if config.learns_from_gradients:
+        computing = steps_of_actor * _saved(models["actor_critic"], observations) + 8 * size
+        acting = (*acting, Part("gradient", computing, "actors.unroll_length", host=True))
     found = [
         Role("learner process", (*learner, batches), config.learner.num_processes, "learner"),
     ]
