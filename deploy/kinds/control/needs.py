@@ -54,13 +54,9 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         Part("experience", 2 * steps_of_actor * (observation + RECORDED_BYTES), "actors.unroll_length", host=True),
         Part("weights", 4 * size, "policy", host=True),
         Part("envs", envs * observation, "actors.num_envs", host=True),
+        *_gradients(config, models, observations),
     )
-    if config.learns_from_gradients:
-        computing = steps_of_actor * _saved(models["actor_critic"], observations) + 8 * size
-        acting = (*acting, Part("gradient", computing, "actors.unroll_length", host=True))
-    found = [
-        Role("learner process", (*learner, batches), config.learner.num_processes, "learner"),
-    ]
+    found = [Role("learner process", (*learner, batches), config.learner.num_processes, "learner")]
     if config.actors.num:
         found.append(Role("actor", acting, config.actors.num))
     if config.eval.episodes:
@@ -86,6 +82,16 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         checkpoints_kept=config.checkpoint.keep,
         on_ray=on_ray,
     )
+
+
+def _gradients(config: RunConfig, models: Mapping[str, nn.Module], space: spaces.Space[Any]) -> tuple[Part, ...]:
+    """Of an actor that computes them: a network of its own with a gradient, and what a pass over a fragment keeps."""
+    if not config.learns_from_gradients:
+        return ()
+    fragment = config.envs_per_shard * config.actors.unroll_length
+    size = sum(parameter.numel() for parameter in models["actor_critic"].parameters())
+    computing = fragment * _saved(models["actor_critic"], space) + 8 * size
+    return (Part("gradient", computing, "actors.unroll_length", host=True),)
 
 
 def _saved(network: nn.Module, space: spaces.Space[Any]) -> int:
