@@ -23,18 +23,20 @@ SMALL = (
     "metrics.enabled=false",
 )
 ENV = """
+import os
 import gymnasium as gym
 
-class Faulty(gym.Wrapper):
-    count = 0
+class Huge(gym.Wrapper):
+    left = 8  # steps of any env of the first fragment after a learner step: each finite, their squared return is not
 
     def step(self, action):
-        Faulty.count += 1
         observation, reward, *rest = self.env.step(action)
-        return observation, 1e30 if Faulty.count == 50 else reward, *rest
+        if Huge.left and os.path.exists("runs/run/metrics.jsonl"):
+            Huge.left, reward = Huge.left - 1, 1e19
+        return observation, reward, *rest
 
 def make():
-    return Faulty(gym.make("CartPole-v1"))
+    return Huge(gym.make("CartPole-v1"))
 """
 
 

@@ -90,10 +90,10 @@ def test_a_gradient_is_that_of_the_papers_loss_step_by_step() -> None:
     network = make_network(PolicyConfig(), seed=5)
     load_module_weights(network, weights)
     loss, num_valid, steps = torch.zeros(()), int(unit.steps.mask.sum()), unit.steps
-    last = network.values({"observation": torch.from_numpy(unit.unroll.last_observations["observation"])})
+    last = network.state_values({"observation": torch.from_numpy(unit.unroll.last_observations["observation"])})
     assert last is not None
     for env in range(3):
-        following = float(last[env])
+        following = float(last[env].detach())
         for t in reversed(range(len(steps.mask))):
             shown = {"observation": torch.from_numpy(steps.observations["observation"][t, env])[None]}
             if not steps.mask[t, env]:  # the envs' reset: what comes before it has ended
@@ -107,7 +107,7 @@ def test_a_gradient_is_that_of_the_papers_loss_step_by_step() -> None:
             loss = loss - 0.01 * network.distribution.entropy(params)[0]
     (loss / num_valid).backward()
     found = gradient_of(unit, weights)
-    assert found.metrics["loss"] == pytest.approx(float(loss) / num_valid, rel=1e-4)
+    assert found.metrics["loss"] == pytest.approx(float(loss.detach()) / num_valid, rel=1e-4)
     parted: Any = make_a3c()
     places = parted._stepper.views(torch.from_numpy(found.gradient))
     for (name, parameter), (_, place) in zip(network.named_parameters(), places, strict=True):
