@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.cluster.messages.experience import GymGradient, GymTrajectory
 from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 
@@ -66,6 +67,16 @@ class JudgesExperience(Protocol):
 
 
 PolicyFactory = Callable[[], Policy]
+
+
+class Gradients(Protocol):
+    """The learner's work on one unit, done where the unit was made."""
+
+    def load(self, weights: Weights) -> None:
+        """Those that the policy acts with."""
+
+    def of(self, trajectory: GymTrajectory) -> GymGradient:
+        """Raises NonFinite: where the loss or its gradient is NaN or infinite."""
 
 
 Offered = TypeVar("Offered", covariant=True)  # weights, or the offer of who has them to send them

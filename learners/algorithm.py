@@ -137,6 +137,15 @@ class StepsApart(Protocol):
 
 
 @runtime_checkable
+class LearnsFromGradients(Protocol):
+    """An algorithm whose batches are of gradients. Actors compute them, each over a unit that goes no further."""
+
+    @property
+    def of_actors(self) -> Algorithm[Any, Any, Any]:
+        """Of whose loss an actor computes the gradient, over one unit as a batch of one minibatch."""
+
+
+@runtime_checkable
 class FollowsSteps(Protocol):
     """An algorithm with something to do after every optimiser step: to move target networks, say."""
 

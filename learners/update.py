@@ -151,6 +151,11 @@ class Stepper:
         self._keep(per_sample, minibatch)
         return {**metrics, "loss": loss, "grad_norm": self.step(models)}
 
+    def apply_gradient(self, gradient: Tensor) -> Tensor:
+        """[P]: a step along what others have computed, the same on every process. Returns as `step`."""
+        self.gradient.copy_(gradient)
+        return self.step()
+
     @property
     def gradient(self) -> Tensor:
         """[P]: the last computed one, all parameters' side by side; live."""

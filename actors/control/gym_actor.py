@@ -19,11 +19,11 @@ from rollcall.actors.envs.environment import EnvConfig, make_vector_env
 from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
 from rollcall.actors.outside.settings import OutsideConfig
-from rollcall.actors.policy import JudgesExperience, PolicyFactory, WeightsSource
+from rollcall.actors.policy import Gradients, JudgesExperience, PolicyFactory, WeightsSource
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
-from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.experience import GymExperience, GymTrajectory
 from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
@@ -78,14 +78,17 @@ class GymActor:
         config: ActorsConfig,
         policy_factory: PolicyFactory,
         weights_source: WeightsSource[Weights],
+        gradients: Gradients | None = None,
         can_go_back: bool = False,
     ) -> None:
-        """`can_go_back`: keep the state of each shard as it was before its newest ticket."""
+        """`gradients`: what makes of each unit a gradient, to be handed back in its place. `can_go_back`: keep the
+        state of each shard as it was before its newest ticket."""
         self.actor_id = actor_id
         self._run_seed = run_seed
         self._env_config = env_config
         self._config = config
         self._policy = policy_factory()
+        self._gradients = gradients
         self._source = weights_source
         self._epoch: int | None = None  # of the weights
         self._shards: dict[int, Shard] = {}
@@ -95,13 +98,13 @@ class GymActor:
         self._before: dict[int, tuple[int, state.State | None]] = {}  # shard -> its newest ticket, state before it
         self._doing: tuple[str, Shard | None, float] | None = None
 
-    def produce(self, ticket: Ticket) -> tuple[Produced, GymTrajectory]:
-        """One unit of the ticket's shard.
+    def produce(self, ticket: Ticket) -> tuple[Produced, GymExperience]:
+        """One unit of the ticket's shard, or the gradient that was made of it.
 
         Raises:
           WeightsTimeout: no weights that are new enough came within the ticket's deadline.
           StaleEpoch: the ticket's epoch has ended.
-          NonFinite: an env gave NaN or infinity.
+          NonFinite: an env gave NaN or infinity, or the gradient is.
           EnvFailure: an env raised, and the budget of restarts is spent.
           ValueError: for a ticket of an incarnation that is over.
         After an exception out of the envs the shard is gone, and begins anew with its next incarnation.
@@ -117,25 +120,26 @@ class GymActor:
             if self._can_go_back:
                 self._before[shard.index] = (ticket.header.ticket_id, state.capture(shard))
             result = self._run(shard, ticket.seed, payload.unit)
+            trajectory = self._trajectory(ticket, payload, result.unroll)
+            experience = trajectory if self._gradients is None else self._gradients.of(trajectory)
         except (NonFinite, EnvFailure) as error:
             where = f"shard {payload.shard}, ticket {ticket.header.ticket_id}: "
             raise type(error)(where + str(error)) from error
         finally:
             self._doing = None
         act_s = time.perf_counter() - began
-        trajectory = self._trajectory(ticket, payload, result.unroll)
         produced = Produced(
-            header=trajectory.header,
-            min_policy_version=trajectory.policy_version,
-            num_steps=trajectory.num_steps,
-            size_bytes=trajectory.size_bytes,
+            header=experience.header,
+            min_policy_version=experience.policy_version,
+            num_steps=experience.num_steps,
+            size_bytes=experience.size_bytes,
             episodes=result.episodes,
             env_restarts=shard.group.restarts.total - restarts,
             timing=Timing(
                 act_s=act_s, env_s=result.env_s, inference_s=result.inference_s, wait_weights_s=wait_weights_s
             ),
         )
-        return produced, trajectory
+        return produced, experience
 
     def doing(self) -> str:
         """In words, what the call under way is busy with, for whoever wonders why it takes so long."""
@@ -208,6 +212,8 @@ class GymActor:
             newer_than = weights.version
             if weights.version >= ticket.min_policy_version:
                 self._policy.load(weights)
+                if self._gradients is not None:
+                    self._gradients.load(weights)
                 self._epoch = ticket.header.epoch
                 return time.monotonic() - began
         raise WeightsTimeout(

@@ -21,7 +21,7 @@ from rollcall.actors.outside.gateway_client import (
 from rollcall.actors.outside.protocol import OutsideExperience
 from rollcall.cluster.errors import BadInput, NonFinite, StaleEpoch, WeightsTimeout
 from rollcall.cluster.messages.attempt import Produced, Ticket
-from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.experience import GymExperience, GymTrajectory
 
 PAUSE_S = 1.0  # before it joins or posts again
 
@@ -29,7 +29,7 @@ PAUSE_S = 1.0  # before it joins or posts again
 class Producer(Protocol):
     """Takes a ticket, hands back what it did."""
 
-    def produce(self, ticket: Ticket) -> tuple[Produced, GymTrajectory]: ...
+    def produce(self, ticket: Ticket) -> tuple[Produced, GymExperience]: ...
     def close(self) -> None: ...
 
 
@@ -116,6 +116,7 @@ class OutsideActor:
         if heartbeat.lost:
             self._tell(f"ticket {leased.ticket.header.ticket_id} is not ours any more: {heartbeat.lost}")
             return
+        assert isinstance(trajectory, GymTrajectory), "a run that learns from gradients has no outside actors"
         self._post(leased, OutsideExperience(trajectory, produced.episodes, produced.timing, produced.env_restarts))
 
     def _lease(self) -> Leased | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -46,6 +46,37 @@ class GymTrajectory:
     def digest(self) -> str:
         """xxh3-128 (hex) over names, dtypes, shapes and bytes of all arrays."""
         return _digest(self, ("observations", "last_observations", "final_index", "final_observations"))
+
+
+@dataclass(frozen=True)
+class GymGradient:
+    """In place of a unit of one shard, what a learner would have made of it: the gradient of the loss, of the mean over
+    its steps, with the weights that acted."""
+
+    header: Header
+    shard: int
+    incarnation: int
+    policy_version: int
+    gradient: Array  # float32 [P]: as the learner's parameters lie side by side
+    num_steps: int  # env steps that were experience
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the same mean
+    reward_model_version: str = ""  # as in GymTrajectory
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def min_policy_version(self) -> int:
+        return self.policy_version
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self.gradient.nbytes)
+
+    def digest(self) -> str:
+        """As GymTrajectory's."""
+        return digest_of(named_arrays(self))
+
+
+GymExperience = GymTrajectory | GymGradient
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *_preferences(config),
         *_replay(config),
         *_expert(config),
+        *_gradients(config),
         *check_device(config),
     ]
 
@@ -100,6 +101,28 @@ def _expert(config: RunConfig) -> list[Problem]:
         return []
     text = f"{config.algorithm_name}'s expert labels what the run's own actors see: leave it out"
     return [Problem(("actors", "outside"), text)]
+
+
+def _gradients(config: RunConfig) -> list[Problem]:
+    """What needs the experience itself, which stays with the actors where they compute the gradients."""
+    if not config.learns_from_gradients:
+        return []
+    name, found = config.algorithm_name, []
+    if config.learner.num_processes > 1:
+        text = f"actors compute {name}'s gradients, and more learner processes have no part in it: set it to 1"
+        found.append(Problem(("learner", "num_processes"), text))
+    for setting in ("normalise_observations", "normalise_rewards"):
+        if getattr(config.policy, setting):
+            text = f"{name}'s learner is given gradients, and sees no experience to take statistics of: set it to false"
+            found.append(Problem(("policy", setting), text))
+    for section in ("reward", "preferences"):
+        if getattr(config, section) is not None:
+            text = f"{name}'s actors compute gradients before anybody could score what was done: remove the section"
+            found.append(Problem((section,), text))
+    if config.actors.outside is not None:
+        text = f"outside actors hand in experience, and {name} takes gradients: remove the section"
+        found.append(Problem(("actors", "outside"), text))
+    return found
 
 
 def _length(config: RunConfig) -> list[Problem]:

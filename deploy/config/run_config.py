@@ -32,6 +32,7 @@ from rollcall.deploy.config.root_config import (
     settings_name,
 )
 from rollcall.deploy.config.settings import to_yaml
+from rollcall.learners.algorithm import LearnsFromGradients
 from rollcall.learners.data.replay_config import ReplayConfig
 from rollcall.learners.models.networks import PolicyConfig
 
@@ -170,15 +171,20 @@ class RunConfig(OnlineConfig):
 
     @property
     def tickets_per_step(self) -> int:
-        """Every shard gives one unit to each learner step."""
-        return self.actors.num_shards
+        """Every shard gives one unit to each learner step, unless the algorithm says how many gradients it takes."""
+        return int(getattr(self.algorithm, "gradients_per_step", self.actors.num_shards))
+
+    @property
+    def learns_from_gradients(self) -> bool:
+        """Whether actors compute them."""
+        return isinstance(self.build_algorithm(), LearnsFromGradients)
 
     @property
     def steps_per_batch(self) -> int | None:
         """Env steps in one learner step; None when a unit is an episode, whose length is not known before."""
         if self.algorithm_class.unit == "episode":
             return None
-        return self.actors.num_envs * self.actors.unroll_length
+        return self.tickets_per_step * self.envs_per_shard * self.actors.unroll_length
 
     @property
     def learner_steps(self) -> int | None:
@@ -199,7 +205,12 @@ class RunConfig(OnlineConfig):
     @property
     def compile_pays(self) -> bool:
         """Measured for MLPs alone: convolutions and recurrences spend their time inside kernels, not between them."""
-        if self.policy.recurrent != "none" or self.policy.torso == "cnn" or self.env.is_atari:
+        if (
+            self.learns_from_gradients
+            or self.policy.recurrent != "none"
+            or self.policy.torso == "cnn"
+            or self.env.is_atari
+        ):
             return False
         return (self.learner_steps or 0) * self.minibatches_per_step >= COMPILE_PAYS_FROM_MINIBATCHES
 

@@ -39,10 +39,13 @@ from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
-from rollcall.learners.algorithm import for_acting, with_own_models
+from rollcall.learners.algorithm import LearnsFromGradients, for_acting, with_own_models
+from rollcall.learners.collators.collator import Collator
 from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.collators.gradients import GradientCollator
 from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
+from rollcall.learners.loop.fragment_gradients import FragmentGradients
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
@@ -228,9 +231,17 @@ class ControlFactory:
             config=self.config.actors,
             policy_factory=self._acting_policy,
             weights_source=source,
+            gradients=self._gradients(),
             # At lag 0 a step boundary has an exact state: a run that is stopped within a batch goes back to it.
             can_go_back=self.config.runtime == "serial" or self.config.max_policy_lag == 0,
         )
+
+    def _gradients(self) -> FragmentGradients | None:
+        """For an actor of a run that learns from those."""
+        algorithm = self.config.build_algorithm()
+        if not isinstance(algorithm, LearnsFromGradients):
+            return None
+        return FragmentGradients(self.models(), algorithm.of_actors, spaces=self.spaces)
 
     def evaluator(self) -> Evaluator:
         torch.set_num_threads(self.config.actors.torch_threads)
@@ -260,8 +271,10 @@ class ControlFactory:
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
         return models
 
-    def _collator(self, models: Mapping[str, nn.Module]) -> ControlCollator | ReplayCollator:
+    def _collator(self, models: Mapping[str, nn.Module]) -> Collator[Any, Any]:
         config, network = self.config, cast(ActorCritic, models["actor_critic"])
+        if config.learns_from_gradients:
+            return GradientCollator()
         if config.replay is None:
             return ControlCollator(network, cast("RewardNormaliser | None", models.get("reward_normaliser")))
         return ReplayCollator(

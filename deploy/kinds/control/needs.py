@@ -57,6 +57,7 @@ def control_needs(config: RunConfig, observations: spaces.Space[Any], models: Ma
         Part("experience", 2 * steps_of_actor * (observation + RECORDED_BYTES), "actors.unroll_length", host=True),
         Part("weights", 4 * size, "policy", host=True),
         Part("envs", envs * observation, "actors.num_envs", host=True),
+        *_gradients(config, models, observations),
     )
     found = [Role("learner process", (*learner, batches, *kept), config.learner.num_processes, "learner")]
     if config.actors.num:
@@ -103,6 +104,16 @@ def _kept(config: RunConfig, observation: int) -> tuple[tuple[Part, ...], int]:
     if replay.storage == "disk":
         return (), (2 + config.learner.num_processes) * size
     return parts(Part("replay", size, "replay.capacity, replay.storage=disk", host=True)), 2 * size
+
+
+def _gradients(config: RunConfig, models: Mapping[str, nn.Module], space: spaces.Space[Any]) -> tuple[Part, ...]:
+    """Of an actor that computes them: a network of its own with a gradient, and what a pass over a fragment keeps."""
+    if not config.learns_from_gradients:
+        return ()
+    fragment = config.envs_per_shard * config.actors.unroll_length
+    size = sum(parameter.numel() for parameter in models["actor_critic"].parameters())
+    computing = fragment * _saved(models["actor_critic"], space) + 8 * size
+    return (Part("gradient", computing, "actors.unroll_length", host=True),)
 
 
 def _saved(network: nn.Module, space: spaces.Space[Any]) -> int:

@@ -28,7 +28,7 @@ from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import TicketFailed
-from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
+from rollcall.cluster.messages.experience import GymExperience, GymTrajectory, LMTrajectory
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.deploy.kinds.kind import MemberFactory
@@ -61,7 +61,7 @@ class GymActorProcess:
         self._actor: GymActor = factory.actor(self._actor_id, RayWeightsSource(server))
         return node_id()
 
-    def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, GymTrajectory | None]:
+    def produce(self, ticket: Ticket) -> tuple[Produced | TicketFailed, GymExperience | None]:
         faulthandler.dump_traceback_later(ticket.deadline_s * 0.9, file=self._traces)
         try:
             return self._actor.produce(ticket)
@@ -275,7 +275,7 @@ class LearnerProcess:
             self._learner.restore(checkpoint)
         return node_id()
 
-    def step(self, order: StepOrder, *trajectories: GymTrajectory | LMTrajectory) -> tuple[StepReport, Weights | None]:
+    def step(self, order: StepOrder, *trajectories: GymExperience | LMTrajectory) -> tuple[StepReport, Weights | None]:
         assert self._learner is not None
         return self._learner.update(trajectories, order)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.attempt import Produced, ShardPayload
-from rollcall.cluster.messages.experience import GymTrajectory
+from rollcall.cluster.messages.experience import GymExperience
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory
@@ -85,7 +85,7 @@ class PartsBench:
         per_act = 1e6 / num_steps / self._config.actors.num
         return Parts(env_s * per_act, inference_s * per_act, act_s * per_act, 1e6 / self._learning(PART_S))
 
-    def _produce(self) -> tuple[Produced, GymTrajectory]:
+    def _produce(self) -> tuple[Produced, GymExperience]:
         shard = self._next % self._config.actors.num_shards
         payload = ShardPayload(shard, 0, self._config.algorithm_class.unit)
         ticket = make_ticket(self._next, self._config.seed, self._learning.initial.epoch, shard, payload)
