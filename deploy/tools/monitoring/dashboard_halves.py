@@ -79,7 +79,7 @@ CONTROL = Dashboard(
             (
                 Panel(
                     "Entropy",
-                    "Of the policy, per step. Near zero too soon: it no longer explores. Temperature: its price in reward.",
+                    "Of the policy, per step. Near zero too soon: it explores no more. Temperature: its price in reward.",
                     "short",
                     [gauge("entropy_nats"), gauge("temperature", "{{run}} temperature")],
                 ),
@@ -103,7 +103,7 @@ CONTROL = Dashboard(
                 _RATE,
                 Panel(
                     "Action values",
-                    "Of kept actions, and how far off they are. Values that climb far above any return are overestimated.",
+                    "Of kept actions, and how far off they are. Far above any return, they are overestimated.",
                     "short",
                     [gauge("action_value", "{{run}} value"), gauge("td_error", "{{run}} |TD error|")],
                 ),
