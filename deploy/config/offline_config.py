@@ -13,7 +13,7 @@ from rollcall.actors.control.evaluation import EvalConfig
 from rollcall.actors.envs.environment import EnvConfig
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
-from rollcall.deploy.config.root_config import OfflineSettings, RootConfig, section_settings, settings_name
+from rollcall.deploy.config.root_config import OfflineSettings, OptimisedConfig, section_settings, settings_name
 from rollcall.learners.models.networks import PolicyConfig
 
 
@@ -39,7 +39,7 @@ class RecordedDataConfig(BaseModel):
         return (self.train,) if isinstance(self.train, str) else self.train
 
 
-class OfflineConfig(RootConfig):
+class OfflineConfig(OptimisedConfig):
     """One run on a recorded set."""
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.OFFLINE_METHOD}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array
-from rollcall.learners.maths.distributions import Categorical
+from rollcall.learners.maths.categorical import Categorical
 
 
 @dataclass(frozen=True, eq=False)

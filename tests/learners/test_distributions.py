@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal, kl_divergence
 
-from rollcall.learners.maths.distributions import Categorical, DiagonalGaussian, MultiCategorical, distribution_for
+from rollcall.learners.maths.categorical import Categorical, MultiCategorical
+from rollcall.learners.maths.distributions import DiagonalGaussian, distribution_for
 
 
 def _randn(*shape: int, seed: int = 0) -> Tensor:

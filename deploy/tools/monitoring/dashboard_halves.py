@@ -79,7 +79,7 @@ CONTROL = Dashboard(
             (
                 Panel(
                     "Entropy",
-                    "Of the policy, per step. Near zero too soon: it explores no more. Temperature: its price in reward.",
+                    "Of the policy, per step. Near zero too soon: it explores no more. Temperature: its price.",
                     "short",
                     [gauge("entropy_nats"), gauge("temperature", "{{run}} temperature")],
                 ),

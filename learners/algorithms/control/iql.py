@@ -18,7 +18,8 @@ from rollcall.learners.algorithms.control.off_policy import TargetRate
 from rollcall.learners.batches.replay_batch import ReplayMinibatch, Transitions
 from rollcall.learners.collators.recorded import whole
 from rollcall.learners.maths import offline_losses, q_losses
-from rollcall.learners.maths.distributions import Categorical, DiagonalGaussian
+from rollcall.learners.maths.categorical import Categorical
+from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.update import follow
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from rollcall.learners.algorithm import Context, Metrics, Models
 from rollcall.learners.algorithms.control import samples
 from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch
-from rollcall.learners.maths.distributions import Categorical
+from rollcall.learners.maths.categorical import Categorical
 from rollcall.learners.models.twin_critic import TwinCritic
 from rollcall.learners.update import Stepper
 

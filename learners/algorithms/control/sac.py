@@ -19,7 +19,8 @@ from rollcall.learners.algorithms.control.actor_critic import Discount
 from rollcall.learners.algorithms.control.off_policy import ModelRate, NoisyMinibatch, NoisyPart, TargetRate
 from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.maths import q_losses
-from rollcall.learners.maths.distributions import Categorical, DiagonalGaussian
+from rollcall.learners.maths.categorical import Categorical
+from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.temperature import Temperature
 from rollcall.learners.update import Stepper, follow
 
