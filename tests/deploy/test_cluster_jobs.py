@@ -97,7 +97,7 @@ def test_a_run_is_not_written_into_what_ray_deletes(job: Path, tmp_path: Path, m
 
 def test_a_run_directory_is_shut_to_others_whatever_the_umask(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its files have whatever mode the umask gives: the folder guards them all, until its owner opens it."""
-    monkeypatch.setenv(jobs.RUNS_VARIABLE, str(job / "new"))
+    monkeypatch.setenv(jobs.RUNS_VARIABLE, str(job.parent / "new"))
     before = os.umask(0)
     try:
         made = claim_directory("mine", explicit=True)

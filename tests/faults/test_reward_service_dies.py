@@ -63,7 +63,8 @@ def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(
     run.wait_for_step(10)
     assert {*listens(run.process.pid).values()} == {"127.0.0.1"}
     if os.geteuid() == 0:  # only root can become another user
-        open_to_all = {"/metrics", "/healthz"}  # numbers, and whether it is up
+        # Numbers, whether it is up, and the service's manual: nothing of the run's.
+        open_to_all = {"/metrics", "/healthz", "/", "/docs"}
         did = what_a_stranger_can_do(run.process.pid, run.directory)
         assert [what for what in did if what.lstrip("heard 0123456789") not in open_to_all] == []
     run.kill("rollcall.reward_service.service.private")
