@@ -13,8 +13,8 @@ _TAIL_BYTES = 1 << 14
 
 
 def patience_s(quiet_s: float) -> float:
-    """As much longer as the machine has more to do than cores."""
-    return quiet_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """Longer where the machine has more to do than it has cores; no more than three times."""
+    return quiet_s * min(3.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 class Hang(Exception):

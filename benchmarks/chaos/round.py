@@ -173,10 +173,10 @@ class Round:
         aside.write_text(str(int(signal.SIGKILL)))
         aside.rename(run.armed / at)
         known = {process.pid: name for name, processes in found.items() for process in processes}
-        deadline = time.monotonic() + min(patience_s(SEAM_S), 3 * SEAM_S)
+        deadline = time.monotonic() + patience_s(SEAM_S)
         if seam == "restore":
             victim = (found.get("learner") or found["driver"])[0]
-            deadline += patience_s(3 * SEAM_S)
+            deadline += patience_s(2 * SEAM_S)
             if send(victim, signal.SIGKILL):
                 self.result.strikes.append(Strike(known[victim.pid], "kill", self._progress.step))
         while not (fired := list(run.armed.glob(f"{at}.fired.*"))):

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any
 
+from benchmarks.chaos.progress import HANG_S
+
 
 def summed_up(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One JSON object."""
@@ -34,6 +36,9 @@ def summed_up(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "attempts": sum(found["attempts"] for found in read),
         "epochs": sum(found["epochs"] for found in read),
         "hangs": sum(done["hangs"] for done in rounds),
+        "recoveries_over_120_s": sum(
+            (strike["recovered_s"] or 0.0) > HANG_S for done in rounds for strike in done["strikes"]
+        ),
         "leftovers": sum(len(done["leftovers"]) for done in rounds),
         "resumes": sum(done["resumes"] for done in rounds),
         "audits": dict(
