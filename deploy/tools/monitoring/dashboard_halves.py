@@ -71,7 +71,7 @@ CONTROL = Dashboard(
             (
                 Panel(
                     "Entropy",
-                    "Of the policy, per step. Near zero too soon: it no longer explores. Temperature: its price in reward.",
+                    "Of the policy, per step. Near zero too soon: it no longer explores. Temperature: its price.",
                     "short",
                     [gauge("entropy_nats"), gauge("temperature", "{{run}} temperature")],
                 ),
@@ -87,7 +87,7 @@ CONTROL = Dashboard(
                 _RATE,
                 Panel(
                     "Action values",
-                    "Of kept actions, and how far off they are. Values that climb far above any return are overestimated.",
+                    "Of kept actions, and how far off they are. Values far above any return are overestimated.",
                     "short",
                     [gauge("action_value", "{{run}} value"), gauge("td_error", "{{run}} |TD error|")],
                 ),
