@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian
+from rollcall.learners.maths.epsilon_greedy import EpsilonGreedy
 from rollcall.learners.maths.noisy_actions import NoisyActions
 
 _NEAR_ONE = 1.0 - 1e-6  # whose arc tangent is finite in float32
@@ -22,6 +23,10 @@ class RandomStart(nn.Module):
     def __init__(self, distribution: ActionDistribution) -> None:
         """Raises ValueError where actions have no bounds to be uniform between."""
         super().__init__()
+        if isinstance(distribution, EpsilonGreedy):
+            raise ValueError(
+                "random_start=true: values of actions are explored by epsilon, which begins at 1: remove it"
+            )
         if isinstance(distribution, DiagonalGaussian) and distribution.squash != "tanh":
             raise ValueError("random_start=true: actions that are clipped may be anything: set policy.squash=tanh")
         self._distribution = distribution

@@ -19,6 +19,7 @@ from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.maths import q_losses
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.maths.noisy_actions import NoisyActions
+from rollcall.learners.models.networks import ActorCritic
 from rollcall.learners.update import Stepper, follow
 
 
@@ -122,7 +123,7 @@ class TD3:
 
     def _targets(self, models: Models, rows: Transitions, noise: Tensor) -> Tensor:
         """[B]: r + discount * min Q'(s', a'), a' near what the target actor does."""
-        config, actor = self._config, cast("samples.ActorCritic", models[TARGET + "actor_critic"])
+        config, actor = self._config, cast(ActorCritic, models[TARGET + "actor_critic"])
         smoothing = (config.target_noise * noise).clamp(-config.target_noise_clip, config.target_noise_clip)
         means = _distribution(models).mode(actor.policy_params(rows.next_observations))
         seen = actor.normalised(rows.next_observations)
