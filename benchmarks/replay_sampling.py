@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
@@ -32,7 +33,7 @@ def _unit(number: int, rng: np.random.Generator) -> GymTrajectory:
     starts, truncated = np.zeros(shape, bool), np.zeros(shape, bool)
     starts[0], truncated[-1] = True, True
     index = np.stack([np.full(NUM_ENVS, NUM_STEPS - 1), np.arange(NUM_ENVS)], axis=1)
-    steps = EnvSteps(
+    steps: EnvSteps[Array] = EnvSteps(
         {"observation": shown},
         rng.normal(size=(*shape, ACTION)).astype(np.float32),
         np.zeros(shape, np.float32),

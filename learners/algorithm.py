@@ -110,6 +110,14 @@ class HasModels(Protocol):
 
 
 @runtime_checkable
+class ChecksModels(Protocol):
+    """An algorithm that not every policy suits."""
+
+    def check_models(self, models: Models) -> None:
+        """Raises ValueError, which begins with `setting=value: `, where it cannot learn with these."""
+
+
+@runtime_checkable
 class BuildsNetworks(Protocol):
     """An algorithm with networks of its own that are made for the policy's spaces, `needs.networks` by name. They are
     trained, and kept in checkpoints, but not published."""
@@ -125,14 +133,6 @@ class StepsApart(Protocol):
 
     def learning_rates(self) -> Mapping[str, float | None]:
         """Of every model that is trained, by name. None: learner.learning_rate; the schedule counts for all."""
-
-
-@runtime_checkable
-class ChecksModels(Protocol):
-    """An algorithm that not every policy suits."""
-
-    def check_models(self, models: Models) -> None:
-        """Raises ValueError, which begins with `setting=value: `, where it cannot learn with these."""
 
 
 @runtime_checkable

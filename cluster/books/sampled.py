@@ -141,7 +141,8 @@ def _bytes_of(numbers: Array) -> bytes:
         rest = np.where(rest > 127, rest >> 7, 0)
     table = np.stack(parts, axis=1).astype(np.uint8)
     goes_on = np.concatenate([np.ones((len(table), 1), bool), (table[:, :-1] & 128) > 0], axis=1)
-    return table[np.logical_and.accumulate(goes_on, axis=1)].tobytes()
+    said: Array = table[np.logical_and.accumulate(goes_on, axis=1)]
+    return said.tobytes()
 
 
 def _numbers_of(content: bytes) -> Array:

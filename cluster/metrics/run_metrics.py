@@ -33,6 +33,8 @@ _GAUGES = {
     "approx_kl": "approx_kl_nats",
     "clip_fraction": "clip_fraction_ratio",
     "value_loss": "value_loss",
+    "q_mean": "action_value",
+    "td_error": "td_error",
     "temperature": "temperature",
     "reward_mean": "reward_mean",
     "return_mean": "return_mean",

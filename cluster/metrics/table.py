@@ -163,6 +163,8 @@ _POLICY = (
     _gauge("approx_kl_nats", "nats", "Mean KL estimate from the acting to the learning policy", when="an update of it"),
     _gauge("clip_fraction_ratio", "0 to 1", "Where the policy ratio was clipped", when="an algorithm that clips"),
     _gauge("value_loss", "1", "The critic's loss", when="an algorithm with a critic"),
+    _gauge("action_value", "1", "Mean value of the actions that were drawn", when="an algorithm with kept experience"),
+    _gauge("td_error", "1", "Mean absolute TD error of what was drawn", when="an algorithm with kept experience"),
     _gauge(
         "temperature", "1", "What a nat of entropy is worth in reward", when="an algorithm with a temperature (sac)"
     ),

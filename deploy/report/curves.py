@@ -59,7 +59,6 @@ _TITLES = {
     "apply_s": "Loading weights into the engine, s",
     "grad_norm": "Gradient norm",
     "explained_variance": "Explained variance",
-    "temperature": "Temperature of the entropy",
     "q_mean": "Value of the actions drawn",
     "td_error": "|TD error|",
     "replay_transitions": "Transitions kept",
@@ -68,6 +67,7 @@ _TITLES = {
     "replay_age_env_steps": "Age of a draw, env steps",
     "priority_evenness": "Evenness of priorities",
     "gradient_steps": "Gradient steps",
+    "temperature": "Temperature of the entropy",
     "learning_rate": "Learning rate",
 }
 _ELSEWHERE = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,11 +52,6 @@ class _Drawn:
         return rows.map(lambda array: torch.from_numpy(array).to(self.device, non_blocking=True))
 
 
-@dataclass(frozen=True)
-class _ReplayBatch(ReplayBatch):
-    slots: Array = field(kw_only=True)  # [U, B]
-
-
 class ReplayCollator:
     """A Collator that keeps what it is given. A learner step makes exactly `updates_per_env_step` gradient steps for
     each env step that came in, fractions carried over, and none for the first `learning_starts` env steps."""
@@ -75,9 +70,8 @@ class ReplayCollator:
         directory: Path | None = None,
     ) -> None:
         """`num_envs`: of all shards; `total_env_steps`: of the run, over which importance weights reach full strength;
-        `steps_per_batch`: env steps of a learner step, at the most;
-        `stacked`: frames of the observations that are stacks, by name; `directory`: for storage=disk, of which all
-        files are removed first.
+        `steps_per_batch`: env steps of a learner step, at the most; `stacked`: frames of the observations that are
+        stacks, by name; `directory`: for storage=disk.
 
         Raises:
           ValueError: where the capacity has no room for a step of each env.
@@ -96,15 +90,17 @@ class ReplayCollator:
         if steps_per_batch is not None:
             self._num_samples = (math.ceil(self._updates_per_step * steps_per_batch) + 1) * config.batch_size
         self._env_steps = 0  # that came in
-        self._updates = 0  # gradient steps that were drawn for
+        self._owed = Fraction(0)  # of a gradient step, which the next env steps make whole
 
     def collate(self, trajectories: Sequence[GymTrajectory], device: torch.device, *, step: int) -> ReplayBatch:
         """Takes the trajectories in, and draws the minibatches that are due."""
         self._keep()
+        config, before = self._config, max(self._env_steps, self._config.learning_starts)
         for trajectory in trajectories:
             self._add(trajectory)
-        config, due = self._config, self._due()
-        self._updates += due
+        self._owed += self._updates_per_step * max(0, self._env_steps - before)
+        due = int(self._owed)
+        self._owed -= due
         slots = self._draw(due)
         drawn = _Drawn(
             self.buffer,
@@ -114,14 +110,13 @@ class ReplayCollator:
             discount=self._discount,
             device=device,
         )
-        return _ReplayBatch(
+        return ReplayBatch(
             drawn=drawn,
             added=stack_trajectories([_as_acted(trajectory) for trajectory in trajectories], device),
             step=step,
             env_steps=self._env_steps,
             batch_size=config.batch_size,
             num_samples=self._num_samples,
-            slots=slots,
         )
 
     def metrics(self, batch: ReplayBatch) -> dict[str, float]:
@@ -133,8 +128,7 @@ class ReplayCollator:
             "gradient_steps": float(len(batch.drawn)),
         }
         if len(batch.drawn):
-            assert isinstance(batch, _ReplayBatch)
-            origin = self.buffer.origin(batch.slots.reshape(-1))
+            origin = self.buffer.origin(_slots(batch).reshape(-1))
             found["replay_age_versions"] = batch.step - float(origin.version.mean())
             found["replay_age_env_steps"] = batch.env_steps - float(origin.env_steps.mean())
             if self.priorities is not None:
@@ -143,16 +137,15 @@ class ReplayCollator:
 
     def sampled(self, batch: ReplayBatch) -> tuple[int, Array, Array]:
         """Of the steps with which the transitions begin."""
-        assert isinstance(batch, _ReplayBatch)
-        origin = self.buffer.origin(np.unique(batch.slots))
+        slots = _slots(batch)
+        origin = self.buffer.origin(np.unique(slots))
         pairs = np.unique(np.stack([origin.ticket, origin.attempt.astype(np.int64)]), axis=1)
-        return batch.slots.size, pairs[0], pairs[1]
+        return slots.size, pairs[0], pairs[1]
 
     def learned(self, batch: ReplayBatch, per_sample: Tensor | None) -> None:
         """After the step: priorities, and the normaliser's statistics of what came in."""
-        assert isinstance(batch, _ReplayBatch)
         if self.priorities is not None and per_sample is not None:
-            slots = batch.slots.reshape(-1)
+            slots = _slots(batch).reshape(-1)
             self.priorities.set(slots, per_sample.cpu().numpy()[: len(slots)])
         if self._network is not None:
             self._network.update_normaliser(batch.added.steps.observations, batch.added.steps.mask)
@@ -160,7 +153,7 @@ class ReplayCollator:
     def state(self) -> CollatorState:
         """The buffer is in files of its own."""
         generator = self._generator.bit_generator.state
-        values: dict[str, Any] = {"env_steps": self._env_steps, "updates": self._updates, "generator": generator}
+        values: dict[str, Any] = {"env_steps": self._env_steps, "owed": str(self._owed), "generator": generator}
         if self.priorities is not None:
             values["largest_priority"] = self.priorities.largest
         return CollatorState(values)
@@ -171,7 +164,7 @@ class ReplayCollator:
         if self.priorities is not None:
             self.priorities.take_back()
             self.priorities.largest = float(state.values["largest_priority"])
-        self._env_steps, self._updates = int(state.values["env_steps"]), int(state.values["updates"])
+        self._env_steps, self._owed = int(state.values["env_steps"]), Fraction(state.values["owed"])
         self._generator.bit_generator.state = state.values["generator"]
 
     def write_files(self, directory: Path) -> None:
@@ -195,10 +188,6 @@ class ReplayCollator:
             errors = np.concatenate([found, np.zeros(len(slots) - len(found), found.dtype)])
         self.priorities.add(slots, begins, errors)
 
-    def _due(self) -> int:
-        learnt_from = max(0, self._env_steps - self._config.learning_starts)
-        return int(self._updates_per_step * learnt_from) - self._updates
-
     def _draw(self, number: int) -> Array:
         """[number, batch_size]"""
         size = self._config.batch_size
@@ -211,14 +200,19 @@ class ReplayCollator:
     def _weights(self, slots: Array) -> Array | None:
         if self.priorities is None or not len(slots):
             return None
-        done = self._env_steps / self._total_env_steps
-        now = {"num_transitions": self.buffer.num_transitions, "done": done}
-        return np.stack([self.priorities.weights(row, **now) for row in slots])
+        number, done = self.buffer.num_transitions, self._env_steps / self._total_env_steps
+        return np.stack([self.priorities.weights(row, num_transitions=number, done=done) for row in slots])
 
     def _keep(self) -> None:
         self.buffer.keep()
         if self.priorities is not None:
             self.priorities.keep()
+
+
+def _slots(batch: ReplayBatch) -> Array:
+    """[U, B]"""
+    assert isinstance(batch.drawn, _Drawn), "a batch of this collator's"
+    return batch.drawn.slots
 
 
 def _as_acted(trajectory: GymTrajectory) -> GymTrajectory:

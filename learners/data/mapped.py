@@ -1,9 +1,9 @@
 """Arrays that lie in files and not in memory: the system brings what is touched, and writes back what it needs the room
-of. They are a process's own, and gone with it: what is to last, a checkpoint has."""
+of. The files have no names, and are gone with the process, however it ends: what is to last, a checkpoint has."""
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,11 @@ from rollcall.learners.data.replay import Allocate
 
 
 def mapped_in(directory: Path) -> Allocate:
-    """A file for each array, in a directory that is emptied first. Files are as large as what was written to them."""
-    shutil.rmtree(directory, ignore_errors=True)
+    """A file for each array, on the disk of a directory; as large as what was written to it."""
 
     def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         directory.mkdir(parents=True, exist_ok=True)
-        return np.memmap(directory / f"{name}.ring", dtype, "w+", shape=shape)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            return np.memmap(file, dtype, "w+", shape=shape)
 
     return allocate

@@ -178,7 +178,7 @@ class ReplayBuffer:
         steps, b = trajectory.steps, np.arange(len(envs))
         head, incarnation = self.streams[:, envs]
         first = steps.mask.argmax(0)
-        goes_on = (head >= 0) & (incarnation == trajectory.incarnation) & ~steps.episode_starts[first, b]
+        goes_on: Array = (head >= 0) & (incarnation == trajectory.incarnation) & ~steps.episode_starts[first, b]
         if goes_on.any():
             slots = (head % self.num_rows) * self.num_envs + envs
             for name, array in steps.observations.items():
@@ -292,7 +292,8 @@ class ReplayBuffer:
         """Those that begin at these slots [N]."""
         kinds, rewards_at, one_later = self._flat["kind"], self._flat["rewards"], self.num_envs
         kind, rewards = kinds.take(slots), rewards_at.take(slots)
-        after, terminated, discounts = (slots + one_later) % self.num_slots, kind == TERMINATED, np.float32(discount)
+        after, terminated = (slots + one_later) % self.num_slots, kind == TERMINATED
+        discounts: Array = np.full(len(slots), discount, np.float32)
         for k in range(1, n_step):
             goes_on = ~terminated & (kind > NO_STEP)
             kind = np.where(goes_on, kinds.take(after), NO_STEP)

@@ -1,5 +1,5 @@
-"""The actor-critic network: named raw observations in, distribution parameters and values out, the same
-on actor and learner. Knows nothing of algorithms, and never changes its normaliser's statistics by itself."""
+"""The actor-critic network: named raw observations in, distribution parameters and values out, the same on actor and
+learner. Knows nothing of algorithms, and never changes its normaliser's statistics by itself."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.normaliser import ObservationNormaliser
-from rollcall.learners.models.policy_config import PolicyConfig as PolicyConfig  # whoever builds a network has one
+from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.models.q_heads import Exploration, NoisyLinear, QValues
 from rollcall.learners.models.random_start import RandomStart
 from rollcall.learners.models.torsos import ByteRanges, RecurrentCore, Torso, flatten_space, initialise
@@ -254,12 +254,12 @@ class ActorCritic(nn.Module):
 
     def _params(self, features: Tensor) -> Tensor:
         outputs: Tensor = self.policy_head(features)
-        if self.has_std_head:
-            means, log_stds = outputs.chunk(2, -1)
-            return torch.cat((means, log_stds.clamp(*LOG_STD_BOUNDS)), -1)
         if self.q is not None and self.exploration is not None:
             values = self.q.values(self.q(outputs))
             return torch.cat((values, self.exploration.epsilons[:1].expand(*values.shape[:-1], 1)), -1)
+        if self.has_std_head:
+            means, log_stds = outputs.chunk(2, -1)
+            return torch.cat((means, log_stds.clamp(*LOG_STD_BOUNDS)), -1)
         return outputs if self.log_std is None else torch.cat((outputs, self.log_std.expand_as(outputs)), -1)
 
     def _values(self, features: Tensor) -> Tensor | None:
@@ -288,3 +288,13 @@ def build_actor_critic(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ActorCritic(observation_space, action_space, config, with_critic=with_critic)
+
+
+__all__ = [
+    "CRITIC_CHILDREN",
+    "LOG_STD_BOUNDS",
+    "ActorCritic",
+    "ActorCriticOutput",
+    "PolicyConfig",
+    "build_actor_critic",
+]

@@ -147,11 +147,11 @@ class TorchRollout:
         if generator is not None:
             noise = distribution.noise((num_steps, num_envs), generator)
             self._noise_at = noise.unbind(0)
+        module.draw_noise(generator)
         # Until the learner begins to learn: any action, whatever the network says of them.
         at_random = module.random_start if seed is not None else None
         self._random = at_random if at_random is not None and bool(at_random.on) else None
         self._log_stds = self._params[..., distribution.num_params // 2 :] if module.has_std_head else None
-        module.draw_noise(generator)
         self._outputs_at = self._params_at
         if module.log_std is not None:
             # The standard deviations are the same at every step: only the means are computed there.

@@ -1,4 +1,4 @@
-"""What a policy network is made of and how it explores, as a recipe has it."""
+"""The settings of a control policy, as a recipe has them: its network, and how its actions are drawn."""
 
 from __future__ import annotations
 

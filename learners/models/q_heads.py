@@ -107,7 +107,7 @@ class QValues(nn.Module):
 
     def forward(self, outputs: Tensor) -> Tensor:
         """[..., num_outputs] -> [..., n, Z]"""
-        streams = outputs.unflatten(-1, (-1, self.num_atoms))
+        streams = outputs.view(*outputs.shape[:-1], -1, self.num_atoms)
         if not self.config.dueling:
             return streams
         actions, state = streams[..., :-1, :], streams[..., -1:, :]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
@@ -105,7 +106,7 @@ class World:
             for env in envs:
                 self._cut(env)
         index = np.array([final[:2] for final in finals], np.int64).reshape(-1, 2)
-        unroll = Unroll(
+        unroll: Unroll[Array] = Unroll(
             steps=EnvSteps(
                 {"observation": shown},
                 actions,

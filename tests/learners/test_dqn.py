@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.algorithm import Context, with_own_models
 from rollcall.learners.algorithms.control.dqn import DQN, DQNConfig
 from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch, Transitions
 from rollcall.learners.collective import Collective
 from rollcall.learners.models.flat import module_weights
+from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
 from rollcall.learners.models.q_heads import NoisyLinear, QConfig
@@ -188,6 +190,41 @@ def test_an_actor_takes_the_action_that_the_learner_thinks_best(q: Mapping[str, 
     rollout = policy.rollout(num_steps=1, num_envs=20, seed=0, recurrent_state=None, greedy=True)
     taken = rollout.act({"observation": shown}, episode_starts=np.zeros(20, bool))[0]
     assert taken.tolist() == [int(np.argmax(_values(network, torch.from_numpy(row)))) for row in shown]
+
+
+def test_an_actor_judges_its_steps_as_a_loop_over_them_does() -> None:
+    """Three steps, or fewer at a termination, a truncation, a dead step and the unit's end."""
+    network, rng, n_step = _network(dueling=True), np.random.default_rng(3), 3
+    weights = module_weights({"actor_critic": network}, "policy", epoch=1, version=0)
+    policy = TorchPolicy(*SPACES, _config(dueling=True), weights=weights, judging=Judging(0.9, n_step))
+    shown = rng.normal(size=(6, 2, 3)).astype(np.float32)
+    last, finals = rng.normal(size=(2, 3)).astype(np.float32), rng.normal(size=(2, 3)).astype(np.float32)
+    terminated, truncated, mask = (np.zeros((6, 2), bool) for _ in range(3))
+    terminated[1, 0], truncated[3, 1], mask[:] = True, True, True
+    mask[2, 0] = False  # the dead step after an end
+    rollout = policy.rollout(num_steps=6, num_envs=2, seed=0, recurrent_state=None)
+    actions = [rollout.act({"observation": now}, episode_starts=np.zeros(2, bool))[0].copy() for now in shown]
+    rewards = rng.normal(size=(6, 2)).astype(np.float32)
+    steps = EnvSteps(
+        {"observation": shown}, np.stack(actions), rewards, rewards, terminated, truncated, mask, np.zeros((6, 2), bool)
+    )
+    index = np.array([[1, 0], [3, 1]], np.int64)
+    unroll = Unroll(steps, {"observation": last}, index, {"observation": finals})
+    found = policy.td_errors(rollout, unroll)
+    assert found is not None
+    for t, b in np.argwhere(mask):
+        total, discount = 0.0, 1.0
+        for k in range(t, min(t + n_step, 6)):
+            total, discount = total + discount * float(rewards[k, b]), discount * 0.9
+            then = last[b] if k == 5 else shown[k + 1, b]
+            if terminated[k, b] or truncated[k, b]:
+                then = finals[0 if terminated[k, b] else 1]
+                discount *= float(truncated[k, b])
+                break
+        aim = total + discount * max(_values(network, torch.from_numpy(then)))
+        said = _values(network, torch.from_numpy(shown[t, b]))[int(actions[t][b])]
+        assert found[t, b] == pytest.approx(abs(aim - said), abs=1e-4)
+    assert found[2, 0] == 0.0
 
 
 def test_what_does_not_go_with_values_of_actions_is_refused(make_policy: MakePolicy, make_batch: MakeBatch) -> None:

@@ -97,7 +97,7 @@ def test_what_was_drawn_is_named_by_its_attempts_and_its_age() -> None:
     number, tickets, attempts = collator.sampled(batch)
     assert number == len(batch.drawn) * 8 > 0
     shown = {value for drawn in _drawn(batch) for value in drawn}
-    ticket_of = {}
+    ticket_of: dict[float, int] = {}
     for ticket, unit in enumerate(_all_units(4), start=1):
         ticket_of |= dict.fromkeys(unit.steps.observations["observation"][unit.steps.mask][:, 0], ticket)
     assert tickets.tolist() == sorted({ticket_of[value] for value in shown})

@@ -98,7 +98,7 @@ def test_it_climbs_to_the_best_action_of_a_bandit() -> None:
     policy = DETERMINISTIC.model_copy(update={"hidden_sizes": (32,), "activation": "silu"})
     now = Trained(TD3(TD3Config(critic_learning_rate=2e-2)), policy, learning_rate=1e-3)
     best = torch.tensor([0.3, -0.5])
-    for seed in range(400):
+    for seed in range(300):
         rows = transitions(64, seed=seed)
         zeros = {"observation": torch.zeros(64, 3)}
         actions = torch.rand(64, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1

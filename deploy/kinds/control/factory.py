@@ -244,7 +244,7 @@ class ControlFactory:
             models["reward_normaliser"] = RewardNormaliser(discount, config.policy.reward_clip)
         return models
 
-    def _collator(self, models: Mapping[str, nn.Module], collective: Collective) -> ControlCollator | ReplayCollator:
+    def _collator(self, models: Mapping[str, nn.Module]) -> ControlCollator | ReplayCollator:
         config, network = self.config, cast(ActorCritic, models["actor_critic"])
         if config.replay is None:
             return ControlCollator(network, cast("RewardNormaliser | None", models.get("reward_normaliser")))
@@ -257,7 +257,7 @@ class ControlFactory:
             steps_per_batch=config.steps_per_batch,
             network=network,
             stacked={PLAIN_NAME: config.env.num_frames} if self._frames_are_stacked else {},
-            directory=self.run_directory / "replay" / str(collective.rank),
+            directory=self.run_directory / "replay",
         )
 
     @property
@@ -277,7 +277,7 @@ class ControlFactory:
             policy_id=POLICY_ID,
             run_seed=config.seed,
             spaces=self.spaces,
-            collator=self._collator(models, collective),
+            collator=self._collator(models),
             compile_loss=config.resolved().learner.compile == "on",
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

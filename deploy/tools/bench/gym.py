@@ -104,7 +104,8 @@ def measure_whole(config: RunConfig, directory: Path) -> float:
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: recipe, overrides, peer, repeats, json."""
     overrides = [*(CARTPOLE if args.recipe == "cartpole-ppo" else ()), *args.overrides]
-    peer = peers.prepare(args.peer, say) if args.peer else None
+    sac = _config(args.recipe, overrides, "off", total_env_steps=None).algorithm_name == "sac"
+    peer = peers.prepare("sb3-sac" if sac else args.peer, say) if args.peer else None
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
         result = _measure(args.recipe, overrides, args.repeats, peer, Path(folder))
     return tell(result, _table, args)
@@ -125,7 +126,7 @@ def _measure(
         parts.append(bench.measure())
         line = f"repeat {repeat + 1}/{repeats}: bound {parts[-1].bound:,.0f}, whole {whole[-1]:,.0f} env steps/s"
         if peer is not None:
-            peer_speeds.append(peer.measure())
+            peer_speeds.append(peer.measure({"env": config.env.id, "learning_rate": config.learner.learning_rate}))
             line += f", {peer.name} {peer_speeds[-1]:,.0f}"
         say(line)
     typical = Parts(**{name: statistics.median(asdict(part)[name] for part in parts) for name in asdict(parts[0])})
@@ -155,9 +156,15 @@ def _candidates(recipe: str, overrides: Sequence[str], scratch: Path) -> tuple[d
 
 def _config(recipe: str, overrides: Sequence[str], compiled: str, *, total_env_steps: int | None) -> RunConfig:
     more = [f"learner.compile={compiled}", "eval.episodes=0", "metrics.enabled=true", "name=bench"]
+    if _control(recipe, [*overrides, *more]).replay is not None:
+        more.append("replay.learning_starts=0")  # learning is timed, and not the wait for it
     if total_env_steps is not None:
         more.append(f"total_env_steps={total_env_steps}")
-    config = load_config(recipe, [*overrides, *more])
+    return _control(recipe, [*overrides, *more])
+
+
+def _control(recipe: str, overrides: Sequence[str]) -> RunConfig:
+    config = load_config(recipe, overrides)
     if not isinstance(config, RunConfig):
         raise BadInput(f"{recipe}: bench gym measures control recipes; for language: rollcall bench lm {recipe}")
     return config

@@ -32,6 +32,20 @@ model.learn(100_000)
 print(model.num_timesteps / (time.perf_counter() - began))
 """
 
+# Stable-Baselines3's SAC at its defaults (batches of 256, two layers of 256, a gradient step for each env step), with
+# the env and the step size that it is given, after 300 gradient steps. Prints env steps per second.
+SB3_SAC = """
+import json, sys, time, torch
+from stable_baselines3 import SAC
+settings = json.loads(sys.argv[1])
+torch.set_num_threads(2)
+model = SAC("MlpPolicy", settings["env"], learning_rate=settings["learning_rate"], learning_starts=100, device="cpu")
+model.learn(400)
+began, before = time.perf_counter(), model.num_timesteps
+model.learn(2000, reset_num_timesteps=False)
+print((model.num_timesteps - before) / (time.perf_counter() - began))
+"""
+
 # TRL's GRPO with the model, prompts and batch that it is given, generating with transformers: it uses all cores for
 # one thing after the other. Tokens are counted where they are rewarded. Prints tokens per second: the mean tokens of
 # a step after the warm-up over the median time of one.
@@ -120,6 +134,7 @@ class Peer:
 # name -> (what it is, what else must be of our version, how it is timed)
 _PEERS = {
     "sb3": ("stable-baselines3==2.9.2", ("torch",), SB3_PPO),
+    "sb3-sac": ("stable-baselines3==2.9.2", ("torch", "gymnasium", "mujoco"), SB3_SAC),
     "trl": ("trl==1.16.0", ("torch", "transformers"), TRL_GRPO),
 }
 
@@ -131,7 +146,8 @@ def prepare(name: str, say: Callable[[str], None]) -> Peer:
       BadInput: when it cannot be installed.
     """
     requirement, shared, program = _PEERS[name]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rollcall" / "peers" / requirement
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rollcall" / "peers"
+    cache /= requirement if name != "sb3-sac" else f"{requirement}-mujoco"  # the one has what the other has not
     python = cache / "bin" / "python"
     if not (cache / ".installed").exists():
         say(f"installing {requirement} into {cache} ...")

@@ -79,9 +79,9 @@ CONTROL = Dashboard(
             (
                 Panel(
                     "Entropy",
-                    "Of the policy, per step. Near zero too soon: it no longer explores.",
+                    "Of the policy, per step. Near zero too soon: it no longer explores. Temperature: its price.",
                     "short",
-                    [gauge("entropy_nats")],
+                    [gauge("entropy_nats"), gauge("temperature", "{{run}} temperature")],
                 ),
                 Panel(
                     "Losses",
@@ -101,6 +101,12 @@ CONTROL = Dashboard(
                 Panel("KL penalty", "Its weight, where there is one; adaptive.", "short", [gauge("kl_penalty_coef")]),
                 _CLIPPED,
                 _RATE,
+                Panel(
+                    "Action values",
+                    "Of kept actions, and how far off they are. Values far above any return are overestimated.",
+                    "short",
+                    [gauge("action_value", "{{run}} value"), gauge("td_error", "{{run}} |TD error|")],
+                ),
             ),
         ),
         Row(
