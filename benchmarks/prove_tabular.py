@@ -59,7 +59,7 @@ def cliff() -> Iterator[Row]:
     for recipe in ("cliffwalking-q-learning", "cliffwalking-sarsa"):
         runs = [trained(recipe, f"seed={seed}") for seed in range(10)]
         online = np.mean([record["return_mean"] for _, records in runs for record in records[20:]])
-        greedy = [summary["policy_value"] for summary, _ in runs]
+        greedy = [-np.inf if s["policy_value"] is None else s["policy_value"] for s, _ in runs]  # None: for ever
         found[recipe] = float(online), float(np.median(greedy))
     (q_online, q_greedy), (sarsa_online, sarsa_greedy) = found.values()
     text = (

@@ -4,6 +4,7 @@ against the exact optimum."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -142,10 +143,12 @@ class TabularRun:
             return {}
         policy = planning.greedy(self.learner.values)
         try:
-            values = planning.closed_form(model, policy, self._discount, among=model.reachable(policy))
+            own = float(
+                model.start @ planning.closed_form(model, policy, self._discount, among=model.reachable(policy))
+            )
         except NoOptimum:  # undiscounted, it walks for ever
-            values = np.full(model.num_states, -np.inf)
-        return {"policy_value": float(model.start @ values), "optimal_value": float(model.start @ best.values)}
+            own = -math.inf
+        return {"policy_value": own, "optimal_value": float(model.start @ best.values)}
 
     def finish(self, steps_done: int) -> Mapping[str, Any]:
         self._evaluator.close()
