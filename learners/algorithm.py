@@ -28,6 +28,7 @@ class Needs:
     critic: bool = False
     reference: bool = False  # the policy of version 0, frozen
     target_networks: tuple[str, ...] = ()  # models of which a copy is kept, which only `after_step` changes
+    gradients: bool = False  # its batches are of gradients, which actors compute: it LearnsFromGradients
     replay: bool = False  # its batches are drawn from what was seen before
     min_group_size: int = 1  # samples of one prompt
     corrects_policy_lag: bool = False  # False: the loss assumes on-policy data, so max_policy_lag must be 0
@@ -106,7 +107,6 @@ class HasModels(Protocol):
         """Put into the learner's models, and saved with them."""
 
 
-@runtime_checkable
 class LearnsFromGradients(Protocol):
     """An algorithm whose batches are of gradients. Actors compute them, each over a unit that goes no further."""
 
