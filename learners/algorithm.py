@@ -29,6 +29,7 @@ class Needs:
     reference: bool = False  # the policy of version 0, frozen
     target_networks: tuple[str, ...] = ()  # models of which a copy is kept, which only `after_step` changes
     networks: tuple[str, ...] = ()  # that it builds itself (BuildsNetworks): critics, say; only learning needs them
+    gradients: bool = False  # its batches are of gradients, which actors compute: it LearnsFromGradients
     replay: bool = False  # its batches are drawn from what was seen before
     expert: bool = False  # actors hand back what an expert (`config.expert`) would have done in their place
     min_group_size: int = 1  # samples of one prompt

@@ -121,7 +121,7 @@ class GymActor:
                 self._before[shard.index] = (ticket.header.ticket_id, state.capture(shard))
             result = self._run(shard, ticket.seed, payload.unit)
             trajectory = self._trajectory(ticket, payload, result.unroll)
-            experience = trajectory if self._gradients is None else self._gradients.of(trajectory)
+            experience: GymExperience = trajectory if self._gradients is None else self._gradients.of(trajectory)
         except (NonFinite, EnvFailure) as error:
             where = f"shard {payload.shard}, ticket {ticket.header.ticket_id}: "
             raise type(error)(where + str(error)) from error

@@ -32,7 +32,6 @@ from rollcall.deploy.config.root_config import (
     settings_name,
 )
 from rollcall.deploy.config.settings import to_yaml
-from rollcall.learners.algorithm import LearnsFromGradients
 from rollcall.learners.data.replay_config import ReplayConfig
 from rollcall.learners.models.networks import PolicyConfig
 
@@ -177,7 +176,7 @@ class RunConfig(OnlineConfig):
     @property
     def learns_from_gradients(self) -> bool:
         """Whether actors compute them."""
-        return isinstance(self.build_algorithm(), LearnsFromGradients)
+        return bool(self.algorithm_class.needs.gradients)
 
     @property
     def steps_per_batch(self) -> int | None:

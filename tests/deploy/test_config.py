@@ -151,7 +151,9 @@ def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
 def test_the_schema_knows_every_setting_of_both_halves() -> None:
     schema = json_schema()
     json.dumps(schema)
-    control, language, _, reward, direct = schema["anyOf"]
+    kinds = {kind["title"]: kind for kind in schema["anyOf"]}
+    control, language, reward = kinds["RunConfig"], kinds["LanguageConfig"], kinds["RewardTrainConfig"]
+    direct = kinds["DirectRunConfig"]
     named = {half["title"]: _variants(half, "algorithm") for half in (control, language)}
     assert {"PPOConfig", "TRPOConfig"} <= set(named[control["title"]])
     assert {"GRPOConfig", "LMPPOConfig"} <= set(named[language["title"]])

@@ -27,11 +27,12 @@ import os
 import gymnasium as gym
 
 class Huge(gym.Wrapper):
+    log = "runs/run/metrics.jsonl"
     left = 8  # steps of any env of the first fragment after a learner step: each finite, their squared return is not
 
     def step(self, action):
         observation, reward, *rest = self.env.step(action)
-        if Huge.left and os.path.exists("runs/run/metrics.jsonl"):
+        if Huge.left and os.path.exists(Huge.log) and os.path.getsize(Huge.log):
             Huge.left, reward = Huge.left - 1, 1e19
         return observation, reward, *rest
 

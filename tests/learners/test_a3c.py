@@ -101,7 +101,7 @@ def test_a_gradient_is_that_of_the_papers_loss_step_by_step() -> None:
             params, values, _ = network(shown)
             assert values is not None and not steps.truncated[t, env]
             following = float(steps.rewards[t, env]) + 0.99 * following * (not steps.terminated[t, env])
-            logprob = network.distribution.log_prob(params, torch.from_numpy(steps.actions[t, env])[None])
+            logprob = network.distribution.log_prob(params, torch.as_tensor(steps.actions[t, env])[None])
             loss = loss - logprob[0] * (following - values[0].detach())
             loss = loss + 0.5 * 0.5 * (following - values[0]).square()
             loss = loss - 0.01 * network.distribution.entropy(params)[0]

@@ -238,9 +238,9 @@ class ControlFactory:
 
     def _gradients(self) -> FragmentGradients | None:
         """For an actor of a run that learns from those."""
-        algorithm = self.config.build_algorithm()
-        if not isinstance(algorithm, LearnsFromGradients):
+        if not self.config.learns_from_gradients:
             return None
+        algorithm: LearnsFromGradients = self.config.build_algorithm()
         return FragmentGradients(self.models(), algorithm.of_actors, spaces=self.spaces)
 
     def evaluator(self) -> Evaluator:

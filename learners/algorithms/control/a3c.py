@@ -45,7 +45,7 @@ class A3C:
     Config = A3CConfig
     name = "a3c"
     unit: Unit = "fragment"
-    needs = Needs(critic=True, corrects_policy_lag=True)
+    needs = Needs(critic=True, gradients=True, corrects_policy_lag=True)
 
     def __init__(self, config: A3CConfig) -> None:
         shared = config.model_dump(exclude={"name", "gradients_per_step"})
