@@ -176,12 +176,14 @@ def check_env(config: RunConfig) -> list[Problem]:
         observation_space, action_space = _spaces(config)
     except BadInput as error:
         return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
-    algorithm = config.build_algorithm()
+    asked = any(hasattr(config.algorithm_class, name) for name in ("check_models", "networks"))
+    algorithm = config.build_algorithm() if asked else None
     try:
         network = build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
         if isinstance(algorithm, ChecksModels):
             algorithm.check_models({"actor_critic": network})
-        with_own_models(algorithm, {"actor_critic": network})
+        if algorithm is not None:
+            with_own_models(algorithm, {"actor_critic": network})
     except ValueError as error:
         return [_named(str(error), "policy", default=("env", "id"))]
     scored = config.preferences is not None or config.reward is not None
