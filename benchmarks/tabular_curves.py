@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.proofs import ROOT
 from rollcall.deploy import train
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 
 FIGURES = ROOT / "docs" / "algorithms" / "curves"
 COLOURS = ("#1f6feb", "#d1242f", "#1a7f37", "#9a6700", "#8250df", "#bf3989")

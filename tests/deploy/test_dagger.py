@@ -15,7 +15,7 @@ import pytest
 from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.deploy.cli import main
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from tests.runs import TWO_STEPS
 
 TAUGHT = """\

@@ -15,7 +15,7 @@ from rollcall.actors.control.recording import read_recorded, write_recorded
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.deploy import load_policy
 from rollcall.deploy.cli import main
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from tests.experts import balances, recorded, swings
 from tests.runs import TWO_STEPS
 

@@ -15,7 +15,7 @@ from rollcall.deploy.cli.main import main
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.recipes import load_recipe, load_run
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from rollcall.learners.tabular.planning import optimum
 from tests.learners.tabular.worlds import LAKE, model_of
 

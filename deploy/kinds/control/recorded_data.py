@@ -41,7 +41,7 @@ def load_recorded(
     order = np.random.default_rng(derive_seed(seed, "held_out")).permutation(recorded.num_episodes).tolist()
     if config.eval is not None:
         apart = _read(config.eval, spaces)
-        held_out = RecordedSteps.of(apart, range(apart.num_episodes), distribution.from_env)
+        held_out: RecordedSteps | None = RecordedSteps.of(apart, range(apart.num_episodes), distribution.from_env)
         held, kept = 0, order
     else:
         held = max(1, round(config.eval_fraction * len(order))) if config.eval_fraction else 0

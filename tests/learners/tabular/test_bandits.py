@@ -39,8 +39,8 @@ def test_estimates_are_the_means_of_what_each_arm_gave() -> None:
         estimates.learn(arms, rewards)
         for problem in range(2):
             given.setdefault((problem, int(arms[problem])), []).append(rewards[problem])
-    for (problem, arm), rewards in given.items():
-        assert estimates.q[problem, arm] == pytest.approx(np.mean(rewards))
+    for (problem, arm), seen in given.items():
+        assert estimates.q[problem, arm] == pytest.approx(np.mean(seen))
 
 
 def test_a_constant_step_size_weighs_rewards_by_their_age() -> None:
