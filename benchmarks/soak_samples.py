@@ -60,7 +60,7 @@ def look(at_s: float, driver: psutil.Process, directory: Path, store: Store) -> 
             values.update(process_values(process.pid, DRIVER if process == driver else role_of(process)))
     values.update({f"disk: {part}": size for part, size in directory_bytes(directory).items()})
     said: Mapping[str, str] = store.client.hgetall(store.key("ledger", "counters"))  # type: ignore[assignment]
-    memory: Mapping[str, int] = store.client.info("memory")  # type: ignore[assignment]
+    memory: Mapping[str, int] = store.client.info("memory")
     values["data: Redis"] = int(memory["used_memory"])
     return Sample(at_s, int(said.get("committed", 0)), dict(values))
 

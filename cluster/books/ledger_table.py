@@ -151,7 +151,7 @@ class StepEntry:
 
 def recount(attempts: Iterable[Attempt], *, skipped_steps: int, duplicates_refused: int) -> LedgerCounts:
     """The counts that these attempts amount to."""
-    ways: Counter[tuple[str, str]] = Counter((attempt.state, attempt.reason) for attempt in attempts)
+    ways = Counter[tuple[str, str]]((attempt.state, attempt.reason) for attempt in attempts)
     return counts_of(ways, skipped_steps=skipped_steps, duplicates_refused=duplicates_refused)
 
 

@@ -21,14 +21,14 @@ from benchmarks.soak_samples import DRIVER, Sample, process_values
 TIMES = np.arange(0.0, 3600.0, 5.0)
 TICKETS = 40.0 * TIMES
 MEMORY = Allowance(per_hour=6 * MB)
-Shape = Callable[[np.random.Generator], np.ndarray[tuple[int], np.dtype[np.float64]]]
+Shape = Callable[[np.random.Generator], np.ndarray[Any, np.dtype[Any]]]
 
 
-def grown(values: np.ndarray[tuple[int], np.dtype[np.float64]], allowed: Allowance = MEMORY) -> Growth:
+def grown(values: np.ndarray[Any, np.dtype[Any]], allowed: Allowance = MEMORY) -> Growth:
     return growth("memory: x", list(TIMES), list(TICKETS), list(values), allowed, warm_up_s=900)
 
 
-def noise(rng: np.random.Generator) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def noise(rng: np.random.Generator) -> np.ndarray[Any, np.dtype[Any]]:
     return 400 * MB + rng.normal(0, 3 * MB, len(TIMES))
 
 
