@@ -62,7 +62,7 @@ class TwinCritic(nn.Module):
             features = features.detach()
         if actions is not None:
             features = torch.cat((features, actions), -1)
-        outputs = features.expand(NUM_CRITICS, *features.shape)
+        outputs: Tensor = features.expand(NUM_CRITICS, *features.shape)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if frozen:

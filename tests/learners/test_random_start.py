@@ -84,13 +84,17 @@ def test_weights_that_know_no_switch_are_of_a_policy_that_acts() -> None:
 
 
 def test_deviations_of_the_network_are_bounded_alike_where_it_acts_and_where_it_learns() -> None:
-    network = build_actor_critic(VECTOR, CONTINUOUS, SQUASHED, with_critic=False, seed=0)
-    with torch.no_grad():
-        network.policy_head.weight.mul_(300.0)
-    weights = module_weights({"actor_critic": network}, "policy", epoch=1, version=0)
-    stored, _, logprobs = acted(TorchPolicy(VECTOR, CONTINUOUS, SQUASHED, weights=weights))
     shown = torch.from_numpy(np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32))
-    params = network.policy_params({"observation": shown})
-    assert float(params[:, 2:].max()) == 2.0 and float(params[:, 2:].min()) == -20.0
-    expected = network.distribution.log_prob(params.expand(STEPS, 16, 4), torch.from_numpy(stored))
-    torch.testing.assert_close(torch.from_numpy(logprobs), expected.detach(), rtol=1e-3, atol=1e-3)
+    for bias, bound in ((100.0, 2.0), (-100.0, -20.0)):
+        network = build_actor_critic(VECTOR, CONTINUOUS, SQUASHED, with_critic=False, seed=0)
+        with torch.no_grad():
+            network.policy_head.bias[2:] += bias
+        weights = module_weights({"actor_critic": network}, "policy", epoch=1, version=0)
+        stored, _, logprobs = acted(TorchPolicy(VECTOR, CONTINUOUS, SQUASHED, weights=weights))
+        params = network.policy_params({"observation": shown}).detach()
+        assert bool((params[:, 2:] == bound).all())
+        deviations = (torch.from_numpy(stored) - params[:, :2]).std()
+        assert float(deviations) == pytest.approx(np.exp(bound), rel=0.05, abs=1e-6)
+        if bound > 0.0:  # where they are narrow, a mean's last bit is many deviations
+            expected = network.distribution.log_prob(params.expand(STEPS, 16, 4), torch.from_numpy(stored))
+            torch.testing.assert_close(torch.from_numpy(logprobs), expected, rtol=1e-4, atol=1e-4)

@@ -144,7 +144,7 @@ class SAC:
         """[B]: r + discount * (min Q'(s', a') - alpha log pi(a'|s')), a' of the present policy."""
         after = _policy(models, rows.next_observations, rows.next_action_mask, noise)
         seen = samples.actor_critic(models).normalised(rows.next_observations)
-        q_values = off_policy.twin_critic(models, TARGET + "critic")(seen, *_asked(after)).amin(0)
+        q_values: Tensor = off_policy.twin_critic(models, TARGET + "critic")(seen, *_asked(after)).amin(0)
         soft = after.probs * (q_values - alpha * after.logprobs)
         return rows.rewards + rows.discounts * (soft if soft.dim() == 1 else soft.sum(-1))
 

@@ -128,7 +128,7 @@ class TD3:
         means = _distribution(models).mode(actor.policy_params(rows.next_observations))
         seen = actor.normalised(rows.next_observations)
         critic = off_policy.twin_critic(models, TARGET + "critic")
-        values = critic(seen, (means + smoothing).clamp(-1.0, 1.0)).amin(0)
+        values: Tensor = critic(seen, (means + smoothing).clamp(-1.0, 1.0)).amin(0)
         return rows.rewards + rows.discounts * values
 
 
