@@ -139,6 +139,7 @@ class Acting:
 
     def experience(self, leased: Leased) -> OutsideExperience:
         produced, trajectory = self.actor.produce(leased.ticket)
+        assert isinstance(trajectory, GymTrajectory)
         return OutsideExperience(trajectory, produced.episodes, produced.timing)
 
 
@@ -375,7 +376,9 @@ def good(factory: ControlFactory) -> None:
         def latest(self, *, epoch: int, newer_than: int, timeout_s: float, reader: str = "") -> Weights | None:
             return weights
 
-    GOOD[:] = [factory.actor("gym-0", Here()).produce(ticket(0))[1]]
+    _, trajectory = factory.actor("gym-0", Here()).produce(ticket(0))
+    assert isinstance(trajectory, GymTrajectory)
+    GOOD[:] = [trajectory]
 
 
 def with_steps(**arrays: Callable[[Any], Any]) -> Lie:

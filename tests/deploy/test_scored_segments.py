@@ -103,6 +103,7 @@ def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         actor = parts.actor("gym-0", OneVersion(weights))  # type: ignore[arg-type]
         ticket = Ticket(Header(0, 1, 1), 7, 0, 0, ShardPayload(0, 0, "fragment"), 60.0)
         produced, trajectory = actor.produce(ticket)
+        assert isinstance(trajectory, GymTrajectory)
         _, scored = parts.scorer().score(produced, trajectory)
         return trajectory, scored, service.asked, parts
 

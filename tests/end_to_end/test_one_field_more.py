@@ -85,12 +85,12 @@ def test_a_field_more_of_a_step_arrives_in_the_loss(monkeypatch: pytest.MonkeyPa
         policy_factory=lambda: TorchPolicy(spaces[0], spaces[1], policy),
         weights_source=OneVersion(weights),
     )
-    trajectories = [
+    trajectories: list[Any] = [
         actor.produce(Ticket(Header(i, 1, 1), i, 0, i, ShardPayload(i, 0, "fragment"), 60.0))[1] for i in range(2)
     ]
     actor.close()
     report, _ = learner.update(trajectories, StepOrder(0, 1, 0.0))
-    expected = np.concatenate([item.steps.costs for item in trajectories], axis=1)  # type: ignore[attr-defined]
+    expected = np.concatenate([item.steps.costs for item in trajectories], axis=1)
     assert expected.shape == (16, 4) and expected.any()
     (seen,) = algorithm.seen
     assert torch.equal(seen.reshape(4, 16).T if recurrent == "lstm" else seen.reshape(16, 4), torch.tensor(expected))
