@@ -15,7 +15,7 @@ from gymnasium import spaces
 from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.root_config import OptimisedConfig
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
 from rollcall.learners.algorithm import with_own_models
@@ -187,7 +187,7 @@ def _sharding(config: RunConfig) -> list[Problem]:
     return [Problem(("learner", "sharding"), "a control network is small: cutting it gains nothing; use auto or none")]
 
 
-def check_device(config: RootConfig) -> list[Problem]:
+def check_device(config: OptimisedConfig) -> list[Problem]:
     name, path = config.learner.device, ("learner", "device")
     if name == "auto":
         return []

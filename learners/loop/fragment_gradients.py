@@ -57,7 +57,8 @@ class FragmentGradients:
         gradient = self._stepper.gradient.numpy().copy()
         if not np.isfinite(gradient).all():  # nor is it where the loss is not
             raise NonFinite(f"the gradient of its loss is not finite (loss {float(found.loss):g}); look at the rewards")
-        metrics = {name: float(value) for name, value in found.metrics.items()}
+        metrics = {name: float(value) for name, value in {**found.metrics, **self._context.noted}.items()}
+        self._context.noted.clear()
         return GymGradient(
             header=trajectory.header,
             shard=trajectory.shard,

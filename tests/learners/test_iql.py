@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_loss_is_what_a_loop_over_the_rows_finds(squash: str) -> None:
     env = gym.make("Pendulum-v1")
     policy = PolicyConfig(hidden_sizes=(8,), squash=squash)  # type: ignore[arg-type]
     network = build_actor_critic(env.observation_space, env.action_space, policy, with_critic=True, seed=0)
-    algorithm = IQL(IQLConfig(expectile=0.8, inverse_temperature=0.5, discount=0.9, reward_scale=0.1))
+    algorithm: Any = IQL(IQLConfig(expectile=0.8, inverse_temperature=0.5, discount=0.9, reward_scale=0.1))
     models = with_own_models(algorithm, {"actor_critic": network}, seed=1)
     with torch.no_grad():
         for parameter in models[TARGET + "critic"].parameters():
@@ -101,7 +102,7 @@ def test_better_actions_of_a_mixed_set_are_imitated_and_worse_ones_are_not() -> 
     )
     spaces = gym.spaces.Box(-1, 1, (1,), np.float32), gym.spaces.Discrete(2)
     network = build_actor_critic(*spaces, PolicyConfig(hidden_sizes=(8,)), with_critic=True, seed=0)
-    algorithm = IQL(IQLConfig(expectile=0.9, inverse_temperature=10.0, target_rate=0.1))
+    algorithm: Any = IQL(IQLConfig(expectile=0.9, inverse_temperature=10.0, target_rate=0.1))
     models = with_own_models(algorithm, {"actor_critic": network}, seed=1)
     context = Context(models, torch.Generator(), Collective(), spaces)
     steps = RecordedSteps.of(world, range(40), network.distribution.from_env)
