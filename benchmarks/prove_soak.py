@@ -47,6 +47,9 @@ ALLOWED: Mapping[str, Allowance] = {
     "memory: raylet": Allowance(per_hour=4 * MB),
     "memory: Redis": Allowance(per_hour=1 * MB, teeth=12 * MB),  # 2^15 tickets, and as many as a checkpoint covers
     f"memory: {DRIVER}": Allowance(per_hour=6 * MB, teeth=6 * MB),  # what it remembers of the same tickets
+    "memory: reward service": Allowance(per_hour=6 * MB, teeth=64 * MB),  # its cache, of 32 MB by its own count
+    "threads: GCS": Allowance(per_hour=1, teeth=64),  # gRPC's, as many as were ever busy at once
+    "threads: raylet": Allowance(per_hour=1, teeth=64),
     "data: Redis": Allowance(per_hour=0.5 * MB, teeth=10 * MB),
     "shared memory": Allowance(per_hour=2 * MB, teeth=10 * MB),
     "open files": Allowance(per_hour=1, teeth=2),
