@@ -17,8 +17,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
-from rollcall.learners.algorithm import ChecksModels, with_own_models
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.algorithm import BuildsNetworks, ChecksModels
+from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
 # more than the other.
@@ -176,12 +176,10 @@ def check_env(config: RunConfig) -> list[Problem]:
         observation_space, action_space = _spaces(config)
     except BadInput as error:
         return [_named(str(error), "env", default=("env", "id"), own=f"env {config.env.id!r} ")]
-    algorithm = config.build_algorithm()
     try:
         network = build_actor_critic(observation_space, action_space, config.policy, with_critic=True, seed=0)
-        if isinstance(algorithm, ChecksModels):
-            algorithm.check_models({"actor_critic": network})
-        with_own_models(algorithm, {"actor_critic": network})
+        if issubclass(config.algorithm_class, (ChecksModels, BuildsNetworks)):
+            _try_models(config.build_algorithm(), network)
     except ValueError as error:
         return [_named(str(error), "policy", default=("env", "id"))]
     scored = config.preferences is not None or config.reward is not None
@@ -189,6 +187,14 @@ def check_env(config: RunConfig) -> list[Problem]:
         kind = type(observation_space).__name__
         return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
     return []
+
+
+def _try_models(algorithm: Any, network: ActorCritic) -> None:
+    """Raises ValueError where an algorithm cannot learn with a policy."""
+    if isinstance(algorithm, ChecksModels):
+        algorithm.check_models({"actor_critic": network})
+    if isinstance(algorithm, BuildsNetworks):
+        algorithm.networks({"actor_critic": network})
 
 
 def out_of_reach(env: str, action_space: Any, policy: PolicyConfig) -> list[str]:

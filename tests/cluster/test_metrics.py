@@ -42,6 +42,9 @@ CONTROL = SHARED | {
     "env_restarts": 0,
     "value_loss": 0.2,
     "approx_kl": 0.01,
+    "q_mean": 3.0,
+    "td_error": 0.1,
+    "temperature": 0.2,
 }
 SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"]}
 LANGUAGE = SHARED | {

@@ -153,7 +153,7 @@ def test_the_schema_knows_every_setting_of_both_halves() -> None:
     json.dumps(schema)
     control, language, _, reward, direct = schema["anyOf"]
     named = {half["title"]: _variants(half, "algorithm") for half in (control, language)}
-    assert sorted(len(names) for names in named.values()) == [4, 6]
+    assert sorted(len(names) for names in named.values()) == [6, 7]
     assert sum(len(names) for names in named.values()) == len(shipped(ALGORITHM))
     assert all("discount" in schema["$defs"][name]["properties"] for name in named[control["title"]])
     assert all("token_budget" in schema["$defs"][name]["properties"] for name in named[language["title"]])
