@@ -17,7 +17,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
 from rollcall.deploy.config.settings import KeyPath
-from rollcall.learners.algorithm import BuildsNetworks, ChecksModels
+from rollcall.learners.algorithm import BuildsNetworks, ChecksModels, with_own_models
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 
 # In standard deviations of the first policy: a range is far off that begins beyond the one, or reaches to both sides
@@ -194,7 +194,7 @@ def _try_models(algorithm: Any, network: ActorCritic) -> None:
     if isinstance(algorithm, ChecksModels):
         algorithm.check_models({"actor_critic": network})
     if isinstance(algorithm, BuildsNetworks):
-        algorithm.networks({"actor_critic": network})
+        with_own_models(algorithm, {"actor_critic": network})
 
 
 def out_of_reach(env: str, action_space: Any, policy: PolicyConfig) -> list[str]:
