@@ -193,7 +193,7 @@ def _try_models(algorithm: Any, network: ActorCritic) -> None:
     """Raises ValueError where an algorithm cannot learn with a policy."""
     if isinstance(algorithm, ChecksModels):
         algorithm.check_models({"actor_critic": network})
-    if isinstance(algorithm, BuildsNetworks):
+    if algorithm.needs.networks:
         with_own_models(algorithm, {"actor_critic": network})
 
 
