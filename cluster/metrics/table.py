@@ -75,6 +75,7 @@ class Metric:
 
 STEPPED, TRAINING = "the first learner step", "the beginning of training"  # of `when`: what others may look for
 _SCORED = "the first batch that a reward service has scored"
+_REPLAYED = "an algorithm with kept experience"
 _GATEWAY = "actors.outside"
 _OUTSIDE = "a request of an actor outside Ray"
 _REWARDED = "language, or a reward service"
@@ -163,11 +164,6 @@ _POLICY = (
     _gauge("approx_kl_nats", "nats", "Mean KL estimate from the acting to the learning policy", when="an update of it"),
     _gauge("clip_fraction_ratio", "0 to 1", "Where the policy ratio was clipped", when="an algorithm that clips"),
     _gauge("value_loss", "1", "The critic's loss", when="an algorithm with a critic"),
-    _gauge("action_value", "1", "Mean value of the actions that were drawn", when="an algorithm with kept experience"),
-    _gauge("td_error", "1", "Mean absolute TD error of what was drawn", when="an algorithm with kept experience"),
-    _gauge(
-        "temperature", "1", "What a nat of entropy is worth in reward", when="an algorithm with a temperature (sac)"
-    ),
     _gauge("reward_mean", "1", "Mean reward of the newest batch: per completion, or per scored step", when=_REWARDED),
     _counter("reward_model_changes", "changes", "Reward models that followed another", when=_SCORED),
     _gauge(
@@ -206,6 +202,9 @@ _CONTROL = (
     _counter("env_steps", "env steps", "Environment steps learned from", runs="control", when=STEPPED),
     _counter("episodes", "episodes", "Episodes that ended", runs="control", when=STEPPED),
     _counter("env_restarts", "envs", "Environments started anew after they raised", runs="control", when=STEPPED),
+    _gauge("action_value", "1", "Mean value of the actions that were drawn", runs="control", when=_REPLAYED),
+    _gauge("td_error", "1", "Mean absolute TD error of what was drawn", runs="control", when=_REPLAYED),
+    _gauge("temperature", "1", "What a nat of entropy is worth in reward", runs="control", when="sac"),
     _gauge("outside_actors", "actors", "Actors outside Ray that are here", runs="control", when=_GATEWAY),
     _counter(
         "outside_requests",

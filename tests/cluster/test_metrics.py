@@ -47,6 +47,9 @@ CONTROL = SHARED | {
     "kl_old": 0.02,
     "kl_coef": 0.5,
     "intrinsic_reward": 0.1,
+    "q_mean": 3.0,
+    "td_error": 0.1,
+    "temperature": 0.2,
 }
 SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"]}
 LANGUAGE = SHARED | {

@@ -121,7 +121,8 @@ def test_noise_explores_around_the_greedy_action_and_stays_within_bounds() -> No
     torch.testing.assert_close(
         logprobs, torch.distributions.Normal(torch.tanh(params[:5]), 0.1).log_prob(sampled[:5]).sum(-1)
     )
-    np.testing.assert_allclose(actions.to_env(np.array([[-1.0, -1.0], [1.0, 0.0]], np.float32)), [[-2, 0], [2, 0.5]])
+    ends = actions.to_env(np.array([[-1.0, -1.0], [1.0, 0.0]], np.float32))
+    np.testing.assert_allclose(ends, [[-2.0, 0.0], [2.0, 0.5]])
     greedy = actions.to_env(actions.mode(params[:1]).numpy())
     assert bool(((CONTINUOUS.low <= greedy) & (greedy <= CONTINUOUS.high)).all())
 
