@@ -95,7 +95,7 @@ def test_one_that_is_not_ready_in_time_is_ended_and_its_log_named(tmp_path: Path
 
 
 def test_one_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
-    service, killed = PrivateService(CONFIG, tmp_path), []
+    service, killed = PrivateService(CONFIG, tmp_path), list[int]()
 
     def kill_the_first_two() -> None:
         if service.alive() and service.pid not in killed and len(killed) < 2:
@@ -109,7 +109,7 @@ def test_one_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> 
 
 def test_one_that_is_killed_whenever_it_starts_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(private, "MOST_KILLED", 2)
-    service, killed = PrivateService(CONFIG, tmp_path), set()
+    service, killed = PrivateService(CONFIG, tmp_path), set[int]()
 
     def kill() -> None:
         if service.alive():

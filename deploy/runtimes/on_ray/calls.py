@@ -43,7 +43,7 @@ class WatchedRay:
 
     def nodes(self) -> Any:
         self._look()
-        return ray.nodes()
+        return ray.nodes()  # type: ignore[no-untyped-call]
 
 
 class Calls:
