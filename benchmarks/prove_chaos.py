@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks.chaos.kinds import CYCLE, KINDS
 from benchmarks.chaos.round import Round, undisturbed
-from benchmarks.chaos.struck_run import FOLDER
+from benchmarks.chaos.struck_run import FOLDER, StoppedByOthers
 from benchmarks.chaos.surroundings import Unavailable
 from benchmarks.chaos.table import summed_up, table
 from benchmarks.proofs import ROOT
@@ -75,6 +75,9 @@ class Campaign:
                 result = made.carry_out(self._reference(name)).as_json()
             except Unavailable as lack:
                 self.lacking[name] = str(lack)
+                continue
+            except StoppedByOthers as error:
+                print(f"{name} {seed} was stopped by somebody else, and counts for nothing: {error}", flush=True)
                 continue
             with self._lock:
                 self.done.append(result | {"commit": _commit(), "at": time.strftime("%Y-%m-%d %H:%M:%S")})

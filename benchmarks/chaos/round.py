@@ -17,7 +17,7 @@ from benchmarks.chaos import books
 from benchmarks.chaos.kinds import FAULTS, KINDS, Kind
 from benchmarks.chaos.processes import nobodys, send, shared_memory, still_there, stop_for
 from benchmarks.chaos.progress import HANG_S, Hang, patience_s
-from benchmarks.chaos.struck_run import MARK, EndedByItself, StruckRun, audit
+from benchmarks.chaos.struck_run import MARK, STOPPED, EndedByItself, StoppedByOthers, StruckRun, audit
 
 START_S = 180.0
 STEPS_AFTER = 3  # of the learner: what was prepared before a strike is used up by then
@@ -87,7 +87,11 @@ class Round:
         self._progress = self._run.progress
 
     def carry_out(self, reference: str | None) -> Result:
-        """`reference`: the hash of an undisturbed run; None where it is not to be compared."""
+        """`reference`: the hash of an undisturbed run; None where it is not to be compared.
+
+        Raises:
+          StoppedByOthers: the round counts for nothing.
+        """
         began, before, result = time.monotonic(), shared_memory(), self.result
         try:
             self._begin()
@@ -98,6 +102,8 @@ class Round:
         except Hang as hang:
             result.hangs += 1
             result.faults.append(f"hang: {hang}: {self._run.said()}")
+        except StoppedByOthers:
+            raise
         except Exception as error:
             result.faults.append(f"{type(error).__name__}: {error}")
         finally:
@@ -215,7 +221,7 @@ class Round:
         code = run.stop(patience_s(END_S))
         if code is None:
             raise Hang(f"it does not end within {END_S:.0f} s of SIGTERM")
-        if code != 130:
+        if code != STOPPED:
             raise EndedByItself(f"it was to stop, and ended with {code}: {run.said()}")
 
     def _look_back(self, before: set[str]) -> None:
@@ -231,8 +237,10 @@ class Round:
 
     def _read_books(self, reference: str | None) -> None:
         run, result = self._run, self.result
-        result.status = json.loads((run.directory / "summary.json").read_text())["status"]
-        if reference is not None:
+        summary = json.loads((run.directory / "summary.json").read_text())
+        result.status = summary["status"]
+        dropped = (summary.get("ledger") or {}).get("dropped_by_reason", {})
+        if reference is not None and dropped.keys() <= {"restored"}:  # what was given up (too slow, say) is made anew
             result.hash_equal = run.hash() == reference
             if not result.hash_equal:
                 result.faults.append("its weights are not those of an undisturbed run")

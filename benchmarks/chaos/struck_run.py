@@ -23,6 +23,7 @@ from benchmarks.chaos.progress import Progress
 from benchmarks.chaos.surroundings import Surroundings, gently_end
 from benchmarks.proofs import ROLLCALL
 
+STOPPED = 130  # how a run ends that was asked to stop
 MARK = "ROLLCALL_CHAOS"  # in the environment of all that the run starts
 FOLDER = "CHAOS_FOLDER"  # where the folders of rounds are made; default: where temporary files go
 SCORER = "def score(item):\n    return 5.0 + 0 * item.segment.observations.array()[:, 0]\n"
@@ -30,6 +31,10 @@ SCORER = "def score(item):\n    return 5.0 + 0 * item.segment.observations.array
 
 class EndedByItself(Exception):
     """A run whose driver nobody killed."""
+
+
+class StoppedByOthers(Exception):
+    """Somebody else has sent the run a signal: nothing can be said of it."""
 
 
 class StruckRun:
@@ -91,12 +96,15 @@ class StruckRun:
 
         Raises:
           EndedByItself: the driver was not killed.
+          StoppedByOthers: it was asked to stop, and not by us.
         """
         self.place.revive()
         assert self._driver is not None
         code = self._driver.poll()
         if code in (None, 0):
             return
+        if code == STOPPED:
+            raise StoppedByOthers(self.said())
         if code != -signal.SIGKILL:
             raise EndedByItself(f"the run ended by itself, with {code}: {self.said()}")
         self._old.append((time.monotonic(), set(self.known)))

@@ -30,6 +30,7 @@ SOCKET_NAME = "redis.sock"
 # The largest replies and commands of ours are pages of the books: far below these.
 MAX_CLIENTS, OUTPUT_LIMIT, QUERY_LIMIT = 256, "512mb", "128mb"
 _EXIT_ORPHAN, _EXIT_LOCKED = 43, 44
+MOST_KILLED = 10  # times that it may be killed while it starts, in one start
 
 # What runs between fork and redis-server. A wrapper and not a preexec_fn, which must not run in a program with threads.
 # 1. The kernel sends SIGTERM when the thread that forked us ends; if the parent died before we asked for that, the
@@ -180,9 +181,15 @@ class PrivateRedis:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         self._folder = self._folder or PrivateFolder()
         deadline = time.monotonic() + self._start_timeout_s
-        self._spawn(binary, deadline)
-        if self._answers(deadline):
-            return
+        for killed in range(MOST_KILLED + 1):
+            self._spawn(binary, deadline)
+            if self._answers(deadline):
+                return
+            assert self._process is not None
+            if self._process.returncode >= 0 or killed == MOST_KILLED:
+                break
+            _log.warning("the private redis-server was killed while it started; starting it again on its data")
+            time.sleep(min(0.05 * killed, max(0.0, deadline - time.monotonic())))
         assert self._process is not None
         if self._process.returncode == _EXIT_LOCKED:
             raise RunAlive(f"another redis-server still keeps {self.data_directory}; wait for it to end, or end it")

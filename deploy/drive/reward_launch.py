@@ -151,6 +151,8 @@ class _Keeper:
                 self._started()
             except _Stopping:
                 return
-            except (RewardError, BudgetSpent) as error:
+            except RewardError as error:  # again, for as long as the budget lasts
+                _log.warning("the reward service did not start: %s", error)
+            except (BadInput, BudgetSpent) as error:
                 _log.error("the reward service stays down: %s", error)
                 return  # the run stops when its patience is over

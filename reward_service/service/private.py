@@ -33,7 +33,11 @@ from rollcall.reward_service.service.service_config import ServiceConfig
 
 _EXIT_BAD_INPUT = 2
 _POLL_S = 0.02
+_PAUSE_S = 0.1
+MOST_KILLED = 10  # times that it may be killed while it starts, in one start
 _PR_SET_PDEATHSIG = 1
+
+_log = logging.getLogger("rollcall")
 
 
 class PrivateService:
@@ -76,14 +80,20 @@ class PrivateService:
         if self.alive():
             return
         deadline = time.monotonic() + self._start_timeout_s
-        for port in (self._port, 0) if self._port else (0,):
+        port, killed = self._port, 0
+        while True:
             self._keeper.submit(self._spawn, port).result()
             if self._ready(deadline, look):
                 return
             assert self._process is not None
             if self._process.returncode == _EXIT_BAD_INPUT and port and "in use" in self._last_words():
-                continue
-            break
+                port = 0
+            elif self._process.returncode < 0 and killed < MOST_KILLED and time.monotonic() < deadline:
+                killed += 1
+                _log.warning("the reward service was killed while it started, and is started again")
+                time.sleep(_PAUSE_S * killed)
+            else:
+                break
         words = self._last_words()
         if self._process is not None and self._process.returncode == _EXIT_BAD_INPUT:
             raise BadInput(words.removeprefix("error: "))

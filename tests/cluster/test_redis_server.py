@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from rollcall.cluster.errors import BadInput
-from rollcall.cluster.store import private_folder
+from rollcall.cluster.errors import BadInput, StoreUnavailable
+from rollcall.cluster.store import private_folder, redis_server
 from rollcall.cluster.store.private_folder import PrivateFolder
 from rollcall.cluster.store.redis_server import PrivateRedis, find_redis_server
 from rollcall.cluster.store.server_versions import LINES, version_said, weakness
@@ -127,6 +128,31 @@ def test_who_has_no_password_cannot_fill_the_servers_memory(tmp_path: Path) -> N
     finally:
         stranger.close()
         server.stop()
+
+
+def test_a_server_that_is_killed_while_it_starts_is_started_again_and_one_that_always_is_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(PrivateRedis):
+        left = 2
+
+        def _spawn(self, binary: str, deadline: float) -> None:
+            super()._spawn(binary, deadline)
+            if self.left:
+                self.left -= 1
+                os.kill(self.pid, signal.SIGKILL)
+
+    server = Killed(tmp_path / "redis", tmp_path / "log", start_timeout_s=20)
+    server.start()
+    with server.client(timeout_s=5) as client:
+        assert client.ping() and server.left == 0
+    server.stop()
+    monkeypatch.setattr(redis_server, "MOST_KILLED", 2)
+    server = Killed(tmp_path / "other", tmp_path / "log", start_timeout_s=20)
+    server.left = 3
+    with pytest.raises(StoreUnavailable, match="does not start"):
+        server.start()
+    server.stop()
 
 
 def test_the_folder_of_a_socket_is_this_users_alone_and_goes_with_its_owner() -> None:

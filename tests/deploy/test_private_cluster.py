@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import pytest
 
+from rollcall.cluster.errors import ClusterLost
 from rollcall.cluster.store.private_folder import PREFIX
+from rollcall.deploy.runtimes.on_ray.calls import WatchedRay
+from rollcall.deploy.runtimes.on_ray.members import Members
 from tests.needs import needs
 from tests.strangers import listens, sockets, what_a_stranger_can_do
 from tests.waiting import eventually
@@ -101,3 +106,28 @@ def test_another_user_reaches_nothing_of_it(driver: subprocess.Popen[str]) -> No
     folder = folder_of(driver)
     assert any(path.startswith(f"{folder}/") for path in sockets(driver.pid))
     assert what_a_stranger_can_do(driver.pid, folder) == []
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda members, _: members.server(),
+        lambda members, _: members.actor("gym-0", 0),
+        lambda members, _: members.learners(),
+        lambda members, _: members.evaluator(),
+        lambda members, _: members.scoring(),
+        lambda members, _: members.preference_trainer(),
+        lambda _, api: api.kill(None),
+        lambda _, api: api.nodes(),
+    ],
+)
+def test_a_lost_cluster_is_asked_for_nothing_as_ray_would_wait_for_a_minute_and_abort_the_driver(
+    ask: Callable[[Members, WatchedRay], object],
+) -> None:
+    def look() -> None:
+        raise ClusterLost("gone")
+
+    composition = SimpleNamespace(needs=SimpleNamespace(working_directory="", run_directory=Path()))
+    members = Members(cast(Any, composition), cast(Any, None), look)
+    with pytest.raises(ClusterLost, match="gone"):
+        ask(members, WatchedRay(look))

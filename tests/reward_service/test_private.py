@@ -15,6 +15,7 @@ import pytest
 from rollcall.cluster.errors import BadInput, RewardUnavailable, RollcallError
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.service import private
 from rollcall.reward_service.service.private import PrivateService, start_private
 from rollcall.reward_service.service.service_config import ServiceConfig
 from tests.waiting import eventually
@@ -90,6 +91,34 @@ def test_one_that_is_not_ready_in_time_is_ended_and_its_log_named(tmp_path: Path
     with pytest.raises(RewardUnavailable, match=r"reward_service\.log"):
         service.start()
     assert not service.alive()
+    service.stop()
+
+
+def test_one_that_is_killed_while_it_starts_is_started_again(tmp_path: Path) -> None:
+    service, killed = PrivateService(CONFIG, tmp_path), list[int]()
+
+    def kill_the_first_two() -> None:
+        if service.alive() and service.pid not in killed and len(killed) < 2:
+            killed.append(service.pid)
+            os.kill(service.pid, signal.SIGKILL)
+
+    service.start(kill_the_first_two)
+    assert len(killed) == 2 and ask(service) == 1.0
+    service.stop()
+
+
+def test_one_that_is_killed_whenever_it_starts_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private, "MOST_KILLED", 2)
+    service, killed = PrivateService(CONFIG, tmp_path), set[int]()
+
+    def kill() -> None:
+        if service.alive():
+            killed.add(service.pid)
+            os.kill(service.pid, signal.SIGKILL)
+
+    with pytest.raises(RewardUnavailable, match="does not start"):
+        service.start(kill)
+    assert len(killed) == 3
     service.stop()
 
 

@@ -27,6 +27,25 @@ class _Call:
     values: dict[Any, Any] = field(default_factory=dict)
 
 
+class WatchedRay:
+    """What Calls uses of the module ray, for a cluster that may be lost: whoever asks a lost one for anything waits for
+    a minute, and is then aborted by Ray."""
+
+    wait, get = staticmethod(ray.wait), staticmethod(ray.get)
+
+    def __init__(self, look: Callable[[], None]) -> None:
+        """`look` raises where the cluster is lost."""
+        self._look = look
+
+    def kill(self, handle: Any) -> None:
+        self._look()
+        ray.kill(handle)
+
+    def nodes(self) -> Any:
+        self._look()
+        return ray.nodes()  # type: ignore[no-untyped-call]
+
+
 class Calls:
     """Calls of Ray actors that are under way."""
 

@@ -3,6 +3,7 @@ them: who is alive is runtime.py's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,12 +48,16 @@ class Composition:
 class Members:
     """Starts the processes of one run. Each comes back as a Ray actor handle."""
 
-    def __init__(self, composition: Composition, placement: Placement) -> None:
+    def __init__(self, composition: Composition, placement: Placement, look: Callable[[], None] = lambda: None) -> None:
+        """`look`, before each start, raises where the cluster is lost: who asks a lost one for anything waits for a
+        minute, and is then aborted by Ray."""
+        self._look = look
         self._plan = composition
         self._placement = placement
         self._where = (composition.needs.working_directory, composition.needs.run_directory / "logs")
 
     def server(self) -> Any:
+        self._look()
         readers = self._plan.config.actors.num + 8  # each may wait in a call of its own
         remote: Any = ray.remote(ParameterServerProcess)
         options = self._placement.parameter_server()
@@ -64,6 +69,7 @@ class Members:
 
     def actor(self, actor_id: str, index: int) -> Any:
         """A process that is yet to make its actor."""
+        self._look()
         remote: Any = ray.remote(LMActorProcess if self._plan.factory.generates else GymActorProcess)
         options = self._placement.actor(index)
         return remote.options(**options, max_restarts=0).remote(actor_id, self._plan.factory, *self._where)
@@ -72,6 +78,7 @@ class Members:
         return handle.make.remote(self._plan.factory, server)
 
     def learners(self) -> list[Any]:
+        self._look()
         count = self._plan.config.learner.num_processes
         untyped: Any = ray.remote
         remote = untyped(concurrency_groups={ASIDE: 1, TRANSFER: 1})(LearnerProcess)
@@ -83,10 +90,12 @@ class Members:
         ]
 
     def evaluator(self) -> Any:
+        self._look()
         remote: Any = ray.remote(EvalProcess)
         return remote.options(**self._placement.evaluation()).remote(self._plan.factory, *self._where)
 
     def scoring(self) -> Any:
+        self._look()
         remote: Any = ray.remote(ScoringProcess)
         wanted = self._plan.factory.reward_config
         options = self._placement.scoring(beside_driver=wanted is None or wanted.url is None)
@@ -95,6 +104,7 @@ class Members:
         )
 
     def preference_trainer(self) -> Any:
+        self._look()
         untyped: Any = ray.remote
         remote = untyped(concurrency_groups={ASIDE: 1})(PreferenceTrainerProcess)
         options = self._placement.preference_trainer()

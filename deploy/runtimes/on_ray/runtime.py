@@ -20,7 +20,7 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
-from rollcall.deploy.runtimes.on_ray.calls import Calls
+from rollcall.deploy.runtimes.on_ray.calls import Calls, WatchedRay
 from rollcall.deploy.runtimes.on_ray.cluster import Cluster
 from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.evaluator import RayEvaluator
@@ -57,7 +57,7 @@ class RayWorkers:
         self._plan = composition
         self._cluster = cluster
         self._tell = tell
-        self._calls = Calls()
+        self._calls = Calls(WatchedRay(self.check))
         config, factory = composition.config, composition.factory
         self._placement = Placement(
             config.cluster,
@@ -77,7 +77,7 @@ class RayWorkers:
         if not cluster.private:
             check_nodes(self._placement.node_ids(), composition.needs, self._calls, stop_requested)
         self._deaths = Deaths(composition.plan)
-        self._members = Members(composition, self._placement)
+        self._members = Members(composition, self._placement, self.check)
         self._server = RayParameterServer(
             self._members.server,
             self._budget("the parameter server"),
