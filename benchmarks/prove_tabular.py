@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.proofs import Row, parser, report, rollcall
-from rollcall.deploy.report.recorders import read_jsonl
+from rollcall.deploy.report.run_lines import read_jsonl
 from rollcall.learners.tabular import planning
 from rollcall.learners.tabular.model import Model
 

@@ -92,7 +92,7 @@ def read(source: str) -> RecordedEpisodes:
         raise BadInput(f"{source}: Minari cannot read it: {_short(error)}") from error
     check_spaces(source, found.observation_space, found.action_space)
     reader = ObservationReader(found.observation_space, found.action_space)
-    shown, last, actions, rewards, terminated, truncated = ([] for _ in range(6))  # type: ignore[var-annotated]
+    shown, last, actions, rewards, terminated, truncated = ([] for _ in range(6))
     for episode in episodes:
         steps = len(episode.rewards)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -20,7 +20,7 @@ from rollcall.learners.collators.recorded import RecordedCollator, whole
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.recorded import RecordedSteps
 from rollcall.learners.maths.distributions import distribution_for
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 from tests.experts import balances, recorded, swings
 
 CPU = torch.device("cpu")
@@ -69,7 +69,7 @@ def test_transitions_are_what_a_loop_over_the_episodes_finds() -> None:
         gym.spaces.Discrete(4),
         gym.spaces.Discrete(4, start=-1),
         gym.spaces.MultiDiscrete([3, 2], start=[1, 0]),
-        gym.spaces.MultiDiscrete([[3, 2], [2, 4]]),
+        gym.spaces.MultiDiscrete(np.array([[3, 2], [2, 4]])),
         gym.spaces.Box(-1, 1, (3,), np.float32),
         gym.spaces.Box(np.array([[-2.0, 0.0]]), np.array([[1.0, 5.0]]), dtype=np.float64),
     ],
@@ -139,7 +139,8 @@ def test_the_losses_of_a_continuous_clone_are_density_and_distance(squash: str) 
         wanted = -density if name == "nll" else distance
         assert float(found.loss.detach()) == pytest.approx(wanted / len(rows), rel=1e-4)
         found.loss.backward()
-        learnt = network.log_std.grad is not None and bool(network.log_std.grad.abs().sum() > 0)  # type: ignore[union-attr]
+        gradient = cast(ActorCritic, network).log_std.grad  # type: ignore[union-attr]
+        learnt = gradient is not None and bool(gradient.abs().sum() > 0)
         assert learnt == (name == "nll")
 
 

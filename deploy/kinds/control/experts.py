@@ -68,6 +68,11 @@ def _of_run(directory: Path, spaces: tuple[Space, Space]) -> Policy:
         raise BadInput(f"{directory}: the expert's policy is not there: begin the run again")
     try:
         policy = PolicyConfig.model_validate(marker[POLICY] | {"hidden_sizes": tuple(marker[POLICY]["hidden_sizes"])})
-        return TorchPolicy(*spaces, policy, weights=pack_weights(EXPERT, 0, 0, state[0]))
+        expert, tensors = TorchPolicy(*spaces, policy), state[0]
+        # A file has its tensors in an order of its own; weights have them in the network's.
+        names = [name for name, _ in (*expert.module.named_parameters(), *expert.module.named_buffers())]
+        ordered = {name: tensors[name] for name in (f"actor_critic.{own}" for own in names) if name in tensors}
+        expert.load(pack_weights(EXPERT, 0, 0, {**ordered, **tensors}))
+        return expert
     except (ValueError, KeyError) as error:
         raise BadInput(f"{directory}: the expert's policy is damaged: {error}: begin the run again") from None

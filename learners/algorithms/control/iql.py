@@ -103,10 +103,12 @@ class IQL:
         actor = samples.actor_critic(models)
         critic, seen = off_policy.twin_critic(models, name), actor.normalised(rows.observations)
         if isinstance(actor.distribution, Categorical):
-            of_all = critic(seen)
+            of_all: Tensor = critic(seen)
             return of_all.gather(-1, rows.actions.expand(len(of_all), -1).unsqueeze(-1)).squeeze(-1)
         assert isinstance(actor.distribution, DiagonalGaussian), "networks refuses others"
-        return critic(seen, rows.actions.tanh() if actor.distribution.squash == "tanh" else rows.actions)
+        actions = rows.actions.tanh() if actor.distribution.squash == "tanh" else rows.actions
+        values: Tensor = critic(seen, actions)
+        return values
 
 
 def _values(models: Models, rows: Transitions, *, after: bool = False) -> Tensor:
