@@ -20,8 +20,10 @@ def add_recipes(add: Add) -> None:
 
 
 def _recipes(args: argparse.Namespace) -> int:
-    for name, path in (shipped_recipes() | preference_recipes()).items():
-        print(f"{name:<22}{recipe_title(path)}")
+    found = shipped_recipes() | preference_recipes()
+    width = max(map(len, found))
+    for name, path in found.items():
+        print(f"{name:<{width}}  {recipe_title(path)}")
     return DONE
 
 
