@@ -26,17 +26,8 @@ from rollcall.reward_service.protocol import (
     ScoreResponse,
 )
 
-_REFUSED = {
-    400,
-    401,
-    403,
-    404,
-    405,
-    409,
-    413,
-    415,
-    422,
-}  # it will never take this request, unless it says when to come again
+# It will never take this request, unless it says when to come again.
+_REFUSED = {400, 401, 403, 404, 405, 409, 413, 415, 422}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 5.0
 _ROUND_TRIP_S = 0.5  # how much longer we listen than the service may take
 

@@ -29,7 +29,7 @@ class _Call:
 
 class WatchedRay:
     """What Calls uses of the module ray, for a cluster that may be lost: whoever asks a lost one for anything waits for
-    a minute, and is then aborted by Ray."""
+    SLOW_S (cluster.py), and is then aborted by Ray."""
 
     wait, get = staticmethod(ray.wait), staticmethod(ray.get)
 
