@@ -31,6 +31,23 @@ cluster.close()
 """
 
 
+STANDS = """
+import logging, os, signal, sys, time
+import psutil, ray
+from rollcall.deploy.runtimes.on_ray import cluster
+logging.basicConfig(format="%(message)s")
+cluster.STUCK_S = 3
+connected = cluster.connect(num_cpus=1)
+[gcs] = [child for child in psutil.Process().children(recursive=True) if child.name() == "gcs_server"]
+gcs.kill()
+if sys.argv[1] == "closes":
+    connected.close()
+    time.sleep(6)
+    sys.exit(0)
+ray.nodes()
+"""
+
+
 @pytest.fixture
 def driver() -> Iterator[subprocess.Popen[str]]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -131,3 +148,22 @@ def test_a_lost_cluster_is_asked_for_nothing_as_ray_would_wait_for_a_minute_and_
     members = Members(cast(Any, composition), cast(Any, None), look)
     with pytest.raises(ClusterLost, match="gone"):
         ask(members, WatchedRay(look))
+
+
+def stands(where: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", STANDS, where]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+def test_who_stands_in_a_call_of_a_lost_cluster_is_ended_and_told_how_to_go_on() -> None:
+    """Ray's own end of it, an abort, comes after SLOW_S: five minutes."""
+    done = stands("asks")
+    assert done.returncode == 1, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "private Ray cluster" in line]
+    assert line.startswith("the private Ray cluster was lost 3 s ago") and "rollcall resume" in line
+
+
+def test_who_closes_a_lost_cluster_is_not_ended() -> None:
+    done = stands("closes")
+    assert done.returncode == 0, done.stderr

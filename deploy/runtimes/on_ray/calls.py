@@ -28,8 +28,8 @@ class _Call:
 
 
 class WatchedRay:
-    """What Calls uses of the module ray, for a cluster that may be lost: whoever asks a lost one for anything waits for
-    SLOW_S (cluster.py), and is then aborted by Ray."""
+    """What Calls uses of the module ray, for a cluster that may be lost: whoever asks a lost one for anything gets no
+    answer, and is ended after STUCK_S (cluster.py)."""
 
     wait, get = staticmethod(ray.wait), staticmethod(ray.get)
 

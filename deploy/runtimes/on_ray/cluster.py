@@ -32,6 +32,7 @@ from rollcall.deploy.runtimes.on_ray.loopback import LOOPBACK, on_loopback
 AUTH_MODE, AUTH_TOKEN, AUTH_TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 METRICS = "RAY_enable_metrics_collection"
 SLOW_S = 300  # that a process of a private cluster may take over an answer
+STUCK_S = 60  # that this process may stand in a call of a cluster that is lost
 CONTACT_TIMEOUT_S = 10.0  # for a head that does not answer at all; Ray itself would ask for a minute
 
 _log = logging.getLogger("rollcall")
@@ -67,6 +68,8 @@ class Cluster:
             assert self.watch is not None
             self.watch.end()
         ray.shutdown()
+        if self.watch is not None:
+            self.watch.dismiss()
         if self.guardian is not None:
             self.guardian.dismiss()
         if self.folder is not None:
@@ -262,7 +265,19 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
         guardian.dismiss()
         folder.close()
         raise
-    return Cluster(guardian, ClusterWatch(psutil.Process().children()), folder)
+    watch = ClusterWatch(psutil.Process().children())
+    watch.guard(STUCK_S, _end_at_once)
+    return Cluster(guardian, watch, folder)
+
+
+def _end_at_once() -> None:
+    """As if killed: the guardian ends what Ray has started, and all that is written is whole."""
+    _log.error(
+        "the private Ray cluster was lost %d s ago, and Ray does not let go of this process: it ends here; "
+        "go on with: rollcall resume RUN",
+        STUCK_S,
+    )
+    os._exit(1)
 
 
 @contextmanager

@@ -3,8 +3,9 @@ waits for a minute, and then aborts whoever is connected, in the middle of whate
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import psutil
 
@@ -20,6 +21,7 @@ class ClusterWatch:
     def __init__(self, children: Iterable[psutil.Process]) -> None:
         self._watched = [(_NAMES[name], child) for child in children if (name := _name(child)) in _NAMES]
         self._next = 0.0
+        self._dismissed = threading.Event()
 
     def check(self, *, now: bool = False) -> None:
         """Cheap enough for a loop; `now`: somebody has reason to ask.
@@ -37,6 +39,24 @@ class ClusterWatch:
     @property
     def is_lost(self) -> bool:
         return not all(_lives(process) for _, process in self._watched)
+
+    def guard(self, after_s: float, at_worst: Callable[[], None], *, every_s: float = 1.0) -> None:
+        """From a thread of its own: `at_worst` is called once a cluster was seen lost for so long (of looks: a machine
+        that slept has not looked), and nobody has dismissed the guard. For a process that stands in a call of Ray's,
+        which no exception reaches."""
+
+        def look() -> None:
+            seen_s = 0.0
+            while not self._dismissed.wait(every_s):
+                seen_s = seen_s + every_s if self.is_lost else 0.0
+                if seen_s >= after_s:
+                    return at_worst()
+
+        threading.Thread(target=look, name="cluster guard", daemon=True).start()
+
+    def dismiss(self) -> None:
+        """Ends the guard."""
+        self._dismissed.set()
 
     def end(self) -> None:
         """Whatever is left of a lost one, with all that runs on it."""

@@ -49,8 +49,8 @@ class Members:
     """Starts the processes of one run. Each comes back as a Ray actor handle."""
 
     def __init__(self, composition: Composition, placement: Placement, look: Callable[[], None] = lambda: None) -> None:
-        """`look`, before each start, raises where the cluster is lost: who asks a lost one for anything waits for
-        SLOW_S (cluster.py), and is then aborted by Ray."""
+        """`look`, before each start, raises where the cluster is lost: who asks a lost one for anything gets no
+        answer, and is ended after STUCK_S (cluster.py)."""
         self._look = look
         self._plan = composition
         self._placement = placement
