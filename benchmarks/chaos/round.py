@@ -52,6 +52,7 @@ class Result:
     audit: int | None = None
     hash_equal: bool | None = None
     resumes: int = 0
+    let_go: int = 0  # of these, after drivers that a lost cluster did not let go of
     status: str = ""
     wall_s: float = 0.0
 
@@ -107,7 +108,7 @@ class Round:
         except Exception as error:
             result.faults.append(f"{type(error).__name__}: {error}")
         finally:
-            result.resumes = self._run.resumes
+            result.resumes, result.let_go = self._run.resumes, self._run.let_go
             self._run.clear(keep=bool(result.faults))
         result.wall_s = round(time.monotonic() - began, 1)
         return result

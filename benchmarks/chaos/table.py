@@ -41,6 +41,7 @@ def summed_up(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ),
         "leftovers": sum(len(done["leftovers"]) for done in rounds),
         "resumes": sum(done["resumes"] for done in rounds),
+        "drivers_let_go_of": sum(done.get("let_go", 0) for done in rounds),
         "audits": dict(
             Counter("right" if done["audit"] == 0 else "wrong" for done in rounds if done["audit"] is not None)
         ),
