@@ -47,6 +47,23 @@ PROMISES = (
     Promise("pendulum-ppo", range(3), -250),
     Promise("frozenlake-a2c", range(3), 0.95 * 0.744, measure="exact success"),
     Promise("halfcheetah-ppo", range(1), 1400),
+    Promise("cartpole-dqn", range(3), 475),
+    Promise("acrobot-dqn", range(3), -85),
+    Promise("lunarlander-dqn", range(3), 200),
+    Promise("cartpole-rainbow", range(3), 475),
+    Promise("cartpole-apex", range(3), 475),
+    Promise("minatar-breakout-dqn", range(1), None),
+    Promise("minatar-breakout-rainbow", range(1), None),
+    Promise("pendulum-sac", range(3), -160),
+    Promise("pendulum-td3", range(3), -160),
+    Promise("halfcheetah-sac", range(2), None, ("total_env_steps=100_000",)),
+    Promise("hopper-sac", range(1), None, ("total_env_steps=100_000",)),
+    *(Promise("cartpole-a3c", range(3), 475, (f"actors.num={number}",)) for number in (1, 2, 4)),
+    Promise("cartpole-trpo", range(3), 475),
+    Promise("halfcheetah-trpo", range(1), 1400),
+    Promise("cartpole-ppo-kl", range(3), 475),
+    Promise("pendulum-ppo-kl", range(3), -250),
+    Promise("mountaincar-rnd", range(3), -130),
     Promise("arithmetic-grpo", range(2), 0.95, measure="exact match", before_at_most=0.85),
     Promise("arithmetic-rloo", range(2), 0.92, measure="exact match"),
     Promise("arithmetic-reinforce-pp", range(2), 0.92, measure="exact match"),
@@ -133,6 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="recipes")
     parser.add_argument("--seeds", nargs="*", type=int)
+    parser.add_argument("--append", type=Path, default=RESULTS, help="to this file, a row for each run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
@@ -146,7 +164,7 @@ def main() -> int:
             failures += "error" in row or not row["met"] or row["audit"] != 0
             text = line(row, today)
             print(text, flush=True)
-            with RESULTS.open("a") as file:
+            with args.append.open("a") as file:
                 file.write(text + "\n")
     print(f"{machine}: {failures} promises not kept")
     return 1 if failures else 0

@@ -38,7 +38,9 @@ class PolicyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     torso: Literal["auto", "mlp", "cnn"] = Field(
-        default="auto", description="auto: a CNN for images, an MLP for the rest."
+        default="auto",
+        description="auto: a CNN for images of at least 36 x 36, an MLP for the rest; cnn: a small one for smaller "
+        "images",
     )
     hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="Units of each hidden layer of the MLP.")
     activation: Activation = Field(default="tanh", description="Of the MLP; CNNs use ReLU.")

@@ -1,9 +1,10 @@
-"""From named observations to features: one-hots, flattened vectors, the Nature CNN for images, and the recurrent core.
+"""From named observations to features: one-hots, flattened vectors, CNNs for images, and the recurrent core.
 Knows nothing of actions, values or algorithms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -22,8 +23,18 @@ ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
 }
 
-_CNN_MIN_SIDE = 36  # the smallest image that the Nature CNN's three convolutions leave a pixel of
-_CNN_FEATURES = 512
+
+@dataclass(frozen=True)
+class Convolutions:
+    """Of a CNN: (filters, kernel, stride) of each, and how many features all end in."""
+
+    layers: tuple[tuple[int, int, int], ...]
+    num_features: int
+    least_side: int  # the smallest image that the layers leave a pixel of
+
+
+NATURE = Convolutions(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, least_side=36)  # Mnih et al., 2015
+SMALL = Convolutions(((16, 3, 1),), 128, least_side=3)  # Young and Tian, 2019: for the 10 x 10 of MinAtar
 
 
 def flatten_space(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
@@ -55,12 +66,12 @@ def _checked(space: gym.Space[Any]) -> gym.Space[Any]:
     return space
 
 
-def image_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
+def image_shape(space: gym.Space[Any], least_side: int = NATURE.least_side) -> tuple[int, int, int] | None:
     """(channels, height, width) if a space is an image for a CNN, else None.
 
     The layout is read off the shape: channels are the smaller of the first and the last axis ([84, 84, 3] is HWC,
     [4, 84, 84] a stack of four grey frames). [S, H, W, C] or [S, C, H, W] is a stack of S images; two axes of uint8 are
-    one grey image. What is smaller than 36 x 36 is a vector: the Nature CNN would leave nothing of it.
+    one grey image. With a side smaller than `least_side` it is none.
     """
     if not isinstance(space, gym.spaces.Box):
         return None
@@ -73,7 +84,7 @@ def image_shape(space: gym.Space[Any]) -> tuple[int, int, int] | None:
         found = (stack * first, middle, last) if first < last else (stack * last, first, middle)
     else:
         return None
-    return found if min(found[1:]) >= _CNN_MIN_SIDE else None
+    return found if min(found[1:]) >= least_side else None
 
 
 def to_channels_first(frames: Tensor, space: gym.spaces.Box) -> Tensor:
@@ -158,29 +169,26 @@ def initialise(layer: nn.Linear | nn.Conv2d, gain: float, orthogonal: bool) -> N
             nn.init.zeros_(layer.bias)
 
 
-class NatureCNN(nn.Module):
-    """Mnih et al., 2015: 32 8x8/4, 64 4x4/2, 64 3x3/1, 512, with ReLU whatever the other layers use."""
+class CNN(nn.Module):
+    """Convolutions and a linear layer, each with ReLU whatever the other layers of a policy use."""
 
-    def __init__(self, channels: int, height: int, width: int, *, orthogonal: bool) -> None:
+    def __init__(self, size: Convolutions, channels: int, height: int, width: int, *, orthogonal: bool) -> None:
         super().__init__()
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, 32, 8, stride=4),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 4, stride=2),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, stride=1),
-            nn.ReLU(),
-            nn.Flatten(),
-        )
+        layers: list[nn.Module] = []
+        inputs = channels
+        for filters, kernel, stride in size.layers:
+            layers += [nn.Conv2d(inputs, filters, kernel, stride=stride), nn.ReLU()]
+            inputs = filters
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
             flat_size = self.convolutions(torch.zeros(1, channels, height, width)).shape[1]
-        self.projection = nn.Linear(flat_size, _CNN_FEATURES)
+        self.projection = nn.Linear(flat_size, size.num_features)
         for layer in (*self.convolutions, self.projection):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 initialise(layer, float(np.sqrt(2.0)), orthogonal)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, 512]"""
+        """[N, C, H, W] -> [N, num_features]"""
         features: Tensor = self.projection(self.convolutions(frames)).relu_()
         return features
 
@@ -205,7 +213,8 @@ class MLP(nn.Module):
 
 
 class Torso(nn.Module):
-    """Features of named observations: each image through its own CNN, all the rest side by side through one MLP."""
+    """Features of named observations: each image through its own CNN, all the rest side by side through one MLP. An
+    image of less than 36 x 36 is one only where a CNN is asked for."""
 
     def __init__(
         self,
@@ -217,15 +226,18 @@ class Torso(nn.Module):
         orthogonal: bool,
     ) -> None:
         super().__init__()
-        shapes = {name: None if kind == "mlp" else image_shape(space) for name, space in spaces.items()}
+        least = {"auto": NATURE.least_side, "cnn": SMALL.least_side}
+        shapes = {name: None if kind == "mlp" else image_shape(space, least[kind]) for name, space in spaces.items()}
         self.images = {name: spaces[name] for name, shape in shapes.items() if shape is not None}
         self.vectors = {name: space for name, space in spaces.items() if name not in self.images}
         if kind == "cnn" and not self.images:
-            raise ValueError(f"torso=cnn, but no observation is an image of at least 36 x 36: {dict(spaces)}; use mlp")
+            raise ValueError(f"torso=cnn, but no observation is an image of at least 3 x 3: {dict(spaces)}; use mlp")
+        found = [shape for shape in shapes.values() if shape is not None]
+        sizes = [NATURE if min(shape[1:]) >= NATURE.least_side else SMALL for shape in found]
         self.cnns = nn.ModuleList(
-            NatureCNN(*shape, orthogonal=orthogonal) for shape in shapes.values() if shape is not None
+            CNN(size, *shape, orthogonal=orthogonal) for size, shape in zip(sizes, found, strict=True)
         )
-        self.num_features = _CNN_FEATURES * len(self.images)
+        self.num_features = sum(size.num_features for size in sizes)
         self.mlp: MLP | None = None
         if self.vectors:
             num_inputs = sum(vector_size(space) for space in self.vectors.values())
@@ -253,7 +265,7 @@ class Torso(nn.Module):
         if frames.dtype == torch.uint8:
             pixels = pixels * (1.0 / 255.0)
         features: Tensor = cnn(pixels)
-        return features.reshape(*lead, _CNN_FEATURES)
+        return features.reshape(*lead, -1)
 
 
 class RecurrentCore(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from gymnasium import Space, spaces
 from pydantic import ValidationError
 from torch import Tensor
@@ -170,8 +171,26 @@ def test_channels_stay_with_their_pixels() -> None:
 def test_a_small_image_is_a_vector_unless_a_cnn_is_asked_for() -> None:
     space = spaces.Box(0, 255, (10, 10, 4), np.uint8)
     assert not _network(PolicyConfig(), observation_space=space).torso.images
-    with pytest.raises(ValueError, match="torso=cnn, but no observation is an image of at least 36 x 36"):
-        _network(PolicyConfig(torso="cnn"), observation_space=space)
+    (cnn,) = _network(PolicyConfig(torso="cnn"), observation_space=space).torso.cnns
+    assert [tuple(weights.shape) for weights in cnn.state_dict().values()] == [
+        *((16, 4, 3, 3), (16,)),
+        *((128, 16 * 8 * 8), (128,)),
+    ]
+    with pytest.raises(ValueError, match="torso=cnn, but no observation is an image of at least 3 x 3"):
+        _network(PolicyConfig(torso="cnn"), observation_space=spaces.Box(0, 255, (2, 2, 3), np.uint8))
+
+
+BITS = spaces.Box(0, 1, (10, 10, 4), np.bool_)
+
+
+def test_a_small_cnn_reads_channels_of_truth_values_as_an_image_of_each_step() -> None:
+    """MinAtar's observations: where each thing of the game is."""
+    network = _network(PolicyConfig(torso="cnn", orthogonal_init=False), observation_space=BITS)
+    (cnn,) = network.torso.cnns
+    seen = torch.rand(3, 2, 10, 10, 4, generator=torch.Generator().manual_seed(0)) < 0.3
+    convolved = F.conv2d(seen[1, 0].float().permute(2, 0, 1), cnn.convolutions[0].weight, cnn.convolutions[0].bias)
+    expected = F.relu(F.linear(F.relu(convolved).flatten(), cnn.projection.weight, cnn.projection.bias))
+    torch.testing.assert_close(network.torso({"observation": seen})[1, 0], expected)
 
 
 # Construction.

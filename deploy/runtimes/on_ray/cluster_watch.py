@@ -50,7 +50,8 @@ class ClusterWatch:
             while not self._dismissed.wait(every_s):
                 seen_s = seen_s + every_s if self.is_lost else 0.0
                 if seen_s >= after_s:
-                    return at_worst()
+                    at_worst()
+                    return
 
         threading.Thread(target=look, name="cluster guard", daemon=True).start()
 
