@@ -33,7 +33,12 @@ _EXTRAS = {
     "gymnasium.envs.classic_control": "classic-control",
     "gymnasium.envs.toy_text": "toy-text",
 }
-_SHIPPED_EXTRAS = ("mujoco", "atari")  # of Rollcall's own; the others are gymnasium's
+_SHIPPED_EXTRAS = ("mujoco", "atari", "minatar", "box2d")  # of Rollcall's own; the others are gymnasium's
+# Who registers envs only when asked: the start of their ids -> package, extra, and how to ask.
+_REGISTRARS: Mapping[str, tuple[str, str, Callable[[], None]]] = {
+    "ALE/": ("ale_py", "atari", lambda: gym.register_envs(importlib.import_module("ale_py"))),
+    "MinAtar/": ("minatar", "minatar", lambda: _register_minatar()),
+}
 _mujoco_said: set[str] = set()
 
 
@@ -54,11 +59,10 @@ def find_env(name: str) -> EnvSource:
     Raises:
       BadInput: in one line, with what to do.
     """
-    if name.startswith("ALE/"):
-        _need_package("ale_py", name, "atari")
-        import ale_py
-
-        gym.register_envs(ale_py)
+    for start, (package, extra, register) in _REGISTRARS.items():
+        if name.startswith(start):
+            _need_package(package, name, extra)
+            register()
     if ":" in name:
         module_name, _, attribute = name.partition(":")
         module = import_module(module_name)
@@ -121,6 +125,18 @@ def _line(error: Exception) -> str:
 def _need_package(package: str, env: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise BadInput(f"env {env!r} needs a package that is not installed: {_remedy(extra)}")
+
+
+def _register_minatar() -> None:
+    """It warns of a missing seaborn, which only its pictures need, and would warn of being asked twice."""
+    if "MinAtar/Breakout-v1" in gym.registry:
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        importlib.import_module("minatar.gym").register_envs()
+    finally:
+        logging.disable(before)
 
 
 def _latest_version(name: str) -> str | None:

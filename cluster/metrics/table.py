@@ -205,6 +205,31 @@ _CONTROL = (
     _gauge("action_value", "1", "Mean value of the actions that were drawn", runs="control", when=_REPLAYED),
     _gauge("td_error", "1", "Mean absolute TD error of what was drawn", runs="control", when=_REPLAYED),
     _gauge("temperature", "1", "What a nat of entropy is worth in reward", runs="control", when="sac"),
+    _gauge("replay_transitions", "transitions", "Kept in the replay buffer", runs="control", when=_REPLAYED),
+    _gauge(
+        "replay_bytes", "bytes", "What the replay buffer keeps, priorities included", runs="control", when=_REPLAYED
+    ),
+    _gauge(
+        "replay_age_versions",
+        "versions",
+        "Mean age of what the newest step drew: versions since it was acted",
+        runs="control",
+        when=_REPLAYED,
+    ),
+    _gauge(
+        "replay_age_env_steps",
+        "env steps",
+        "Mean age of what the newest step drew: env steps that came in since",
+        runs="control",
+        when=_REPLAYED,
+    ),
+    _gauge(
+        "priority_evenness_ratio",
+        "0 to 1",
+        "How evenly priorities spread what is drawn; 1: all alike, near 0: a few are drawn again and again",
+        runs="control",
+        when="prioritised replay",
+    ),
     _gauge("outside_actors", "actors", "Actors outside Ray that are here", runs="control", when=_GATEWAY),
     _counter(
         "outside_requests",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -55,7 +56,7 @@ make_env(EnvConfig(id={env!r}))
     ("env", "package", "remedy"),
     [
         ("HalfCheetah-v5", "mujoco", "pip install 'rollcall-rl[mujoco]'"),
-        ("LunarLander-v3", "Box2D", "pip install 'gymnasium[box2d]'"),
+        ("LunarLander-v3", "Box2D", "pip install 'rollcall-rl[box2d]'"),
     ],
 )
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(env: str, package: str, remedy: str) -> None:
@@ -77,6 +78,21 @@ def test_a_missing_ale_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
     refused(
         r"'ALE/Pong-v5' needs a package that is not installed: pip install 'rollcall-rl\[atari\]'", id="ALE/Pong-v5"
     )
+
+
+def test_a_missing_minatar_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "minatar", None)
+    refused(r"'MinAtar/Breakout-v1' needs .*: pip install 'rollcall-rl\[minatar\]'", id="MinAtar/Breakout-v1")
+
+
+def test_minatar_registers_its_games_and_shows_where_things_are(capfd: pytest.CaptureFixture[str]) -> None:
+    require("minatar")
+    for _ in range(2):
+        env = make_env(EnvConfig(id="MinAtar/SpaceInvaders-v1"))
+    observation, _ = env.reset(seed=0)
+    assert observation.shape == (10, 10, 6) and observation.dtype == np.bool_ and observation.any()
+    assert env.action_space == gym.spaces.Discrete(4)
+    assert capfd.readouterr().err == ""
 
 
 def test_import_paths_are_found_from_the_working_directory(user_module: Callable[[str], str]) -> None:

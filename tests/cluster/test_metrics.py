@@ -50,6 +50,11 @@ CONTROL = SHARED | {
     "q_mean": 3.0,
     "td_error": 0.1,
     "temperature": 0.2,
+    "replay_transitions": 5000.0,
+    "replay_bytes": 90_000.0,
+    "replay_age_versions": 12.5,
+    "replay_age_env_steps": 2500.0,
+    "priority_evenness": 0.4,
 }
 SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"]}
 LANGUAGE = SHARED | {
@@ -151,6 +156,11 @@ def test_a_control_step_sets_each_metric_from_its_key() -> None:
         "kl_old_nats": 0.02,
         "kl_penalty_coef": 0.5,
         "intrinsic_reward_mean": 0.1,
+        "replay_transitions": 5000,
+        "replay_bytes": 90_000,
+        "replay_age_versions": 12.5,
+        "replay_age_env_steps": 2500,
+        "priority_evenness_ratio": 0.4,
         "eval_return_mean": 88.0,
     }
     assert {name: value(metrics, name) for name in found} == found

@@ -107,6 +107,20 @@ CONTROL = Dashboard(
                     "short",
                     [gauge("action_value", "{{run}} value"), gauge("td_error", "{{run}} |TD error|")],
                 ),
+                Panel(
+                    "Age of what is replayed",
+                    "Env steps that came in since the transitions of the newest step were acted, in the mean. At most "
+                    "what the buffer holds.",
+                    "short",
+                    [gauge("replay_age_env_steps"), gauge("replay_transitions", "{{run}} kept")],
+                ),
+                Panel("Replay buffer", "What it keeps, priorities included.", "bytes", [gauge("replay_bytes")]),
+                Panel(
+                    "Evenness of priorities",
+                    "1: all kept transitions are drawn alike; near 0: a few are drawn again and again.",
+                    "percentunit",
+                    [gauge("priority_evenness_ratio")],
+                ),
             ),
         ),
         Row(

@@ -198,12 +198,14 @@ LIMITS = Row(
         ),
         Panel(
             "Policy lag",
-            "Versions between who acted and who learns, in the newest batch, and the hard bound.",
+            "Versions between who acted and who learns, in the newest batch, and the hard bound. With kept experience "
+            "the bound holds for what comes in; replayed: the mean of what was drawn.",
             "short",
             [
                 gauge("policy_lag_max", "{{run}} largest"),
                 gauge("policy_lag_mean", "{{run}} mean"),
                 gauge("policy_lag_bound", "{{run}} bound"),
+                gauge("replay_age_versions", "{{run}} replayed"),
             ],
             least=0,
         ),
