@@ -22,17 +22,19 @@ SMALL = (
     "actors.num_envs=4",
     "actors.num_shards=2",
     "actors.unroll_length=8",
-    "replay={capacity: 320, batch_size: 16, updates_per_env_step: 0.25, learning_starts: 64, prioritised: {}}",
-    "algorithm.target_every=20",
-    "algorithm.epsilon_steps=500",
     "learner.compile=off",
     "eval.episodes=0",
     "metrics.enabled=false",
 )
+REPLAY = "replay={capacity: 320, batch_size: 16, updates_per_env_step: 0.25, learning_starts: 64, prioritised: %s}"
+RECIPES = {
+    "cartpole-dqn": (REPLAY % "{}", "algorithm.target_every=20", "algorithm.epsilon_steps=500"),
+    "pendulum-sac": (REPLAY % "null",),  # three optimisers, target copies, a temperature
+}
 
 
-def _train(bench: Bench, *overrides: str) -> Run:
-    return bench.start("train", "cartpole-dqn", *SMALL, *overrides, "name=run")
+def _train(bench: Bench, recipe: str, *overrides: str) -> Run:
+    return bench.start("train", recipe, *SMALL, *RECIPES[recipe], *overrides, "name=run")
 
 
 def _final(run: Run) -> str:
@@ -41,39 +43,43 @@ def _final(run: Run) -> str:
     return str(run.summary["weights_hash"])
 
 
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Nobody interrupts it."""
+@pytest.fixture(scope="module", params=RECIPES)
+def serial(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run]:
+    """A recipe, and its run that nobody interrupts."""
+    recipe: str = request.param
     with closing(Bench(tmp_path_factory.mktemp("serial"))) as bench:
-        run = _train(bench, "runtime=serial")
+        run = _train(bench, recipe, "runtime=serial")
         _final(run)
         assert audit_run(run.directory) == []
-    return run
+    return recipe, run
 
 
-def test_a_run_counts_its_gradient_steps_and_says_what_they_were_drawn_from(serial: Run) -> None:
-    steps = serial.steps()
+def test_a_run_counts_its_gradient_steps_and_says_what_they_were_drawn_from(serial: tuple[str, Run]) -> None:
+    _, run = serial
+    steps = run.steps()
     assert len(steps) == 30
     done = np.cumsum([step["gradient_steps"] for step in steps])
     assert done.tolist() == [max(0, step["env_steps"] - 64) // 4 for step in steps], "a quarter, from the 64th on"
     assert 0 < steps[-1]["replay_age_env_steps"] < 320
-    drawn = list(read_sampled(serial.directory / "logs" / SAMPLED_NAME))
+    drawn = list(read_sampled(run.directory / "logs" / SAMPLED_NAME))
     assert len(drawn) == 30 and not any(isinstance(line, Misread) for line in drawn)
 
 
-def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(bench: Bench, serial: Run) -> None:
-    run = _train(bench, "runtime=serial", "checkpoint.every_steps=4")
+def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(bench: Bench, serial: tuple[str, Run]) -> None:
+    recipe, uninterrupted = serial
+    run = _train(bench, recipe, "runtime=serial", "checkpoint.every_steps=4")
     run.wait_for_step(14)
     run.process.kill()
     run.wait()
     assert not (run.directory / "summary.json").exists(), "it was over before it was killed"
-    assert _final(bench.start("resume", "run")) == serial.summary["weights_hash"]
+    assert _final(bench.start("resume", "run")) == uninterrupted.summary["weights_hash"]
     assert audit_run(run.directory) == []
 
 
-def test_a_run_on_ray_ends_with_the_weights_of_a_serial_one(bench: Bench, serial: Run) -> None:
-    run = _train(bench, "actors.num=2")
-    assert _final(run) == serial.summary["weights_hash"]
+def test_a_run_on_ray_ends_with_the_weights_of_a_serial_one(bench: Bench, serial: tuple[str, Run]) -> None:
+    recipe, in_one_process = serial
+    run = _train(bench, recipe, "actors.num=2")
+    assert _final(run) == in_one_process.summary["weights_hash"]
     assert audit_run(run.directory) == []
 
 
