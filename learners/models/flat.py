@@ -207,7 +207,7 @@ def place(named: Iterable[tuple[str, Tensor]], offset: int = 0) -> tuple[list[Te
     return specs, offset
 
 
-def _persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def persistent_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Those that are state. The others are computed anew by whoever builds the module."""
     for prefix, child in module.named_modules():
         for name, buffer in child.named_buffers(recurse=False):
@@ -225,7 +225,7 @@ def _layout(
     parameters, if not their own."""
     placed: list[_Placed] = []
     totals: dict[str, int] = {}
-    buffers = (Readable(key, tensor, tensor.detach) for key, tensor in _persistent_buffers(module))
+    buffers = (Readable(key, tensor, tensor.detach) for key, tensor in persistent_buffers(module))
     for tensors, wanted in (((read_out or own_parameters)(module), dtype), (buffers, None)):
         for key, tensor, value in tensors:
             kind = dtype_name(tensor.dtype if wanted is None or not tensor.is_floating_point() else wanted)

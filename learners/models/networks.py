@@ -68,7 +68,7 @@ class ActorCritic(nn.Module):
         if self.has_std_head:
             self.policy_head.bias.data[num_outputs // 2 :].add_(config.log_std_init)
         self.log_std = nn.Parameter(torch.full((num_outputs,), config.log_std_init)) if own_std else None
-        self.random_start = RandomStart(self.distribution) if config.random_start else None
+        self.random_start = RandomStart(self.distribution) if config.starts_at_random else None
 
         self.value_torso: Torso | None = None
         self.value_head: nn.Linear | None = None

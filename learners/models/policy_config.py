@@ -67,7 +67,9 @@ class PolicyConfig(BaseModel):
         "half widths of the bounds (TD3's); greedy actions have none.",
     )
     random_start: bool = Field(
-        default=False, description="Actors take any action alike until the learner begins to learn (SAC's, TD3's)."
+        default=False,
+        description="Actors take any action alike until the learner begins to learn (SAC's, TD3's), unless the policy "
+        "begins with another's weights.",
     )
     normalise_observations: bool = Field(default=False, description="Running mean and variance of float observations.")
     observation_clip: float = Field(default=10.0, gt=0, description="Normalised observations stay within +- this.")
@@ -101,6 +103,10 @@ class PolicyConfig(BaseModel):
         if any(size < 1 for size in self.hidden_sizes):
             raise ValueError(f"hidden_sizes={list(self.hidden_sizes)}: every layer needs at least one unit")
         return self
+
+    @property
+    def starts_at_random(self) -> bool:
+        return self.random_start and self.init_from is None and self.warm_start is None
 
     def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
         """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and

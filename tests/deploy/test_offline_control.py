@@ -81,16 +81,71 @@ def test_a_clone_is_recorded_in_turn(work: Path, capsys: pytest.CaptureFixture[s
     assert read_recorded("drawn.safetensors").acted_by == "sampled"
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "impala", "reinforce"])
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "impala", "reinforce", "trpo", "rnd", "a3c"])
 def test_every_algorithm_learns_on_from_a_clone(work: Path, algorithm: str) -> None:
     settings = [f"algorithm={algorithm}", "policy.init_from=clone", "policy.hidden_sizes=[32]", f"name={algorithm}"]
-    settings += ["policy.normalise_observations=false", "eval.episodes=5"]
+    settings += ["policy.normalise_observations=false", "policy.normalise_rewards=false", "eval.episodes=5"]
     if algorithm != "ppo":  # settings of the recipe's own
         settings += [f"algorithm.name={algorithm}"]
     assert main.main(["train", "small.yaml", *settings]) == 0
     begun = dict(load_weights(list_checkpoints(Path("runs") / algorithm)[0]).tensors())
     for name, array in load_weights(list_checkpoints(Path("runs/clone"))[-1]).tensors():
         assert np.array_equal(begun[name], array)
+
+
+SWING = [
+    *("data.train=pendulum.safetensors", "data.episodes=2", "env=Pendulum-v1", "total_learner_steps=20"),
+    *("policy.hidden_sizes=[16]", "policy.activation=relu", "eval.episodes=1"),
+]
+KEPT = [
+    *("runtime=serial", "total_env_steps=300", "replay.learning_starts=150", "replay.batch_size=16"),
+    *("policy.hidden_sizes=[16]", "policy.activation=relu", "eval.episodes=0"),
+    *("checkpoint.every_steps=1", "checkpoint.keep=100"),
+]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "head", "loss"),
+    [
+        ("pendulum-sac", ("policy.squash=tanh", "policy.state_dependent_std=true"), "nll"),
+        ("pendulum-td3", ("policy.exploration_noise=0.2",), "mse"),  # of another strength: that is free
+    ],
+)
+def test_an_algorithm_with_kept_experience_follows_its_clone_from_the_first_step_on(
+    work: Path, recipe: str, head: tuple[str, ...], loss: str
+) -> None:
+    """Not at random until it learns, as it would without."""
+    clone = f"clone-for-{recipe}"
+    assert main.main(["train", "cartpole-bc", *SWING, *head, f"algorithm.loss={loss}", f"name={clone}"]) == 0
+    cloned = dict(load_weights(list_checkpoints(Path("runs") / clone)[-1]).tensors())
+    warm = f"policy.warm_start={{data: pendulum.safetensors, steps: 20, batch_size: 16, loss: {loss}}}"
+    for name, beginning in (("from", f"policy.init_from={clone}"), ("warm", warm)):
+        run = Path("runs") / f"{name}-{recipe}"
+        assert main.main(["train", recipe, *KEPT, beginning, f"name={run.name}"]) == 0
+        first = dict(load_weights(list_checkpoints(run)[0]).tensors())
+        assert not any("random_start" in tensor for tensor in first)
+        assert cloned.keys() <= first.keys()
+        if name == "from":
+            assert all(np.array_equal(first[tensor], array) for tensor, array in cloned.items())
+
+
+def test_values_of_actions_are_learnt_on_and_what_explores_begins_anew(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*KEPT, "algorithm.epsilon_steps=200"]
+    assert main.main(["train", "cartpole-dqn", *settings, "name=values"]) == 0
+    begun = ["policy.init_from=values", "policy.q.epsilons=2", "name=values-on"]
+    assert main.main(["train", "cartpole-dqn", *settings, *begun]) == 0
+    last = dict(load_weights(list_checkpoints(Path("runs/values"))[-1]).tensors())
+    first = dict(load_weights(list_checkpoints(Path("runs/values-on"))[0]).tensors())
+    epsilons = "actor_critic.exploration.epsilons"
+    assert last[epsilons].tolist() == pytest.approx([0.04]) and first[epsilons].tolist() == [1.0, 1.0]
+    values = [name for name in last if name.startswith("actor_critic.") and name != epsilons]
+    assert values and all(np.array_equal(first[name], last[name]) for name in values)
+    capsys.readouterr()
+    refused = ["policy.init_from=values", "policy.q.dueling=true", "name=refused"]
+    assert main.main(["train", "cartpole-dqn", *settings, *refused]) == 2
+    assert "its policy.q.dueling is false" in capsys.readouterr().err
 
 
 def test_a_continuous_clone_learns_and_keeps_what_normalises_its_observations(work: Path) -> None:

@@ -180,16 +180,17 @@ def test_a_small_image_is_a_vector_unless_a_cnn_is_asked_for() -> None:
         _network(PolicyConfig(torso="cnn"), observation_space=spaces.Box(0, 255, (2, 2, 3), np.uint8))
 
 
-BITS = spaces.Box(0, 1, (10, 10, 4), np.bool_)
+BITS: Space[Any] = spaces.Box(0, 1, (10, 10, 4), np.bool_)  # type: ignore[arg-type]  # stubs know no bool
 
 
 def test_a_small_cnn_reads_channels_of_truth_values_as_an_image_of_each_step() -> None:
     """MinAtar's observations: where each thing of the game is."""
     network = _network(PolicyConfig(torso="cnn", orthogonal_init=False), observation_space=BITS)
     (cnn,) = network.torso.cnns
+    kernel, kernel_bias, matrix, bias = cnn.state_dict().values()
     seen = torch.rand(3, 2, 10, 10, 4, generator=torch.Generator().manual_seed(0)) < 0.3
-    convolved = F.conv2d(seen[1, 0].float().permute(2, 0, 1), cnn.convolutions[0].weight, cnn.convolutions[0].bias)
-    expected = F.relu(F.linear(F.relu(convolved).flatten(), cnn.projection.weight, cnn.projection.bias))
+    convolved = F.relu(F.conv2d(seen[1, 0].float().permute(2, 0, 1), kernel, kernel_bias))
+    expected = F.relu(F.linear(convolved.flatten(), matrix, bias))
     torch.testing.assert_close(network.torso({"observation": seen})[1, 0], expected)
 
 

@@ -14,11 +14,13 @@ from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 from rollcall.learners.algorithm import TARGET
+from rollcall.learners.models.flat import persistent_buffers
 from rollcall.learners.models.networks import CRITIC_CHILDREN
 from rollcall.learners.update import follow
 
 _CRITIC = tuple(f"actor_critic.{child}." for child in CRITIC_CHILDREN)
-_FREE = (*_CRITIC, "actor_critic.random_start.")  # what one of two runs may have alone
+_ANEW = ("actor_critic.exploration.", "actor_critic.random_start.")  # schedules, which begin anew
+_FREE = (*_CRITIC, *_ANEW)  # what one of two runs may have alone
 
 
 def take_up(models: Mapping[str, nn.Module], directory: Path) -> None:
@@ -69,5 +71,6 @@ def _own(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         f"{model}.{name}": tensor
         for model in ("actor_critic", "reward_normaliser")
         if model in models
-        for name, tensor in [*models[model].named_parameters(), *models[model].named_buffers()]
+        for name, tensor in [*models[model].named_parameters(), *persistent_buffers(models[model])]
+        if not f"{model}.{name}".startswith(_ANEW)
     }
