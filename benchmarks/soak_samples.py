@@ -39,7 +39,7 @@ PARTS = (
     (r"logs/", "logs"),
     (r"redis/", "Redis' files"),
     (r"checkpoints/", "checkpoints"),
-    (r"[^/]*\.jsonl$", "lines per step"),
+    (r"[^/]*\.jsonl$|tensorboard/", "lines per step"),
 )
 
 

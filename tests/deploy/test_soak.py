@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from benchmarks.growth import Allowance, Growth, growth, slope
 from benchmarks.prove_soak import ALLOWED, MB, Soak, allowance, judged, rows_of
 from benchmarks.soak_picture import picture
-from benchmarks.soak_samples import DRIVER, Sample, process_values
+from benchmarks.soak_samples import DRIVER, Sample, directory_bytes, process_values
 
 TIMES = np.arange(0.0, 3600.0, 5.0)
 TICKETS = 40.0 * TIMES
@@ -156,3 +157,11 @@ def test_everything_that_is_sampled_has_its_bound() -> None:
         assert allowance(name).per_hour > 0
     kinds = {name.partition(":")[0] for name in ALLOWED}
     assert kinds == {"memory", "shared memory", "data", "disk", "open files", "threads"}
+
+
+def test_what_is_told_of_each_step_is_told_apart_from_what_stays(tmp_path: Path) -> None:
+    files = {"metrics.jsonl": 1, "tensorboard/events.out": 2, "logs/driver.log": 4, "report.html": 8, "policy/model": 16}
+    for name, size in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x" * size)
+    assert directory_bytes(tmp_path) == {"lines per step": 3, "logs": 4, "others": 24}
