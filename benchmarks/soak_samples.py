@@ -31,6 +31,7 @@ ROLES = (
     (r"reward_service", "reward service"),
 )
 DRIVER, OTHERS = "driver", "others"
+GRPCS = ("event_engine", "default-executo")  # threads of its pools, which grow when many calls wait and shrink again
 
 # Of a run directory, by the path within it; the first that fits.
 PARTS = (
@@ -72,20 +73,25 @@ def role_of(process: psutil.Process) -> str:
 
 def process_values(pid: int, role: str) -> dict[str, float]:
     """Pages of files are left out: whether another process of the machine shares them is not the run's doing. What
-    processes share of the object store counts once, for all of them together."""
+    processes share of the object store counts once, for all of them together. Threads: without gRPC's pools."""
     place = Path(f"/proc/{pid}")
     pages = {
         name: 1024 * int(size)
         for name, size in re.findall(r"^(\w+):\s+(\d+) kB", (place / "smaps_rollup").read_text(), re.MULTILINE)
     }
     files = sum(1 for _ in os.scandir(place / "fd"))
-    threads = sum(1 for _ in os.scandir(place / "task"))
     return {
         f"memory: {role}": pages["Pss_Anon"] + pages["SwapPss"],
         "shared memory: all": pages["Pss_Shmem"],
         f"open files: {role}": files,
-        f"threads: {role}": threads,
+        f"threads: {role}": sum(name not in GRPCS for name in _thread_names(place)),
     }
+
+
+def _thread_names(place: Path) -> Iterator[str]:
+    for thread in os.scandir(place / "task"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            yield (Path(thread) / "comm").read_text().strip()
 
 
 def directory_bytes(directory: Path) -> Counter[str]:
