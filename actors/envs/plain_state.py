@@ -245,7 +245,10 @@ class Restore:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is _MISSING else _placeless(f"{type(value).__module__}.{type(value).__qualname__}")
+    if value is _MISSING:
+        return "nothing"
+    module = getattr(type(value), "__module__", "builtins")  # SWIG's objects have none
+    return _placeless(f"{module}.{type(value).__qualname__}")
 
 
 def _placeless(kind: str) -> str:

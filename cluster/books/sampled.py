@@ -112,7 +112,7 @@ def _parsed(line: str) -> tuple[Sampled | None, str]:
 
 
 def _packed(tickets: Array, attempts: Array) -> str:
-    """How far each ticket is from the one before it, then (place, number) of attempts that are not the first: deflated."""
+    """How far each ticket is from the one before it, then (place, number) of attempts that are not the first."""
     others = np.flatnonzero(attempts != FIRST)
     counts = np.array([len(tickets), len(others)])
     numbers = np.concatenate([counts, np.diff(tickets, prepend=0), others, attempts[others]])

@@ -60,6 +60,21 @@ FORGETFUL = {
             def wind(self):
                 return next(self.hidden)
         """,
+    "holds what a C library made, whose type knows no module": """
+        class Type(type):  # as SWIG's, which Box2D is bound with
+            @property
+            def __module__(cls):
+                raise AttributeError("__module__")
+
+        class World(metaclass=Type):
+            __slots__ = ("__weakref__",)
+            def __reduce_ex__(self, protocol):
+                raise TypeError("cannot pickle")
+
+        class Env(Base):
+            def __init__(self):
+                self.world = World()
+        """,
     "keeps its state in a closure": """
         def counter():
             t = 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import pytest
 from rollcall.cluster.errors import ClusterLost
 from rollcall.cluster.store.private_folder import PREFIX
 from rollcall.deploy.runtimes.on_ray.calls import WatchedRay
+from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
 from rollcall.deploy.runtimes.on_ray.members import Members
 from tests.needs import needs
 from tests.strangers import listens, sockets, what_a_stranger_can_do
@@ -32,14 +35,27 @@ cluster.close()
 
 
 STANDS = """
-import logging, os, signal, sys, time
+import logging, sys, threading, time
 import psutil, ray
 from rollcall.deploy.runtimes.on_ray import cluster
 logging.basicConfig(format="%(message)s")
-cluster.STUCK_S = 3
+cluster.STUCK_S = float(sys.argv[2])
+
+
+def named(name):
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == name]
+
+
+def kill_once_there_is_a_raylet():
+    while not named("raylet"):
+        time.sleep(0.01)
+    named("gcs_server")[0].kill()
+
+
+if sys.argv[1] == "starts":
+    threading.Thread(target=kill_once_there_is_a_raylet, daemon=True).start()
 connected = cluster.connect(num_cpus=1)
-[gcs] = [child for child in psutil.Process().children(recursive=True) if child.name() == "gcs_server"]
-gcs.kill()
+named("gcs_server")[0].kill()
 if sys.argv[1] == "closes":
     connected.close()
     time.sleep(6)
@@ -150,10 +166,26 @@ def test_a_lost_cluster_is_asked_for_nothing_as_ray_would_wait_for_a_minute_and_
         ask(members, WatchedRay(look))
 
 
-def stands(where: str) -> subprocess.CompletedProcess[str]:
+def stands(where: str, stuck_s: float = 3) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-c", STANDS, where]
+    command = [sys.executable, "-c", STANDS, where, str(stuck_s)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+
+
+def test_a_cluster_whose_process_dies_while_it_starts_is_lost_and_so_started_again_by_a_run() -> None:
+    done = stands("starts", stuck_s=50)  # Ray itself gives up before
+    assert done.returncode == 1
+    assert "ClusterLost: the private Ray cluster is lost: a process of it died while it started" in done.stderr
+
+
+def test_a_guard_finds_what_appears_while_a_cluster_starts_and_dies(tmp_path: Path) -> None:
+    shutil.copy("/bin/sleep", tmp_path / "gcs_server")
+    watch, worst = ClusterWatch(()), threading.Event()
+    watch.guard(0.2, worst.set, children=psutil.Process().children, every_s=0.05)
+    with subprocess.Popen([tmp_path / "gcs_server", "60"]) as started:
+        assert not worst.wait(0.5), "it lives"
+        started.kill()
+        assert worst.wait(5) and watch.is_lost
 
 
 def test_who_stands_in_a_call_of_a_lost_cluster_is_ended_and_told_how_to_go_on() -> None:

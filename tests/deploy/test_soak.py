@@ -160,7 +160,13 @@ def test_everything_that_is_sampled_has_its_bound() -> None:
 
 
 def test_what_is_told_of_each_step_is_told_apart_from_what_stays(tmp_path: Path) -> None:
-    files = {"metrics.jsonl": 1, "tensorboard/events.out": 2, "logs/driver.log": 4, "report.html": 8, "policy/model": 16}
+    files = {
+        "metrics.jsonl": 1,
+        "tensorboard/events.out": 2,
+        "logs/driver.log": 4,
+        "report.html": 8,
+        "policy/model": 16,
+    }
     for name, size in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x" * size)

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from rollcall.cluster.errors import BadInput
+from rollcall.cluster.errors import BadInput, ClusterLost
 from rollcall.cluster.store.private_folder import PrivateFolder
 from rollcall.deploy.plan.planning import LEAST_STORE
 from rollcall.deploy.runtimes.on_ray.bare_node import bare_node
@@ -243,6 +243,12 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
     os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
     folder = PrivateFolder()
     guardian = Guardian(folder.path)
+    before, starting = psutil.Process().children(), ClusterWatch(())
+
+    def children() -> list[psutil.Process]:
+        return [child for child in psutil.Process().children() if child not in before]
+
+    starting.guard(STUCK_S, _end_at_once, children=children, every_s=0.2)
     try:
         with _private_token(), on_loopback(), guardian.leads_what_ray_starts(), ExitStack() as changes:
             import ray
@@ -259,13 +265,19 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
                 _node_ip_address=LOOPBACK,
                 _temp_dir=str(folder.path / "ray"),  # Ray opens this one to everybody
             )
-    except BaseException:  # a signal's
+    except BaseException as error:  # a signal's, too
+        starting.see(children())
+        is_lost = starting.is_lost
         with suppress(Exception):
             importlib.import_module("ray").shutdown()
         guardian.dismiss()
         folder.close()
+        if is_lost and isinstance(error, Exception):
+            raise ClusterLost("the private Ray cluster is lost: a process of it died while it started") from error
         raise
-    watch = ClusterWatch(psutil.Process().children())
+    finally:
+        starting.dismiss()
+    watch = ClusterWatch(children())
     watch.guard(STUCK_S, _end_at_once)
     return Cluster(guardian, watch, folder)
 

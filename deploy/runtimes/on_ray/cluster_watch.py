@@ -19,7 +19,8 @@ class ClusterWatch:
     """Of those that this process has started."""
 
     def __init__(self, children: Iterable[psutil.Process]) -> None:
-        self._watched = [(_NAMES[name], child) for child in children if (name := _name(child)) in _NAMES]
+        self._watched: list[tuple[str, psutil.Process]] = []
+        self.see(children)
         self._next = 0.0
         self._dismissed = threading.Event()
 
@@ -40,20 +41,35 @@ class ClusterWatch:
     def is_lost(self) -> bool:
         return not all(_lives(process) for _, process in self._watched)
 
-    def guard(self, after_s: float, at_worst: Callable[[], None], *, every_s: float = 1.0) -> None:
+    def guard(
+        self,
+        after_s: float,
+        at_worst: Callable[[], None],
+        *,
+        children: Callable[[], Iterable[psutil.Process]] = tuple,
+        every_s: float = 1.0,
+    ) -> None:
         """From a thread of its own: `at_worst` is called once a cluster was seen lost for so long (of looks: a machine
         that slept has not looked), and nobody has dismissed the guard. For a process that stands in a call of Ray's,
-        which no exception reaches."""
+        which no exception reaches. `children`: more of those to look after, while a cluster starts."""
 
         def look() -> None:
             seen_s = 0.0
             while not self._dismissed.wait(every_s):
+                self.see(children())
                 seen_s = seen_s + every_s if self.is_lost else 0.0
                 if seen_s >= after_s:
                     at_worst()
                     return
 
         threading.Thread(target=look, name="cluster guard", daemon=True).start()
+
+    def see(self, children: Iterable[psutil.Process]) -> None:
+        """Looks after those that are not known yet, too."""
+        known = [process for _, process in self._watched]
+        self._watched += [
+            (_NAMES[name], child) for child in children if (name := _name(child)) in _NAMES and child not in known
+        ]
 
     def dismiss(self) -> None:
         """Ends the guard."""
