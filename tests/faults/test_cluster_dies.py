@@ -52,10 +52,13 @@ def test_a_cluster_that_is_lost_too_often_ends_the_run_in_its_own_words(bench: B
     assert_books_balance(bench, resumed)
 
 
-def test_a_cluster_that_is_killed_before_the_run_begins_is_started_again(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("there", "victim"), [("raylet/raylet", "/gcs_server"), ("LearnerProcess", "/raylet")], ids=["starting", "started"]
+)
+def test_a_cluster_that_is_killed_before_the_run_begins_is_started_again(bench: Bench, there: str, victim: str) -> None:
     run = bench.train("total_learner_steps=3", "actors.num=1")
-    eventually(lambda: _has(run.process.pid, "LearnerProcess"), 120, "a learner's process")
-    run.kill("/raylet")
+    eventually(lambda: _has(run.process.pid, there), 120, there)
+    run.kill(victim)
     run.wait()
     assert run.process.returncode == 0, run.errors
     assert_books_balance(bench, run)
