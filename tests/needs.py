@@ -33,6 +33,7 @@ MAY_LACK_IN_CI = {
     "kuberay": "KubeRay's definitions are not ours to ship",
     "kubectl": "a program of its own",
     "minari": "an extra that the lock is without",
+    "Box2D": "an extra that the lock is without",
     "minatar": "an extra that the lock is without",
     "node": "a program of its own",
     "prometheus": "a program of its own",
@@ -62,6 +63,7 @@ NEEDS = {
     "kubernetes_validate": _package("kubernetes_validate", "the extra dev"),
     "math_verify": _package("math_verify", "the extra maths"),
     "minari": _package("minari", "the extra minari"),
+    "Box2D": _package("Box2D", "the extra box2d"),
     "minatar": _package("minatar", "the extra minatar"),
     "mujoco": _package("mujoco", "the extra mujoco"),
     "playwright": _package("playwright", "the extra dev"),
@@ -89,6 +91,13 @@ def require(*names: str) -> None:
     for name in names:
         if not NEEDS[name].is_here():
             lack(name, NEEDS[name].remedy)
+
+
+def require_for(recipe: str) -> None:
+    """The package of a shipped recipe's env, where the lock is without."""
+    for start, package in (("lunarlander-", "Box2D"), ("minatar-", "minatar")):
+        if recipe.startswith(start):
+            require(package)
 
 
 def require_module(name: str) -> Any:

@@ -15,6 +15,7 @@ from rollcall.deploy.config.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipp
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.config.settings import recipe_title, shipped_recipes
 from rollcall.deploy.kinds.recipes import json_schema
+from tests.needs import require_for
 from tests.runs import config_of
 
 RECIPE = """\
@@ -49,6 +50,7 @@ def refusal(recipe: Path, *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_sound_titled_and_short(name: str) -> None:
+    require_for(name)
     path = shipped_recipes()[name]
     config = config_of(name)
     assert config.name == name

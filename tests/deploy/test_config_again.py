@@ -16,6 +16,7 @@ from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
 from rollcall.reward_service.scorers.rules import Pattern, RegexConfig
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig
+from tests.needs import require_for
 from tests.runs import config_of
 
 RECIPE = """\
@@ -132,6 +133,7 @@ def test_what_is_wrong_in_a_scorer_is_said_by_the_path_that_the_user_wrote(
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_every_shipped_recipe_is_the_same_when_its_run_is_read_again(name: str, tmp_path: Path) -> None:
+    require_for(name)
     config = config_of(name)
     assert again(config, tmp_path) == config
     assert again(config, tmp_path).config_hash == config.config_hash

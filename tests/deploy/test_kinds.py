@@ -24,6 +24,7 @@ from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.kinds.registry import KINDS, kind_of
 from tests import EARLIER
 from tests.experts import balances, recorded
+from tests.needs import require_for
 from tests.runs import config_of
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
@@ -93,6 +94,7 @@ def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes() | preference_recipes()))
 def test_every_shipped_recipe_is_of_one_kind_and_has_its_settings(name: str) -> None:
+    require_for(name)
     tree = read_recipe(name).tree
     assert sum(kind.claims(tree) for kind in KINDS) == 1
     assert type(config_of(name)) is kind_of(tree).config
