@@ -1,4 +1,4 @@
-# make run: everything set up, then a language model taught to add on this machine.   make test: all tests.
+# make run: everything set up, then a language model taught to add on this machine.   make test: the tests.
 # Both install what is missing into .venv on their first run, and need no network after it.
 
 PYTHON ?= python3
@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup run cartpole test check format generate bench prove lock advisories clean
+.PHONY: setup run cartpole test test-long check format generate bench prove lock advisories clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -3
-	@echo "targets: setup run cartpole test check format generate bench prove lock advisories clean"
+	@echo "targets: setup run cartpole test test-long check format generate bench prove lock advisories clean"
 
 setup: $(STAMP)
 
@@ -35,8 +35,15 @@ cartpole: $(STAMP)
 	$(BIN)/rollcall train cartpole-ppo
 
 # Files side by side: most of a run's time on two cores is waiting for processes that start.
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+NOT_HERE = not prove and not gpu
+
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "$(NOT_HERE) and not long"
+
+# Whole runs that are killed, resumed and compared, mostly: as much again.
+test-long: $(STAMP)
+	$(PYTEST) -m "$(NOT_HERE) and long"
 
 # mypy cannot follow package-dir editable installs: it reads the packages through .types/rollcall.
 check: $(STAMP)

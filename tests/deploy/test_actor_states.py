@@ -197,6 +197,7 @@ def test_one_that_dies_at_work_loses_its_tickets_and_is_started_again_after_its_
     assert isinstance(stage.poll()[0], TicketProduced), "and meanwhile the other one works"
 
 
+@pytest.mark.long
 def test_one_that_dies_while_it_is_started_again_backs_off_longer_each_time_until_its_budget_is_spent() -> None:
     stage = Stage(1, max_restarts=3)
     stage.all_up()

@@ -71,6 +71,7 @@ def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_recorded("expert.safetensors", recorded("CartPole-v1", balances, episodes=2, steps=20))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name))
 def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
     if kind.name not in ("control", "offline", "tabular", "bandit"):

@@ -133,6 +133,7 @@ def test_a_file_of_segments_is_enough_and_its_model_knows_the_true_reward_step_b
     assert far_0 < far_1 < near_1 and far_0 < near_0 < near_1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -172,6 +172,7 @@ def stands(where: str, stuck_s: float = 3) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
 
+@pytest.mark.long
 def test_a_cluster_whose_process_dies_while_it_starts_is_lost_and_so_started_again_by_a_run() -> None:
     done = stands("starts", stuck_s=50)  # Ray itself gives up before
     assert done.returncode == 1

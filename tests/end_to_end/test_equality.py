@@ -50,6 +50,7 @@ def another_cluster_was_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("another_cluster_was_here")
 @pytest.mark.parametrize("num_actors", [1, 2, 4])
 def test_a_run_on_ray_ends_with_the_weights_of_a_serial_one_whatever_the_number_of_actors(
@@ -77,6 +78,7 @@ def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_unint
     audited(bench)
 
 
+@pytest.mark.long
 def test_at_lag_4_no_step_learns_from_older_weights_and_every_ticket_ends_once(bench: Bench) -> None:
     run = bench.train("max_policy_lag=4", "total_learner_steps=24", "actors.num=2")
     final(run)
@@ -104,6 +106,7 @@ def test_a_stopped_ray_run_resumes_to_the_weights_of_an_uninterrupted_one(bench:
     audited(bench)
 
 
+@pytest.mark.long
 def test_two_learner_processes_give_the_update_of_one(bench: Bench, serial: Run) -> None:
     run = bench.train(*LAG_0, *EACH_STEP, "learner.num_processes=2")
     final(run)

@@ -31,6 +31,7 @@ def same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_on_ray_a_completed_run_is_made_longer_and_another_begins_with_its_weights(bench: Bench) -> None:
     assert done(bench.train("actors.num=2", "total_learner_steps=4"))["learner_steps"] == 4
     longer = bench.start("resume", "run", "total_learner_steps=6", "learner.learning_rate=1e-4", "actors.num=1")
@@ -47,6 +48,7 @@ def test_on_ray_a_completed_run_is_made_longer_and_another_begins_with_its_weigh
     assert same_weights(list_checkpoints(second.directory)[0], latest_checkpoint(longer.directory)[0])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_and_exported(bench: Bench) -> None:
     """It begins with the weights of an earlier release's run."""
@@ -73,6 +75,7 @@ def test_a_language_run_with_a_reward_function_is_interrupted_resumed_evaluated_
     assert (bench.folder / "exported" / "model.safetensors").is_file()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_language_run_of_an_earlier_release_goes_on_to_its_end_and_is_evaluated(bench: Bench) -> None:
     require("vllm")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.runs import SMALL, Bench, Run
 
 A3C = tuple(setting for setting in SMALL if not setting.startswith("algorithm."))
@@ -11,6 +13,7 @@ def train(bench: Bench, *overrides: str, name: str = "run") -> Run:
     return bench.start("train", "cartpole-a3c", *A3C, *overrides, f"name={name}", name=name)
 
 
+@pytest.mark.long
 def test_at_lag_0_a_run_on_ray_ends_with_the_weights_of_a_serial_one(bench: Bench) -> None:
     settings = ("max_policy_lag=0", "algorithm.gradients_per_step=4", "total_learner_steps=12")
     serial = train(bench, *settings, "runtime=serial", name="serial").wait()
@@ -19,6 +22,7 @@ def test_at_lag_0_a_run_on_ray_ends_with_the_weights_of_a_serial_one(bench: Benc
     assert run.summary["weights_hash"] == serial.summary["weights_hash"]
 
 
+@pytest.mark.long
 def test_a_killed_actor_loses_the_gradients_that_it_was_asked_for_and_nothing_else(bench: Bench) -> None:
     run = train(bench, "actors.num=2", "total_learner_steps=300")
     run.wait_for_step(30)

@@ -51,6 +51,7 @@ def refused(done: Any, *words: str) -> None:
     assert len(lines) == 1 and all(word in lines[0] for word in words), done.stderr
 
 
+@pytest.mark.long
 def test_a_job_trains_and_its_run_is_found(cluster: TwoNodes) -> None:
     submitted = cluster.submit("small", "train", "control.yaml", "name=small", "total_learner_steps=3", wait=True)
     assert submitted.returncode == 0, submitted.stdout[-3000:]

@@ -84,6 +84,7 @@ def serial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         yield run
 
 
+@pytest.mark.long
 def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: Bench, serial: Run) -> None:
     assert all(record["grad_norm"] > 0 for record in serial.steps())
     assert_exported(serial, version=6)
@@ -96,6 +97,7 @@ def test_at_lag_zero_one_engine_on_ray_equals_the_serial_run_bit_for_bit(bench: 
     audited(bench)
 
 
+@pytest.mark.long
 def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_uninterrupted_one(
     bench: Bench, serial: Run
 ) -> None:
@@ -109,6 +111,7 @@ def test_a_serial_run_whose_process_is_killed_resumes_to_the_weights_of_an_unint
     audited(bench)
 
 
+@pytest.mark.long
 def test_a_run_whose_engine_has_other_weights_than_its_learner_stops_in_one_line_before_it_learns(bench: Bench) -> None:
     run = train(bench, "task.name=damaged_weights:Damaged", "max_policy_lag=0", "total_learner_steps=4")
     run.wait(timeout_s=280)
@@ -178,6 +181,7 @@ def assert_lag_is_bounded(run: Run, lag: int) -> None:
     assert all(line["step"] - line["min_version"] <= lag for line in consumed(run))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("victim", "restarts"),
     [

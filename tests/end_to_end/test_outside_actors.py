@@ -40,6 +40,7 @@ def balanced(bench: Bench, run: Run) -> None:
     assert ledger["issued"] == ledger["committed"] + ledger["dropped"] + ledger["rolled_back"]
 
 
+@pytest.mark.long
 @needs("node")
 def test_a_node_and_two_python_actors_learn_cartpole_while_one_of_them_is_killed(bench: Bench) -> None:
     run = bench.start(
@@ -71,6 +72,7 @@ def test_a_node_and_two_python_actors_learn_cartpole_while_one_of_them_is_killed
     assert all(f"({name}) has joined" in said for name in ("victim", "other", "node"))
 
 
+@pytest.mark.long
 def test_who_is_interrupted_leaves_and_who_stays_goes_on_with_the_next_driver(bench: Bench) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,6 +91,7 @@ def test_who_is_interrupted_leaves_and_who_stays_goes_on_with_the_next_driver(be
     balanced(bench, again)
 
 
+@pytest.mark.long
 def test_one_outside_and_one_of_rays_own_learn_together(bench: Bench) -> None:
     """Each has two of the four shards."""
     run = bench.train("actors.num=1", "actors.outside.num_shards=2", "total_learner_steps=12")

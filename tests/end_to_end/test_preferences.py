@@ -46,6 +46,7 @@ def page_of(run: Run) -> str:
     raise AssertionError("the run names no page")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", ["serial", pytest.param("ray", marks=pytest.mark.prove)])
 def test_labels_of_people_become_rewards_while_the_policy_trains(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, runtime: str
@@ -76,6 +77,7 @@ def test_labels_of_people_become_rewards_while_the_policy_trains(
     assert record["reward_versions"] == [versions[-1]]
 
 
+@pytest.mark.long
 def test_on_ray_a_trainer_in_a_process_of_its_own_learns_what_a_program_prefers(bench: Bench) -> None:
     quick = ("total_learner_steps=3", "preferences.rounds=2", "max_policy_lag=0", "actors.num=1")
     run = bench.train(*SETTINGS, *JUDGED, *quick)

@@ -76,6 +76,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(bench: Benc
     assert audit_run(run.directory) == []
 
 
+@pytest.mark.long
 def test_a_run_on_ray_ends_with_the_weights_of_a_serial_one(bench: Bench, serial: tuple[str, Run]) -> None:
     recipe, in_one_process = serial
     run = _train(bench, recipe, "actors.num=2")

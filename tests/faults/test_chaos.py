@@ -37,6 +37,7 @@ def assert_as_promised(result: Result, least_kills: int) -> None:
     assert (result.books["lost"], result.books["doubled"], result.books["damaged"]) == (0, 0, 0)
 
 
+@pytest.mark.long
 def test_a_run_in_one_process_that_is_killed_at_random_ends_with_the_weights_of_an_undisturbed_one() -> None:
     name = "control in one process"
     reference = undisturbed(name, SHORT)
@@ -49,6 +50,7 @@ def test_a_run_in_one_process_that_is_killed_at_random_ends_with_the_weights_of_
     )  # the small books of a run under chaos are sealed, and read, as large ones
 
 
+@pytest.mark.long
 def test_a_run_on_ray_with_a_reward_service_loses_and_doubles_nothing_whoever_is_killed() -> None:
     result = Round("scored", "short.1", kills=6).carry_out(None)
     assert_as_promised(result, 6)

@@ -15,6 +15,7 @@ from tests.waiting import eventually
 WAITED_S = 180.0  # a cluster and its members start in 20 s, on a loaded machine in a minute or two
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", ["gcs_server", "raylet"])
 def test_a_run_whose_cluster_is_killed_goes_on_with_another_within_the_same_command(bench: Bench, victim: str) -> None:
     run = bench.train("total_learner_steps=150", "actors.num=1", "checkpoint.every_steps=5")
@@ -35,6 +36,7 @@ def test_a_run_whose_cluster_is_killed_goes_on_with_another_within_the_same_comm
     assert not any(child.is_running() for child in before), "nobody of the first cluster is left"
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_lost_too_often_ends_the_run_in_its_own_words(bench: Bench) -> None:
     run = bench.train("total_learner_steps=100000", "actors.num=1", "supervision.max_restarts=0")
     run.wait_for_step(12)
@@ -52,6 +54,7 @@ def test_a_cluster_that_is_lost_too_often_ends_the_run_in_its_own_words(bench: B
     assert_books_balance(bench, resumed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("there", "victim"), [("raylet/raylet", "/gcs_server"), ("LearnerProcess", "/raylet")], ids=["starting", "started"]
 )

@@ -51,6 +51,7 @@ def fill(runs: Path) -> Path:
     return ballast
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", ["serial", "ray"])
 def test_a_run_waits_on_a_full_disk_and_goes_on_by_itself_when_there_is_room(
     bench: Bench, runs: Path, runtime: str

@@ -6,6 +6,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.reward_service.preferences.files import read_preferences
 from tests.runs import Bench
@@ -25,6 +27,7 @@ SETTINGS = (
 )
 
 
+@pytest.mark.long
 def test_a_killed_preference_trainer_is_started_again_and_loses_no_label(bench: Bench) -> None:
     run = bench.train(*SETTINGS)
     models = run.directory / "reward_models"

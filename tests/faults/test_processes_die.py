@@ -22,6 +22,7 @@ def assert_books_balance(bench: Bench, run: Run) -> dict[str, Any]:
     return books
 
 
+@pytest.mark.long
 def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Bench) -> None:
     """One after the other in one run: an actor, the parameter server, Redis, and the learner, which alone takes the run
     back to its newest checkpoint, in a new epoch."""
@@ -44,6 +45,7 @@ def test_whatever_is_killed_is_replaced_and_nothing_is_counted_twice(bench: Benc
     assert max(record["epoch"] for record in run.steps()) == 2
 
 
+@pytest.mark.long
 def test_a_killed_driver_leaves_no_child_and_resumes_to_the_weights_of_an_uninterrupted_run(bench: Bench) -> None:
     settings = ("total_learner_steps=30", "max_policy_lag=0", "checkpoint.every_steps=10")
     whole = bench.train(*settings, "runtime=serial", name="whole").wait().summary["weights_hash"]
@@ -171,6 +173,7 @@ def test_an_env_that_a_script_alone_registers_stops_the_run_at_once_and_says_whe
     assert time.monotonic() - began < 120
 
 
+@pytest.mark.long
 def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Bench) -> None:
     run = bench.train(*faulty(bench, "hang"), "actors.ticket_deadline_s=5", "actors.num=1").wait()
     assert run.process.returncode == 0, run.errors
@@ -183,6 +186,7 @@ def test_an_env_that_hangs_is_named_and_its_actor_replaced(bench: Bench) -> None
     assert "faulty.py" in traces  # where it hangs
 
 
+@pytest.mark.long
 def test_a_run_that_is_alive_is_not_resumed_and_two_signals_stop_it_at_once(bench: Bench) -> None:
     run = bench.train("total_learner_steps=100000", "runtime=serial")
     run.wait_for_step(1)

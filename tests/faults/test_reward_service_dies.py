@@ -58,6 +58,7 @@ def finished(bench: Bench, run: Run, steps: int) -> dict[str, Any]:
     return books
 
 
+@pytest.mark.long
 def test_a_killed_service_is_waited_for_and_a_killed_scoring_process_asks_again(scored: Bench) -> None:
     run = scored.train(*LONG, "metrics.enabled=true")
     run.wait_for_step(10)

@@ -72,6 +72,7 @@ def test_a_run_whose_terminal_has_gone_ends_with_the_exit_code_that_it_would_hav
     assert also or _completed(bench)
 
 
+@pytest.mark.long
 def test_what_is_printed_to_a_full_disk_is_lost_and_nothing_else(bench: Bench) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run([*COMMAND, *SHORT], cwd=bench.folder, stdout=full, stderr=subprocess.PIPE, check=False)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import psutil
+import pytest
 
 from tests.faults.test_preference_trainer_dies import SETTINGS
 from tests.faults.test_processes_die import assert_books_balance
@@ -46,6 +47,7 @@ def failed_starts(run: Run) -> Counter[str]:
     return Counter(event["text"].partition(":")[0] for event in events if event["kind"] == "start_failed")
 
 
+@pytest.mark.long
 def test_each_kind_of_member_may_be_killed_while_it_starts(bench: Bench) -> None:
     run = bench.train(*SETTINGS, "eval.episodes=1")
     kill_at_sight(run, list(MEMBERS))
@@ -57,6 +59,7 @@ def test_each_kind_of_member_may_be_killed_while_it_starts(bench: Bench) -> None
     assert "attempts_exhausted" not in books["dropped_by_reason"]
 
 
+@pytest.mark.long
 def test_members_may_be_killed_while_they_take_anothers_place(bench: Bench) -> None:
     run = bench.train("total_learner_steps=40", "actors.num=1", "checkpoint.every_steps=5")
     run.wait_for_step(8)

@@ -36,6 +36,7 @@ def server() -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.mark.long
 def test_no_schedule_breaks_a_promise() -> None:
     """Of 100 seeds; thousands more: benchmarks/simulate.py. Every kind of fault is among them but the rarest."""
     outcomes = [run(Schedule(seed)) for seed in range(100)]
