@@ -173,8 +173,8 @@ class Ledger:
           LedgerConflict: `step` is not the number of steps committed.
         """
         with self._writing:
-            committed = self._committed()
-            if committed < step:  # a Redis that came back without its last writes is brought up to date by any call
+            committed, tries = self._committed(), 6
+            while committed < step and (tries := tries - 1):  # a Redis without its last writes has them after any call
                 self.counts()
                 committed = self._committed()
             if committed != step:

@@ -120,7 +120,8 @@ class SimulatedWorkers:
         if self._server is None:
             self._to_publish.append((weights, then))
             return
-        self._newest = weights
+        if self._newest is None or weights.epoch >= self._newest.epoch:
+            self._newest = weights  # not those of a learner that was given up: its successor publishes its own again
         self._take(weights)
         then()
         here = (weights.epoch, weights.version)
