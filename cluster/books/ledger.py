@@ -173,10 +173,10 @@ class Ledger:
           LedgerConflict: `step` is not the number of steps committed.
         """
         with self._writing:
-            committed, tries = self._committed(), 6
-            while committed < step and (tries := tries - 1):  # a Redis without its last writes has them after any call
+            for _ in range(5):  # a Redis that came back without its last writes has them after any call: perhaps twice
+                if (committed := self._committed()) >= step:
+                    break
                 self.counts()
-                committed = self._committed()
             if committed != step:
                 raise LedgerConflict(f"a checkpoint of step {step}, but the ledger has committed {committed}")
             attempts = self._window(self._low_water, next_ticket_id)
