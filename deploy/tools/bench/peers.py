@@ -134,7 +134,7 @@ class Peer:
 # name -> (what it is, what else must be of our version, how it is timed)
 _PEERS = {
     "sb3": ("stable-baselines3==2.9.2", ("torch",), SB3_PPO),
-    "sb3-sac": ("stable-baselines3==2.9.2", ("torch", "gymnasium", "mujoco"), SB3_SAC),
+    "sb3-sac": ("stable-baselines3==2.9.2", ("torch", "gymnasium", "mujoco", "imageio", "packaging"), SB3_SAC),
     "trl": ("trl==1.16.0", ("torch", "transformers"), TRL_GRPO),
 }
 
