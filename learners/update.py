@@ -16,6 +16,16 @@ from rollcall.learners.algorithm import Algorithm, Context, FollowsSteps, Loss, 
 from rollcall.learners.models.flat import Whole
 
 LossFunction = Callable[[Context, Any], Loss]
+
+
+class WholeStep(Protocol):
+    """A gradient step over one part in one call, as learners/loop/fused_step.py compiles it."""
+
+    def begin(self) -> None: ...
+
+    def __call__(self, part: Any, broken: Tensor, models: Collection[str] | None = None) -> tuple[Loss, Tensor]: ...
+
+
 Prepared = TypeVar("Prepared", contravariant=True)
 
 
@@ -95,13 +105,16 @@ class Stepper:
         trained: TrainedParameters,
         *,
         loss: LossFunction | None = None,
+        whole_step: WholeStep | None = None,
         max_grad_norm: float | None = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
-        """`loss`: the algorithm's, compiled, say. `check` is called between passes, and ends the update by raising."""
+        """`loss`: the algorithm's, compiled, say. `whole_step`: what makes the gradient step of a minibatch of one
+        part, clipped to the same norm. `check` is called between passes, and ends the update by raising."""
         self._context = context
         self._trained = trained
         self._loss = loss or algorithm.loss
+        self._whole_step = whole_step
         self._after_step = algorithm.after_step if isinstance(algorithm, FollowsSteps) else None
         self._max_grad_norm = max_grad_norm
         self._check = check
@@ -115,11 +128,13 @@ class Stepper:
         self.num_steps = 0
         self.per_sample: Tensor | None = None  # of this process's parts
         self._epoch_ended = False
+        if self._whole_step is not None:
+            self._whole_step.begin()
 
     def loss_and_gradient(self, minibatch: Minibatch[Any], loss: LossFunction | None = None) -> Loss:
         """Computes the gradient anew: of the algorithm's loss, or of another one of the same form (a Fisher-vector
         product is the gradient of such a one)."""
-        share = self._backward(minibatch, loss or self._loss)
+        share = self._backward(self._parts(minibatch), loss or self._loss)
         self._trained.sum_gradients(share.loss)
         found = self._summed(share)
         self.broken.add_(found.loss)
@@ -130,7 +145,7 @@ class Stepper:
     @torch.no_grad()
     def loss(self, minibatch: Minibatch[Any], loss: LossFunction | None = None) -> Loss:
         """Without gradient: how good the parameters are that a line search tries."""
-        return self._summed(self._add_up(minibatch, loss or self._loss, lambda part: part))
+        return self._summed(self._add_up(self._parts(minibatch), loss or self._loss, lambda part: part))
 
     def step(self, models: Collection[str] | None = None) -> Tensor:
         """One optimiser step along the gradient, clipped: of all models, or of these alone where they are stepped
@@ -146,7 +161,14 @@ class Stepper:
     def gradient_step(self, minibatch: Minibatch[Any], models: Collection[str] | None = None) -> Metrics:
         """Both in one, for a minibatch after the other; `models` as `step`'s. The metrics are this process's share, but
         for the last, the gradient's norm: they are summed up over processes once an epoch."""
-        loss, metrics, per_sample = self._backward(minibatch, self._loss)
+        parts = self._parts(minibatch)
+        if self._whole_step is not None and len(parts := list(parts)) == 1:
+            self._check()
+            (loss, metrics, per_sample), norm = self._whole_step(parts[0], self.broken, models)
+            self._keep(per_sample, minibatch)
+            self._stepped()
+            return {**metrics, "loss": loss, "grad_norm": norm}
+        loss, metrics, per_sample = self._backward(parts, self._loss)
         self._trained.sum_gradients(loss)
         self._keep(per_sample, minibatch)
         return {**metrics, "loss": loss, "grad_norm": self.step(models)}
@@ -189,19 +211,24 @@ class Stepper:
             for parameter, spec in self._trained.places()
         ]
 
-    def _backward(self, minibatch: Minibatch[Any], loss: LossFunction) -> Loss:
+    def _parts(self, minibatch: Minibatch[Any]) -> Iterable[Any]:
+        """This process's; each may be made when it is asked for."""
+        collective = self._context.collective
+        return minibatch.shards(collective.rank, collective.num_processes)
+
+    def _backward(self, parts: Iterable[Any], loss: LossFunction) -> Loss:
         self._trained.zero_gradients()
 
         def backward(part: Loss) -> Loss:
             torch.autograd.backward(part.loss)
             return part
 
-        return self._add_up(minibatch, loss, backward)
+        return self._add_up(parts, loss, backward)
 
-    def _add_up(self, minibatch: Minibatch[Any], loss: LossFunction, each: Callable[[Loss], Loss]) -> Loss:
-        """This process's parts, one after the other: memory holds the graph of one."""
+    def _add_up(self, parts: Iterable[Any], loss: LossFunction, each: Callable[[Loss], Loss]) -> Loss:
+        """Of parts one after the other: memory holds the graph of one."""
         total: Loss | None = None
-        for part in minibatch.shards(self._context.collective.rank, self._context.collective.num_processes):
+        for part in parts:
             self._check()
             own = each(loss(self._context, part))
             own = own._replace(loss=own.loss.detach())

@@ -27,6 +27,7 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.device_copy import DeviceCopy
 from rollcall.learners.loop.footprint import SNAPSHOT_BYTES
+from rollcall.learners.loop.fused_step import fused_step
 from rollcall.learners.loop.heap import keep_freed_memory
 from rollcall.learners.loop.interruption import BeforeStep, Interrupted
 from rollcall.learners.loop.parameters import FsdpUnits, ReplicatedParameters
@@ -66,7 +67,7 @@ class Learner:
         run_seed: int,
         collator: Collator[Any, Any],
         spaces: tuple[gym.Space[Any], gym.Space[Any]] | None = None,
-        compile_loss: bool = False,
+        compiles: bool = False,
         published: Sequence[str] | None = None,
         consumption_log: Path | None = None,
         collective: Collective | None = None,
@@ -109,7 +110,10 @@ class Learner:
             algorithm,
             self._context,
             self._trained,
-            loss=_compiled(algorithm.loss) if compile_loss else None,
+            loss=_compiled(algorithm.loss) if compiles else None,
+            whole_step=fused_step(algorithm, self._context, self._trained, max_grad_norm=config.max_grad_norm)
+            if compiles
+            else None,
             max_grad_norm=config.max_grad_norm,
             check=self._check_interrupted,
         )

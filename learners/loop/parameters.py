@@ -64,6 +64,7 @@ class ReplicatedParameters:
             self._rules = {
                 WHOLE: make_rule([flat.parameter], rests, stretches, learning_rate=learning_rate, **settings)
             }
+            self._stretches = {WHOLE: slice(0, len(flat.gradient))}
             self._gradients = {WHOLE: self._flat.gradient}
             return
         if flat.rest is not None or offload:
@@ -71,9 +72,11 @@ class ReplicatedParameters:
                 "learner.offload_optimizer: models that are stepped apart stay where they are: set it to false"
             )
         self._rates, self._rules, self._gradients = dict(apart), {}, {}
-        for name, (begin, end) in _stretches(models, self._flat).items():
-            part = nn.Parameter(self._flat.parameter.detach()[begin:end])
-            part.grad = self._gradients[name] = self._flat.gradient[begin:end]
+        self._stretches = _stretches(models, self._flat)
+        for name, stretch in self._stretches.items():
+            part = nn.Parameter(self._flat.parameter.detach()[stretch])
+            part.grad = self._gradients[name] = self._flat.gradient[stretch]
+            begin, end = stretch.start, stretch.stop
             own = [(0, slice(s.start - begin, s.stop - begin)) for s in decayed if begin <= s.start < end]
             self._rules[name] = make_rule([part], [], own, learning_rate=apart[name], **settings)
 
@@ -94,6 +97,16 @@ class ReplicatedParameters:
 
     def places(self) -> Iterable[tuple[nn.Parameter, TensorSpec]]:
         return zip(self._trained, self._flat.specs, strict=True)
+
+    @property
+    def rules(self) -> Mapping[str, Rule]:
+        """The one of all models, WHOLE, or of each model that is stepped apart its own."""
+        return self._rules
+
+    @property
+    def stretches(self) -> Mapping[str, slice]:
+        """Where the parameters of each rule lie in `flat`."""
+        return self._stretches
 
     def zero_gradients(self) -> None:
         self._flat.gradient.zero_()
@@ -168,14 +181,14 @@ class ReplicatedParameters:
         return self._rules[WHOLE].read(PARAMETERS, 0, slice(spec.offset, spec.offset + spec.size)).view(spec.shape)
 
 
-def _stretches(models: Mapping[str, nn.Module], flat: FlatParameters) -> dict[str, tuple[int, int]]:
-    """Of each model with trained parameters: from where to where they lie, side by side, gaps included."""
+def _stretches(models: Mapping[str, nn.Module], flat: FlatParameters) -> dict[str, slice]:
+    """Of each model with trained parameters: where they lie, side by side, gaps included."""
     owners = [name for name, model in models.items() for p in model.parameters() if p.requires_grad]
     begins: dict[str, int] = {}
     for name, spec in zip(owners, flat.specs, strict=True):
         begins.setdefault(name, spec.offset)
     ends = [*list(begins.values())[1:], len(flat.gradient)]
-    return {name: (begin, end) for (name, begin), end in zip(begins.items(), ends, strict=True)}
+    return {name: slice(begin, end) for (name, begin), end in zip(begins.items(), ends, strict=True)}
 
 
 def make_rule(

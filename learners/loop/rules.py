@@ -68,6 +68,11 @@ class TorchRule:
         """`parameters` have their gradients; `decayed`: of which weight decay takes its share, in order."""
         self._parameters = parameters
         self._decayed = [parameters[index].detach().view(-1)[stretch] for index, stretch in decayed]
+        self._decay: Tensor | None = None  # [P]: of each weight of a single parameter
+        if config.weight_decay and len(parameters) == 1:
+            self._decay = torch.zeros_like(parameters[0].detach().view(-1))
+            for _, stretch in decayed:
+                self._decay[stretch] = config.weight_decay
         self._config = config
         self._learning_rate = learning_rate
         self._optimizer: torch.optim.Optimizer | None = None
@@ -77,6 +82,14 @@ class TorchRule:
             self._optimizer = build_optimizer(parameters, config, learning_rate=learning_rate)
             allocate_state(self._optimizer)
             self._states = [self._optimizer.state[parameter] for parameter in parameters]
+
+    @property
+    def is_adam(self) -> bool:
+        return isinstance(self._config, AdamConfig | AdamWConfig)
+
+    @property
+    def learning_rate(self) -> float:
+        return self._learning_rate
 
     def set_learning_rate(self, learning_rate: float) -> None:
         self._learning_rate = learning_rate
@@ -110,6 +123,22 @@ class TorchRule:
             eps=CONTROL_EPS if config.eps is None else config.eps,
             skip=skip,
         )
+
+    def traced_step(self, weights: Tensor, gradient: Tensor, learning_rate: Tensor, finite: Tensor) -> Tensor:
+        """Adam's, of a single flat parameter, in operations that a compiler can join with those before it. Returns what
+        `weights`, its values, become. `finite`, 0-dim: where it is False, all stays as it is."""
+        config, (state,) = self._config, self._states
+        assert isinstance(config, AdamConfig | AdamWConfig)
+        steps = state["step"] + 1.0
+        mean = torch.lerp(state["exp_avg"], gradient, 1.0 - config.beta1)
+        square = config.beta2 * state["exp_avg_sq"] + (1.0 - config.beta2) * gradient.square()
+        # Divided by what is missing to the averages, which began at 0.
+        size = learning_rate / (1.0 - config.beta1**steps)
+        deviation = (square / (1.0 - config.beta2**steps)).sqrt() + (CONTROL_EPS if config.eps is None else config.eps)
+        kept = weights if self._decay is None else weights * (1.0 - learning_rate * self._decay)
+        for name, value in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
+            state[name].copy_(torch.where(finite, value, state[name]))
+        return torch.where(finite, kept - size * mean / deviation, weights)
 
     def names(self) -> Sequence[str]:
         return [PARAMETERS, *(f"optimizer.{name}" for name in self._states[0])]

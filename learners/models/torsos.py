@@ -15,8 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Literal["tanh", "relu", "silu", "gelu", "elu"]
+
+
+class Tanh(nn.Module):
+    """tanh(x), in compiled code as 2 sigmoid(2x) - 1, within 2e-7 of it: there torch's tanh takes four times as long,
+    which was two fifths of a small network's gradient step."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 2.0 * torch.sigmoid(2.0 * inputs) - 1.0 if torch.compiler.is_compiling() else torch.tanh(inputs)
+
+
 ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
+    "tanh": Tanh,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
     "gelu": nn.GELU,

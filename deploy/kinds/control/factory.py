@@ -309,7 +309,7 @@ class ControlFactory:
             run_seed=config.seed,
             spaces=self.spaces,
             collator=self._collator(models),
-            compile_loss=config.resolved().learner.compile == "on",
+            compiles=config.resolved().learner.compile == "on",
             consumption_log=consumption_log(self.run_directory),
             collective=collective,
         )

@@ -151,7 +151,7 @@ class OfflineControlRun:
             run_seed=config.seed,
             collator=RecordedCollator(self._data.train, discount=self._discount),
             spaces=self.spaces,
-            compile_loss=config.learner.compile == "on",
+            compiles=config.learner.compile == "on",
         )
 
     def save(self, checkpoint: Path) -> None:
