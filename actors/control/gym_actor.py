@@ -8,10 +8,10 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 from rollcall.actors.control import state
 from rollcall.actors.control.unroll import Shard, UnitOfExperience, begin_shard, unroll
@@ -20,6 +20,7 @@ from rollcall.actors.envs.plain_state import UnsupportedStateError
 from rollcall.actors.envs.vector import EnvGroup
 from rollcall.actors.outside.settings import OutsideConfig
 from rollcall.actors.policy import Gradients, JudgesExperience, PolicyFactory, WeightsSource
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Produced, ShardPayload, Ticket, Timing, Unit
@@ -31,17 +32,38 @@ from rollcall.cluster.seeds import derive_seed
 _log = logging.getLogger(__name__)
 
 
+def _number_of_actors(value: object, is_number: ValidatorFunctionWrapHandler, known: ValidationInfo) -> int:
+    """One for each core beside the learner's, and each with a shard."""
+    if value != "auto":
+        number: int = is_number(value)
+        return number
+    outside: OutsideConfig | None = known.data.get("outside")
+    shards = known.data.get("num_shards", 1) - (0 if outside is None else outside.num_shards)
+    return max(min(1, shards), min(shards, usable_cores() - 1), 0)
+
+
 class ActorsConfig(BaseModel):
     """Who acts, and in what portions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num: int = Field(
-        default=1, ge=0, le=4096, description="actor processes; at most one per env shard; 0: outside actors alone"
-    )
     num_envs: int = Field(default=16, ge=1, le=65536, description="environments over all actors")
     num_shards: int = Field(
         default=1, ge=1, le=65536, description="groups of envs stepped together; the result depends on it, not on num"
+    )
+    outside: OutsideConfig | None = Field(
+        default=None, description="env shards for actors outside Ray, which come over HTTP; none: there are no such"
+    )
+    num: Annotated[
+        int,
+        WrapValidator(_number_of_actors, json_schema_input_type=Annotated[int, Field(ge=0, le=4096)] | Literal["auto"]),
+    ] = Field(
+        default="auto",
+        validate_default=True,
+        ge=0,
+        le=4096,
+        description="actor processes; at most one per env shard; auto: as many as this machine has cores beside the "
+        "learner's; 0: outside actors alone",
     )
     unroll_length: int = Field(
         default=128, ge=1, le=1_000_000, description="env steps of a fragment; the most steps of an episode"
@@ -56,9 +78,6 @@ class ActorsConfig(BaseModel):
         default="wait", description="before the lag bound is passed: wait for stragglers, or drop what is too old"
     )
     torch_threads: int = Field(default=1, ge=1, le=256, description="threads of one actor's inference")
-    outside: OutsideConfig | None = Field(
-        default=None, description="env shards for actors outside Ray, which come over HTTP; none: there are no such"
-    )
 
     @property
     def first_outside_shard(self) -> int:

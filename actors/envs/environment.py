@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import statistics
 import time
 import warnings
@@ -29,6 +28,7 @@ from rollcall.actors.envs.observations import Space, check_spaces, observed_spac
 from rollcall.actors.envs.sources import Env, EnvSource, VectorEnvs, build, find_env
 from rollcall.actors.envs.vector import EnvGroup, env_seed
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 
@@ -229,7 +229,7 @@ def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vecto
         return wanted
     if obstacle is None:
         return "native"
-    if num_envs == 1 or (os.cpu_count() or 1) == 1:
+    if num_envs == 1 or usable_cores() == 1:
         return "sync"
     return "async" if _step_cost_s(config) > ASYNC_PAYS_FROM_S else "sync"
 

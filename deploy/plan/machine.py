@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.deploy.plan.needs import MIB
 
 THIS_MACHINE = "this machine"  # its name, where it is no node of a cluster
@@ -50,7 +51,7 @@ def this_machine(runs: Path) -> Machine:
         shared_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0,
         disk_bytes=_free_on(runs),
         gpu_bytes=gpus,
-        num_cpus=float(os.cpu_count() or 1),
+        num_cpus=float(usable_cores()),
         num_gpus=float(len(gpus)),
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import platform
 import re
 import shlex
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.books.consumption import LOG_NAME
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import write_aside
 from rollcall.deploy.config.root_config import RootConfig
@@ -56,7 +56,7 @@ def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Ma
         "began_unix_s": round(time.time(), 3),
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
-            "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cpu_cores": usable_cores(),
         },
         "versions": versions,
         **({} if init_from is None else {"init_from": dict(init_from)}),

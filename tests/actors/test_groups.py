@@ -185,7 +185,7 @@ def test_slow_envs_get_processes_of_their_own(
             return gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward: (time.sleep(0.001), reward)[1])
         """
     )
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
     group = make_vector_env(EnvConfig(id=f"{module}:slow"), 2)
     assert type(getattr(group, "_env", None)).__name__ == "AsyncEnvs"
     group.reset()

@@ -68,6 +68,28 @@ def test_overrides_win_and_the_last_one_most(recipe: Path) -> None:
     assert config.name == "small"
 
 
+@pytest.mark.parametrize(
+    ("cores", "settings", "expected"),
+    [
+        (1, ["actors.num_shards=4"], 1),
+        (2, ["actors.num_shards=4"], 1),
+        (4, ["actors.num_shards=4"], 3),
+        (64, ["actors.num_shards=4"], 4),
+        (64, ["actors.num_shards=1"], 1),
+        (64, ["actors.num_shards=4", "actors.outside.num_shards=2"], 2),
+        (64, ["actors.num_shards=4", "actors.outside.num_shards=4"], 0),
+    ],
+)
+def test_actors_take_the_cores_beside_the_learners(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, cores: int, settings: list[str], expected: int
+) -> None:
+    monkeypatch.setattr("rollcall.actors.control.gym_actor.usable_cores", lambda: cores)
+    for more in ([], ["actors.num=auto"]):
+        config: Any = config_of(recipe, [*settings, *more])
+        assert config.actors.num == expected
+    assert f"  num: {expected}\n" in config.to_yaml()  # a run's directory has the number
+
+
 def test_what_follows_from_the_settings_is_derived(recipe: Path) -> None:
     config: Any = config_of(recipe)
     assert config.steps_per_batch == 8 * 32

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Row, Task
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
@@ -82,7 +82,7 @@ class WarmStart:
         update = {
             "learning_rate": settings.learning_rate,
             "schedule": shape(warmup_steps=self.optimised.schedule.warmup_steps),
-            "threads": settings.threads or max(1, (os.cpu_count() or 1) // 2),
+            "threads": settings.threads or max(1, usable_cores() // 2),
             "num_processes": 1,
         }
         autocast, logits_mib = autocast_dtype(policy), policy.logits_workspace_mib

@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput, ClusterLost
 from rollcall.cluster.store.private_folder import PrivateFolder
 from rollcall.deploy.plan.planning import LEAST_STORE
@@ -257,7 +258,7 @@ def _start(num_cpus: float, store_bytes: int) -> Cluster:
                 changes.enter_context(bare_node())
             ray.init(
                 address="local",  # or it would join whatever `ray start` left a note of on this machine, alive or not
-                num_cpus=max(math.ceil(num_cpus), os.cpu_count() or 1),
+                num_cpus=max(math.ceil(num_cpus), usable_cores()),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
