@@ -22,7 +22,7 @@ ALLOWED = {
 CONFINED = {"ray": "deploy", "vllm": "actors.engine", "fastapi": "reward_service"}
 # The rooms of a package, top floor first: a room imports only those after it, and those on its own floor (|).
 FLOORS = {
-    "cluster": "metrics loop parameter_server|checkpoint books store messages files inputs|errors backoff seeds",
+    "cluster": "metrics loop parameter_server|checkpoint books store messages files inputs|errors backoff seeds cores",
     "reward_service": "raters service labelling preferences scheduling scorers answers workers sandbox models"
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language outside engine|envs|tasks policy",

@@ -47,6 +47,7 @@ def check_settings(config: RunConfig) -> list[Problem]:
         *_replay(config),
         *_expert(config),
         *_gradients(config),
+        *_compiled(config),
         *check_device(config),
     ]
 
@@ -94,6 +95,18 @@ def _replay(config: RunConfig) -> list[Problem]:
         text = f"more learner processes than the {replay.batch_size} transitions of a minibatch to share"
         problems.append(Problem(("learner", "num_processes"), f"{text}: {replay.batch_size} at the most"))
     return problems
+
+
+def _compiled(config: RunConfig) -> list[Problem]:
+    """What torch cannot compile, or would have to compile for every batch anew."""
+    if config.learner.compile != "on":
+        return []
+    where, reason = ("learner", "compile"), ""
+    if config.policy.recurrent != "none":
+        reason = f"torch does not compile a {config.policy.recurrent}"
+    elif config.algorithm_class.unit == "episode":
+        reason = f"{config.algorithm_name} learns from whole episodes, and each batch has another length"
+    return [Problem(where, f"{reason}: set it to off or auto")] if reason else []
 
 
 def _expert(config: RunConfig) -> list[Problem]:

@@ -52,7 +52,8 @@ class LearnerConfig(BaseModel):
     device: str = Field(default="auto", description="auto (a GPU where there is one), cpu, cuda, cuda:N")
     threads: int = Field(default=1, ge=1, description="CPU threads of each learner process")
     compile: Literal["auto", "on", "off"] = Field(
-        default="auto", description="torch.compile of the loss; auto: where the run is long enough to pay for it"
+        default="auto",
+        description="torch.compile of the gradient step; auto: where the run is long enough to pay for it",
     )
     max_skipped_steps: int = Field(
         default=5, ge=1, description="non-finite learner steps in a row after which the run stops"

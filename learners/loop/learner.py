@@ -54,6 +54,7 @@ class Learner:
       published_dtype: of parameters as they are handed out: of whoever acts with them, who compares what it has with
         the canary's fingerprints. Checkpoints have float32.
       weights_dtype: of what is trained, as passes read it; with bfloat16, for Adam, it is stepped as float32 still.
+      compiles: the loss, and where it can be the whole gradient step (fused_step.py).
       frozen_dtype: of what is not: a reference, a model beneath its adapters.
     """
 
@@ -106,17 +107,7 @@ class Learner:
         )
         self._generator = torch.Generator().manual_seed(derive_seed(run_seed, "learner"))
         self._context = Context(self._models, self._generator, self._collective, spaces)
-        self._stepper = Stepper(
-            algorithm,
-            self._context,
-            self._trained,
-            loss=_compiled(algorithm.loss) if compiles else None,
-            whole_step=fused_step(algorithm, self._context, self._trained, max_grad_norm=config.max_grad_norm)
-            if compiles
-            else None,
-            max_grad_norm=config.max_grad_norm,
-            check=self._check_interrupted,
-        )
+        self._stepper = self._build_stepper(compiles)
         self._skipped_in_a_row = 0
         self._idle_since = time.perf_counter()
 
@@ -248,6 +239,18 @@ class Learner:
         self._collator.load_state(CollatorState(meta["experience"], arrays))
         if isinstance(self._collator, KeepsFiles):
             self._collator.read_files(checkpoint)
+
+    def _build_stepper(self, compiles: bool) -> Stepper:
+        algorithm, context, limit = self._algorithm, self._context, self._config.max_grad_norm
+        return Stepper(
+            algorithm,
+            context,
+            self._trained,
+            loss=_compiled(algorithm.loss) if compiles else None,
+            whole_step=fused_step(algorithm, context, self._trained, max_grad_norm=limit) if compiles else None,
+            max_grad_norm=limit,
+            check=self._check_interrupted,
+        )
 
     def _freeze_as(self, dtype: torch.dtype) -> None:
         for parameter in nn.ModuleDict(self._models).parameters():

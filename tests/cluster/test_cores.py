@@ -21,9 +21,7 @@ from rollcall.cluster.cores import usable_cores
         ("", 8),
     ],
 )
-def test_it_is_the_smaller_of_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, cores: int
-) -> None:
+def test_it_is_the_smaller_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, cores: int) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)))
     quota = tmp_path / "cpu.max"
     quota.write_text(written)

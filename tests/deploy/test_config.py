@@ -152,7 +152,7 @@ def test_compilation_is_chosen_where_it_pays_and_the_choice_is_in_the_hash(
     monkeypatch.setattr(run_config, "cpp_compiler", lambda: "/usr/bin/g++")
     short = config_of(recipe)
     assert short.learner.compile == "off"
-    long_run = ["total_env_steps=10_000_000"]  # 39063 steps of 12 minibatches
+    long_run = ["total_env_steps=600_000"]  # 2344 steps of 12 minibatches
     assert config_of(recipe, long_run).learner.compile == "on"
     assert config_of(recipe, [*long_run, "policy.recurrent=gru"]).learner.compile == "off"
     assert config_of(recipe, [*long_run, "learner.compile=off"]).learner.compile == "off"
@@ -161,7 +161,7 @@ def test_compilation_is_chosen_where_it_pays_and_the_choice_is_in_the_hash(
     monkeypatch.setattr(run_config, "cpp_compiler", lambda: None)
     eager = config_of(recipe, long_run)
     assert eager.learner.compile == "off"
-    assert eager.derived()["compiled loss"] == "off (no C++ compiler found: updates run eagerly)"
+    assert eager.derived()["compiled update"] == "off (no C++ compiler found: updates run eagerly)"
 
 
 def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
@@ -285,6 +285,8 @@ def test_a_wrong_key_type_or_range_is_refused_with_its_path_value_and_remedy(
         (["algorithm=json:dumps"], ["algorithm.name = 'json:dumps'", "is no algorithm"]),
         (["algorithm=trpo", "policy.recurrent=gru"], ["policy.recurrent = 'gru'", "trpo fits the critic apart"]),
         (["algorithm=trpo", "policy.shared_torso=true"], ["policy.shared_torso = true", "set it to false"]),
+        (["learner.compile=on", "policy.recurrent=gru"], ["learner.compile = 'on'", "a gru", "off or auto"]),
+        (["learner.compile=on", "algorithm=reinforce"], ["learner.compile = 'on'", "whole episodes"]),
         (["name=../escape"], ["name = '../escape'", "letters, digits"]),
     ],
 )
