@@ -162,12 +162,14 @@ class Stepper:
         """Both in one, for a minibatch after the other; `models` as `step`'s. The metrics are this process's share, but
         for the last, the gradient's norm: they are summed up over processes once an epoch."""
         parts = self._parts(minibatch)
-        if self._whole_step is not None and len(parts := list(parts)) == 1:
-            self._check()
-            (loss, metrics, per_sample), norm = self._whole_step(parts[0], self.broken, models)
-            self._keep(per_sample, minibatch)
-            self._stepped()
-            return {**metrics, "loss": loss, "grad_norm": norm}
+        if self._whole_step is not None:
+            first, *others = parts = list(parts)
+            if not others:
+                self._check()
+                (loss, metrics, per_sample), norm = self._whole_step(first, self.broken, models)
+                self._keep(per_sample, minibatch)
+                self._stepped()
+                return {**metrics, "loss": loss, "grad_norm": norm}
         loss, metrics, per_sample = self._backward(parts, self._loss)
         self._trained.sum_gradients(loss)
         self._keep(per_sample, minibatch)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
@@ -35,8 +35,7 @@ _log = logging.getLogger(__name__)
 def _number_of_actors(value: object, is_number: ValidatorFunctionWrapHandler, known: ValidationInfo) -> int:
     """One for each core beside the learner's, and each with a shard."""
     if value != "auto":
-        number: int = is_number(value)
-        return number
+        return cast(int, is_number(value))
     outside: OutsideConfig | None = known.data.get("outside")
     shards = known.data.get("num_shards", 1) - (0 if outside is None else outside.num_shards)
     return max(min(1, shards), min(shards, usable_cores() - 1), 0)

@@ -51,7 +51,7 @@ class Twins:
         self.trained: list[ReplicatedParameters] = []
         self.steppers: list[Stepper] = []
         models = with_own_models(algorithm, models)
-        rates = {}
+        rates: dict[str, Any] = {}
         if isinstance(algorithm, StepsApart):
             rates = {"apart": {name: rate or 1e-2 for name, rate in algorithm.learning_rates().items()}}
         for fused in (False, True):
@@ -88,7 +88,7 @@ class Twins:
     def check_same(self) -> None:
         state, fused = (trained.tensors() for trained in self.trained)
         for name, tensor in state.items():
-            torch.testing.assert_close(fused[name], tensor, atol=2e-6, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(fused[name], tensor, atol=2e-6, rtol=1e-4, msg=f"{name} differs")
         theirs, own = (context.models for context in self.contexts)
         for name, model in theirs.items():
             torch.testing.assert_close(dict(own[name].state_dict()), dict(model.state_dict()), atol=2e-6, rtol=1e-4)
@@ -246,7 +246,7 @@ def test_other_rules_are_not_for_it(make_policy: MakePolicy) -> None:
 def test_compiled_code_says_the_same(make_policy: MakePolicy, make_batch: MakeBatch, kind: str) -> None:
     if kind == "sac":
         twins, parts = replayed(SAC, SQUASHED, CONTINUOUS, backend=COMPILED)
-        minibatches = [Alone(parts(seed)[0]) for seed in range(3)]
+        minibatches: list[Any] = [Alone(parts(seed)[0]) for seed in range(3)]
     else:
         policy = make_policy()
         algorithm = PPO(PPO.Config())
