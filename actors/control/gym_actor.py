@@ -37,7 +37,7 @@ def _number_of_actors(value: object, is_number: ValidatorFunctionWrapHandler, kn
     if value != "auto":
         return cast(int, is_number(value))
     outside: OutsideConfig | None = known.data.get("outside")
-    shards = known.data.get("num_shards", 1) - (0 if outside is None else outside.num_shards)
+    shards: int = known.data.get("num_shards", 1) - (0 if outside is None else outside.num_shards)
     return max(min(1, shards), min(shards, usable_cores() - 1), 0)
 
 
