@@ -32,6 +32,7 @@ MAY_LACK_IN_CI = {
     "gsm8k": "data that we may not ship",
     "kuberay": "KubeRay's definitions are not ours to ship",
     "kubectl": "a program of its own",
+    "envpool": "an extra that the lock is without",
     "minari": "an extra that the lock is without",
     "Box2D": "an extra that the lock is without",
     "minatar": "an extra that the lock is without",
@@ -60,6 +61,7 @@ def _package(name: str, remedy: str) -> Need:
 NEEDS = {
     **{name: _package(name, "the extra lm-cpu or lm-gpu") for name in ("peft", "tokenizers", "transformers", "vllm")},
     "ale_py": _package("ale_py", "the extra atari"),
+    "envpool": _package("envpool", "the extra envpool"),
     "kubernetes_validate": _package("kubernetes_validate", "the extra dev"),
     "math_verify": _package("math_verify", "the extra maths"),
     "minari": _package("minari", "the extra minari"),

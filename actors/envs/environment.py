@@ -44,7 +44,9 @@ class EnvConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    id: str = Field(min_length=1, description="a gymnasium id, or module:function from the working directory")
+    id: str = Field(
+        min_length=1, description="a gymnasium id, envpool:id, or module:function from the working directory"
+    )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the env's constructor")
     vectorization: Literal["auto", "native", "sync", "async"] = Field(
         default="auto",
@@ -53,7 +55,9 @@ class EnvConfig(BaseModel):
     autoreset: Literal["auto", "next_step", "same_step"] = Field(
         default="auto", description="when an ended env is reset; what is learned from is the same"
     )
-    frame_stack: int | None = Field(default=None, ge=1, le=64, description="observations shown together; Atari: 4")
+    frame_stack: int | None = Field(
+        default=None, ge=1, le=64, description="observations shown together; Atari: 4, of envpool too"
+    )
     max_episode_steps: int | None = Field(default=None, ge=1, description="steps after which an episode is truncated")
     fixed_episode_steps: int | None = Field(
         default=None,
@@ -102,6 +106,8 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None, seed: int = 0
     kwargs = copy.deepcopy(config.kwargs)  # an env may change what it is given
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+    if _stacks_itself(config, source):
+        kwargs["frame_stack"] = config.frame_stack
     limit = config.fixed_episode_steps or config.max_episode_steps
     env: Env = OwnRandomness(partial(source.make, limit, **kwargs), seed)
     for name in ("observation_space", "action_space"):
@@ -109,7 +115,7 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None, seed: int = 0
             raise BadInput(f"env {config.id!r} has no {name}: set self.{name} in its __init__, to a gymnasium space")
     if config.fixed_episode_steps is not None:
         env = _Unending(env)
-    if config.frame_stack is not None and config.frame_stack > 1:
+    if config.frame_stack is not None and config.frame_stack > 1 and not _stacks_itself(config, source):
         check_spaces(config.id, env.observation_space, env.action_space)
         env = FrameStackObservation(CheckedEnv(env), config.frame_stack)  # it keeps what it is shown
     return env
@@ -163,8 +169,19 @@ def make_vector_env(
         )
     else:
         natives = _SeededEnvs(partial(_make_native, config, source, num_envs), seed)
-        group = VectorEnvGroup(natives, seed=seed, name=config.id, max_restarts=max_restarts)
+        group = VectorEnvGroup(
+            natives,
+            seed=seed,
+            name=config.id,
+            seeding=None if source.pool is None else "array",
+            counts_lives=config.episodic_life,
+            max_restarts=max_restarts,
+        )
     return group
+
+
+def _stacks_itself(config: EnvConfig, source: EnvSource) -> bool:
+    return config.frame_stack is not None and source.pool is not None and source.pool.stacks_as is not None
 
 
 def _atari_maker(config: EnvConfig, source: EnvSource) -> Callable[[int], VectorEnvs]:
@@ -206,18 +223,24 @@ def _make_async(envs: _SeededEnvs, num_envs: int, *, autoreset_mode: AutoresetMo
 
 def _make_native(config: EnvConfig, source: EnvSource, num_envs: int, *, seed: int = 0) -> VectorEnvs:
     assert source.make_native is not None
-    limit = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
-    make = partial(source.make_native, num_envs, **copy.deepcopy(config.kwargs), **limit)
+    more = {} if config.max_episode_steps is None else {"max_episode_steps": config.max_episode_steps}
+    if _stacks_itself(config, source):
+        more["frame_stack"] = config.frame_stack  # type: ignore[assignment]
+    make = partial(source.make_native, num_envs, **copy.deepcopy(config.kwargs), **more)
     return OwnVectorRandomness(make, seed)
 
 
 def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vectorization:
     """How the envs are stepped. Sync and async give the same experience, so what was measured changes no result."""
     wanted = config.vectorization
-    if config.episodic_life and not config.is_atari:
+    lives = config.is_atari or (source.pool is not None and source.pool.has_lives)
+    if config.episodic_life and not lives:
         raise BadInput(f"env.episodic_life=true: {config.id!r} is no Atari game: leave it out")
-    if config.fixed_episode_steps is not None and config.is_atari:
-        raise BadInput("env.fixed_episode_steps: a game of Atari cannot go on after its end: leave it out")
+    if config.fixed_episode_steps is not None and (config.is_atari or source.pool is not None):
+        what = "a game of Atari" if config.is_atari else "an env of EnvPool"
+        raise BadInput(f"env.fixed_episode_steps: {what} cannot go on after its end: leave it out")
+    if config.episodic_life and wanted in ("sync", "async"):
+        raise BadInput(f"env.vectorization={wanted}: lives are counted where games are stepped natively: use auto")
     if config.is_atari:
         if wanted in ("sync", "async"):
             raise BadInput(f"env.vectorization={wanted}: Atari games are stepped natively: use auto, or atari: false")
@@ -238,7 +261,7 @@ def _no_native(config: EnvConfig, source: EnvSource, num_envs: int) -> str | Non
     """Why the env's own vector form cannot be used, or None."""
     if source.make_native is None:
         return f"{config.id!r} has no vector form of its own"
-    if config.frame_stack is not None and config.frame_stack > 1:
+    if config.frame_stack is not None and config.frame_stack > 1 and not _stacks_itself(config, source):
         return "frames are stacked env by env"
     if config.fixed_episode_steps is not None:
         return "terminations are ignored env by env"
@@ -247,6 +270,8 @@ def _no_native(config: EnvConfig, source: EnvSource, num_envs: int) -> str | Non
     env = _make_native(config, source, num_envs)
     mode = env.metadata.get("autoreset_mode")
     env.close()
+    if mode is AutoresetMode.DISABLED:
+        mode = AutoresetMode.SAME_STEP  # its group resets it at once
     return None if mode is config.autoreset_mode else f"{config.id!r} resets in its own way, not {config.autoreset}"
 
 

@@ -10,7 +10,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import gymnasium as gym
 import numpy as np
@@ -38,6 +38,15 @@ _MISSING: Any = object()
 
 class UnsupportedStateError(Exception):
     """Something that is not plain data. The text is the path to it."""
+
+
+@runtime_checkable
+class Replayable(Protocol):
+    """What hides its state, but knows what it came from, and can go through it again."""
+
+    def replayable_state(self) -> dict[str, Any]: ...
+
+    def replay(self, state: dict[str, Any]) -> None: ...
 
 
 class Capture:
@@ -82,6 +91,8 @@ class Capture:
             return ["random", self.node(value.getstate(), path)]
         if _is_mujoco(value, "MjData"):
             return ["mujoco", *self._mujoco(value, path)]
+        if isinstance(value, Replayable):
+            return ["replayable", _kind(value), self.node(value.replayable_state(), path)]
         if type(value).__flags__ & _HEAP_TYPE and (hasattr(value, "__dict__") or _slots(value)):
             names = _SPACE_STATE if isinstance(value, gym.Space) else None  # all else of a space is its definition
             attributes = {k: v for k, v in _attributes(value).items() if names is None or k in names}
@@ -222,6 +233,13 @@ class Restore:
             saved = self._get(node[2][name])
             if saved.shape == array.shape:
                 array[...] = saved
+        return fresh
+
+    def _replayable(self, node: Node, fresh: Any, number: int, path: str) -> Any:
+        if _kind(fresh) != node[1] or not isinstance(fresh, Replayable):
+            raise UnsupportedStateError(f"{path} was a {node[1]} and is a {_kind(fresh)} in a fresh one")
+        self._built[number] = fresh
+        fresh.replay(self.value(node[2], _MISSING, path))
         return fresh
 
     def _object(self, node: Node, fresh: Any, number: int, path: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from rollcall.actors.envs.pool import PREFIX, PoolEnv, PoolTask, find_pool_task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_module, import_object
 from rollcall.cluster.inputs.near_names import did_you_mean
@@ -33,7 +34,7 @@ _EXTRAS = {
     "gymnasium.envs.classic_control": "classic-control",
     "gymnasium.envs.toy_text": "toy-text",
 }
-_SHIPPED_EXTRAS = ("mujoco", "atari", "minatar", "box2d")  # of Rollcall's own; the others are gymnasium's
+_SHIPPED_EXTRAS = ("mujoco", "atari", "minatar", "box2d", "envpool")  # of Rollcall's own; the others are gymnasium's
 # Who registers envs only when asked: the start of their ids -> package, extra, and how to ask.
 _REGISTRARS: Mapping[str, tuple[str, str, Callable[[], None]]] = {
     "ALE/": ("ale_py", "atari", lambda: gym.register_envs(importlib.import_module("ale_py"))),
@@ -51,14 +52,17 @@ class EnvSource:
     make: Callable[..., Env]
     make_native: Callable[..., VectorEnvs] | None = None  # (num_envs=..., ...): numpy-native, where there is one
     game: str | None = None  # of the Arcade Learning Environment: its ROM
+    pool: PoolTask | None = None  # of EnvPool
 
 
 def find_env(name: str) -> EnvSource:
-    """What `name` stands for: a gymnasium id, `module:id` that registers one, or `module:function`.
+    """What `name` stands for: a gymnasium id, `module:id` that registers one, `module:function`, or `envpool:id`.
 
     Raises:
       BadInput: in one line, with what to do.
     """
+    if name.startswith(PREFIX):
+        return _pooled(name)
     for start, (package, extra, register) in _REGISTRARS.items():
         if name.startswith(start):
             _need_package(package, name, extra)
@@ -177,6 +181,20 @@ def _make_native(spec: Any, num_envs: int, kwargs: Mapping[str, Any]) -> VectorE
 
     envs: VectorEnvs = build(spec.id, make, kwargs, entry_point=str(spec.vector_entry_point))
     return envs
+
+
+def _pooled(name: str) -> EnvSource:
+    _need_package("envpool", name, "envpool")
+    task = find_pool_task(name)
+
+    def make_native(num_envs: int, **kwargs: Any) -> VectorEnvs:
+        envs: VectorEnvs = build(name, task.make, {"num_envs": num_envs, **kwargs})
+        return envs
+
+    def make(limit: int | None, **kwargs: Any) -> Env:
+        return PoolEnv(build(name, task.make, {"num_envs": 1, "max_episode_steps": limit, **kwargs}))
+
+    return EnvSource(name=name, make=make, make_native=make_native, pool=task)
 
 
 def _imported(path: str) -> EnvSource:

