@@ -97,8 +97,8 @@ def require(*names: str) -> None:
 
 def require_for(recipe: str) -> None:
     """The package of a shipped recipe's env, where the lock is without."""
-    for start, package in (("lunarlander-", "Box2D"), ("minatar-", "minatar")):
-        if recipe.startswith(start):
+    for part, package in (("lunarlander-", "Box2D"), ("minatar-", "minatar"), ("-envpool-", "envpool")):
+        if part in recipe:
             require(package)
 
 

@@ -1,4 +1,4 @@
-"""EnvPool's envs: the same experience as gymnasium's own envs from the same state, as one env alone, and as the same envs
+"""EnvPool's envs: the same experience as gymnasium's own envs from the same state, as one env alone, and as they were
 before a checkpoint."""
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def test_the_pool_gives_the_same_experience_as_its_envs_one_after_another(numpy_
 
 
 @pytest.mark.parametrize(
-    ("env", "gymnasiums"), [("envpool:Pendulum-v1", "Pendulum-v1"), ("envpool:HalfCheetah-v4", "HalfCheetah-v5")]
+    ("env", "gymnasiums"), [("envpool:Pendulum-v1", "Pendulum-v1"), ("envpool:HalfCheetah-v5", "HalfCheetah-v5")]
 )
 def test_continuous_envs_agree_with_gymnasiums_by_statistics(env: str, gymnasiums: str) -> None:
     """Mean returns of 40 episodes of 100 steps of the same random actions. They differ by less than four standard
