@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+GYM_PEERS = ("sb3", "sbx", "rejax", "cleanrl", "envpool")
 SETTINGS = "settings such as actors.num=4"
 WORKLOADS = ("small", "large", "arithmetic")
 
@@ -19,7 +20,38 @@ def add_benches(what: Any) -> None:
 
 def _gym(parser: argparse.ArgumentParser) -> None:
     _common(parser, recipe="cartpole-ppo", repeats=5)
-    parser.add_argument("--peer", choices=["sb3"], help="also measure a peer with the same settings")
+    parser.add_argument(
+        "--peer",
+        action="extend",
+        type=_peers,
+        default=[],
+        metavar="NAME[,NAME]",
+        help=f"also measure peers with the same settings, of {', '.join(GYM_PEERS)}",
+    )
+    parser.add_argument(
+        "--learn",
+        type=_steps,
+        metavar="STEPS",
+        help="instead of speeds: train for so many env steps, once per repeat, and tell the last episodes' returns",
+    )
+
+
+def _peers(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in GYM_PEERS:
+            raise argparse.ArgumentTypeError(f"no peer {name!r}: choose from {', '.join(GYM_PEERS)}")
+    return names
+
+
+def _steps(text: str) -> int:
+    try:
+        steps = int(text.replace("_", "").replace(",", ""))
+    except ValueError:
+        steps = 0
+    if steps < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of env steps: write one such as 150_000")
+    return steps
 
 
 def _lm(parser: argparse.ArgumentParser) -> None:

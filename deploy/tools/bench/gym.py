@@ -20,8 +20,9 @@ from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.recipes import load_config
-from rollcall.deploy.tools.bench import peers
+from rollcall.deploy.tools.bench import learnt_alike
 from rollcall.deploy.tools.bench.parts import Learning, make_ticket
+from rollcall.deploy.tools.bench.peer_work import Rival, rivals
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, compared, last_lines, say, tell, whole_run
 
 PART_S = 1.0  # how long each part is measured per repeat
@@ -102,41 +103,46 @@ def measure_whole(config: RunConfig, directory: Path) -> float:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the benchmark and prints its result. `args`: recipe, overrides, peer, repeats, json."""
+    """Runs the benchmark and prints its result. `args`: recipe, overrides, peer, learn, repeats, json."""
     overrides = [*(CARTPOLE if args.recipe == "cartpole-ppo" else ()), *args.overrides]
-    sac = _config(args.recipe, overrides, "off", total_env_steps=None).algorithm_name == "sac"
-    peer = peers.prepare("sb3-sac" if sac else args.peer, say) if args.peer else None
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
-        result = _measure(args.recipe, overrides, args.repeats, peer, Path(folder))
+        if args.learn is not None:
+            more = ["eval.episodes=0", f"total_env_steps={args.learn}"]
+            config = _control(args.recipe, [*overrides, *more])
+            result = learnt_alike.compare(config, args.peer, args.repeats, Path(folder))
+            return tell(result, learnt_alike.table, args)
+        against = rivals(_config(args.recipe, overrides, "off", total_env_steps=None), args.peer, say)
+        result = _measure(args.recipe, overrides, args.repeats, against, Path(folder))
     return tell(result, _table, args)
 
 
 def _measure(
-    recipe: str, overrides: Sequence[str], repeats: int, peer: peers.Peer | None, scratch: Path
+    recipe: str, overrides: Sequence[str], repeats: int, against: Sequence[Rival], scratch: Path
 ) -> dict[str, Any]:
     benches, fastest = _candidates(recipe, overrides, scratch)
     bench = benches[fastest]
     config = _config(recipe, overrides, fastest, total_env_steps=int(bench.measure().bound * WHOLE_S))
     parts: list[Parts] = []
     whole: list[float] = []
-    peer_speeds: list[float] = []
+    peer_speeds: dict[str, list[float]] = {rival.peer.name: [] for rival in against}
     for repeat in range(repeats):
         parts.append(bench.measure())
         whole.append(measure_whole(config, scratch / "run"))
         parts.append(bench.measure())
         line = f"repeat {repeat + 1}/{repeats}: bound {parts[-1].bound:,.0f}, whole {whole[-1]:,.0f} env steps/s"
-        if peer is not None:
-            peer_speeds.append(peer.measure({"env": config.env.id, "learning_rate": config.learner.learning_rate}))
-            line += f", {peer.name} {peer_speeds[-1]:,.0f}"
+        for rival in against:
+            speed = rival.peer.measure(rival.work | {"seconds": WHOLE_S, "learn_steps": None}).per_second
+            peer_speeds[rival.peer.name].append(speed)
+            line += f", {rival.peer.name} {speed:,.0f}"
         say(line)
     typical = Parts(**{name: statistics.median(asdict(part)[name] for part in parts) for name in asdict(parts[0])})
     bounds = [round(part.bound) for part in parts]
     return {
-        **compared(typical.bound, whole, peer, peer_speeds),
+        **compared(typical.bound, whole, peer_speeds),
         "unit": "env steps/s",
         "limiter": _limiter(typical),
         "parts_us_per_env_step": {name: round(value, 3) for name, value in asdict(typical).items()},
-        "all": {"whole": [round(x) for x in whole], "bound": bounds, "peer": peer_speeds},
+        "all": {"whole": [round(x) for x in whole], "bound": bounds, "peers": peer_speeds},
         "settings": {"recipe": recipe, "overrides": list(overrides), "compile": fastest, "repeats": repeats},
     }
 

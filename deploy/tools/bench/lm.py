@@ -166,7 +166,7 @@ class _Measurement:
                 self._wholes.append(run())
                 told("whole", self._wholes[-1].tokens_per_s)
         if self._peer is not None:
-            self._peers.append(self._peer.measure(self._peer_settings()))
+            self._peers.append(self._peer.measure(self._peer_settings()).per_second)
             told(self._peer.name, self._peers[-1])
 
     def _tell_measured(self, when: str, what: str, tokens_per_s: float) -> None:
@@ -202,7 +202,7 @@ class _Measurement:
         step_s = {name: statistics.median(w.step_s[name] for w in self._wholes) for name in self._wholes[0].step_s}
         lengths = [int(x) for item in batch for x in _lengths(item)]
         return {
-            **compared(min(generate, learn), wholes, self._peer, self._peers),
+            **compared(min(generate, learn), wholes, {} if self._peer is None else {self._peer.name: self._peers}),
             "unit": "tokens/s",
             "limiter": limiter(generate, learn, step_s),
             "parts_tokens_per_s": {"generate": round(generate), "learn": round(learn)},

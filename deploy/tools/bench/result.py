@@ -15,7 +15,6 @@ from typing import Any
 from rollcall.deploy.drive.lifecycle import drive_alone
 from rollcall.deploy.report.recorders import JsonLines
 from rollcall.deploy.report.run_lines import read_jsonl
-from rollcall.deploy.tools.bench.peers import Peer
 
 
 def say(text: str) -> None:
@@ -31,17 +30,21 @@ def tell(
     return 0
 
 
-def compared(bound: float, wholes: Sequence[float], peer: Peer | None, peers: Sequence[float]) -> dict[str, Any]:
-    """The terms of a benchmark that measures whole runs, of which the median counts."""
+def compared(bound: float, wholes: Sequence[float], peers: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """The terms of a benchmark that measures whole runs, of which the median counts. `peers`: name -> speeds; the first
+    is also told by itself."""
     achieved = statistics.median(wholes)
-    peer_speed = statistics.median(peers) if peers else None
+    speeds = {name: statistics.median(measured) for name, measured in peers.items()}
+    ratios = {name: round(achieved / speed, 2) for name, speed in speeds.items()}
+    first = next(iter(peers), "")
     return {
         "bound": round(bound),
         "achieved": round(achieved),
         "ratio_to_bound": round(achieved / bound, 3),
-        "peer": peer.name if peer else None,
-        "peer_achieved": None if peer_speed is None else round(peer_speed),
-        "ratio_to_peer": None if peer_speed is None else round(achieved / peer_speed, 2),
+        "peer": first or None,
+        "peer_achieved": round(speeds[first]) if first else None,
+        "ratio_to_peer": ratios.get(first),
+        "peers": {name: {"achieved": round(speeds[name]), "ratio": ratios[name]} for name in peers},
     }
 
 
@@ -55,11 +58,11 @@ def achieved_line(result: Mapping[str, Any], *, digits: int = 2) -> str:
 
 
 def last_lines(result: Mapping[str, Any]) -> list[str]:
-    """What limits it, and the peer if there is one."""
+    """What limits it, and the peers if there are any."""
     lines = [f"limiter     {result['limiter']}"]
-    if result["peer"]:
-        speed = f"{result['peer']:<11} {result['peer_achieved']:8,d} {result['unit']}"
-        lines.append(f"{speed}: Rollcall is {result['ratio_to_peer']:.2f} times as fast")
+    for name, peer in result["peers"].items():
+        speed = f"{name:<11} {peer['achieved']:8,d} {result['unit']}"
+        lines.append(f"{speed}: Rollcall is {peer['ratio']:.2f} times as fast")
     return lines
 
 
