@@ -103,13 +103,42 @@ def test_a_callable_in_a_process_of_its_own_answers_tells_what_goes_wrong_and_ma
     dying.close()
 
 
-def test_a_peer_gets_its_settings_and_its_last_line_is_the_result() -> None:
-    program = "import json, sys; print('a log line'); print(2 * json.loads(sys.argv[1])['steps'])"
-    peer = bench_peers.Peer("peer", Path(sys.executable), program)
-    assert peer.measure({"steps": 3}) == 6.0
-    failing = bench_peers.Peer("peer", Path(sys.executable), "raise SystemExit('no such model')")
-    with pytest.raises(RollcallError, match=r"peer failed: .*no such model"):
-        failing.measure()
+def peer(folder: Path, program: str) -> bench_peers.Peer:
+    path = folder / "program.py"
+    path.write_text(program)
+    return bench_peers.Peer("peer", Path(sys.executable), path)
+
+
+TELLS = """
+import json, os, sys
+print('a log line')
+print(json.dumps({"per_second": 2 * json.loads(sys.argv[1])["steps"], "returns": [1, 2.5], "else": None}))
+assert "PYTHONPATH" not in os.environ
+"""
+
+
+def test_a_peer_gets_its_work_and_its_last_line_is_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert peer(tmp_path, TELLS).measure({"steps": 3}) == bench_peers.Measured(6.0, (1, 2.5))
+
+
+@pytest.mark.parametrize(
+    ("program", "told"),
+    [
+        ("raise SystemExit('no such model')", "peer failed: no such model"),
+        ("import os; os._exit(3)", "peer failed: exit code 3"),
+        ("", "peer told no result: its last line is ''"),
+        ("print('17.5')", "peer told no result: its last line is '17.5'"),
+        ("import json; print(json.dumps({'per_second': 'fast'}))", "peer told no result: its last line is "),
+        ("import time; time.sleep(60)", "peer gave no result within 1 s"),
+    ],
+)
+def test_a_peer_that_fails_says_nothing_or_never_ends_is_told_in_one_line(
+    program: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RollcallError) as caught:
+        peer(tmp_path, program).measure({}, timeout_s=1.0 if "sleep" in program else 60.0)
+    assert str(caught.value).startswith(told) and len(str(caught.value).splitlines()) == 1
 
 
 def test_a_peer_is_compared_at_our_versions_of_what_is_shared() -> None:

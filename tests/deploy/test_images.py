@@ -136,6 +136,8 @@ def test_the_builds_steps_run_in_a_clean_directory(built: Path) -> None:
     package = next((installed / "lib").glob("python*/site-packages/rollcall"))
     assert {path.name for path in package.iterdir()} >= {"cluster", "actors", "learners", "reward_service", "deploy"}
     assert list(package.glob("deploy/recipes/*.yaml")) and list(package.glob("cluster/books/*.lua"))
+    programs = {path.name for path in package.glob("deploy/tools/bench/peer_programs/*.py")}
+    assert programs == {path.name for path in (ROOT / "deploy/tools/bench/peer_programs").glob("*.py")} != set()
     assert {path.name for path in (installed / "libexec").iterdir()} == {"health.py", "prestop.py"}
     assert not list((installed / "bin").glob("pip*")), "nothing that installs is shipped"
     locked = (built / "src" / "image.lock").read_text()

@@ -40,7 +40,7 @@ def _peers(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in GYM_PEERS:
-            raise argparse.ArgumentTypeError(f"no peer {name!r}: choose from {', '.join(GYM_PEERS)}")
+            raise argparse.ArgumentTypeError(f"invalid choice: {name!r} (choose from {', '.join(GYM_PEERS)})")
     return names
 
 

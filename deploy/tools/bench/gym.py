@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> int:
         if args.learn is not None:
             more = ["eval.episodes=0", f"total_env_steps={args.learn}"]
             config = _control(args.recipe, [*overrides, *more])
-            result = learnt_alike.compare(config, args.peer, args.repeats, Path(folder))
+            result = learnt_alike.compare(config, rivals(config, args.peer, say), args.repeats, Path(folder))
             return tell(result, learnt_alike.table, args)
         against = rivals(_config(args.recipe, overrides, "off", total_env_steps=None), args.peer, say)
         result = _measure(args.recipe, overrides, args.repeats, against, Path(folder))

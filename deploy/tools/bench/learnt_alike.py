@@ -11,19 +11,18 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.tools.bench.peer_work import rivals
+from rollcall.deploy.tools.bench.peer_work import Rival
 from rollcall.deploy.tools.bench.result import say, whole_run
 
 LEARN_TIMEOUT_S = 6 * 3600.0  # of one peer's training
 OURS = "rollcall"
 
 
-def compare(config: RunConfig, names: Sequence[str], repeats: int, scratch: Path) -> dict[str, Any]:
+def compare(config: RunConfig, against: Sequence[Rival], repeats: int, scratch: Path) -> dict[str, Any]:
     """Trains each once per repeat, with the seeds 0, 1, ..., and takes the mean return of its last 100 episodes."""
     steps = config.total_env_steps
     assert steps is not None
-    against = rivals(config, names, say)
-    returns: dict[str, list[float]] = {name: [] for name in (OURS, *names)}
+    returns: dict[str, list[float]] = {name: [] for name in (OURS, *(rival.peer.name for rival in against))}
     seconds: dict[str, list[float]] = {name: [] for name in returns}
     for seed in range(repeats):
         began = time.perf_counter()

@@ -15,7 +15,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput, RollcallError
 
-INSTALL_TIMEOUT_S = 900
+INSTALL_TIMEOUT_S = 1800
 MEASURE_TIMEOUT_S = 600
 PROGRAMS = Path(__file__).with_name("peer_programs")
 
@@ -98,13 +98,20 @@ def prepare(name: str, say: Callable[[str], None], *, extras: Sequence[str] = ()
     if not installed.exists() or installed.read_text().split() != packages:
         say(f"installing {' '.join(packages)} into {cache} ...")
         venv.create(cache, with_pip=True, clear=True)
-        command = [str(python), "-m", "pip", "install", "--quiet", *packages]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
-        if done.returncode:
-            reason = _last_line(done.stderr) or "pip gave no reason"
-            raise BadInput(f"--peer {name}: {' '.join(packages)} cannot be installed here ({reason})")
+        if problem := _install(python, packages):
+            raise BadInput(f"--peer {name}: {' '.join(packages)} cannot be installed here ({problem})")
         installed.write_text("\n".join(packages))
     return Peer(name, python, PROGRAMS / f"{kind.program}.py")
+
+
+def _install(python: Path, packages: Sequence[str]) -> str:
+    """Installs them with pip; returns what went wrong, or nothing."""
+    command = [str(python), "-m", "pip", "install", "--quiet", *packages]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"pip was not done within {INSTALL_TIMEOUT_S} s"
+    return (_last_line(done.stderr) or "pip gave no reason") if done.returncode else ""
 
 
 def _as_ours(package: str) -> str:

@@ -1,0 +1,1 @@
+"""Programs that the Pythons of peers run, each in its own environment; nothing of Rollcall imports them."""
