@@ -27,6 +27,7 @@ from rollcall.deploy.tools.bench.result import achieved_line, bound_line, compar
 
 PART_S = 1.0  # how long each part is measured per repeat
 WHOLE_S = 5.0  # and the whole system
+LEAST_LEARNER_STEPS = 5  # of a whole run, however slow the machine or large the batch
 WARM_UP = 0.3  # the first share of a whole run's steps is not counted: processes start, code is compiled
 # The setting every PPO implementation is timed at on CartPole.
 CARTPOLE = (
@@ -72,6 +73,12 @@ class PartsBench:
         self._learning.batch = [self._produce()[1] for _ in range(config.tickets_per_step)]
         for _ in range(3):
             self._learning(0.0)
+
+    @property
+    def whole_steps(self) -> int:
+        """Env steps of a whole run that is worth measuring."""
+        batch = sum(experience.num_steps for experience in self._learning.batch)
+        return max(round(self.measure().bound * WHOLE_S), LEAST_LEARNER_STEPS * batch)
 
     def measure(self) -> Parts:
         num_steps, env_s, inference_s, act_s = 0, 0.0, 0.0, 0.0
@@ -121,7 +128,7 @@ def _measure(
 ) -> dict[str, Any]:
     benches, fastest = _candidates(recipe, overrides, scratch)
     bench = benches[fastest]
-    config = _config(recipe, overrides, fastest, total_env_steps=int(bench.measure().bound * WHOLE_S))
+    config = _config(recipe, overrides, fastest, total_env_steps=bench.whole_steps)
     parts: list[Parts] = []
     whole: list[float] = []
     peer_speeds: dict[str, list[float]] = {rival.peer.name: [] for rival in against}
