@@ -31,7 +31,7 @@ class DeepSea(gym.Env[Any, Any]):
         self.row = self.column = 0
         return self._seen(), {}
 
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         goes_right = int(action) == self.right[self.row, self.column]
         reward = -COST if goes_right else 0.0
         if goes_right and self.column == DEPTH - 1:
@@ -40,7 +40,7 @@ class DeepSea(gym.Env[Any, Any]):
         self.row += 1
         return self._seen(), reward, self.row == DEPTH, False, {}
 
-    def _seen(self) -> Any:
+    def _seen(self) -> np.ndarray[Any, Any]:
         shown = np.zeros((DEPTH, DEPTH), np.float32)
         if self.row < DEPTH:
             shown[self.row, self.column] = 1.0
