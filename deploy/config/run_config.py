@@ -36,8 +36,8 @@ from rollcall.learners.data.replay_config import ReplayConfig
 from rollcall.learners.models.networks import PolicyConfig
 
 # To compile a gradient step takes about 15 s when nothing is cached, and saves about 0.7 ms of each (measured on one
-# core, minibatches of 256, two 64x64 MLPs): it pays from this many on. With critics beside the policy (SAC, TD3: several
-# passes through 256x256) it is eight times as much.
+# core, minibatches of 256, two 64x64 MLPs): it pays from this many on. With critics beside the policy (SAC and TD3, of
+# 256x256) it is eight times as much.
 COMPILE_PAYS_FROM_MINIBATCHES = 24_000
 COMPILE_PAYS_WITH_CRITICS_FROM = 4_000
 

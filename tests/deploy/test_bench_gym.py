@@ -173,3 +173,39 @@ if __name__ == "__main__":
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["bound"] > 0 and result["achieved"] > 0 and result["peers"] == {}
+
+
+@pytest.mark.parametrize(
+    ("act_us", "learn_us", "shards", "cores", "said"),
+    [
+        (9.0, 10.0, 4, 2, "actors.num=1 beside the learner: 100,000 env steps/s at best; more actors gain nothing"),
+        (
+            40.0,
+            10.0,
+            8,
+            2,
+            "actors.num=1 beside the learner: 25,000 env steps/s at best; a core more for an actor: +100%",
+        ),
+        (
+            40.0,
+            10.0,
+            8,
+            3,
+            "actors.num=2 beside the learner: 50,000 env steps/s at best; a core more for an actor: +50%",
+        ),
+        (40.0, 10.0, 8, 16, "actors.num=4 beside the learner: 100,000 env steps/s at best; more actors gain nothing"),
+        (40.0, 10.0, 2, 16, "actors.num=2 beside the learner: 50,000 env steps/s at best; more take more env shards"),
+        (40.0, 10.0, 1, 1, "actors.num=1 beside the learner: 25,000 env steps/s at best; more take more env shards"),
+    ],
+)
+def test_the_plan_is_as_many_actors_as_pay(act_us: float, learn_us: float, shards: int, cores: int, said: str) -> None:
+    config: Any = load_config("cartpole-ppo", ["actors.num_envs=16", f"actors.num_shards={shards}", "actors.num=1"])
+    parts = bench_gym.Parts(env_us=1.0, inference_us=1.0, act_us=act_us, learn_us=learn_us)
+    assert bench_gym.plan(parts, config, cores).startswith(said)
+
+
+def test_what_cannot_be_compiled_is_measured_uncompiled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["actors.num_envs=4", "actors.num_shards=1", "actors.unroll_length=8", "policy.recurrent=gru"]
+    benches, fastest = bench_gym._candidates("cartpole-ppo", [*small, "algorithm.num_minibatches=2"], tmp_path)
+    assert (list(benches), fastest) == (["off"], "off")
+    assert "a gru" in capsys.readouterr().err

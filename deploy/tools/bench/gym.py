@@ -4,7 +4,7 @@ so that a noisy machine disturbs all of them alike. Measures the production code
 from __future__ import annotations
 
 import argparse
-import shutil
+import math
 import statistics
 import tempfile
 import time
@@ -13,11 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.attempt import Produced, ShardPayload
 from rollcall.cluster.messages.experience import GymExperience
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.run_config import RunConfig, cpp_compiler
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.bench import learnt_alike
@@ -148,6 +149,7 @@ def _measure(
         **compared(typical.bound, whole, peer_speeds),
         "unit": "env steps/s",
         "limiter": _limiter(typical),
+        "plan": plan(typical, config, usable_cores()),
         "parts_us_per_env_step": {name: round(value, 3) for name, value in asdict(typical).items()},
         "all": {"whole": [round(x) for x in whole], "bound": bounds, "peers": peer_speeds},
         "settings": {"recipe": recipe, "overrides": list(overrides), "compile": fastest, "repeats": repeats},
@@ -159,8 +161,15 @@ def _candidates(recipe: str, overrides: Sequence[str], scratch: Path) -> tuple[d
     benches: dict[str, PartsBench] = {}
     for choice in ("off", "on"):
         say(f"preparing the parts, compile {choice} ...")
-        benches[choice] = PartsBench(_config(recipe, overrides, choice, total_env_steps=None), scratch)
-        if choice == "off" and not shutil.which("g++") and not shutil.which("c++"):
+        try:
+            config = _config(recipe, overrides, choice, total_env_steps=None)
+        except BadInput as refused:
+            if choice == "off":
+                raise
+            say(f"left out: {refused}")
+            break
+        benches[choice] = PartsBench(config, scratch)
+        if choice == "off" and cpp_compiler() is None:
             say("no C++ compiler: compiled updates are left out")
             break
     speeds = {choice: bench.measure().learn_us for choice, bench in benches.items()}
@@ -192,6 +201,22 @@ def _limiter(parts: Parts) -> str:
     )
 
 
+def plan(parts: Parts, config: RunConfig, num_cores: int) -> str:
+    """In words: how many actors the machine's cores are enough for, what that makes, and what a core more would."""
+    alone_us, shards = parts.act_us * config.actors.num, config.actors.num_shards
+
+    def speed(actors: int) -> float:
+        return 1e6 / max(alone_us / actors, parts.learn_us)
+
+    actors = max(1, min(shards, num_cores - 1, math.ceil(alone_us / parts.learn_us)))
+    text = f"actors.num={actors} beside the learner: {speed(actors):,.0f} env steps/s at best"
+    if alone_us / actors <= parts.learn_us:
+        return f"{text}; more actors gain nothing, since learning limits"
+    if actors == shards:
+        return f"{text}; more take more env shards (actors.num_shards={shards})"
+    return f"{text}; a core more for an actor: {speed(actors + 1) / speed(actors) - 1:+.0%}"
+
+
 def _table(result: Mapping[str, Any]) -> list[str]:
     parts, settings = result["parts_us_per_env_step"], result["settings"]
     return [
@@ -203,5 +228,6 @@ def _table(result: Mapping[str, Any]) -> list[str]:
         f"learning    {parts['learn_us']:8.2f} us",
         bound_line(result, "1 / max(acting, learning), one core each"),
         achieved_line(result),
+        f"plan        {result['plan']}",
         *last_lines(result),
     ]
