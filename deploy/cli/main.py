@@ -25,6 +25,7 @@ from rollcall.deploy.cli.plan import add_plan
 from rollcall.deploy.cli.recipes import add_recipes
 from rollcall.deploy.cli.reward import add_reward
 from rollcall.deploy.cli.running import add_running
+from rollcall.deploy.cli.select import add_select
 from rollcall.deploy.cli.solve import add_solve
 from rollcall.deploy.config.settings import COMMAND_LINE, shipped_recipes
 from rollcall.deploy.tools.bench.arguments import add_benches
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_running(add)
     add_learnt(add)
+    add_select(add)
     add_recipes(add)
     add_plan(add)
     add_solve(add)
@@ -115,7 +117,7 @@ def _complain(text: str) -> None:
 
 def _check_command(arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    runs = ("train", "plan", "resume", "sft", "eval", "export", "report", "audit", "prune")
+    runs = ("train", "plan", "resume", "sft", "select", "eval", "export", "report", "audit", "prune")
     known = (*runs, "solve", "actor", "monitor", "manifests", "recipes", "config", "bench", "reward")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"

@@ -270,19 +270,19 @@ class LanguageFactory:
         """An engine's work is not given away: it takes weights that an HTTP request has no room for."""
 
     def actor(self, actor_id: str, source: WeightsSource[Weights | WeightsOffer]) -> LMActor:
-        engine = self._engine(self.config.actors.engine)
+        engine = self.engine(self.config.actors.engine)
         return LMActor(
             actor_id=actor_id,
             engine=engine,
-            conversations=self._conversations(engine, greedy=False),
+            conversations=self.conversations(engine, greedy=False),
             rows=self.task.rows("train"),
             weights_source=source,
         )
 
     def evaluator(self) -> LMEvaluator:
         # It is handed the weights of the version that it is to judge, which the learner may no longer have.
-        engine = self._engine(of_evaluator(self.config.actors.engine, self.evaluator_utilization))
-        conversations = self._conversations(engine, greedy=self.config.eval.greedy)
+        engine = self.engine(of_evaluator(self.config.actors.engine, self.evaluator_utilization))
+        conversations = self.conversations(engine, greedy=self.config.eval.greedy)
         return LMEvaluator(engine, conversations, self.task.rows("eval"), self.config.eval)
 
     def models(self) -> dict[str, nn.Module]:
@@ -327,7 +327,7 @@ class LanguageFactory:
         assert isinstance(policy, TokenPolicy)
         return canary(policy, room=self.config.actors.engine.max_model_len, dtype=self.config.policy.dtype)
 
-    def _engine(self, config: EngineConfig) -> VllmEngine:
+    def engine(self, config: EngineConfig) -> VllmEngine:
         actors = self.config.actors
         torch.set_num_threads(actors.threads)
         return VllmEngine(
@@ -338,7 +338,7 @@ class LanguageFactory:
             threads=actors.threads,
         )
 
-    def _conversations(self, engine: VllmEngine, *, greedy: bool) -> Conversations:
+    def conversations(self, engine: VllmEngine, *, greedy: bool) -> Conversations:
         return Conversations(
             engine, self.task, self.codec, max_tokens=self.config.actors.sampling.max_tokens, greedy=greedy
         )
