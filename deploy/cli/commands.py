@@ -23,7 +23,10 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, like everything else here."""
 
     def error(self, message: str) -> NoReturn:
-        raise BadInput(f"{' '.join(message.split())} ({COMMAND_LINE}); see {self.prog} --help")
+        said = " ".join(message.split())
+        if said.startswith("unrecognized arguments: ") and "=" in said and " -" not in said:
+            said += ": settings (key=value) stand before the options"
+        raise BadInput(f"{said} ({COMMAND_LINE}); see {self.prog} --help")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:

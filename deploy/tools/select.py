@@ -226,9 +226,10 @@ class ProgressLines:
 def _sum_up(
     policy: Policy, rows: list[int], file: AnsweredFile, rule: KeepConfig, directory: Path, unscored: list[str]
 ) -> dict[str, Any]:
-    task, tally, scores = policy.members.task, Tally(), []
+    task, tally, scores, scorers = policy.members.task, Tally(), [], set()
     for item in file.read(rows):
         tally.add(item, rule)
+        scorers.add(item.scorer)
         scores.append([completion.score for completion in item.completions])
     written = write_data_sets(
         directory,
@@ -241,6 +242,7 @@ def _sum_up(
         **tally.as_dict(),
         "missing": len(rows) - tally.prompts,
         "unscored": {"prompts": len(unscored), "first": unscored[0]} if unscored else None,
+        "scorers": sorted(scorers),
         "best_of": best_of_curve(scores),
         **{"policy": policy.said, "keep": rule.model_dump(), "files": written},
     }
@@ -264,6 +266,8 @@ def _closing_lines(summary: dict[str, Any], directory: Path) -> Iterator[str]:
         told = [f"{point['n']}: {number(point['expected_best'], 3)}" for point in summary["best_of"]]
         bound = summary["best_of"][-1]["kl_at_most"]
         yield f"expected best of {', of '.join(told)} (KL at most {number(bound, 2)} nats)"
+    if len(summary["scorers"]) > 1:
+        yield f"not all scored alike: by {' and '.join(summary['scorers'])}: the scorer was changed in between"
     if summary["unscored"]:
         yield f"not scored: {number(summary['unscored']['prompts'])} prompts; the first: {summary['unscored']['first']}"
     uses = {

@@ -104,10 +104,11 @@ class ActorSampler:
                         yield future.result()
                         fruitless = 0
                     except Unscored as error:
-                        self.unscored.append(str(error))
+                        self.unscored.append(_first_line(error))
                         fruitless = fruitless + 1 if error.fruitless else 0
                         if fruitless >= MOST_UNSCORED:
-                            raise RollcallError(f"{fruitless} prompts in a row have no score: {error}") from None
+                            said = f"{fruitless} prompts in a row have no score: {_first_line(error)}"
+                            raise RollcallError(said) from None
             for future in wait(scored, timeout=_LAST_S).done:  # of a stop: what was asked already is not lost
                 if future.exception() is None:
                     yield future.result()
@@ -153,3 +154,7 @@ class ActorSampler:
         return Answered(
             trajectory.row, row.source, row.prompt, tuple(completions), version, trajectory.min_policy_version
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
