@@ -33,6 +33,7 @@ FLOORS = {
 LATE = {
     "deploy.cli": "`rollcall --help` answers before torch and Ray are imported",
     "deploy": "`import rollcall.deploy` costs nothing until something of it is called",
+    "deploy.drive.lifecycle -> deploy.drive.collecting": "a web server: for runs that are scored",
     "deploy.drive.online -> deploy.drive.reward_launch": "a web server: for runs that are scored",
     "deploy.drive.online -> deploy.runtimes.on_ray.launch": "Ray: a serial run does without it",
     "deploy.runtimes.on_ray.launch": "Ray is told of tokens and ports before it is imported",

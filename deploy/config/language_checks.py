@@ -48,6 +48,21 @@ def check_supervised(config: SupervisedConfig) -> list[Problem]:
     return [*_model(config), *_context(config), *_learner(config)] or check_device(config)
 
 
+def check_collecting(config: LanguageConfig) -> list[Problem]:
+    """As check_language, of a run in one process that imitates what it makes.
+
+    Raises:
+      BadInput: when vLLM is missing, or of an unknown version.
+    """
+    check_installed()
+    problems = [*_model(config), *_context(config), *_learner(config)]
+    if config.learner.num_processes > 1:
+        problems.append(Problem(("learner", "num_processes"), "such a run has one process, with its engine: use 1"))
+    if config.total_learner_steps is not None:
+        problems.append(Problem(("total_learner_steps",), "the run's rounds say how long it is (algorithm.rounds)"))
+    return problems or check_device(config)
+
+
 def _length(config: LanguageConfig) -> list[Problem]:
     if config.total_learner_steps is None:
         return [Problem(("total_learner_steps",), "the run has no end: say after how many batches it ends")]

@@ -1,10 +1,18 @@
-"""The settings of selection: which completions of a prompt are kept."""
+"""The settings of selection: which completions of a prompt are kept, and of a run that imitates them in rounds."""
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+
+from rollcall.deploy.config import plugins
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.plugins import Plugin
+from rollcall.deploy.config.root_config import section_settings
+from rollcall.learners.algorithms.language.sft import SFT
 
 
 class KeepConfig(BaseModel):
@@ -25,3 +33,57 @@ class KeepConfig(BaseModel):
         if self.best is None and self.at_least is None:
             raise ValueError("best and at_least are both none: everything would be kept: give one of them")
         return self
+
+
+class ExpertIterationSettings(BaseModel):
+    """Rounds of selection and imitation (expert iteration: Anthony et al., 2017, arXiv:1705.08439; of language models,
+    Polu et al., 2022, arXiv:2202.01344, and as ReST^EM Singh et al., 2023, arXiv:2312.06585)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Literal["expert_iteration"] = Field(default="expert_iteration", description="the algorithm")
+    rounds: int = Field(
+        default=4, ge=1, description="of sampling actors.prompts_per_batch prompts, keeping, and imitating what is kept"
+    )
+    steps: int = Field(default=100, ge=1, description="learner steps of one round")
+    batch_size: int = Field(default=64, ge=1, description="kept completions of one learner step")
+    restart: bool = Field(
+        default=False,
+        description="each round imitates from the model that the run began with, as ReST^EM does; false: from the one "
+        "of the round before",
+    )
+    token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass: changes no result")
+
+
+class ExpertIterationConfig(LanguageConfig):
+    """A language recipe of which the completions that are kept are imitated."""
+
+    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"task": plugins.TASK}
+
+    algorithm: Annotated[
+        SerializeAsAny[BaseModel], BeforeValidator(partial(section_settings, ExpertIterationSettings))
+    ] = Field(default=ExpertIterationSettings(), description="how many rounds, and how long each is")
+    keep: KeepConfig = Field(default=KeepConfig(), description="which completions of a prompt are imitated")
+    max_policy_lag: int = Field(default=0, ge=0, le=64, description="each round's policy is frozen: of no meaning here")
+
+    @property
+    def rounds(self) -> ExpertIterationSettings:
+        assert isinstance(self.algorithm, ExpertIterationSettings)
+        return self.algorithm
+
+    @property
+    def algorithm_class(self) -> type[Any]:
+        return SFT
+
+    @property
+    def learner_steps(self) -> int | None:
+        return self.rounds.rounds * self.rounds.steps
+
+    def derived(self) -> dict[str, str]:
+        actors, rounds = self.actors, self.rounds
+        completions = actors.prompts_per_batch * actors.samples_per_prompt
+        return {
+            "completions per round": f"{completions:,} ({actors.prompts_per_batch} prompts x "
+            f"{actors.samples_per_prompt} samples, at most {actors.sampling.max_tokens} tokens each)",
+            "learner steps": f"{self.learner_steps:,} ({rounds.rounds} rounds of {rounds.steps})",
+        }

@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -164,6 +165,11 @@ def _drive_of(run: StoredRun, recorder: RunRecorder, stop_requested: Callable[[]
     members = run.kind.make(run.config, run.directory)
     if members.drive == "offline":
         return OfflineDrive(run, members, recorder, stop_requested, NESTED)
+    if members.drive == "collecting":
+        from rollcall.deploy.drive.collecting import collecting
+
+        around = partial(collecting, run, members, recorder, stop_requested)
+        return OfflineDrive(run, members, recorder, stop_requested, NESTED, around)
     return OnlineDrive(run.config, members, recorder, recorder.segments, stop_requested, NESTED)
 
 

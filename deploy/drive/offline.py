@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ class OfflineDrive:
         recorder: RunRecorder,
         stop_requested: Callable[[], bool],
         nested: NestedRuns,
+        while_training: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        """`while_training`: entered once the run is prepared, left when it has trained."""
+        self._while_training = while_training
         self._run = run
         self._made = made
         self._recorder = recorder
@@ -71,7 +74,8 @@ class OfflineDrive:
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)
             if resume:
                 self._restore()
-            self._train(writer, saved=self._state.step if resume else -1)
+            with self._while_training():
+                self._train(writer, saved=self._state.step if resume else -1)
             state = self._state
             completed = state.step == made.steps or made.is_over
             self.facts = {
@@ -104,6 +108,8 @@ class OfflineDrive:
         while state.step < made.steps and not made.is_over and not self._stop_requested():
             began = time.monotonic()
             record = _update(made, state.step)
+            if record is None:  # a stop was requested while the batch was being made
+                break
             state.step += 1
             state.size += int(record[self._run.kind.counts.step])
             state.train_s += time.monotonic() - began
@@ -165,6 +171,7 @@ def imitate(run: WarmStart, stop_requested: Callable[[], bool]) -> None:
     try:
         while done < run.steps and not stop_requested():
             record = _update(run, done)
+            assert record is not None, "demonstrations do not run out"
             done += 1
             recorder.on_step(record)
     finally:
@@ -174,10 +181,11 @@ def imitate(run: WarmStart, stop_requested: Callable[[], bool]) -> None:
     run.finish(done)
 
 
-def _update(run: OfflineRun | WarmStart, step: int) -> Mapping[str, Any]:
-    """One learner step; its record."""
+def _update(run: OfflineRun | WarmStart, step: int) -> Mapping[str, Any] | None:
+    """One learner step; its record. None: the source has no batch for it yet."""
     batch = run.source.take(step)
-    assert batch is not None, "the source has a batch for every step"
+    if batch is None:
+        return None
     result, _ = run.learner.update(batch, StepOrder(step=step, epoch=0, progress=step / run.steps))
     return {
         **result.metrics,

@@ -145,7 +145,7 @@ class OfflineRun(Protocol):
     run; its models are made when its learner is asked for, which is after its preparations."""
 
     @property
-    def drive(self) -> Literal["offline"]: ...
+    def drive(self) -> Literal["offline", "collecting"]: ...
 
     @property
     def learner(self) -> OfflineLearner: ...
@@ -187,6 +187,20 @@ class OfflineRun(Protocol):
 
     def finish(self, steps_done: int) -> Mapping[str, Any]:
         """After the last step, or where the run was stopped: writes the model; what is to be added to the summary."""
+
+
+class CollectingRun(OfflineRun, Protocol):
+    """A run that makes the data it learns from itself, from time to time, with an engine in its own process."""
+
+    @property
+    def reward_config(self) -> RewardConfig | None:
+        """Who is to score what is sampled; None: the task itself, or nobody."""
+
+    def begin_collecting(self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool]) -> None:
+        """Before its first step, once all is prepared. Where a stop is requested, its source has no more batches."""
+
+    def close(self) -> None:
+        """After its last step: lets go of the engine."""
 
 
 Preparation: TypeAlias = NestedRun | WarmStart  # made before a run's own steps
@@ -307,7 +321,7 @@ class MemberFactory(Protocol):
     def learner(self, collective: Collective) -> Learner: ...
 
 
-Driven: TypeAlias = MemberFactory | OfflineRun  # what a run is made of, for its drive
+Driven: TypeAlias = MemberFactory | OfflineRun | CollectingRun  # what a run is made of, for its drive
 
 
 def scorer_of(endpoint: RewardEndpoint, mapping: ItemMapping) -> TrajectoryScorer:

@@ -12,11 +12,22 @@ from rollcall.deploy.kinds.language.language_kind import LANGUAGE
 from rollcall.deploy.kinds.language.supervised import SUPERVISED
 from rollcall.deploy.kinds.preferences.direct import DIRECT
 from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
+from rollcall.deploy.kinds.selection.expert_iteration import EXPERT_ITERATION
 from rollcall.deploy.kinds.tabular.bandit import BANDIT
 from rollcall.deploy.kinds.tabular.table import TABULAR
 
 # The first whose keys a recipe has; a recipe that has none of any kind's is told what control lacks.
-KINDS: tuple[RunKind, ...] = (DIRECT, REWARD_MODEL, SUPERVISED, LANGUAGE, OFFLINE, BANDIT, TABULAR, CONTROL)
+KINDS: tuple[RunKind, ...] = (
+    DIRECT,
+    REWARD_MODEL,
+    SUPERVISED,
+    EXPERT_ITERATION,
+    LANGUAGE,
+    OFFLINE,
+    BANDIT,
+    TABULAR,
+    CONTROL,
+)
 
 
 def kind_of(tree: Mapping[str, Any]) -> RunKind:

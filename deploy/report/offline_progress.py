@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TextIO
 
-from rollcall.deploy.report.counted import RETURN
+from rollcall.deploy.report.counted import PAIRS_RIGHT
 from rollcall.deploy.report.progress import duration, eval_noun, eval_text, number, percent
 from rollcall.deploy.report.recorders import Record
 
@@ -43,7 +43,7 @@ class ProgressLines:
         return loss if right is None else f"{loss}  right {percent(right)}"
 
     def on_eval(self, record: Record) -> None:
-        if record.get("unit") == RETURN:
+        if record.get("unit") != PAIRS_RIGHT:
             loss = f", held-out loss {number(record['eval_loss'], 3)}" if record.get("eval_loss") is not None else ""
             self._print(f"eval at step {record['step']}: {eval_text(record)} {eval_noun(record)}{loss}")
             return

@@ -6,12 +6,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,11 +30,11 @@ from rollcall.deploy.kinds.recipes import open_run, recipe_of, settings_of
 from rollcall.deploy.kinds.selection.completions import AnsweredFile
 from rollcall.deploy.kinds.selection.data_sets import LABELLED, PAIRS, SFT, Tally, best_of_curve, write_data_sets
 from rollcall.deploy.kinds.selection.making import Generation, chosen_rows, digest_of, sampled_by
-from rollcall.deploy.report.progress import duration, number
+from rollcall.deploy.kinds.selection.progress import AnswerLines
+from rollcall.deploy.report.progress import number
 
 COMPLETIONS, SETTINGS, SUMMARY = "completions.jsonl", "selection.json", "summary.json"
 DONE, FAILED, INTERRUPTED = 0, 1, 130
-EVERY_S = 5.0  # between lines of progress
 
 
 @dataclass(frozen=True)
@@ -176,7 +175,7 @@ def _answer(
         with nothing_to_keep():
             generation = Generation.start(members, policy.weights)
         with closing(generation):
-            sampler, progress = generation.sampler(seed=args.seed), ProgressLines(sys.stdout, len(left))
+            sampler, progress = generation.sampler(seed=args.seed), AnswerLines(sys.stdout, len(left))
             for item in sampler.answers(left, stop_requested=stop_requested):
                 file.add(item)
                 progress.tally.add(item, rule)
@@ -199,28 +198,6 @@ def _scored_members(
     supervision = members.config.supervision
     with reward_endpoint(config, directory, supervision, tell, stop_requested, scored="text") as endpoint:
         yield members.with_reward(endpoint)
-
-
-@dataclass
-class ProgressLines:
-    """A line every few seconds."""
-
-    stream: TextIO
-    total: int
-
-    def __post_init__(self) -> None:
-        self.tally = Tally()
-        self._began = self._told = time.monotonic()
-
-    def tell(self) -> None:
-        now, tally = time.monotonic(), self.tally
-        if now - self._told < EVERY_S and tally.prompts < self.total:
-            return
-        self._told, took = now, max(1e-9, now - self._began)
-        left = took / tally.prompts * (self.total - tally.prompts)
-        text = f"prompts {tally.prompts}/{self.total}  mean score {number(tally.score / tally.completions, 3)}  "
-        text += f"kept {number(tally.kept)}  {number(tally.tokens / took)} tokens/s  ETA {duration(left)}"
-        print(text, file=self.stream, flush=True)
 
 
 def _sum_up(

@@ -17,7 +17,8 @@ class BatchSource(Protocol[ItemOut]):
     the ticket queue.) What it gives is what the run's Collator collates."""
 
     def take(self, step: int) -> Sequence[ItemOut] | None:
-        """The batch of learner step `step`, the same however often it is asked for; None when there is no more."""
+        """The batch of learner step `step`, the same however often it is asked for; None when there is no more,
+        or the run is to stop before it is made."""
 
 
 class ShuffledSource(Generic[Item]):

@@ -12,7 +12,7 @@ import torch
 
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.language_config import LanguageConfig, SupervisedConfig
+from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
@@ -93,12 +93,12 @@ def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> N
     )
 
 
-def supervised_needs(config: SupervisedConfig, task: Task, run_directory: Path) -> Needs:
-    """Of a run that imitates: one process, which answers held-out rows when it has trained."""
+def supervised_needs(config: LanguageConfig, task: Task, run_directory: Path, *, generates: bool = False) -> Needs:
+    """Of a run that imitates: one process, which answers held-out rows. `generates`: and makes what it imitates."""
     size = model_of(config, task, run_directory)
-    learner = _warm_start_parts(config, task, size)
+    program, learner = Part("program", memory.LANGUAGE_LEARNER, host=True), _warm_start_parts(config, task, size)
     answers: tuple[Part, ...] = ()
-    if config.eval.num_rows and task.rows("eval"):
+    if generates or (config.eval.num_rows and task.rows("eval")):
         engine = memory.ENGINE - memory.LANGUAGE_LEARNER
         answers = parts(
             Part("engine", max(engine, 0), host=True),
@@ -107,9 +107,7 @@ def supervised_needs(config: SupervisedConfig, task: Task, run_directory: Path) 
         )
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
-        roles=(
-            Role("trainer", (Part("program", memory.LANGUAGE_LEARNER, host=True), *learner, *answers), 1, "learner"),
-        ),
+        roles=(Role("trainer", (program, *learner, *answers), 1, "learner"), *(_beside(config) if generates else ())),
         checkpoint_bytes=checkpoint_bytes(config.policy, config.learner, size, critic=False),
         checkpoints_kept=config.checkpoint.keep,
         begins_bytes=8 * size.num_parameters,
