@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -12,7 +12,26 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import section_settings
+from rollcall.deploy.config.settings import Settings
 from rollcall.learners.algorithms.language.sft import SFT
+
+IN_ROUNDS = ("expert_iteration", "constitutional")  # what a recipe calls algorithms whose runs collect their own data
+
+
+def algorithm_named(tree: Mapping[str, Any]) -> Any:
+    """What a recipe's settings call the algorithm, written short or as a section."""
+    algorithm = tree.get("algorithm")
+    return algorithm.get("name") if isinstance(algorithm, Mapping) else algorithm
+
+
+def named_settings(model: type[BaseModel], value: Any) -> Any:
+    """An algorithm's section, or its name alone."""
+    return section_settings(model, {"name": value} if isinstance(value, str) else value)
+
+
+def algorithm_section(model: type[BaseModel]) -> Callable[[Settings], Mapping[str, type[BaseModel]]]:
+    """The RunKind.sections of a kind whose algorithm has these settings."""
+    return lambda settings: {"algorithm": model} if isinstance(settings.tree.get("algorithm"), dict) else {}
 
 
 class KeepConfig(BaseModel):
@@ -61,7 +80,7 @@ class ExpertIterationConfig(LanguageConfig):
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"task": plugins.TASK}
 
     algorithm: Annotated[
-        SerializeAsAny[BaseModel], BeforeValidator(partial(section_settings, ExpertIterationSettings))
+        SerializeAsAny[BaseModel], BeforeValidator(partial(named_settings, ExpertIterationSettings))
     ] = Field(default=ExpertIterationSettings(), description="how many rounds, and how long each is")
     keep: KeepConfig = Field(default=KeepConfig(), description="which completions of a prompt are imitated")
     max_policy_lag: int = Field(default=0, ge=0, le=64, description="each round's policy is frozen: of no meaning here")

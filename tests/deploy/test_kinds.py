@@ -54,6 +54,14 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
             **{"total_learner_steps": 2, "batch_size": 20, "kl_prompts": 0},
         },
     ),
+    "expert_iteration": (
+        "arithmetic-expert-iteration",
+        {
+            **{"policy.tiny": TINY, "policy.warm_start": {"steps": 60, "batch_size": 16, "threads": 1}},
+            **{"algorithm": {"rounds": 1, "steps": 2, "batch_size": 4}, "keep": {"best": 1, "at_least": None}},
+            **{"actors.prompts_per_batch": 20, "actors.samples_per_prompt": 2, "eval": {"num_rows": 4}},
+        },
+    ),
     "offline": (
         "cartpole-bc",
         {"data": {"train": "expert.safetensors", "episodes": 1}, "total_learner_steps": 2, "eval": {"episodes": 1}},
@@ -77,7 +85,10 @@ def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
     if kind.name not in ("control", "offline", "tabular", "bandit"):
         pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
     recipe, overrides = SHORT[kind.name]
-    if kind.name == "language":  # an engine is started in a process of its own: torch's own deprecations are its affair
+    if kind.name in (
+        "language",
+        "expert_iteration",
+    ):  # an engine is started in a process of its own: torch's own deprecations are its affair
         code = f"from rollcall.deploy import train; train({recipe!r}, name='short', **{overrides!r})"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
         summary = json.loads(Path("runs/short/summary.json").read_text())

@@ -17,7 +17,12 @@ from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.language_checks import check_collecting
-from rollcall.deploy.config.selection_config import ExpertIterationConfig, ExpertIterationSettings
+from rollcall.deploy.config.selection_config import (
+    ExpertIterationConfig,
+    ExpertIterationSettings,
+    algorithm_named,
+    algorithm_section,
+)
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
@@ -105,12 +110,6 @@ def imitated(codec: TextCodec, prompt: str, text: str) -> Demonstration:
     return Demonstration(tokens, np.arange(len(tokens)) >= len(asked))
 
 
-def _claims(tree: Mapping[str, Any]) -> bool:
-    algorithm = tree.get("algorithm")
-    name = algorithm.get("name") if isinstance(algorithm, Mapping) else algorithm
-    return "task" in tree and name == ExpertIterationSettings().name
-
-
 def _make(config: ExpertIterationConfig, directory: Path) -> RoundsRun:
     return RoundsRun(config, directory, config.rounds, BestCompletions(config))
 
@@ -130,7 +129,7 @@ EXPERT_ITERATION = RunKind(
     name="expert_iteration",
     config=ExpertIterationConfig,
     counts=IMITATED,
-    claims=_claims,
+    claims=lambda tree: "task" in tree and algorithm_named(tree) == "expert_iteration",
     make=_make,
     load=LoadedLanguage.of,
     elsewhere=elsewhere,
@@ -141,6 +140,7 @@ EXPERT_ITERATION = RunKind(
     policy="language model",
     misfit=misfit_of,
     problems=check_collecting,
+    sections=algorithm_section(ExpertIterationSettings),
     renamed=RENAMED,
     exports=True,
 )

@@ -68,15 +68,20 @@ def chosen_rows(members: LanguageFactory, *, count: int | None, seed: int) -> li
     Raises:
       BadInput: where a prompt is a conversation of several turns, or none is short enough.
     """
+    check_single_turn(members)
+    usable = members.usable_rows()
+    order = np.random.default_rng(derive_seed(seed, "rows")).permutation(len(usable))
+    return [usable[index] for index in order[:count]]
+
+
+def check_single_turn(members: LanguageFactory) -> None:
+    """Raises BadInput: where the task is none of single answers."""
     task = members.task
     if task.environment(task.rows("train")[0]) is not None:
         raise BadInput(
             f"task {members.label} is a conversation of several turns, and what is selected are single answers: use a "
             "task that judges one turn"
         )
-    usable = members.usable_rows()
-    order = np.random.default_rng(derive_seed(seed, "rows")).permutation(len(usable))
-    return [usable[index] for index in order[:count]]
 
 
 def digest_of(model_directory: Path) -> str:

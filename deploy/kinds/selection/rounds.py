@@ -22,7 +22,7 @@ from rollcall.deploy.kinds.kind import POLICY_ID, Preparation
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.needs import supervised_needs
-from rollcall.deploy.kinds.selection.making import Generation
+from rollcall.deploy.kinds.selection.making import Generation, check_single_turn
 from rollcall.deploy.plan.needs import Needs
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
@@ -149,6 +149,7 @@ class RoundsRun:
 
     def preparations(self) -> Iterator[Preparation]:
         self._members.check()
+        check_single_turn(self._members)
         yield from self._members.preparations()
 
     def needs(self) -> Needs:
