@@ -14,6 +14,7 @@ from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUn
 from rollcall.cluster.loop.supervision import RestartBudget, SupervisionConfig
 from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.deploy.config.reward_config import MODEL, REWARD_MODELS, RewardConfig
+from rollcall.deploy.drive.judge_engines import served_scorer
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.routes import PAGE_PATH
 from rollcall.reward_service.scorer import Taken
@@ -61,11 +62,26 @@ def reward_endpoint(
         return
     assert config.scorer is not None
     directory = directory.resolve()
-    settings = ServiceConfig(
-        models={MODEL: config.scorer},
-        model_roots=(directory / REWARD_MODELS,),
-        labels=directory / "labels" if labels else None,
-    )
+    with served_scorer(config.scorer, directory, look) as scorer:
+        settings = ServiceConfig(
+            models={MODEL: scorer},
+            model_roots=(directory / REWARD_MODELS,),
+            labels=directory / "labels" if labels else None,
+        )
+        with _private_service(settings, config, directory, supervision, tell, look, scored) as endpoint:
+            yield endpoint
+
+
+@contextmanager
+def _private_service(
+    settings: ServiceConfig,
+    config: RewardConfig,
+    directory: Path,
+    supervision: SupervisionConfig,
+    tell: Callable[[str, str], None],
+    look: Callable[[], None],
+    scored: Taken,
+) -> Iterator[RewardEndpoint]:
     service = start_private(settings, directory / "logs", look)
     announced = _announce(service, directory)
     keeper = _Keeper(service, supervision, tell, lambda: _announce(service, directory))

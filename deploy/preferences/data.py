@@ -223,7 +223,9 @@ def encode_texts(
         if length > max_tokens or any(len(c.token_ids) == c.num_prompt for c in candidates):
             continue
         margin = (item.margin or 0.0) if isinstance(item, PreferencePair) else 0.0
-        encoded.append(RankedCandidates(candidates, ranks, margin=margin, group=numbers.get(item.group or "", 0)))
+        probability = (item.probability or 1.0) if isinstance(item, PreferencePair) else 1.0
+        group = numbers.get(item.group or "", 0)
+        encoded.append(RankedCandidates(candidates, ranks, margin=margin, group=group, probability=probability))
     left_out = len(preferences) - len(encoded)
     if not encoded:
         raise BadInput(

@@ -9,6 +9,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.config.settings import COMMAND_LINE
+from rollcall.deploy.drive.judge_engines import served
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.labelling.leases import LabelQueue
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
@@ -123,8 +125,12 @@ def judge(args: argparse.Namespace) -> int:
         raise BadInput(f"--judge = {str(args.judge)!r} ({COMMAND_LINE}): {' '.join(str(error).split())}") from None
     except ValidationError as error:
         raise _bad(error) from None
-    rater = JudgeRater(args.rater, Judge(config), tie_margin=args.tie_margin)
-    return _label_target(rater, args, blame=f"--judge = {str(args.judge)!r}")
+    with served(config, Path.cwd()) as config, closing(Judge(config)) as judge:
+        rater = JudgeRater(args.rater, judge, tie_margin=args.tie_margin, soft=config.soft)
+        try:
+            return _label_target(rater, args, blame=f"--judge = {str(args.judge)!r}")
+        finally:
+            print(rater.bias.line())
 
 
 def _label_target(rater: Rater, args: argparse.Namespace, *, blame: str) -> int:
@@ -173,6 +179,7 @@ def _labelled(preference: Preference, number: int) -> tuple[Comparison, Label]:
             shown=(),
             created_at=datetime.fromisoformat(at) if isinstance(at, str) else datetime.now(UTC),
             duration_s=duration_s if isinstance(duration_s, int | float) else 0.0,
+            probability=getattr(preference, "probability", None),
             token=f"import-{number}-{secrets.token_hex(8)}",
         )
         return comparison, label

@@ -84,6 +84,7 @@ class Pairs:
     margins: Tensor  # float32 [P]
     group: Tensor  # int64 [P]
     comparison: Tensor  # int64 [P]: of the batch, ascending
+    probabilities: Tensor | None  # float32 [P]: that the better one is better; None where no label is soft
     weights: Tensor  # float32 [M, P]: in the loss of each ensemble member; M = 1 without an ensemble
 
     def to(self, device: torch.device) -> Pairs:
@@ -125,6 +126,7 @@ class PreferenceBatch:
             better=place[pairs.better[kept]],
             worse=place[pairs.worse[kept]],
             weights=pairs.weights[:, kept],
+            probabilities=None if pairs.probabilities is None else pairs.probabilities[kept],
             **{name: getattr(pairs, name)[kept] for name in ("tied", "margins", "group", "comparison")},
         )
         return PreferencePart(batch=self, chosen=tuple(chosen), pairs=own, pair_indices=kept)
@@ -234,6 +236,8 @@ def collate_comparisons(items: Sequence[RankedCandidates[Any]], *, layout: Layou
             raise ValueError(
                 f"comparison {number} has ranks {item.ranks} of {len(item.candidates)} candidates: give two or more"
             )
+        if not 0.5 <= item.probability <= 1 or (item.probability < 1 and len(set(item.ranks)) != 2):
+            raise ValueError(f"comparison {number} has probability {item.probability}: 0.5 to 1, and of a pair alone")
     first = np.concatenate([[0], np.cumsum([len(item.candidates) for item in items])])
     candidates = [candidate for item in items for candidate in item.candidates]
     texts = isinstance(candidates[0], TokenSequence)
@@ -260,6 +264,11 @@ def _pairs(items: Sequence[RankedCandidates[Any]], first: Array) -> Pairs:
         margins=torch.tensor([items[c].margin for c in owner], dtype=torch.float32),
         group=torch.tensor([items[c].group for c in owner]),
         comparison=torch.tensor(owner),
+        probabilities=(
+            torch.tensor([items[c].probability for c in owner], dtype=torch.float32)
+            if any(item.probability != 1 for item in items)
+            else None
+        ),
         weights=draws * torch.tensor(share),
     )
 

@@ -39,6 +39,7 @@ class RankedCandidates(Generic[Candidate]):
     ranks: tuple[int, ...]  # of each: 0 is best, equal ranks are a tie
     margin: float = 0.0  # by how much the better one is better, in units of the reward
     group: int = 0  # who judged: 0, 1, ...
+    probability: float = 1.0  # of a pair: that the better one is better, where the label is soft
     draws: tuple[int, ...] = (1,)  # of each ensemble member: how often its bootstrap sample holds this comparison
 
 

@@ -42,6 +42,19 @@ def bradley_terry_nll(
     return loss
 
 
+def soft_labelled(*, preferred: Tensor, other: Tensor, probabilities: Tensor) -> Tensor:
+    """[..., P]: the expected loss of pairs whose label is a probability p: p times the loss of the answer, 1 - p times
+    that of the opposite one. Of Bradley and Terry's likelihood the cross-entropy with the label (p, 1 - p), least where
+    the model says p (Lee et al., 2023, arXiv:2309.00267, section 2.1); of DPO's loss conservative DPO, pair by pair.
+
+    Args:
+      preferred: [..., P], the losses where the better one is preferred.
+      other: [..., P], where the worse one is.
+      probabilities: [P], that the better one is better.
+    """
+    return probabilities * preferred + (1.0 - probabilities) * other
+
+
 def half_tie_nll(*, differences: Tensor, noise: float = 0.0) -> Tensor:
     """A tie as half a vote for either: the cross-entropy with the label (1/2, 1/2) (Christiano et al., 2017,
     arXiv:1706.03741, section 2.2.3). [..., P] -> [..., P], least where the rewards are equal."""

@@ -89,10 +89,13 @@ class LabelClient:
         duration_s: float,
         choice: Choice | None = None,
         ranks: Sequence[int] | None = None,
+        probability: float | None = None,
     ) -> None:
         """Raises LeaseLost."""
         places = None if ranks is None else tuple(ranks)
-        said = LabelRequest(token=token, rater=rater, duration_s=duration_s, choice=choice, ranks=places)
+        said = LabelRequest(
+            token=token, rater=rater, duration_s=duration_s, choice=choice, ranks=places, probability=probability
+        )
         self._post("labels", said, LabelResponse)
 
     def labelled(self, after: int = 0) -> tuple[list[Preference], int]:

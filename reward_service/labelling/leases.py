@@ -38,6 +38,7 @@ class Lease:
             rater=rater,
             choice=said.choice,
             ranks=said.ranks,
+            probability=said.probability,
             shown=self.order,
             created_at=datetime.now(UTC),
             duration_s=duration_s,
@@ -61,7 +62,14 @@ class LabelQueue(Protocol):
         ...
 
     def label(
-        self, *, token: str, rater: str, duration_s: float, choice: Choice | None, ranks: Sequence[int] | None
+        self,
+        *,
+        token: str,
+        rater: str,
+        duration_s: float,
+        choice: Choice | None,
+        ranks: Sequence[int] | None,
+        probability: float | None = None,
     ) -> object:
         """Raises LeaseLost."""
         ...

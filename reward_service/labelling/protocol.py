@@ -102,6 +102,7 @@ class LabelRequest(_Wire):
     ranks: tuple[Annotated[int, Field(ge=0, lt=MAX_CANDIDATES)], ...] | None = Field(
         default=None, max_length=MAX_CANDIDATES, description="one a candidate, 0 the best, equal ones a tie"
     )
+    probability: float | None = Field(default=None, ge=0.5, le=1, description="of the choice, where the label is soft")
     duration_s: float = Field(ge=0, le=86_400, allow_inf_nan=False)
     since: AwareDatetime | None = None
 

@@ -97,6 +97,7 @@ class PreferenceStore:
         duration_s: float,
         choice: Choice | None = None,
         ranks: Sequence[int] | None = None,
+        probability: float | None = None,
     ) -> Label:
         """Takes a label, given in the order of the screen. The same one said again is taken once.
 
@@ -105,7 +106,8 @@ class PreferenceStore:
           ValueError: this cannot be said of that comparison.
         """
         with self._writing:
-            answer = Answer(choice=choice, ranks=None if ranks is None else tuple(ranks))
+            places = None if ranks is None else tuple(ranks)
+            answer = Answer(choice=choice, ranks=places, probability=probability)
             given = self._caller.call(lambda client: client.hget(self._keys.labels, token))
             if given not in (None, "withdrawn"):
                 return self._repeated(Label.model_validate_json(str(given)), rater, answer)

@@ -1,7 +1,8 @@
 """The one file format of preferences, read and written: what raters export, and what reward models and DPO learn from.
 One JSON object a line, plain or gzipped.
 
-  two texts     {"prompt": str | "messages": [...], "chosen": str, "rejected": str, "margin": float?, "tie": bool?}
+  two texts     {"prompt": str | "messages": [...], "chosen": str, "rejected": str, "margin": float?, "tie": bool?,
+                 "probability": float?}, of a soft label how likely it is that the chosen one is better: 0.5 to 1
   HH's format   {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}; the turns they share are the prompt
   a ranking     {"prompt": str | "messages": [...], "responses": [str, ...], "ranks": [int, ...]}, 0 the best
   two segments  {"segments": [Segment, Segment], "choice": "left" | "right" | "tie", "env": str?}
@@ -46,6 +47,7 @@ class PreferencePair:
     rater: str | None = None
     source: str = field(default="", compare=False)  # "train.jsonl:12", for messages
     details: Details = field(default_factory=dict)
+    probability: float | None = None  # in [0.5, 1]: that the chosen one is better, where the label is soft
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ def preference_values(preference: Preference) -> dict[str, JsonValue]:
         else:
             values |= {"chosen": preference.chosen, "rejected": preference.rejected, "margin": preference.margin}
             values |= {"tie": True} if preference.tie else {}
+            values |= {"probability": preference.probability}
     values |= {"group": preference.group, "rater": preference.rater}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -177,13 +180,19 @@ class _TwoTextsLine(_Line):
     rejected: str
     margin: FiniteFloat | None = Field(default=None, ge=0)
     tie: bool = False
+    probability: FiniteFloat | None = Field(default=None, ge=0.5, le=1)
 
     def pair(self, prompt: Prompt, chosen: str, rejected: str, source: str, details: Details) -> PreferencePair:
         if self.tie and self.margin:
             raise ValueError(f"a tie has no margin, and {self.margin} is given")
+        if self.probability is not None and (self.tie or self.margin is not None):
+            raise ValueError("probability is a soft label, which has no margin and is no tie: give one of them")
         if not self.tie and chosen == rejected:
             raise ValueError("chosen and rejected are the same")
-        return PreferencePair(prompt, chosen, rejected, self.margin, self.tie, self.group, self.rater, source, details)
+        return PreferencePair(
+            *(prompt, chosen, rejected, self.margin, self.tie),
+            *(self.group, self.rater, source, details, self.probability),
+        )
 
 
 class _PairLine(_TwoTextsLine):

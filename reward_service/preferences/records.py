@@ -159,9 +159,14 @@ class Answer(_Record):
 
     choice: Choice | None = None
     ranks: tuple[int, ...] | None = Field(default=None, description="0 the best, equal places are a tie, no gaps")
+    probability: FiniteFloat | None = Field(
+        default=None, ge=0.5, le=1, description="of a soft label: that the one that is chosen is better"
+    )
 
     @model_validator(mode="after")
     def _says_one_thing(self) -> Self:
+        if self.probability is not None and self.choice not in ("left", "right"):
+            raise ValueError("a probability is that of a choice: left or right")
         if (self.choice is None) == (self.ranks is None):
             raise ValueError("one of choice and ranks is needed")
         if self.ranks is not None and sorted(set(self.ranks)) != list(range(len(set(self.ranks)))):
@@ -188,7 +193,7 @@ class Answer(_Record):
             places = dict(zip(order, self.ranks, strict=True))
             return Answer(ranks=tuple(places[index] for index in range(len(order))))
         if self.choice in ("left", "right") and order[0] == 1:
-            return Answer(choice="right" if self.choice == "left" else "left")
+            return Answer(choice="right" if self.choice == "left" else "left", probability=self.probability)
         return self
 
 
@@ -233,7 +238,7 @@ def preference_of(comparison: Comparison, label: Label) -> Preference | None:
         return Ranking(first.asked, responses, places, **origin)  # type: ignore[arg-type]
     best = min((0, 1), key=lambda index: places[index])
     pair = (responses[best], responses[1 - best], label.margin, places[0] == places[1])
-    return PreferencePair(first.asked, *pair, **origin)  # type: ignore[arg-type]
+    return PreferencePair(first.asked, *pair, probability=label.probability, **origin)  # type: ignore[arg-type]
 
 
 def shows_taken_actions(pair: SegmentPair) -> bool:

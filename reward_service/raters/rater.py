@@ -10,6 +10,7 @@ from typing import Protocol
 from rollcall.cluster.errors import LeaseLost
 from rollcall.reward_service.labelling.leases import LabelQueue
 from rollcall.reward_service.preferences.records import Answer, Candidate, TextCandidate
+from rollcall.reward_service.raters.position_bias import PositionBias
 from rollcall.reward_service.scorers.judge import Judge
 
 
@@ -24,12 +25,14 @@ class Rater(Protocol):
 
 
 class JudgeRater:
-    """A language model as rater of pairs of texts: AI feedback (Lee et al., 2023, arXiv:2309.00267)."""
+    """A language model as rater of pairs of texts: AI feedback (Lee et al., 2023, arXiv:2309.00267). Its labels are the
+    mean of both orders; `bias` says how far the order would have set them."""
 
-    def __init__(self, name: str, judge: Judge, *, tie_margin: float = 0.0) -> None:
-        """`tie_margin`: how near to 0.5 the judge's probability is called a tie."""
+    def __init__(self, name: str, judge: Judge, *, tie_margin: float = 0.0, soft: bool = False) -> None:
+        """`tie_margin`: how near to 0.5 the judge's probability is called a tie. `soft`: labels carry it."""
         self.name = name
-        self._judge, self._tie_margin = judge, tie_margin
+        self.bias = PositionBias()
+        self._judge, self._tie_margin, self._soft = judge, tie_margin, soft
 
     def answer(self, candidates: Sequence[Candidate]) -> Answer:
         """Raises RewardError: the judge does not answer. ValueError: it cannot be asked this."""
@@ -38,10 +41,13 @@ class JudgeRater:
         first, second = (candidate for candidate in candidates if isinstance(candidate, TextCandidate))
         asked = first.asked
         prompt = asked if isinstance(asked, str) else "\n\n".join(f"{m.role}: {m.content}" for m in asked)
-        probability = self._judge.preference(prompt, first.response, second.response)
-        if abs(probability - 0.5) <= self._tie_margin:
+        verdict = self._judge.both_orders(prompt, first.response, second.response)
+        self.bias.add(verdict)
+        left = verdict.probability
+        if abs(left - 0.5) <= self._tie_margin:
             return Answer(choice="tie")
-        return Answer(choice="left" if probability > 0.5 else "right")
+        probability = max(left, 1 - left) if self._soft else None
+        return Answer(choice="left" if left > 0.5 else "right", probability=probability)
 
 
 def label_all(rater: Rater, queue: LabelQueue, *, limit: int | None = None) -> int:
@@ -56,7 +62,12 @@ def label_all(rater: Rater, queue: LabelQueue, *, limit: int | None = None) -> i
         duration_s = time.monotonic() - began
         with suppress(LeaseLost):
             queue.label(
-                token=lease.token, rater=rater.name, duration_s=duration_s, choice=answer.choice, ranks=answer.ranks
+                token=lease.token,
+                rater=rater.name,
+                duration_s=duration_s,
+                choice=answer.choice,
+                ranks=answer.ranks,
+                probability=answer.probability,
             )
             taken += 1
     return taken

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import httpx
 from pydantic import Field, model_validator
 
 from rollcall.cluster.backoff import Backoff
-from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
+from rollcall.cluster.errors import BadInput, RewardError, RewardTimeout, RewardUnavailable
 from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
@@ -28,12 +28,25 @@ _TOP_LOGPROBS = 20
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
+class Criterion(Strict):
+    """One of a rubric's."""
+
+    text: str = Field(min_length=1, description="what is judged: 'The answer cites its sources.'")
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="in the mean over the criteria")
+
+
 class JudgeConfig(Strict):
     """A judge behind HTTP. Its key, if it wants one, is in the environment."""
 
     kind: Literal["judge"] = "judge"
-    url: str = Field(pattern=r"^https?://[^@\s]+$", description="up to /v1; with no password in it")
-    model: str = Field(min_length=1, description="by the name the server gives it")
+    url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^@\s]+$",
+        description="up to /v1; with no password in it; none: `model` is a model's directory, and an engine of the "
+        "run's own serves it, frozen",
+    )
+    model: str = Field(min_length=1, description="by the name the server gives it; without url a directory")
+    max_model_len: int = Field(default=4096, ge=64, description="without url: tokens of question and reply together")
     mode: Literal["graded", "pairwise"] = Field(
         default="graded", description='a grade; or against metadata["other_response"], both orders asked: 1, 0.5 or 0'
     )
@@ -44,6 +57,11 @@ class JudgeConfig(Strict):
         default="one", description="one principle, drawn for each item; or all, averaged"
     )
     seed: int = Field(default=0, description="of that draw")
+    rubric: dict[str, Criterion] = Field(
+        default_factory=dict,
+        description="in place of principles: criteria by name, each asked for by itself; the score is the weighted "
+        "mean",
+    )
     chain_of_thought: bool = Field(default=False, description="the judge thinks before its verdict")
     soft: bool = Field(default=False, description="pairwise: probabilities of A and B, where the server gives them")
     temperature: float = Field(default=0.0, ge=0, description="above 0 an item has another score each time")
@@ -61,7 +79,40 @@ class JudgeConfig(Strict):
             raise ValueError("soft is for mode=pairwise")
         if any(not principle.strip() for principle in self.principles):
             raise ValueError("a principle is empty")
+        if self.principles and self.rubric:
+            raise ValueError("principles and rubric are both given: give one of them")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class BothOrders:
+    """How likely the first of two responses is the better one to a judge."""
+
+    shown_first: float
+    shown_second: float
+
+    @property
+    def probability(self) -> float:
+        """The mean of both, in which a liking for either place cancels."""
+        return (self.shown_first + self.shown_second) / 2
+
+    @property
+    def bias(self) -> float:
+        return self.shown_first - self.shown_second
+
+    @property
+    def turned(self) -> bool:
+        """Whether the two orders have opposite verdicts."""
+        return (self.shown_first - 0.5) * (self.shown_second - 0.5) < 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What one question judges by."""
+
+    name: str  # of its part of the score; empty: the judge's own idea
+    text: str | None
+    weight: float
 
 
 class _NoVerdict(Exception):
@@ -76,15 +127,21 @@ class Judge:
     takes: frozenset[Taken] = frozenset({"text"})
 
     def __init__(self, config: JudgeConfig) -> None:
-        self._config = config
+        """Raises BadInput: where nobody serves the model."""
+        if config.url is None:
+            raise BadInput(
+                f"judge: no url, and the model {config.model!r} is served by runs and by rollcall reward label judge "
+                "alone: give the url of a server (vllm serve)"
+            )
+        self._config, self._url = config, config.url
         self.version = version_of(config)
         self.cacheable = config.temperature == 0
         key = os.environ.get(KEY_VARIABLE)
         self._client = httpx.Client(
-            base_url=config.url.rstrip("/") + "/",
+            base_url=self._url.rstrip("/") + "/",
             headers={"Authorization": f"Bearer {key}"} if key else {},
             limits=httpx.Limits(max_connections=config.concurrency),
-            verify=config.url.startswith("https"),  # else the certificates are read for nothing
+            verify=self._url.startswith("https"),  # else the certificates are read for nothing
         )
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
 
@@ -100,14 +157,18 @@ class Judge:
 
     def preference(self, prompt: str, a: str, b: str) -> float:
         """How likely `a` is better than `b` to the judge, in [0, 1]; both orders are asked, so that a liking for the
-        first or the second one cancels.
+        first or the second one cancels. Raises as `both_orders`."""
+        return self.both_orders(prompt, a, b).probability
+
+    def both_orders(self, prompt: str, a: str, b: str) -> BothOrders:
+        """How likely `a` is better than `b`, where it is shown first and where it is shown second.
 
         Raises:
           RewardUnavailable, RewardTimeout: the judge does not answer.
           RewardError: its reply cannot be read.
         """
         try:
-            return self._compare(prompt, a, b, time.monotonic() + self._config.deadline_s)[0]
+            return self._compare(prompt, a, b, time.monotonic() + self._config.deadline_s)
         except _NoVerdict as error:
             kinds: dict[str, type[RewardError]] = {"unavailable": RewardUnavailable, "timeout": RewardTimeout}
             raise kinds.get(error.failure.kind, RewardError)(error.failure.message) from None
@@ -123,18 +184,20 @@ class Judge:
             other = item.metadata.get("other_response")
             if not isinstance(other, str):
                 return Failure("unsupported", 'metadata["other_response"] must be the text to compare with')
-            return Score(*self._compare(prompt, item.response, other, deadline))
+            both = self._compare(prompt, item.response, other, deadline)
+            return Score(both.probability, {"shown_first": both.shown_first, "shown_second": both.shown_second})
         except _NoVerdict as error:
             return error.failure
 
     def _grade(self, prompt: str, response: str, deadline: float) -> tuple[float, dict[str, float]]:
         config = self._config
-        grades = []
-        for number in self._principles(prompt, response):
+        grades: list[float] = []
+        asked = self._asked(prompt, response)
+        for one in asked:
             messages = judge_prompts.graded(
                 prompt=prompt,
                 response=response,
-                principle=config.principles[number] if config.principles else None,
+                principle=one.text,
                 low=config.low,
                 high=config.high,
                 chain_of_thought=config.chain_of_thought,
@@ -143,26 +206,24 @@ class Judge:
             grade = judge_prompts.read_grade(reply, low=config.low, high=config.high)
             if grade is None:
                 raise _NoVerdict("scorer_failed", f"no grade in the judge's reply: {reply[-200:]!r}")
-            grades.append((number, grade))
-        return statistics.fmean(g for _, g in grades), {f"principle_{n}": g for n, g in grades if config.principles}
+            grades.append(grade)
+        return _weighted(asked, grades), {one.name: g for one, g in zip(asked, grades, strict=True) if one.name}
 
-    def _compare(self, prompt: str, ours: str, other: str, deadline: float) -> tuple[float, dict[str, float]]:
-        """Averaged over both orders and the principles asked."""
-        firsts, seconds = [], []
-        for number in self._principles(prompt, *sorted((ours, other))):
-            firsts.append(self._prefers_first(prompt, ours, other, number, deadline))
-            seconds.append(1 - self._prefers_first(prompt, other, ours, number, deadline))
-        first, second = statistics.fmean(firsts), statistics.fmean(seconds)
-        return (first + second) / 2, {"shown_first": first, "shown_second": second}
+    def _compare(self, prompt: str, ours: str, other: str, deadline: float) -> BothOrders:
+        """Averaged over the principles or criteria asked."""
+        asked = self._asked(prompt, *sorted((ours, other)))
+        firsts = [self._prefers_first(prompt, ours, other, one.text, deadline) for one in asked]
+        seconds = [1 - self._prefers_first(prompt, other, ours, one.text, deadline) for one in asked]
+        return BothOrders(_weighted(asked, firsts), _weighted(asked, seconds))
 
-    def _prefers_first(self, prompt: str, first: str, second: str, number: int, deadline: float) -> float:
+    def _prefers_first(self, prompt: str, first: str, second: str, principle: str | None, deadline: float) -> float:
         config = self._config
         letter_only = config.soft and not config.chain_of_thought
         messages = judge_prompts.pairwise(
             prompt=prompt,
             first=first,
             second=second,
-            principle=config.principles[number] if config.principles else None,
+            principle=principle,
             chain_of_thought=config.chain_of_thought,
             letter_only=letter_only,
         )
@@ -176,15 +237,18 @@ class Judge:
             raise _NoVerdict("scorer_failed", f"no verdict in the judge's reply: {reply[-200:]!r}")
         return verdict
 
-    def _principles(self, *texts: str) -> list[int]:
-        """Those to ask by: the same ones whenever the same thing is judged."""
+    def _asked(self, *texts: str) -> list[_Asked]:
+        """What to judge by: the same whenever the same thing is judged."""
         config = self._config
+        if config.rubric:
+            return [_Asked(name, criterion.text, criterion.weight) for name, criterion in config.rubric.items()]
         if not config.principles:
-            return [0]
+            return [_Asked("", None, 1.0)]
+        every = [_Asked(f"principle_{number}", text, 1.0) for number, text in enumerate(config.principles)]
         if config.ask == "all":
-            return list(range(len(config.principles)))
+            return every
         digest = hashlib.sha256("\0".join((str(config.seed), *texts)).encode(errors="replace")).digest()
-        return [int.from_bytes(digest[:8], "big") % len(config.principles)]
+        return [every[int.from_bytes(digest[:8], "big") % len(every)]]
 
     def _ask(self, messages: list[dict[str, str]], deadline: float) -> dict[str, Any]:
         """The first choice of the reply; tried again while that may help and there is time."""
@@ -198,7 +262,7 @@ class Judge:
         if config.soft:
             body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
         backoff = Backoff(deadline, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
-        problem = _NoVerdict("timeout", f"no time was left to ask the judge at {config.url}")
+        problem = _NoVerdict("timeout", f"no time was left to ask the judge at {self._url}")
         for _ in range(config.tries):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -208,17 +272,22 @@ class Judge:
                 answer = self._client.post("chat/completions", json=body, timeout=min(left_s, config.timeout_s))
                 if answer.status_code == 200:
                     return _first_choice(answer)
-                problem = _refusal(answer, config.url)
+                problem = _refusal(answer, self._url)
                 if answer.status_code not in _PASSING:
                     raise problem
                 again_s = _retry_after(answer)
             except httpx.TimeoutException:
-                problem = _NoVerdict("timeout", f"the judge at {config.url} did not answer in time (judge.timeout_s)")
+                problem = _NoVerdict("timeout", f"the judge at {self._url} did not answer in time (judge.timeout_s)")
             except httpx.HTTPError as error:
-                problem = _NoVerdict("unavailable", f"the judge at {config.url} is away: {error}")
+                problem = _NoVerdict("unavailable", f"the judge at {self._url} is away: {error}")
             if not backoff.wait(again_s):
                 break
         raise problem
+
+
+def _weighted(asked: Sequence[_Asked], values: Sequence[float]) -> float:
+    total = sum(one.weight for one in asked)
+    return sum(one.weight * value for one, value in zip(asked, values, strict=True)) / total
 
 
 def _conversation(item: ScoreItem) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +132,23 @@ def test_the_loss_is_the_papers_however_the_batch_is_divided(
     weights = list(models["policy"].parameters())
     for one, other in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "term"), [(DPO(DPOConfig(beta=0.3)), dpo_term), (IPO(IPOConfig(tau=0.4)), ipo_term)]
+)
+def test_a_soft_label_costs_what_its_answers_cost_on_average(
+    models: dict[str, nn.Module], method: Any, term: Any
+) -> None:
+    soft = [replace(COMPARISONS[0], probability=0.75), COMPARISONS[1], replace(COMPARISONS[2], probability=0.5)]
+    context, batch = context_of(models), collate_comparisons(soft)
+    (minibatch,) = method.minibatches(context, method.prepare(context, batch))
+    (part,) = minibatch.shards(0, 1)
+    h = [literal_differences(models, item)[0][0] for item in soft]
+    terms = [0.75 * term(h[0]) + 0.25 * term(-h[0]), term(h[1]), 0.5 * term(h[2]) + 0.5 * term(-h[2])]
+    torch.testing.assert_close(method.loss(context, part).loss, torch.stack(terms).mean(), rtol=1e-4, atol=1e-5)
+    tied = replace(COMPARISONS[2], ranks=(0, 0))
+    assert collate_comparisons([COMPARISONS[0], tied]).pairs.probabilities is None
 
 
 def test_at_the_reference_itself_every_implicit_reward_is_zero(directory: Path) -> None:

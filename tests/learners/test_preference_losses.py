@@ -167,3 +167,38 @@ def test_importance_weights_make_a_mean_over_the_data_a_sum_of_group_means() -> 
 def test_a_senseless_setting_is_named(call: object, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         call()  # type: ignore[operator]
+
+
+@given(difference=finite, p=st.floats(0.5, 1), noise=st.floats(0, 0.9))
+def test_a_soft_label_costs_the_cross_entropy_with_it(difference: float, p: float, noise: float) -> None:
+    def answered(d: float) -> float:
+        return (1 - noise) * sigmoid(d) + noise * 0.5
+
+    expected = -p * math.log(answered(difference)) - (1 - p) * math.log(answered(-difference))
+    found = losses.soft_labelled(
+        preferred=losses.bradley_terry_nll(differences=tensor(difference), noise=noise),
+        other=losses.bradley_terry_nll(differences=tensor(-difference), noise=noise),
+        probabilities=tensor(p),
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_a_soft_label_is_cheapest_where_the_model_says_the_same_probability() -> None:
+    differences = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    found = losses.soft_labelled(
+        preferred=losses.bradley_terry_nll(differences=differences),
+        other=losses.bradley_terry_nll(differences=-differences),
+        probabilities=tensor(0.8),
+    )
+    assert sigmoid(float(differences[found.argmin()])) == pytest.approx(0.8, abs=1e-3)
+
+
+@given(difference=finite, p=st.floats(0.51, 1), beta=st.floats(0.01, 2))
+def test_of_dpo_a_soft_label_is_conservative_dpo(difference: float, p: float, beta: float) -> None:
+    found = losses.soft_labelled(
+        preferred=losses.dpo_loss(differences=tensor(difference), beta=beta),
+        other=losses.dpo_loss(differences=tensor(-difference), beta=beta),
+        probabilities=tensor(p),
+    )
+    conservative = losses.dpo_loss(differences=tensor(difference), beta=beta, label_smoothing=1 - p)
+    torch.testing.assert_close(found, conservative, rtol=1e-9, atol=1e-12)

@@ -3,84 +3,25 @@ a bias, without sense, and one that fails in every way we know."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
+from rollcall.cluster.errors import BadInput, RewardError, RewardTimeout, RewardUnavailable
 from rollcall.reward_service.preferences.records import Answer, TextCandidate
 from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.raters.position_bias import PositionBias
 from rollcall.reward_service.raters.rater import JudgeRater
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers import judge_prompts
-from rollcall.reward_service.scorers.judge import KEY_VARIABLE, Judge, JudgeConfig
-
-Reply = Callable[[dict[str, Any]], Any]
-
-
-class JudgeServer:
-    """Answers POST /v1/chat/completions by `reply`: a text, a whole choice, or (status, headers, body)."""
-
-    def __init__(self) -> None:
-        self.reply: Reply = lambda body: "Grade: 5"
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.at_once = self.most_at_once = 0
-        self._lock = threading.Lock()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with outer._lock:
-                    outer.requests.append(body)
-                    outer.headers.append(dict(self.headers))
-                    outer.at_once += 1
-                    outer.most_at_once = max(outer.most_at_once, outer.at_once)
-                try:
-                    said = outer.reply(body) if self.path == "/v1/chat/completions" else (404, {}, "no such path")
-                finally:
-                    with outer._lock:
-                        outer.at_once -= 1
-                status, headers, text = said if isinstance(said, tuple) else (200, {}, _completion(said))
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(text.encode())), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(text.encode())
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            def handle_error(self, *_: Any) -> None:
-                """A client that has given up is none of ours."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-def _completion(said: Any) -> str:
-    choice = said if isinstance(said, dict) else {"index": 0, "message": {"role": "assistant", "content": said}}
-    return json.dumps({"id": "c", "object": "chat.completion", "model": "m", "choices": [choice]})
+from rollcall.reward_service.scorers.judge import KEY_VARIABLE, BothOrders, Judge, JudgeConfig
+from tests.reward_service.judge_server import JudgeServer, asked, shown
 
 
 @pytest.fixture
@@ -113,17 +54,6 @@ def item(response: str, other: str | None = None, **values: Any) -> ScoreItem:
 
 def score(judge: Judge, one: ScoreItem) -> Outcome:
     return judge.score([one])[0]
-
-
-def asked(body: dict[str, Any]) -> str:
-    return str(body["messages"][-1]["content"])
-
-
-def shown(body: dict[str, Any], name: str) -> str:
-    """What stands between the delimiters of that name."""
-    found = re.search(rf"\[begin {name} (\w+)\]\n(.*?)\n\[end {name} \1\]", asked(body), re.DOTALL)
-    assert found is not None, asked(body)
-    return found[2]
 
 
 def by_length(body: dict[str, Any]) -> str:
@@ -372,3 +302,103 @@ def test_a_judge_rates_comparisons_from_the_queue_as_people_do(
     server.reply = lambda body: "it depends"
     with pytest.raises(RewardError):
         rater.answer(pair)
+
+
+def liking(p_first: float, by: float) -> dict[str, Any]:
+    """A reply whose log-probabilities say that A is better with `p_first`, in logits shifted by what A is liked for."""
+    p_a = 1 / (1 + math.exp(-(math.log(p_first / (1 - p_first)) + by)))
+    top = [{"token": "A", "logprob": math.log(p_a)}, {"token": "B", "logprob": math.log(1 - p_a)}]
+    best = max(top, key=lambda token: float(str(token["logprob"])))
+    return {"message": {"content": best["token"]}, "logprobs": {"content": [{**best, "top_logprobs": top}]}}
+
+
+def test_the_bias_of_a_judge_is_found_and_its_labels_are_without_it(
+    server: JudgeServer, judge: Callable[..., Judge]
+) -> None:
+    """The judge prefers the longer of two by half a logit a character, and whatever stands first by one and a half:
+    asked once, of equals it says 0.82; of both orders 0.5, and every label is the same from either side."""
+    likes = 1.5
+
+    def reply(body: dict[str, Any]) -> dict[str, Any]:
+        difference = len(shown(body, "response A")) - len(shown(body, "response B"))
+        return liking(1 / (1 + math.exp(-0.5 * difference)), likes)
+
+    server.reply = reply
+    one, bias = judge(mode="pairwise", soft=True), PositionBias()
+    pairs = [("x" * (n % 5), "y" * (n // 5)) for n in range(25) if n % 5 and n // 5]
+    for ours, other in pairs:
+        verdict = one.both_orders("p", ours, other)
+        bias.add(verdict)
+        assert verdict.probability == pytest.approx(1 - one.preference("p", other, ours), abs=1e-12)
+        assert (verdict.probability > 0.5) == (len(ours) > len(other)) or len(ours) == len(other)
+        if len(ours) == len(other):
+            assert verdict.probability == pytest.approx(0.5) and verdict.shown_first == pytest.approx(0.8176, abs=1e-4)
+    assert bias.n == len(pairs) and bias.mean > 4 * bias.error > 0
+    assert 0 < bias.turned < bias.n and f"{bias.mean:+.3f}" in bias.line()
+    likes = 0.0
+    fair = PositionBias()
+    for ours, other in pairs:
+        fair.add(one.both_orders("p", ours, other))
+    assert fair.mean == pytest.approx(0.0, abs=1e-12) and fair.turned == 0
+
+
+def test_a_verdict_that_turns_with_the_order_is_told_apart_from_one_that_only_weakens() -> None:
+    assert BothOrders(0.9, 0.2).turned and not BothOrders(0.9, 0.6).turned and not BothOrders(0.5, 0.1).turned
+    assert BothOrders(0.9, 0.2).bias == pytest.approx(0.7) and BothOrders(0.9, 0.2).probability == pytest.approx(0.55)
+
+
+def test_a_rubric_is_the_weighted_mean_of_its_criteria_each_asked_by_itself(
+    server: JudgeServer, judge: Callable[..., Judge]
+) -> None:
+    grades = {"It is kind.": 8, "It is brief.": 2, "It is true.": 5}
+    server.reply = lambda body: f"Grade: {next(g for text, g in grades.items() if text in asked(body))}"
+    rubric = {
+        "kind": {"text": "It is kind.", "weight": 1},
+        "brief": {"text": "It is brief.", "weight": 2},
+        "true": {"text": "It is true.", "weight": 5},
+    }
+    outcome = score(judge(rubric=rubric), item("r"))
+    assert outcome == Score((8 + 2 * 2 + 5 * 5) / 8, {"kind": 8.0, "brief": 2.0, "true": 5.0})
+    assert len(server.requests) == 3 and all(
+        sum(text in asked(body) for text in grades) == 1 for body in server.requests
+    )
+
+    server.requests.clear()
+    server.reply = lambda body: (
+        "Better: A" if ("brief" in asked(body)) == (shown(body, "response A") == "ours") else "Better: B"
+    )
+    pairwise = score(judge(mode="pairwise", rubric=rubric), item("ours", "other"))
+    assert isinstance(pairwise, Score) and pairwise.value == pytest.approx(2 / 8), "brief alone is for ours"
+    assert len(server.requests) == 6
+
+
+def test_soft_labels_of_a_rater_carry_the_probability_and_hard_ones_do_not(
+    server: JudgeServer, judge: Callable[..., Judge]
+) -> None:
+    pair = [TextCandidate(prompt="Say it.", response=text) for text in ("one two three", "one")]
+    server.reply = lambda body: liking(0.8 if shown(body, "response A") == "one two three" else 0.2, 0.0)
+    soft, hard = (JudgeRater("judge", judge(mode="pairwise", soft=True), soft=soft) for soft in (True, False))
+    answer = soft.answer(pair)
+    assert answer.choice == "left" and answer.probability == pytest.approx(0.8)
+    turned = soft.answer(pair[::-1])
+    assert turned.choice == "right" and turned.probability == pytest.approx(0.8)
+    assert hard.answer(pair) == Answer(choice="left")
+    assert soft.bias.n == 2
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"principles": ["Be kind."], "rubric": {"kind": {"text": "It is kind."}}},
+        {"rubric": {"kind": {"text": "It is kind.", "weight": 0}}},
+        {"rubric": {"kind": {"text": ""}}},
+    ],
+)
+def test_rubrics_that_make_no_sense_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"give one of them|weight|text"):
+        JudgeConfig.model_validate({"url": "http://localhost/v1", "model": "m", **settings})
+
+
+def test_a_directory_is_served_by_runs_alone_and_a_service_of_its_own_says_so() -> None:
+    with pytest.raises(BadInput, match=r"judge: no url, and the model 'somewhere'.*give the url of a server"):
+        Judge(JudgeConfig(model="somewhere"))

@@ -78,6 +78,14 @@ class BradleyTerry:
 
     def nll(self, differences: Tensor, part: PreferencePart) -> Tensor:
         """Of each member and pair [M, P]."""
+        probabilities, preferred = part.pairs.probabilities, self._answered(differences, part)
+        if probabilities is None:
+            return preferred
+        other = self._answered(-differences, part)  # a soft label has no margin, and a tie is the same from both sides
+        return preference_losses.soft_labelled(preferred=preferred, other=other, probabilities=probabilities)
+
+    def _answered(self, differences: Tensor, part: PreferencePart) -> Tensor:
+        """Where the better one is preferred."""
         config, pairs = self.config, part.pairs
         margins = pairs.margins if config.use_margins else None
         if config.ties == "rao_kupper":

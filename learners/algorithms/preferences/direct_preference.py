@@ -18,9 +18,9 @@ from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
-from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferenceMinibatch, PreferencePart
+from rollcall.learners.batches.preference_batch import Pairs, PreferenceBatch, PreferenceMinibatch, PreferencePart
 from rollcall.learners.collective import Collective
-from rollcall.learners.maths.preference_losses import sums_by_owner
+from rollcall.learners.maths.preference_losses import soft_labelled, sums_by_owner
 from rollcall.learners.maths.sampling import Processed
 
 
@@ -101,7 +101,7 @@ class DirectAlgorithm(Generic[ConfigT]):
         # [n]: log pi / ref of each response: its implicit reward in units of beta.
         ratios = response_logprobs(context.models, part.part) - part.reference_logprobs
         differences, weights = pairs.differences(ratios), pairs.weights[0]
-        losses = self.judged(differences, pairs.tied)
+        losses = self.judged(differences, pairs)
         loss = (weights * part.pair_scale * losses).sum()
         with torch.no_grad():
             right = torch.where(pairs.tied, torch.zeros_like(differences), differences.sign()) / 2 + 0.5
@@ -116,10 +116,12 @@ class DirectAlgorithm(Generic[ConfigT]):
             }
         return Loss(loss, metrics)
 
-    def judged(self, differences: Tensor, tied: Tensor) -> Tensor:
-        """[P]: the pairs' losses, that of a tie the mean of both answers'."""
-        losses = self.pair_losses(differences)
-        return torch.where(tied, 0.5 * (losses + self.pair_losses(-differences)), losses)
+    def judged(self, differences: Tensor, pairs: Pairs) -> Tensor:
+        """[P]: the pairs' losses, that of a tie the mean of both answers', that of a soft label their expectation."""
+        losses, other = self.pair_losses(differences), self.pair_losses(-differences)
+        if pairs.probabilities is not None:
+            losses = soft_labelled(preferred=losses, other=other, probabilities=pairs.probabilities)
+        return torch.where(pairs.tied, 0.5 * (losses + other), losses)
 
     def each_response(self, context: Context, batch: PreferenceBatch, *, name: str) -> Tensor:
         """[N]: of a whole batch, without gradient."""

@@ -109,7 +109,7 @@ class GroupDPO:
         pairs, groups = batch.pairs, _groups(context.models)
         alpha = preference_losses.exponentiated_gradient(
             group_weights=groups.alpha,
-            losses=self._direct.judged(pairs.differences(now - referenced.reference_logprobs), pairs.tied),
+            losses=self._direct.judged(pairs.differences(now - referenced.reference_logprobs), pairs),
             group=pairs.group,
             group_sizes=groups.sizes,
             sample_weights=pairs.weights[0],
