@@ -54,6 +54,11 @@ def kindness_of(prompt: str, review: str) -> float:
     return float(kindness(review))
 
 
+def is_scathing(prompt: str, review: str) -> bool:
+    """Whether it has a word of the worst: what a principle may forbid, measured."""
+    return any(VALENCE.get(word, 0) <= -2 for word in review.replace(".", " ").replace(",", " ").split())
+
+
 class ReviewsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

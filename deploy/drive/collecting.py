@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from rollcall.cluster.errors import RollcallError
+from rollcall.deploy.config.constitutional_config import CriticConfig
+from rollcall.deploy.drive.judge_engines import served
 from rollcall.deploy.drive.records import RunRecorder
 from rollcall.deploy.drive.reward_launch import reward_endpoint
 from rollcall.deploy.kinds.kind import CollectingRun, StoredRun
@@ -16,6 +19,11 @@ from rollcall.deploy.kinds.kind import CollectingRun, StoredRun
 def collecting(run: StoredRun, made: Any, recorder: RunRecorder, stop_requested: Callable[[], bool]) -> Iterator[None]:
     """Raises BadInput, RewardError: as reward_endpoint."""
     members: CollectingRun = made
+
+    def look() -> None:
+        if stop_requested():
+            raise RollcallError("stopped while an engine was started: nothing of it is lost")
+
     with ExitStack() as stack:
         endpoint, config = None, members.reward_config
         if config is not None:
@@ -25,5 +33,9 @@ def collecting(run: StoredRun, made: Any, recorder: RunRecorder, stop_requested:
                 )
             )
         stack.callback(members.close)
-        members.begin_collecting(endpoint, stop_requested)
+
+        def serve(critic: CriticConfig) -> CriticConfig:
+            return stack.enter_context(served(critic, run.directory, look))
+
+        members.begin_collecting(endpoint, stop_requested, serve)
         yield

@@ -6,20 +6,39 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_server import GPU_SHARE, NAME, VllmServer
-from rollcall.reward_service.scorers.judge import KEY_VARIABLE, JudgeConfig
+from rollcall.reward_service.scorers.chat import KEY_VARIABLE
+from rollcall.reward_service.scorers.judge import JudgeConfig
 from rollcall.reward_service.scorers.scorer_config import EnsembleConfig, ScorerConfig, WeightedSumConfig
 
 CONCURRENCY = 64  # requests that such an engine works on side by side
 Look = Callable[[], None]
 
 
+class Model(Protocol):
+    """Who is asked over HTTP: a judge, a critic. Without a url its `model` is a directory."""
+
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def concurrency(self) -> int: ...
+    def model_copy(self, *, update: dict[str, Any]) -> Self: ...
+
+
+Asked = TypeVar("Asked", bound=Model)
+
+
 @contextmanager
-def served(config: JudgeConfig, directory: Path, look: Look = lambda: None) -> Iterator[JudgeConfig]:
+def served(config: Asked, directory: Path, look: Look = lambda: None) -> Iterator[Asked]:
     """The judge as a server has it: where it names a model's directory, of an engine that is started here and ends
     afterwards; its log is in <directory>/logs. Its key goes to whoever asks by the environment, as every judge's.
 
@@ -55,7 +74,7 @@ def _with_judges(config: ScorerConfig, directory: Path, look: Look, stack: ExitS
             return config
 
 
-def _served(config: JudgeConfig, directory: Path, look: Look, stack: ExitStack) -> JudgeConfig:
+def _served(config: Asked, directory: Path, look: Look, stack: ExitStack) -> Asked:
     if config.url is not None:
         return config
     engine = EngineConfig(

@@ -15,6 +15,7 @@ from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.checks import Problem
+from rollcall.deploy.config.constitutional_config import CriticConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
@@ -196,8 +197,14 @@ class CollectingRun(OfflineRun, Protocol):
     def reward_config(self) -> RewardConfig | None:
         """Who is to score what is sampled; None: the task itself, or nobody."""
 
-    def begin_collecting(self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool]) -> None:
-        """Before its first step, once all is prepared. Where a stop is requested, its source has no more batches."""
+    def begin_collecting(
+        self,
+        reward: RewardEndpoint | None,
+        stop_requested: Callable[[], bool],
+        serve: Callable[[CriticConfig], CriticConfig],
+    ) -> None:
+        """Before its first step, once all is prepared. Where a stop is requested, its source has no more batches.
+        `serve`: a critic that is a model's directory, as one that can be asked; until the run ends."""
 
     def close(self) -> None:
         """After its last step: lets go of the engine."""

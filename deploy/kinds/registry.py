@@ -12,6 +12,7 @@ from rollcall.deploy.kinds.language.language_kind import LANGUAGE
 from rollcall.deploy.kinds.language.supervised import SUPERVISED
 from rollcall.deploy.kinds.preferences.direct import DIRECT
 from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
+from rollcall.deploy.kinds.selection.constitutional import CONSTITUTIONAL
 from rollcall.deploy.kinds.selection.expert_iteration import EXPERT_ITERATION
 from rollcall.deploy.kinds.tabular.bandit import BANDIT
 from rollcall.deploy.kinds.tabular.table import TABULAR
@@ -22,6 +23,7 @@ KINDS: tuple[RunKind, ...] = (
     REWARD_MODEL,
     SUPERVISED,
     EXPERT_ITERATION,
+    CONSTITUTIONAL,
     LANGUAGE,
     OFFLINE,
     BANDIT,

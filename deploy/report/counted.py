@@ -36,6 +36,7 @@ IMITATED = Counted("tokens", "trained_tokens", "tokens_per_s", "token", "problem
 
 
 PAIRS_RIGHT = "pairs right"  # the unit of an evaluation on comparisons
+BROKEN = "broken"  # of one of answers that are to keep principles
 RETURN = "return"  # of one in an env
 
 

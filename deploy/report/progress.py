@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rollcall.deploy.report.counted import ENV_STEPS, Counted, counted_in
+from rollcall.deploy.report.counted import BROKEN, ENV_STEPS, Counted, counted_in
 from rollcall.deploy.report.event_lines import DROPS, EventLines
 from rollcall.deploy.report.recorders import Record, plain
 
@@ -169,13 +169,15 @@ class Tally:
 
 def eval_text(record: Record) -> str:
     """A mean over episodes, or the share of problems solved."""
-    if record.get("unit") == "exact match":
+    if record.get("unit") in ("exact match", BROKEN):
         return f"{percent(record.get('mean'))} of {number(record.get('n'))}"
     left = f" ({number(record['unfinished'])} unfinished)" if record.get("unfinished") else ""
     return f"{number(record.get('mean'))} ± {number(record.get('std'))} over {number(record.get('n'))}{left}"
 
 
 def eval_noun(record: Record) -> str:
+    if record.get("unit") == BROKEN:
+        return "answers break a principle"
     return "problems" if record.get("unit") == "exact match" else "episodes"
 
 

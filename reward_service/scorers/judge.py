@@ -4,28 +4,23 @@ of constitutional AI (Bai et al., 2022, arXiv:2212.08073). A reply that cannot b
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import httpx
 from pydantic import Field, model_validator
 
-from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import BadInput, RewardError, RewardTimeout, RewardUnavailable
 from rollcall.cluster.inputs.strict import Strict
-from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem
+from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
 from rollcall.reward_service.scorers import judge_prompts
+from rollcall.reward_service.scorers.chat import Chat, NoReply, text_of
 from rollcall.reward_service.scorers.text_scorers import text_cost, version_of
 
-KEY_VARIABLE = "ROLLCALL_JUDGE_KEY"
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
 _TOP_LOGPROBS = 20
-_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
 class Criterion(Strict):
@@ -115,14 +110,6 @@ class _Asked:
     weight: float
 
 
-class _NoVerdict(Exception):
-    """Why there is none."""
-
-    def __init__(self, kind: ItemErrorKind, message: str) -> None:
-        super().__init__(message)
-        self.failure = Failure(kind, message)
-
-
 class Judge:
     takes: frozenset[Taken] = frozenset({"text"})
 
@@ -133,15 +120,15 @@ class Judge:
                 f"judge: no url, and the model {config.model!r} is served by runs and by rollcall reward label judge "
                 "alone: give the url of a server (vllm serve)"
             )
-        self._config, self._url = config, config.url
+        self._config = config
         self.version = version_of(config)
         self.cacheable = config.temperature == 0
-        key = os.environ.get(KEY_VARIABLE)
-        self._client = httpx.Client(
-            base_url=self._url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=config.concurrency),
-            verify=self._url.startswith("https"),  # else the certificates are read for nothing
+        self._chat = Chat(
+            url=config.url,
+            model=config.model,
+            timeout_s=config.timeout_s,
+            tries=config.tries,
+            concurrency=config.concurrency,
         )
         self._threads = ThreadPoolExecutor(config.concurrency, thread_name_prefix="judge")
 
@@ -153,7 +140,7 @@ class Judge:
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
-        self._client.close()
+        self._chat.close()
 
     def preference(self, prompt: str, a: str, b: str) -> float:
         """How likely `a` is better than `b` to the judge, in [0, 1]; both orders are asked, so that a liking for the
@@ -169,7 +156,7 @@ class Judge:
         """
         try:
             return self._compare(prompt, a, b, time.monotonic() + self._config.deadline_s)
-        except _NoVerdict as error:
+        except NoReply as error:
             kinds: dict[str, type[RewardError]] = {"unavailable": RewardUnavailable, "timeout": RewardTimeout}
             raise kinds.get(error.failure.kind, RewardError)(error.failure.message) from None
 
@@ -186,7 +173,7 @@ class Judge:
                 return Failure("unsupported", 'metadata["other_response"] must be the text to compare with')
             both = self._compare(prompt, item.response, other, deadline)
             return Score(both.probability, {"shown_first": both.shown_first, "shown_second": both.shown_second})
-        except _NoVerdict as error:
+        except NoReply as error:
             return error.failure
 
     def _grade(self, prompt: str, response: str, deadline: float) -> tuple[float, dict[str, float]]:
@@ -202,10 +189,10 @@ class Judge:
                 high=config.high,
                 chain_of_thought=config.chain_of_thought,
             )
-            reply = _text(self._ask(messages, deadline))
+            reply = text_of(self._ask(messages, deadline))
             grade = judge_prompts.read_grade(reply, low=config.low, high=config.high)
             if grade is None:
-                raise _NoVerdict("scorer_failed", f"no grade in the judge's reply: {reply[-200:]!r}")
+                raise NoReply("scorer_failed", f"no grade in the judge's reply: {reply[-200:]!r}")
             grades.append(grade)
         return _weighted(asked, grades), {one.name: g for one, g in zip(asked, grades, strict=True) if one.name}
 
@@ -228,13 +215,13 @@ class Judge:
             letter_only=letter_only,
         )
         choice = self._ask(messages, deadline)
-        reply = _text(choice)
+        reply = text_of(choice)
         verdict = judge_prompts.read_better(reply, letter_only=letter_only)
         if config.soft and (tokens := (choice.get("logprobs") or {}).get("content")):
             soft = judge_prompts.soft_label(tokens)
             verdict = soft if soft is not None and (letter_only or verdict in (0.0, 1.0)) else verdict
         if verdict is None:
-            raise _NoVerdict("scorer_failed", f"no verdict in the judge's reply: {reply[-200:]!r}")
+            raise NoReply("scorer_failed", f"no verdict in the judge's reply: {reply[-200:]!r}")
         return verdict
 
     def _asked(self, *texts: str) -> list[_Asked]:
@@ -251,38 +238,14 @@ class Judge:
         return [every[int.from_bytes(digest[:8], "big") % len(every)]]
 
     def _ask(self, messages: list[dict[str, str]], deadline: float) -> dict[str, Any]:
-        """The first choice of the reply; tried again while that may help and there is time."""
         config = self._config
-        body: dict[str, Any] = {
-            "model": config.model,
-            "messages": messages,
+        settings: dict[str, object] = {
             "temperature": config.temperature,
             "max_tokens": config.max_tokens if config.chain_of_thought else min(16, config.max_tokens),
         }
         if config.soft:
-            body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-        backoff = Backoff(deadline, first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
-        problem = _NoVerdict("timeout", f"no time was left to ask the judge at {self._url}")
-        for _ in range(config.tries):
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                break
-            again_s = 0.0
-            try:
-                answer = self._client.post("chat/completions", json=body, timeout=min(left_s, config.timeout_s))
-                if answer.status_code == 200:
-                    return _first_choice(answer)
-                problem = _refusal(answer, self._url)
-                if answer.status_code not in _PASSING:
-                    raise problem
-                again_s = _retry_after(answer)
-            except httpx.TimeoutException:
-                problem = _NoVerdict("timeout", f"the judge at {self._url} did not answer in time (judge.timeout_s)")
-            except httpx.HTTPError as error:
-                problem = _NoVerdict("unavailable", f"the judge at {self._url} is away: {error}")
-            if not backoff.wait(again_s):
-                break
-        raise problem
+            settings |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
+        return self._chat.ask(messages, deadline=deadline, **settings)
 
 
 def _weighted(asked: Sequence[_Asked], values: Sequence[float]) -> float:
@@ -294,34 +257,3 @@ def _conversation(item: ScoreItem) -> str | None:
     if item.messages is not None:
         return "\n\n".join(f"{message.role}: {message.content}" for message in item.messages)
     return item.prompt
-
-
-def _first_choice(answer: httpx.Response) -> dict[str, Any]:
-    try:
-        choice = answer.json()["choices"][0]
-        if isinstance(choice["message"], dict):
-            return dict(choice)
-    except (ValueError, LookupError, TypeError):
-        pass
-    raise _NoVerdict("scorer_failed", f"the judge's answer is not of the OpenAI protocol: {answer.text[:200]!r}")
-
-
-def _text(choice: dict[str, Any]) -> str:
-    return str(choice["message"].get("content") or "")
-
-
-def _refusal(answer: httpx.Response, url: str) -> _NoVerdict:
-    said = " ".join(answer.text.split())[:200]
-    if answer.status_code in (401, 403):
-        return _NoVerdict(
-            "unavailable", f"the judge at {url} refuses the key in ${KEY_VARIABLE} ({answer.status_code})"
-        )
-    kind: ItemErrorKind = "unavailable" if answer.status_code in (404, *_PASSING) else "scorer_failed"
-    return _NoVerdict(kind, f"the judge at {url} said {answer.status_code}: {said}")
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    try:
-        return max(0.0, float(answer.headers.get("Retry-After", "0")))
-    except ValueError:
-        return 0.0

@@ -20,7 +20,8 @@ from rollcall.reward_service.raters.position_bias import PositionBias
 from rollcall.reward_service.raters.rater import JudgeRater
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers import judge_prompts
-from rollcall.reward_service.scorers.judge import KEY_VARIABLE, BothOrders, Judge, JudgeConfig
+from rollcall.reward_service.scorers.chat import KEY_VARIABLE
+from rollcall.reward_service.scorers.judge import BothOrders, Judge, JudgeConfig
 from tests.reward_service.judge_server import JudgeServer, asked, shown
 
 

@@ -46,6 +46,10 @@ class BestCompletions:
     def __init__(self, config: ExpertIterationConfig) -> None:
         self._config = config
 
+    @property
+    def measure(self) -> None:
+        """The task judges held-out answers."""
+
     def collect(self, number: int, directory: Path, hands: Hands) -> Sequence[Demonstration] | None:
         config, members = self._config, hands.members
         if not (directory / SUMMARY).exists():

@@ -43,8 +43,10 @@ class Generation:
         )
         return cls(members, engine, actor, source)
 
-    def sampler(self, *, seed: int) -> ActorSampler:
+    def sampler(self, *, seed: int, num_samples: int | None = None) -> ActorSampler:
+        """`num_samples`: of a prompt; default: actors.samples_per_prompt."""
         members, config = self.members, self.members.config.actors
+        num_samples = num_samples or config.samples_per_prompt
         rows = members.task.rows("train")
         return ActorSampler(
             actor=self.actor,
@@ -52,11 +54,23 @@ class Generation:
             rows=rows,
             texts=TextScoring(members.task, members.codec, rows),
             scorer=None if members.reward is None else members.scorer(),
-            num_samples=config.samples_per_prompt,
+            num_samples=num_samples,
             seed=seed,
             deadline_s=config.ticket_deadline_s,
-            at_once=max(2, 2 * config.engine.max_num_seqs // config.samples_per_prompt),
+            at_once=max(2, 2 * config.engine.max_num_seqs // num_samples),
         )
+
+    def held_out_answers(self, weights: Weights) -> list[tuple[str, str]]:
+        """(prompt, answer) of each held-out row that the run is judged on, as its `eval` says."""
+        members, config = self.members, self.members.config.eval
+        self.engine.load(weights)
+        conversations = members.conversations(self.engine, greedy=config.greedy)
+        for index, row in enumerate(members.task.rows("eval")[: members.eval_episodes]):
+            conversations.begin(index, row, seed=derive_seed(config.seed, "eval", index))
+        found: list[tuple[str, str]] = []
+        while conversations.num_running:
+            found += [(sample.row.prompt, conversations.text(sample)) for sample in conversations.advance()]
+        return found
 
     def close(self) -> None:
         self.engine.close()

@@ -16,6 +16,7 @@ from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config.constitutional_config import CriticConfig
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation
@@ -24,6 +25,7 @@ from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.needs import supervised_needs
 from rollcall.deploy.kinds.selection.making import Generation, check_single_turn
 from rollcall.deploy.plan.needs import Needs
+from rollcall.deploy.report.counted import BROKEN
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.data.demonstrations import Demonstration
@@ -32,6 +34,8 @@ from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import merged_parameters
 from rollcall.learners.models.token_policy import WarmStartConfig
+
+Measure = Callable[[str, str], float]  # of (prompt, response): 1 where it breaks a principle, else 0
 
 ROUNDS = "rounds"  # of the run directory: a directory for what each round made
 GIVEN = "given_learner"  # of the run directory: the learner as it was before its first step
@@ -56,6 +60,10 @@ class RoundSettings(Protocol):
 class Collector(Protocol):
     """Makes a round's demonstrations."""
 
+    @property
+    def measure(self) -> Measure | None:
+        """What a held-out answer is judged by; None: the task."""
+
     def collect(self, number: int, directory: Path, hands: Hands) -> Sequence[Demonstration] | None:
         """The same demonstrations whenever it is asked: what was made stands in `directory`, where an earlier process
         may have begun. None: a stop was requested before they were made.
@@ -75,11 +83,17 @@ class Hands:
         """`weights`: those of the policy now."""
         self.members = members
         self.stop_requested: Callable[[], bool] = lambda: False
+        self.critic: Callable[[CriticConfig], CriticConfig] = lambda config: config
         self._weights = weights
         self._generation: Generation | None = None
 
-    def begin(self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool]) -> None:
-        self.stop_requested = stop_requested
+    def begin(
+        self,
+        reward: RewardEndpoint | None,
+        stop_requested: Callable[[], bool],
+        serve: Callable[[CriticConfig], CriticConfig],
+    ) -> None:
+        self.stop_requested, self.critic = stop_requested, serve
         if reward is not None:
             self.members = self.members.with_reward(reward)
 
@@ -164,14 +178,19 @@ class RoundsRun:
     def reward_config(self) -> RewardConfig | None:
         return self._members.reward_config
 
-    def begin_collecting(self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool]) -> None:
+    def begin_collecting(
+        self,
+        reward: RewardEndpoint | None,
+        stop_requested: Callable[[], bool],
+        serve: Callable[[CriticConfig], CriticConfig],
+    ) -> None:
         given = self._directory / GIVEN
         if self._settings.restart and not given.exists():
             aside = given.with_name(f"{GIVEN}.making")
             aside.mkdir(exist_ok=True)
             self.learner.save(aside, self.learner.weights(epoch=0, version=0))
             aside.replace(given)
-        self._hands.begin(reward, stop_requested)
+        self._hands.begin(reward, stop_requested, serve)
 
     def close(self) -> None:
         self._hands.close()
@@ -224,11 +243,19 @@ class RoundsRun:
         members, config, self._step = self._members, self._config.eval, step
         if not members.eval_episodes:
             return None
+        if self._collector.measure is not None:
+            return self._measured(self._collector.measure)
         engine = self._hands.generation().engine
         conversations = members.conversations(engine, greedy=config.greedy)
         report = LMEvaluator(engine, conversations, members.task.rows("eval"), config).evaluate(self._weights())
         shown = {"mean": report.mean, "std": report.std, "n": report.n, "unit": report.unit}
         return {**shown, "unparsed": report.unparsed}
+
+    def _measured(self, measure: Measure) -> Mapping[str, Any]:
+        answers = self._hands.generation().held_out_answers(self._weights())
+        share = sum(measure(prompt, answer) for prompt, answer in answers) / len(answers)
+        std = (share * (1 - share)) ** 0.5
+        return {"mean": share, "std": std, "n": len(answers), "unit": BROKEN}
 
     def finish(self, steps_done: int) -> Mapping[str, Any]:
         directories = [self._round(number) for number in range(self._settings.rounds)]
