@@ -148,6 +148,12 @@ class DirectRunConfig(PreferenceRunConfig):
     kl_max_tokens: int = Field(default=64, ge=1, description="tokens of such an answer at the most")
 
     @model_validator(mode="after")
+    def _estimates_a_baseline(self) -> Self:
+        if self.algorithm_name == "kto" and self.batch_size < 2:
+            raise ValueError("batch_size: kto estimates its baseline from the rows of a batch: give 2 or more")
+        return self
+
+    @model_validator(mode="after")
     def _begins_with_a_model(self) -> Self:
         if self.policy.init_from is not None:
             raise ValueError(

@@ -193,9 +193,11 @@ def encode_texts(
     max_tokens: int,
     groups: Sequence[str] = (),
     for_policy: bool = False,
+    labelled: bool = False,
 ) -> list[RankedCandidates[TokenSequence]]:
     """Prompt tokens followed by response tokens, nothing tokenised across the seam. Comparisons with a candidate of
     more than `max_tokens` are left out, and counted in the log. A policy cannot begin with nothing: it needs prompts.
+    `labelled`: single responses are what is asked for, and refused otherwise.
 
     Raises:
       BadInput: when none is left, or one cannot be encoded or has no group where groups are asked for.
@@ -214,6 +216,8 @@ def encode_texts(
         if for_policy and not prompt:
             raise BadInput(f"{item.source}: an empty prompt: a policy's response needs something to follow")
         responses, ranks = _responses(item)
+        if len(responses) == 1 and not labelled:
+            raise BadInput(f"{item.source}: a labelled completion, compared with nothing: kto learns from those")
         candidates = tuple(
             TokenSequence(np.array([*prompt, *tokens], np.int32), len(prompt))
             for tokens in (encoder.response(text) for text in responses)

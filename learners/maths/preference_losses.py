@@ -125,6 +125,42 @@ def ipo_loss(*, differences: Tensor, tau: float) -> Tensor:
     return (differences - 0.5 / tau).square()
 
 
+def kto_baseline(*, mismatched: Tensor) -> Tensor:
+    """[]: z, an estimate of KL(pi || ref) that is never below 0: the mean of log pi / ref of responses after prompts
+    that they do not belong to (KTO, Ethayarajh et al., 2024, arXiv:2402.01306, section 4.1). No gradient goes through
+    it. mismatched: [P]."""
+    return mismatched.detach().mean().clamp(min=0.0)
+
+
+def kto_loss(
+    *,
+    log_ratios: Tensor,
+    desirable: Tensor,
+    baseline: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> Tensor:
+    """[P]: weight * (1 - sigmoid(beta * (r - z))) of desirable responses, weight * (1 - sigmoid(beta * (z - r))) of
+    undesirable ones (KTO, Ethayarajh et al., 2024, arXiv:2402.01306, eq. 8).
+
+    Args:
+      log_ratios: [P], r = log pi / ref of whole responses.
+      desirable: bool [P].
+      baseline: [], z.
+
+    Raises:
+      ValueError: when beta or a weight is not above 0.
+    """
+    weights = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
+    for name, value in {"beta": beta, **weights}.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value}: must be above 0")
+    gains = beta * (log_ratios - baseline)
+    lost = (-torch.where(desirable, gains, -gains)).sigmoid()  # 1 - sigmoid(x) = sigmoid(-x)
+    return torch.where(desirable, desirable_weight * lost, undesirable_weight * lost)
+
+
 def importance_weights(*, group: Tensor, group_sizes: Tensor) -> Tensor:
     """[P]: N / N_g of each pair's group, which makes a mean over pairs drawn from all N an estimate of the sum over
     groups of their own means (Ramesh et al., 2024, arXiv:2405.20304). group: int64 [P]; group_sizes: [G]."""

@@ -4,6 +4,7 @@ One JSON object a line, plain or gzipped.
   two texts     {"prompt": str | "messages": [...], "chosen": str, "rejected": str, "margin": float?, "tie": bool?,
                  "probability": float?}, of a soft label how likely it is that the chosen one is better: 0.5 to 1
   HH's format   {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}; the turns they share are the prompt
+  a label       {"prompt": str | "messages": [...], "completion": str, "label": true | false}, for kto
   a ranking     {"prompt": str | "messages": [...], "responses": [str, ...], "ranks": [int, ...]}, 0 the best
   two segments  {"segments": [Segment, Segment], "choice": "left" | "right" | "tie", "env": str?}
 
@@ -31,7 +32,7 @@ from rollcall.reward_service.protocol import Message, Segment
 Prompt = str | tuple[Message, ...]
 Details = Mapping[str, JsonValue]
 HH_TURN = "\n\nAssistant:"
-_FORMS = "chosen and rejected, responses and ranks, or segments and choice"
+_FORMS = "chosen and rejected, responses and ranks, completion and label, or segments and choice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,8 @@ class PreferencePair:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """K responses to one prompt. ranks[i] is the place of responses[i]: 0 is the best, equal places are a tie."""
+    """K responses to one prompt. ranks[i] is the place of responses[i]: 0 is the best, equal places are a tie. Of one
+    response, which was labelled and not compared, 0 says that it is desirable, and 1 that it is not."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -122,11 +124,13 @@ def parse_preference(line: str, *, source: str) -> Preference:
 
 def parse_preference_values(values: Mapping[str, Any], *, source: str) -> Preference:
     """One line's object. Raises as parse_preference does."""
-    form: type[_PairLine] | type[_HHLine] | type[_RankingLine] | type[_SegmentLine]
+    form: type[_PairLine] | type[_HHLine] | type[_RankingLine] | type[_LabelLine] | type[_SegmentLine]
     if "segments" in values:
         form = _SegmentLine
     elif "responses" in values:
         form = _RankingLine
+    elif "completion" in values:
+        form = _LabelLine
     elif "chosen" in values or "rejected" in values:
         form = _HHLine if "prompt" not in values and "messages" not in values else _PairLine
     else:
@@ -151,7 +155,9 @@ def preference_values(preference: Preference) -> dict[str, JsonValue]:
     else:
         prompt = preference.prompt
         values |= {"prompt": prompt} if isinstance(prompt, str) else {"messages": [m.model_dump() for m in prompt]}
-        if isinstance(preference, Ranking):
+        if isinstance(preference, Ranking) and len(preference.responses) == 1:
+            values |= {"completion": preference.responses[0], "label": preference.ranks == (0,)}
+        elif isinstance(preference, Ranking):
             values |= {"responses": list(preference.responses), "ranks": list(preference.ranks)}
         else:
             values |= {"chosen": preference.chosen, "rejected": preference.rejected, "margin": preference.margin}
@@ -232,6 +238,17 @@ class _RankingLine(_Line):
             raise ValueError("two responses are the same")
         prompt = _prompt(self.prompt, self.messages)
         return Ranking(prompt, tuple(self.responses), tuple(self.ranks), self.group, self.rater, source, details)
+
+
+class _LabelLine(_Line):
+    prompt: str | None = None
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    completion: str
+    label: bool
+
+    def record(self, source: str, details: Details) -> Ranking:
+        prompt, places = _prompt(self.prompt, self.messages), (0 if self.label else 1,)
+        return Ranking(prompt, (self.completion,), places, self.group, self.rater, source, details)
 
 
 class _SegmentLine(_Line):

@@ -202,3 +202,36 @@ def test_of_dpo_a_soft_label_is_conservative_dpo(difference: float, p: float, be
     )
     conservative = losses.dpo_loss(differences=tensor(difference), beta=beta, label_smoothing=1 - p)
     torch.testing.assert_close(found, conservative, rtol=1e-9, atol=1e-12)
+
+
+@given(
+    ratio=finite,
+    baseline=st.floats(0, 5),
+    beta=st.floats(0.01, 2),
+    weights=st.tuples(st.floats(0.1, 2), st.floats(0.1, 2)),
+)
+def test_kto_is_what_a_response_is_worth_less_than_it_could_be(
+    ratio: float, baseline: float, beta: float, weights: tuple[float, float]
+) -> None:
+    """lambda_y - v(x, y), with v = lambda_D * sigmoid(beta * (r - z)) or lambda_U * sigmoid(beta * (z - r))."""
+    found = losses.kto_loss(
+        log_ratios=tensor(ratio, ratio),
+        desirable=torch.tensor([True, False]),
+        baseline=tensor(baseline)[0],
+        beta=beta,
+        desirable_weight=weights[0],
+        undesirable_weight=weights[1],
+    )
+    worth = weights[0] * sigmoid(beta * (ratio - baseline)), weights[1] * sigmoid(beta * (baseline - ratio))
+    assert found.tolist() == pytest.approx([weights[0] - worth[0], weights[1] - worth[1]], rel=1e-9, abs=1e-12)
+
+
+def test_the_baseline_of_kto_is_no_divergence_below_0_and_lets_no_gradient_through() -> None:
+    ratios = tensor(1.0, 3.0).requires_grad_()
+    baseline = losses.kto_baseline(mismatched=ratios)
+    assert float(baseline) == 2.0 and not baseline.requires_grad
+    assert float(losses.kto_baseline(mismatched=tensor(-4.0, 1.0))) == 0.0
+    for name in ("beta", "desirable_weight"):
+        settings = {"beta": 1.0, name: 0.0}
+        with pytest.raises(ValueError, match=f"{name}=0"):
+            losses.kto_loss(log_ratios=ratios, desirable=torch.tensor([True, False]), baseline=baseline, **settings)

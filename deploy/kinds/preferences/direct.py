@@ -29,13 +29,14 @@ from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.preferences.accuracy import accuracy_of
 from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
+from rollcall.deploy.preferences.labelled import rows_of, side_by_side
 from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.deploy.rundir.files import POLICY
 from rollcall.learners.batches.placement import Layout
-from rollcall.learners.collators.preferences import PreferenceCollator
+from rollcall.learners.collators.preferences import LabelledCollator, PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
@@ -57,6 +58,7 @@ class DirectRun:
     def __init__(self, config: DirectRunConfig, directory: Path) -> None:
         self._config = config
         self._directory = directory
+        self._rows_held_out = 0  # of a method that learns from labelled rows
 
     def preparations(self) -> Iterator[Preparation]:
         warm_start, goal = self._config.policy.warm_start, self._directory / WARM_START
@@ -104,12 +106,31 @@ class DirectRun:
     @cached_property
     def _comparisons(self) -> tuple[list[RankedCandidates[TokenSequence]], list[RankedCandidates[TokenSequence]]]:
         """(those learnt from, those held out)"""
-        groups, encoder = self.groups, TextEncoder(self._given)
+        groups, encoder, max_tokens = self.groups, TextEncoder(self._given), self._config.max_tokens
+        sides = [self._found.train, self._found.held_out]
+        if self._unpaired:
+            sides = [list(rows_of(side)) for side in sides]
         train, held_out = (
-            encode_texts(side, encoder, max_tokens=self._config.max_tokens, groups=groups, for_policy=True)
-            for side in (self._found.train, self._found.held_out)
+            encode_texts(side, encoder, max_tokens=max_tokens, groups=groups, for_policy=True, labelled=self._unpaired)
+            for side in sides
         )
+        if self._unpaired:
+            if len({row.ranks for row in train}) < 2:
+                raise BadInput(f"{self._found.sources[0]}: all rows have one label: kto needs desirable and other ones")
+            self._rows_held_out = len(held_out)
+            held_out = self._side_by_side(held_out)
         return train, held_out
+
+    @property
+    def _unpaired(self) -> bool:
+        """Whether the method learns from labelled rows, and not from comparisons."""
+        return bool(getattr(plugins.find(plugins.DIRECT_METHOD, self._config.algorithm_name), "unpaired", False))
+
+    def _side_by_side(self, rows: list[RankedCandidates[TokenSequence]]) -> list[RankedCandidates[TokenSequence]]:
+        found = side_by_side(rows, seed=derive_seed(self._config.seed, "side_by_side"))
+        if not found:
+            raise BadInput(f"{self._found.sources[-1]}: the rows held out have one label: hold out more of both")
+        return found
 
     @property
     def _train(self) -> list[RankedCandidates[TokenSequence]]:
@@ -147,7 +168,11 @@ class DirectRun:
             config=config.learner.for_language(),
             policy_id=self.policy_id,
             run_seed=config.seed,
-            collator=PreferenceCollator(self._layout),
+            collator=(
+                LabelledCollator(self._layout, max_tokens=config.max_tokens)
+                if self._unpaired
+                else PreferenceCollator(self._layout)
+            ),
             published=("policy",),
             read_out=None if config.policy.lora is None else merged_parameters,
             weights_dtype=trained_dtype(config.policy, config.learner),
@@ -178,7 +203,8 @@ class DirectRun:
         return record
 
     def finish(self, steps_done: int) -> Mapping[str, Any]:
-        judged, train = self._judge(self._held_out), self._judge(self._train)
+        shown = self._side_by_side(self._train) if self._unpaired else self._train
+        judged, train = self._judge(self._held_out), self._judge(shown)
         weights = self.learner.weights(epoch=0, version=self.steps)
         goal = self._directory / POLICY
         marker: dict[str, object] = {"config_hash": run_hash(self._directory), "policy_id": self.policy_id}
@@ -186,9 +212,18 @@ class DirectRun:
         return {
             "held_out": _record(judged, self.groups),
             "train": _record(train, self.groups),
-            "comparisons": dict(counted(self._train, self._held_out, self._found)),
+            "comparisons": dict(self._counted()),
             "groups": dict(Counter(self.groups[item.group] for item in self._train)) if self.groups else None,
             "policy": str(goal),
+        }
+
+    def _counted(self) -> Mapping[str, int]:
+        if not self._unpaired:
+            return counted(self._train, self._held_out, self._found)
+        train, held_out = (rows_of(side) for side in (self._found.train, self._found.held_out))
+        return {
+            **{"train": len(self._train), "held_out": self._rows_held_out},
+            "left_out": len(train) + len(held_out) - len(self._train) - self._rows_held_out,
         }
 
     @cached_property
