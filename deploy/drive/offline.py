@@ -105,6 +105,9 @@ class OfflineDrive:
         checkpoint_every = self._run.config.checkpoint_every(made.steps)
         if state.step == 0 and not state.evaluations:
             self._evaluate()
+        if saved < 0 and made.drive == "collecting":  # what it collects before its first step is not lost with it
+            self._save(writer)
+            saved = state.step
         while state.step < made.steps and not made.is_over and not self._stop_requested():
             began = time.monotonic()
             record = _update(made, state.step)

@@ -18,7 +18,7 @@ from rollcall.deploy.kinds.selection.rounds import RoundSource
 from rollcall.deploy.report.run_lines import read_jsonl
 from rollcall.learners.data.demonstrations import Demonstration
 from tests.needs import needs
-from tests.runs import Bench
+from tests.runs import Bench, Run
 
 RECIPE = """\
 task: {name: arithmetic, digits: 1, num_eval_rows: 20}
@@ -108,7 +108,7 @@ def test_settings_that_cannot_be_get_one_line(
 
 @pytest.mark.long
 @needs("vllm")
-def test_a_run_that_is_killed_in_a_round_samples_no_prompt_twice_and_ends_in_the_same_bits(bench: Bench) -> None:
+def test_a_run_that_is_killed_in_two_rounds_samples_no_prompt_twice_and_ends_in_the_same_bits(bench: Bench) -> None:
     (bench.folder / "rounds.yaml").write_text(RECIPE)
     whole = bench.start("train", "rounds.yaml", "name=whole", name="whole").wait(timeout_s=300)
     assert whole.process.returncode == 0, whole.errors[-2000:]
@@ -119,22 +119,30 @@ def test_a_run_that_is_killed_in_a_round_samples_no_prompt_twice_and_ends_in_the
     assert summary["first_eval"]["n"] == summary["final_eval"]["n"] == 20
 
     killed = bench.start("train", "rounds.yaml", "name=killed", name="killed")
-    second = killed.directory / "rounds" / "2" / "completions.jsonl"
-    deadline = time.monotonic() + 250
-    while not second.exists() or not second.stat().st_size:
-        assert killed.process.poll() is None, killed.process.communicate()
-        assert time.monotonic() < deadline, "the second round did not begin"
-        time.sleep(0.01)
-    killed.process.send_signal(signal.SIGKILL)
-    killed.wait()
-    first = (killed.directory / "rounds" / "1" / "completions.jsonl").read_bytes()
-    resumed = bench.start("resume", "killed", name="killed").wait(timeout_s=300)
+    for number in ("1", "2"):
+        path = killed.directory / "rounds" / number / "completions.jsonl"
+        known = killed_once_it_stands(killed, path)
+        killed = bench.start("resume", "killed", name="killed")
+    resumed = killed.wait(timeout_s=300)
     assert resumed.process.returncode == 0, resumed.errors[-2000:]
-    assert (killed.directory / "rounds" / "1" / "completions.jsonl").read_bytes() == first
-    for number in (1, 2, 3):
-        rows = [line["row"] for line in read_jsonl(killed.directory / "rounds" / str(number) / "completions.jsonl")]
+    assert path.read_bytes().startswith(known)
+    for made in (1, 2, 3):
+        rows = [line["row"] for line in read_jsonl(killed.directory / "rounds" / str(made) / "completions.jsonl")]
         assert len(rows) == 30 and set(Counter(rows).values()) == {1}
     weights = [run.directory / "policy" / "model.safetensors" for run in (whole, resumed)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     code = bench.start("eval", "killed", "--json").wait(timeout_s=200)
     assert json.loads(code.output)["mean"] == summary["final_eval"]["mean"], "it is a run like any other"
+
+
+def killed_once_it_stands(run: Run, path: Path) -> bytes:
+    """The whole lines that a run has written by the time that it is killed."""
+    deadline = time.monotonic() + 250
+    while not path.exists() or not path.stat().st_size:
+        assert run.process.poll() is None, run.process.communicate()
+        assert time.monotonic() < deadline, "the round did not begin"
+        time.sleep(0.01)
+    run.process.send_signal(signal.SIGKILL)
+    run.wait()
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
