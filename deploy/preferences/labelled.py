@@ -23,6 +23,8 @@ def rows_of(preferences: Sequence[Preference]) -> list[Ranking]:
         if isinstance(item, Ranking) and len(item.responses) == 1:
             rows.append(item)
             continue
+        responses: tuple[str, ...]
+        places: tuple[int, ...]
         if isinstance(item, PreferencePair):
             responses, places = (item.chosen, item.rejected), (0, 0) if item.tie else (0, 1)
         else:

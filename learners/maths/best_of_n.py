@@ -49,7 +49,7 @@ def best_of_n_probabilities(*, probabilities: Tensor, scores: Tensor, n: int) ->
     if not math.isclose(total, 1.0, abs_tol=1e-6):
         raise ValueError(f"probabilities sum to {total}: must sum to 1")
     drawn = probabilities.double()
-    levels, level = scores.unique(return_inverse=True)
+    levels, level = torch.unique(scores, return_inverse=True)
     mass = drawn.new_zeros(len(levels)).index_add(0, level, drawn)
     below = torch.cat([mass.new_zeros(1), mass.cumsum(0)[:-1]])
     wins = (below + mass).clamp(max=1.0) ** n - below**n

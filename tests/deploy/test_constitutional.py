@@ -161,12 +161,13 @@ def test_the_share_of_answers_that_break_the_principle_falls_to_under_a_tenth(
     bench: Bench, server: JudgeServer
 ) -> None:
     """And a run that is killed while the critic works asks it about no response again."""
-    shape = "{vocab_size: 300, hidden_size: 64, num_layers: 2, num_heads: 2, num_kv_heads: 1, intermediate_size: 128}"
+    shape = "{vocab_size: 300, hidden_size: 48, num_layers: 2, num_heads: 2, num_kv_heads: 1, intermediate_size: 96}"
     settings = (
         f"algorithm.critic.url={server.url}",
         f"policy.tiny={shape}",
-        "policy.warm_start={steps: 250, batch_size: 64, learning_rate: 3e-3, threads: 1}",
-        *("actors.prompts_per_batch=400", "algorithm.steps=120", "learner.learning_rate=2e-3", "eval.num_rows=200"),
+        "policy.warm_start={steps: 150, batch_size: 32, learning_rate: 5e-3, threads: 1}",
+        *("actors.prompts_per_batch=300", "algorithm.steps=80", "algorithm.batch_size=32", "eval.num_rows=200"),
+        "learner={learning_rate: 3e-3, threads: 1, max_grad_norm: 1.0}",
     )
     asked_about: Counter[str] = Counter()
     slow = True
