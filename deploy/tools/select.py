@@ -19,6 +19,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.store.run_lock import DirectoryLock
+from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.selection_config import KeepConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, preference_recipes, shipped_recipes
 from rollcall.deploy.drive.reward_launch import reward_endpoint
@@ -101,7 +103,8 @@ def _of_run(run: StoredRun, overrides: list[str]) -> Policy:
         )
     loaded = run.kind.load(run)
     assert isinstance(loaded, LoadedLanguage)
-    config = recipe_of(settings_of(run.written, overrides)).config.model_copy(update={"policy": loaded.config.policy})
+    found = _language(recipe_of(settings_of(run.written, overrides)).config)
+    config = found.model_copy(update={"policy": loaded.config.policy})
     members = replace(loaded.members, config=config)
     members.check()
     return Policy(members, loaded.weights, loaded.weights.checksum[:16], str(loaded.checkpoint))
@@ -111,20 +114,26 @@ def _of_recipe(recipe: str, overrides: list[str]) -> Policy:
     found = recipe_of(settings_of(recipe, overrides))
     if found.kind.policy != "language model":
         raise BadInput(f"{recipe} ({COMMAND_LINE}): no recipe with a task for a language model")
-    policy = found.config.policy  # type: ignore[attr-defined]
+    given = _language(found.config)
+    policy = given.policy
     if policy.init_from is not None:
         of_run = _of_run(open_run(policy.init_from), [])
-        settings = found.config.model_copy(update={"policy": of_run.members.config.policy})
+        settings = given.model_copy(update={"policy": of_run.members.config.policy})
         return replace(of_run, members=replace(of_run.members, config=settings))
     if policy.model == "tiny":
         raise BadInput(
             f"{recipe} ({COMMAND_LINE}): its model is made by its runs: name one of them in the recipe's place "
             "(rollcall select RUN DIRECTORY), or policy.init_from=RUN, or policy.model=DIRECTORY"
         )
-    config = found.config.model_copy(update={"policy": policy.model_copy(update={"warm_start": None})})
-    members = LanguageFactory(config, Path.cwd())  # type: ignore[arg-type]
+    config = given.model_copy(update={"policy": policy.model_copy(update={"warm_start": None})})
+    members = LanguageFactory(config, Path.cwd())
     members.check()
     return Policy(members, None, digest_of(members.model_directory), policy.model)
+
+
+def _language(config: RootConfig) -> LanguageConfig:
+    assert isinstance(config, LanguageConfig), "of a kind whose policy is a language model"
+    return config
 
 
 def _claim(directory: Path, settings: dict[str, Any]) -> None:

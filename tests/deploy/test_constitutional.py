@@ -93,6 +93,11 @@ def test_a_response_cannot_close_its_delimiters(server: JudgeServer, critic_of: 
     assert shown(server.requests[0], "response") == attack
 
 
+def late(body: dict[str, Any]) -> str:
+    time.sleep(3)
+    return "late"
+
+
 @pytest.mark.parametrize(
     ("reply", "said"),
     [
@@ -102,7 +107,7 @@ def test_a_response_cannot_close_its_delimiters(server: JudgeServer, critic_of: 
         (lambda body: (200, {}, '{"choices": ' + "[" * 100_000), "not of the OpenAI protocol"),
         (lambda body: (500, {}, "down"), "said 500: down"),
         (lambda body: (401, {}, "who"), "refuses the key"),
-        (lambda body: time.sleep(3) or "late", "did not answer in time (critic.timeout_s)"),
+        (late, "did not answer in time (critic.timeout_s)"),
         (lambda body: (200, {"Drip": "1"}, "x" * 1000), "did not answer in time"),
         (lambda body: (200, {}, "x" * (5 << 20)), "has no end"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def write(name: str, *lines: dict[str, object]) -> None:
+def write(name: str, *lines: Mapping[str, object]) -> None:
     Path(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

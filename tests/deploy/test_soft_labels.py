@@ -33,7 +33,7 @@ from rollcall.reward_service.preferences.files import (
     read_preferences,
 )
 from tests.needs import needs
-from tests.reward_service.judge_server import JudgeServer, shown
+from tests.reward_service.judge_server import JudgeServer, Reply, shown
 
 FEATURES = 6
 
@@ -178,12 +178,20 @@ def test_a_soft_label_that_is_none_is_refused(line: str, why: str) -> None:
         parse_preference(line, source="x:1")
 
 
+def slowly(body: dict[str, Any]) -> str:
+    time.sleep(6)
+    return "A"
+
+
 @pytest.mark.parametrize("reply", ["garbage", "errors", "hangs"])
 def test_a_judge_that_lies_fails_or_hangs_ends_the_labelling_in_one_line_and_in_time(
     server: JudgeServer, here: Path, capsys: pytest.CaptureFixture[str], reply: str
 ) -> None:
-    answers = {"garbage": lambda body: "Both have their charms.", "errors": lambda body: (500, {}, "<html>oops</html>")}
-    answers["hangs"] = lambda body: time.sleep(6) or "A"
+    answers: dict[str, Reply] = {
+        "garbage": lambda body: "Both have their charms.",
+        "errors": lambda body: (500, {}, "<html>oops</html>"),
+    }
+    answers["hangs"] = slowly
     server.reply = answers[reply]
     Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     Path("judge.yaml").write_text(
@@ -208,7 +216,13 @@ def test_a_models_directory_is_a_judge_served_by_an_engine_that_ends_with_the_co
     one line that says what it said."""
     tokenizer = byte_tokenizer(["Reply with one letter and nothing else: A or B."] * 5, vocab_size=300)
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_heads": 1,
+        "num_kv_heads": 1,
+        "intermediate_size": 64,
+    }
     write_tiny_model(here / "frozen", tokenizer=tokenizer, seed=1, max_position_embeddings=2048, **shape)
     Path("pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     Path("judge.yaml").write_text("{model: frozen, mode: pairwise, soft: true, max_model_len: 1024}")
