@@ -79,8 +79,20 @@ class TrajectoryScorer:
             raise Unscored(f"item {item}: {error.kind}: {error.message}", fruitless=fruitless)
         version = response.model_version
         scored, rewarded, mean = self._mapping.rescored(produced, trajectory, response.results, version)
-        scoring = Scoring(version, mean, time.perf_counter() - began)
+        score_s = time.perf_counter() - began
+        scoring = Scoring(version, mean, score_s, components_per_step(response.results))
         return replace(scored, scoring=scoring), rewarded
+
+
+def components_per_step(results: Sequence[ItemResult]) -> dict[str, float]:
+    """What the rewards of segments were made of: means over all their steps. Of texts there are none: each sample has
+    its own."""
+    sums: dict[str, float] = {}
+    for result in results:
+        for name, mean in result.components.items() if result.step_scores else ():
+            sums[name] = sums.get(name, 0.0) + mean * len(result.step_scores or ())
+    num_steps = sum(len(result.step_scores or ()) for result in results)
+    return {name: total / num_steps for name, total in sums.items()}
 
 
 def answer_metadata(row: Row) -> dict[str, Any]:
@@ -157,9 +169,10 @@ class SegmentScoring:
         self._to_env = to_env
 
     def items(self, trajectory: GymTrajectory) -> list[ScoreItem]:
-        segment_of = SegmentsOf(trajectory, self._to_env)
+        segments = SegmentsOf(trajectory, self._to_env)
+        ticket = trajectory.header.ticket_id
         return [
-            ScoreItem(id=f"{trajectory.header.ticket_id}.{stretch.env}.{stretch.begin}", segment=segment_of(stretch))
+            ScoreItem(id=f"{ticket}.{stretch.env}.{stretch.begin}", segment=segments.with_end(stretch))
             for stretch in episode_stretches(trajectory)
         ]
 

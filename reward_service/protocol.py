@@ -78,6 +78,8 @@ class Segment(Strict):
 
     observations: ArrayField = Field(description="[T, ...]: the observation that each action followed")
     actions: ArrayField = Field(description="[T] of a discrete action space, [T, ...] of others")
+    last_observation: ArrayField | None = Field(default=None, description="[1, ...]: what the last action led to")
+    terminated: bool | None = Field(default=None, description="whether that ended the episode, a time limit apart")
 
     @model_validator(mode="after")
     def _one_action_per_observation(self) -> Self:
@@ -86,6 +88,10 @@ class Segment(Strict):
             raise ValueError(
                 f"observations {list(self.observations.shape)} and actions {list(self.actions.shape)}: both begin with "
                 "the same number of steps, at least one"
+            )
+        if self.last_observation is not None and self.last_observation.shape != (1, *self.observations.shape[1:]):
+            raise ValueError(
+                f"last_observation {list(self.last_observation.shape)} is not one of {list(self.observations.shape)}"
             )
         return self
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rollcall.actors.envs.observations import PLAIN_NAME
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.reward_service.protocol import ArrayField, Segment
@@ -46,11 +47,28 @@ class SegmentsOf:
     that); what was done is what the env got: clipped, squashed, counted from the space's `start`."""
 
     def __init__(self, trajectory: GymTrajectory, to_env: ToEnv) -> None:
-        self._observations = trajectory.steps.observations["observation"]
+        self._unroll = trajectory.unroll
+        self._observations = trajectory.steps.observations[PLAIN_NAME]
         self._actions = to_env(trajectory.steps.actions)
+        self._finals = {(int(t), int(b)): row for row, (t, b) in enumerate(trajectory.unroll.final_index)}
 
     def __call__(self, stretch: Stretch) -> Segment:
         return Segment(
             observations=ArrayField.of(self._observations[stretch.steps, stretch.env]),
             actions=ArrayField.of(self._actions[stretch.steps, stretch.env]),
         )
+
+    def with_end(self, stretch: Stretch) -> Segment:
+        """Also what the last action led to: for who judges a step by both its ends."""
+        terminated = bool(self._unroll.steps.terminated[stretch.end - 1, stretch.env])
+        last = ArrayField.of(self._last(stretch)[None])
+        return self(stretch).model_copy(update={"last_observation": last, "terminated": terminated})
+
+    def _last(self, stretch: Stretch) -> Array:
+        """The observation after the stretch: of an episode that is over, its true last one; else what came next."""
+        row = self._finals.get((stretch.end - 1, stretch.env))
+        if row is not None:
+            return self._unroll.final_observations[PLAIN_NAME][row]
+        if stretch.end < len(self._observations):
+            return self._observations[stretch.end, stretch.env]
+        return self._unroll.last_observations[PLAIN_NAME][stretch.env]

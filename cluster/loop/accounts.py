@@ -147,7 +147,9 @@ def _scoring(produced: Sequence[Produced]) -> dict[str, Any]:
     scorings = [item.scoring for item in produced if item.scoring is not None]
     if not scorings:
         return {}
+    names = sorted({name for scoring in scorings for name in scoring.components})
     return {
+        **{f"reward_{name}": _mean(scoring.components.get(name, 0.0) for scoring in scorings) for name in names},
         "reward_mean": _mean(scoring.reward_mean for scoring in scorings),
         "reward_versions": sorted({scoring.model_version for scoring in scorings}),
         "score_s": max(scoring.score_s for scoring in scorings),

@@ -96,6 +96,7 @@ class Scoring:
     model_version: str
     reward_mean: float  # per step in control, per sample in language
     score_s: float  # seconds from asking to the answer, waiting for a service that is away included
+    components: Mapping[str, float] = field(default_factory=dict)  # of the reward, per step in control
 
 
 @dataclass(frozen=True, slots=True)

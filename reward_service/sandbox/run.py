@@ -1,5 +1,5 @@
-"""The one door of this folder: `run(program, limits)` runs Python that nobody trusts and tells how each run ended. All
-other files here are private to it."""
+"""The one door of this folder: `run(program, limits)` runs Python that nobody trusts and tells how each run ended;
+`Served` keeps a function of such Python at work. All other files here are private to it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from rollcall.reward_service.sandbox.containment import Containment, probe
 from rollcall.reward_service.sandbox.helper_process import Limits, Pipes, RunResult, SandboxBroken
 from rollcall.reward_service.sandbox.judging_roles import PASSED, UNSUPPORTED
+from rollcall.reward_service.sandbox.served import Ended, Served
 
 __all__ = [
     "PASSED",
     "UNSUPPORTED",
     "Containment",
+    "Ended",
     "Limits",
     "Program",
     "RunResult",
     "SandboxBroken",
     "Script",
+    "Served",
     "Suite",
     "probe",
     "run",

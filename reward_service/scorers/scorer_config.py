@@ -11,6 +11,7 @@ from pydantic import Field, JsonValue
 from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Scorer
+from rollcall.reward_service.scorers.code_reward import CodeRewardConfig, build_code_reward
 from rollcall.reward_service.scorers.combined import Take, Term, build_all, ensemble, weighted_sum
 from rollcall.reward_service.scorers.function_scorer import FunctionConfig, build_function_scorer
 from rollcall.reward_service.scorers.judge import Judge, JudgeConfig
@@ -65,6 +66,7 @@ ScorerConfig = Annotated[
     | FormatConfig
     | LengthConfig
     | PythonTestsConfig
+    | CodeRewardConfig
     | RewardModelConfig
     | JudgeConfig
     | FunctionConfig
@@ -89,6 +91,8 @@ def build_scorer(config: ScorerConfig) -> Scorer:
             return build_maths_scorer(config)
         case PythonTestsConfig():
             return build_python_tests_scorer(config)
+        case CodeRewardConfig():
+            return build_code_reward(config)
         case RewardModelConfig():
             from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer  # imports torch
 
