@@ -159,8 +159,6 @@ def _say_job(directory: Path) -> None:
 
 
 def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) -> int:
-    from rollcall.cluster.checkpoint import list_checkpoints
-
     with uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
@@ -171,7 +169,7 @@ def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) 
         try:
             summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=[console], changes=changes)
         except StoppedAtOnce as stopped:
-            if not list_checkpoints(run.directory):
+            if not run.kind.resumable(run.directory):
                 raise
             print(f"{stopped}; go on with: rollcall resume {run.directory}")
             return INTERRUPTED
@@ -179,7 +177,7 @@ def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) 
         print(line)
     if summary["status"] == "completed":
         return DONE
-    if summary["status"] == "stopped" and list_checkpoints(run.directory):
+    if summary["status"] == "stopped" and run.kind.resumable(run.directory):
         print(f"go on with: rollcall resume {run.directory}")
         return INTERRUPTED
     return FAILED

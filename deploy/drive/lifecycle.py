@@ -17,6 +17,7 @@ from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnav
 from rollcall.cluster.files import read_json
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.config.preference_config import RewardTrainConfig
+from rollcall.deploy.drive.design.search import DesignDrive
 from rollcall.deploy.drive.nested import NestedRuns, StepsTold
 from rollcall.deploy.drive.offline import OfflineDrive, imitate
 from rollcall.deploy.drive.online import OnlineDrive
@@ -170,6 +171,8 @@ def _drive_of(run: StoredRun, recorder: RunRecorder, stop_requested: Callable[[]
 
         around = partial(collecting, run, members, recorder, stop_requested)
         return OfflineDrive(run, members, recorder, stop_requested, NESTED, around)
+    if members.drive == "search":
+        return DesignDrive(run, recorder, stop_requested)
     return OnlineDrive(run.config, members, recorder, recorder.segments, stop_requested, NESTED)
 
 

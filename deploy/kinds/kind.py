@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from pydantic import BaseModel
 
 from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
+from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
@@ -99,6 +100,7 @@ class RunKind:
     fits: Callable[[type[Any]], bool] = lambda algorithm: False  # whether one that is shipped is for this kind
     sections: Callable[[Settings], Mapping[str, type[BaseModel]]] = lambda settings: {}  # whose model depends on them
     renamed: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # settings that had another name: old -> new path
+    resumable: Callable[[Path], bool] = lambda directory: bool(list_checkpoints(directory))  # one that was stopped
     exports: bool = False  # its policy is exported when the run has ended and is summed up
 
     def read(self, settings: Settings) -> RootConfig:
@@ -211,6 +213,19 @@ class CollectingRun(OfflineRun, Protocol):
 
 
 Preparation: TypeAlias = NestedRun | WarmStart  # made before a run's own steps
+
+
+class SearchRun(Protocol):
+    """A run whose steps are runs of their own, each in a process of its own."""
+
+    @property
+    def drive(self) -> Literal["search"]: ...
+
+    def needs(self) -> Needs:
+        """As of MemberFactory, of one of them."""
+
+    def preparations(self) -> Iterator[Preparation]:
+        """As of MemberFactory."""
 
 
 class MemberFactory(Protocol):
@@ -328,7 +343,7 @@ class MemberFactory(Protocol):
     def learner(self, collective: Collective) -> Learner: ...
 
 
-Driven: TypeAlias = MemberFactory | OfflineRun | CollectingRun  # what a run is made of, for its drive
+Driven: TypeAlias = MemberFactory | OfflineRun | CollectingRun | SearchRun  # what a run is made of, for its drive
 
 
 def scorer_of(endpoint: RewardEndpoint, mapping: ItemMapping) -> TrajectoryScorer:

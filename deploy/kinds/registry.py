@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rollcall.deploy.kinds.control.control_kind import CONTROL
+from rollcall.deploy.kinds.control.design_kind import DESIGN
 from rollcall.deploy.kinds.control.offline_kind import OFFLINE
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.language_kind import LANGUAGE
@@ -19,6 +20,7 @@ from rollcall.deploy.kinds.tabular.table import TABULAR
 
 # The first whose keys a recipe has; a recipe that has none of any kind's is told what control lacks.
 KINDS: tuple[RunKind, ...] = (
+    DESIGN,
     DIRECT,
     REWARD_MODEL,
     SUPERVISED,

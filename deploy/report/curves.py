@@ -284,6 +284,20 @@ def comparison_charts(runs: Mapping[str, Records]) -> list[dict[str, Any]]:
     return charts
 
 
+def lines_chart(title: str, records: Records, keys: Mapping[str, str]) -> dict[str, Any]:
+    """One chart of several numbers of the records over env steps: name -> key."""
+    x = _pooled(_column(records, ENV_STEPS.key), max)
+    lines = [_line(n, _pooled(_column(records, key), _mean), c) for c, (n, key) in enumerate(keys.items(), start=1)]
+    return {**_chart(title, x, lines), "x_label": ENV_STEPS.units}
+
+
+def points_chart(title: str, points: Sequence[Mapping[str, Any]], best: Column, *, x_label: str) -> dict[str, Any]:
+    """Single points at x = 1, 2, ..., and a line through the best so far of each x."""
+    x: Column = [float(n) for n in range(1, len(best) + 1)]
+    chart = _chart(title, x, [_line("best so far", best)], points=list(points), wide=True)
+    return {**chart, "points_name": "a candidate", "x_label": x_label, "x_min": 0.5}
+
+
 def build_charts(
     records: Records, evals: Records, *, counts: Counted = ENV_STEPS, marks: Sequence[tuple[int, str]] = ()
 ) -> list[dict[str, Any]]:

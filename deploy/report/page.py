@@ -16,11 +16,12 @@ import yaml
 from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.files import read_json, write_aside
-from rollcall.deploy.report import preference_report
+from rollcall.deploy.report import candidate_report, preference_report
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.run_lines import iter_jsonl, thinned
+from rollcall.deploy.rundir.candidates import read_candidates
 
 _STATUS = {
     "completed": ("good", "completed"),
@@ -52,16 +53,21 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
+    candidates = read_candidates(run_directory)
+    if candidates:
+        charts = candidate_report.charts(run_directory, candidates)
     compared, others = _compared((run_directory, *beside), records)
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
+        _tile_row(candidate_report.tiles(candidates)) if candidates else "",
         _tile_row(preference_report.tiles(summary) if pairs else _tiles(summary, records, evals, counts)),
         _figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
-        _figures(charts, first=len(compared)),
+        _figures(charts, first=len(compared), heading="Candidates" if candidates else ""),
+        candidate_report.tree(run_directory, candidates),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
         '<h2>Accounts</h2><div class="columns">',
-        "" if "ledger" not in summary and (pairs or summary) else _ledger(summary),
+        "" if candidates or ("ledger" not in summary and (pairs or summary)) else _ledger(summary),
         _machine(origin),
         "</div>",
         _segment_table(segments),

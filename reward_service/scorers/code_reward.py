@@ -1,5 +1,5 @@
-"""Scores steps in an env by a function that nobody trusts: a reward that a language model has written. All of it runs in
-the sandbox, many steps to a message; what comes back is looked at before it counts. Must never run a line of it here."""
+"""Scores steps in an env by a function that nobody trusts: a reward that a language model has written. It runs in the
+sandbox, many steps to a message; what comes back is looked at before it counts. Must never run a line of it here."""
 
 from __future__ import annotations
 

@@ -151,8 +151,13 @@ def build_python_tests_scorer(config: PythonTestsConfig) -> PythonTestsScorer:
 
 def code_in(response: str) -> str:
     """The last fenced block that is Python or says nothing; without one, the whole response."""
-    blocks = [block[2] for block in _FENCED.finditer(response) if block[1].lower() in _PYTHON]
+    blocks = fenced_blocks(response)
     return blocks[-1] if blocks else response
+
+
+def fenced_blocks(text: str) -> list[str]:
+    """Those that are Python or say nothing."""
+    return [block[2] for block in _FENCED.finditer(text) if block[1].lower() in _PYTHON]
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:

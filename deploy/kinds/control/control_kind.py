@@ -19,7 +19,8 @@ from rollcall.deploy.report.counted import ENV_STEPS
 from rollcall.deploy.report.progress import online_console
 
 
-def _problems(config: RunConfig) -> list[Problem]:
+def problems_of(config: RunConfig) -> list[Problem]:
+    """In the settings of a run with an env and a policy network."""
     scored = config.preferences is not None or config.reward is not None
     return check_settings(config) or check_env(config.env, config.policy, config.build_algorithm(), scored=scored)
 
@@ -28,7 +29,7 @@ CONTROL = RunKind(
     name="control",
     config=RunConfig,
     counts=ENV_STEPS,
-    claims=lambda tree: "env" in tree and "data" not in tree and not is_tabular(tree),
+    claims=lambda tree: "env" in tree and not {"data", "design"} & tree.keys() and not is_tabular(tree),
     make=lambda config, run_directory: ControlFactory(config, run_directory.resolve()),
     load=LoadedControl.of,
     elsewhere=elsewhere,
@@ -38,6 +39,6 @@ CONTROL = RunKind(
     policy="network",
     misfit=misfit_of,
     unfit_expert=lambda config, loaded: unfit(loaded, spaces_of(config.env)),
-    problems=_problems,
+    problems=problems_of,
     fits=lambda algorithm: not plugins.is_language(algorithm),
 )
