@@ -36,7 +36,8 @@ class ScriptedService:
         assert item.segment is not None
         scores = item.segment.observations.array()[:, 0] * 10
         steps = None if self.whole_only else tuple(scores.tolist())
-        return ItemResult(id=item.id, score=float(scores.sum()), step_scores=steps)
+        components = {"first": float(scores.mean()), "one": 1.0}
+        return ItemResult(id=item.id, score=float(scores.sum()), step_scores=steps, components=components)
 
 
 def produced_and_trajectory() -> tuple[Produced, GymTrajectory]:
@@ -84,6 +85,17 @@ def test_each_steps_reward_is_the_services_and_the_version_is_recorded() -> None
     np.testing.assert_array_equal(segment.actions.array(), trajectory.steps.actions[:, 1])
     assert trajectory.steps.rewards.sum() == STEPS * ENVS  # the old record stays what it was
     assert rewarded.digest() != trajectory.digest()
+
+
+def test_components_are_means_over_steps_and_not_over_segments() -> None:
+    produced, trajectory = produced_and_trajectory()
+    mask = trajectory.steps.mask.copy()
+    mask[1:, 0] = False  # a segment of one step beside two of five
+    unroll = replace(trajectory.unroll, steps=replace(trajectory.steps, mask=mask))
+    scored, _ = scorer(ScriptedService()).score(produced, replace(trajectory, unroll=unroll))
+    assert scored.scoring is not None
+    expected = (trajectory.steps.observations["observation"][:, :, 0] * 10)[mask].mean()
+    assert scored.scoring.components == {"first": pytest.approx(expected, rel=1e-5), "one": pytest.approx(1.0)}
 
 
 def test_a_step_that_is_no_experience_has_no_reward() -> None:

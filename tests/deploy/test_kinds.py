@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from rollcall.deploy.kinds.loading import evaluate, export_policy
 from rollcall.deploy.kinds.recipes import load_run
 from rollcall.deploy.kinds.registry import KINDS, kind_of
 from tests import EARLIER
+from tests.deploy.coding_server import UPRIGHT, CodingServer, answer
 from tests.experts import balances, recorded
 from tests.needs import require_for
 from tests.runs import config_of
@@ -68,6 +71,7 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "reward_model": ("synthetic-reward", {"data": PAIRS, "model.tiny": TINY, "total_learner_steps": 2}),
     "tabular": ("frozenlake-q-learning", {"total_episodes": 20, "episodes_per_step": 10, "eval": {"episodes": 2}}),
+    "design": ("cartpole-eureka", {"total_learner_steps": 2, "eval": {"episodes": 2}}),
     "bandit": ("bandit-ucb", {"total_learner_steps": 3, "bandit": {"problems": 5}}),
 }
 
@@ -79,11 +83,20 @@ def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_recorded("expert.safetensors", recorded("CartPole-v1", balances, episodes=2, steps=20))
 
 
+@pytest.fixture
+def in_the_end() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name))
-def test_python_trains_a_recipe_of_every_kind(kind: Any) -> None:
-    if kind.name not in ("control", "offline", "tabular", "bandit"):
+def test_python_trains_a_recipe_of_every_kind(kind: Any, in_the_end: ExitStack) -> None:
+    if kind.name not in ("control", "design", "offline", "tabular", "bandit"):
         pytest.importorskip("vllm", reason="needs rollcall-rl[lm-cpu]")
+    if kind.name == "design":
+        server = in_the_end.enter_context(CodingServer([answer(UPRIGHT)]))
+        SHORT["design"][1]["design"] = {"url": server.url, "iterations": 1, "candidates": 1, "videos": False}
     recipe, overrides = SHORT[kind.name]
     if kind.name in (
         "language",

@@ -147,6 +147,21 @@ def test_no_segment_crosses_an_episodes_end_and_every_step_of_experience_has_one
     assert (scored.steps.rewards[1:][ended] == 0).all()
 
 
+@pytest.mark.parametrize("autoreset", ["same_step", "next_step"])
+def test_a_scorer_sees_what_the_last_action_led_to_at_an_episodes_end_and_at_a_units_border(
+    echo: Any, autoreset: str
+) -> None:
+    """This env shows the action that it has just taken, and after 5 of them it terminates."""
+    _, _, asked, _ = echo("several", f"env.autoreset={autoreset}", "actors.unroll_length=16")
+    ends = set()
+    for item in asked:
+        segment = item.segment
+        np.testing.assert_array_equal(segment.last_observation.array()[0], segment.actions.array()[-1].reshape(-1))
+        assert segment.terminated == (segment.num_steps == 5)
+        ends.add(segment.terminated)
+    assert ends == {True, False}
+
+
 def test_a_unit_without_experience_is_passed_on_and_asked_about_by_nobody(echo: Any) -> None:
     from dataclasses import replace
 

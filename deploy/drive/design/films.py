@@ -4,8 +4,9 @@ takes with it and nothing else."""
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
+
+from rollcall.deploy.drive.design.training import child_command
 
 TIMEOUT_S = 300.0
 _COMPLAINT = "rollcall: error: "
@@ -16,7 +17,7 @@ def film(run: Path, path: Path) -> str | None:
     if path.exists():
         return None
     aside = path.with_name("video.making.gif")
-    command = [sys.executable, "-m", "rollcall.deploy.cli", "eval", str(run), "--episodes", "1", "--video", str(aside)]
+    command = child_command("eval", str(run), "--episodes", "1", "--video", str(aside))
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, process_group=0, errors="replace"

@@ -26,6 +26,11 @@ _PAUSE_S = 2.0
 _COMPLAINT = "rollcall: error: "
 
 
+def child_command(*arguments: str) -> list[str]:
+    """`rollcall ARGUMENTS` in a process that ends with the thread that starts it."""
+    return [sys.executable, "-m", f"{__package__}.child_process", str(os.getpid()), *arguments]
+
+
 @dataclass
 class _Training:
     name: str
@@ -97,7 +102,7 @@ class Trainings:
         command = ["train", str(path), f"name={name}", "--resume"]
         with self._log(name).open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.candidate_process", str(os.getpid()), *command],
+                child_command(*command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

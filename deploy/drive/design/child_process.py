@@ -1,5 +1,5 @@
-"""The process of a candidate's run: `rollcall train`, which ends with the search that began it, whatever ends that. Two
-drivers of one run there must never be, and a search that goes on begins its candidates' runs again."""
+"""A command of `rollcall` that ends with the search that began it, whatever ends that: one that goes on begins its
+candidates' runs again, and two drivers of one run there must never be."""
 
 from __future__ import annotations
 
