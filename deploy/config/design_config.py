@@ -4,13 +4,19 @@ section `design`, which says who writes the candidates and how many."""
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.config.settings import parse_yaml
 
+_FORMS = {
+    "url": (r"https?://[^@\s]+", "the address of a server up to /v1, as http://127.0.0.1:8000/v1, with no password"),
+    "key_variable": (r"[A-Za-z_]\w*", "the name of an environment variable, and not the key itself"),
+    "fitness": (r"[\w.]+:\w+", "a function by its name, my_module:measure"),
+}
 PATIENCE_S = 60.0  # of a candidate's run with its own reward service
 
 
@@ -21,13 +27,9 @@ class DesignConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str = Field(min_length=1, description="what the policy is to do, in a sentence: the model is told")
-    url: str = Field(
-        pattern=r"^https?://[^@\s]+$", description="of a server of the OpenAI protocol, up to /v1; no password in it"
-    )
+    url: str = Field(description="of a server of the OpenAI protocol, up to /v1; no password in it")
     model: str = Field(min_length=1, description="who writes the rewards, by the name the server gives it")
-    key_variable: str | None = Field(
-        default=None, pattern=r"^[A-Za-z_]\w*$", description="the environment variable that holds the server's key"
-    )
+    key_variable: str | None = Field(default=None, description="the environment variable that holds the server's key")
     iterations: int = Field(default=5, ge=1, le=1000, description="each begins with the best candidate so far")
     candidates: int = Field(default=4, ge=1, le=256, description="rewards asked for in an iteration, one a request")
     temperature: float = Field(default=1.0, ge=0, le=2, description="of the model: above 0, or candidates are alike")
@@ -43,7 +45,6 @@ class DesignConfig(BaseModel):
     )
     fitness: str | None = Field(
         default=None,
-        pattern=r"^[\w.]+:\w+$",
         description="module:function of a candidate's run directory -> how well its policy does the task; default: the "
         "mean return of its final evaluation",
     )
@@ -53,6 +54,14 @@ class DesignConfig(BaseModel):
     )
     train_timeout_s: float = Field(default=7200.0, gt=0, description="for one candidate's training")
     videos: bool = Field(default=True, description="film the best candidate of each iteration, of an env that renders")
+
+    @field_validator("url", "key_variable", "fitness")
+    @classmethod
+    def _is_of_its_form(cls, value: str | None, info: ValidationInfo) -> str | None:
+        pattern, wanted = _FORMS[str(info.field_name)]
+        if value is not None and not re.fullmatch(pattern, value):
+            raise ValueError(f"must be {wanted}")
+        return value
 
 
 class DesignRunConfig(RunConfig):

@@ -24,7 +24,9 @@ class CodingServer:
     """`script`: its answers, one a request; the last one again and again. `before`: called with the number of the
     request before it is answered."""
 
-    def __init__(self, script: Sequence[str | Fault], before: Callable[[int], None] = lambda number: None) -> None:
+    def __init__(
+        self, script: Sequence[str | Fault], before: Callable[[int], None] = lambda number: None, *, port: int = 0
+    ) -> None:
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self._script, self._lock = list(script), threading.Lock()
@@ -58,10 +60,14 @@ class CodingServer:
             def handle_error(self, *_: Any) -> None:
                 """A client that was killed is none of ours."""
 
-        self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._server = Server(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.port}/v1"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
 
     def __enter__(self) -> Self:
         return self

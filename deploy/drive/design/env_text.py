@@ -66,16 +66,15 @@ class _Silent(ast.NodeTransformer):
         kept = [i for i, argument in enumerate(arguments.args) if not _REWARD.search(argument.arg)]
         arguments.defaults = [arguments.defaults[i - first_default] for i in kept if i >= first_default]
         arguments.args = [arguments.args[i] for i in kept]
-        node.body = self._body(_undocumented(node.body))
+        node.body = self._body(_undocumented(node.body)) or [ast.Pass()]
         return node
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        node.body = self._body(_undocumented(node.body))
+        node.body = self._body(_undocumented(node.body)) or [ast.Pass()]
         return node
 
     def _body(self, statements: list[ast.stmt]) -> list[ast.stmt]:
-        kept = [visited for statement in statements if (visited := self._statement(statement)) is not None]
-        return kept or [ast.Pass()]
+        return [visited for statement in statements if (visited := self._statement(statement)) is not None]
 
     def _statement(self, node: ast.stmt) -> ast.stmt | None:
         if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple):
@@ -91,7 +90,8 @@ class _Silent(ast.NodeTransformer):
             if any(part is not None and _names_reward(part) for part in head):
                 return None
             for name in blocks:
-                setattr(node, name, self._body(getattr(node, name)))
+                kept = self._body(getattr(node, name))
+                setattr(node, name, kept or ([ast.Pass()] if name == "body" else []))
             return node
         return None if _names_reward(node) else node
 

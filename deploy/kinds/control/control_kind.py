@@ -19,9 +19,9 @@ from rollcall.deploy.report.counted import ENV_STEPS
 from rollcall.deploy.report.progress import online_console
 
 
-def problems_of(config: RunConfig) -> list[Problem]:
-    """In the settings of a run with an env and a policy network."""
-    scored = config.preferences is not None or config.reward is not None
+def problems_of(config: RunConfig, *, scored: bool = False) -> list[Problem]:
+    """In the settings of a run with an env and a policy network. `scored`: by the reward service, whatever they say."""
+    scored = scored or config.preferences is not None or config.reward is not None
     return check_settings(config) or check_env(config.env, config.policy, config.build_algorithm(), scored=scored)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,6 @@ DESIGN = RunKind(
     eval_line=eval_line,
     data="candidate rewards",
     policy="network",
-    problems=problems_of,
+    problems=partial(problems_of, scored=True),
     resumable=lambda directory: (directory / JOURNAL).exists(),
 )
