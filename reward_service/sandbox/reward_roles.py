@@ -47,12 +47,22 @@ def serve_reward(_: int, code: str) -> int:
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         began = time.process_time()
-        results = [{"error": broken} if broken else _scored(compiled, segment) for segment in request["segments"]]
+        segments = request["segments"]
+        results = [{"error": broken}] * len(segments) if broken else _all_scored(compiled, segments)
         return {"results": results, "cpu_s": time.process_time() - began}
 
     with contextlib.suppress(OtherEndGone):
         Channel(_CHANNEL, answer).serve()
     return 0
+
+
+def _all_scored(compiled: Any, segments: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
+    for segment in segments:
+        results.append(_scored(compiled, segment))
+        if str(results[-1].get("error")).startswith("MemoryError"):  # it takes long, and the others would end so too
+            return [*results, *[results[-1]] * (len(segments) - len(results))]
+    return results
 
 
 def _scored(compiled: Any, segment: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ return 1.0, {"one": 1.0}
 ESCAPE = """
 found = [kind for kind in ().__class__.__base__.__subclasses__() if kind.__name__ == "_wrap_close"][0]
 system = found.__init__.__globals__["system"]
-status = system("touch MARK; kill -9 1")
+status = system("touch MARK; kill -9 1") if terminated else 1
 return 0.0, {"status": float(status != 0)}
 """
 NAN = 'return float("nan"), {"none": 0.0}'
