@@ -116,7 +116,7 @@ def test_a_reward_is_found_among_good_bad_endless_and_hostile_ones_and_the_polic
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("lines", [1, 6, 7, 9, 12])
+@pytest.mark.parametrize("lines", [1, 7, 12])
 def test_a_search_that_was_killed_goes_on_and_trains_nothing_twice(bench: Bench, lines: int) -> None:
     """Killed when the journal has so many lines: while the model answers, while candidates train, between iterations.
     What is done by then is not touched again; what was under way goes on from its checkpoint."""
@@ -202,11 +202,6 @@ def test_a_model_that_goes_away_ends_a_search_in_one_line_and_it_goes_on_when_th
 
 @pytest.mark.long
 def test_a_search_in_which_nothing_was_of_use_says_so_and_why(bench: Bench) -> None:
-    with CodingServer(
-        [NO_CODE, answer(LATER.replace("> 1.0", ">= 0.0").replace("< 99", "> 99")), answer(NAN)]
-    ) as server:
-        run = begin(bench, server.url, *TINY, "design.iterations=2", "design.candidates=1").wait()
-    assert run.process.returncode == 0  # the second is a reward, if one that is always 1
     with CodingServer([NO_CODE]) as server:
         other = bench.start("train", "cartpole-eureka", f"design.url={server.url}", *TINY, "name=none", name="none")
         other.wait()
@@ -233,9 +228,8 @@ def test_the_users_own_measure_chooses(bench: Bench) -> None:
     assert run.process.returncode == 0, run.output + run.errors
     found = read_candidates(run.directory)
     assert "'one'" in (found[run.summary["best"]].code or "")
-    assert [c.problem for c in found.values() if c.problem] == [
-        "design.fitness: ValueError: too long (own_fitness.py:5)"
-    ]
+    (problem,) = [c.problem for c in found.values() if c.problem]
+    assert problem.startswith("design.fitness: ValueError: too long (") and "own_fitness.py, line 5" in problem
 
 
 def test_what_cannot_begin_is_one_line_and_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
