@@ -42,6 +42,7 @@ class Served:
         """The answer. After an exception nothing more can be asked.
 
         Raises:
+          ValueError: the request is too large; nothing is sent of it.
           TimeoutError: it did not come in time.
           Ended: the process is gone, or what it says is no frame of JSON.
         """

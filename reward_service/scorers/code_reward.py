@@ -99,6 +99,8 @@ class CodeReward:
                 )
                 self._cpu_s = 0.0
             answer = self._served.ask({"segments": [_plain(segment) for segment in segments]}, timeout_s)
+        except ValueError as error:  # nothing was sent
+            raise _NoScore("too_long", str(error)) from None
         except TimeoutError:
             self._end()
             raise _NoScore("timeout", f"{steps} calls took longer than {timeout_s:.3g} s") from None

@@ -151,6 +151,11 @@ def test_what_may_pass_is_tried_again_and_told() -> None:
     assert body["model"] == "coder" and body["messages"][0]["role"] == "system" and body["temperature"] == 1.0
 
 
+def test_half_a_character_in_an_answer_can_be_written_down() -> None:
+    with CodingServer([Fault(200, '{"choices": [{"message": {"content": "a\\ud800b"}}]}')]) as server:
+        assert asked(server) == "a?b"
+
+
 @pytest.mark.parametrize(
     ("body", "said"),
     [
@@ -260,10 +265,13 @@ def test_the_best_is_the_fittest_and_of_equals_the_first() -> None:
 # Settings, fitness, processes.
 
 
-def test_a_candidates_recipe_is_the_searchs_with_the_code_in_the_rewards_place() -> None:
+@pytest.mark.parametrize(
+    "code",
+    ['def compute_reward():\n    """# not a comment: \'quoted\'"""\n', "a\r\n\tb\x85\u2028é\x00\x1b ", "- {a: 1}"],
+)
+def test_a_candidates_recipe_is_the_searchs_with_the_code_in_the_rewards_place(code: str) -> None:
     config = config_of("cartpole-eureka")
     assert isinstance(config, DesignRunConfig)
-    code = 'def compute_reward():\n    """# not a comment: \'quoted\'"""\n'
     tree = parse_yaml(to_yaml(config.candidate("2-3", code)), "candidate.yaml")
     found: Any = recipe_of(tree).config
     assert found.name == "2-3" and found.reward.scorer.code == code and found.reward.scorer.kind == "code_reward"

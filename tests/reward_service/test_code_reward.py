@@ -226,6 +226,19 @@ def test_another_code_is_another_version() -> None:
     assert versions[0] != versions[1]
 
 
+def test_a_segment_that_is_too_large_for_one_message_is_said_to_be() -> None:
+    observations = ArrayField.of(np.full((60, 28_000), 1 / 3))
+    large = Segment(
+        observations=observations,
+        actions=ArrayField.of(np.zeros(60)),
+        last_observation=ArrayField.of(np.zeros((1, 28_000))),
+    )
+    small = segment(1)
+    outcomes = scored(of("return 1.0, {'one': 1.0}"), ScoreItem(id="large", segment=large), small)
+    assert isinstance(outcomes[0], Failure) and outcomes[0].kind == "too_long"
+    assert isinstance(outcomes[1], Score)
+
+
 def test_a_segment_without_its_last_observation_is_not_guessed_at() -> None:
     item = segment(0)
     assert item.segment is not None

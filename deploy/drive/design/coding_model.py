@@ -96,7 +96,7 @@ class CodingModel:
             raise NoUse(f"the answer is not of the OpenAI protocol: {self._shown(said.text)!r}") from None
         if not isinstance(content, str) or not content.strip():
             raise NoUse("the answer is empty")
-        return content[:_MAX_ANSWER]
+        return content[:_MAX_ANSWER].encode(errors="replace").decode()  # half a character cannot be written down
 
     def _refusal(self, said: httpx.Response) -> tuple[str, float]:
         """What is wrong, and for how many seconds at least not to ask again.

@@ -65,7 +65,7 @@ class DesignDrive:
             self._recorder.on_start({"start_step": 0, "epoch": 0, "total_learner_steps": None, "total_env_steps": None})
             self._journal = stack.enter_context(closing(CandidateJournal(self._directory)))
             if done := len([found for found in self._candidates.values() if found.settled]):
-                self._recorder.on_event("note", f"{done} candidates are settled: the search goes on")
+                self._recorder.on_event("note", f"the search goes on; settled so far: {done}")
             try:
                 for iteration in range(1, self._config.design.iterations + 1):
                     self._iterate(iteration)
