@@ -67,8 +67,9 @@ class SegmentsOf:
     def _last(self, stretch: Stretch) -> Array:
         """The observation after the stretch: of an episode that is over, its true last one; else what came next."""
         row = self._finals.get((stretch.end - 1, stretch.env))
+        last: Array = self._unroll.last_observations[PLAIN_NAME][stretch.env]
         if row is not None:
-            return self._unroll.final_observations[PLAIN_NAME][row]
-        if stretch.end < len(self._observations):
-            return self._observations[stretch.end, stretch.env]
-        return self._unroll.last_observations[PLAIN_NAME][stretch.env]
+            last = self._unroll.final_observations[PLAIN_NAME][row]
+        elif stretch.end < len(self._observations):
+            last = self._observations[stretch.end, stretch.env]
+        return last

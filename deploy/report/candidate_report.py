@@ -27,7 +27,7 @@ def training_curves(run: Path) -> dict[str, list[float]]:
     records = list(iter_jsonl(run / "metrics.jsonl"))
     curves: dict[str, list[float]] = {}
     for name, key in _keys(records).items():
-        values = [float(found) for record in records if _is_number(found := record.get(key))]
+        values = [float(record[key]) for record in records if _is_number(record.get(key))]
         if values:
             curves[name] = values
     return curves
@@ -35,16 +35,17 @@ def training_curves(run: Path) -> dict[str, list[float]]:
 
 def charts(run_directory: Path, candidates: Mapping[str, Candidate]) -> list[dict[str, Any]]:
     """The fitness over iterations, and the curves of each trained candidate."""
-    points, best = [], []
+    points: list[dict[str, Any]] = []
+    best: Column = []
     for found in candidates.values():
         while len(best) < found.iteration:
             best.append(best[-1] if best else None)
         if found.fitness is not None:
-            best[-1] = found.fitness if best[-1] is None else max(best[-1], found.fitness)
+            so_far = best[-1]
+            best[-1] = found.fitness if so_far is None else max(so_far, found.fitness)
             at = {"x": found.iteration, "y": found.fitness, "low": found.fitness, "high": found.fitness}
             points.append({**at, "text": f"candidate {found.name}: {found.fitness:.5g}"})
-    line: Column = [*best]
-    drawn = [points_chart("Fitness", points, line, x_label="iterations")]
+    drawn = [points_chart("Fitness", points, best, x_label="iterations")]
     for name in [found.name for found in candidates.values() if found.fitness is not None][-MAX_CURVES:]:
         records = thinned(iter_jsonl(run_of(run_directory, name) / "metrics.jsonl"))
         keys = {what: key for what, key in _keys(records).items() if key != _LENGTH}

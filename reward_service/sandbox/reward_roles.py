@@ -78,8 +78,8 @@ def _function(compiled: Any) -> Callable[..., Any]:
     """The code is run anew for every segment: what it remembers of one changes no other's rewards."""
     names: dict[str, Any] = {"__builtins__": _builtins(), "__name__": "reward"}
     exec(compiled, names)
-    function = names.get(FUNCTION)
-    if not callable(function):
+    function: Callable[..., Any] | None = names.get(FUNCTION)
+    if function is None or not callable(function):
         raise Refused(f"there is no function {FUNCTION}")
     try:
         inspect.signature(function).bind(**dict.fromkeys(PARAMETERS))

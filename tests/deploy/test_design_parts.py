@@ -128,7 +128,8 @@ def test_an_answers_code_is_its_last_block_with_the_function(said: str, code: st
 
 
 def asked(server: CodingServer, told: list[str] | None = None, **settings: Any) -> str:
-    model = CodingModel(design(server.url, **settings), [].append if told is None else told.append, lambda: False)
+    told = [] if told is None else told
+    model = CodingModel(design(server.url, **settings), told.append, lambda: False)
     try:
         return model.answer(prompts.first_request("ENV", "TASK"))
     finally:
@@ -202,7 +203,7 @@ def test_a_model_that_is_away_or_slow_is_waited_for_as_long_as_the_patience_says
 
 def test_a_stop_ends_the_wait_for_an_answer() -> None:
     with CodingServer([Fault(500)]) as server:
-        model = CodingModel(design(server.url), [].append, lambda: len(server.requests) > 1)
+        model = CodingModel(design(server.url), lambda text: None, lambda: len(server.requests) > 1)
         with pytest.raises(NotAsked):
             model.answer([])
         model.close()

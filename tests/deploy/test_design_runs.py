@@ -78,7 +78,14 @@ def test_a_reward_is_found_among_good_bad_endless_and_hostile_ones_and_the_polic
     mark = bench.folder / "mark"
     escape = answer(ESCAPE.replace("MARK", str(mark)).replace("kill -9 1", f"kill -9 {os.getpid()}"))
     first = [answer(FALLING), answer(ENDLESS), answer(HOG), answer(SHELL), answer(NAN), NO_CODE, WRONG_SIGNATURE]
-    script = [Fault(503), *first, Fault(200, "<html>"), answer(LATER), escape, *[answer(UPRIGHT)] * 9]
+    script: list[str | Fault] = [
+        Fault(503),
+        *first,
+        Fault(200, "<html>"),
+        answer(LATER),
+        escape,
+        *[answer(UPRIGHT)] * 9,
+    ]
     with CodingServer(script) as server:
         run = begin(
             *(bench, server.url, "design.key_variable=CODER_KEY", "design.iterations=2", "design.candidates=8"),
@@ -99,7 +106,7 @@ def test_a_reward_is_found_among_good_bad_endless_and_hostile_ones_and_the_polic
     assert not mark.exists()
 
     best = candidates[run.summary["best"]]
-    assert best.code is not None and "centred" in best.code
+    assert best.code is not None and "centred" in best.code and best.fitness is not None
     evaluated = bench.start("eval", "run", "--episodes", "100", "--seed", "12345", "--json").wait()
     result = json.loads(evaluated.output)
     assert result["mode"] == "greedy" and result["n"] == 100
