@@ -56,7 +56,7 @@ def terminal_lines(run: Run) -> Counter[str]:
     return Counter(line["candidate"] for line in lines if line["event"] in ("trained", "failed"))
 
 
-def wait_until(holds: Callable[[], bool], run: Run, timeout_s: float = 120) -> None:
+def wait_until(holds: Callable[[], bool], run: Run, timeout_s: float = 400) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
         assert run.process.poll() is None, run.process.communicate()
