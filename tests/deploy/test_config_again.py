@@ -37,6 +37,11 @@ SCORERS: list[dict[str, Any]] = [
     FORMAT,
     {"kind": "length", "unit": "words", "at_least": 2, "at_most": 8},
     {"kind": "python_tests"},
+    {
+        "kind": "code_reward",
+        "code": "def compute_reward(*_):  # 1e-3: off\n    return 1.0, {'one': 1.0}\n",
+        "call_s": 1e-4,
+    },
     {"kind": "reward_model", "path": "runs/model"},
     {"kind": "judge", "url": "http://localhost:8000/v1", "model": "m", "principles": ["be right: always", "~"]},
     {"kind": "function", "path": "my_module:score"},
