@@ -35,6 +35,7 @@ from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.scorer import Taken
 
 POLICY_ID = "policy"
+ServeCritic: TypeAlias = Callable[[CriticConfig], CriticConfig]
 
 
 @dataclass(frozen=True)
@@ -200,10 +201,7 @@ class CollectingRun(OfflineRun, Protocol):
         """Who is to score what is sampled; None: the task itself, or nobody."""
 
     def begin_collecting(
-        self,
-        reward: RewardEndpoint | None,
-        stop_requested: Callable[[], bool],
-        serve: Callable[[CriticConfig], CriticConfig],
+        self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool], serve: ServeCritic
     ) -> None:
         """Before its first step, once all is prepared. Where a stop is requested, its source has no more batches.
         `serve`: a critic that is a model's directory, as one that can be asked; until the run ends."""

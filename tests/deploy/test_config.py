@@ -187,7 +187,7 @@ def test_the_schema_knows_every_setting_of_both_halves() -> None:
     assert all("token_budget" in schema["$defs"][name]["properties"] for name in named[language["title"]])
     assert len(_variants(language, "task")) == len(shipped(TASK)) == 5
     assert control["properties"]["seed"]["description"]
-    assert len(_variants(direct, "algorithm")) == len(shipped(DIRECT_METHOD)) == 3
+    assert len(_variants(direct, "algorithm")) == len(shipped(DIRECT_METHOD)) == 4
     assert "noise" in schema["$defs"]["BradleyTerryConfig"]["properties"] and "loss" in reward["properties"]
 
 

@@ -28,6 +28,7 @@ from tests import EARLIER
 from tests.deploy.coding_server import UPRIGHT, CodingServer, answer
 from tests.experts import balances, recorded
 from tests.needs import require_for
+from tests.reward_service.judge_server import JudgeServer
 from tests.runs import config_of
 
 TINY = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
@@ -65,6 +66,13 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
             **{"actors.prompts_per_batch": 20, "actors.samples_per_prompt": 2, "eval": {"num_rows": 4}},
         },
     ),
+    "constitutional": (
+        "reviews-constitutional",
+        {
+            **{"policy.tiny": TINY, "policy.warm_start": {"steps": 2, "batch_size": 4, "threads": 1}},
+            **{"algorithm.steps": 2, "algorithm.batch_size": 4, "actors.prompts_per_batch": 6, "eval": {"num_rows": 4}},
+        },
+    ),
     "offline": (
         "cartpole-bc",
         {"data": {"train": "expert.safetensors", "episodes": 1}, "total_learner_steps": 2, "eval": {"episodes": 1}},
@@ -74,6 +82,9 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
     "design": ("cartpole-eureka", {"total_learner_steps": 2, "eval": {"episodes": 2}}),
     "bandit": ("bandit-ucb", {"total_learner_steps": 3, "bandit": {"problems": 5}}),
 }
+
+
+ENGINES = ("language", "expert_iteration", "constitutional")  # kinds that sample
 
 
 @pytest.fixture(autouse=True)
@@ -98,10 +109,12 @@ def test_python_trains_a_recipe_of_every_kind(kind: Any, in_the_end: ExitStack) 
         server = in_the_end.enter_context(CodingServer([answer(UPRIGHT)]))
         SHORT["design"][1]["design"] = {"url": server.url, "iterations": 1, "candidates": 1, "videos": False}
     recipe, overrides = SHORT[kind.name]
-    if kind.name in (
-        "language",
-        "expert_iteration",
-    ):  # an engine is started in a process of its own: torch's own deprecations are its affair
+    if kind.name == "constitutional":
+        critic = JudgeServer()
+        in_the_end.callback(critic.close)
+        critic.reply = lambda body: "It is kind."
+        overrides = overrides | {"algorithm.critic.url": critic.url}
+    if kind.name in ENGINES:  # started in a process of its own: torch's own deprecations are its affair
         code = f"from rollcall.deploy import train; train({recipe!r}, name='short', **{overrides!r})"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
         summary = json.loads(Path("runs/short/summary.json").read_text())
