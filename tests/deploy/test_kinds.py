@@ -69,8 +69,9 @@ SHORT: dict[str, tuple[str, dict[str, Any]]] = {
     "constitutional": (
         "reviews-constitutional",
         {
-            **{"policy.tiny": TINY, "policy.warm_start": {"steps": 2, "batch_size": 4, "threads": 1}},
-            **{"algorithm.steps": 2, "algorithm.batch_size": 4, "actors.prompts_per_batch": 6, "eval": {"num_rows": 4}},
+            **{"policy.tiny": TINY, "policy.warm_start": {"steps": 60, "batch_size": 16, "threads": 1}},
+            **{"algorithm.steps": 2, "algorithm.batch_size": 4, "eval": {"num_rows": 4}},
+            "actors.prompts_per_batch": 20,
         },
     ),
     "offline": (
