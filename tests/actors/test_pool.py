@@ -19,7 +19,7 @@ from rollcall.actors.envs.pool import REPLAYABLE
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import pack_weights
-from tests.needs import needs
+from tests.needs import needs, require
 
 pytestmark = needs("envpool")
 
@@ -148,14 +148,15 @@ def test_the_pool_gives_the_same_experience_as_its_envs_one_after_another(numpy_
 def test_continuous_envs_agree_with_gymnasiums_by_statistics(env: str, gymnasiums: str) -> None:
     """Mean returns of 40 episodes of 100 steps of the same random actions. They differ by less than four standard
     errors; a scaled action or a shifted reward moves them by tens."""
+    if "HalfCheetah" in env:
+        require("mujoco")
     returns = {}
     for name in (env, gymnasiums):
-        try:
-            group = make_vector_env(EnvConfig(id=name, max_episode_steps=100), 40, seed=2)
-        except BadInput as error:
-            pytest.skip(f"needs mujoco: {error}")
+        group = make_vector_env(EnvConfig(id=name, max_episode_steps=100), 40, seed=2)
         group.reset()
-        actions = np.random.default_rng(1).uniform(-1, 1, (100, 40, group.action_space.shape[0])).astype(np.float32)
+        actions = (
+            np.random.default_rng(1).uniform(-1, 1, (100, 40, *(group.action_space.shape or ()))).astype(np.float32)
+        )
         totals = np.zeros(40)
         for t in range(100):
             step = group.step(actions[t] * 2 if "Pendulum" in name else actions[t])

@@ -126,6 +126,10 @@ def test_a_peer_gets_its_work_and_its_last_line_is_the_result(tmp_path: Path, mo
     ("program", "told"),
     [
         ("raise SystemExit('no such model')", "peer failed: no such model"),
+        (
+            "import sys; print('ValueError: no\\nbut see the manual', file=sys.stderr); sys.exit(1)",
+            "peer failed: ValueError: no",
+        ),
         ("import os; os._exit(3)", "peer failed: exit code 3"),
         ("", "peer told no result: its last line is ''"),
         ("print('17.5')", "peer told no result: its last line is '17.5'"),

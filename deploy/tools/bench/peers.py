@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import venv
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,8 @@ _JAX = ("jax==0.10.2", "flax==0.12.8")
 PEERS = {
     "sb3": PeerKind(("stable-baselines3==2.9.2",), ("torch", "gymnasium"), "stable_baselines"),
     "sbx": PeerKind(("sbx-rl==0.28.0", "stable-baselines3==2.9.2", *_JAX), ("torch", "gymnasium"), "stable_baselines"),
-    "rejax": PeerKind(("rejax==0.1.3", "gymnax==1.0.1", *_JAX), (), "rejax_ppo"),
+    # Of gymnax the last version whose steps give five values, as rejax expects.
+    "rejax": PeerKind(("rejax==0.1.3", "gymnax==0.0.9", "distrax==0.1.9", "optax==0.2.8", *_JAX), (), "rejax_ppo"),
     "cleanrl": PeerKind((), ("torch", "gymnasium", "numpy"), "cleanrl_ppo"),
     "envpool": PeerKind(("envpool==1.2.5",), ("torch", "gymnasium", "numpy"), "cleanrl_ppo"),
     "trl": PeerKind(("trl==1.16.0",), ("torch", "transformers"), "trl_grpo"),
@@ -76,7 +78,7 @@ class Peer:
         except subprocess.TimeoutExpired:
             raise RollcallError(f"{self.name} gave no result within {timeout_s:.0f} s") from None
         if done.returncode:
-            raise RollcallError(f"{self.name} failed: {_last_line(done.stderr) or f'exit code {done.returncode}'}")
+            raise RollcallError(f"{self.name} failed: {_reason(done.stderr) or f'exit code {done.returncode}'}")
         try:
             told = json.loads(_last_line(done.stdout))
             return Measured(float(told["per_second"]), tuple(told["returns"]))
@@ -120,6 +122,12 @@ def _as_ours(package: str) -> str:
         return f"{package}=={version(package).partition('+')[0]}"
     except PackageNotFoundError:
         raise BadInput(f"the peer is compared at our version of {package}, which is not installed") from None
+
+
+def _reason(stderr: str) -> str:
+    """The line of the exception, behind which some packages say more; else the last one."""
+    named = [line for line in stderr.splitlines() if re.match(r"[A-Za-z][\w.]*(Error|Exception)\b", line)]
+    return named[-1] if named else _last_line(stderr)
 
 
 def _last_line(text: str) -> str:
