@@ -91,6 +91,20 @@ def test_a_recipe_without_an_equal_is_refused_in_one_line(
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ("arithmetic-grpo", "for language: rollcall bench lm arithmetic-grpo"),
+        ("pendulum-iql", "recipes of control whose actors step envs"),
+        ("cartpole-bc", "recipes of control whose actors step envs"),
+        ("cartpole-dagger", "no expert to teach the run"),
+    ],
+)
+def test_what_is_no_run_of_actors_and_envs_is_refused(recipe: str, text: str) -> None:
+    with pytest.raises(BadInput, match=text):
+        bench_gym.main(argparse.Namespace(recipe=recipe, overrides=[], peer=[], learn=None, repeats=1, json=True))
+
+
 def test_peers_are_named_in_one_list_or_one_after_another() -> None:
     parser = argparse.ArgumentParser()
     arguments.add_benches(parser.add_subparsers())

@@ -79,7 +79,7 @@ class PartsBench:
     def whole_steps(self) -> int:
         """Env steps of a whole run that is worth measuring."""
         batch = sum(experience.num_steps for experience in self._learning.batch)
-        return max(round(self.measure().bound * WHOLE_S), LEAST_LEARNER_STEPS * batch)
+        return int(max(self.measure().bound * WHOLE_S, LEAST_LEARNER_STEPS * batch))
 
     def measure(self) -> Parts:
         num_steps, env_s, inference_s, act_s = 0, 0.0, 0.0, 0.0
@@ -113,6 +113,7 @@ def measure_whole(config: RunConfig, directory: Path) -> float:
 def main(args: argparse.Namespace) -> int:
     """Runs the benchmark and prints its result. `args`: recipe, overrides, peer, learn, repeats, json."""
     overrides = [*(CARTPOLE if args.recipe == "cartpole-ppo" else ()), *args.overrides]
+    _control(args.recipe, overrides)  # before settings are added that other kinds of run do not know
     with tempfile.TemporaryDirectory(prefix="rollcall-bench-") as folder:
         if args.learn is not None:
             more = ["eval.episodes=0", f"total_env_steps={args.learn}"]
@@ -188,7 +189,12 @@ def _config(recipe: str, overrides: Sequence[str], compiled: str, *, total_env_s
 def _control(recipe: str, overrides: Sequence[str]) -> RunConfig:
     config = load_config(recipe, overrides)
     if not isinstance(config, RunConfig):
-        raise BadInput(f"{recipe}: bench gym measures control recipes; for language: rollcall bench lm {recipe}")
+        raise BadInput(
+            f"{recipe}: bench gym measures recipes of control whose actors step envs; for language: rollcall bench lm "
+            f"{recipe}"
+        )
+    if config.expert is not None:
+        raise BadInput(f"{recipe}: bench gym has no expert to teach the run: choose a recipe without one")
     return config
 
 
