@@ -114,12 +114,15 @@ import json, os, sys
 print('a log line')
 print(json.dumps({"per_second": 2 * json.loads(sys.argv[1])["steps"], "returns": [1, 2.5], "else": None}))
 assert "PYTHONPATH" not in os.environ
+open("left-behind", "w").close()
 """
 
 
 def test_a_peer_gets_its_work_and_its_last_line_is_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     assert peer(tmp_path, TELLS).measure({"steps": 3}) == bench_peers.Measured(6.0, (1, 2.5))
+    assert [path.name for path in tmp_path.iterdir()] == ["program.py"], "the user's directory is left alone"
 
 
 @pytest.mark.parametrize(

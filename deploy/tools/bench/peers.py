@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import tempfile
 import venv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,14 +68,16 @@ class Peer:
         """
         kept = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTHONPATH")}
         try:
-            done = subprocess.run(
-                [str(self.python), str(self.program), json.dumps(work)],
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                env=kept | {"PYTHONDONTWRITEBYTECODE": "1"},  # programs lie where packages do
-                check=False,
-            )
+            with tempfile.TemporaryDirectory(prefix="rollcall-peer-") as folder:  # for what it leaves behind
+                done = subprocess.run(
+                    [str(self.python), str(self.program), json.dumps(work)],
+                    capture_output=True,
+                    text=True,
+                    timeout=timeout_s,
+                    cwd=folder,
+                    env=kept | {"PYTHONDONTWRITEBYTECODE": "1"},  # programs lie where packages do
+                    check=False,
+                )
         except subprocess.TimeoutExpired:
             raise RollcallError(f"{self.name} gave no result within {timeout_s:.0f} s") from None
         if done.returncode:
