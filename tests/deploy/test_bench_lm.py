@@ -162,7 +162,7 @@ from rollcall.deploy import cli
 from rollcall.deploy.tools.bench import lm as bench_lm
 if __name__ == "__main__":
     bench_lm.PART_S = bench_lm.WHOLE_S = 0.1
-    cli.main()
+    cli.console()
 """
     (tmp_path / "program.py").write_text(program)
     model = [f"policy.tiny.{name}=1" for name in ("num_layers", "num_heads", "num_kv_heads")]
