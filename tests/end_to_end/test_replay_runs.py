@@ -11,6 +11,7 @@ import pytest
 from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.sampled import SAMPLED_NAME, Misread, read_sampled
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.run_config import cpp_compiler
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from tests.runs import Bench, Run, config_of
 
@@ -29,7 +30,8 @@ SMALL = (
 REPLAY = "replay={capacity: 320, batch_size: 16, updates_per_env_step: 0.25, learning_starts: 64, prioritised: %s}"
 RECIPES = {
     "cartpole-dqn": (REPLAY % "{}", "algorithm.target_every=20", "algorithm.epsilon_steps=500"),
-    "pendulum-sac": (REPLAY % "null",),  # three optimisers, target copies, a temperature
+    # Three optimisers, target copies, a temperature; its gradient step is one program, where there is a compiler.
+    "pendulum-sac": (REPLAY % "null", f"learner.compile={'on' if cpp_compiler() else 'off'}"),
 }
 
 
