@@ -3,12 +3,12 @@ section `design`, which says who writes the candidates and how many."""
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.config.settings import parse_yaml
 
@@ -84,9 +84,8 @@ class DesignRunConfig(RunConfig):
         """Candidates trained at once."""
         if self.design.side_by_side is not None:
             return self.design.side_by_side
-        cores = len(os.sched_getaffinity(0))
         busy = 1 if self.runtime == "serial" else 1 + self.actors.num
-        return min(self.design.candidates, max(1, cores // busy))
+        return min(self.design.candidates, max(1, usable_cores() // busy))
 
     def candidate(self, name: str, code: str) -> dict[str, Any]:
         """The recipe of a candidate's run."""

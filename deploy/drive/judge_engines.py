@@ -88,8 +88,8 @@ def _served(config: Asked, directory: Path, look: Look, stack: ExitStack) -> Ask
     server = VllmServer(Path(config.model), engine, log=directory / "logs" / name, key=key)
     os.environ[KEY_VARIABLE] = server.key  # of the environment that a private reward service inherits
     stack.callback(_forget, key)
+    stack.callback(server.stop)  # however its start ends: whoever looks on may end it
     server.start(look)
-    stack.callback(server.stop)
     return config.model_copy(update={"url": server.url, "model": NAME})
 
 

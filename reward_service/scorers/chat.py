@@ -18,10 +18,14 @@ from rollcall.reward_service.scorer import Failure
 KEY_VARIABLE = "ROLLCALL_JUDGE_KEY"
 MOST_BYTES = 4 << 20  # of an answer
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 8.0
-_PASSING = (408, 409, 425, 429, 500, 502, 503, 504)
+PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 Messages = list[dict[str, str]]
+
+
+class Endless(Exception):
+    """An answer of more than MOST_BYTES."""
 
 
 class NoReply(Exception):
@@ -40,14 +44,7 @@ class Chat:
     ) -> None:
         """`url`: up to /v1. `timeout_s`: of one request. `who`: what messages call the model."""
         self._url, self._model, self._timeout_s, self._tries, self._who = url, model, timeout_s, tries, who
-        key = os.environ.get(KEY_VARIABLE)
-        self._client = httpx.Client(
-            base_url=url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            limits=httpx.Limits(max_connections=concurrency),
-            verify=url.startswith("https"),  # else the certificates are read for nothing
-            trust_env=urlsplit(url).hostname not in _LOOPBACK,  # no proxy stands before this machine
-        )
+        self._client = client_of(url, os.environ.get(KEY_VARIABLE, ""), connections=concurrency)
 
     def ask(self, messages: Messages, *, deadline: float, **settings: object) -> dict[str, Any]:
         """The first choice of the reply; tried again while that may help and there is time.
@@ -69,13 +66,15 @@ class Chat:
                 break
             again_s = 0.0
             try:
-                status, headers, content = self._post(body, min(left_s, self._timeout_s))
+                status, headers, content = completion(self._client, body, timeout_s=min(left_s, self._timeout_s))
                 if status == 200:
                     return self._first_choice(content)
                 problem = self._refusal(status, content)
-                if status not in _PASSING:
+                if status not in PASSING:
                     raise problem
-                again_s = _retry_after(headers)
+                again_s = retry_after_s(headers)
+            except Endless:
+                raise NoReply("scorer_failed", f"the answer of the {who} at {url} has no end") from None
             except httpx.TimeoutException:
                 problem = NoReply("timeout", f"the {who} at {url} did not answer in time ({who}.timeout_s)")
             except httpx.HTTPError as error:
@@ -87,35 +86,61 @@ class Chat:
     def close(self) -> None:
         self._client.close()
 
-    def _post(self, body: dict[str, Any], timeout_s: float) -> tuple[int, httpx.Headers, bytes]:
-        """httpx's own timeout is of each read: a server that sends a byte now and then would keep it for ever."""
-        until, content = time.monotonic() + timeout_s, bytearray()
-        with self._client.stream("POST", "chat/completions", json=body, timeout=timeout_s) as answer:
-            for part in answer.iter_bytes():
-                content += part
-                if time.monotonic() > until:
-                    raise httpx.ReadTimeout("the answer did not end in time")
-                if len(content) > MOST_BYTES:
-                    raise NoReply("scorer_failed", f"the answer of the {self._who} at {self._url} has no end")
-            return answer.status_code, answer.headers, bytes(content)
-
     def _first_choice(self, content: bytes) -> dict[str, Any]:
         try:
-            choice = json.loads(content)["choices"][0]
-            if isinstance(choice["message"], dict):
-                return dict(choice)
-        except (ValueError, LookupError, TypeError, RecursionError):
-            pass
-        said = content[:200].decode(errors="replace")
-        raise NoReply("scorer_failed", f"the {self._who}'s answer is not of the OpenAI protocol: {said!r}")
+            return first_choice(content)
+        except ValueError as error:
+            raise NoReply("scorer_failed", f"the {self._who}'s {error}") from None
 
     def _refusal(self, status: int, content: bytes) -> NoReply:
         who, url = self._who, self._url
         if status in (401, 403):
             return NoReply("unavailable", f"the {who} at {url} refuses the key in ${KEY_VARIABLE} ({status})")
         said = " ".join(content.decode(errors="replace").split())[:200]
-        kind: ItemErrorKind = "unavailable" if status in (404, *_PASSING) else "scorer_failed"
+        kind: ItemErrorKind = "unavailable" if status in (404, *PASSING) else "scorer_failed"
         return NoReply(kind, f"the {who} at {url} said {status}: {said}")
+
+
+def client_of(url: str, key: str, *, connections: int) -> httpx.Client:
+    """For `completion`. `url`: up to /v1. `key`: of the server; empty: it wants none."""
+    return httpx.Client(
+        base_url=url.rstrip("/") + "/",
+        headers={"Authorization": f"Bearer {key}"} if key else {},
+        limits=httpx.Limits(max_connections=connections),
+        verify=url.startswith("https"),  # else the certificates are read for nothing
+        trust_env=urlsplit(url).hostname not in _LOOPBACK,  # no proxy stands before this machine
+    )
+
+
+def completion(client: httpx.Client, body: dict[str, Any], *, timeout_s: float) -> tuple[int, httpx.Headers, bytes]:
+    """(status, headers, content) of one request. httpx's own timeout is of each read: a server that sends a byte now
+    and then would keep it for ever.
+
+    Raises:
+      httpx.HTTPError: no answer in time, or no connection.
+      Endless: the answer is too long.
+    """
+    until, content = time.monotonic() + timeout_s, bytearray()
+    with client.stream("POST", "chat/completions", json=body, timeout=timeout_s) as answer:
+        for part in answer.iter_bytes():
+            content += part
+            if time.monotonic() > until:
+                raise httpx.ReadTimeout("the answer did not end in time")
+            if len(content) > MOST_BYTES:
+                raise Endless
+        return answer.status_code, answer.headers, bytes(content)
+
+
+def first_choice(content: bytes) -> dict[str, Any]:
+    """Of an answer. Raises ValueError: it is none of the protocol."""
+    try:
+        choice = json.loads(content)["choices"][0]
+        if isinstance(choice["message"], dict):
+            return dict(choice)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        pass
+    said = content[:200].decode(errors="replace")
+    raise ValueError(f"answer is not of the OpenAI protocol: {said!r}")
 
 
 def text_of(choice: dict[str, Any]) -> str:
@@ -124,7 +149,7 @@ def text_of(choice: dict[str, Any]) -> str:
     return content if isinstance(content, str) else ""
 
 
-def _retry_after(headers: httpx.Headers) -> float:
+def retry_after_s(headers: httpx.Headers) -> float:
     try:
         return max(0.0, float(headers.get("Retry-After", "0")))
     except ValueError:

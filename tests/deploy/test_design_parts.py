@@ -4,7 +4,10 @@ journal of what became of each."""
 from __future__ import annotations
 
 import json
+import socket
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +202,37 @@ def test_a_model_that_is_away_or_slow_is_waited_for_as_long_as_the_patience_says
         asked(server, timeout_s=0.1, patience_s=0.4)
     with pytest.raises(RollcallError, match=r"away \(.*\): design.patience_s=0.4"):
         asked(server, patience_s=0.4)  # nobody listens any more
+
+
+def test_an_answer_that_drips_is_no_answer_in_time() -> None:
+    """Each byte comes before httpx's own timeout, which is of a read."""
+    over = threading.Event()
+
+    def drip(listener: socket.socket) -> None:
+        while not over.is_set():
+            with suppress(OSError):
+                client, _ = listener.accept()
+                with client, suppress(OSError):
+                    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                    while not over.wait(0.05):
+                        client.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.1)
+        thread = threading.Thread(target=drip, args=(listener,), daemon=True)
+        thread.start()
+        model = CodingModel(
+            design(f"http://127.0.0.1:{listener.getsockname()[1]}/v1", timeout_s=0.4, patience_s=1.0),
+            lambda text: None,
+            lambda: False,
+        )
+        began = time.monotonic()
+        with pytest.raises(RollcallError, match=r"no answer within 0.4 s"):
+            model.answer([])
+        assert time.monotonic() - began < 5
+        model.close()
+        over.set()
+        thread.join()
 
 
 def test_a_stop_ends_the_wait_for_an_answer() -> None:

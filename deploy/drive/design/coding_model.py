@@ -6,18 +6,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import httpx
 
 from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.config.design_config import DesignConfig
+from rollcall.reward_service.scorers.chat import (
+    PASSING,
+    Endless,
+    client_of,
+    completion,
+    first_choice,
+    retry_after_s,
+    text_of,
+)
 
 Messages = Sequence[Mapping[str, str]]
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
-_PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _SHOWN = 200  # characters of what a server says
 _MAX_ANSWER = 200_000  # characters that are kept
 
@@ -45,12 +52,7 @@ class CodingModel:
             self._key = os.environ.get(config.key_variable, "").strip()
             if not self._key:
                 raise BadInput(f"design.key_variable = {config.key_variable!r}: no key in this environment variable")
-        self._client = httpx.Client(
-            base_url=config.url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=config.timeout_s,
-            verify=config.url.startswith("https"),  # else the certificates are read for nothing
-        )
+        self._client = client_of(config.url, self._key, connections=config.candidates)
 
     def close(self) -> None:
         self._client.close()
@@ -76,10 +78,13 @@ class CodingModel:
             rest_s = deadline - time.monotonic()
             again_s = 0.0
             try:
-                said = self._client.post("chat/completions", json=body, timeout=max(0.1, min(rest_s, config.timeout_s)))
-                if said.status_code == 200:
-                    return self._text(said)
-                problem, again_s = self._refusal(said)
+                timeout_s = max(0.1, min(rest_s, config.timeout_s))
+                status, headers, content = completion(self._client, body, timeout_s=timeout_s)
+                if status == 200:
+                    return self._text(content)
+                problem, again_s = self._refusal(status, content), retry_after_s(headers)
+            except Endless:
+                raise NoUse("the answer has no end") from None
             except httpx.TimeoutException:
                 problem = f"no answer within {config.timeout_s:g} s (design.timeout_s)"
             except httpx.HTTPError as error:
@@ -89,25 +94,21 @@ class CodingModel:
                 raise RollcallError(f"the model at {config.url}: {problem}: design.patience_s={config.patience_s:g}")
         raise NotAsked
 
-    def _text(self, said: httpx.Response) -> str:
+    def _text(self, content: bytes) -> str:
         try:
-            content: Any = said.json()["choices"][0]["message"]["content"]
-        except (ValueError, LookupError, TypeError):
-            raise NoUse(f"the answer is not of the OpenAI protocol: {self._shown(said.text)!r}") from None
-        if not isinstance(content, str) or not content.strip():
+            text = text_of(first_choice(content))
+        except ValueError as error:
+            raise NoUse(f"the {self._shown(str(error))}") from None
+        if not text.strip():
             raise NoUse("the answer is empty")
-        return content[:_MAX_ANSWER].encode(errors="replace").decode()  # half a character cannot be written down
+        return text[:_MAX_ANSWER].encode(errors="replace").decode()  # half a character cannot be written down
 
-    def _refusal(self, said: httpx.Response) -> tuple[str, float]:
-        """What is wrong, and for how many seconds at least not to ask again.
-
-        Raises:
-          RollcallError: asking again would not help.
-        """
-        url, status = self._config.url, said.status_code
-        text = f"it said {status}: {self._shown(said.text)}"
-        if status in _PASSING:
-            return text, _retry_after_s(said)
+    def _refusal(self, status: int, content: bytes) -> str:
+        """What is wrong. Raises RollcallError: asking again would not help."""
+        url = self._config.url
+        text = f"it said {status}: {self._shown(content.decode(errors='replace'))}"
+        if status in PASSING:
+            return text
         remedy = "mend design.url, design.model or the request's settings"
         if status in (401, 403):
             variable = self._config.key_variable
@@ -119,10 +120,3 @@ class CodingModel:
         if self._key:
             text = text.replace(self._key, "***")
         return " ".join(text.split())[:_SHOWN]
-
-
-def _retry_after_s(said: httpx.Response) -> float:
-    try:
-        return max(0.0, float(said.headers.get("Retry-After", "0")))
-    except ValueError:
-        return 0.0

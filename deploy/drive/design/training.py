@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.deploy.report.progress import one_line
 from rollcall.deploy.rundir.candidates import CANDIDATES, run_of
@@ -55,7 +56,7 @@ class Trainings:
         self._directory, self._at_once, self._timeout_s = directory, at_once, timeout_s
         self._stop_requested, self._tell = stop_requested, tell
         (directory / CANDIDATES).mkdir(exist_ok=True)
-        threads = str(max(1, len(os.sched_getaffinity(0)) // at_once))
+        threads = str(max(1, usable_cores() // at_once))
         self._environment = {
             "OMP_NUM_THREADS": threads,
             **{name: value for name, value in os.environ.items() if name not in without},

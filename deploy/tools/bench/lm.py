@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import statistics
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.deploy.config.language_config import LanguageConfig
@@ -191,7 +191,7 @@ class _Measurement:
             "learning_rate": learner.learning_rate,
             "max_grad_norm": learner.max_grad_norm or 0.0,
             "bfloat16": self._config.policy.dtype == "bfloat16",
-            "threads": os.cpu_count() or 1,  # for one thing after the other: all cores for each
+            "threads": usable_cores(),  # for one thing after the other: all cores for each
             "steps": steps,
             "warm_up": WARM_UP_STEPS,
         }

@@ -3,7 +3,6 @@ peer has an equal of. What each peer does differently all the same: docs/results
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from rollcall.actors.envs.pool import PREFIX
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.tools.bench.peers import Peer, prepare
@@ -84,7 +84,7 @@ def peer_work(config: RunConfig, peer: str) -> dict[str, Any]:
 def _threads(config: RunConfig) -> int:
     """Of torch: two 64 x 64 networks are slower on two threads than on one, and much slower where cores are shared."""
     if config.env.num_frames > 1 or max(config.policy.hidden_sizes, default=0) >= _WIDE:
-        return os.cpu_count() or 1
+        return usable_cores()
     return 1
 
 

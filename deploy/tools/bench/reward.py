@@ -4,7 +4,6 @@ same cores, with the load generator beside it. Every score is checked. Measures 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.tools.bench.aside import Aside
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
@@ -197,7 +197,7 @@ class Measurement:
         args = self._args
         return {
             **{"seconds": args.seconds, "clients": args.clients, "repeats": args.repeats, "threads": self._threads},
-            **{"cores": os.cpu_count(), "parameters": self._num_parameters, "tokens": [SHORTEST, LONGEST]},
+            **{"cores": usable_cores(), "parameters": self._num_parameters, "tokens": [SHORTEST, LONGEST]},
             "batching": self._batching.model_dump(),
         }
 
