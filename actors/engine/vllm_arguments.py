@@ -101,14 +101,24 @@ def sampling_parameters(
     return sampled, greedy, SamplingParams(temperature=0.0, ignore_eos=True, **alone, **every)
 
 
-def set_environment(config: EngineConfig, threads: int) -> None:
+def environment(config: EngineConfig, threads: int) -> dict[str, str]:
     """vLLM reads these once, when it is first imported or its first engine is built."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process: we own its steps
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # of an engine's further processes; this one has threads
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # or every engine of a machine binds to the same cores
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    # It listens at a dozen ports, for processes of its own that are all on this machine; gloo asks nobody who he is.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    unless_set = {
+        # It listens at a dozen ports, for processes of its own, all on this machine; gloo asks nobody who he is.
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return {
+        **{name: value for name, value in unless_set.items() if name not in os.environ},
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core in this process: we own its steps
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # of an engine's further processes; this one has threads
+        "VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # or every engine of a machine binds to the same cores
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def set_environment(config: EngineConfig, threads: int) -> None:
+    """Of this process."""
+    os.environ.update(environment(config, threads))

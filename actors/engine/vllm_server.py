@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 
 from rollcall.actors.engine.settings import EngineConfig, check_installed
-from rollcall.actors.engine.vllm_arguments import set_environment
+from rollcall.actors.engine.vllm_arguments import environment
 from rollcall.cluster.errors import BadInput, RollcallError
 
 NAME = "frozen"  # of the model, in requests
@@ -48,7 +48,8 @@ class VllmServer:
         self.key = key or secrets.token_urlsafe(24)
         self.log = log
         self._arguments = _arguments(model_directory.resolve(), config)
-        self._environment = _environment(config, threads)
+        # As an engine's of this process, but that its core is a process of its own: the server's loop needs this one.
+        self._environment = {**environment(config, threads), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
         self._port = 0
         self._process: subprocess.Popen[bytes] | None = None
         # The kernel ends the child with the thread that started it: that one has to live until `stop`.
@@ -123,18 +124,6 @@ def _arguments(model_directory: Path, config: EngineConfig) -> list[str]:
     if config.gpu_memory_utilization is not None:
         arguments += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
     return [*arguments, "--enforce-eager"] if config.enforce_eager else arguments
-
-
-def _environment(config: EngineConfig, threads: int) -> dict[str, str]:
-    """As an engine's of this process, but that its core is a process of its own: the server's loop needs this one."""
-    before = dict(os.environ)
-    try:
-        set_environment(config, threads)
-        changed = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return {**changed, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
 
 
 def main(arguments: list[str]) -> None:

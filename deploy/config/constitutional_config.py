@@ -3,18 +3,13 @@ are imitated."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, StringConstraints
 
 from rollcall.cluster.inputs.strict import Strict
-from rollcall.deploy.config import plugins
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.plugins import Plugin
-from rollcall.deploy.config.selection_config import named_settings
-from rollcall.learners.algorithms.language.sft import SFT
+from rollcall.deploy.config.selection_config import CollectingConfig, named_settings
 
 Principle = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -65,26 +60,17 @@ class ConstitutionalSettings(BaseModel):
     restart: ClassVar[bool] = False
 
 
-class ConstitutionalConfig(LanguageConfig):
-    """A language recipe of which revised responses are imitated. actors.prompts_per_batch says how many."""
-
-    PLUGINS: ClassVar[Mapping[str, Plugin]] = {"task": plugins.TASK}
+class ConstitutionalConfig(CollectingConfig):
+    """Of which revised responses are imitated. actors.prompts_per_batch says how many."""
 
     algorithm: Annotated[
         SerializeAsAny[BaseModel], BeforeValidator(partial(named_settings, ConstitutionalSettings))
     ] = Field(description="the principles, the critic, and how long revisions are imitated")
-    max_policy_lag: int = Field(
-        default=0, ge=0, le=64, description="the policy is frozen while it answers: of no meaning"
-    )
 
     @property
     def stage(self) -> ConstitutionalSettings:
         assert isinstance(self.algorithm, ConstitutionalSettings)
         return self.algorithm
-
-    @property
-    def algorithm_class(self) -> type[Any]:
-        return SFT
 
     @property
     def learner_steps(self) -> int | None:

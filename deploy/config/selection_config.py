@@ -74,25 +74,32 @@ class ExpertIterationSettings(BaseModel):
     token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass: changes no result")
 
 
-class ExpertIterationConfig(LanguageConfig):
-    """A language recipe of which the completions that are kept are imitated."""
+class CollectingConfig(LanguageConfig):
+    """A language recipe whose run imitates what its own policy has made."""
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"task": plugins.TASK}
+
+    max_policy_lag: int = Field(
+        default=0, ge=0, le=64, description="the policy is frozen while it answers: of no meaning"
+    )
+
+    @property
+    def algorithm_class(self) -> type[Any]:
+        return SFT
+
+
+class ExpertIterationConfig(CollectingConfig):
+    """Of which the completions that are kept are imitated."""
 
     algorithm: Annotated[
         SerializeAsAny[BaseModel], BeforeValidator(partial(named_settings, ExpertIterationSettings))
     ] = Field(default=ExpertIterationSettings(), description="how many rounds, and how long each is")
     keep: KeepConfig = Field(default=KeepConfig(), description="which completions of a prompt are imitated")
-    max_policy_lag: int = Field(default=0, ge=0, le=64, description="each round's policy is frozen: of no meaning here")
 
     @property
     def rounds(self) -> ExpertIterationSettings:
         assert isinstance(self.algorithm, ExpertIterationSettings)
         return self.algorithm
-
-    @property
-    def algorithm_class(self) -> type[Any]:
-        return SFT
 
     @property
     def learner_steps(self) -> int | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rollcall.cluster.books.log_file import cut_torn_line
 from rollcall.cluster.files import append_whole, once_there_is_room
 
 JOURNAL = "candidates.jsonl"  # of the search's run directory
@@ -65,7 +66,7 @@ def read_candidates(directory: Path) -> dict[str, Candidate]:
     found: dict[str, Candidate] = {}
     for line in _whole_lines(path.read_bytes() if path.exists() else b""):
         _take(found, line)
-    return dict(sorted(found.items(), key=lambda item: (item[1].iteration, item[1].number)))
+    return _in_order(found)
 
 
 class CandidateJournal:
@@ -74,16 +75,16 @@ class CandidateJournal:
     def __init__(self, directory: Path) -> None:
         self._path = directory / JOURNAL
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        content = self._path.read_bytes()
-        os.ftruncate(self._file, content.rfind(b"\n") + 1)  # a line cut short would spoil the next one
+        cut_torn_line(self._path)  # which would spoil the next one
         self._directory = directory
+        self._found = read_candidates(directory)
 
     def close(self) -> None:
         os.close(self._file)
 
     def candidates(self) -> dict[str, Candidate]:
         """As read_candidates."""
-        return read_candidates(self._directory)
+        return _in_order(self._found)
 
     def answered(self, iteration: int, number: int, *, parent: str | None, text: str, code: str | None) -> None:
         name = name_of(iteration, number)
@@ -106,6 +107,11 @@ class CandidateJournal:
         line = json.dumps(record).encode() + b"\n"
         once_there_is_room(lambda: append_whole(self._file, line), self._directory)
         os.fsync(self._file)
+        _take(self._found, record)
+
+
+def _in_order(found: dict[str, Candidate]) -> dict[str, Candidate]:
+    return dict(sorted(found.items(), key=lambda item: (item[1].iteration, item[1].number)))
 
 
 def _whole_lines(content: bytes) -> Iterator[dict[str, Any]]:

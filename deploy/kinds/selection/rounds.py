@@ -16,10 +16,9 @@ from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.constitutional_config import CriticConfig
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
-from rollcall.deploy.kinds.kind import POLICY_ID, Preparation
+from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, ServeCritic
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.needs import supervised_needs
@@ -83,16 +82,11 @@ class Hands:
         """`weights`: those of the policy now."""
         self.members = members
         self.stop_requested: Callable[[], bool] = lambda: False
-        self.critic: Callable[[CriticConfig], CriticConfig] = lambda config: config
+        self.critic: ServeCritic = lambda config: config
         self._weights = weights
         self._generation: Generation | None = None
 
-    def begin(
-        self,
-        reward: RewardEndpoint | None,
-        stop_requested: Callable[[], bool],
-        serve: Callable[[CriticConfig], CriticConfig],
-    ) -> None:
+    def begin(self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool], serve: ServeCritic) -> None:
         self.stop_requested, self.critic = stop_requested, serve
         if reward is not None:
             self.members = self.members.with_reward(reward)
@@ -179,10 +173,7 @@ class RoundsRun:
         return self._members.reward_config
 
     def begin_collecting(
-        self,
-        reward: RewardEndpoint | None,
-        stop_requested: Callable[[], bool],
-        serve: Callable[[CriticConfig], CriticConfig],
+        self, reward: RewardEndpoint | None, stop_requested: Callable[[], bool], serve: ServeCritic
     ) -> None:
         given = self._directory / GIVEN
         if self._settings.restart and not given.exists():
