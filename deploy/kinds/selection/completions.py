@@ -4,17 +4,13 @@ Must never know how they were sampled or who scored them."""
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rollcall.cluster.errors import BadInput
-from rollcall.cluster.files import append_whole, once_there_is_room
-from rollcall.cluster.inputs.json_lines import parse_object
 from rollcall.deploy.config.selection_config import KeepConfig
+from rollcall.deploy.kinds.selection.row_file import RowFile
 
 
 @dataclass(frozen=True)
@@ -82,55 +78,8 @@ class Answered:
         return cls(**{**values, "completions": completions})
 
 
-class AnsweredFile:
-    """A line a prompt, each prompt once. A line that a killed process left half written is taken away; what stands is
-    never written again."""
+class AnsweredFile(RowFile[Answered]):
+    """A line a prompt, each prompt once."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadInput: naming the line that is no prompt's, or the second one of a prompt."""
-        self.path = path
-        self._places: dict[int, int] = {}  # row -> where its line begins
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        begin = 0
-        for number, line in enumerate(self._lines(), start=1):
-            try:
-                row = Answered.of(parse_object(line.decode())).row
-            except (ValueError, TypeError, KeyError) as error:
-                raise self._damaged(number, str(error)) from None
-            if row in self._places:
-                raise self._damaged(number, f"row {row} has a line already")
-            self._places[row] = begin
-            begin += len(line)
-        os.ftruncate(self._file, begin)
-
-    @property
-    def rows(self) -> frozenset[int]:
-        return frozenset(self._places)
-
-    def add(self, answered: Answered) -> None:
-        """Raises OSError: where the disk does not take it within the patience that files have."""
-        assert answered.row not in self._places, f"row {answered.row} a second time"
-        content = answered.line().encode(errors="replace")
-        once_there_is_room(lambda: append_whole(self._file, content), self.path.parent)
-        self._places[answered.row] = os.fstat(self._file).st_size - len(content)
-
-    def read(self, rows: Sequence[int] | None = None) -> Iterator[Answered]:
-        """In the order of the rows (of those that are named, and there), whenever each was answered."""
-        wanted = self._places.keys() if rows is None else self._places.keys() & set(rows)
-        with self.path.open("rb") as file:
-            for row in sorted(wanted):
-                file.seek(self._places[row])
-                yield Answered.of(json.loads(file.readline()))
-
-    def close(self) -> None:
-        with suppress(OSError):
-            os.fsync(self._file)
-        os.close(self._file)
-
-    def _lines(self) -> Iterator[bytes]:
-        with self.path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
-
-    def _damaged(self, number: int, why: str) -> BadInput:
-        os.close(self._file)
-        return BadInput(f"{self.path}:{number}: {why}; remove the line: its prompt is answered again")
+        super().__init__(path, Answered.of, remedy="its prompt is answered again")

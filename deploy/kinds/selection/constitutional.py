@@ -58,7 +58,7 @@ class Revisions:
         with closing(RevisedFile(directory / REVISIONS)) as file:
             if not (directory / SUMMARY).exists() and not self._revise(file, hands, directory):
                 return None
-            made = [file.items[row] for row in sorted(file.items)]
+            made = list(file.read())
         codec = hands.members.codec
         return [imitated(codec, item.prompt, item.final) for item in made]
 
@@ -73,22 +73,22 @@ class Revisions:
             if not self._answer(rows, responses, hands):
                 return False
             answered = [item for item in responses.read(rows) if item.completions[0].is_whole]
-        left = [item for item in answered if item.row not in file.items]
+        left = [item for item in answered if item.row not in file.rows]
         failed: list[str] = []
         with closing(Critic(hands.critic(self._settings.critic), self._settings, seed=config.seed)) as critic:
             told = time.monotonic()
             at_once = self._settings.critic.concurrency
             for item in revisions(critic, left, at_once=at_once, stop_requested=hands.stop_requested, failed=failed):
                 file.add(item)
-                if time.monotonic() - told > EVERY_S or len(file.items) == len(answered):
+                if time.monotonic() - told > EVERY_S or len(file.rows) == len(answered):
                     told = time.monotonic()
-                    print(f"revised {len(file.items)}/{len(answered)}", flush=True)
-        if len(file.items) + len(failed) < len(answered):
+                    print(f"revised {len(file.rows)}/{len(answered)}", flush=True)
+        if len(file.rows) + len(failed) < len(answered):
             return False
-        if not file.items:
+        if not file.rows:
             what = failed[0] if failed else "no response came to its own end (actors.sampling.max_tokens)"
             raise RollcallError(f"there is nothing to imitate: {what}")
-        self._sum_up(list(file.items.values()), rows, answered, failed, directory)
+        self._sum_up(list(file.read()), rows, answered, failed, directory)
         return True
 
     def _answer(self, rows: Sequence[int], file: AnsweredFile, hands: Hands) -> bool:

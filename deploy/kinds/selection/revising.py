@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -13,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.cluster.files import append_whole, once_there_is_room
-from rollcall.cluster.inputs.json_lines import parse_object
+from rollcall.cluster.errors import RollcallError
 from rollcall.deploy.config.constitutional_config import ConstitutionalSettings, CriticConfig
 from rollcall.deploy.kinds.selection.completions import Answered
+from rollcall.deploy.kinds.selection.row_file import RowFile
 from rollcall.reward_service.scorers.chat import Chat, Messages, NoReply, text_of
 from rollcall.reward_service.scorers.judge_prompts import quoted
 
@@ -124,34 +122,11 @@ def _messages(task: str) -> Messages:
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": task}]
 
 
-class RevisedFile:
-    """A line a response, each once. A line that a killed process left half written is taken away."""
+class RevisedFile(RowFile[Revised]):
+    """A line a response, each once."""
 
     def __init__(self, path: Path) -> None:
-        """Raises BadInput: naming the line that is none."""
-        self.path = path
-        self.items: dict[int, Revised] = {}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        size = 0
-        with path.open("rb") as file:
-            for number, line in enumerate((line for line in file if line.endswith(b"\n")), start=1):
-                try:
-                    item = Revised.of(parse_object(line.decode()))
-                except (ValueError, TypeError, KeyError) as error:
-                    os.close(self._file)
-                    raise BadInput(f"{path}:{number}: {error}; remove the line: it is revised again") from None
-                self.items[item.row] = item
-                size += len(line)
-        os.ftruncate(self._file, size)
-
-    def add(self, item: Revised) -> None:
-        assert item.row not in self.items, f"row {item.row} a second time"
-        content = item.line().encode(errors="replace")
-        once_there_is_room(lambda: append_whole(self._file, content), self.path.parent)
-        self.items[item.row] = item
-
-    def close(self) -> None:
-        os.close(self._file)
+        super().__init__(path, Revised.of, remedy="it is revised again")
 
 
 def revisions(
