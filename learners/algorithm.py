@@ -95,6 +95,34 @@ class Algorithm(Protocol[Batch, Prepared, Part]):
         """Pure: may be compiled."""
 
 
+class Epoch(Protocol[PartOut]):
+    """An epoch's minibatches side by side, for a compiler: all are of one shape, and of one part each."""
+
+    def __len__(self) -> int: ...
+
+    def part(self, index: Tensor) -> PartOut:
+        """Of the minibatch `index`, 0-dim int64. In operations on tensors alone, so that it can be compiled."""
+
+
+@runtime_checkable
+class InEpochs(Protocol[Prepared, Part]):
+    """An algorithm whose minibatches can be had an epoch at a time: one program then makes all the steps of it."""
+
+    def epochs(self, context: Context, prepared: Prepared) -> Iterator[Epoch[Part]]:
+        """The same minibatches as `minibatches`, for a learner that is one process."""
+
+
+def in_epochs(algorithm: Algorithm[Any, Any, Any]) -> InEpochs[Any, Any] | None:
+    """The algorithm, where it is so: not where it inherits its epochs and has minibatches of its own."""
+    kinds = type(algorithm).__mro__
+
+    def first_with(name: str) -> int:
+        return next((place for place, kind in enumerate(kinds) if name in vars(kind)), len(kinds))
+
+    own = isinstance(algorithm, InEpochs) and first_with("epochs") <= first_with("minibatches")
+    return algorithm if own and isinstance(algorithm, InEpochs) else None
+
+
 @runtime_checkable
 class StopsEarly(Protocol):
     """An algorithm that may end a batch's updates before its last epoch."""

@@ -4,7 +4,7 @@ with a line search, gradients that come from elsewhere) has an `update` of its o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
-from rollcall.learners.algorithm import Algorithm, Context, FollowsSteps, Loss, Metrics, Minibatch, StopsEarly
+from rollcall.learners.algorithm import (
+    Algorithm,
+    Context,
+    Epoch,
+    FollowsSteps,
+    Loss,
+    Metrics,
+    Minibatch,
+    StopsEarly,
+    in_epochs,
+)
 from rollcall.learners.models.flat import Whole
 
 LossFunction = Callable[[Context, Any], Loss]
@@ -24,6 +34,13 @@ class WholeStep(Protocol):
     def begin(self) -> None: ...
 
     def __call__(self, part: object, broken: Tensor, models: Collection[str] | None = None) -> tuple[Loss, Tensor]: ...
+
+    @property
+    def takes_epochs(self) -> bool:
+        """Whether all the steps of an epoch can be made in one call, too."""
+
+    def epoch(self, epoch: Epoch[Any], broken: Tensor) -> Metrics:
+        """The means over its minibatches: as `Stepper.gradient_step` has them of each."""
 
 
 Prepared = TypeVar("Prepared", contravariant=True)
@@ -175,6 +192,18 @@ class Stepper:
         self._keep(per_sample, minibatch)
         return {**metrics, "loss": loss, "grad_norm": self.step(models)}
 
+    @property
+    def takes_epochs(self) -> bool:
+        return self._whole_step is not None and self._whole_step.takes_epochs and self._after_step is None
+
+    def epoch_steps(self, epoch: Epoch[Any]) -> Metrics:
+        """A gradient step for each of its minibatches in one call, where it `takes_epochs`. Returns the metrics' means.
+        It is not interrupted in between."""
+        assert self._whole_step is not None
+        self._check()
+        self.num_steps += len(epoch)
+        return self._whole_step.epoch(epoch, self.broken)
+
     def apply_gradient(self, gradient: Tensor) -> Tensor:
         """[P]: a step along what others have computed, the same on every process. Returns as `step`."""
         self.gradient.copy_(gradient)
@@ -270,9 +299,26 @@ def minibatch_steps(
 ) -> Metrics:
     """The update of most algorithms: an optimiser step for each minibatch of each epoch. Returns the metrics' means;
     nothing where there was no minibatch."""
+    means: list[Metrics] = []
+    for mean in _epochs(algorithm, context, prepared, stepper):
+        means.append(mean)
+        if isinstance(algorithm, StopsEarly) and algorithm.stops_early(mean):
+            break
+    if stepper.per_sample is not None:
+        context.collective.sum_(stepper.per_sample)
+    return {name: torch.stack([mean[name] for mean in means]).mean() for name in means[0]} if means else {}
+
+
+def _epochs(
+    algorithm: Algorithm[Any, Any, Any], context: Context, prepared: object, stepper: Stepper
+) -> Iterator[Metrics]:
+    """Makes the steps of an epoch, and then says what the metrics' means over its minibatches were."""
+    whole = in_epochs(algorithm) if stepper.takes_epochs else None
+    if whole is not None:
+        yield from map(stepper.epoch_steps, whole.epochs(context, prepared))
+        return
     names: list[str] = []
     of_epoch: list[Tensor] = []
-    means: list[Tensor] = []
     for minibatch in algorithm.minibatches(context, prepared):
         metrics = stepper.gradient_step(minibatch)
         names = list(metrics)
@@ -280,13 +326,8 @@ def minibatch_steps(
         if minibatch.ends_epoch:
             mean = torch.stack(of_epoch).mean(0)
             context.collective.sum_(mean[:-1])  # the gradient norm, last, is already everyone's
-            means.append(mean)
             of_epoch = []
-            if isinstance(algorithm, StopsEarly) and algorithm.stops_early(dict(zip(names, mean, strict=True))):
-                break
-    if stepper.per_sample is not None:
-        context.collective.sum_(stepper.per_sample)
-    return dict(zip(names, torch.stack(means).mean(0), strict=True)) if means else {}
+            yield dict(zip(names, mean.unbind(), strict=True))
 
 
 @torch.no_grad()

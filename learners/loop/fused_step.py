@@ -1,5 +1,6 @@
 """A gradient step as one compiled program: loss, backward, clipping, Adam and the finite check, without Python between
-them. For one process with whole float32 parameters; of a small network, most of a step is else between its kernels."""
+them; or all the steps of an epoch. For one process with whole float32 parameters: with a small network most of a step
+is otherwise spent between its kernels."""
 
 from __future__ import annotations
 
@@ -8,15 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.func import functional_call, grad_and_value
 
-from rollcall.learners.algorithm import Algorithm, Context, Loss, Metrics
+from rollcall.learners.algorithm import Algorithm, Context, Epoch, Loss, Metrics
 from rollcall.learners.loop.parameters import WHOLE, ReplicatedParameters
-from rollcall.learners.loop.rules import TorchRule
+from rollcall.learners.loop.rules import AdamState, TorchRule
 from rollcall.learners.update import TrainedParameters
 
 PerSample = tuple[Tensor, ...]  # one, or none
 Program = Callable[[Any, Tensor], tuple[Tensor, Tensor, Metrics, PerSample]]  # (part, broken) -> loss, norm and so on
+EpochProgram = Callable[[Any, Tensor], Tensor]  # (epoch, broken) -> the metrics' means, loss and norm at the end
 
 
 def fused_step(
@@ -59,6 +62,12 @@ class FusedStep:
         self._max_grad_norm = max_grad_norm
         self._backend = backend
         self._programs: dict[tuple[str, ...], Program] = {}
+        self._epoch_program: tuple[list[str], EpochProgram] | None = None
+
+    @property
+    def takes_epochs(self) -> bool:
+        """Not on a GPU: a loop in a program waits for it in each turn."""
+        return list(self._rules) == [WHOLE] and self._flat.device.type == "cpu"
 
     def begin(self) -> None:
         """Before a batch: its steps have the learning rates of now."""
@@ -76,46 +85,93 @@ class FusedStep:
             loss, norm, metrics, per_sample = program(part, broken)
         return Loss(loss, metrics, *per_sample), norm
 
+    def epoch(self, epoch: Epoch[Any], broken: Tensor) -> Metrics:
+        """A step of all models for each of its minibatches. Returns the metrics' means."""
+        if self._epoch_program is None:
+            with torch.no_grad():
+                names = list(self._loss(epoch.part(torch.zeros((), dtype=torch.int64))).metrics)
+            self._epoch_program = ([*names, "loss", "grad_norm"], self._compiled_epoch(names))
+        names, program = self._epoch_program
+        with torch.no_grad():
+            means = program(epoch, broken)
+        return dict(zip(names, means.unbind(), strict=True))
+
     def _compiled(self, stepped: tuple[str, ...]) -> Program:
         def program(part: object, broken: Tensor) -> tuple[Tensor, Tensor, Metrics, PerSample]:
-            parameters = {
-                name: self._flat[offset : offset + size].view(shape)
-                for name, (offset, size, shape) in self._places.items()
-            }
-            gradients, (loss, (metrics, per_sample)) = grad_and_value(self._loss_at, has_aux=True)(parameters, part)
-            gradient = self._side_by_side(gradients)
-            norm = torch.linalg.vector_norm(gradient)
+            gradient, norm, loss, metrics, per_sample = self._gradient(self._flat, part)
             broken.add_(loss + norm)
             for name in stepped:
-                self._step(name, gradient, norm, broken.isfinite())
+                weights, state = self._flat[self._stretches[name]], self._rules[name].adam_state()
+                for live, new in zip(
+                    (weights, *state), self._stepped(name, weights, state, gradient, norm, broken), strict=True
+                ):
+                    live.copy_(new)
             return loss, norm, metrics, per_sample
 
+        return self._compile(program)
+
+    def _compiled_epoch(self, names: Sequence[str]) -> EpochProgram:
+        def program(epoch: Epoch[Any], broken: Tensor) -> Tensor:
+            def more(index: Tensor, *_: Tensor) -> Tensor:
+                return index < len(epoch)
+
+            def step(
+                index: Tensor, sums: Tensor, broken: Tensor, weights: Tensor, *state: Tensor
+            ) -> tuple[Tensor, ...]:
+                gradient, norm, loss, metrics, _ = self._gradient(weights, epoch.part(index))
+                broken = broken + (loss + norm)
+                sums = sums + torch.stack([*(metrics[name] for name in names), loss, norm])
+                stepped = self._stepped(WHOLE, weights, AdamState(*state), gradient, norm, broken)
+                return index + 1, sums, broken, *stepped
+
+            live = (broken, self._flat, *self._rules[WHOLE].adam_state())
+            first = torch.zeros((), dtype=torch.int64)
+            _, sums, *after = while_loop(more, step, (first, self._flat.new_zeros(len(names) + 2), *live))
+            for tensor, new in zip(live, after, strict=True):
+                tensor.copy_(new)
+            return sums / len(epoch)
+
+        return self._compile(program)
+
+    def _compile(self, program: Callable[..., Any]) -> Any:
         options: dict[str, Any] = {"guard_filter_fn": _may_change}
         if self._flat.device.type == "cpu" and self._backend == "inductor":
             options["cpp_wrapper"] = True  # what calls the kernels is compiled, too
-        compiled: Program = torch.compile(
-            program, backend=self._backend, fullgraph=True, dynamic=False, options=options
-        )
-        return compiled
+        return torch.compile(program, backend=self._backend, fullgraph=True, dynamic=False, options=options)
+
+    def _gradient(self, weights: Tensor, part: object) -> tuple[Tensor, Tensor, Tensor, Metrics, PerSample]:
+        """Of all parameters side by side, its norm, and the loss with what comes with it."""
+        parameters = {
+            name: weights[offset : offset + size].view(shape) for name, (offset, size, shape) in self._places.items()
+        }
+        gradients, (loss, (metrics, per_sample)) = grad_and_value(self._loss_at, has_aux=True)(parameters, part)
+        gradient = self._side_by_side(gradients, weights)
+        return gradient, torch.linalg.vector_norm(gradient), loss, metrics, per_sample
 
     def _loss_at(self, parameters: dict[str, Tensor], part: object) -> tuple[Tensor, tuple[Metrics, PerSample]]:
         loss, metrics, per_sample = functional_call(self._loss, parameters, (part,))
         return loss, (metrics, () if per_sample is None else (per_sample,))
 
-    def _step(self, name: str, gradient: Tensor, norm: Tensor, finite: Tensor) -> None:
-        own, weights = gradient[self._stretches[name]], self._flat[self._stretches[name]]
+    def _stepped(
+        self, name: str, weights: Tensor, state: AdamState, gradient: Tensor, norm: Tensor, broken: Tensor
+    ) -> tuple[Tensor, ...]:
+        """What the weights and the state of a rule become."""
+        own = gradient[self._stretches[name]]
         if self._max_grad_norm is not None:
             own_norm = norm if name == WHOLE else torch.linalg.vector_norm(own)
             own = own * (self._max_grad_norm / (own_norm + 1e-6)).clamp(max=1.0)
-        weights.copy_(self._rules[name].traced_step(weights, own, self._rates[name], finite))
+        weights, state = self._rules[name].traced_step(
+            weights, state, own, learning_rate=self._rates[name], finite=broken.isfinite()
+        )
+        return weights, *state
 
-    def _side_by_side(self, gradients: Mapping[str, Tensor]) -> Tensor:
-        """As in the flat gradient, with zeros in the gaps between parameters."""
+    def _side_by_side(self, gradients: Mapping[str, Tensor], weights: Tensor) -> Tensor:
+        """As the flat weights are, with zeros in the gaps between parameters."""
         parts, end = [], 0
         for name, (offset, size, _) in self._places.items():
-            parts += [self._flat.new_zeros(offset - end), gradients[name].reshape(-1)]
+            parts += [weights.new_zeros(offset - end), gradients[name].reshape(-1)]
             end = offset + size
-        return torch.cat([*parts, self._flat.new_zeros(len(self._flat) - end)])
+        return torch.cat([*parts, weights.new_zeros(len(weights) - end)])
 
 
 def _may_change(guards: Sequence[Any]) -> list[bool]:

@@ -5,7 +5,7 @@ step that is to be skipped leaves all of it as it was, and a GPU need not be wai
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,14 @@ class Rule(Protocol):
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that a step changes, live: to be copied, and copied back."""
+
+
+class AdamState(NamedTuple):
+    """Of a flat parameter [P]."""
+
+    steps: Tensor  # 0-dim
+    mean: Tensor  # [P], of the gradients
+    square: Tensor  # [P], of their squares
 
 
 class TorchRule:
@@ -124,21 +132,28 @@ class TorchRule:
             skip=skip,
         )
 
-    def traced_step(self, weights: Tensor, gradient: Tensor, learning_rate: Tensor, finite: Tensor) -> Tensor:
+    def adam_state(self) -> AdamState:
+        """Of a single flat parameter; live."""
+        (state,) = self._states
+        return AdamState(state["step"], state["exp_avg"], state["exp_avg_sq"])
+
+    def traced_step(
+        self, weights: Tensor, before: AdamState, gradient: Tensor, *, learning_rate: Tensor, finite: Tensor
+    ) -> tuple[Tensor, AdamState]:
         """Adam's, of a single flat parameter, in operations that a compiler can join with those before it. Returns what
-        `weights`, its values, become. `finite`, 0-dim: where it is False, all stays as it is."""
-        config, (state,) = self._config, self._states
+        `weights`, its values, and the state `before` become. `finite`, 0-dim: where it is False, they stay."""
+        config = self._config
         assert isinstance(config, AdamConfig | AdamWConfig)
-        steps = state["step"] + 1.0
-        mean = torch.lerp(state["exp_avg"], gradient, 1.0 - config.beta1)
-        square = config.beta2 * state["exp_avg_sq"] + (1.0 - config.beta2) * gradient.square()
+        steps = before.steps + 1.0
+        mean = torch.lerp(before.mean, gradient, 1.0 - config.beta1)
+        square = config.beta2 * before.square + (1.0 - config.beta2) * gradient.square()
         # Divided by what is missing to the averages, which began at 0.
         size = learning_rate / (1.0 - config.beta1**steps)
         deviation = (square / (1.0 - config.beta2**steps)).sqrt() + (CONTROL_EPS if config.eps is None else config.eps)
         kept = weights if self._decay is None else weights * (1.0 - learning_rate * self._decay)
-        for name, value in (("step", steps), ("exp_avg", mean), ("exp_avg_sq", square)):
-            state[name].copy_(torch.where(finite, value, state[name]))
-        return torch.where(finite, kept - size * mean / deviation, weights)
+        after = AdamState(steps, mean, square)
+        stepped = AdamState(*(torch.where(finite, new, old) for new, old in zip(after, before, strict=True)))
+        return torch.where(finite, kept - size * mean / deviation, weights), stepped
 
     def names(self) -> Sequence[str]:
         return [PARAMETERS, *(f"optimizer.{name}" for name in self._states[0])]

@@ -51,7 +51,7 @@ class NaturalGradient:
         )
 
     def minibatches(self, context: Context, prepared: StepRows[Targets]) -> Iterator[Minibatch]:
-        yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, context.generator))
+        yield from samples.shuffled_grid(prepared, 1, context.generator).minibatches()
 
     def loss(self, context: Context, minibatch: Minibatch) -> Loss:
         """The reward is the step's own: enough for a toy. Values of samples: the size of their terms."""

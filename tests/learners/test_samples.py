@@ -19,7 +19,6 @@ from rollcall.learners.algorithms.control.samples import (
     assess,
     batch_rows,
     evaluate,
-    grid_minibatches,
     shuffled_grid,
 )
 from rollcall.learners.batches.gym_batch import GymBatch
@@ -50,7 +49,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**32 - 1))
 def test_every_row_is_in_exactly_one_minibatch(num_rows: int, num_minibatches: int, seed: int) -> None:
     rows = numbered(num_rows)
-    minibatches = list(grid_minibatches(shuffled_grid(rows, num_minibatches, generator(seed))))
+    minibatches = list(shuffled_grid(rows, num_minibatches, generator(seed)).minibatches())
     assert len(minibatches) == min(num_minibatches, num_rows)
     counted = torch.cat([m.rows.targets.identity[m.rows.mask.bool()] for m in minibatches])
     assert sorted(counted.tolist()) == list(range(num_rows))
@@ -66,7 +65,7 @@ def test_num_valid_excludes_masked_steps(make_policy: MakePolicy, make_batch: Ma
     policy = make_policy()
     batch = make_batch(policy, dead_rate=0.4)
     assert 0 < int(batch.steps.mask.sum()) < batch.steps.mask.numel()
-    minibatches = list(grid_minibatches(shuffled_grid(batch_rows(policy, batch, None), 3, generator())))
+    minibatches = list(shuffled_grid(batch_rows(policy, batch, None), 3, generator()).minibatches())
     assert [float(m.num_valid) for m in minibatches] == [float(m.rows.mask.sum()) for m in minibatches]
     assert sum(float(m.num_valid) for m in minibatches) == int(batch.steps.mask.sum())
 
@@ -74,17 +73,17 @@ def test_num_valid_excludes_masked_steps(make_policy: MakePolicy, make_batch: Ma
 def test_a_minibatch_of_dead_steps_divides_by_one_and_not_by_zero() -> None:
     rows = numbered(4)
     rows.mask.zero_()
-    (minibatch,) = grid_minibatches(shuffled_grid(rows, 1, generator()))
+    (minibatch,) = shuffled_grid(rows, 1, generator()).minibatches()
     assert float(minibatch.num_valid) == 1.0
 
 
 def test_the_order_of_samples_is_the_generators_alone() -> None:
     rows = numbered(32)
-    first, again, other = (shuffled_grid(rows, 4, generator(seed)).targets.identity for seed in (1, 1, 2))
+    first, again, other = (shuffled_grid(rows, 4, generator(seed)).rows.targets.identity for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     source = generator(1)
-    epochs = [shuffled_grid(rows, 4, source).targets.identity for _ in range(2)]
+    epochs = [shuffled_grid(rows, 4, source).rows.targets.identity for _ in range(2)]
     assert not torch.equal(epochs[0], epochs[1])
 
 
@@ -93,7 +92,7 @@ def test_recurrent_minibatches_keep_sequences_whole(make_policy: MakePolicy, mak
     batch = make_batch(policy, num_envs=5)
     assert batch.initial_recurrent_state is not None
     seen = []
-    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch, None), 2, generator())):
+    for minibatch in shuffled_grid(batch_rows(policy, batch, None), 2, generator()).minibatches():
         for i in range(len(minibatch.rows.mask)):
             row = map_arrays(minibatch.rows, itemgetter(i))
             (env,) = (
@@ -123,7 +122,7 @@ def test_the_recomputed_ratio_is_one_before_the_first_update(
         before.logprobs[batch.steps.mask], batch.steps.behaviour_logprobs[batch.steps.mask], atol=1e-5, rtol=0
     )
     torch.testing.assert_close((before.values, before.next_values), policy.bootstrap(batch))
-    for minibatch in grid_minibatches(shuffled_grid(batch_rows(policy, batch, None), 2, generator())):
+    for minibatch in shuffled_grid(batch_rows(policy, batch, None), 2, generator()).minibatches():
         valid = minibatch.rows.mask.bool()
         logprobs = evaluate(policy, minibatch.rows).logprobs
         torch.testing.assert_close(logprobs[valid], minibatch.rows.steps.behaviour_logprobs[valid], atol=1e-5, rtol=0)

@@ -74,7 +74,7 @@ def minibatches(
 ) -> Iterator[ActorCriticMinibatch]:
     """By default the batch itself, once: a second step on it would be off-policy."""
     for _ in range(epochs):
-        yield from samples.grid_minibatches(samples.shuffled_grid(rows, num_minibatches, context.generator))
+        yield from samples.shuffled_grid(rows, num_minibatches, context.generator).minibatches()
 
 
 def joined(

@@ -21,7 +21,12 @@ from rollcall.learners.algorithms.control.actor_critic import (
     ValueCoef,
     credit,
 )
-from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
+from rollcall.learners.algorithms.control.samples import (
+    ActorCriticMinibatch,
+    ActorCriticRows,
+    ActorCriticTargets,
+    StepGrid,
+)
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae
@@ -150,14 +155,17 @@ class PPO:
         before = values if config.value_loss == "clipped" else None
         return samples.batch_rows(network, batch, ActorCriticTargets(advantages, returns, before, old_params))
 
-    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
+    def epochs(self, context: Context, prepared: ActorCriticRows) -> Iterator[StepGrid[ActorCriticTargets]]:
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, context.generator)
-            yield from samples.grid_minibatches(self.normalised(grid))
+            yield replace(grid, rows=self.normalised(grid.rows))
+
+    def minibatches(self, context: Context, prepared: ActorCriticRows) -> Iterator[ActorCriticMinibatch]:
+        return (minibatch for epoch in self.epochs(context, prepared) for minibatch in epoch.minibatches())
 
     def normalised(self, grid: ActorCriticRows) -> ActorCriticRows:
-        """A grid of minibatches with the advantages of each by its own moments, where the settings say so. Here and not
-        in the loss: the moments are the whole minibatch's, and processes share it later."""
+        """The rows of a grid with the advantages of each minibatch by its own moments, where the settings say so. Here
+        and not in the loss: the moments are the whole minibatch's, and processes share it later."""
         if self._config.normalise_advantages != "minibatch":
             return grid
         advantages = losses.normalise_advantages(
@@ -204,7 +212,7 @@ class PPO:
         """After a batch's steps. Nothing without a penalty."""
         if self._penalty is None:
             return {}
-        (whole,) = samples.grid_minibatches(samples.shuffled_grid(rows, 1, context.generator))
+        (whole,) = samples.shuffled_grid(rows, 1, context.generator).minibatches()
         kl, coef = stepper.loss(whole, self._kl_loss).loss, self._coefficient(context)
         metrics = {"kl_old": kl, "kl_coef": torch.zeros_like(kl) + coef}
         if isinstance(coef, Tensor) and self._penalty.target is not None:

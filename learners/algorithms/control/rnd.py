@@ -112,17 +112,19 @@ class RND:
         )
         return StepRows(of_policy.steps, targets, of_policy.initial_state)
 
-    def minibatches(self, context: Context, prepared: RNDRows) -> Iterator[RNDMinibatch]:
+    def epochs(self, context: Context, prepared: RNDRows) -> Iterator[StepGrid[RNDTargets]]:
         share = self._config.predictor_share
         for _ in range(self._config.epochs):
             grid = samples.shuffled_grid(prepared, self._config.num_minibatches, context.generator)
-            drawn = torch.rand(grid.mask.shape, generator=context.generator, device=context.generator.device)
-            policy = self._ppo.normalised(_of_policy(grid)).targets
+            rows = grid.rows
+            drawn = torch.rand(rows.mask.shape, generator=context.generator, device=context.generator.device)
+            policy = self._ppo.normalised(_of_policy(rows)).targets
             # Weighted so that the predictor's loss has the mean of that over all steps.
-            predicted = grid.mask * (drawn.to(grid.mask.device) < share) / share
-            yield from samples.grid_minibatches(
-                replace(grid, targets=replace(grid.targets, policy=policy, predicted=predicted))
-            )
+            predicted = rows.mask * (drawn.to(rows.mask.device) < share) / share
+            yield replace(grid, rows=replace(rows, targets=replace(rows.targets, policy=policy, predicted=predicted)))
+
+    def minibatches(self, context: Context, prepared: RNDRows) -> Iterator[RNDMinibatch]:
+        return (minibatch for epoch in self.epochs(context, prepared) for minibatch in epoch.minibatches())
 
     def loss(self, context: Context, minibatch: RNDMinibatch) -> Loss:
         rows, num_valid, own = minibatch.rows, minibatch.num_valid, _networks(context)

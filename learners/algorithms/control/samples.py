@@ -54,6 +54,31 @@ class StepMinibatch(Generic[Targets]):
 
 
 @dataclass(frozen=True)
+class StepGrid(Generic[Targets]):
+    """One epoch's minibatches side by side: axis 0 of every tensor is the minibatch's."""
+
+    rows: StepRows[Targets]  # [num_minibatches, rows of each, ...]
+    num_valid: Tensor  # [num_minibatches]; a minibatch with no valid step counts one
+
+    def __len__(self) -> int:
+        return len(self.num_valid)
+
+    def part(self, index: Tensor) -> StepMinibatch[Targets]:
+        """The minibatch `index`, 0-dim."""
+
+        def select(tensor: Tensor) -> Tensor:
+            return tensor.index_select(0, index.view(1)).squeeze(0)
+
+        return StepMinibatch(map_arrays(self.rows, select), select(self.num_valid))
+
+    def minibatches(self) -> Iterator[StepMinibatch[Targets]]:
+        """In order; the last one ends the epoch."""
+        unbound = map_arrays(self.rows, lambda tensor: tensor.unbind())
+        for i, num_valid in enumerate(self.num_valid.unbind()):
+            yield StepMinibatch(map_arrays(unbound, itemgetter(i)), num_valid, ends_epoch=i == len(self) - 1)
+
+
+@dataclass(frozen=True)
 class ActorCriticTargets:
     """What the losses of actor-critic algorithms are made of."""
 
@@ -113,8 +138,8 @@ def evaluate(actor_critic: ActorCritic, rows: StepRows[Targets]) -> Evaluation:
     )
 
 
-def shuffled_grid(rows: StepRows[Targets], num_minibatches: int, generator: torch.Generator) -> StepRows[Targets]:
-    """One epoch's minibatches as tensors [num_minibatches, rows of each, ...], shuffled by one gather per tensor.
+def shuffled_grid(rows: StepRows[Targets], num_minibatches: int, generator: torch.Generator) -> StepGrid[Targets]:
+    """One epoch's minibatches, shuffled by one gather per tensor.
 
     Every row is in exactly one minibatch. Where their number does not divide, some minibatches end with a copy of a
     row whose mask is 0, so that all have one shape. There are never more minibatches than rows; one is not shuffled.
@@ -123,7 +148,7 @@ def shuffled_grid(rows: StepRows[Targets], num_minibatches: int, generator: torc
     num_rows = len(mask)
     num_minibatches = min(num_minibatches, num_rows)
     if num_minibatches == 1:
-        return map_arrays(rows, lambda tensor: tensor.unsqueeze(0))
+        return _grid(map_arrays(rows, lambda tensor: tensor.unsqueeze(0)))
     size = -(-num_rows // num_minibatches)
     num_copies = size * num_minibatches - num_rows
     order = torch.randperm(num_rows, generator=generator, device=generator.device).to(mask.device)
@@ -134,15 +159,11 @@ def shuffled_grid(rows: StepRows[Targets], num_minibatches: int, generator: torc
     grid = map_arrays(rows, lambda tensor: tensor.index_select(0, order).view(num_minibatches, size, *tensor.shape[1:]))
     if num_copies:
         grid.steps.mask[num_minibatches - num_copies :, -1] = 0.0
-    return grid
+    return _grid(grid)
 
 
-def grid_minibatches(grid: StepRows[Targets]) -> Iterator[StepMinibatch[Targets]]:
-    """The rows of a grid, in order; the last one ends the epoch. A minibatch with no valid step counts one."""
-    num_valid = grid.steps.mask.flatten(1).sum(1).clamp_(min=1.0).unbind()
-    unbound = map_arrays(grid, lambda tensor: tensor.unbind())
-    for i, valid in enumerate(num_valid):
-        yield StepMinibatch(map_arrays(unbound, itemgetter(i)), valid, ends_epoch=i == len(num_valid) - 1)
+def _grid(rows: StepRows[Targets]) -> StepGrid[Targets]:
+    return StepGrid(rows, rows.mask.flatten(1).sum(1).clamp_(min=1.0))
 
 
 class Assessment(NamedTuple):

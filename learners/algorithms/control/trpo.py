@@ -105,7 +105,7 @@ class TRPO:
 
     def minibatches(self, context: Context, prepared: StepRows[TRPOTargets]) -> Iterator[TRPOMinibatch]:
         """The batch itself, once: what the policy's step is made of."""
-        yield from samples.grid_minibatches(samples.shuffled_grid(prepared, 1, context.generator))
+        yield from samples.shuffled_grid(prepared, 1, context.generator).minibatches()
 
     def loss(self, context: Context, minibatch: TRPOMinibatch) -> Loss:
         """-L: the surrogate mean(ratio * A), negated."""
@@ -158,7 +158,7 @@ class TRPO:
         found = []
         for _ in range(self._config.critic_epochs):
             grid = samples.shuffled_grid(prepared, self._config.critic_minibatches, context.generator)
-            for minibatch in samples.grid_minibatches(grid):
+            for minibatch in grid.minibatches():
                 found.append(stepper.loss_and_gradient(minibatch, _critic_loss).loss)
                 stepper.step()
         return torch.stack(found).mean()
