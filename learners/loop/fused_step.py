@@ -5,7 +5,7 @@ is otherwise spent between its kernels."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from rollcall.learners.update import TrainedParameters
 
 PerSample = tuple[Tensor, ...]  # one, or none
 Program = Callable[[Any, Tensor], tuple[Tensor, Tensor, Metrics, PerSample]]  # (part, broken) -> loss, norm and so on
+Out = TypeVar("Out")
 EpochProgram = Callable[[Any, Tensor], Tensor]  # (epoch, broken) -> the metrics' means, loss and norm at the end
 
 
@@ -133,11 +134,14 @@ class FusedStep:
 
         return self._compile(program)
 
-    def _compile(self, program: Callable[..., Any]) -> Any:
+    def _compile(self, program: Callable[..., Out]) -> Callable[..., Out]:
         options: dict[str, Any] = {"guard_filter_fn": _may_change}
         if self._flat.device.type == "cpu" and self._backend == "inductor":
             options["cpp_wrapper"] = True  # what calls the kernels is compiled, too
-        return torch.compile(program, backend=self._backend, fullgraph=True, dynamic=False, options=options)
+        compiled: Callable[..., Out] = torch.compile(
+            program, backend=self._backend, fullgraph=True, dynamic=False, options=options
+        )
+        return compiled
 
     def _gradient(self, weights: Tensor, part: object) -> tuple[Tensor, Tensor, Tensor, Metrics, PerSample]:
         """Of all parameters side by side, its norm, and the loss with what comes with it."""

@@ -1,5 +1,6 @@
-"""A gradient step as one program is the gradient step of its parts: for every algorithm of control, whatever the policy
-and the update rule's settings, and where something is not finite."""
+"""A gradient step as one program is the gradient step of its parts, and an epoch as one program is its gradient steps:
+for every algorithm of control, whatever the policy and the update rule's settings, and where something is not finite.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollcall.learners.algorithm import Context, Loss, StepsApart, with_own_models
+from rollcall.learners.algorithm import Context, Loss, StepsApart, in_epochs, with_own_models
 from rollcall.learners.algorithms.control.dqn import DQN
 from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.rnd import RND
 from rollcall.learners.algorithms.control.sac import SAC
 from rollcall.learners.algorithms.control.td3 import TD3
 from rollcall.learners.collective import Collective
@@ -24,7 +26,7 @@ from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, Optimizer
 from rollcall.learners.loop.parameters import ReplicatedParameters
 from rollcall.learners.models.networks import PolicyConfig
 from rollcall.learners.models.torsos import Tanh
-from rollcall.learners.update import Stepper
+from rollcall.learners.update import Stepper, minibatch_steps
 from tests.learners.experience import context_of
 from tests.learners.replayed import CONTINUOUS, DETERMINISTIC, DISCRETE, SQUASHED, Trained, transitions
 from tests.learners.test_algorithms import ALGORITHMS, MakeBatch, MakePolicy, build
@@ -84,6 +86,19 @@ class Twins:
             minibatches = self.algorithm.minibatches(context, prepared)
             found.append([stepper.gradient_step(minibatch) for minibatch in islice(minibatches, num_steps)])
         torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+
+    def learn_whole(self, batch: Any, *, num_batches: int = 1) -> None:
+        """As learners do: each by itself, all epochs of a batch."""
+        for _ in range(num_batches):
+            self.begin()
+            found = []
+            for context, stepper in zip(self.contexts, self.steppers, strict=True):
+                with torch.no_grad():
+                    prepared = self.algorithm.prepare(context, batch)
+                found.append(minibatch_steps(self.algorithm, context, prepared, stepper))
+            assert self.steppers[0].num_steps == self.steppers[1].num_steps > 0
+            assert list(found[0]) == list(found[1])
+            torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
     def check_same(self) -> None:
         state, fused = (trained.tensors() for trained in self.trained)
@@ -199,6 +214,61 @@ def test_what_is_not_finite_changes_nothing_from_then_on(
     twins.check_same()
 
 
+# Whatever a minibatch holds: masks of actions and of dead steps, several minibatches of unequal size, an end of the
+# epochs by their KL, a critic's values from before, the distribution from before, and a second critic's.
+IN_EPOCHS = [
+    pytest.param(PPO, {"num_minibatches": 3}, {}, id="uneven"),
+    pytest.param(PPO, {"num_minibatches": 1, "epochs": 2}, {}, id="one"),
+    pytest.param(PPO, {"target_kl": 1e-9}, {}, id="ends early"),
+    pytest.param(PPO, {"value_loss": "clipped", "normalise_advantages": "batch"}, {}, id="clipped"),
+    pytest.param(PPO, {"kl_penalty": {"target": 0.01}}, {}, id="penalty"),
+    pytest.param(PPO, {}, {"forbid": True}, id="masks"),
+    pytest.param(RND, {}, {}, id="rnd"),
+]
+
+
+@pytest.mark.parametrize(("kind", "settings", "batch"), IN_EPOCHS)
+def test_an_epoch_is_its_gradient_steps(
+    make_policy: MakePolicy, make_batch: MakeBatch, kind: Any, settings: Mapping[str, Any], batch: Mapping[str, Any]
+) -> None:
+    policy = make_policy()
+    twins = Twins(kind(kind.Config(**settings)), {"actor_critic": policy}, optimizer=AdamWConfig(weight_decay=0.3))
+    assert [stepper.takes_epochs for stepper in twins.steppers] == [False, True]
+    twins.learn_whole(make_batch(policy, lag=0.3, dead_rate=0.1, **batch), num_batches=2)
+    twins.check_same()
+
+
+def test_an_epoch_ends_where_something_is_not_finite(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    algorithm = PPO(PPO.Config(normalise_advantages="none"))
+    twins = Twins(algorithm, {"actor_critic": policy})
+    for context, stepper in zip(twins.contexts, twins.steppers, strict=True):
+        prepared = algorithm.prepare(context, make_batch(policy))
+        prepared.targets.advantages[7] = math.nan
+        metrics = minibatch_steps(algorithm, context, prepared, stepper)
+        assert not math.isfinite(float(metrics["loss"]))
+        assert not math.isfinite(float(stepper.broken))
+    twins.check_same()  # some minibatches came before it, and count
+    assert all(tensor.isfinite().all() for tensor in twins.trained[1].tensors().values())
+
+
+class OwnMinibatches(PPO):
+    """A user's, who knows nothing of epochs."""
+
+    def minibatches(self, context: Context, prepared: Any) -> Iterator[Any]:
+        return islice(super().minibatches(context, prepared), 4)
+
+
+def test_minibatches_of_ones_own_are_kept_to(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    assert in_epochs(OwnMinibatches(PPO.Config())) is None
+    assert in_epochs(PPO(PPO.Config())) is not None
+    policy = make_policy()
+    twins = Twins(OwnMinibatches(PPO.Config()), {"actor_critic": policy})
+    twins.learn_whole(make_batch(policy))
+    assert [stepper.num_steps for stepper in twins.steppers] == [4, 4]
+    twins.check_same()
+
+
 class Changing(PPO):
     """What a user's may do: its loss hangs on something that it changes itself."""
 
@@ -256,6 +326,15 @@ def test_compiled_code_says_the_same(make_policy: MakePolicy, make_batch: MakeBa
     for minibatch in minibatches:
         metrics, fused = twins.step(minibatch)
         torch.testing.assert_close(fused, metrics, atol=1e-5, rtol=1e-3)
+    twins.check_same()
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # as torch's compiler is imported
+def test_so_does_an_epoch(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    twins = Twins(PPO(PPO.Config()), {"actor_critic": policy}, backend=COMPILED)
+    twins.learn_whole(make_batch(policy, dead_rate=0.1), num_batches=2)
     twins.check_same()
 
 

@@ -14,7 +14,7 @@ from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Metrics, Models, Needs
 from rollcall.learners.algorithms.control import samples
 from rollcall.learners.algorithms.control.ppo import PPO, PPOSettings
-from rollcall.learners.algorithms.control.samples import ActorCriticTargets, StepMinibatch, StepRows
+from rollcall.learners.algorithms.control.samples import ActorCriticTargets, StepGrid, StepMinibatch, StepRows
 from rollcall.learners.batches.gym_batch import GymBatch, next_observations
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import endless_gae
