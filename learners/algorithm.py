@@ -60,6 +60,7 @@ class Loss(NamedTuple):
 
 Batch = TypeVar("Batch", contravariant=True)
 Prepared = TypeVar("Prepared")
+PreparedIn = TypeVar("PreparedIn", contravariant=True)
 Part = TypeVar("Part")
 PartOut = TypeVar("PartOut", covariant=True)
 
@@ -105,10 +106,10 @@ class Epoch(Protocol[PartOut]):
 
 
 @runtime_checkable
-class InEpochs(Protocol[Prepared, Part]):
+class InEpochs(Protocol[PreparedIn, PartOut]):
     """An algorithm whose minibatches can be had an epoch at a time: one program then makes all the steps of it."""
 
-    def epochs(self, context: Context, prepared: Prepared) -> Iterator[Epoch[Part]]:
+    def epochs(self, context: Context, prepared: PreparedIn) -> Iterator[Epoch[PartOut]]:
         """The same minibatches as `minibatches`, for a learner that is one process."""
 
 

@@ -127,7 +127,9 @@ class FusedStep:
 
             live = (broken, self._flat, *self._rules[WHOLE].adam_state())
             first = torch.zeros((), dtype=torch.int64)
-            _, sums, *after = while_loop(more, step, (first, self._flat.new_zeros(len(names) + 2), *live))
+            before = (first, self._flat.new_zeros(len(names) + 2), *live)
+            turned: tuple[Tensor, ...] = while_loop(more, step, before)  # type: ignore[no-untyped-call]  # torch's
+            _, sums, *after = turned
             for tensor, new in zip(live, after, strict=True):
                 tensor.copy_(new)
             return sums / len(epoch)
