@@ -126,7 +126,7 @@ class TextScoring:
         metadata = answer_metadata(row)
         return [
             ScoreItem(id=f"{trajectory.header.ticket_id}.{index}", response=text, metadata=metadata, **question)
-            for index, text in enumerate(self._responses(trajectory))
+            for index, text in enumerate(responses_of(trajectory, self._codec))
         ]
 
     def rescored(
@@ -150,14 +150,16 @@ class TextScoring:
         )
         return replace(produced, samples=samples), rewarded, float(np.mean(scores))
 
-    def _responses(self, trajectory: LMTrajectory) -> list[str]:
-        offsets = trajectory.sample_offsets.tolist()
-        texts = []
-        for begin, end in itertools.pairwise(offsets):
-            sampled = np.flatnonzero(trajectory.loss_mask[begin:end])
-            first = int(sampled[0]) if len(sampled) else end - begin
-            texts.append(self._codec.decode(trajectory.token_ids[begin + first : end].tolist()))
-        return texts
+
+def responses_of(trajectory: LMTrajectory, codec: TextCodec) -> list[str]:
+    """All that followed the prompt, of each sample."""
+    offsets = trajectory.sample_offsets.tolist()
+    texts = []
+    for begin, end in itertools.pairwise(offsets):
+        sampled = np.flatnonzero(trajectory.loss_mask[begin:end])
+        first = int(sampled[0]) if len(sampled) else end - begin
+        texts.append(codec.decode(trajectory.token_ids[begin + first : end].tolist()))
+    return texts
 
 
 class SegmentScoring:

@@ -16,6 +16,7 @@ from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.deploy.config.reward_config import MODEL, REWARD_MODELS, RewardConfig
 from rollcall.deploy.drive.judge_engines import served_scorer
 from rollcall.reward_service.client import RewardClient
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.routes import PAGE_PATH
 from rollcall.reward_service.scorer import Taken
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE, client_token
@@ -39,10 +40,10 @@ def reward_endpoint(
     stop_requested: Callable[[], bool],
     *,
     scored: Taken,
-    labels: bool = False,
+    labelling: LabellingConfig | None = None,
 ) -> Iterator[RewardEndpoint]:
     """Where to have trajectories scored; the service answers. `tell`: told of restarts. `scored`: what the run gives to
-    score. `labels`: a private service also takes the labels of raters.
+    score. `labelling`: how a private service also takes the labels of raters.
 
     Raises:
       BadInput: when a private service's settings cannot be used, or its scorer does not take what the run gives.
@@ -66,7 +67,8 @@ def reward_endpoint(
         settings = ServiceConfig(
             models={MODEL: scorer},
             model_roots=(directory / REWARD_MODELS,),
-            labels=directory / "labels" if labels else None,
+            labels=None if labelling is None else directory / "labels",
+            labelling=labelling or LabellingConfig(),
         )
         with _private_service(settings, config, directory, supervision, tell, look, scored) as endpoint:
             yield endpoint

@@ -32,6 +32,7 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.data.source import BatchSource
 from rollcall.learners.loop.learner import Learner
 from rollcall.reward_service.client import RewardClient
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.scorer import Taken
 
 POLICY_ID = "policy"
@@ -285,8 +286,8 @@ class MemberFactory(Protocol):
         """
 
     def preparations(self) -> Iterator[Preparation]:
-        """What is to be made, once per run directory, for the members to load; each is done before the next is asked
-        for. What an earlier process of this run has made is not made again."""
+        """What is to be made, once per run directory, for the members to load, one after the other. What an earlier
+        process of this run has made is not made again."""
 
     @property
     def reward(self) -> RewardEndpoint | None:
@@ -301,15 +302,14 @@ class MemberFactory(Protocol):
         """What the run gives to score."""
 
     @property
-    def takes_labels(self) -> bool:
-        """Whether its reward service takes the labels of raters."""
+    def labelling(self) -> LabellingConfig | None:
+        """How its reward service takes the labels of raters, where it does."""
 
     @property
     def asks_people(self) -> bool:
         """Whether the run waits for labels of people."""
 
-    def with_reward(self, endpoint: RewardEndpoint) -> MemberFactory:
-        """This factory, once the reward service's address is known."""
+    def with_reward(self, endpoint: RewardEndpoint) -> MemberFactory: ...
 
     def with_token_budget(self, tokens: int) -> MemberFactory | None:
         """This factory with so many padded tokens in a forward pass of the learner; None: that is not open."""
@@ -322,11 +322,11 @@ class MemberFactory(Protocol):
 
     @property
     def trains_on_preferences(self) -> bool:
-        """Whether it trains reward models from preferences while its policy learns."""
+        """Whether its policy waits for reward models that are trained meanwhile."""
 
     @property
     def preference_training(self) -> PreferenceTraining | None:
-        """Of a run that trains reward models from preferences while its policy learns, with a reward endpoint."""
+        """Of a run that does so, with a reward endpoint."""
 
     @property
     def outside(self) -> OutsideShards | None:

@@ -1,65 +1,46 @@
-"""Reward models from preferences while the policy learns (Christiano et al., 2017, arXiv:1706.03741): segments of what
-it does go to raters, their labels into a reward model, and each new version of that into the service. When labels are
-due, and who waits for them, is runtimes/preference_gate.py's."""
+"""Reward models from preferences while the policy learns (Christiano et al., 2017, arXiv:1706.03741): of what it does
+some goes to raters, their labels into a reward model, and each new version of that into the service. What is compared
+is the kind's (`Compared`); when labels are due, and who waits for them, is runtimes/preference_gate.py's."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-import numpy as np
-import torch
-
-from rollcall.actors.control.segments import SegmentsOf, Stretch, ToEnv, episode_stretches
 from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import RewardError
-from rollcall.cluster.inputs.import_path import import_object
-from rollcall.cluster.messages.arrays import Array
-from rollcall.cluster.messages.experience import GymTrajectory
-from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig
-from rollcall.deploy.config.preference_settings import PreferencesConfig
-from rollcall.deploy.preferences.data import PreferenceDataConfig
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
-from rollcall.learners.loop.config import LearnerConfig
+from rollcall.deploy.config.preference_config import RewardTrainConfig
+from rollcall.deploy.config.preference_settings import AskedConfig
+from rollcall.deploy.kinds.raters import Program
+from rollcall.deploy.preferences.rounds import Fresh, Judged, Round, book_round, canary_of, rounds_before
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.labelling.leases import LabelQueue
 from rollcall.reward_service.labelling.protocol import Progress
-from rollcall.reward_service.models.reward_model_files import RewardModelCard, load_reward_model, save_segment_model
-from rollcall.reward_service.models.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics
-from rollcall.reward_service.preferences.files import Preference, SegmentPair, write_preferences
-from rollcall.reward_service.preferences.records import TAKEN, Comparison, SegmentCandidate, shows_taken_actions
-from rollcall.reward_service.protocol import ArrayField, Segment
+from rollcall.reward_service.preferences.files import Preference, write_preferences
+from rollcall.reward_service.preferences.records import Comparison
+from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.raters.rater import label_all
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater
 
 CURRENT = "current"  # of the run's reward models: the version that the service loads when it starts
 UNTRAINED = "untrained"
-POOL = 2000  # stretches remembered, the newest
 LOOK_S = 0.5  # between looks whether people have labelled
-STRETCHES_S = 20.0  # within which what the policy did must have stretches to compare: it waits for them itself
 BARREN_TRIES = 20
 LABELS_A_BEAT = 50
-HELD_OUT = 0.05  # of the labels, to report by: as many again share a segment with them, and are not learnt from either
+_CANARY_TOLERANCE = 1e-3  # between a service's score and the model's own, of a score of one deviation
 
 _log = logging.getLogger("rollcall")
 
 
-def first_model(directory: Path, architecture: SegmentArchitecture, *, seed: int) -> Path:
+def current_model(directory: Path, write_untrained: Callable[[Path], object]) -> Path:
     """Where the service finds the newest reward model; before there is any, one that nobody has trained."""
     current = directory / CURRENT
     if not current.exists():
-        members = architecture.members
-        statistics = Statistics(mean=(0.0,) * members, std=(1.0,) * members)
-        card = RewardModelCard(kind="segment", statistics=statistics)
-        save_segment_model(SegmentRewardModel(architecture, seed=seed), directory / UNTRAINED, card)
+        write_untrained(directory / UNTRAINED)
         _point(current, UNTRAINED)
     return current
 
@@ -81,17 +62,60 @@ class TrainRewardModel(Protocol):
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a round still asks raters for."""
+
+    missing: int  # comparisons
+    labels: int  # that there are
+    due: int  # labels that there are to be
+    tries: int  # in a row that brought nothing that had not been asked before
+
+
+class Compared(Protocol):
+    """What of the policy's doing raters compare, and what a reward model is made of. In the trainer's process."""
+
+    @property
+    def mark(self) -> str:
+        """Of a reward model that is made of other labels than an earlier release's of so many."""
+
+    @property
+    def newest_version(self) -> int:
+        """Of the policy, in what was offered; -1 before."""
+
+    def offer(self, trajectory: Any) -> None:
+        """Remembers what may be compared of it."""
+
+    def choose(self, wanted: Wanted, *, model: Path | None) -> list[Comparison] | None:
+        """What raters are asked; those that were asked before are passed over. `model`: the newest reward model. None
+        where there is too little yet.
+
+        Raises:
+          RewardError: when there has been too little for too long.
+        """
+
+    def too_few(self, wanted: Wanted) -> str:
+        """Why nothing new is found to ask, and what to do about it."""
+
+    def as_learnt(self, preference: Preference) -> Preference:
+        """A label that an earlier release recorded, as it would be recorded now."""
+
+    def run_config(
+        self, name: str, labels: Path, preferences: Sequence[Preference], *, last: Path | None
+    ) -> RewardTrainConfig:
+        """Of the run that trains on these, which the file `labels` holds. `last`: the model of the round before."""
+
+
+@dataclass(frozen=True)
 class PreferenceTraining:
     """What the reward models of one run are made of, and when."""
 
-    config: PreferencesConfig
+    config: AskedConfig
     endpoint: RewardEndpoint
     directory: Path  # of the run's reward models
-    architecture: SegmentArchitecture
-    to_env: ToEnv  # as in SegmentScoring, so that raters judge what was done and the model scores what they judged
-    env_id: str
-    run_seed: int
     total_steps: int  # learner steps of the run
+    compared: Callable[[Callable[[], float]], Compared]  # by a clock
+    raters: Callable[[], Sequence[Program]]
+    asked_about_each: int = 1  # raters, about one comparison
 
     def due(self, policy_version: int) -> int:
         """Labels that the reward model has learnt from before it scores what this version did."""
@@ -102,9 +126,17 @@ class PreferenceTraining:
         token = self.endpoint.token or None
         return PreferenceTrainer(self, train, labels=LabelClient(self.endpoint.url, token), serve=self._serve)
 
-    def _serve(self, model: Path) -> str:
+    def _serve(self, model: Path, items: Sequence[ScoreItem]) -> str:
+        """Raises RewardError: where the service does not score as the model does."""
         with RewardClient(self.endpoint.url, self.endpoint.token or None) as client:
-            return client.load(self.endpoint.model, str(model)).version
+            version = client.load(self.endpoint.model, str(model)).version
+            if items:
+                found = client.score_group(items, model=self.endpoint.model, deadline_s=self.endpoint.patience_s)
+                scores = [result.score for result in found.results]
+                for own, served in zip(canary_of(model, items), scores, strict=True):
+                    if served is None or abs(own - served) > _CANARY_TOLERANCE * (1 + abs(own)):
+                        raise RewardError(f"reward model {version}: the service scores {served}, and its model {own}")
+            return version
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,37 +157,32 @@ class PreferenceTrainer:
         train: TrainRewardModel,
         *,
         labels: Labels,
-        serve: Callable[[Path], str],
+        serve: Callable[[Path, Sequence[ScoreItem]], str],
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
+        judge: Judged | None = None,
     ) -> None:
-        """`serve`: loads a model into the service, and returns its version."""
+        """`serve`: loads a model into the service, sees that it scores these as the model itself does, and returns its
+        version. `judge`: how right a model is about labels; by default it is loaded for that."""
         self._training = training
-        self._config = config = training.config
         self._train = train
-        self._clock = clock
         self._pause = pause
-        self._seed = derive_seed(training.run_seed, "preferences", config.seed)
-        self._rng = np.random.default_rng(self._seed)
         self._labels = labels
         self._serve = serve
-        self._rater: SyntheticRater | None = None
-        if config.true_reward is not None:
-            self._rater = SyntheticRater("synthetic", import_object(config.true_reward), config.noise)
-        self._pool: deque[Segment] = deque(maxlen=POOL)
+        self._raters = training.raters()
+        self._compared = training.compared(clock)
+        self._judge = judge
         self._preferences: list[Preference] = []
-        self._converted = 0  # of them, those whose actions were recorded as the policy had sampled them
         self._read_to = 0  # of the service's log of labels
         self._learnt = 0
         self._current = training.directory / CURRENT
         self._has_model = self._current.exists() and self._current.readlink() != Path(UNTRAINED)
         self._barren = 0  # times in a row that nothing new was found to ask
-        self._without_stretches_since: float | None = None
         self.beats = 0  # grows for as long as work gets done
 
-    def offer(self, trajectory: GymTrajectory) -> None:
-        """Remembers the segments of whole steps of one episode each."""
-        self._pool.extend(segments_of(trajectory, self._config.segment_steps, self._training.to_env))
+    def offer(self, trajectory: Any) -> None:
+        """Remembers what of it may be compared."""
+        self._compared.offer(trajectory)
 
     def advance(self, due: int) -> TrainerReport:
         """One step towards a reward model that has learnt from so many labels: asks for those that are missing, or
@@ -165,29 +192,30 @@ class PreferenceTrainer:
           RewardError: when the service does not answer, or there is nothing that raters could be asked.
         """
         self._read_labels()
-        if len(self._preferences) < due and not self._ask(due - len(self._preferences)):
+        if len(self._preferences) < due and not self._ask(due):
             self._pause(LOOK_S)
             self._read_labels()
         if len(self._preferences) >= due:
             self._barren = 0
             self._learn(due)
         elif self._barren >= BARREN_TRIES:
-            raise RewardError(
-                f"{len(self._pool)} stretches give no more pairs to compare than {len(self._preferences)}, and "
-                f"{due} are due: lower preferences.initial_labels, or raise actors.num_envs or unroll_length"
-            )
+            raise RewardError(self._compared.too_few(self._wanted(due)))
         return TrainerReport(len(self._preferences), self._learnt)
 
-    def _ask(self, missing: int) -> bool:
+    def _wanted(self, due: int) -> Wanted:
+        have = len(self._preferences)
+        return Wanted(-(-(due - have) // self._training.asked_about_each), have, due, self._barren)
+
+    def _ask(self, due: int) -> bool:
         """Has raters asked, unless they are at it. Whether labels came at once."""
         before = len(self._preferences)
         if not self._labels.progress("loop").waiting:  # skipped ones are made up for
-            pairs = self._choose(missing)
-            if pairs is None:
+            chosen = self._compared.choose(self._wanted(due), model=self._current if self._has_model else None)
+            if chosen is None:
                 return False
-            self._barren = 0 if self._labels.add(pairs) else self._barren + 1
-        if self._rater is not None:
-            while label_all(self._rater, self._labels, limit=LABELS_A_BEAT):
+            self._barren = 0 if self._labels.add(chosen) else self._barren + 1
+        for program in self._raters:
+            while label_all(program.rater, self._labels, limit=LABELS_A_BEAT, at_once=program.at_once):
                 self.beats += 1
         self._read_labels()
         return len(self._preferences) > before
@@ -195,117 +223,44 @@ class PreferenceTrainer:
     def _read_labels(self) -> None:
         found, self._read_to = self._labels.labelled(self._read_to)
         while found:
-            self._preferences += [self._as_taken(preference) for preference in found]
+            self._preferences += [self._compared.as_learnt(preference) for preference in found]
             found, self._read_to = self._labels.labelled(self._read_to)
 
-    def _as_taken(self, preference: Preference) -> Preference:
-        if not isinstance(preference, SegmentPair) or shows_taken_actions(preference):
-            return preference
-        if not self._converted:
-            _log.warning("labels of an earlier release: their actions are turned into those that the env took")
-        self._converted += 1
-        return with_taken_actions(preference, self._training.to_env)
-
-    def _choose(self, count: int) -> list[Comparison] | None:
-        """Pairs from the pool; of several times as many, those that the ensemble disagrees on most. None where there
-        are no two segments yet."""
-        pool = list(self._pool)
-        if len(pool) < 2:
-            self._wait_for_stretches()
-            return None
-        self._without_stretches_since = None
-        wanted = count * (self._config.selection if self._has_model else 1)
-        pairs = [tuple(self._rng.choice(len(pool), 2, replace=False).tolist()) for _ in range(wanted)]
-        if self._has_model:
-            disagreement = self._disagreement(pool, pairs)
-            pairs = [pairs[index] for index in np.argsort(-disagreement, kind="stable")[:count]]
-        comparisons = []
-        for left, right in pairs:
-            given = [SegmentCandidate(segment=pool[index], env_id=self._training.env_id) for index in (left, right)]
-            if given[0].digest() != given[1].digest():
-                comparisons.append(Comparison.of(given, metadata={"question": self._config.question, **TAKEN}))
-        return comparisons
-
-    def _wait_for_stretches(self) -> None:
-        """Raises RewardError: when what the policy did has had none for too long."""
-        if self._without_stretches_since is None:
-            self._without_stretches_since = self._clock()
-        elif self._clock() - self._without_stretches_since > STRETCHES_S:
-            raise RewardError(
-                f"no two stretches of {self._config.segment_steps} steps within an episode were seen: lower "
-                "preferences.segment_steps, or let episodes have one length (env.fixed_episode_steps)"
-            )
-
-    def _disagreement(self, pool: Sequence[Segment], pairs: Sequence[tuple[int, ...]]) -> Array:
-        """[P]: the variance over the ensemble's members of the probability that the first of a pair is preferred."""
-        module = load_reward_model(self._current).module
-        assert isinstance(module, SegmentRewardModel)
-        arrays = [module.architecture.arrays(segment) for segment in pool]
-        observations = torch.from_numpy(np.concatenate([observed for observed, _ in arrays]))
-        actions = torch.from_numpy(np.concatenate([acted for _, acted in arrays]))
-        with torch.inference_mode():
-            sums = module(observations, actions).unflatten(1, (len(pool), self._config.segment_steps)).sum(-1)
-            left, right = torch.tensor(pairs).T
-            variances: Array = torch.sigmoid(sums[:, left] - sums[:, right]).var(0, correction=0).numpy()
-        return variances
-
     def _learn(self, due: int) -> None:
-        """A reward model from all labels so far, and into service."""
-        # A model that an earlier release made of the labels as they were is not one of the labels as they are now.
-        name = f"labels-{len(self._preferences):05d}{'-taken' if self._converted else ''}"
-        directory = self._training.directory
+        """A reward model from so many labels, and into service: the same one whenever it is made again."""
+        directory, learnt = self._training.directory, self._preferences[:due]
+        name = f"labels-{due:05d}{self._compared.mark}"
         labels = directory / f"{name}.jsonl"
         if not labels.exists():
-            write_preferences(labels, self._preferences)
-        model = self._train(self._run_config(labels, name), directory / name, on_step=self._beat)
+            write_preferences(labels, learnt)
+        before = max(self._made_before(due), default=(0, None), key=lambda found: found[0])
+        config = self._compared.run_config(name, labels, learnt, last=before[1])
+        model = self._train(config, directory / name, on_step=self._beat)
         if model is None:
             return
-        _point(self._current, str(model.relative_to(directory)))
-        version = self._serve(model)
-        _log.info("reward model %s, from %d labels, is in service", version, len(self._preferences))
+        fresh = Fresh(learnt[before[0] :], self._judge)
+        last_right, right = fresh.accuracy(before[1]), fresh.accuracy(model)
+        kept = model
+        if before[1] is not None and last_right and right and right.high < last_right.low:
+            kept = before[1]
+            _log.warning(
+                "reward model %s is right about %.1f%% of the newest labels, and the one before it about %.1f%%: that "
+                "one stays in service",
+                *(name, 100 * right.accuracy, 100 * last_right.accuracy),
+            )
+        _point(self._current, str(kept.relative_to(directory)))
+        version = self._serve(kept, fresh.items())
+        _log.info("reward model %s, from %d labels, is in service", version, due)
+        found = Round.of(model, due, len(fresh), self._compared.newest_version, version, kept == model, last_right)
+        book_round(directory, found, learnt[before[0] :])
         self._learnt, self._has_model = due, True
+
+    def _made_before(self, due: int) -> Iterator[tuple[int, Path | None]]:
+        """(labels, model) of the rounds that are complete."""
+        yield from rounds_before(self._training.directory, due, self._compared.mark)
 
     def _beat(self) -> None:
         self.beats += 1
-
-    def _run_config(self, labels: Path, name: str) -> RewardTrainConfig:
-        config, architecture = self._config, self._training.architecture
-        return RewardTrainConfig(
-            name=name,
-            seed=self._seed % 2**31,
-            data=PreferenceDataConfig(train=str(labels), eval_fraction=HELD_OUT),
-            model=SegmentModelConfig(
-                kind="segment",
-                members=config.members,
-                hidden_sizes=config.hidden_sizes,
-                num_actions=architecture.num_actions,
-                first_action=architecture.first_action,
-            ),
-            loss=BradleyTerryConfig(noise=config.random_share),
-            batch_size=32,
-            epochs=config.epochs,
-            learner=LearnerConfig(learning_rate=1e-3, max_grad_norm=1.0),
-        )
-
-
-def with_taken_actions(pair: SegmentPair, to_env: ToEnv) -> SegmentPair:
-    """A label that an earlier release recorded holds the actions that were sampled: it gets those that were done."""
-    left, right = (
-        segment.model_copy(update={"actions": ArrayField.of(to_env(segment.actions.array()))})
-        for segment in pair.segments
-    )
-    about = pair.details.get("metadata")
-    metadata = {**(about if isinstance(about, dict) else {}), **TAKEN}
-    return replace(pair, segments=(left, right), details={**pair.details, "metadata": metadata})
-
-
-def segments_of(trajectory: GymTrajectory, length: int, to_env: ToEnv) -> Iterator[Segment]:
-    """Stretches of `length` steps, each of one episode; they begin at multiples of it, and so never overlap."""
-    segment_of = SegmentsOf(trajectory, to_env)
-    for episode in episode_stretches(trajectory):
-        first = math.ceil(episode.begin / length) * length
-        for begin in range(first, episode.end - length + 1, length):
-            yield segment_of(Stretch(episode.env, begin, begin + length))
 
 
 def _point(link: Path, target: str) -> None:

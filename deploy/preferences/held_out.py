@@ -19,6 +19,14 @@ def by_prompt(prompts: Sequence[Hashable], *, fraction: float, generator: np.ran
     return [prompt in held for prompt in prompts]
 
 
+def in_turn(prompts: Sequence[Hashable], *, fraction: float) -> list[bool]:
+    """The first of each 1 / fraction prompts, in the order in which they came, with all its comparisons: what comes
+    later changes no side."""
+    every = max(2, round(1 / fraction))
+    number = {prompt: index for index, prompt in enumerate(dict.fromkeys(prompts))}
+    return [number[prompt] % every == 0 for prompt in prompts]
+
+
 def by_segment(
     pairs: Sequence[tuple[Hashable, Hashable]], *, fraction: float, generator: np.random.Generator
 ) -> list[Side]:

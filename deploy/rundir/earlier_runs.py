@@ -15,6 +15,7 @@ from rollcall.learners.loop.config import in_sections
 # Old path -> new path: read as the new one. What is renamed in runs of one kind alone stands in its file (`renamed`).
 RENAMED: Mapping[KeyPath, KeyPath] = {
     ("preferences", "taste"): ("preferences", "true_reward"),
+    ("preferences", "pairs"): ("preferences", "total_labels"),
 }
 REMOVED: Mapping[KeyPath, str] = {}  # path -> what to do about a run that has it
 # What runs did before a setting was there, where its default does something else: such runs go on doing it.

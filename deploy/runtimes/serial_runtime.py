@@ -128,7 +128,7 @@ class SerialWorkers:
     def poll(self, timeout_s: float) -> list[Event]:
         if self._asked:
             return self._asked.popleft()()
-        if self._gate is not None:
+        if self._gate is not None and not self._jobs:  # raters are asked about all that can be made before
             let_through = self._gate.tend()
             if let_through or len(self._gate):  # in turn: nobody else works meanwhile
                 return [event for produced, handle in let_through for event in self._score(produced, handle)]
@@ -216,7 +216,6 @@ class TrainerInTurn:
     def start(self) -> None: ...
 
     def offer(self, trajectory: Handle) -> None:
-        assert isinstance(trajectory, GymTrajectory)
         self._trainer.offer(trajectory)
 
     def advance(self, due: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
@@ -50,11 +51,21 @@ class JudgeRater:
         return Answer(choice="left" if left > 0.5 else "right", probability=probability)
 
 
-def label_all(rater: Rater, queue: LabelQueue, *, limit: int | None = None) -> int:
-    """Labels until nothing waits for the rater, or `limit` labels. Returns how many were taken."""
+def label_all(rater: Rater, queue: LabelQueue, *, limit: int | None = None, at_once: int = 1) -> int:
+    """Labels until nothing waits for the rater, or about `limit` labels. Returns how many were taken. `at_once`: asked
+    side by side, of a rater whom several threads may ask."""
+    if at_once == 1:
+        return _label(rater, queue, limit, "computed")
+    share = None if limit is None else -(-limit // at_once)
+    with ThreadPoolExecutor(at_once, thread_name_prefix=rater.name) as threads:
+        asked = [threads.submit(_label, rater, queue, share, f"computed-{number}") for number in range(at_once)]
+        return sum(one.result() for one in asked)
+
+
+def _label(rater: Rater, queue: LabelQueue, limit: int | None, session: str) -> int:
     taken = 0
     while limit is None or taken < limit:
-        lease = queue.lease(rater.name, session="computed")
+        lease = queue.lease(rater.name, session=session)
         if lease is None:
             break
         began = time.monotonic()

@@ -101,13 +101,24 @@ def reward_of(candidate: Candidate, true_reward: TrueReward) -> float:
 class SyntheticRater:
     """Says what a true reward and noise make it say. Raters of different names have different noise."""
 
-    def __init__(self, name: str, true_reward: TrueReward, config: SyntheticRaterConfig) -> None:
+    def __init__(
+        self, name: str, true_reward: TrueReward, config: SyntheticRaterConfig, *, says_it_again: bool = False
+    ) -> None:
+        """`says_it_again`: noise is drawn by what is compared, so that another one of this name says the same of it;
+        else one answer after the other."""
         self.name = name
-        self._true_reward, self._config = true_reward, config
-        self._rng = np.random.default_rng([config.seed, *name.encode()])
+        self._true_reward, self._config, self._says_it_again = true_reward, config, says_it_again
+        self._seed = (config.seed, *name.encode())
+        self._rng = np.random.default_rng(self._seed)
 
     def answer(self, candidates: Sequence[Candidate]) -> Answer:
-        places = rank([reward_of(candidate, self._true_reward) for candidate in candidates], self._config, self._rng)
+        order, rng = list(range(len(candidates))), self._rng
+        if self._says_it_again:
+            digests = [candidate.digest() for candidate in candidates]
+            order.sort(key=digests.__getitem__)  # whatever their order on the screen
+            rng = np.random.default_rng((*self._seed, *(int(digests[index][:16], 16) for index in order)))
+        found = rank([reward_of(candidates[index], self._true_reward) for index in order], self._config, rng)
+        places = tuple(place for _, place in sorted(zip(order, found, strict=True)))
         if len(places) > 2:
             return Answer(ranks=places)
         return Answer(choice="tie" if places[0] == places[1] else "left" if places[0] == 0 else "right")

@@ -227,7 +227,7 @@ def label_routers(config: ServiceConfig) -> Iterator[list[APIRouter]]:
     if config.labels is None:
         yield []
         return
-    with open_labelling(config.labels) as store:
+    with open_labelling(config.labels, config.labelling) as store:
         yield [router(store)]
 
 

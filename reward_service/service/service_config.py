@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from rollcall.cluster.inputs.strict import Strict
 from rollcall.cluster.store.redis_address import URL_VARIABLE, url_with_password
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scheduling.cache import CacheConfig
 from rollcall.reward_service.scheduling.dispatcher import RequestLimits
@@ -59,6 +60,7 @@ class ServiceConfig(Strict):
     labels: Path | None = Field(
         default=None, description="directory of preferences to serve beside the models, with the labelling page"
     )
+    labelling: LabellingConfig = LabellingConfig()
     token_file: Path | None = Field(default=None, description="holds the bearer token; none: $ROLLCALL_REWARD_TOKEN")
     open_metrics: bool = Field(default=True, description="serve /metrics without the token")
     drain_timeout_s: float = Field(default=30.0, ge=0, description="how long work under way may take at the end")

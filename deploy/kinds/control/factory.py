@@ -30,11 +30,13 @@ from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
 from rollcall.deploy.config.run_config import RunConfig, is_function
 from rollcall.deploy.kinds.control import cloning, experts, initial_weights
+from rollcall.deploy.kinds.control.compared_segments import Segments, first_model
 from rollcall.deploy.kinds.control.needs import control_needs
 from rollcall.deploy.kinds.control.outside import outside_shards
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.outside import OutsideShards
-from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining, first_model
+from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
+from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
@@ -51,6 +53,7 @@ from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
 from rollcall.reward_service.scorer import Taken
@@ -133,8 +136,8 @@ class ControlFactory:
         )
 
     @property
-    def takes_labels(self) -> bool:
-        return self.config.preferences is not None
+    def labelling(self) -> LabellingConfig | None:
+        return None if self.config.preferences is None else LabellingConfig()
 
     @property
     def asks_people(self) -> bool:
@@ -176,17 +179,17 @@ class ControlFactory:
 
     @property
     def preference_training(self) -> PreferenceTraining | None:
-        if self.config.preferences is None or self.reward is None:
+        preferences = self.config.preferences
+        if preferences is None or self.reward is None:
             return None
+        seed = derive_seed(self.config.seed, "preferences", preferences.seed)
         return PreferenceTraining(
-            config=self.config.preferences,
+            config=preferences,
             endpoint=self.reward,
             directory=self._reward_models,
-            architecture=self._architecture,
-            to_env=self._to_env,
-            env_id=self.config.env.id,
-            run_seed=self.config.seed,
             total_steps=self.config.learner_steps or 1,
+            compared=Segments(preferences, self._architecture, self._to_env, self.config.env.id, seed),
+            raters=partial(programs, preferences),
         )
 
     @property

@@ -17,7 +17,7 @@ from rollcall.actors.engine import vllm_engine
 from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
-from rollcall.actors.language.conversations import Conversations, opening
+from rollcall.actors.language.conversations import Conversations
 from rollcall.actors.language.lm_actor import LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.actors.language.text_codec import TextCodec
@@ -30,14 +30,18 @@ from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
+from rollcall.deploy.kinds.language.compared_texts import first_model, training_of
 from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
+from rollcall.deploy.kinds.language.lengths import check_length, usable_rows
 from rollcall.deploy.kinds.language.model_directory import write_tiny
 from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
+from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
@@ -51,7 +55,8 @@ from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import merged_parameters
-from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, model_length, preload
+from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, preload
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Taken
 
@@ -71,8 +76,6 @@ class LanguageFactory:
     counts: ClassVar[Counted] = TOKENS
     generates: ClassVar[bool] = True
     scored: ClassVar[Taken] = "text"
-    asks_people: ClassVar[bool] = False
-    trains_on_preferences: ClassVar[bool] = False  # its reward model is trained before the policy is
     actor_prefix: ClassVar[str] = "lm"
     can_be_exact: ClassVar[bool] = True  # an engine at rest has no state that the next ticket depends on
 
@@ -85,8 +88,23 @@ class LanguageFactory:
         return self.config.eval.at_start
 
     @property
-    def takes_labels(self) -> bool:
-        return self.config.preferences is not None
+    def _asking(self) -> TextPreferencesConfig | None:
+        """Where raters are asked while the policy learns."""
+        preferences = self.config.preferences
+        return None if preferences is None or preferences.before_all else preferences
+
+    @property
+    def labelling(self) -> LabellingConfig | None:
+        asking = self._asking
+        return None if asking is None else LabellingConfig(labels_per_comparison=asking.asked_about_each)
+
+    @property
+    def asks_people(self) -> bool:
+        return self._asking is not None and "people" in self._asking.raters
+
+    @property
+    def trains_on_preferences(self) -> bool:
+        return self._asking is not None
 
     @property
     def label(self) -> str:
@@ -123,14 +141,10 @@ class LanguageFactory:
         rows = self.task.rows("train")
         check_answers(self.config.reward, rows)
         preferences = self.config.preferences
-        if (
-            preferences is not None
-            and preferences.true_reward is not None
-            and self.task.environment(rows[0]) is not None
-        ):
+        if preferences is not None and preferences.file is None and self.task.environment(rows[0]) is not None:
             raise BadInput(
-                f"preferences.true_reward: task {self.label} is a conversation of several turns, and pairs are sampled "
-                "as single responses, which are not what is scored then: give preferences.file"
+                f"preferences: task {self.label} is a conversation of several turns, and what raters are asked about "
+                "first is sampled as single responses, which are not what is scored then: give preferences.file"
             )
         if self.config.eval.num_rows and not self.eval_episodes:
             _log.warning(
@@ -148,12 +162,7 @@ class LanguageFactory:
             self._check_length()
 
     def _check_length(self) -> None:
-        wanted, longest = self.config.actors.engine.max_model_len, model_length(self.given_model)
-        if longest is not None and wanted > longest:
-            raise BadInput(
-                f"actors.engine.max_model_len = {wanted}: policy.model = {str(self.given_model)!r} takes at most "
-                f"{longest} tokens of prompt and completion: lower it, and actors.sampling.max_tokens"
-            )
+        check_length(self.config.actors.engine.max_model_len, self.given_model)
 
     def needs(self) -> Needs:
         return language_needs(self.config, self.task, self.run_directory)
@@ -163,7 +172,9 @@ class LanguageFactory:
         self.make_model()
         if self.config.policy.warm_start is not None and not self.model_directory.exists():
             yield self.warm_start()
-        if self.config.preferences is not None and not self._reward_model.exists():
+        if self._asking is not None:
+            first_model(self._reward_models, self.model_directory, seed=derive_seed(self.config.seed, "reward") % 2**31)
+        elif self.config.preferences is not None and not self._reward_model.exists():
             yield reward_model_run(
                 self.config.preferences,
                 self.task,
@@ -209,35 +220,26 @@ class LanguageFactory:
         return PromptSource(rows, run_seed=self.config.seed, samples_per_prompt=self.config.actors.samples_per_prompt)
 
     def usable_rows(self) -> list[int]:
-        """Training rows whose prompt leaves room for a completion.
-
-        Raises:
-          BadInput: when there is none.
-        """
-        rows = self.task.rows("train")
-        room = self.config.actors.engine.max_model_len - self.config.actors.sampling.max_tokens
-        lengths = [len(opening(self.task, self.codec, row)) for row in rows]
-        usable = [index for index, length in enumerate(lengths) if length <= room]
-        if len(usable) < len(rows):
-            longest = max(range(len(rows)), key=lengths.__getitem__)
-            _log.warning(
-                "%d of %d prompts are longer than the %d tokens that max_tokens leaves of max_model_len, and are "
-                "skipped; the longest is row %d (%s) with %d tokens",
-                *(len(rows) - len(usable), len(rows), room, longest, rows[longest].source, lengths[longest]),
-            )
-        if not usable:
-            raise BadInput(f"task {self.label}: no training row has a prompt of at most {room} tokens")
-        return usable
+        """Raises BadInput: when there is none."""
+        return usable_rows(self.label, self.task, self.codec, self.config.actors)
 
     @property
     def reward_config(self) -> RewardConfig | None:
         if self.config.preferences is None:
             return self.config.reward
+        if self._asking is not None:
+            scorer = RewardModelConfig(path=str(self._reward_models / CURRENT))
+            return RewardConfig(scorer=scorer, patience_s=self._asking.patience_s)
         return RewardConfig(scorer=RewardModelConfig(path=str(self._reward_model)))
 
     @property
+    def _reward_models(self) -> Path:
+        return self.run_directory / REWARD_MODELS
+
+    @property
     def _reward_model(self) -> Path:
-        return self.run_directory / REWARD_MODELS / "trained" / MODEL
+        """Where it is made before the run's own processes are."""
+        return self._reward_models / "trained" / MODEL
 
     def with_reward(self, endpoint: RewardEndpoint) -> LanguageFactory:
         return replace(self, reward=endpoint)
@@ -252,8 +254,12 @@ class LanguageFactory:
         )
 
     @property
-    def preference_training(self) -> None:
-        return None
+    def preference_training(self) -> PreferenceTraining | None:
+        if self._asking is None or self.reward is None:
+            return None
+        return training_of(
+            self.config, self.reward, self._reward_models, task=self.task, codec=self.codec, start=self.model_directory
+        )
 
     def scorer(self) -> TrajectoryScorer:
         assert self.reward is not None

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.tasks.text_task import Task
+from rollcall.actors.tasks.text_task import Row, Task
 from rollcall.actors.trajectory_scoring import as_asked, asked_of
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
@@ -36,6 +37,7 @@ from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, l
 from rollcall.reward_service.preferences.files import (
     Preference,
     PreferencePair,
+    Ranking,
     SegmentPair,
     read_preferences,
     write_preferences,
@@ -71,22 +73,30 @@ def reward_model_run(
     if config.file is not None:
         file = _in_the_tasks_form(Path(config.file), task, file)
     else:
-        tell(f"sampling {config.pairs:,} pairs for the reward model ...")
+        tell(f"sampling {config.total_labels:,} pairs for the reward model ...")
         torch.set_num_threads(config.threads)
         pairs = list(_judged(config, task, codec, model_directory, sampling=sampling, seed=seed))
         if len(pairs) < 10:
             raise BadInput(
-                f"preferences: of {config.pairs} pairs {len(pairs)} differ: the policy samples too little of what it "
-                f"can (temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}); raise "
-                "actors.sampling.temperature or preferences.pairs"
+                f"preferences: of {config.total_labels} pairs {len(pairs)} differ: the policy samples too little of "
+                f"what it can ({said_of(sampling)}); raise actors.sampling.temperature or preferences.total_labels"
             )
         write_preferences(file, pairs)
-    training = RewardTrainConfig(
+    training = reward_training(config, name, PreferenceDataConfig(train=str(file)), start=model_directory, seed=seed)
+    tell("training the reward model ...")
+    return NestedRun(REWARD_MODEL, training, directory, told=partial(_tell_result, tell, directory))
+
+
+def reward_training(
+    config: TextPreferencesConfig, name: str, data: PreferenceDataConfig, *, start: Path, seed: int
+) -> RewardTrainConfig:
+    """Of a reward model on the body of a language model, or that goes on from another reward model."""
+    return RewardTrainConfig(
         name=name,
         seed=seed % 2**31,
-        data=PreferenceDataConfig(train=str(file)),
-        model=TextModelConfig(start=str(model_directory), max_tokens=config.max_tokens),
-        loss=BradleyTerryConfig(noise=config.noise.believed_random_share),
+        data=data,
+        model=TextModelConfig(start=str(start), max_tokens=config.max_tokens),
+        loss=BradleyTerryConfig(noise=config.random_share),
         batch_size=config.batch_size,
         epochs=config.epochs,
         learner=LearnerConfig(
@@ -97,8 +107,6 @@ def reward_model_run(
             threads=config.threads,
         ),
     )
-    tell("training the reward model ...")
-    return NestedRun(REWARD_MODEL, training, directory, told=partial(_tell_result, tell, directory))
 
 
 def _tell_result(tell: Callable[[str], None], directory: Path, summary: Mapping[str, Any]) -> None:
@@ -132,6 +140,10 @@ def _in_the_tasks_form(file: Path, task: Task, goal: Path) -> Path:
     return goal
 
 
+def said_of(sampling: SamplingConfig) -> str:
+    return f"temperature={sampling.temperature}, top_p={sampling.top_p}, top_k={sampling.top_k}"
+
+
 def _judged(
     config: TextPreferencesConfig,
     task: Task,
@@ -140,32 +152,54 @@ def _judged(
     *,
     sampling: SamplingConfig,
     seed: int,
-) -> Iterator[PreferencePair]:
-    """Pairs of samples of the model in `model_directory`, as a synthetic rater sees them, who is told a row's prompt as
-    it stands; the pair has it as the reward model will be asked."""
+) -> Iterator[Preference]:
+    """Samples of the model in `model_directory`, as a synthetic rater sees them, who is told a row's prompt as it
+    stands; the pair has it as the reward model will be asked."""
     assert config.true_reward is not None
     rater = SyntheticRater("synthetic", import_object(config.true_reward), config.noise)
+    drawn = sampled_texts(task, codec, model_directory, candidates=config.candidates, sampling=sampling, seed=seed)
+    for row, texts in islice(drawn, config.total_labels):
+        distinct = list(dict.fromkeys(texts))
+        if len(distinct) == 1:
+            continue
+        answer = rater.answer([TextCandidate(prompt=row.prompt, response=text) for text in distinct])
+        asked = asked_of(task, row)
+        if len(distinct) > 2:
+            assert answer.ranks is not None
+            yield Ranking(asked, tuple(distinct), answer.ranks)
+            continue
+        best = 1 if answer.choice == "right" else 0
+        yield PreferencePair(
+            prompt=asked, chosen=distinct[best], rejected=distinct[1 - best], tie=answer.choice == "tie"
+        )
+
+
+def sampled_texts(
+    task: Task,
+    codec: TextCodec,
+    model_directory: Path,
+    *,
+    candidates: int,
+    sampling: SamplingConfig,
+    seed: int,
+) -> Iterator[tuple[Row, list[str]]]:
+    """Prompts that are drawn, each with so many samples of the model in the directory; without an end, and the same
+    ones for the same arguments."""
     model = load_policy_model(model_directory, LMPolicyConfig(model=str(model_directory)))
     policy = TokenPolicy(model, sampling)
     device = resolve_device("auto")
     policy.to(device)
     rows = task.rows("train")
-    chosen = np.random.default_rng(derive_seed(seed, "prompts")).choice(len(rows), config.pairs)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(derive_seed(seed, "samples"))
-        for begin in range(0, len(chosen), _AT_ONCE):
-            asked = [rows[index] for index in chosen[begin : begin + _AT_ONCE]]
-            prompts = [np.array(codec.prompt(row.prompt), np.int32) for row in asked]
-            answers = sampled_pairs(policy, prompts, sampling, device, ends=[codec.eos_token_id])
-            for row, samples in zip(asked, answers, strict=True):
-                texts = [codec.decode(tokens.tolist()) for tokens in samples]
-                if texts[0] == texts[1]:
-                    continue
-                answer = rater.answer([TextCandidate(prompt=row.prompt, response=text) for text in texts])
-                best = 1 if answer.choice == "right" else 0
-                yield PreferencePair(
-                    prompt=asked_of(task, row),
-                    chosen=texts[best],
-                    rejected=texts[1 - best],
-                    tie=answer.choice == "tie",
-                )
+    drawn = np.random.default_rng(derive_seed(seed, "prompts"))
+    for portion in count():
+        asked = [rows[index] for index in drawn.choice(len(rows), _AT_ONCE)]
+        prompts = [np.array(codec.prompt(row.prompt), np.int32) for row in asked]
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
+            torch.manual_seed(derive_seed(seed, "samples", portion))
+            pairs = [
+                sampled_pairs(policy, prompts, sampling, device, ends=[codec.eos_token_id])
+                for _ in range(-(-candidates // 2))
+            ]
+        for row, answers in zip(asked, zip(*pairs, strict=True), strict=True):
+            tokens = [sample for answer in answers for sample in answer][:candidates]
+            yield row, [codec.decode(sample.tolist()) for sample in tokens]

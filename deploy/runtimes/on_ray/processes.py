@@ -28,7 +28,7 @@ from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import TicketFailed
-from rollcall.cluster.messages.experience import GymExperience, GymTrajectory, LMTrajectory
+from rollcall.cluster.messages.experience import GymExperience, LMTrajectory
 from rollcall.cluster.messages.reports import EvalReport, StepOrder, StepReport
 from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.deploy.kinds.kind import MemberFactory
@@ -191,7 +191,7 @@ class PreferenceTrainerProcess:
         assert training is not None
         self._trainer = training.trainer(train)
 
-    def offer(self, trajectory: GymTrajectory) -> None:
+    def offer(self, trajectory: Any) -> None:
         self._trainer.offer(trajectory)
 
     def advance(self, due: int) -> TrainerReport:

@@ -1,0 +1,43 @@
+"""The raters of a run that are programs, from its settings. People label at the service's page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rollcall.cluster.inputs.import_path import import_object
+from rollcall.deploy.config.preference_settings import PreferencesConfig, TextPreferencesConfig
+from rollcall.reward_service.raters.rater import JudgeRater, Rater
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, TrueReward
+from rollcall.reward_service.scorers.judge import Judge
+
+
+@dataclass(frozen=True)
+class Program:
+    """A rater that is one, and how many comparisons it may be asked about side by side."""
+
+    rater: Rater
+    at_once: int = 1
+
+
+def programs(config: PreferencesConfig | TextPreferencesConfig) -> list[Program]:
+    """Whose labels are the same when they are asked again, as far as a judge's are."""
+    found = []
+    if config.true_reward is not None:
+        true_reward = _as_it_stands(import_object(config.true_reward))
+        found.append(Program(SyntheticRater("synthetic", true_reward, config.noise, says_it_again=True)))
+    judge = config.judge if isinstance(config, TextPreferencesConfig) else None
+    if judge is not None:
+        found.append(Program(JudgeRater("judge", Judge(judge), soft=judge.soft), min(16, judge.concurrency)))
+    return found
+
+
+def _as_it_stands(true_reward: TrueReward) -> TrueReward:
+    """Told a task's prompt as a row has it, also where it is asked as a user's message."""
+
+    def judge(asked: Any, said: Any) -> Any:
+        if isinstance(asked, list) and len(asked) == 1 and asked[0].get("role") == "user":
+            return true_reward(asked[0]["content"], said)
+        return true_reward(asked, said)
+
+    return judge
