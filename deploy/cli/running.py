@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rollcall.deploy.kinds.kind import StoredRun
     from rollcall.deploy.kinds.recipes import Recipe
 
+_BY_PEOPLE = ("preferences.rater=people", "preferences.true_reward=null")
 _FILES = (".jsonl", ".jsonl.gz")
 
 
@@ -29,6 +30,9 @@ def add_running(add: Add) -> None:
     train.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=SETTINGS)
     train.add_argument(
         "--resume", action="store_true", help="go on with the run of that name=... if there is one; in a Ray job always"
+    )
+    train.add_argument(
+        "--people", action="store_true", help="people label what raters are asked about, at a page that the run names"
     )
     resume = add("resume", _resume, "go on with a run from its last checkpoint, as it was or with other settings")
     resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
@@ -51,8 +55,20 @@ def _train(args: argparse.Namespace) -> int:
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
-    args.overrides = named_overrides(args.overrides)
+    args.overrides = named_overrides([*args.overrides, *_by_people(args)])
     return _train_or_go_on(load_recipe(args.recipe, args.overrides), args, named=recipe_name(args.recipe))
+
+
+def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
+    """Raises BadInput: of a recipe that asks no raters."""
+    from rollcall.cluster.errors import BadInput
+    from rollcall.deploy.kinds.recipes import settings_of
+
+    if not args.people:
+        return ()
+    if not isinstance(settings_of(args.recipe, args.overrides).get(("preferences",)), dict):
+        raise BadInput(f"--people ({COMMAND_LINE}): {args.recipe} asks no raters: it has no preferences section")
+    return _BY_PEOPLE
 
 
 @printing_may_end()

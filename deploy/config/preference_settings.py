@@ -141,7 +141,11 @@ class TextPreferencesConfig(AskedConfig):
     candidates: int = Field(
         default=2, ge=2, le=MAX_CANDIDATES, description="responses to one prompt that are ranked at once"
     )
-    epochs: int = Field(default=2, ge=1, description="passes of the reward model over the comparisons")
+    epochs: int = Field(
+        default=2,
+        ge=1,
+        description="passes of the reward model over the comparisons; of a later round as many steps as over its own",
+    )
     batch_size: int = Field(default=64, ge=1, description="comparisons of one of its gradient steps")
     learning_rate: float = Field(default=1e-3, gt=0, description="its step size")
     max_tokens: int = Field(default=1024, ge=2, description="of prompt and response together")

@@ -13,11 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rollcall.actors.tasks.text_task import Row
 from rollcall.actors.trajectory_scoring import answer_metadata
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.preferences.round_book import REWARD_MODELS
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig, answer_checks
 
-REWARD_MODELS = "reward_models"  # of the run directory: where a private service finds models to load
 MODEL = "reward"  # what the only scorer of a private service is called
 CHECKING_S = 60.0  # at most, of right answers before a run
+
+__all__ = ["REWARD_MODELS", "RewardConfig", "by_name", "check_answers"]
 
 _log = logging.getLogger("rollcall")
 

@@ -16,7 +16,8 @@ from rollcall.cluster.errors import RewardError
 from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import AskedConfig
 from rollcall.deploy.kinds.raters import Program
-from rollcall.deploy.preferences.rounds import Fresh, Judged, Round, book_round, canary_of, rounds_before
+from rollcall.deploy.preferences.fresh_labels import FreshLabels, Judged, agreement_of, canary_of
+from rollcall.deploy.preferences.round_book import Round, book_round, held_out_of, rounds_before
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.labelling.leases import LabelQueue
@@ -100,9 +101,10 @@ class Compared(Protocol):
         """A label that an earlier release recorded, as it would be recorded now."""
 
     def run_config(
-        self, name: str, labels: Path, preferences: Sequence[Preference], *, last: Path | None
+        self, name: str, labels: Path, preferences: Sequence[Preference], *, new: int, last: Path | None
     ) -> RewardTrainConfig:
-        """Of the run that trains on these, which the file `labels` holds. `last`: the model of the round before."""
+        """Of the run that trains on these, which the file `labels` holds, and of which so many are new to `last`, the
+        model of the round before."""
 
 
 @dataclass(frozen=True)
@@ -234,11 +236,11 @@ class PreferenceTrainer:
         if not labels.exists():
             write_preferences(labels, learnt)
         before = max(self._made_before(due), default=(0, None), key=lambda found: found[0])
-        config = self._compared.run_config(name, labels, learnt, last=before[1])
+        fresh = FreshLabels(learnt[before[0] :], self._judge)
+        config = self._compared.run_config(name, labels, learnt, new=len(fresh), last=before[1])
         model = self._train(config, directory / name, on_step=self._beat)
         if model is None:
             return
-        fresh = Fresh(learnt[before[0] :], self._judge)
         last_right, right = fresh.accuracy(before[1]), fresh.accuracy(model)
         kept = model
         if before[1] is not None and last_right and right and right.high < last_right.low:
@@ -251,8 +253,17 @@ class PreferenceTrainer:
         _point(self._current, str(kept.relative_to(directory)))
         version = self._serve(kept, fresh.items())
         _log.info("reward model %s, from %d labels, is in service", version, due)
-        found = Round.of(model, due, len(fresh), self._compared.newest_version, version, kept == model, last_right)
-        book_round(directory, found, learnt[before[0] :])
+        found = Round(
+            labels=due,
+            new_labels=len(fresh),
+            policy_version=max(0, self._compared.newest_version),
+            model_version=version,
+            swapped_in=kept == model,
+            fresh=None if last_right is None else last_right.as_dict(),
+            held_out=held_out_of(model),
+            agreement=agreement_of(learnt[before[0] :]),
+        )
+        book_round(directory, found)
         self._learnt, self._has_model = due, True
 
     def _made_before(self, due: int) -> Iterator[tuple[int, Path | None]]:

@@ -16,7 +16,7 @@ import yaml
 from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.files import read_json, write_aside
-from rollcall.deploy.report import candidate_report, preference_report
+from rollcall.deploy.report import candidate_report, preference_report, round_report
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.progress import duration, number, percent
@@ -64,6 +64,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         _figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
         _figures(charts, first=len(compared), heading="Candidates" if candidates else ""),
         candidate_report.tree(run_directory, candidates),
+        round_report.table(run_directory, records),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
         '<h2>Accounts</h2><div class="columns">',

@@ -3,7 +3,7 @@ preferences is refused for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,22 +20,15 @@ from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.kinds.preference_trainer import (
-    LOOK_S,
-    PreferenceTrainer,
-    PreferenceTraining,
-    TrainerReport,
-    first_model,
-    segments_of,
-    with_taken_actions,
-)
+from rollcall.deploy.kinds.control.compared_segments import Segments, first_model, segments_of, with_taken_actions
+from rollcall.deploy.kinds.preference_trainer import LOOK_S, PreferenceTrainer, PreferenceTraining, TrainerReport
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.maths.distributions import distribution_for
 from rollcall.reward_service.labelling.protocol import Progress
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
 from rollcall.reward_service.preferences.files import Preference, SegmentPair, read_preferences
 from rollcall.reward_service.preferences.records import TAKEN, Comparison, SegmentCandidate, shows_taken_actions
-from rollcall.reward_service.protocol import ArrayField, Segment
+from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 
 TRUE_REWARD = "rollcall.reward_service.raters.true_rewards:upright_and_centred"
 
@@ -174,19 +167,24 @@ class Desk:
         self.fails = False
         architecture = SegmentArchitecture(observation_shape=(1,), num_actions=2, members=1, hidden_sizes=(4,))
         first_model(directory, architecture, seed=0)
+        config = PreferencesConfig(segment_steps=4, **settings)
         training = PreferenceTraining(
-            config=PreferencesConfig(segment_steps=4, **settings),
+            config=config,
             endpoint=RewardEndpoint("http://nobody", "", "reward", 60.0),
             directory=directory,
-            architecture=architecture,
-            to_env=lambda actions: actions,
-            env_id="CartPole-v1",
-            run_seed=3,
             total_steps=10,
+            compared=Segments(config, architecture, lambda actions: actions, "CartPole-v1", 3),
+            raters=list,
         )
         labels: Any = book
         self.trainer = PreferenceTrainer(
-            training, self.train, labels=labels, serve=self.serve, clock=lambda: self.now, pause=self.pause
+            training,
+            self.train,
+            labels=labels,
+            serve=self.serve,
+            clock=lambda: self.now,
+            pause=self.pause,
+            judge=lambda model, items: [0.0] * len(items),
         )
 
     def train(self, config: RewardTrainConfig, directory: Path, *, on_step: Callable[[], None]) -> Path | None:
@@ -197,7 +195,7 @@ class Desk:
         (directory / "model").mkdir(parents=True, exist_ok=True)
         return directory / "model"
 
-    def serve(self, model: Path) -> str:
+    def serve(self, model: Path, items: Sequence[ScoreItem]) -> str:
         self.served.append(model.parent.name)
         return "v"
 

@@ -16,8 +16,8 @@ from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control import factory as control_factory
+from rollcall.deploy.kinds.control.compared_segments import segments_of
 from rollcall.deploy.kinds.control.factory import ControlFactory
-from rollcall.deploy.kinds.preference_trainer import segments_of
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.collective import Collective
 from rollcall.learners.maths.distributions import distribution_for

@@ -72,7 +72,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(model: Path, directory: Path, *, chat: bool, sampling: SamplingConfig | None = None, **settings: Any) -> Path:
-    config = TextPreferencesConfig(**{"pairs": 60, "epochs": 1, "batch_size": 16, "threads": 1, **settings})
+    config = TextPreferencesConfig(**{"total_labels": 60, "epochs": 1, "batch_size": 16, "threads": 1, **settings})
     task = Letters(chat=chat)
     codec = TextCodec(model, chat=chat)
     sampling = sampling or SamplingConfig(max_tokens=6)

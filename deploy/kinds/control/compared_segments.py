@@ -119,7 +119,7 @@ class ComparedSegments:
         return with_taken_actions(preference, self._of.to_env)
 
     def run_config(
-        self, name: str, labels: Path, preferences: Sequence[Preference], *, last: Path | None
+        self, name: str, labels: Path, preferences: Sequence[Preference], *, new: int, last: Path | None
     ) -> RewardTrainConfig:
         """Of an ensemble that begins anew: it is small."""
         config, architecture = self._config, self._of.architecture

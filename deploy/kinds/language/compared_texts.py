@@ -3,6 +3,7 @@ its first step, what version 0 writes for this alone. And the reward model that 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -161,9 +162,10 @@ class ComparedTexts:
         return preference
 
     def run_config(
-        self, name: str, labels: Path, preferences: Sequence[Preference], *, last: Path | None
+        self, name: str, labels: Path, preferences: Sequence[Preference], *, new: int, last: Path | None
     ) -> RewardTrainConfig:
-        """Of a model that goes on from the last one. What is held out is of prompts that stay held out."""
+        """Of a model that goes on from the last one, with as many gradient steps as its new labels take. What is held
+        out is of prompts that stay held out."""
         prompts = [preference.prompt for preference in preferences if not isinstance(preference, SegmentPair)]
         several = len(set(prompts)) > 1
         held = held_out.in_turn(prompts if several else range(len(prompts)), fraction=HELD_OUT)
@@ -172,7 +174,9 @@ class ComparedTexts:
         for side, path in paths.items():
             write_preferences(path, [p for p, is_held in zip(preferences, held, strict=True) if is_held is side])
         data = PreferenceDataConfig(train=str(paths[False]), eval=str(paths[True]))
-        return reward_training(self._config, name, data, start=last or self._of.start, seed=self._of.seed)
+        training = reward_training(self._config, name, data, start=last or self._of.start, seed=self._of.seed)
+        steps = max(1, math.ceil(self._config.epochs * new / self._config.batch_size))
+        return training.model_copy(update={"total_learner_steps": steps})
 
     def _sampled(self, need: int) -> list[Comparison]:
         """Of version 0, in the order in which it is drawn."""

@@ -1,21 +1,17 @@
-"""The rounds of a run that asks raters while its policy learns, one line each in reward_models/rounds.jsonl: how many
-labels, how right the last model was about what it had not seen, how right the new one is, whether raters agree."""
+"""New labels of a run: how right a reward model is about them, and how far those agree who gave them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 
-from rollcall.cluster.files import read_json
 from rollcall.deploy.preferences.accuracy import Accuracy, accuracy_of
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.agreement import krippendorff_alpha, raw_agreement
@@ -24,72 +20,13 @@ from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Score
 from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
 
-ROUNDS = "rounds.jsonl"
 CANARY_ITEMS = 8
 _AT_ONCE = 256
 
 Judged = Callable[[Path, Sequence[ScoreItem]], list[float]]
 
 
-@dataclass(frozen=True)
-class Round:
-    """A reward model that was made while the policy learnt."""
-
-    labels: int  # of all rounds so far, which it has learnt from
-    new_labels: int
-    policy_version: int  # the newest whose doing was to be compared
-    model_version: str  # of the model in service then
-    swapped_in: bool  # False: the one before it was better, and stayed
-    fresh: Mapping[str, Any] | None  # of the new labels, how many the model before was right about: it had seen none
-    held_out: Mapping[str, Any] | None  # of held-out labels, how many the new model is right about
-    agreement: Mapping[str, Any] | None = None  # of raters who were asked the same
-
-    @classmethod
-    def of(
-        cls, model: Path, labels: int, new: int, policy: int, version: str, swapped_in: bool, fresh: Accuracy | None
-    ) -> Self:
-        """As the summary of the model's run has it."""
-        held_out = read_json(model.parent / "summary.json").get("held_out")
-        found = None if fresh is None else fresh.as_dict()
-        return cls(labels, new, policy, version, swapped_in, found, held_out)
-
-
-def rounds_before(directory: Path, labels: int, mark: str = "") -> Iterator[tuple[int, Path]]:
-    """(labels, model) of complete rounds on fewer labels, but those whose model was not taken."""
-    refused = {line["labels"] for line in read_rounds(directory) if not line["swapped_in"]}
-    for path in directory.glob(f"labels-*{mark}/model"):
-        number = path.parent.name.removeprefix("labels-").removesuffix(mark)
-        if number.isdigit() and int(number) < labels and int(number) not in refused and is_complete(path.parent):
-            yield int(number), path
-
-
-def is_complete(directory: Path) -> bool:
-    return bool(read_json(directory / "summary.json").get("status") == "completed")
-
-
-def book_round(directory: Path, found: Round, new: Sequence[Preference]) -> None:
-    """Once: a round that is made again, after a resume, is the one that is there."""
-    if any(line["labels"] == found.labels for line in read_rounds(directory)):
-        return
-    line = asdict(found) | {"agreement": agreement_of(new)}
-    with (directory / ROUNDS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def read_rounds(directory: Path) -> list[dict[str, Any]]:
-    """By their labels; a line that was cut short is left out."""
-    path = directory / ROUNDS
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    found: list[dict[str, Any]] = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return sorted(found, key=lambda round_: int(round_["labels"]))
-
-
-class Fresh:
+class FreshLabels:
     """New labels, and how right a reward model is about them. A ranking is all its pairs; ties say nothing."""
 
     def __init__(self, preferences: Sequence[Preference], judge: Judged | None = None) -> None:
