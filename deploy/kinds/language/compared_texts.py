@@ -33,6 +33,7 @@ from rollcall.reward_service.preferences.records import Comparison, TextCandidat
 PROMPTS = 4000  # whose responses are remembered, the newest
 WHOLE_S = 20.0  # without another prompt after which a batch is taken to be as whole as it gets
 HELD_OUT = 0.1  # of the prompts, always the same ones
+_BARREN_PASSES = 20  # over all responses in a row after which there is no new combination of them
 _FRUITLESS = 20  # prompts in a row whose samples are all the same after which there is nothing to compare
 
 
@@ -210,7 +211,8 @@ class ComparedTexts:
         for ticket in sorted(answered):
             by_prompt.setdefault(answered[ticket].asked, {}).update(dict.fromkeys(answered[ticket].responses))
         found: dict[str, Comparison] = {}
-        while len(found) < need:
+        barren = 0
+        while len(found) < need and barren < _BARREN_PASSES:
             made: list[Comparison] = []
             for prompt, responses in by_prompt.items():
                 texts = [list(responses)[index] for index in rng.permutation(len(responses))]
@@ -219,8 +221,7 @@ class ComparedTexts:
                     comparison = self._comparison(prompt, texts[begin : begin + size])
                     made += [] if comparison is None else [comparison]
             new = [made[index] for index in rng.permutation(len(made)) if made[index].id not in found]
-            if not new:
-                break
+            barren = 0 if new else barren + 1
             found |= {comparison.id: comparison for comparison in new}
         return list(found.values())[:need]
 
