@@ -141,7 +141,7 @@ def test_two_people_rank_what_the_policy_writes_and_their_agreement_is_booked(
     monkeypatch.setenv("ROLLCALL_REWARD_TOKEN", "a token of ours")
     two = ("preferences.labels_per_comparison=2", "preferences.candidates=3", "preferences.noise={}")
     (bench.folder / "likes.py").write_text(LIKES)
-    run = bench.start("train", "rlhf-reviews", "--people", *SETTINGS, *two, "runtime=serial", "name=run")
+    run = bench.start("train", "rlhf-reviews", *SETTINGS, *two, "runtime=serial", "name=run", "--people")
     people = [SyntheticRater(name, short_words, SyntheticRaterConfig()) for name in ("ada", "bea")]
     with LabelClient(page_of(run), "a token of ours") as queue:
         deadline = time.monotonic() + 200

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.store.redis_server import PrivateRedis
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.preferences.records import Comparison, Label, TextCandidate
 from tests.needs import CHROMIUM, require, require_module
 from tests.reward_service.label_service import TOKEN, Service, clips, labelling_service, private_redis, text
@@ -246,6 +247,51 @@ def test_a_ranking_is_given_by_keys_best_first(service: Service, open_page: Open
     [label] = standing(service, 1)
     assert label.ranks is not None
     assert [label.ranks[index] for index in label.shown] == [1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_two_raters_rank_the_same_texts_with_ties_undo_and_a_reload_and_see_how_far_they_agree(
+    service: Service, open_page: OpenPage, phone: bool
+) -> None:
+    service.store.config = LabellingConfig(labels_per_comparison=2)
+    comparison = text(1, responses=3)
+    service.store.add([comparison])
+
+    def said_by(page: Page, best_first: list[str], *, tied: bool) -> None:
+        """Ranks the responses in this order; `tied`: the last two are equal."""
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        shown(page)
+        cards = page.locator("article .text").all_inner_texts()
+        for place, response in enumerate(best_first):
+            if tied and place == 2:
+                page.wait_for_timeout(300)
+                page.tap("#same") if phone else page.keyboard.press("t")
+            number = cards.index(response) + 1
+            page.tap(f"article:nth-child({number}) .place") if phone else page.keyboard.press(str(number))
+        page.wait_for_timeout(300)  # the page takes no second tap of the one before
+        page.tap("#done") if phone else page.keyboard.press("Enter")
+        page.wait_for_selector("#nothing:not([hidden])")
+
+    texts = [candidate.response for candidate in comparison.candidates if isinstance(candidate, TextCandidate)]
+    ada = open_page(service, phone=phone)
+    said_by(ada, texts[::-1], tied=False)
+    standing(service, 1)
+    page_undo = ada.locator("#undo")
+    page_undo.wait_for(state="visible")
+    ada.tap("#undo") if phone else ada.keyboard.press("u")
+    shown(ada)
+    ada.reload()  # in the middle of a ranking: the same one is there again
+    assert shown(ada) == comparison.id
+    said_by(ada, texts, tied=True)
+    assert not ada.locator("#agreement").is_visible()
+    bea = open_page(service, fragment=f"#token={TOKEN}&name=bea", phone=phone)
+    said_by(bea, texts, tied=False)
+    found = {label.rater: label.ranks for label in standing(service, 2)}
+    assert found == {"ada": (0, 1, 1), "bea": (0, 1, 2)}
+    for page in (ada, bea):
+        page.wait_for_selector("#agreement:not([hidden])")
+        assert page.inner_text("#agreement").startswith("Raters agree on 67 % of 3 shared pairs, alpha ")
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_on_a_phone_it_is_stacked_and_answered_by_touch(service: Service, open_page: OpenPage) -> None:
