@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,18 +26,26 @@ from rollcall.deploy.cli.main import main
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.language.compared_texts import PROMPTS, WHOLE_S, ComparedTexts, Texts
 from rollcall.deploy.kinds.preference_trainer import Wanted
+from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.preferences.fresh_labels import FreshLabels, agreement_of
 from rollcall.deploy.preferences.held_out import in_turn
 from rollcall.deploy.preferences.round_book import Round, book_round, read_rounds, rounds_before
 from rollcall.deploy.report.round_report import table
+from rollcall.deploy.rundir.earlier_runs import read_run
 from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
+from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, Ranking, read_preferences
-from rollcall.reward_service.preferences.records import Comparison, TextCandidate
-from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.preferences.records import Comparison, TextCandidate, preference_of
+from rollcall.reward_service.protocol import Message, ScoreItem
+from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
 from tests.deploy.test_text_preferences import SMALL, TEMPLATE, TRUE_REWARD, Letters
 from tests.needs import require_module
+from tests.reward_service.judge_server import JudgeServer
+from tests.reward_service.judge_server import asked as said_to
+from tests.runs import config_of
 
 transformers = require_module("transformers")
 
@@ -232,6 +241,62 @@ def test_a_rater_whose_noise_goes_by_what_is_compared_says_the_same_again_and_is
     turned = ["left" if one.answer(pair[::-1]).choice == "right" else "right" for pair in pairs]
     assert turned == said, "whatever is shown first"
     assert said.count("right") / 2000 == pytest.approx(0.2, abs=0.045)
+
+
+def test_a_judge_and_a_known_reward_are_asked_about_the_same_comparisons_the_judge_side_by_side(
+    tmp_path: Path,
+) -> None:
+    """The judge likes what has the letter a twice in a row or more, whatever stands first."""
+
+    def reply(body: dict[str, Any]) -> str:
+        time.sleep(0.05)
+        return "Better: A" if "aa" in said_to(body).partition("response B")[0] else "Better: B"
+
+    server = JudgeServer()
+    server.reply = reply
+    try:
+        config = TextPreferencesConfig.model_validate(
+            {
+                "rater": ["synthetic", "judge"],
+                "true_reward": TRUE_REWARD,
+                "judge": {"url": server.url, "model": "m", "concurrency": 4},
+            }
+        )
+        asked = [
+            Comparison.of([TextCandidate(prompt=f"p{n}", response=text) for text in ("a" * (n + 2), "b")])
+            for n in range(12)
+        ]
+        with open_labelling(tmp_path, LabellingConfig(labels_per_comparison=config.asked_about_each)) as store:
+            store.add(asked)
+            for program in programs(config):
+                label_all(program.rater, store, at_once=program.at_once)
+            found = [preference_of(comparison, label) for comparison, label in store.standing()]
+    finally:
+        server.close()
+    assert Counter(item.rater for item in found if item is not None) == {"synthetic": 12, "judge": 12}
+    assert all(isinstance(item, PreferencePair) and item.rejected == "b" for item in found)
+    agreement = agreement_of([item for item in found if item is not None])
+    assert agreement is not None and (agreement["shared"], agreement["agreement"]) == (12, 1.0)
+    assert 1 < server.most_at_once <= 4
+
+
+def test_a_true_reward_is_told_a_chat_tasks_prompt_as_its_row_has_it() -> None:
+    config = TextPreferencesConfig(true_reward=f"{__name__}:echoed")
+    (program,) = programs(config)
+    asked = (Message(role="user", content="aa"),)
+    assert program.rater.answer([TextCandidate.of(asked, "aa"), TextCandidate.of(asked, "b")]).choice == "left"
+
+
+def echoed(prompt: Any, response: str) -> float:
+    return float(prompt == response)
+
+
+def test_a_language_run_of_an_earlier_release_has_as_many_labels_as_it_had_pairs(tmp_path: Path) -> None:
+    text = load_config("rlhf-reviews", ["preferences.rounds=1", "preferences.total_labels=2500"]).to_yaml()
+    assert "total_labels: 2500" in text
+    (tmp_path / "config.yaml").write_text(text.replace("total_labels: 2500", "pairs: 2500"))
+    config = config_of(read_run(tmp_path)[0])
+    assert (config.preferences.total_labels, config.preferences.before_all) == (2500, True)
 
 
 # What is booked.

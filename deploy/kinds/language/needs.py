@@ -14,6 +14,7 @@ from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.kinds.language.asking_needs import trainer_roles
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import ModelSize, size_of_directory, size_of_tiny
@@ -71,7 +72,7 @@ def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> N
     ]
     if config.eval.num_rows and task.rows("eval"):
         found.append(Role("evaluator", generates(config.eval.num_rows), 1, "evaluator"))
-    found += _beside(config)
+    found += [*_beside(config), *trainer_roles(config.preferences, size, longest=engine.max_model_len)]
     if on_ray:
         found.append(
             Role("Ray and parameter server", (Part("programs", memory.RAY + memory.PARAMETER_SERVER, host=True),))
