@@ -69,6 +69,12 @@ class TextModelConfig(BaseModel):
     max_tokens: int = Field(
         default=1024, ge=2, description="of prompt and response; comparisons with longer ones are left out, and counted"
     )
+    members: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="heads of an ensemble on one body, each of which learns from a sample with replacement of its own",
+    )
 
 
 class SegmentModelConfig(BaseModel):

@@ -141,6 +141,12 @@ class TextPreferencesConfig(AskedConfig):
     candidates: int = Field(
         default=2, ge=2, le=MAX_CANDIDATES, description="responses to one prompt that are ranked at once"
     )
+    members: int = Field(default=1, ge=1, le=64, description="heads of the reward model's ensemble, on one body")
+    selection: int = Field(
+        default=1,
+        ge=1,
+        description="comparisons considered for each asked: those the ensemble disagrees on most are; in later rounds",
+    )
     epochs: int = Field(
         default=2,
         ge=1,
@@ -175,6 +181,8 @@ class TextPreferencesConfig(AskedConfig):
     def _fits(self) -> Self:
         if self.first_labels > self.total_labels:
             raise ValueError(f"initial_labels={self.first_labels} of total_labels={self.total_labels}: lower it")
+        if self.selection > 1 and self.members == 1:
+            raise ValueError(f"selection={self.selection}: one model disagrees with nobody: set members=3")
         if "judge" in self.raters and self.candidates > 2:
             raise ValueError(f"candidates={self.candidates}: a judge compares two: use 2, or other raters")
         if self.judge is not None and self.judge.url is None:

@@ -88,16 +88,16 @@ def save_text_model(module: TextRewardModel, source: Path, directory: Path, card
         return _seal(aside, card)
 
 
-def new_text_model(directory: Path, *, seed: int) -> TextRewardModel:
-    """A reward model on a language model's body: its head says 0 at first. A directory that has a classifier with one
-    label already is taken as it is.
+def new_text_model(directory: Path, *, seed: int, members: int = 1) -> TextRewardModel:
+    """A reward model on a language model's body: its heads, one a member, say 0 at first. A directory that has a
+    classifier with as many labels already is taken as it is.
 
     Raises:
       BadInput: when no such model can be loaded from the directory.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model, missing = _load_classifier(directory)
+        model, missing = _load_classifier(directory, members)
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear) and any(name.startswith("score.") for name in missing):
         nn.init.zeros_(head.weight)
@@ -120,18 +120,28 @@ def load_reward_model(directory: Path) -> RewardModel:
         _read_tensors(module, directory / _WEIGHTS)
         _check_statistics(directory, card, card.architecture.members)
         return RewardModel(module.eval().requires_grad_(False), card, None, None, version)
-    model, missing = _load_classifier(directory)
+    members = _members(directory)
+    model, missing = _load_classifier(directory, members)
     if missing:
         raise BadInput(f"{directory}: no reward model: it has no weights for {missing[0]}; train one from it first")
     encoder = TextEncoder(directory)
     module = TextRewardModel(model, pad_token_id=encoder.pad_token_id)
     card = card or RewardModelCard(kind="text")
-    _check_statistics(directory, card, 1)
+    _check_statistics(directory, card, members)
     longest = getattr(model.config, "max_position_embeddings", None)
     return RewardModel(module.eval().requires_grad_(False), card, encoder, longest, version)
 
 
-def _load_classifier(directory: Path) -> tuple[Any, list[str]]:
+def _members(directory: Path) -> int:
+    """Heads of a text model that was written here: rows of its last layer. One of any other."""
+    try:
+        with safetensors.safe_open(directory / _WEIGHTS, framework="pt") as tensors:
+            return int(tensors.get_slice("score.weight").get_shape()[0])
+    except (OSError, safetensors.SafetensorError):
+        return 1  # whatever is wrong, whoever loads it says so
+
+
+def _load_classifier(directory: Path, members: int) -> tuple[Any, list[str]]:
     """(the sequence classifier of a directory, float32, names of weights that were not there)"""
     try:
         from transformers import AutoModelForSequenceClassification
@@ -146,7 +156,7 @@ def _load_classifier(directory: Path) -> tuple[Any, list[str]]:
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             str(directory),
-            num_labels=1,
+            num_labels=members,
             dtype=torch.float32,
             use_safetensors=True,
             local_files_only=True,

@@ -20,8 +20,8 @@ _STD_FLOOR = 1e-6
 
 
 class TextRewardModel(nn.Module):
-    """A reward for each whole sequence, read from its last token where the model is causal. Always without dropout: a
-    sequence has one reward."""
+    """A reward for each whole sequence by each member of an ensemble, heads on one body; read from its last token where
+    the model is causal. Always without dropout: a sequence has one reward."""
 
     def __init__(self, model: nn.Module, *, pad_token_id: int) -> None:
         super().__init__()
@@ -36,17 +36,17 @@ class TextRewardModel(nn.Module):
         return super().train(False)
 
     def forward(self, token_ids: Tensor, lengths: Tensor) -> Tensor:
-        """[1, b]: rewards of sequences [b, L], padded on the right, with anything; lengths int64 [b]."""
+        """[M, b]: rewards of sequences [b, L], padded on the right, with anything; lengths int64 [b]."""
         model: Any = self.model
         present = torch.arange(token_ids.shape[1], device=token_ids.device) < lengths[:, None]
         token_ids = token_ids.masked_fill(~present, self._pad_token_id)
         # With causal attention nothing looks at the padding, and without a mask attention is faster.
         mask = None if self._sees_no_padding else present.long()
         if not self._reads_last_token:
-            return cast(Tensor, model(input_ids=token_ids, attention_mask=mask).logits[:, 0]).unsqueeze(0)
+            return cast(Tensor, model(input_ids=token_ids, attention_mask=mask).logits.T)
         states = model.base_model(input_ids=token_ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return cast(Tensor, model.score(last).squeeze(-1)).unsqueeze(0)
+        return cast(Tensor, model.score(last).T)
 
 
 def _is_causal(model: nn.Module) -> bool:

@@ -37,7 +37,8 @@ def build_reward_model_scorer(config: RewardModelConfig) -> Scorer:
 
 
 class TextRewardScorer:
-    """score = (raw - mean) / std, the raw reward as a component."""
+    """score = (raw - mean) / std, the mean over an ensemble's members; the raw reward is a component, and of several
+    members the deviation of their scores."""
 
     takes: frozenset[Taken] = frozenset({"text"})
     cacheable = True
@@ -64,11 +65,37 @@ class TextRewardScorer:
 
     def _scores(self, sequences: Sequence[list[int]]) -> list[Score]:
         raw = self._rewards(sequences)
-        values = self._statistics.normalise(raw)[0].tolist()
-        return [Score(value, {"raw": before}) for value, before in zip(values, raw[0].tolist(), strict=True)]
+        values = self._statistics.normalise(raw)
+        components = {"raw": raw.mean(0).tolist()}
+        if len(raw) > 1:
+            components["disagreement"] = values.std(0, correction=0).tolist()
+        scores = values.mean(0).tolist()
+        return [
+            Score(score, {name: column[index] for name, column in components.items()})
+            for index, score in enumerate(scores)
+        ]
+
+    def by_member(self, items: Sequence[ScoreItem]) -> Tensor:
+        """[M, N]: what each member says of each item.
+
+        Raises:
+          ValueError: where one cannot be scored.
+        """
+        read = [self._encode(item) for item in items]
+        failed = next((found for found in read if isinstance(found, Failure)), None)
+        if failed is not None:
+            raise ValueError(failed.message)
+        tokens = [found for found in read if not isinstance(found, Failure)]
+        found: list[Tensor] = [torch.empty(0)] * len(tokens)
+        with torch.inference_mode():
+            for part in _parts({index: len(one) for index, one in enumerate(tokens)}, self._config.batch_tokens):
+                scores = self._statistics.normalise(self._rewards([tokens[index] for index in part]))
+                for index, column in zip(part, scores.T, strict=True):
+                    found[index] = column
+        return torch.stack(found, 1)
 
     def _rewards(self, sequences: Sequence[list[int]]) -> Tensor:
-        """[1, b]"""
+        """[M, b]"""
         lengths = torch.tensor([len(tokens) for tokens in sequences])
         padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
         for row, tokens in enumerate(sequences):

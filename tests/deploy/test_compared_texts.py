@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -36,11 +37,16 @@ from rollcall.deploy.rundir.earlier_runs import read_run
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.store import open_labelling
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
+from rollcall.reward_service.models.reward_model_files import RewardModelCard, new_text_model, save_text_model
+from rollcall.reward_service.models.reward_models import Statistics
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, Ranking, read_preferences
 from rollcall.reward_service.preferences.records import Comparison, TextCandidate, preference_of
 from rollcall.reward_service.protocol import Message, ScoreItem
 from rollcall.reward_service.raters.rater import label_all
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.scorer import Score
+from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
 from tests.deploy.test_text_preferences import SMALL, TEMPLATE, TRUE_REWARD, Letters
 from tests.needs import require_module
 from tests.reward_service.judge_server import JudgeServer
@@ -176,6 +182,39 @@ def test_what_is_ranked_at_once_is_of_one_prompt_and_has_no_response_twice(start
     assert {len(one) for one in asked} <= {2, 4} and any(len(one) == 4 for one in asked)
     first = desk(start, candidates=3).choose(Wanted(missing=6, labels=0, due=6, tries=0), model=None)
     assert {len(one) for one in texts_of(first)} <= {2, 3}
+
+
+def test_of_what_is_considered_that_is_asked_on_which_the_ensemble_disagrees_most(start: Path, tmp_path: Path) -> None:
+    """Two heads of opposite mind about the body's state, and one that says 0: they disagree most where responses are
+    furthest apart."""
+    module = new_text_model(start, seed=0, members=3)
+    with torch.no_grad():
+        head = module.model.score.weight  # type: ignore[union-attr]
+        head.copy_(torch.stack([torch.ones(16), -torch.ones(16), torch.zeros(16)]))
+    card = RewardModelCard(kind="text", statistics=Statistics(mean=(0.0,) * 3, std=(1.0,) * 3))
+    save_text_model(module, start, tmp_path / "model", card)  # type: ignore[arg-type]
+    compared = desk(start, members=3, selection=5, batch=1)
+    words = ["a", "b", "ab", "ba", "aab", "bba", "cc", "dd"]
+    compared.offer(answered(start, 1, 5, words))
+    chosen = compared.choose(SECOND, model=tmp_path / "model")
+    every = compared.choose(replace(SECOND, due=12, missing=6, tries=4), model=None)
+    assert chosen is not None and every is not None and len(chosen) == 6 and len(every) > 20
+    scorer = build_reward_model_scorer(RewardModelConfig(path=str(tmp_path / "model")))
+
+    def apart(comparison: Comparison) -> float:
+        items = [
+            ScoreItem(id=str(n), prompt=c.prompt, response=c.response)
+            for n, c in enumerate(comparison.candidates)
+            if isinstance(c, TextCandidate)
+        ]
+        one, other = scorer.by_member(items)[0].tolist()  # type: ignore[union-attr]
+        return abs(one - other)
+
+    assert [apart(c) for c in chosen] == sorted(map(apart, chosen), reverse=True)
+    assert sum(map(apart, chosen)) / 6 > 1.2 * sum(map(apart, every)) / len(every)
+    (score,) = scorer.score([ScoreItem(id="a", prompt="aa", response="b")])
+    assert isinstance(score, Score) and score.value == pytest.approx(0.0, abs=1e-6)
+    assert score.components["disagreement"] > 0
 
 
 def test_two_raters_of_each_comparison_are_asked_half_as_many(start: Path) -> None:
@@ -389,6 +428,7 @@ def test_the_report_has_a_row_for_each_round_and_no_column_of_which_nothing_is_k
         ({"rater": "judge", "judge": {"model": "m", "url": "http://j/v1"}, "candidates": 3}, "a judge compares two"),
         ({"rater": "judge", "judge": {"model": "m"}}, "give its url"),
         ({"true_reward": "m:f", "initial_labels": 2000}, "initial_labels=2000"),
+        ({"true_reward": "m:f", "selection": 5}, "set members=3"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], told: str) -> None:

@@ -8,9 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Task
@@ -26,9 +28,13 @@ from rollcall.deploy.kinds.preference_trainer import BARREN_TRIES, PreferenceTra
 from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.preferences import held_out
 from rollcall.deploy.preferences.data import PreferenceDataConfig
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, new_text_model, save_text_model
+from rollcall.reward_service.models.reward_models import Statistics
 from rollcall.reward_service.preferences.files import Preference, Prompt, SegmentPair, write_preferences
 from rollcall.reward_service.preferences.records import Comparison, TextCandidate
+from rollcall.reward_service.protocol import ScoreItem
+from rollcall.reward_service.scorers.reward_model_scorer import TextRewardScorer, build_reward_model_scorer
 
 PROMPTS = 4000  # whose responses are remembered, the newest
 WHOLE_S = 20.0  # without another prompt after which a batch is taken to be as whole as it gets
@@ -37,11 +43,13 @@ _BARREN_PASSES = 20  # over all responses in a row after which there is no new c
 _FRUITLESS = 20  # prompts in a row whose samples are all the same after which there is nothing to compare
 
 
-def first_model(directory: Path, start: Path, *, seed: int) -> Path:
+def first_model(directory: Path, start: Path, *, members: int, seed: int) -> Path:
     """Where the service finds the newest reward model; before there is any, one that nobody has trained: it says 0."""
 
     def write(untrained: Path) -> None:
-        save_text_model(new_text_model(start, seed=seed), start, untrained, RewardModelCard(kind="text"))
+        statistics = Statistics(mean=(0.0,) * members, std=(1.0,) * members)
+        card = RewardModelCard(kind="text", statistics=statistics)
+        save_text_model(new_text_model(start, seed=seed, members=members), start, untrained, card)
 
     return current_model(directory, write)
 
@@ -146,9 +154,10 @@ class ComparedTexts:
             return None
         older = sorted({a.version for a in self._answered.values()} - {a.version for a in newest.values()})
         while True:
-            found = self._combined(newest, need, seed=derive_seed(self._of.seed, "pairs", wanted.due))
+            considered = need * (1 if model is None else self._config.selection)
+            found = self._combined(newest, considered, seed=derive_seed(self._of.seed, "pairs", wanted.due))
             if len(found) >= need or not older:
-                return found
+                return found if model is None or len(found) <= need else self._most_open(found, model)[:need]
             version = older.pop()
             newest |= {ticket: a for ticket, a in self._answered.items() if a.version == version}
 
@@ -224,6 +233,26 @@ class ComparedTexts:
             barren = 0 if new else barren + 1
             found |= {comparison.id: comparison for comparison in new}
         return list(found.values())[:need]
+
+    def _most_open(self, comparisons: Sequence[Comparison], model: Path) -> list[Comparison]:
+        """First those on which the ensemble disagrees most: by the variance over its members of the probability that
+        one is preferred to another, the mean over a comparison's pairs."""
+        scorer = build_reward_model_scorer(RewardModelConfig(path=str(model), threads=torch.get_num_threads()))
+        assert isinstance(scorer, TextRewardScorer)
+        items, places = [], []
+        for comparison in comparisons:
+            texts = [c for c in comparison.candidates if isinstance(c, TextCandidate)]
+            places.append(range(len(items), len(items) + len(texts)))
+            items += [
+                ScoreItem(id=str(n), prompt=text.prompt, messages=text.messages, response=text.response)
+                for n, text in zip(places[-1], texts, strict=True)
+            ]
+        scores = scorer.by_member(items)
+        open_ = [
+            float(torch.stack([torch.sigmoid(scores[:, i] - scores[:, j]).var(correction=0) for i, j in pairs]).mean())
+            for pairs in (list(combinations(place, 2)) for place in places)
+        ]
+        return [comparisons[index] for index in np.argsort(-np.array(open_), kind="stable")]
 
     def _comparison(self, prompt: Prompt, texts: Sequence[str]) -> Comparison | None:
         """None where all are the same."""

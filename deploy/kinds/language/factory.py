@@ -173,7 +173,7 @@ class LanguageFactory:
         if self.config.policy.warm_start is not None and not self.model_directory.exists():
             yield self.warm_start()
         if self._asking is not None:
-            first_model(self._reward_models, self.model_directory, seed=derive_seed(self.config.seed, "reward") % 2**31)
+            first_model(self._reward_models, self.model_directory, members=self._asking.members, seed=self.config.seed)
         elif self.config.preferences is not None and not self._reward_model.exists():
             yield reward_model_run(
                 self.config.preferences,

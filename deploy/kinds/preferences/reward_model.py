@@ -88,9 +88,11 @@ class RewardModelRun:
         model = self._config.model
         if isinstance(model, TextModelConfig):
             self._of_texts(model)
-            return self._train
-        self._of_segments(model)
-        if not model.bootstrap:
+            bootstrap = model.members > 1
+        else:
+            self._of_segments(model)
+            bootstrap = model.bootstrap
+        if not bootstrap:
             return self._train
         return bootstrapped(self._train, members=model.members, seed=self._config.seed)
 
@@ -193,7 +195,7 @@ class RewardModelRun:
     def _statistics(self) -> Statistics:
         """What tells who is right by several members, or by sums over steps. One reward of one member is as right
         however it is normalised, and the reference set is far larger than what is held out."""
-        if isinstance(self._module, TextRewardModel):
+        if isinstance(self._config.model, TextModelConfig) and self._config.model.members == 1:
             return Statistics()
         return self._judge(self._reference()).statistics()
 
@@ -213,7 +215,7 @@ class RewardModelRun:
         encoder = TextEncoder(self._start)
         self._train = encode_texts(found.train, encoder, max_tokens=model.max_tokens)
         self._held_out = encode_texts(found.held_out, encoder, max_tokens=model.max_tokens)
-        self._module = new_text_model(self._start, seed=seed).train()
+        self._module = new_text_model(self._start, seed=seed, members=model.members).train()
 
     def _of_segments(self, model: SegmentModelConfig) -> None:
         if self._found.is_text:
