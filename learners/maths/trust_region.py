@@ -48,3 +48,11 @@ def adapted_coefficient(*, coef: Tensor, kl: Tensor, target: float) -> Tensor:
     finite changes nothing."""
     factor = torch.where(kl < target / 1.5, 0.5, torch.where((kl > target * 1.5) & kl.isfinite(), 2.0, 1.0))
     return coef * factor
+
+
+def proportional_coefficient(*, coef: Tensor, kl: Tensor, target: float, gain: float = 0.1) -> Tensor:
+    """The weight of a KL penalty for the next batch (Ziegler et al., 2019, arXiv:1909.08593, section 2.2): it grows by
+    gain times how far this batch's KL is above the target, as a share of it and at most a fifth; it falls likewise.
+    All 0-dim; a KL that is not finite changes nothing."""
+    error = ((kl - target) / target).clamp(-0.2, 0.2)
+    return torch.where(kl.isfinite(), coef * (1 + gain * error), coef)

@@ -3,6 +3,7 @@ promise: parts add up to the whole, on-policy data is not clipped, corrections r
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from rollcall.learners.algorithms.language.token_settings import LagCorrection
 from rollcall.learners.batches import token_batch
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths.sampling import Processed
+from rollcall.learners.maths.trust_region import proportional_coefficient
 from tests.learners.experience import context_of
 
 VOCABULARY, WIDTH = 5, 8
@@ -559,3 +561,30 @@ def test_a_kl_in_the_loss_refuses_the_estimator_without_a_gradient() -> None:
     for kind in (GRPO, GSPO, CISPO):
         with pytest.raises(ValidationError):
             kind.Config(kl_estimator="k1")
+
+
+def test_an_adaptive_weight_of_the_kl_is_the_first_ones_for_this_batch_and_grows_for_the_next_where_it_is_too_far() -> (
+    None
+):
+    """Far above the target: by a tenth of a fifth; far below it falls likewise (Ziegler et al., 2019)."""
+    models, policy = make_models()
+    batch = make_batch(policy)
+    for target, factor in ((1e-6, 1.02), (1e6, 0.98)):
+        algorithm = LMPPO(LMPPO.Config(kl_coef=0.1, kl_target=target))
+        own = {**models, **algorithm.extra_models()}
+        context = context_of(own)
+        first = algorithm.prepare(context, batch).targets.advantages
+        assert float(context.noted["kl_coef"]) == pytest.approx(0.1)
+        fixed = LMPPO(LMPPO.Config(kl_coef=0.1)).prepare(context_of(models), batch).targets.advantages
+        torch.testing.assert_close(first, fixed)
+        algorithm.prepare(context, batch)
+        assert float(context.noted["kl_coef"]) == pytest.approx(0.1 * factor)
+    assert LMPPO(LMPPO.Config(kl_coef=0.1)).extra_models() == {}
+    with pytest.raises(ValueError, match="no weight to adapt"):
+        LMPPO.Config(kl_target=0.1)
+
+
+@pytest.mark.parametrize(("kl", "factor"), [(0.2, 1.0), (0.21, 1.005), (0.3, 1.02), (0.0, 0.98), (math.nan, 1.0)])
+def test_the_weight_grows_in_proportion_to_the_error_and_by_a_fiftieth_at_the_most(kl: float, factor: float) -> None:
+    found = proportional_coefficient(coef=torch.tensor(0.5), kl=torch.tensor(kl), target=0.2)
+    assert float(found) == pytest.approx(0.5 * factor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from rollcall.learners.algorithm import Metrics, Models
@@ -41,6 +41,22 @@ class LMPPOConfig(TokenAlgorithmConfig):
         default=0.5, ge=0, description="weight of the value loss: the critic shares the gradient clip with the policy"
     )
     kl_estimator: RewardKL = "k1"
+    kl_target: float | None = Field(
+        default=None,
+        gt=0,
+        description="nats a token: kl_coef is adapted after each batch so that kl_reference stays near it (Ziegler et "
+        "al., 2019, arXiv:1909.08593); None: kl_coef stays",
+    )
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> LMPPOConfig:
+        if self.kl_target is not None and self.kl_coef == 0:
+            raise ValueError(f"kl_target={self.kl_target} with kl_coef=0: there is no weight to adapt: set kl_coef=0.1")
+        return self
+
+    @property
+    def kl_goal(self) -> float | None:
+        return self.kl_target
 
     @property
     def kl_in_loss(self) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Metrics, Models, Needs
+from rollcall.learners.algorithms.language import adaptive_kl
 from rollcall.learners.algorithms.language.token_settings import TokenAlgorithmConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows, each_token
 from rollcall.learners.maths import losses, token_losses
@@ -123,6 +124,9 @@ class TokenAlgorithm(Generic[ConfigT]):
         self._method = method
         self._max_tokens = max_tokens
 
+    def extra_models(self) -> Models:
+        return {} if self.config.kl_goal is None else adaptive_kl.models(self.config.kl_coef)
+
     @torch.no_grad()
     def prepare(self, context: Context, batch: TokenBatch) -> Prepared:
         def evaluate(of_rows: Callable[[TokenRows], Tensor]) -> Tensor:
@@ -134,10 +138,9 @@ class TokenAlgorithm(Generic[ConfigT]):
             return values
 
         logprobs = self._policies(context.models, evaluate)
-        found = self._method.advantages(
-            self.config,
-            BeforeUpdate(batch, self._rewards(batch), self._reward_kl(batch, logprobs), evaluate, context.models),
-        )
+        reward_kl = self._reward_kl(context, batch, logprobs)
+        before = BeforeUpdate(batch, self._rewards(batch), reward_kl, evaluate, context.models)
+        found = self._method.advantages(self.config, before)
         own = found if isinstance(found, dict) else {"advantages": found}
         return Prepared(batch, TokenTargets(**own, **logprobs))
 
@@ -213,16 +216,18 @@ class TokenAlgorithm(Generic[ConfigT]):
         penalty = soft_overlong_penalty(lengths=batch.longest_turns(), max_length=self._max_tokens, buffer=buffer)
         return batch.rewards + penalty
 
-    def _reward_kl(self, batch: TokenBatch, tensors: Mapping[str, Tensor]) -> Tensor:
+    def _reward_kl(self, context: Context, batch: TokenBatch, tensors: Mapping[str, Tensor]) -> Tensor:
         """[S]: kl_coef * KL of each token. Of the proximal policy and not of the one that sampled: it is the policy
-        being improved whose KL is to be small."""
-        if self.config.kl_in_loss or self.config.kl_coef == 0:
+        being improved whose KL is to be small. An adaptive coefficient is then that of the next batch."""
+        config = self.config
+        if config.kl_in_loss or config.kl_coef == 0:
             return torch.zeros_like(batch.tokens.behaviour_logprobs)
-        return self.config.kl_coef * losses.kl_estimate(
-            logprobs=tensors["proximal_logprobs"],
-            reference_logprobs=tensors["reference_logprobs"],
-            estimator=self.config.kl_estimator,
-        )
+        policies = {"logprobs": tensors["proximal_logprobs"], "reference_logprobs": tensors["reference_logprobs"]}
+        kl = losses.kl_estimate(**policies, estimator=config.kl_estimator)
+        if config.kl_goal is None:
+            return config.kl_coef * kl
+        mean = losses.k3(policies["reference_logprobs"] - policies["logprobs"]).mean()  # as the metric kl_reference is
+        return adaptive_kl.next_coefficient(context, kl=mean, target=config.kl_goal) * kl
 
     def _lag_weights(self, part: LMPart, terms: PolicyTerms) -> Tensor:
         """[K]: proximal / behaviour, capped, when decoupled; else 1. Per sequence, the length-normalised ratio of the

@@ -123,6 +123,11 @@ class TokenAlgorithmConfig(BaseModel):
         return True
 
     @property
+    def kl_goal(self) -> float | None:
+        """The KL that an adaptive kl_coef is to hold; None: it stays as it is."""
+        return None
+
+    @property
     def kl_of_loss(self) -> KLEstimator:
         """The estimator of that term."""
         return self.kl_estimator
