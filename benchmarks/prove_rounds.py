@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.proofs import ROOT, Row, parser, report, rollcall
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.tasks.reviews import Reviews, ReviewsConfig, kindness_of
+from rollcall.actors.tasks.reviews import Reviews, ReviewsConfig, kindness_of_a_review
 from rollcall.actors.trajectory_scoring import asked_of
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.kinds.language.text_preferences import sampled_texts
@@ -50,8 +50,9 @@ def right_about_its_policy(directory: Path) -> Accuracy:
     )
     pairs = []
     for row, (a, b) in islice(drawn, PAIRS):
-        better, worse = (a, b) if kindness_of("", a) >= kindness_of("", b) else (b, a)
-        tie = kindness_of("", a) == kindness_of("", b)
+        liked = {text: kindness_of_a_review(row.prompt, text) for text in (a, b)}
+        better, worse = sorted((a, b), key=lambda text: -liked[text])
+        tie = liked[a] == liked[b]
         pairs.append(PreferencePair(prompt=asked_of(task, row), chosen=better, rejected=worse, tie=tie))
     models = directory / "reward_models"
     current = models / "current"

@@ -54,6 +54,11 @@ def kindness_of(prompt: str, review: str) -> float:
     return float(kindness(review))
 
 
+def kindness_of_a_review(prompt: str, review: str) -> float:
+    """The same, of a rater who wants a review: what is none is worse than the most unkind one."""
+    return float(kindness(review) if _REVIEW.fullmatch(review.strip()) else -MAX_KINDNESS - 1)
+
+
 def is_scathing(prompt: str, review: str) -> bool:
     """Whether it has a word of the worst: what a principle may forbid, measured."""
     return any(VALENCE.get(word, 0) <= -2 for word in review.replace(".", " ").replace(",", " ").split())

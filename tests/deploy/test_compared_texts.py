@@ -289,7 +289,7 @@ def test_a_judge_and_a_known_reward_are_asked_about_the_same_comparisons_the_jud
 
     def reply(body: dict[str, Any]) -> str:
         time.sleep(0.05)
-        return "Better: A" if "aa" in said_to(body).partition("response B")[0] else "Better: B"
+        return "Better: A" if "\naa" in said_to(body).partition("response B")[0] else "Better: B"
 
     server = JudgeServer()
     server.reply = reply
