@@ -101,6 +101,8 @@ def _placed(preference: Preference) -> Iterator[tuple[ScoreItem, int]]:
         for segment, place in zip(preference.segments, places, strict=True):
             yield ScoreItem(id=_name(segment.model_dump_json()), segment=segment), place
         return
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
     if isinstance(preference, PreferencePair):
         responses, ranks = (preference.chosen, preference.rejected), (0, 0) if preference.tie else (0, 1)
     else:

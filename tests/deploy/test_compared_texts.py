@@ -91,7 +91,9 @@ def answered(start: Path, ticket: int, version: int, texts: Sequence[str], *, ro
     """What the policy of this version said to a row."""
     codec, prompt = TextCodec(start), Letters(chat=False).rows("train")[row].prompt
     before = codec.prompt(prompt)
-    tokens, mask, offsets, spans = [], [], [0], []
+    tokens: list[int] = []
+    mask: list[bool] = []
+    offsets, spans = [0], []
     for text in texts:
         said = codec.encode(text)
         spans.append((len(tokens) + len(before), len(tokens) + len(before) + len(said), version))
@@ -189,17 +191,17 @@ def test_of_what_is_considered_that_is_asked_on_which_the_ensemble_disagrees_mos
     furthest apart."""
     module = new_text_model(start, seed=0, members=3)
     with torch.no_grad():
-        head = module.model.score.weight  # type: ignore[union-attr]
-        head.copy_(torch.stack([torch.ones(16), -torch.ones(16), torch.zeros(16)]))
+        head: Any = module.model.score
+        head.weight.copy_(torch.stack([torch.ones(16), -torch.ones(16), torch.zeros(16)]))
     card = RewardModelCard(kind="text", statistics=Statistics(mean=(0.0,) * 3, std=(1.0,) * 3))
-    save_text_model(module, start, tmp_path / "model", card)  # type: ignore[arg-type]
+    save_text_model(module, start, tmp_path / "model", card)
     compared = desk(start, members=3, selection=5, batch=1)
     words = ["a", "b", "ab", "ba", "aab", "bba", "cc", "dd"]
     compared.offer(answered(start, 1, 5, words))
     chosen = compared.choose(SECOND, model=tmp_path / "model")
     every = compared.choose(replace(SECOND, due=12, missing=6, tries=4), model=None)
     assert chosen is not None and every is not None and len(chosen) == 6 and len(every) > 20
-    scorer = build_reward_model_scorer(RewardModelConfig(path=str(tmp_path / "model")))
+    scorer: Any = build_reward_model_scorer(RewardModelConfig(path=str(tmp_path / "model")))
 
     def apart(comparison: Comparison) -> float:
         items = [
@@ -207,7 +209,7 @@ def test_of_what_is_considered_that_is_asked_on_which_the_ensemble_disagrees_mos
             for n, c in enumerate(comparison.candidates)
             if isinstance(c, TextCandidate)
         ]
-        one, other = scorer.by_member(items)[0].tolist()  # type: ignore[union-attr]
+        one, other = scorer.by_member(items)[0].tolist()
         return abs(one - other)
 
     assert [apart(c) for c in chosen] == sorted(map(apart, chosen), reverse=True)
@@ -441,9 +443,9 @@ def test_each_round_asks_for_as_many_labels_and_the_first_before_the_first_step(
     due = [config.labels_due(step / 80) for step in range(80)]
     assert Counter(due) == {600: 20, 1200: 20, 1800: 20, 2400: 20}
     assert config.random_share == 0.0
-    assert TextPreferencesConfig(rater="people").random_share == 0.1
+    assert TextPreferencesConfig(rater=("people",)).random_share == 0.1
     assert not config.before_all and TextPreferencesConfig(true_reward="m:f").before_all
-    assert not TextPreferencesConfig(rater="people").before_all
+    assert not TextPreferencesConfig(rater=("people",)).before_all
     judge = {"model": "m", "url": "http://j/v1"}
     several = TextPreferencesConfig.model_validate(
         {"rater": ["people", "judge", "synthetic"], "true_reward": "m:f", "judge": judge}
@@ -457,8 +459,8 @@ def test_people_are_asked_in_place_of_a_recipes_raters_where_it_has_any(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "arithmetic-grpo", "--people"]) == 2
     assert "--people (command line): arithmetic-grpo asks no raters" in capsys.readouterr().err
-    config = load_config("rlhf-reviews")
-    assert (config.preferences.rounds, config.preferences.total_labels) == (4, 2400)  # type: ignore[union-attr]
+    config = config_of("rlhf-reviews")
+    assert (config.preferences.rounds, config.preferences.total_labels) == (4, 2400)
 
 
 def test_a_conversation_is_not_what_raters_are_asked_about(

@@ -239,7 +239,8 @@ class ComparedTexts:
         one is preferred to another, the mean over a comparison's pairs."""
         scorer = build_reward_model_scorer(RewardModelConfig(path=str(model), threads=torch.get_num_threads()))
         assert isinstance(scorer, TextRewardScorer)
-        items, places = [], []
+        items: list[ScoreItem] = []
+        places: list[range] = []
         for comparison in comparisons:
             texts = [c for c in comparison.candidates if isinstance(c, TextCandidate)]
             places.append(range(len(items), len(items) + len(texts)))
