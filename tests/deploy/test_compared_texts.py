@@ -26,6 +26,7 @@ from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.deploy.cli.main import main
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.language.compared_texts import PROMPTS, WHOLE_S, ComparedTexts, Texts
+from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.preference_trainer import Wanted
 from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.kinds.recipes import load_config
@@ -471,3 +472,11 @@ def test_a_conversation_is_not_what_raters_are_asked_about(
     assert "several turns" in capsys.readouterr().err
     with pytest.raises(BadInput):
         load_config("calculator-grpo", ["preferences.rater=nobody"])
+
+
+def test_the_plan_counts_the_process_that_trains_reward_models_while_the_policy_learns(tmp_path: Path) -> None:
+    def roles(*overrides: str) -> set[str]:
+        config = config_of("rlhf-reviews", ["runtime=ray", *overrides])
+        return {role.name for role in LanguageFactory(config, tmp_path).needs().roles}
+
+    assert roles() - roles("preferences.rounds=1") == {"preference trainer"}
