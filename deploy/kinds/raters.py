@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ class Program:
 
     rater: Rater
     at_once: int = 1
+    close: Callable[[], None] = lambda: None  # lets go of what it asks
 
 
 def programs(config: PreferencesConfig | TextPreferencesConfig) -> list[Program]:
@@ -28,7 +30,9 @@ def programs(config: PreferencesConfig | TextPreferencesConfig) -> list[Program]
         found.append(Program(SyntheticRater("synthetic", true_reward, config.noise, says_it_again=True)))
     judge = config.judge if isinstance(config, TextPreferencesConfig) else None
     if judge is not None:
-        found.append(Program(JudgeRater("judge", Judge(judge), soft=judge.soft), min(16, judge.concurrency)))
+        asked = Judge(judge)
+        rater = JudgeRater("judge", asked, soft=judge.soft)
+        found.append(Program(rater, min(16, judge.concurrency), asked.close))
     return found
 
 

@@ -312,6 +312,7 @@ def test_a_judge_and_a_known_reward_are_asked_about_the_same_comparisons_the_jud
             store.add(asked)
             for program in programs(config):
                 label_all(program.rater, store, at_once=program.at_once)
+                program.close()
             found = [preference_of(comparison, label) for comparison, label in store.standing()]
     finally:
         server.close()
