@@ -61,6 +61,10 @@ class Sample:
             mask[begin:end] = True
         return mask
 
+    def sampled_ids(self) -> list[int]:
+        """What the policy sampled, its turns one after another."""
+        return [token for begin, end in self.sampled for token in self.token_ids[begin:end]]
+
     def token_rewards(self) -> Array:
         """float32: what turns before the last were given, at their last tokens."""
         rewards = np.zeros(len(self.token_ids), np.float32)

@@ -15,6 +15,7 @@ from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
+from rollcall.actors.language.repetition import digest, repeated_ngrams
 from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch
@@ -306,6 +307,7 @@ class LMActor:
 
     def _stats(self, sample: Sample, *, shown: bool) -> SampleStats:
         assert sample.judgement is not None
+        sampled = sample.sampled_ids()
         return SampleStats(
             reward=sample.reward,
             correct=sample.judgement.correct,
@@ -315,4 +317,6 @@ class LMActor:
             reward_components=sample.judgement.components,
             text=self._conversations.text(sample) if shown else "",
             prompt=sample.row.prompt if shown else "",
+            repeated_ngrams=repeated_ngrams(sampled),
+            digest=digest(sampled),
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rollcall.cluster.loop import gamed_rewards
 from rollcall.cluster.messages.attempt import EngineLoad, Produced
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 
@@ -32,6 +33,7 @@ class Counters:
     lag_max: int = 0
     train_s: float = 0.0
     restarts: int = 0
+    followed: dict[str, float] = field(default_factory=dict)  # gamed_rewards.py's: the first steps, and the best
 
     def as_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -48,7 +50,7 @@ class Counters:
         self.train_s += step_s
         act_s = _act_s(produced)
         experience = self._samples if produced[0].samples else self._episodes
-        return {
+        record = {
             "step": order.step,
             "epoch": order.epoch,
             "policy_version": order.step + 1,
@@ -67,6 +69,7 @@ class Counters:
             "restarts": self.restarts,
             **report.metrics,
         }
+        return record | (gamed_rewards.followed(self.followed, record) if produced[0].samples else {})
 
     def _episodes(self, produced: Sequence[Produced], step_s: float) -> dict[str, Any]:
         """Of control experience."""
@@ -114,6 +117,7 @@ class Counters:
             "tokens_per_s": num_tokens / step_s,
             **_engines(produced),
             **components,
+            **gamed_rewards.of_completions(produced),
             "samples": logged,
         }
 

@@ -87,6 +87,8 @@ class SampleStats:
     reward_components: Mapping[str, float] = field(default_factory=dict)
     text: str = ""  # of the first sample of a prompt only: for people
     prompt: str = ""
+    repeated_ngrams: float = 0.0  # share of its 4-grams that stand in it before already
+    digest: str = ""  # of its tokens; empty: not told
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.books.ledger_table import LedgerCounts
 from rollcall.cluster.loop.run import RunState
+from rollcall.cluster.metrics.best_evaluation import BestEvaluation
 from rollcall.cluster.metrics.server import MetricsServer, serve
 from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, ROLES, STATES, Sample
 
@@ -54,6 +55,14 @@ _GAUGES = {
     "degenerate_fraction": "degenerate_ratio",
     "length_mean": "completion_length_tokens",
     "kl_reference": "kl_reference_nats",
+    "repeated_ngrams": "repeated_ngram_ratio",
+    "identical_fraction": "identical_ratio",
+    "reward_disagreement": "reward_disagreement",
+    "reward_task": "task_reward_mean",
+    "task_reward_lost": "task_reward_lost_ratio",
+    "reward_gain": "reward_gain_deviations",
+    "task_gain": "task_reward_gain_deviations",
+    "reward_agreement": "reward_agreement_ratio",
     "mismatch": "logprob_mismatch_nats",
     "engine_running": "engine_running_requests",
     "engine_waiting": "engine_waiting_requests",
@@ -118,6 +127,7 @@ class RunMetrics:
         self._reward_versions: tuple[str, ...] = ()
         self._state: Callable[[], RunState] | None = None
         self._outside: Callable[[], int] | None = None
+        self._evaluations = BestEvaluation()
         self._looking = threading.Lock()  # scrapes come on threads of their own
         self._server: MetricsServer | None = None
         for outcome in ("done", "skipped"):
@@ -182,6 +192,10 @@ class RunMetrics:
         fresh, mismatch = record.get("fresh_fraction"), record.get("fresh_mismatch")
         if _is_number(fresh) and _is_number(mismatch) and fresh > 0:  # both per token of the batch
             self._set(mismatch / fresh, "fresh_mismatch_nats")
+        first = record.get("first_steps")
+        for key, value in first.items() if isinstance(first, Mapping) and "first_steps_mean" in self._families else ():
+            if key in _GAUGES:
+                self._at("first_steps_mean", _GAUGES[key]).set(value)
         versions = tuple(record.get("reward_versions") or ())
         if versions:
             self._reward_model(versions)
@@ -190,9 +204,14 @@ class RunMetrics:
         self._spent.inc(time.perf_counter() - began)
 
     def on_eval(self, record: Mapping[str, Any]) -> None:
-        if _is_number(record.get("mean")):
-            name = "eval_exact_match_ratio" if self._kind == "language" else "eval_return_mean"
-            self._set(record["mean"], name)
+        if not _is_number(record.get("mean")):
+            return
+        if self._kind == "language":
+            name = "eval_reward_mean" if record.get("unit") == "reward" else "eval_exact_match_ratio"
+            self._set(self._evaluations.lost(record), "eval_lost_ratio")
+        else:
+            name = "eval_return_mean"
+        self._set(record["mean"], name)
 
     def on_event(self, kind: str, text: str) -> None:
         self._at("events", kind).inc()

@@ -79,6 +79,8 @@ _REPLAYED = "an algorithm with kept experience"
 _GATEWAY = "actors.outside"
 _OUTSIDE = "a request of an actor outside Ray"
 _REWARDED = "language, or a reward service"
+_FIRST = "the fifth learner step"
+_PROXY = "a reward that is not the task's own"
 
 
 def _gauge(name: str, unit: str, text: str, *labels: str, runs: RunKind = "either", when: str = STEPPED) -> Metric:
@@ -165,6 +167,9 @@ _POLICY = (
     _gauge("clip_fraction_ratio", "0 to 1", "Where the policy ratio was clipped", when="an algorithm that clips"),
     _gauge("value_loss", "1", "The critic's loss", when="an algorithm with a critic"),
     _gauge("reward_mean", "1", "Mean reward of the newest batch: per completion, or per scored step", when=_REWARDED),
+    _gauge(
+        "reward_disagreement", "1", "How far a reward's ensemble is apart, mean of the newest batch", when="an ensemble"
+    ),
     _counter("reward_model_changes", "changes", "Reward models that followed another", when=_SCORED),
     _gauge(
         "reward_model_changed_timestamp_seconds",
@@ -268,6 +273,16 @@ _LANGUAGE = tuple(
             "a token without lag",
         ),
         ("eval_exact_match_ratio", "gauge", "0 to 1", "Held-out problems solved", (), "an evaluation"),
+        ("eval_reward_mean", "gauge", "1", "The same, by the task's own reward", (), "eval.measure=reward"),
+        ("eval_lost_ratio", "gauge", "0 to 1", "Below the best evaluation, beyond noise", (), "an evaluation"),
+        ("repeated_ngram_ratio", "gauge", "0 to 1", "4-grams that a completion had before, mean", (), STEPPED),
+        ("identical_ratio", "gauge", "0 to 1", "Completions that are as an earlier one of their batch", (), STEPPED),
+        ("task_reward_mean", "gauge", "1", "Mean of the task's own reward: nobody learns from it", (), _PROXY),
+        ("task_reward_lost_ratio", "gauge", "0 to 1", "How far it is below its best, beyond noise", (), _PROXY),
+        ("reward_gain_deviations", "gauge", "std", "Of the reward, since the first 5 steps, smoothed", (), _PROXY),
+        ("task_reward_gain_deviations", "gauge", "std", "The same of the task's own reward", (), _PROXY),
+        ("reward_agreement_ratio", "gauge", "0 to 1", "Pairs that reward and task order alike", (), _PROXY),
+        ("first_steps_mean", "gauge", "as `of` has it", "Mean of the first 5 learner steps", ("of",), _FIRST),
         (
             "tokens",
             "counter",

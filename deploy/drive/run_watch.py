@@ -21,6 +21,7 @@ from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.kinds.recipes import kind_of_config
 from rollcall.deploy.report.recorders import Record
+from rollcall.deploy.report.run_lines import iter_jsonl
 
 _TELL_OF_RESTARTS = {"reward_service": "reward_service", RAY_LOST: "ray"}  # kind of event -> role
 
@@ -30,14 +31,14 @@ class RunWatch:
 
     def __init__(self, config: OnlineConfig, run_directory: Path, factory: MemberFactory) -> None:
         self._config = config.metrics
-        self._directory = run_directory.resolve()
+        self.directory = run_directory.resolve()
         self._probe: MetricsProbe | None = None
         self._announcement: Announcement | None = None
         self._told_restarts = Counter[str]()  # of what is none of the workers
         self.port: int | None = None
         self.failed = False  # then its file stays: a target that is down is what an alert is for
         self.metrics = RunMetrics(
-            run=self._directory.name, policy=POLICY_ID, env=factory.label, kind=kind_of_config(config).name
+            run=self.directory.name, policy=POLICY_ID, env=factory.label, kind=kind_of_config(config).name
         )
         self.metrics.describe(
             version=_own_version(),
@@ -54,14 +55,14 @@ class RunWatch:
         """
         if self._config.enabled:
             self.port = self.metrics.serve(self._config)
-            labels = {"run": self._directory.name, "role": "driver"}
+            labels = {"run": self.directory.name, "role": "driver"}
             address = f"{self._config.host}:{self.port}"
-            self._announcement = announce(self._directory.parent, self._directory.name, address, labels)
+            self._announcement = announce(self.directory.parent, self.directory.name, address, labels)
         return self.port
 
     def probe(self, store: Store) -> None:
         if self._config.enabled:
-            self._probe = MetricsProbe(self.metrics, store, self._directory)
+            self._probe = MetricsProbe(self.metrics, store, self.directory)
 
     def training(self, state: Callable[[], RunState], store: Store) -> None:
         """The run begins its first step, or goes on with another."""
@@ -100,9 +101,14 @@ class MetricsRecorder:
         self.on_step: Callable[[Record], None] = watch.metrics.on_step
         self.on_event = watch.on_event
         self._metrics = watch.metrics
+        self._directory = watch.directory
         self._evaluations = evaluations
 
-    def on_start(self, info: Record) -> None: ...
+    def on_start(self, info: Record) -> None:
+        """Of a run that goes on, what is kept of its evaluations: the best may be among them."""
+        for record in iter_jsonl(self._directory / "evals.jsonl"):
+            if record.get("step", 0) <= info["start_step"]:
+                self._metrics.on_eval(record)
 
     def on_eval(self, record: Record) -> None:
         self._metrics.on_eval(record)

@@ -19,6 +19,7 @@ from rollcall.cluster.files import read_json, write_aside
 from rollcall.deploy.report import candidate_report, preference_report, round_report
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
+from rollcall.deploy.report.kl_curve import kl_curve
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.run_lines import iter_jsonl, thinned
 from rollcall.deploy.rundir.candidates import read_candidates
@@ -53,6 +54,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
+    charts[1:1] = kl_curve(records)
     candidates = read_candidates(run_directory)
     if candidates:
         charts = candidate_report.charts(run_directory, candidates)

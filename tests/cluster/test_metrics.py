@@ -56,10 +56,20 @@ CONTROL = SHARED | {
     "replay_age_env_steps": 2500.0,
     "priority_evenness": 0.4,
 }
-SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"]}
+SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"], "reward_disagreement": 0.05}
+PROXY = {
+    "reward_task": 0.3,
+    "task_reward_lost": 0.01,
+    "reward_gain": 1.5,
+    "task_gain": 0.9,
+    "reward_agreement": 0.8,
+}
 LANGUAGE = SHARED | {
     "reward_mean": 0.4,
     "exact_match": 0.25,
+    "repeated_ngrams": 0.125,
+    "identical_fraction": 0.0625,
+    "first_steps": {"length_mean": 80.0, "repeated_ngrams": 0.1, "task_std": 0.2},
     "unparsed_fraction": 0.0,
     "degenerate_fraction": 0.5,
     "truncated_fraction": 0.125,
@@ -242,7 +252,7 @@ def test_prometheus_reads_the_page_and_every_label_is_one_of_a_few() -> None:
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert families["rollcall_eval_exact_match_ratio"].samples[0].value == 0.972
     labels = {label for family in families.values() for sample in family.samples for label in sample.labels}
-    assert labels == {"run", "policy", "env", "outcome", "role", "stage", "le"}
+    assert labels == {"run", "policy", "env", "outcome", "role", "stage", "le", "of"}
     assert "2+2=" not in text
 
 
@@ -252,8 +262,9 @@ def fed(kind: Any) -> RunMetrics:
     metrics.describe(version="1", recipe="r", algorithm="ppo", runtime="ray")
     metrics.watch(lambda: STATE)
     metrics.enter("training")
-    metrics.on_step(CONTROL | LANGUAGE | SCORED)
+    metrics.on_step(CONTROL | LANGUAGE | SCORED | PROXY)
     metrics.on_eval({"mean": 1.0})
+    metrics.on_eval({"mean": 1.0, "unit": "reward"})
     metrics.on_event("checkpoint", "step 8 (exact)")
     metrics.on_redis(0.001)
     metrics.on_ledger(LedgerCounts(issued=9, committed=4, dropped=1, in_flight=4, dropped_by_reason={"deadline": 1}))
@@ -356,3 +367,39 @@ def test_a_taken_port_is_an_error_only_where_it_was_asked_for() -> None:
     finally:
         first.close()
         second.close()
+
+
+def test_what_a_gamed_reward_leaves_is_served_by_name_and_the_first_steps_by_the_metric_they_are_of() -> None:
+    metrics = language()
+    metrics.on_step(LANGUAGE | SCORED | PROXY)
+    found = {
+        "repeated_ngram_ratio": 0.125,
+        "identical_ratio": 0.0625,
+        "task_reward_mean": 0.3,
+        "task_reward_lost_ratio": 0.01,
+        "reward_gain_deviations": 1.5,
+        "task_reward_gain_deviations": 0.9,
+        "reward_agreement_ratio": 0.8,
+        "reward_disagreement": 0.05,
+    }
+    assert {name: value(metrics, name) for name in found} == found
+    first = {
+        of: value(metrics, "first_steps_mean", of=of) for of in ("completion_length_tokens", "repeated_ngram_ratio")
+    }
+    assert first == {"completion_length_tokens": 80.0, "repeated_ngram_ratio": 0.1}
+    assert value(metrics, "first_steps_mean", of="task_std") is None, "it is no metric"
+
+
+def test_an_evaluation_is_held_against_the_best_before_it_beyond_three_errors_of_both() -> None:
+    metrics = language()
+
+    def evaluated(mean: float, std: float, n: int = 400) -> float | None:
+        metrics.on_eval({"mean": mean, "std": std, "n": n, "unit": "reward"})
+        return value(metrics, "eval_lost_ratio")
+
+    assert evaluated(0.5, 0.2) == 0.0
+    assert evaluated(0.8, 0.2) == 0.0
+    assert evaluated(0.76, 0.2) == 0.0, "0.04, and three errors of both are 0.042"
+    assert evaluated(0.6, 0.2) == pytest.approx((0.2 - 3 * (2 * 0.2**2 / 400) ** 0.5) / 0.8)
+    assert evaluated(0.9, 0.2) == 0.0
+    assert value(metrics, "eval_reward_mean") == 0.9 and value(metrics, "eval_exact_match_ratio") is None

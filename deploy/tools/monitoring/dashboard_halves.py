@@ -179,6 +179,55 @@ LANGUAGE = Dashboard(
             ),
         ),
         Row(
+            "Is the reward gamed?",
+            (
+                Panel(
+                    "Reward and the task's own, since the first steps",
+                    "Gains in standard deviations of the first five steps, smoothed. A reward that rises while the "
+                    "task's own, which nobody learns from, does not is being gamed.",
+                    "short",
+                    [
+                        gauge("reward_gain_deviations", "{{run}} reward"),
+                        gauge("task_reward_gain_deviations", "{{run}} task's own"),
+                    ],
+                ),
+                Panel(
+                    "The task's own reward",
+                    "Of the newest batch, and of evaluations by it. Nobody learns from it.",
+                    "short",
+                    [gauge("task_reward_mean", "{{run}} training"), gauge("eval_reward_mean", "{{run}} evaluation")],
+                ),
+                share(
+                    "Lost of the task's own",
+                    "Below its best, beyond three standard errors. Above 0.05 is an alert.",
+                    [
+                        gauge("task_reward_lost_ratio", "{{run}} training"),
+                        gauge("eval_lost_ratio", "{{run}} evaluation"),
+                    ],
+                    thresholds=alarm(warn=0.01, bad=0.05),
+                ),
+                share(
+                    "Pairs that the reward orders as the task does",
+                    "Of one prompt's completions, where the task tells them apart. 0.5 is a coin; below 0.6 is an alert.",
+                    [gauge("reward_agreement_ratio")],
+                ),
+                share(
+                    "Repeats",
+                    "4-grams that a completion had before, and completions that are as another of their batch.",
+                    [
+                        gauge("repeated_ngram_ratio", "{{run}} within a completion"),
+                        gauge("identical_ratio", "{{run}} among completions"),
+                    ],
+                ),
+                Panel(
+                    "Disagreement of the reward's ensemble",
+                    "Mean of the newest batch. Twice that of the first steps is an alert.",
+                    "short",
+                    [gauge("reward_disagreement")],
+                ),
+            ),
+        ),
+        Row(
             "Policy",
             (
                 Panel(
