@@ -27,7 +27,7 @@ def of_completions(produced: Sequence[Produced]) -> dict[str, float]:
     far it spreads, and how often it agrees with the task's.
 
     repeated_ngrams: within a completion, mean. identical_fraction: completions that are, token by token, as an earlier
-    one of the batch. reward_std and task_std: over the batch. reward_agreement: of the pairs of one prompt's completions
+    that the task tells apart, those that the reward orders alike; equal rewards are half right.
     that the task tells apart, those that the reward orders alike; an equal reward is half right.
     """
     samples = [sample for item in produced for sample in item.samples]

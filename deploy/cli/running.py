@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add
 from rollcall.deploy.cli.outlets import printing_may_end
@@ -200,9 +200,24 @@ def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) 
 
 
 def _for_file(path: Path) -> Settings:
-    """A recipe that says nothing but where the comparisons are, and of which kind the first is."""
+    """A recipe that says nothing but where the comparisons are, and of which kind the first is; of texts with labels
+    also what learns well from some thousands of these."""
+    from rollcall.deploy.preferences.text_labels import is_labelled
     from rollcall.reward_service.preferences.files import SegmentPair, read_preferences
 
+    if is_labelled(path):
+        return Settings(tree=_of_labels(path), origins={("data",): COMMAND_LINE}, source=COMMAND_LINE)
     kind = "segment" if isinstance(read_preferences(path)[0], SegmentPair) else "text"
     tree = {"name": "reward", "data": {"train": str(path)}, "model": {"kind": kind}}
     return Settings(tree=tree, origins={("data",): COMMAND_LINE}, source=COMMAND_LINE)
+
+
+def _of_labels(path: Path) -> dict[str, Any]:
+    learner = {"learning_rate": 0.002, "schedule": {"kind": "linear"}}
+    return {
+        "name": "reward",
+        "data": {"train": str(path)},
+        "model": {"kind": "text", "start": "words", "max_tokens": 8192},
+        "epochs": 2,
+        "learner": learner,
+    }

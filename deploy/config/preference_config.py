@@ -60,7 +60,11 @@ class TextModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["text"] = "text"
-    start: str = Field(default="tiny", description="a Hugging Face directory or name; tiny: made by the run itself")
+    start: str = Field(
+        default="tiny",
+        description="a Hugging Face directory or name; made by the run itself: tiny, a small transformer, or words, "
+        "which counts words and begins as naive Bayes",
+    )
     tiny: dict[str, Any] = Field(
         default_factory=dict,
         description="for start=tiny: hidden_size and so on, see learners/tiny_model; vocab_size: pieces of bytes, as "

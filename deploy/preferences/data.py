@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.preferences import held_out
+from rollcall.deploy.preferences import held_out, text_labels
 from rollcall.deploy.preferences.synthetic import SyntheticConfig, write_synthetic
 from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
@@ -49,6 +49,16 @@ class PreferenceDataConfig(BaseModel):
     limit: int | None = Field(
         default=None, ge=2, description="comparisons taken of train, in a seeded order; none: all"
     )
+    labels: tuple[str, ...] | None = Field(
+        default=None,
+        description="of texts with labels, for a reward model: all labels, the worst first; none: by what they say",
+    )
+    pairs_per_text: int = Field(
+        default=text_labels.PAIRS_PER_TEXT,
+        ge=1,
+        le=1000,
+        description="of such a file: comparisons of each text with ones of other labels",
+    )
     generate: SyntheticConfig | None = Field(
         default=None, description="in place of a file: comparisons made by the run"
     )
@@ -80,8 +90,11 @@ class Preferences:
         return tuple(sorted({item.group for item in self.train if item.group is not None}))
 
 
-def load_preferences(config: PreferenceDataConfig, run_directory: Path, *, seed: int) -> Preferences:
-    """All of it, or an error; nothing is loaded from a file with a bad line.
+def load_preferences(
+    config: PreferenceDataConfig, run_directory: Path, *, seed: int, pair_labels: bool = False
+) -> Preferences:
+    """All of it, or an error; nothing is loaded from a file with a bad line. `pair_labels`: a file of texts with labels
+    gives pairs across labels.
 
     Raises:
       BadInput: naming file and line; or nothing is left to learn from, or to hold out.
@@ -89,6 +102,8 @@ def load_preferences(config: PreferenceDataConfig, run_directory: Path, *, seed:
     if config.generate is not None:
         paths = write_synthetic(run_directory / "data", config.generate, seed=seed)
         found = Preferences(read_preferences(paths[0]), read_preferences(paths[1]), tuple(map(str, paths)))
+    elif pair_labels and config.train is not None and text_labels.is_labelled(Path(config.train)):
+        found = _of_labels(config, Path(config.train), seed=seed)
     else:
         assert config.train is not None, "one of the two is given"
         train = read_preferences(Path(config.train))
@@ -112,6 +127,31 @@ def load_preferences(config: PreferenceDataConfig, run_directory: Path, *, seed:
         raise BadInput(f"{mixed.source}: texts and segments are mixed: give one kind")
     _check_actions(found)
     return found
+
+
+def _of_labels(config: PreferenceDataConfig, path: Path, *, seed: int) -> Preferences:
+    """Texts are divided before they are paired: none is on both sides."""
+    rows = text_labels.read_labelled(path)
+    order = np.random.default_rng(derive_seed(seed, "limit")).permutation(len(rows))
+    rows = [rows[i] for i in sorted(order[: config.limit])]
+    sources = (str(path),)
+    if config.eval is None:
+        train, held = text_labels.divided(rows, fraction=config.eval_fraction, seed=seed)
+    else:
+        train, held, sources = rows, text_labels.read_labelled(Path(config.eval)), (str(path), config.eval)
+        learnt = {row.text for row in train}
+        shared = sum(row.text in learnt for row in held)
+        if shared:
+            text = "%s: %d of %d held-out texts are among those learnt from: what is said of them is too good"
+            _log.warning(text, config.eval, shared, len(held))
+    places = text_labels.places_of([*train, *held], config.labels)
+    sides = [
+        text_labels.pairs_of(side, places, per_text=config.pairs_per_text, seed=derive_seed(seed, name))
+        for side, name in ((train, "train"), (held, "held_out"))
+    ]
+    if not all(sides):
+        raise BadInput(f"{path}: too few texts: some of each label are needed to learn from, and some to hold out")
+    return Preferences(list[Preference](sides[0]), list[Preference](sides[1]), sources)
 
 
 def _divided(preferences: list[Preference], fraction: float, seed: int) -> tuple[list[Preference], list[Preference]]:

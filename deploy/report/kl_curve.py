@@ -12,9 +12,9 @@ MAX_BINS = 60
 
 
 def kl_curve(records: Records) -> list[dict[str, Any]]:
-    """One chart, or none where a run has no reference, or learns from the task's own reward. Over the square root of the
-    KL of a whole completion: the gains of both rewards since the first steps, in standard deviations of those. Steps of
-    like KL are one point, their mean."""
+    """One chart, or none where a run has no reference, or learns from the task's own reward. Over the square root of
+    the KL of a whole completion: the gains of both rewards since the first steps, in standard deviations of those.
+    Steps of like KL are one point, their mean."""
     points = sorted(point for record in records if (point := _point(record)) is not None)
     if len(points) < 2:
         return []

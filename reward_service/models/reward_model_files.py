@@ -27,6 +27,7 @@ from rollcall.reward_service.models.reward_models import (
     TextRewardModel,
 )
 from rollcall.reward_service.models.text_encoder import TextEncoder
+from rollcall.reward_service.models.word_model import is_words_model, load_words_model
 
 CARD = "reward_model.json"
 _WEIGHTS = "model.safetensors"
@@ -143,6 +144,8 @@ def _members(directory: Path) -> int:
 
 def _load_classifier(directory: Path, members: int) -> tuple[Any, list[str]]:
     """(the sequence classifier of a directory, float32, names of weights that were not there)"""
+    if is_words_model(directory):
+        return load_words_model(directory), []
     try:
         from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging

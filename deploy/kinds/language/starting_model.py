@@ -12,6 +12,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.kinds.language.model_directory import model_source
 from rollcall.learners.models.byte_tokenizer import byte_tokenizer
 from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
+from rollcall.reward_service.models.word_model import write_words_model
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
 
 START = "start"  # of a run directory: the tiny model that was made for it
@@ -32,13 +33,16 @@ def given_model(
     max_tokens: int,
     seed: int,
 ) -> Path:
-    """The directory of the model called `name`; `tiny`: made at `directory`, unless it is there already.
+    """The directory of the model called `name`; `tiny` and, for rewards, `words`: made at `directory`, unless it is
+    there already.
 
     `tiny` settings are write_tiny_model's, and `vocab_size`: pieces of bytes, in place of the characters found.
 
     Raises:
       BadInput: when there is no such model, or the settings do not make one.
     """
+    if name == "words":
+        return _of_words(preferences, directory, max_tokens=max_tokens)
     if name != "tiny":
         source = model_source(Path(name))
         return source if source == Path(name) else _fetched(name)
@@ -57,6 +61,28 @@ def given_model(
         write_tiny_model(aside, tokenizer=tokenizer, seed=seed, **settings)
     except (TypeError, ValueError) as error:
         raise BadInput(f"tiny = {dict(tiny)}: makes no model: {error}") from None
+    aside.replace(directory)
+    return directory
+
+
+def _of_words(preferences: Sequence[Preference], directory: Path, *, max_tokens: int) -> Path:
+    """A model that counts words, begun with the best and the other responses of comparisons."""
+    if directory.exists():
+        return directory
+    better: list[str] = []
+    worse: list[str] = []
+    for item in preferences:
+        assert not isinstance(item, SegmentPair), "texts alone"
+        if isinstance(item, PreferencePair):
+            sides = ([], []) if item.tie else ([item.chosen], [item.rejected])
+        else:
+            ranked = list(zip(item.responses, item.ranks, strict=True))
+            sides = ([t for t, rank in ranked if rank == 0], [t for t, rank in ranked if rank > 0])
+        better += sides[0]
+        worse += sides[1]
+    aside = directory.with_name(f"{directory.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    write_words_model(aside, better, worse, max_tokens=max_tokens, template=_TEMPLATE)
     aside.replace(directory)
     return directory
 

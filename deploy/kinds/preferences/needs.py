@@ -76,6 +76,8 @@ def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
             on_ray=False,
         )
     texts = _texts_of(found)
+    if model.start == "words":
+        return _words_needs(config, texts)
     size = _size(model.start, model.tiny, texts)
     longest = _longest(texts, model.start, model.tiny, model.max_tokens)
     budget = int(getattr(config.loss, "budget", TOKEN_BUDGET))
@@ -100,6 +102,23 @@ def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
         begins_bytes=8 * size.num_parameters,
         on_ray=False,
         tokens=tokens,
+    )
+
+
+def _words_needs(config: RewardTrainConfig, texts: Sequence[str]) -> Needs:
+    """A weight for each word and each pair of neighbours: at the most two a word of all texts."""
+    parameters = 2 * sum(len(text.split()) + 1 for text in set(texts))
+    held = parameters * (16 + footprint.optimizer_bytes(config.learner.optimizer))  # key, prior, weight and gradient
+    parts = (
+        Part("program", memory.LANGUAGE_LEARNER, host=True),
+        Part("model", held + 2 * 4 * parameters + memory.SMALL_BATCH, "data.limit"),
+    )
+    return Needs(
+        model=f"a model of words, up to {counted(parameters)} parameters",
+        roles=(Role("trainer", (*parts, _data(texts)), 1, "learner"),),
+        checkpoint_bytes=held,
+        checkpoints_kept=config.checkpoint.keep,
+        on_ray=False,
     )
 
 

@@ -80,7 +80,7 @@ class RewardModelRun:
 
     @cached_property
     def _found(self) -> Preferences:
-        return load_preferences(self._config.data, self._directory, seed=self._config.seed)
+        return load_preferences(self._config.data, self._directory, seed=self._config.seed, pair_labels=True)
 
     @cached_property
     def _learnt(self) -> Sequence[RankedCandidates[Any]]:

@@ -208,7 +208,7 @@ LANGUAGE = Dashboard(
                 ),
                 share(
                     "Pairs that the reward orders as the task does",
-                    "Of one prompt's completions, where the task tells them apart. 0.5 is a coin; below 0.6 is an alert.",
+                    "Of one prompt's completions, if the task tells them apart. 0.5 is a coin; below 0.6 is an alert.",
                     [gauge("reward_agreement_ratio")],
                 ),
                 share(
