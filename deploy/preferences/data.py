@@ -134,7 +134,7 @@ def _of_labels(config: PreferenceDataConfig, path: Path, *, seed: int) -> Prefer
     rows = text_labels.read_labelled(path)
     order = np.random.default_rng(derive_seed(seed, "limit")).permutation(len(rows))
     rows = [rows[i] for i in sorted(order[: config.limit])]
-    sources = (str(path),)
+    sources: tuple[str, ...] = (str(path),)
     if config.eval is None:
         train, held = text_labels.divided(rows, fraction=config.eval_fraction, seed=seed)
     else:

@@ -211,5 +211,6 @@ def test_labels_that_cannot_be_ordered_end_the_command_in_one_line(
     with chdir(tmp_path):
         assert main.main(["reward", "train", "mail.jsonl"]) == 2
     assert capsys.readouterr().err.strip().splitlines() == [
-        "rollcall: error: mail.jsonl: labels ham, spam: which is better is not known: give data.labels=[WORST, ..., BEST]"
+        "rollcall: error: mail.jsonl: labels ham, spam: which is better is not known: "
+        "give data.labels=[WORST, ..., BEST]"
     ]
