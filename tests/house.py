@@ -27,7 +27,7 @@ FLOORS = {
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language outside engine|envs|tasks policy",
     "learners": "algorithms loop update algorithm collective collators models batches data maths tabular",
-    "deploy": "cli tools drive gateway|runtimes kinds plan report rundir config preferences",
+    "deploy": "cli tools drive gateway|runtimes kinds plan overview report rundir config preferences",
 }
 # Where modules of ours are imported inside a function, and why: all of a room, or one module's import of another.
 LATE = {

@@ -17,10 +17,12 @@ from rollcall.cluster.errors import BadInput, BooksDamaged, CheckpointDamaged, R
 from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.cli.actor import add_actor
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_least
+from rollcall.deploy.cli.completion import ASKED, add_completion, answer, commands_of
 from rollcall.deploy.cli.learnt import add_learnt
 from rollcall.deploy.cli.manifests import add_manifests
 from rollcall.deploy.cli.monitor import add_monitor
 from rollcall.deploy.cli.outlets import printing_may_end
+from rollcall.deploy.cli.overview import add_overview
 from rollcall.deploy.cli.plan import add_plan
 from rollcall.deploy.cli.recipes import add_recipes
 from rollcall.deploy.cli.reward import add_reward
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     add_running(add)
     add_learnt(add)
+    add_overview(add)
     add_select(add)
     add_recipes(add)
     add_plan(add)
@@ -66,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_monitor(commands.add_parser("monitor", help=watch, description=watch))
     checks = "check Kubernetes manifests, your own overlays too, before a cluster has to"
     add_manifests(commands.add_parser("manifests", help=checks, description=checks))
+    add_completion(add, lambda: parser)
     return parser
 
 
@@ -76,12 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "300")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _check_command(arguments)
-        parsed = build_parser().parse_args(arguments)
+        parser = build_parser()
+        if arguments[:1] == [ASKED]:
+            return answer(parser, arguments[1:])
+        _check_command(parser, arguments)
+        parsed = parser.parse_args(arguments)
         if parsed.version:
             return _version()
         if parsed.command is None:
-            build_parser().print_help()
+            parser.print_help()
             return DONE
         return int(parsed.run(parsed))
     except (BadInput, BooksDamaged, CheckpointDamaged, RunAlive) as error:
@@ -115,10 +122,9 @@ def _complain(text: str) -> None:
             print(f"rollcall: error: {line}", file=sys.stderr)
 
 
-def _check_command(arguments: Sequence[str]) -> None:
+def _check_command(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     """argparse lists the commands but suggests none."""
-    runs = ("train", "plan", "resume", "sft", "select", "eval", "export", "report", "audit", "prune")
-    known = (*runs, "solve", "actor", "monitor", "manifests", "recipes", "config", "bench", "reward")
+    known = commands_of(parser)
     if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
         hint = did_you_mean(arguments[0], known) or f"; there are {', '.join(known)}"
         if arguments[0] in shipped_recipes():

@@ -85,6 +85,11 @@ _ELSEWHERE = {
 }
 
 
+def title_of(key: str) -> str:
+    """What a number of metrics.jsonl is called on a page."""
+    return _TITLES.get(key, key.replace("_", " ").capitalize())
+
+
 def _column(records: Records, key: str) -> Column:
     values: Column = []
     for record in records:
@@ -284,7 +289,7 @@ def comparison_charts(runs: Mapping[str, Records]) -> list[dict[str, Any]]:
                 smoothed = [new if old is not None else None for old, new in zip(y, _smooth(y), strict=True)]
                 lines.append(_line(label, smoothed, colour))
         if len(lines) > 1:
-            charts.append({**_chart(_TITLES.get(key, key.replace("_", " ").capitalize()), x, lines), "x_label": "step"})
+            charts.append({**_chart(title_of(key), x, lines), "x_label": "step"})
     return charts
 
 
@@ -321,7 +326,7 @@ def build_charts(
     for key in [k for k in _FIRST if k in keys] + sorted(keys.difference(_FIRST)):
         y = _pooled(_column(records, key), _mean)
         if any(value is not None for value in y):
-            title = _TITLES.get(key, key.replace("_", " ").capitalize())
+            title = title_of(key)
             charts.append(_chart(title, x, [_line("raw", y, faint=True), _line(key, _smooth(y))]))
     lag_max, lag_mean = _pooled(_column(records, "lag_max"), max), _pooled(_column(records, "lag_mean"), _mean)
     if any(value is not None for value in lag_max):

@@ -7,7 +7,6 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from rollcall.deploy.report import candidate_report, preference_report, round_re
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.kl_curve import kl_curve
+from rollcall.deploy.report.page_parts import figures, tile_row, whole_page
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.run_lines import iter_jsonl, thinned
 from rollcall.deploy.rundir.candidates import read_candidates
@@ -61,10 +61,10 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     compared, others = _compared((run_directory, *beside), records)
     sections = [
         _header(run_directory.resolve().name, config, summary, origin),
-        _tile_row(candidate_report.tiles(candidates)) if candidates else "",
-        _tile_row(preference_report.tiles(summary) if pairs else _tiles(summary, records, evals, counts)),
-        _figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
-        _figures(charts, first=len(compared), heading="Candidates" if candidates else ""),
+        tile_row(candidate_report.tiles(candidates)) if candidates else "",
+        tile_row(preference_report.tiles(summary) if pairs else _tiles(summary, records, evals, counts)),
+        figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
+        figures(charts, first=len(compared), heading="Candidates" if candidates else ""),
         candidate_report.tree(run_directory, candidates),
         round_report.table(run_directory, records),
         _samples(run_directory / "samples.jsonl"),
@@ -78,11 +78,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
     ]
-    # "<" inside the data would let a value close the script element.
-    data = json.dumps([*compared, *charts], allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = files(__package__).joinpath("report_page.html").read_text(encoding="utf-8")
-    page = page.replace("<!--title-->", escape(f"{run_directory.resolve().name} · Rollcall"))
-    page = page.replace("<!--body-->", "\n".join(sections)).replace("<!--charts-->", data)
+    page = whole_page(run_directory.resolve().name, "\n".join(sections), [*compared, *charts])
     path = run_directory / "report.html"
     write_aside(path, page.encode(errors="replace"))  # a completion may hold half a surrogate pair
     return path
@@ -150,43 +146,10 @@ def _tiles(
     ]
 
 
-def _tile_row(tiles: list[tuple[str | None, str]]) -> str:
-    cells = [f'<div class="tile"><b>{escape(v)}</b><span>{escape(t)}</span></div>' for v, t in tiles if v and v != "-"]
-    return f'<div class="tiles">{"".join(cells)}</div>'
-
-
 def _score(evaluation: Mapping[str, Any], counts: Counted) -> str:
     if counts.trial == TOKENS.trial:
         return percent(evaluation.get("mean"))
     return f"{number(evaluation.get('mean'))} ± {number(evaluation.get('std'))}"
-
-
-def _figures(charts: list[dict[str, Any]], *, first: int = 0, heading: str = "") -> str:
-    """`first`: the place of the first chart among all of the page."""
-    if not charts:
-        return "<h2>Curves</h2><p>No learner step was recorded yet.</p>"
-    figures = []
-    for index, chart in enumerate(charts, start=first):
-        named = [s for s in chart["series"] if not s["faint"]]
-        legend = ""
-        if len(named) > 1 or chart["points"]:
-            items = [f'<span><i style="background:var(--c{s["colour"]})"></i>{escape(s["name"])}</span>' for s in named]
-            if chart["points"]:
-                items.append(f'<span><i style="background:var(--c2)"></i>{_points_name(chart)}</span>')
-            legend = f'<span class="legend">{"".join(items)}</span>'
-        over = f"over {chart['x_label']}"
-        title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
-        wide = ' class="wide"' if chart["wide"] else ""
-        figures.append(
-            f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
-            f'<svg role="img" aria-label="{escape(title)} {over}"></svg><div class="tip"></div></figure>'
-        )
-    heading = heading or f"Curves over {charts[0]['x_label']}"
-    return f'<h2>{escape(heading)}</h2><div class="charts">{"".join(figures)}</div>'
-
-
-def _points_name(chart: Mapping[str, Any]) -> str:
-    return str(chart.get("points_name") or f"evaluation, mean ± {chart['spread']}")
 
 
 def _samples(path: Path) -> str:

@@ -57,6 +57,7 @@ def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Ma
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cpu_cores": usable_cores(),
+            "host": platform.node(),
         },
         "versions": versions,
         **({} if init_from is None else {"init_from": dict(init_from)}),
