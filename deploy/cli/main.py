@@ -18,6 +18,7 @@ from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.cli.actor import add_actor
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, FAILED, Parser, at_least
 from rollcall.deploy.cli.completion import ASKED, add_completion, answer, commands_of
+from rollcall.deploy.cli.doctor import add_doctor
 from rollcall.deploy.cli.learnt import add_learnt
 from rollcall.deploy.cli.manifests import add_manifests
 from rollcall.deploy.cli.monitor import add_monitor
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_select(add)
     add_recipes(add)
     add_plan(add)
+    add_doctor(add)
     add_solve(add)
     add_actor(add)
     bench = add("bench", _bench, "measure against this machine's bound, and against a peer")
