@@ -25,7 +25,6 @@ $(STAMP): requirements.lock pyproject.toml
 	@# Where the index offers torch for CUDA only, its libraries are dependencies of their own.
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
-	@mkdir -p .types && ln -sfn .. .types/rollcall
 	@touch $(STAMP)
 
 run: $(STAMP)
@@ -47,6 +46,8 @@ test-long: $(STAMP)
 
 # mypy cannot follow package-dir editable installs: it reads the packages through .types/rollcall.
 check: $(STAMP)
+	@rm -rf .types && mkdir -p .types/rollcall
+	@cd .types/rollcall && ln -s ../../actors ../../cluster ../../learners ../../reward_service ../../deploy ../../deploy/package/* .
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p rollcall.cluster -p rollcall.actors -p rollcall.learners -p rollcall.reward_service -p rollcall.deploy -p tests -p benchmarks

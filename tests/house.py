@@ -27,12 +27,13 @@ FLOORS = {
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language outside engine|envs|tasks policy",
     "learners": "algorithms loop update algorithm collective collators models batches data maths tabular",
-    "deploy": "cli tools drive gateway|runtimes kinds plan overview report rundir config preferences",
+    "deploy": "package cli|python tools drive gateway|runtimes kinds plan overview report rundir config preferences",
 }
 # Where modules of ours are imported inside a function, and why: all of a room, or one module's import of another.
 LATE = {
     "deploy.cli": "`rollcall --help` answers before torch and Ray are imported",
     "deploy": "`import rollcall.deploy` costs nothing until something of it is called",
+    "deploy.package": "`import rollcall` costs nothing until something of it is called",
     "deploy.drive.lifecycle -> deploy.drive.collecting": "a web server: for runs that are scored",
     "deploy.drive.online -> deploy.drive.reward_launch": "a web server: for runs that are scored",
     "deploy.drive.online -> deploy.runtimes.on_ray.launch": "Ray: a serial run does without it",
@@ -200,7 +201,8 @@ def sizes(house: House) -> Iterator[Violation]:
 
 def folders(house: House) -> Iterator[Violation]:
     setuptools = tomllib.loads((house.root / "pyproject.toml").read_text())["tool"]["setuptools"]
-    installed = {package.removeprefix("rollcall.") for package in setuptools["packages"]}
+    elsewhere = {name: folder.replace("/", ".") for name, folder in setuptools.get("package-dir", {}).items()}
+    installed = {elsewhere.get(package, package.removeprefix("rollcall.")) for package in setuptools["packages"]}
     there = {".".join(path.relative_to(house.root).parent.parts) for path in house.files.values()}
     for room in sorted(there):
         if room not in house.files or not ast.get_docstring(house.trees[room]):

@@ -56,6 +56,8 @@ def unknown(text: str, page: Path, root: Path = ROOT) -> Iterator[str]:
 
 def _is_module(parts: list[str], root: Path) -> bool:
     """Whether these are a module, or one name in a module."""
+    if len(parts) == 1 and re.search(rf"\b{parts[0]}\b", (root / "deploy" / "package" / "__init__.py").read_text()):
+        return True  # of `rollcall` itself
     path = root.joinpath(*parts)
     if path.is_dir() or path.with_suffix(".py").exists():
         return True

@@ -30,6 +30,7 @@ from rollcall.actors.envs.vector import EnvGroup, env_seed
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.given import named_in
 from rollcall.cluster.messages.arrays import Array
 
 # From this cost of one env's step on, processes of their own are worth their two messages per step.
@@ -248,11 +249,14 @@ def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vecto
     obstacle = _no_native(config, source, num_envs)
     if wanted == "native" and obstacle:
         raise BadInput(f"env.vectorization=native: {obstacle}: use auto or sync")
+    given = named_in(config.id)
+    if given is not None and wanted == "async":
+        raise BadInput(f"env.vectorization=async: no process can import the object {given}: use sync or module:name")
     if wanted != "auto":
         return wanted
     if obstacle is None:
         return "native"
-    if num_envs == 1 or usable_cores() == 1:
+    if given is not None or num_envs == 1 or usable_cores() == 1:
         return "sync"
     return "async" if _step_cost_s(config) > ASYNC_PAYS_FROM_S else "sync"
 

@@ -68,6 +68,8 @@ def completions(root: argparse.ArgumentParser, words: Sequence[str]) -> list[str
     parser, rest = root, list(before)
     while rest and rest[0] in commands_of(parser):
         parser = commands_of(parser)[rest.pop(0)]
+    if rest and commands_of(parser):
+        return []  # after a command that there is not
     if begun.startswith("-"):
         found: Iterator[str] = (flag for action in parser._actions for flag in action.option_strings)
     elif commands_of(parser):
@@ -117,7 +119,7 @@ def _completion(args: argparse.Namespace) -> int:
 
 def answer(root: argparse.ArgumentParser, words: Sequence[str]) -> int:
     """Prints what a shell asked for. It must never fail: a shell has nowhere to show it."""
-    help_of = len(words) > 1 and words[0] == "help"
-    for word in completions(root, list(words[1:]) if help_of else list(words)):
+    words = words[1:] if len(words) > 1 and words[0] == "help" else words
+    for word in completions(root, words):
         print(word)
     return DONE

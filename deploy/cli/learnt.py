@@ -45,6 +45,8 @@ def add_learnt(add: Add) -> None:
     )
     audit = add("audit", _audit, "check that the books balance: every rollout exactly once, every checkpoint whole")
     audit.add_argument("directory", metavar="RUN")
+    audit.add_argument("--json", action="store_true", help="print one JSON object")
+    audit.add_argument("-q", "--quiet", action="store_true", help="print discrepancies alone")
     prune = add("prune", _prune, "remove of a run that stands still what neither a resume nor an audit needs")
     prune.add_argument("directory", metavar="RUN")
     prune.add_argument(
@@ -116,11 +118,16 @@ def _audit(args: argparse.Namespace) -> int:
     if not (directory / "logs" / LOG_NAME).exists():
         _refuse_without_rollouts(directory)
     discrepancies = [*map(str, audit_run(directory)), *damaged_files(directory)]
+    segments = list(map(str, booked_spans(directory)[1:]))
+    if args.json:
+        found = {"run": str(directory), "balanced": not discrepancies, "discrepancies": discrepancies}
+        print(json.dumps({**found, "segments": segments}))
+        return FAILED if discrepancies else DONE
     for discrepancy in discrepancies:
         print(discrepancy)
-    if not discrepancies:
+    if not discrepancies and not args.quiet:
         print(f"{directory}: the books balance")
-        for segment in booked_spans(directory)[1:]:
+        for segment in segments:
             print(f"segment {segment}")
     return FAILED if discrepancies else DONE
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.deploy.cli.label import add_label
+from rollcall.deploy.cli.running import add_output
 from rollcall.deploy.config.settings import COMMAND_LINE
 
 
@@ -92,3 +93,4 @@ def _train(what: Any) -> None:
         metavar="key=value",
         help="settings such as epochs=2 model.tiny.num_layers=3",
     )
+    add_output(train)

@@ -4,11 +4,15 @@ whatever kind are begun, gone on with and told of alike."""
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add
 from rollcall.deploy.cli.outlets import printing_may_end
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings, recipe_name
@@ -34,6 +38,12 @@ def add_running(add: Add) -> None:
     train.add_argument(
         "--people", action="store_true", help="people label what raters are asked about, at a page that the run names"
     )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check settings, data, models and room, and begin nothing",
+    )
+    add_output(train)
     resume = add("resume", _resume, "go on with a run from its last checkpoint, as it was or with other settings")
     resume.add_argument("directory", metavar="RUN", help="a run directory, or its name under runs/")
     change = "what is to change from here on: total_env_steps=..., learner.learning_rate=...; booked in segments.json"
@@ -44,24 +54,47 @@ def add_running(add: Add) -> None:
         "reward.url, reward.patience_s, cluster.*, metrics.*, supervision.*; what the books and the models are made "
         "with stays (docs/going-on.md)"
     )
+    add_output(resume)
     sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
     sft.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file, with policy.warm_start")
     sft.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=SETTINGS)
+    add_output(sft)
 
 
-@printing_may_end()
+def add_output(command: argparse.ArgumentParser) -> None:
+    """How much a command that trains says."""
+    command.add_argument("-q", "--quiet", action="store_true", help="print the run directory, and what went wrong")
+    command.add_argument(
+        "--json", action="store_true", help="print the summary as one JSON object; the rest goes to stderr"
+    )
+
+
+def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """With --json standard output is for the answer alone, args.answer: all else that is printed goes to stderr."""
+
+    @printing_may_end()
+    def run(args: argparse.Namespace) -> int:
+        args.answer = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
+            return command(args)
+
+    return run
+
+
+@_answering
 def _train(args: argparse.Namespace) -> int:
     with uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
     args.overrides = named_overrides([*args.overrides, *_by_people(args)])
+    if args.dry_run:
+        return _dry_run(load_recipe(args.recipe, args.overrides), args)
     return _train_or_go_on(load_recipe(args.recipe, args.overrides), args, named=recipe_name(args.recipe))
 
 
 def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
     """Raises BadInput: of a recipe that asks no raters."""
-    from rollcall.cluster.errors import BadInput
     from rollcall.deploy.kinds.recipes import settings_of
 
     if not args.people:
@@ -71,15 +104,15 @@ def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
     return _BY_PEOPLE
 
 
-@printing_may_end()
+@_answering
 def _sft(args: argparse.Namespace) -> int:
     from rollcall.deploy.kinds.recipes import load_supervised
 
     recipe = load_supervised(args.recipe, args.overrides)
-    return _carry_out(_begin(recipe, args, named=recipe_name(args.recipe)), resume=False)
+    return _carry_out(_begin(recipe, args, named=recipe_name(args.recipe)), args, resume=False)
 
 
-@printing_may_end()
+@_answering
 def train_reward(args: argparse.Namespace) -> int:
     """`rollcall reward train FILE_OR_RECIPE key=value ...`"""
     from rollcall.deploy.kinds.recipes import load_reward_model, settings_of
@@ -88,10 +121,10 @@ def train_reward(args: argparse.Namespace) -> int:
     settings = settings_of(_for_file(Path(args.source)) if of_file else args.source, args.overrides)
     recipe = load_reward_model(settings, args.source)
     named = "reward" if of_file else recipe_name(args.source)
-    return _carry_out(_begin(recipe, args, named=named), resume=False)
+    return _carry_out(_begin(recipe, args, named=named), args, resume=False)
 
 
-@printing_may_end()
+@_answering
 def _resume(args: argparse.Namespace) -> int:
     from rollcall.cluster.checkpoint import latest_checkpoint
     from rollcall.cluster.files import read_json
@@ -124,7 +157,20 @@ def _resume(args: argparse.Namespace) -> int:
         refuse_no_more(run.config, latest_checkpoint(directory)[1], changes)
         for name, (before, after) in changes.items():
             print(f"{name}: {before} -> {after}", flush=True)
-    return _carry_out(run, resume=True, changes=changes)
+    return _carry_out(run, args, resume=True, changes=changes)
+
+
+def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
+    from rollcall.deploy.drive.dry_run import dry_run
+
+    found = dry_run(recipe)
+    if args.json:
+        print(json.dumps(found.as_json(), indent=1), file=args.answer)
+    elif not args.quiet:
+        print("\n".join(found.lines()))
+    if found.problems:
+        raise BadInput("\n".join(found.problems))
+    return DONE
 
 
 def _train_or_go_on(recipe: Recipe, args: argparse.Namespace, *, named: str) -> int:
@@ -139,13 +185,13 @@ def _train_or_go_on(recipe: Recipe, args: argparse.Namespace, *, named: str) -> 
         recipe.config, explicit=_named(args), wanted=args.resume, read=lambda directory: load_run(directory).config
     )
     if before is None:
-        return _carry_out(_begin(recipe, args, named=named), resume=False)
+        return _carry_out(_begin(recipe, args, named=named), args, resume=False)
     begun = resubmission.take_up(before)
     _say_job(before)
     if begun is None:
         return DONE
     run = replace(load_run(before), config=recipe.config) if begun else begin_again(recipe, before, named=named)
-    return _carry_out(run, resume=begun)
+    return _carry_out(run, args, resume=begun)
 
 
 def _begin(recipe: Recipe, args: argparse.Namespace, *, named: str) -> StoredRun:
@@ -154,7 +200,7 @@ def _begin(recipe: Recipe, args: argparse.Namespace, *, named: str) -> StoredRun
 
     def tell(directory: Path) -> None:
         print(f"run directory: {directory}", flush=True)
-        for name, value in recipe.config.derived().items():
+        for name, value in recipe.config.derived().items() if not args.quiet else ():
             print(f"{name:<30}{value}")
         _say_job(directory)
 
@@ -174,22 +220,25 @@ def _say_job(directory: Path) -> None:
     sys.stdout.flush()
 
 
-def _carry_out(run: StoredRun, *, resume: bool, changes: Changes | None = None) -> int:
+def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, changes: Changes | None = None) -> int:
     with uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
+    from rollcall.deploy.report.recorders import plain
 
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     with stop_on_signals(run.directory) as stop:
-        console = run.kind.console(sys.stdout, live=live)
+        console = [] if args.quiet or args.json else [run.kind.console(sys.stdout, live=live)]
         try:
-            summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=[console], changes=changes)
+            summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=console, changes=changes)
         except StoppedAtOnce as stopped:
             if not run.kind.resumable(run.directory):
                 raise
             print(f"{stopped}; go on with: rollcall resume {run.directory}")
             return INTERRUPTED
-    for line in run.kind.closing_lines(summary, run.directory):
+    if args.json:
+        print(json.dumps(plain({**summary, "run_directory": str(run.directory)})), file=args.answer)
+    for line in run.kind.closing_lines(summary, run.directory) if console else ():
         print(line)
     if summary["status"] == "completed":
         return DONE

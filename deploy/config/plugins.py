@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs import given
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.inputs.near_names import did_you_mean
 
@@ -119,8 +120,8 @@ def find(plugin: Plugin, name: object) -> type[Any]:
 
 
 def modules_of(*names: str) -> tuple[str, ...]:
-    """The modules of the user's own among names such as module:Class."""
-    return tuple(name.partition(":")[0] for name in names if ":" in name)
+    """The modules of the user's own among names such as module:Class. Objects that were given are in none."""
+    return tuple(name.partition(":")[0] for name in names if ":" in name and given.named_in(name) is None)
 
 
 def is_language(algorithm: type[Any]) -> bool:

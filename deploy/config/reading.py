@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs import given
 from rollcall.deploy.config.learner_settings import write_out_kinds, written_over
 from rollcall.deploy.config.reward_config import by_name
 from rollcall.deploy.config.settings import (
@@ -24,6 +25,9 @@ from rollcall.deploy.config.settings import (
     recipe_name,
 )
 
+# What may be a class or function that no other process can import: it is sent to those of the run.
+_TAKE_OBJECTS = {(section, *rest) for section in ("env", "task", "algorithm") for rest in ((), ("id",), ("name",))}
+_ELSEWHERE = {"reward": "a reward runs in the reward service, a process of its own that imports it"}
 _TOTALS = ("total_env_steps", "total_learner_steps", "total_episodes")
 
 
@@ -66,10 +70,11 @@ def read_settings(
 
 
 def _named_object(path: KeyPath, value: Any) -> Any:
-    """What a recipe can hold. Processes on other machines make the object anew, from its name.
+    """What a recipe can hold: of a class or a function its name. One that has no name that others can import is kept,
+    and called by a name of ours.
 
     Raises:
-      BadInput: for a class, a function or an object, with the name to be given instead.
+      BadInput: for any other object, and where what is called there has to be imported.
     """
     if value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping, Path, BaseModel)):
         return value
@@ -77,14 +82,16 @@ def _named_object(path: KeyPath, value: Any) -> Any:
         return value.tolist()
     setting = ".".join(path)
     if not callable(value) or not hasattr(value, "__qualname__"):
-        made = f"give the name of what makes it, {setting}='module:name', not a {type(value).__name__}"
+        made = f"give what makes it, a class or a function, not a {type(value).__name__}"
         raise BadInput(f"{setting} ({CALLER}): a recipe holds names and numbers: {made}")
-    module, name = value.__module__, value.__qualname__
-    if module != "__main__" and name.isidentifier():
-        raise BadInput(f"{setting} ({CALLER}): is {name} itself: give its name, {setting}='{module}:{name}'")
+    named = given.name_of(value, kept_as=path[0])
+    if given.named_in(named) is None or path in _TAKE_OBJECTS:
+        return named
+    name = value.__qualname__
     own = name.split(".")[-1] if name.split(".")[-1].isidentifier() else "name"
-    remedy = f"put it at the top of a module, my_module.py, and give its name, {setting}='my_module:{own}'"
-    raise BadInput(f"{setting} ({CALLER}): is {name} of {module}, which other processes cannot import: {remedy}")
+    why = _ELSEWHERE.get(path[0], "it is called in processes that cannot import it")
+    remedy = f"put it at the top of a module, my_module.py, and give that: {setting}='my_module:{own}'"
+    raise BadInput(f"{setting} ({CALLER}): is {name} of {value.__module__}, and {why}: {remedy}")
 
 
 def _write(settings: Settings, path: KeyPath, value: Any, origin: str) -> None:

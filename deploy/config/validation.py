@@ -17,6 +17,7 @@ from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.learner_settings import as_written
+from rollcall.deploy.config.other_names import called_here
 from rollcall.deploy.config.root_config import RootConfig, plugin_name_of
 from rollcall.deploy.config.settings import KeyPath, Settings
 
@@ -55,7 +56,7 @@ def validated(
             models[section] = plugins.find(plugin, plugin_name_of(written)).Config
         except BadInput as error:
             lines.append(_line(settings, (section, "name"), str(error)))
-    fields = _fields(whole, models)
+    fields = setting_fields(whole, models)
     told = {section for section in (*whole.PLUGINS, *models) if settings.tree.get(section) is not None}
     read: dict[str, BaseModel | None] = dict.fromkeys(told)
     for section, model in models.items():
@@ -92,7 +93,7 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
-def _fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> dict[KeyPath, FieldInfo]:
+def setting_fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> dict[KeyPath, FieldInfo]:
     """Every setting there is, by path; `sections` are the models of plug-ins."""
     found: dict[KeyPath, FieldInfo] = {}
     for name, info in model.model_fields.items():
@@ -101,7 +102,7 @@ def _fields(model: type[BaseModel], sections: Mapping[str, type[BaseModel]]) -> 
         if isinstance(inner, UnionType):  # a section that may be left out
             inner = next((part for part in inner.__args__ if part is not type(None)), None)
         if isinstance(inner, type) and issubclass(inner, BaseModel) and inner is not BaseModel:
-            found |= {(name, *path): below for path, below in _fields(inner, {}).items()}
+            found |= {(name, *path): below for path, below in setting_fields(inner, {}).items()}
     return found
 
 
@@ -157,6 +158,9 @@ def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
 
 def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:
     """A sibling that is spelt alike, else the same word in another section, else the nearest word anywhere."""
+    called = called_here(path[-1], {".".join(known) for known in fields}, typed=".".join(path))
+    if called:
+        return called
     siblings = {known[-1]: known for known in fields if known[:-1] == path[:-1]}
     if not siblings:  # of a section whose kind decides what it has
         return ""

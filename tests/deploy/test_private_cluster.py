@@ -160,7 +160,7 @@ def test_a_lost_cluster_is_asked_for_nothing_as_ray_would_wait_for_a_minute_and_
     def look() -> None:
         raise ClusterLost("gone")
 
-    composition = SimpleNamespace(needs=SimpleNamespace(working_directory="", run_directory=Path()))
+    composition = SimpleNamespace(needs=SimpleNamespace(working_directory="", run_directory=Path()), objects={})
     members = Members(cast(Any, composition), cast(Any, None), look)
     with pytest.raises(ClusterLost, match="gone"):
         ask(members, WatchedRay(look))

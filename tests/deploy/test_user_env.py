@@ -113,17 +113,15 @@ def test_what_the_first_policy_reaches_needs_no_warning(
     assert bool(out_of_reach("env", space, PolicyConfig(**settings))) == warned
 
 
-def test_an_env_class_in_place_of_its_name_is_told_the_name() -> None:
+def test_an_env_class_in_place_of_its_name_is_its_name() -> None:
     import plants  # type: ignore[import-not-found]
 
-    with pytest.raises(BadInput, match=r"env \(train\(\.\.\.\)\): is Endless itself: .* env='plants:Endless'$"):
-        train("plant.yaml", env=plants.Endless)
-    with pytest.raises(BadInput, match=r"env\.id .*env\.id='plants:Endless'$"):
-        train("plant.yaml", env={"id": plants.Endless})
-    with pytest.raises(BadInput, match=r"other processes cannot import: put it at the top of a module.*my_module:name"):
-        train("plant.yaml", env=lambda: plants.Endless())
-    with pytest.raises(BadInput, match=r"give the name of what makes it, env='module:name', not a Endless"):
+    for settings in ({"env": plants.Endless}, {"env": {"id": plants.Endless}}, {"env.id": plants.Endless}):
+        assert load_config("plant.yaml", values=settings).env.id == "plants:Endless"
+    with pytest.raises(BadInput, match=r"give what makes it, a class or a function, not a Endless"):
         train("plant.yaml", env=plants.Endless())
+    with pytest.raises(BadInput, match=r"is <lambda> of .*, and a reward runs in the reward service.*my_module:name"):
+        train("plant.yaml", reward=lambda: 0.0)
     assert not Path("runs").exists()
 
 

@@ -53,6 +53,7 @@ def ray_workers(
         # These import ray, which had to be told of tokens first.
         from rollcall.deploy.runtimes.on_ray.machines import machines_of, ray_nodes
         from rollcall.deploy.runtimes.on_ray.members import Composition
+        from rollcall.deploy.runtimes.on_ray.place import objects_to_send
         from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
 
         machines = machines_of(ray_nodes(), directory.resolve(), here=None if plan is None else plan.machines[0])
@@ -70,6 +71,7 @@ def ray_workers(
             train_reward_model=train_reward_model,
             shares=shares,
             plan=plan,
+            objects=objects_to_send(config),
         )
         return RayWorkers(composition, cluster, tell, stop_requested)
     except BaseException as error:

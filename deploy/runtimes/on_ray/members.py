@@ -3,7 +3,7 @@ them: who is alive is runtime.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.planning import Plan
 from rollcall.deploy.runtimes.on_ray.nodes import Needs
+from rollcall.deploy.runtimes.on_ray.place import Place
 from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.processes import (
     ASIDE,
@@ -43,6 +44,7 @@ class Composition:
     train_reward_model: TrainRewardModel
     shares: Shares = field(default_factory=Shares)  # of GPUs
     plan: Plan | None = None  # where it is known what the run needs
+    objects: Mapping[str, object] = field(default_factory=dict)  # of the user, that have no module
 
 
 class Members:
@@ -54,7 +56,8 @@ class Members:
         self._look = look
         self._plan = composition
         self._placement = placement
-        self._where = (composition.needs.working_directory, composition.needs.run_directory / "logs")
+        place = Place(composition.needs.working_directory, composition.objects)
+        self._where = (place, composition.needs.run_directory / "logs")
 
     def server(self) -> Any:
         self._look()

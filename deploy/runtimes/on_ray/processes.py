@@ -25,6 +25,7 @@ from rollcall.actors.engine.published_weights import MODEL_PREFIX
 from rollcall.actors.engine.vllm_weight_sender import Transport, WeightSender
 from rollcall.actors.language.lm_actor import Failure, LMActor, Outcome
 from rollcall.actors.language.lm_evaluation import LMEvaluator
+from rollcall.cluster.inputs import given
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
 from rollcall.cluster.messages.events import TicketFailed
@@ -36,6 +37,7 @@ from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardM
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
 from rollcall.deploy.runtimes.on_ray.addresses import free_address, meeting_place
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
+from rollcall.deploy.runtimes.on_ray.place import Place
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.deploy.runtimes.uncollected import uncollected
 from rollcall.learners.collective import Collective
@@ -49,8 +51,8 @@ TRANSFER = "transfer"  # and the one that sends weights to engines
 class GymActorProcess:
     """A GymActor as a Ray actor. A unit that hangs leaves a trace of where in its log before the driver ends it."""
 
-    def __init__(self, actor_id: str, factory: MemberFactory, working_directory: str, logs: Path) -> None:
-        _settle(working_directory, logs / f"{actor_id}.log")
+    def __init__(self, actor_id: str, factory: MemberFactory, place: Place, logs: Path) -> None:
+        _settle(place, logs / f"{actor_id}.log")
         with uncollected():
             factory.preload("actor")
         self._actor_id = actor_id
@@ -86,8 +88,8 @@ class GymActorProcess:
 class LMActorProcess:
     """An LMActor as a Ray actor. Its engine steps in a thread of its own; calls wait on the event loop."""
 
-    def __init__(self, actor_id: str, factory: MemberFactory, working_directory: str, logs: Path) -> None:
-        _settle(working_directory, logs / f"{actor_id}.log")
+    def __init__(self, actor_id: str, factory: MemberFactory, place: Place, logs: Path) -> None:
+        _settle(place, logs / f"{actor_id}.log")
         with uncollected():
             factory.preload("actor")
         self._actor_id = actor_id
@@ -171,8 +173,8 @@ class LMActorProcess:
 class ScoringProcess:
     """A TrajectoryScorer as a Ray actor, asked from several threads at once: what it does is wait for answers."""
 
-    def __init__(self, factory: MemberFactory, working_directory: str, logs: Path) -> None:
-        _settle(working_directory, logs / "scoring.log")
+    def __init__(self, factory: MemberFactory, place: Place, logs: Path) -> None:
+        _settle(place, logs / "scoring.log")
         self._scorer = factory.scorer()
 
     def score(self, produced: Produced, trajectory: Any) -> tuple[Produced | TicketFailed, Any]:
@@ -185,8 +187,8 @@ class ScoringProcess:
 class PreferenceTrainerProcess:
     """A PreferenceTrainer as a Ray actor, which says that it is at work while it works."""
 
-    def __init__(self, factory: MemberFactory, train: TrainRewardModel, working_directory: str, logs: Path) -> None:
-        _settle(working_directory, logs / "preference-trainer.log")
+    def __init__(self, factory: MemberFactory, train: TrainRewardModel, place: Place, logs: Path) -> None:
+        _settle(place, logs / "preference-trainer.log")
         training = factory.preference_training
         assert training is not None
         self._trainer = training.trainer(train)
@@ -205,10 +207,8 @@ class PreferenceTrainerProcess:
 class LearnerProcess:
     """One learner process as a Ray actor, which hears of an interruption while it works."""
 
-    def __init__(
-        self, factory: MemberFactory, rank: int, num_processes: int, working_directory: str, logs: Path
-    ) -> None:
-        _settle(working_directory, logs / f"learner-{rank}.log")
+    def __init__(self, factory: MemberFactory, rank: int, num_processes: int, place: Place, logs: Path) -> None:
+        _settle(place, logs / f"learner-{rank}.log")
         with uncollected():
             factory.preload("learner")
         self._factory = factory
@@ -293,8 +293,8 @@ class LearnerProcess:
 class EvalProcess:
     """Evaluation in a process of its own."""
 
-    def __init__(self, factory: MemberFactory, working_directory: str, logs: Path) -> None:
-        _settle(working_directory, logs / "evaluation.log")
+    def __init__(self, factory: MemberFactory, place: Place, logs: Path) -> None:
+        _settle(place, logs / "evaluation.log")
         with uncollected():
             self._evaluator: Evaluator | LMEvaluator = factory.evaluator()
 
@@ -327,9 +327,11 @@ def node_id() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
-def _settle(working_directory: str, log: Path) -> None:
+def _settle(place: Place, log: Path) -> None:
     """User modules are found from where the user stands, as in the driver. (Of a job with a working directory Ray has
     brought along a copy, and this process stands in it.) What is printed here goes to the run's own log."""
+    given.receive(place.objects)
+    working_directory = place.working_directory
     if os.path.isdir(working_directory):
         os.chdir(working_directory)
         if working_directory not in sys.path:

@@ -1,0 +1,64 @@
+"""Objects that a program gives in place of names: an env factory of a notebook, say. They are attributes of this module
+while the program runs, so `rollcall.cluster.inputs.given:NAME` names them like anything else. Processes of a run's own
+cluster are given them too; whoever is outside it never is."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+
+from rollcall.cluster.errors import BadInput
+
+MODULE = __name__
+PREFIX = f"{MODULE}:"
+
+_given: dict[str, object] = {}
+
+
+def name_of(thing: object, *, kept_as: str) -> str:
+    """An import path for a class or function: its own, where other processes can import it; else one in this module,
+    where it is kept until another of that name comes. `kept_as`: its name there where it has none, as a lambda."""
+    module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
+    if module and module != "__main__" and name.isidentifier() and _importable(module, name, thing):
+        return f"{module}:{name}"
+    own = name.rpartition(".")[2]
+    kept = own if own.isidentifier() and not own.startswith("_") else re.sub(r"\W", "_", kept_as)
+    _given[kept] = thing
+    return f"{PREFIX}{kept}"
+
+
+def named_in(path: str) -> str | None:
+    """What a path of this module names; None: it is a path of another module."""
+    return path.removeprefix(PREFIX) if path.startswith(PREFIX) else None
+
+
+def receive(things: Mapping[str, object]) -> None:
+    """In a process of the same run: what the program was given."""
+    _given.update(things)
+
+
+def things_in(text: str) -> Mapping[str, object]:
+    """Those that the JSON of some settings names."""
+    return {name: thing for name, thing in _given.items() if f'"{PREFIX}{name}"' in text}
+
+
+def _importable(module: str, name: str, thing: object) -> bool:
+    """Whether a process that has the same files finds the same thing. Not what a program has put together itself."""
+    found = sys.modules.get(module)
+    if found is None or getattr(found, "__file__", None) is None:
+        return False
+    return getattr(importlib.import_module(module), name, None) is thing
+
+
+def __getattr__(name: str) -> object:
+    """Raises BadInput: for what this process was not given."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    if name in _given:
+        return _given[name]
+    raise BadInput(
+        f"{name} was given as an object, and this process does not have it: train, resume and load_policy know it in "
+        "the program that gave it; for all others put it into a module and give module:name"
+    )

@@ -1,0 +1,130 @@
+"""What one setting means: its type and bounds, its default, and what a recipe makes of it and where. Read from the
+models that hold the settings, so that nothing is written twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rollcall.deploy.config.other_names import other_names
+from rollcall.deploy.config.settings import KeyPath, Settings
+
+_BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "like {}"}
+_NAMES = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One setting, of recipes of one kind. `value` and `origin` are of a recipe, where one was given."""
+
+    setting: str
+    of: str  # which recipes have it
+    type: str
+    bounds: str
+    default: str
+    about: str
+    elsewhere: tuple[str, ...]  # what others call it
+    value: str | None = None
+    origin: str | None = None
+
+    def lines(self) -> list[str]:
+        type_text = f"{self.type}, {self.bounds}" if self.bounds else self.type
+        lines = [self.setting, f"  {self.about}" if self.about else "  (no description)", f"  type: {type_text}"]
+        lines.append(f"  default: {self.default}")
+        if self.value is not None:
+            lines.append(f"  here: {self.value} ({self.origin})")
+        if self.elsewhere:
+            lines.append(f"  elsewhere: {', '.join(self.elsewhere[:8])}")
+        return [*lines, f"  of: {self.of}"]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(
+    path: KeyPath,
+    info: FieldInfo,
+    *,
+    of: Iterable[str],
+    settings: Settings | None = None,
+    config: BaseModel | None = None,
+) -> Explanation:
+    """`of`: what has it, in words. `settings` and `config`: of a recipe, whose value and its origin are told too."""
+    value = origin = None
+    if config is not None and settings is not None:
+        value = _value_text(_value(config, path))
+        origin = settings.origin(path) if settings.has(path) else "default"
+    return Explanation(
+        setting=".".join(path),
+        of=", ".join(dict.fromkeys(of)),
+        type=type_text(info.annotation),
+        bounds=_bounds(info),
+        default=_default(info),
+        about=" ".join((info.description or "").split()),
+        elsewhere=other_names(".".join(path)),
+        value=value,
+        origin=origin,
+    )
+
+
+def type_text(annotation: Any) -> str:
+    """A type in plain words: `whole number or null`, `one of "ray", "serial"`, `section`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(arguments[0])
+    if origin is Literal:
+        return f"one of {', '.join(json.dumps(value) for value in arguments)}"
+    if origin in (Union, UnionType):
+        words = dict.fromkeys(type_text(part) for part in sorted(arguments, key=lambda part: part is NoneType))
+        return " or ".join(words)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    if origin in (tuple, list, set, frozenset) or annotation in (tuple, list):
+        inner = next((type_text(part) for part in arguments if part is not ...), "values")
+        return f"list of {inner}"
+    if origin is dict or origin is Mapping or annotation is dict:
+        return "section"
+    name = getattr(annotation, "__name__", str(annotation))
+    return _NAMES.get(name, name)
+
+
+def _bounds(info: FieldInfo) -> str:
+    found = []
+    for part in info.metadata:
+        for name, text in _BOUNDS.items():
+            bound = getattr(part, name, None)
+            if bound is not None:
+                found.append(text.format(bound))
+    return ", ".join(found)
+
+
+def _default(info: FieldInfo) -> str:
+    if info.default_factory is not None:
+        try:
+            made = info.default_factory()  # type: ignore[call-arg]
+        except TypeError:
+            return "follows from other settings"
+        return _value_text(made)
+    if info.default is PydanticUndefined:
+        return "none: it has to be given"
+    return _value_text(info.default)
+
+
+def _value(config: BaseModel, path: KeyPath) -> Any:
+    value: Any = config
+    for part in path:
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+    return value
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return json.dumps(value.model_dump(mode="json"), default=str)
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,286 @@
+"""Rollcall as a Python package: what `import rollcall` offers, with objects in place of names, from scripts, notebooks
+and loops that run already."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+
+import rollcall
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs import given
+from rollcall.cluster.inputs.import_path import import_object
+from tests import ROOT
+from tests.runs import TWO_STEPS
+
+SMALL: Mapping[str, Any] = yaml.safe_load(TWO_STEPS) | {"learner": {"learning_rate": 1e-3, "compile": "off"}}
+
+
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ROLLCALL_RUNS", raising=False)
+    (tmp_path / "small.yaml").write_text(TWO_STEPS)
+    return tmp_path
+
+
+class Line(gym.Env[Any, Any]):
+    """Walk to the right."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length: int = 4) -> None:
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.at = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.at += int(action)
+        ended = self.at >= self.length
+        return np.full(1, self.at, np.float32), float(ended), ended, False, {}
+
+
+class Told:
+    """A recorder that keeps all."""
+
+    def __init__(self) -> None:
+        self.steps: list[Mapping[str, Any]] = []
+        self.summary: Mapping[str, Any] = {}
+
+    def on_start(self, info: Mapping[str, Any]) -> None: ...
+
+    def on_step(self, record: Mapping[str, Any]) -> None:
+        self.steps.append(record)
+
+    def on_eval(self, record: Mapping[str, Any]) -> None: ...
+
+    def on_event(self, kind: str, text: str) -> None: ...
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        self.summary = summary
+
+
+def test_the_package_offers_what_it_says_and_imports_nothing_heavy_for_it() -> None:
+    code = (
+        "import sys, time; began = time.process_time(); import rollcall; assert time.process_time() - began < 0.3; "
+        "heavy = {'torch', 'ray', 'gymnasium', 'numpy', 'pydantic'} & set(sys.modules); assert not heavy, heavy; "
+        "assert dir(rollcall) == sorted(rollcall.__all__); assert rollcall.__version__[0].isdigit(); "
+        "[getattr(rollcall, name) for name in rollcall.__all__]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(AttributeError, match="module 'rollcall' has no attribute 'trian'"):
+        rollcall.trian  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_run_from_python_is_the_run_of_the_command_line() -> None:
+    told = Told()
+    result = rollcall.train("small.yaml", {"algorithm.clip_range": 0.1}, seed=3, recorders=[told])
+    assert result.status == "completed" and result.run_directory == Path("runs/small")
+    config = yaml.safe_load((result.run_directory / "config.yaml").read_text())
+    assert config["algorithm"]["clip_range"] == 0.1 and config["seed"] == 3
+    assert [record["step"] for record in told.steps] == [0, 1] == [record["step"] for record in result.metrics]
+    assert told.summary["status"] == "completed" and result.score == result.evaluations[-1]["mean"]
+    assert result.report.is_file() and "completed" in repr(result) and "<table>" in result._repr_html_()
+    action = result.policy().act(np.zeros(4, np.float32))
+    assert action in (0, 1)
+    assert rollcall.evaluate(result, episodes=2, seed=5) == rollcall.evaluate("runs/small", episodes=2, seed=5)
+    with pytest.raises(BadInput, match="rollcall export"):
+        rollcall.export(result.run_directory)
+
+
+def test_a_dict_is_a_recipe_and_a_class_stands_for_its_name() -> None:
+    recipe = {**SMALL, "env": {"id": Line, "kwargs": {"length": 3}}, "eval.episodes": 0}
+    result = rollcall.train(recipe, name="line")
+    config = yaml.safe_load((result.run_directory / "config.yaml").read_text())
+    assert config["env"]["id"] == f"{__name__}:Line" and config["env"]["kwargs"] == {"length": 3}
+    assert config["eval"]["episodes"] == 0 and recipe["env"] == {"id": Line, "kwargs": {"length": 3}}
+    with pytest.raises(BadInput, match="empty dict"):
+        rollcall.train({})
+    with pytest.raises(BadInput, match=r"lr = 0\.1 \(train\(\.\.\.\)\): unknown key; Rollcall calls it"):
+        rollcall.train(SMALL, lr=0.1)
+
+
+def test_a_lambda_is_an_env_of_this_program_and_of_no_other() -> None:
+    result = rollcall.train(SMALL, env=lambda: Line(2), name="mine")
+    config = yaml.safe_load((result.run_directory / "config.yaml").read_text())
+    assert config["env"]["id"] == "rollcall.cluster.inputs.given:env"
+    assert result.policy().act(np.zeros(1, np.float32)) in (0, 1)
+    command = [sys.executable, "-m", "rollcall.deploy.cli", "eval", "runs/mine"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "env was given as an object, and this process does not have it" in line and "module:name" in line
+    with pytest.raises(BadInput, match=r"env\.vectorization=async: no process can import the object env"):
+        rollcall.train(SMALL, env={"id": lambda: Line(2), "vectorization": "async"})
+
+
+def test_names_of_given_objects() -> None:
+    class Inner: ...
+
+    assert given.name_of(Line, kept_as="env") == f"{__name__}:Line"
+    assert given.name_of(json.loads, kept_as="env") == "json:loads"
+    assert given.name_of(Inner, kept_as="env") == f"{given.MODULE}:Inner"
+    assert import_object(f"{given.MODULE}:Inner") is Inner
+    assert given.things_in(f'{{"a": "{given.PREFIX}Inner"}}') == {"Inner": Inner}
+    assert given.things_in('{"a": "Inner"}') == {}
+    with pytest.raises(BadInput, match="nosuch was given as an object"):
+        import_object(f"{given.MODULE}:nosuch")
+
+
+def test_an_algorithm_is_a_class() -> None:
+    from rollcall.learners.algorithms.control.ppo import PPO
+
+    class Louder(PPO):
+        """Reports more."""
+
+    result = rollcall.train(SMALL, algorithm={"name": Louder, "epochs": 1, "num_minibatches": 2}, name="louder")
+    assert result.summary["algorithm"] == f"{given.MODULE}:Louder"
+
+
+def test_a_run_stops_by_a_function_of_its_records_and_goes_on() -> None:
+    stopped = rollcall.train(SMALL, total_learner_steps=50, stop=lambda record: record["step"] >= 2, name="stops")
+    assert stopped.status == "stopped" and 3 <= len(stopped.metrics) < 10
+    event = threading.Event()
+    event.set()
+    assert rollcall.resume(stopped, stop=event).status == "stopped"
+    done = rollcall.resume("stops", {"learner.learning_rate": 1e-4}, total_learner_steps=8)
+    assert done.status == "completed" and len(done.metrics) == 8
+    assert rollcall.resume(done).summary == done.summary
+    with pytest.raises(BadInput, match="has done 8 already"):
+        rollcall.resume(done, total_learner_steps=4)
+    with pytest.raises(BadInput, match="so it stays 0"):
+        rollcall.resume(done, seed=4)
+
+
+def test_a_stop_function_that_fails_ends_the_run_and_is_raised() -> None:
+    def fails(record: Mapping[str, Any]) -> bool:
+        raise KeyError("no such metric")
+
+    with pytest.raises(KeyError, match="no such metric"):
+        rollcall.train(SMALL, stop=fails, name="fails")
+    assert json.loads(Path("runs/fails/summary.json").read_text())["status"] == "failed"
+    with pytest.raises(ValueError, match="stop is a int"):
+        rollcall.train(SMALL, stop=3)  # type: ignore[arg-type]
+
+
+def test_it_trains_where_an_event_loop_runs_already_as_in_a_notebook(capsys: pytest.CaptureFixture[str]) -> None:
+    async def cell() -> rollcall.Result:
+        return rollcall.train(SMALL, name="cell", progress=True)
+
+    assert asyncio.run(cell()).status == "completed"
+    out = capsys.readouterr().out
+    assert out.startswith("run directory: runs/cell\n") and "completed in" in out
+
+
+def test_evaluations_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="episodes is 0"):
+        rollcall.evaluate("anything", episodes=0)
+    with pytest.raises(BadInput, match="no run 'anything'"):
+        rollcall.evaluate("anything")
+
+
+SCRIPT = """\
+import sys, threading
+import gymnasium as gym, numpy as np
+import rollcall
+from rollcall.learners.algorithms.control.ppo import PPO
+
+class Mine(gym.Env):
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+    def __init__(self, bonus=0.0):
+        self.bonus = bonus
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.t += 1
+        return np.zeros(2, np.float32), self.bonus, self.t == 5, False, {}
+
+class MyPPO(PPO):
+    pass
+
+lock = threading.Lock()
+
+def locked():
+    return lock and Mine()
+
+if __name__ == "__main__":
+    settings = dict(runtime="ray", actors={"num": 1, "num_envs": 2, "num_shards": 2, "unroll_length": 8})
+    if sys.argv[1] == "locked":
+        rollcall.train("small.yaml", env=locked, **settings)
+    algorithm = {"name": MyPPO, "epochs": 1, "num_minibatches": 2}
+    result = rollcall.train("small.yaml", env={"id": Mine, "kwargs": {"bonus": 2.0}}, algorithm=algorithm, **settings)
+    print(result.status, result.score, result.summary["env_steps"])
+"""
+
+
+def test_classes_of_a_script_are_sent_to_the_runs_own_processes(work: Path) -> None:
+    (work / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "script.py", "sent"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["completed", "10.0", "32"]
+
+
+def test_what_cannot_be_sent_is_one_line_and_leaves_no_run(work: Path) -> None:
+    (work / "script.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "script.py", "locked"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "locked cannot be sent to the run's processes" in last and "runtime='serial'" in last
+    assert not list(work.glob("runs/*"))
+
+
+def test_a_wheel_has_the_package_itself_typed_and_with_its_rooms(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("actors", "cluster", "deploy", "learners", "reward_service"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, timeout=120, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    assert {"rollcall/__init__.py", "rollcall/py.typed", "rollcall/deploy/python/running.py"} <= names
+    assert not any(name.startswith(("actors", "deploy", "cluster", "rollcall/deploy/package")) for name in names)
+    code = textwrap.dedent(f"""\
+        import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]
+        sys.path.insert(0, {str(tmp_path / "site")!r})
+        import rollcall, rollcall.deploy.cli.main as main
+        assert rollcall.__file__.startswith({str(tmp_path)!r}) and main.__file__.startswith({str(tmp_path)!r})
+        assert main.main(['recipes']) == 0
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "cartpole-ppo" in done.stdout, done.stderr
+
+
+def test_the_module_of_given_objects_can_be_looked_at() -> None:
+    module = importlib.import_module(given.MODULE)
+    with pytest.raises(AttributeError):
+        module.__path__  # noqa: B018
