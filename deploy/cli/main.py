@@ -24,6 +24,7 @@ from rollcall.deploy.cli.manifests import add_manifests
 from rollcall.deploy.cli.monitor import add_monitor
 from rollcall.deploy.cli.outlets import printing_may_end
 from rollcall.deploy.cli.overview import add_overview
+from rollcall.deploy.cli.own import add_own
 from rollcall.deploy.cli.plan import add_plan
 from rollcall.deploy.cli.recipes import add_recipes
 from rollcall.deploy.cli.reward import add_reward
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_select(add)
     add_recipes(add)
     add_plan(add)
+    add_own(add)
     add_doctor(add)
     add_solve(add)
     add_actor(add)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny
 
 from rollcall.actors.language.lm_actor import LMActorsConfig
 from rollcall.actors.language.lm_evaluation import LMEvalConfig
+from rollcall.actors.tasks.own_task import SettledTask
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
@@ -43,7 +44,8 @@ class LanguageConfig(OnlineConfig):
 
     def build_task(self) -> Any:
         """A new actors.text_task.Task with this run's settings."""
-        return plugins.find(plugins.TASK, self.task_name)(self.task)
+        task = plugins.find(plugins.TASK, self.task_name)(self.task)
+        return SettledTask(task, self.task_name) if ":" in self.task_name else task
 
     def build_algorithm(self) -> Any:
         return self.algorithm_class(self.algorithm, max_tokens=self.actors.sampling.max_tokens)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, create_model
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs import given
@@ -96,7 +96,7 @@ def find(plugin: Plugin, name: object) -> type[Any]:
     if not isinstance(name, str) or not name:
         raise BadInput(f"{_a(kind)} is named by its file ({', '.join(known)}) or as module:Class")
     if ":" in name:
-        found: Any = import_object(name)
+        found: Any = _with_own_name(import_object(name))
     elif name in known:
         found = getattr(importlib.import_module(known[name]), plugin.variable)
     elif plugin is ALGORITHM and name in shipped(OFFLINE_METHOD):
@@ -117,6 +117,21 @@ def find(plugin: Plugin, name: object) -> type[Any]:
     if missing:
         raise BadInput(f"{name} is no {kind}: it lacks {', '.join(missing)} (see {plugin.protocol})")
     return found  # type: ignore[no-any-return]
+
+
+def _with_own_name(found: Any) -> Any:
+    """A class that has its settings from the one it derives from, with that one's name alone allowed: it gets settings
+    of its own, which are the same but for the name."""
+    inherited = getattr(found, "Config", None)
+    if not isinstance(found, type) or "Config" in vars(found) or not isinstance(inherited, type):
+        return found
+    if issubclass(inherited, BaseModel) and get_origin(getattr(inherited.model_fields.get("name"), "annotation", 0)):
+        about = inherited.model_fields["name"].description
+        name: Any = (str, Field(default=inherited.model_fields["name"].default, description=about))
+        found.Config = create_model(  # type: ignore[attr-defined]
+            f"{found.__name__}Config", __base__=inherited, __module__=found.__module__, name=name
+        )
+    return found
 
 
 def modules_of(*names: str) -> tuple[str, ...]:

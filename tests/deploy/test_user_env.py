@@ -120,7 +120,7 @@ def test_an_env_class_in_place_of_its_name_is_its_name() -> None:
         assert load_config("plant.yaml", values=settings).env.id == "plants:Endless"
     with pytest.raises(BadInput, match=r"give what makes it, a class or a function, not a Endless"):
         train("plant.yaml", env=plants.Endless())
-    with pytest.raises(BadInput, match=r"is <lambda> of .*, and a reward runs in the reward service.*my_module:name"):
+    with pytest.raises(BadInput, match=r"<lambda> of .*, and a reward runs in the reward service.*my_module:name"):
         train("plant.yaml", reward=lambda: 0.0)
     assert not Path("runs").exists()
 
