@@ -1,7 +1,7 @@
 """The composition root: configuration, launching, the command line, recipes. The only place that knows every part.
 
-From Python: `rollcall.deploy.train("cartpole-ppo", seed=1)` and `rollcall.deploy.load_policy("runs/cartpole-ppo")`.
-Of a language run, `rollcall.deploy.export_policy("runs/arithmetic-grpo")` writes a directory that transformers loads.
+From Python: `rollcall.train("cartpole-ppo", seed=1)` and what else deploy/package has. `train`, `load_policy` and
+`export_policy` here are what earlier releases offered, and stay.
 """
 
 from __future__ import annotations

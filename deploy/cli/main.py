@@ -31,6 +31,7 @@ from rollcall.deploy.cli.reward import add_reward
 from rollcall.deploy.cli.running import add_running
 from rollcall.deploy.cli.select import add_select
 from rollcall.deploy.cli.solve import add_solve
+from rollcall.deploy.cli.sweep import add_sweep
 from rollcall.deploy.config.settings import COMMAND_LINE, shipped_recipes
 from rollcall.deploy.tools.bench.arguments import add_benches
 
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_running(add)
     add_learnt(add)
     add_overview(add)
+    add_sweep(add)
     add_select(add)
     add_recipes(add)
     add_plan(add)

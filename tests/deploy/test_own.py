@@ -1,12 +1,14 @@
-"""What users write themselves: the files of `rollcall new` and their tests, `rollcall check` on right and wrong ones, and
-tasks and algorithms in ten lines."""
+"""What users write themselves: the files of `rollcall new` and their tests, `rollcall check` on right and wrong ones,
+and tasks and algorithms in ten lines."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from rollcall.deploy.cli import main
 from rollcall.deploy.config import plugins
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.own.looking import look_at, what_it_is
+from tests import ROOT
 from tests.runs import TWO_STEPS
 
 
@@ -326,7 +329,33 @@ def test_an_algorithm_that_derives_from_another_needs_no_settings(module: Callab
     assert found.Config.model_fields["clip_range"].default == 0.2
     assert found.Config(name=f"{name}:Mine", clip_range=0.1).clip_range == 0.1
     assert plugins.find(plugins.ALGORITHM, f"{name}:Mine").Config is found.Config
-    assert plugins.find(plugins.ALGORITHM, "ppo").Config.model_fields["name"].annotation != str
+    with pytest.raises(ValueError, match="Input should be 'ppo'"):  # the one that it derives from stays as it is
+        plugins.find(plugins.ALGORITHM, "ppo").Config(name="another")
     Path("small.yaml").write_text(TWO_STEPS)
     result = rollcall.train("small.yaml", algorithm={"name": f"{name}:Mine", "epochs": 1, "num_minibatches": 2})
     assert result.summary["algorithm"] == f"{name}:Mine" and result.policy() is not None
+
+
+# What docs/commands.md says.
+
+
+def documented(beginning: str) -> str:
+    """The block of code in docs/commands.md in which a line begins so."""
+    text = (ROOT / "docs" / "commands.md").read_text()
+    blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE)
+    (block,) = (block for block in blocks if re.search(rf"^ +{re.escape(beginning)}", block, re.MULTILINE))
+    return textwrap.dedent(block)
+
+
+def test_the_documented_task_is_one_and_the_documented_algorithm_is_one(module: Callable[[str, str], str]) -> None:
+    name = module("documented_task", documented("class Sums"))
+    seen = look_at(f"{name}:Sums", {})
+    assert seen.problems == seen.notes == [] and "1,000 rows to train on, 100 held out" in seen.facts
+    name = module("documented_algorithm", documented("class Mine(PPO)"))
+    assert plugins.find(plugins.ALGORITHM, f"{name}:Mine").Config(name="x:Mine").gae_lambda == 0.95
+
+
+def test_the_documented_error_is_the_one_that_is_printed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command, line = documented("$ rollcall train cartpole-ppo n_envs=8").strip().splitlines()
+    assert main.main(command.split()[2:]) == 2
+    assert capsys.readouterr().err.strip() == line

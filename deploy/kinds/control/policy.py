@@ -133,7 +133,7 @@ class LoadedControl:
 
 
 def elsewhere(run_directory: Path) -> str:
-    return f"{run_directory}: a control run: its policy is no language model; rollcall.deploy.load_policy loads it"
+    return f"{run_directory}: a control run: its policy is no language model; rollcall.load_policy loads it"
 
 
 class Loaded(Protocol):

@@ -141,4 +141,4 @@ class LoadedTable:
 
 
 def elsewhere(run_directory: Path) -> str:
-    return f"{run_directory}: a tabular run: its policy is a table; rollcall.deploy.load_policy loads it"
+    return f"{run_directory}: a tabular run: its policy is a table; rollcall.load_policy loads it"
