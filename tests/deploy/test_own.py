@@ -133,9 +133,9 @@ class Endless(Right):
 @pytest.mark.parametrize(
     ("env", "said"),
     [
-        ("Old", "4 values"),
+        ("Old", "step returned four values, as gym did before 0.26"),
         ("Shape", "shape"),
-        ("NaN", "nan"),
+        ("NaN", "a reward is not finite"),
         ("Outside", "an observation outside its space: step 1: "),
         ("Raises", "KeyError"),
         ("NoSpace", "observation_space"),
