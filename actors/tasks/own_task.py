@@ -102,8 +102,8 @@ def row_of(given: object, source: str) -> Row:
         raise BadInput(f"{source}: a row is {_described(given)}: give a dict with 'prompt' and 'answer', or a Row")
     missing = [name for name in ("prompt", "answer") if name not in given]
     if missing:
-        columns = ", ".join(map(repr, given)) or "nothing"
-        raise BadInput(f"{source}: a row without {' and '.join(map(repr, missing))} (it has {columns}): add it")
+        there = ", ".join(map(repr, given)) or "nothing"
+        raise BadInput(f"{source}: a row without {' and '.join(map(repr, missing))} (it has {there}): add it")
     prompt, answer = given["prompt"], given["answer"]
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadInput(f"{source}: the prompt is {_described(prompt)}: give text")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def _of_recipe(settings: Settings) -> Iterator[_Known]:
 def _wanted(key: str, known: list[_Known]) -> list[_Known]:
     """Raises BadInput: where nothing is called so, or much."""
     path = tuple(key.strip().split("."))
-    rules = (
+    rules: tuple[Callable[[KeyPath], bool], ...] = (
         lambda own: own == path,
         lambda own: own[: len(path)] == path,  # a section: all that is in it
         lambda own: own[-len(path) :] == path,

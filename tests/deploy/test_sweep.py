@@ -148,7 +148,7 @@ def test_a_line_has_the_mean_over_seeds_with_its_interval() -> None:
 
 @needs("optuna")
 def test_a_search_goes_on_where_it_was_cut_off_and_gives_up_what_falls_behind(tmp_path: Path) -> None:
-    dimensions = [Range("x", 0.0, 1.0, False), Choices("y", ([1], [2]))]
+    dimensions: list[Choices | Range] = [Range("x", 0.0, 1.0, False), Choices("y", ([1], [2]))]
 
     def begin(trials: int = 6) -> OptunaSearch:
         return OptunaSearch(dimensions, trials=trials, seed=0, directory=tmp_path)

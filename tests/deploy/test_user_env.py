@@ -17,6 +17,7 @@ from rollcall.deploy.cli import main
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.models.networks import PolicyConfig
+from tests.runs import config_of
 
 _RECIPE = """\
 runtime: serial
@@ -117,7 +118,7 @@ def test_an_env_class_in_place_of_its_name_is_its_name() -> None:
     import plants  # type: ignore[import-not-found]
 
     for settings in ({"env": plants.Endless}, {"env": {"id": plants.Endless}}, {"env.id": plants.Endless}):
-        assert load_config("plant.yaml", values=settings).env.id == "plants:Endless"
+        assert config_of("plant.yaml", values=settings).env.id == "plants:Endless"
     with pytest.raises(BadInput, match=r"give what makes it, a class or a function, not a Endless"):
         train("plant.yaml", env=plants.Endless())
     with pytest.raises(BadInput, match=r"<lambda> of .*, and a reward runs in the reward service.*my_module:name"):
