@@ -99,7 +99,7 @@ def test_a_grid_over_two_seeds_is_run_compared_and_gone_on_with(work: Path, caps
     assert main.main([*command, "-q"]) == 0  # nothing is trained again
     assert capsys.readouterr().out.startswith("best: 00")
     assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
-    assert main.main([*command, "total_learner_steps=3"]) == 2
+    assert main.main(["sweep", "small.yaml", "total_learner_steps=3", *command[2:]]) == 2
     assert "has another sweep (it differs in overrides)" in capsys.readouterr().err
 
 
@@ -138,7 +138,7 @@ def test_a_trial_that_is_given_up_at_its_first_seed_has_no_others(work: Path) ->
 
 
 def test_a_line_has_the_mean_over_seeds_with_its_interval() -> None:
-    outcome = Outcome(Proposal(3, {"a": 0.00012345, "b": "x"}), 495.0, (490.0, 500.0, 495.0), ())
+    outcome = Outcome(Proposal(3, {"a": 0.000123456, "b": "x"}), 495.0, (490.0, 500.0, 495.0), ())
     assert sweeping.line_of(outcome) == "003  495.0 [482.6, 507.4]  a=0.0001235 b=x"
     assert Grid([]).next() == Proposal(0, {})
 

@@ -14,6 +14,7 @@ from rollcall.deploy.tools.sweep.space import Choices, Dimension, grid
 
 STUDY = "study.log"  # of a sweep's directory: Optuna's journal
 STARTUP_TRIALS = 4  # that are drawn at random, and never given up
+WARMUP_MILESTONES = 2  # before which nothing is given up: a run's first tenth says little
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class OptunaSearch:
         self._dimensions = dimensions
         self._trials = trials
         self._lock = threading.Lock()
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=WARMUP_MILESTONES)
         self._study = optuna.create_study(
             study_name="sweep",
             storage=JournalStorage(JournalFileBackend(str(directory / STUDY))),

@@ -81,15 +81,19 @@ def sweep(wanted: Sweep, tell: Callable[[str], None]) -> Swept:
         _settle_spec(wanted)
         with _stopped_by_signals() as stop:
             trials = Trials(wanted.recipe, wanted.overrides, range(wanted.seeds), folder.resolve(), stop)
-            proposer: Proposer = Grid(dimensions)
-            if wanted.trials is not None:
-                proposer = OptunaSearch(dimensions, trials=wanted.trials, seed=DRAWN_FROM, directory=wanted.directory)
+            proposer = _proposer(wanted, dimensions)
             jobs = wanted.jobs or side_by_side(config)
             tell(f"{jobs} at a time; runs in {folder}")
             outcomes = _carried_out(proposer, trials, jobs, tell)
             return _summed_up(wanted.directory, outcomes, stopped=stop.is_set())
     finally:
         lock.release()
+
+
+def _proposer(wanted: Sweep, dimensions: Sequence[Dimension]) -> Proposer:
+    if wanted.trials is None:
+        return Grid(dimensions)
+    return OptunaSearch(dimensions, trials=wanted.trials, seed=DRAWN_FROM, directory=wanted.directory)
 
 
 def side_by_side(config: Any) -> int:
