@@ -9,8 +9,6 @@ import re
 import sys
 from collections.abc import Mapping
 
-from rollcall.cluster.errors import BadInput
-
 MODULE = __name__
 PREFIX = f"{MODULE}:"
 
@@ -52,13 +50,15 @@ def _importable(module: str, name: str, thing: object) -> bool:
     return getattr(importlib.import_module(module), name, None) is thing
 
 
+class NotGiven(AttributeError):
+    """A name of this module for which there is nothing in this process."""
+
+
 def __getattr__(name: str) -> object:
-    """Raises BadInput: for what this process was not given."""
-    if name.startswith("_"):
-        raise AttributeError(name)
+    # An AttributeError like any other: torch asks all modules for names of its own.
     if name in _given:
         return _given[name]
-    raise BadInput(
+    raise NotGiven(
         f"{name} was given as an object, and this process does not have it: train, resume and load_policy know it in "
         "the program that gave it; for all others put it into a module and give module:name"
     )

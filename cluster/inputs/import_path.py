@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.given import NotGiven
 from rollcall.cluster.inputs.near_names import did_you_mean
 
 # What earlier releases' recipes name, and runs that were made with them.
@@ -56,6 +57,8 @@ def import_object(path: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = getattr(module, attribute)
         return found
+    except NotGiven as error:
+        raise BadInput(str(error)) from None
     except AttributeError:
         public = [name for name in vars(module) if not name.startswith("_")]
         raise BadInput(

@@ -281,6 +281,5 @@ def test_a_wheel_has_the_package_itself_typed_and_with_its_rooms(tmp_path: Path)
 
 
 def test_the_module_of_given_objects_can_be_looked_at() -> None:
-    module = importlib.import_module(given.MODULE)
-    with pytest.raises(AttributeError):
-        module.__path__  # noqa: B018
+    module = importlib.import_module(given.MODULE)  # torch's compiler asks every module for names
+    assert getattr(module, "torch", None) is None and not hasattr(module, "__path__")
