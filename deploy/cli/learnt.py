@@ -29,11 +29,7 @@ def add_learnt(add: Add) -> None:
     evaluate.add_argument("--record", metavar="FILE", help=record)
     evaluate.add_argument("--stochastic", action="store_true", help="sample actions or tokens, not the likeliest")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    export = add(
-        "export", _export, "write a language run's policy as a Hugging Face directory, for transformers or vLLM"
-    )
-    export.add_argument("target", metavar="RUN_OR_CHECKPOINT")
-    export.add_argument("directory", nargs="?", type=Path, metavar="DIRECTORY", help="default: RUN/policy")
+    _add_export(add)
     report = add("report", _report, "write report.html, a self-contained page of curves")
     report.add_argument("directory", metavar="RUN")
     report.add_argument(
@@ -61,6 +57,32 @@ def add_learnt(add: Add) -> None:
     )
 
 
+def _add_export(add: Add) -> None:
+    about = "write a policy for other programs: a language model for transformers and vLLM, a control policy as ONNX"
+    export = add("export", _export, about)
+    export.add_argument("target", metavar="RUN_OR_CHECKPOINT")
+    export.add_argument(
+        "goal",
+        nargs="?",
+        type=Path,
+        metavar="DIRECTORY_OR_FILE",
+        help="default: RUN/policy, or RUN/policy.onnx of a control run",
+    )
+    export.add_argument("--onnx", type=Path, metavar="FILE", help="a control policy, checked against the policy itself")
+    export.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        help="of a language model's weights; default: float32, as they are trained",
+    )
+    export.add_argument(
+        "--adapters", action="store_true", help="only the LoRA adapters, for peft and vLLM; default: RUN/adapters"
+    )
+    export.add_argument(
+        "--push", metavar="OWNER/NAME", help="also upload the directory to the Hugging Face hub, private if it is new"
+    )
+    export.add_argument("--public", action="store_true", help="with --push: a new repository is for all to see")
+
+
 def _eval(args: argparse.Namespace) -> int:
     from rollcall.deploy.kinds.kind import EvalOptions
     from rollcall.deploy.kinds.loading import evaluate
@@ -83,9 +105,14 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from rollcall.deploy.kinds.loading import export_policy
+    from rollcall.deploy.kinds.exporting import ExportOptions
+    from rollcall.deploy.kinds.loading import export_run
 
-    print(export_policy(args.target, args.directory))
+    more = {name: getattr(args, name) for name in ("dtype", "adapters", "push", "public")}
+    exported = export_run(args.target, ExportOptions.of(args.goal, args.onnx, **more))
+    print(exported.path)
+    for line in exported.told:
+        print(line)
     return DONE
 
 

@@ -21,6 +21,7 @@ from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import validated
+from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.kinds.outside import OutsideShards
 from rollcall.deploy.kinds.preference_trainer import PreferenceTraining
@@ -66,12 +67,11 @@ class LoadedRun(Protocol):
           BadInput: for an option that the run has no use for, or where there is nothing to evaluate on.
         """
 
-    def export(self, directory: Path | None) -> Path:
-        """Writes the policy in Hugging Face's format to `directory` (default: <run>/policy), in one move; an earlier
-        export there is replaced. Returns where it is.
+    def export(self, options: ExportOptions) -> Exported:
+        """Writes the policy for other programs, in one move; an earlier export there is replaced.
 
         Raises:
-          BadInput: when the run's policy is no language model, or `directory` holds anything but an earlier export.
+          BadInput: for what the run has no policy for, or where anything but an earlier export is in the way.
         """
 
     def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:

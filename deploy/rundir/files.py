@@ -28,6 +28,7 @@ MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may b
 INIT_FROM = "init_from"  # of a run directory: what it begins with
 EXPERT = "expert"  # of a run directory: the policy of another run that it is taught by
 POLICY = "policy"  # of a run directory: its policy as a Hugging Face directory
+ADAPTERS = "adapters"  # of a run directory: its policy's LoRA adapters, as peft keeps them
 
 LOG_BYTES, LOGS_KEPT = 1 << 26, 3  # of driver.log; older ones are driver.log.1 and so on
 

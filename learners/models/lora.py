@@ -129,3 +129,13 @@ class WithoutAdapters(nn.Module):
         finally:
             for layer in layers:
                 layer._disable_adapters = False
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Of a model with adapters: these alone, float32 copies, by peft's names in adapter_model.safetensors."""
+    ending = f".{_ADAPTER}.weight"
+    return {
+        f"base_model.model.{name.removesuffix(ending)}.weight": parameter.detach().float().clone().contiguous()
+        for name, parameter in model.named_parameters()
+        if name.endswith(ending) and ".lora_" in name
+    }

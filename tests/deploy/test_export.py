@@ -185,7 +185,11 @@ def test_a_run_ends_as_it_did_when_its_policy_cannot_be_exported(work: Path) -> 
         (["export", "sms"], ["no run 'sms'", "did you mean sums?"]),
         (["export", "sums", "sums.yaml"], ["sums.yaml: a file"]),
         (["export", "sums", "runs/sums/model"], ["runs/sums/model: the model that the run began with"]),
-        (["export", "poles"], ["runs/poles: a control run", "load_policy"]),
+        (["export", "poles", "goal"], ["runs/poles: no checkpoint"]),
+        (["export", "sums", "--onnx", "sums.onnx"], ["runs/sums: a language run: --onnx is for control policies"]),
+        (["export", "sums", "--adapters"], ["runs/sums: --adapters: the run has none (policy.lora)"]),
+        (["export", "sums", "--push", "sums"], ["--push = 'sums'", "OWNER/NAME"]),
+        (["export", "sums", "--public"], ["--public", "--push OWNER/NAME"]),
         (["export", "sums/checkpoints/step-00000009"], ["no checkpoint"]),
     ],
 )

@@ -21,16 +21,18 @@ from rollcall.actors.envs.contract import ContractError
 from rollcall.actors.envs.environment import spaces_of
 from rollcall.actors.envs.observations import ObservationReader, Space
 from rollcall.actors.policy import Policy
-from rollcall.cluster.checkpoint import load_weights, write_weights
-from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.cluster.checkpoint import load_weights, read_manifest, write_weights
+from rollcall.cluster.errors import CheckpointDamaged
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.offline_config import OfflineConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
+from rollcall.deploy.kinds.control.onnx_export import export_onnx
+from rollcall.deploy.kinds.exporting import ONNX_SUFFIX, Exported, ExportOptions
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
-from rollcall.deploy.rundir.files import INIT_FROM, MARKER
+from rollcall.deploy.rundir.files import INIT_FROM, MARKER, POLICY
 from rollcall.learners.models.policy import TorchPolicy
 
 
@@ -117,8 +119,21 @@ class LoadedControl:
         record_video(self.config.env, self.policy(), path, seed=seed, greedy=greedy)
         return path
 
-    def export(self, directory: Path | None) -> Path:
-        raise BadInput(elsewhere(self.run_directory))
+    def export(self, options: ExportOptions) -> Exported:
+        options.refuse_for_control(self.run_directory)
+        goal = options.onnx or self.run_directory / f"{POLICY}{ONNX_SUFFIX}"
+        manifest = read_manifest(self.checkpoint)
+        facts = {
+            "run": self.run_directory.resolve().name,
+            "env": self.config.env.id,
+            "policy_version": self.weights.version,
+            "weights": self.weights.checksum,
+            "config_hash": manifest.config_hash,
+            "action_space": str(self.action_space),
+        }
+        torch.set_num_threads(self.config.acting_threads)
+        found = export_onnx(self.policy(), self.config.env, goal, seed=self.config.eval.seed, facts=facts)
+        return Exported(goal, (found,))
 
     def write_beginning(self, directory: Path, origin: Mapping[str, Any], *, at: str = INIT_FROM) -> None:
         """`at`: the name of what is written in `directory`."""

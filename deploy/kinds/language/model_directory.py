@@ -3,13 +3,17 @@ with, and a checkpoint's weights in place of its own; or a tiny one, made for a 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from safetensors.numpy import save_file
+import torch
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
 
 from rollcall.actors.engine.checkpoint_names import CheckpointNames
 from rollcall.actors.engine.published_weights import published_model
@@ -23,45 +27,88 @@ from rollcall.learners.models.tiny_model import write_tiny_model
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer
 
 
-def export_weights(weights: Weights, source: Path, goal: Path, *, taken: Collection[Path], config_hash: str) -> Path:
-    """Writes a policy that was learnt to `goal`, with config and tokenizer of `source`. `taken`: models that the run
-    begins with.
+def check_goal(goal: Path, taken: Collection[Path]) -> None:
+    """Of an export. `taken`: models that the run begins with.
 
     Raises:
-      BadInput: when `goal` is one of them, holds anything but an earlier export, or cannot be written.
+      BadInput: when `goal` is one of them, or holds anything but an earlier export.
     """
     if goal.resolve() in {path.resolve() for path in taken}:
         raise BadInput(f"{goal}: the model that the run began with, and begins with again: export to another directory")
     check_free(goal)
-    origin = {"policy_id": weights.policy_id, "policy_version": weights.version, "weights": weights.checksum}
-    try:
-        save_policy(weights, source, goal, marker={"config_hash": config_hash, **origin})
-    except OSError as error:
-        raise BadInput(f"cannot write {goal}: {error.strerror or error}") from None
-    return goal
 
 
-def save_policy(weights: Weights, source: Path, directory: Path, *, marker: dict[str, object] | None = None) -> None:
+def save_policy(
+    weights: Weights,
+    source: Path,
+    directory: Path,
+    *,
+    marker: Mapping[str, object] | None = None,
+    dtype: str | None = None,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """The language model among the published `weights`, with config and tokenizer of `source`, at `directory` in one
-    move: whoever looks sees all of it or nothing. Tied parameters are in the weights once, and are written once."""
+    move: whoever looks sees all of it or nothing. Tied parameters are in the weights once, and are written once.
+    `dtype`: of what is written; None: as they come. `texts`: files beside it."""
+    with write_directory(directory, marker=marker, texts=texts) as aside:
+        for path in sorted(_beside(source)):
+            shutil.copyfile(path, aside / path.name)
+        if dtype is not None:
+            _say_dtype(aside / "config.json", dtype)
+        tensors = CheckpointNames(aside).tensors(published_model(weights))
+        write_tensors(tensors, aside / "model.safetensors", dtype=dtype)
+
+
+@contextlib.contextmanager
+def write_directory(
+    directory: Path, *, marker: Mapping[str, object] | None, texts: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Path]:
+    """An empty directory aside, which takes the place of `directory` when all is in it, `texts` and `marker` too."""
     directory = directory.resolve()
     aside = directory.with_name(f".{directory.name}.making")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        for path in sorted(_beside(source)):
-            shutil.copyfile(path, aside / path.name)
-        mode = (aside / "config.json").stat().st_mode
-        tensors = CheckpointNames(aside).tensors(published_model(weights))
-        model = aside / "model.safetensors"
-        arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
-        save_file(arrays, model, metadata={"format": "pt"})
-        model.chmod(mode)  # save_file lets nobody else read, not even a server
+        yield aside
+        for name, text in texts.items():
+            (aside / name).write_text(text)
         if marker is not None:
-            (aside / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
+            (aside / MARKER).write_text(json.dumps(dict(marker), indent=1) + "\n")
         _swap_in(aside, directory)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: Path, *, dtype: str | None) -> None:
+    """As a file that anybody may read who can read the others: save_file lets nobody else, not even a server.
+
+    Raises:
+      BadInput: where a number is too large for `dtype`.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    if dtype is None:
+        arrays = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+        save_arrays(arrays, path, metadata={"format": "pt"})
+    else:
+        save_file({name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, path, {"format": "pt"})
+    path.chmod(mode)
+
+
+def _cast(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """In memory of its own: save_file takes no views of one buffer."""
+    cast = tensor.to(getattr(torch, dtype), copy=True).contiguous()
+    if dtype == "float16" and not bool(cast.isfinite().all()):
+        raise BadInput(f"--dtype = float16: {name} has numbers beyond its range: take bfloat16")
+    return cast
+
+
+def _say_dtype(path: Path, dtype: str) -> None:
+    """In a model's config.json, for whoever loads it as it is written."""
+    config = json.loads(path.read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = dtype
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def model_source(model: Path) -> Path:

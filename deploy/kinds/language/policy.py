@@ -8,16 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.cluster.checkpoint import load_weights, read_manifest
+from rollcall.cluster.checkpoint import load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
+from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
+from rollcall.deploy.kinds.language.export import TrainedModel, export_language
 from rollcall.deploy.kinds.language.factory import LanguageFactory
-from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
-from rollcall.deploy.rundir.files import INIT_FROM, POLICY
+from rollcall.deploy.kinds.language.model_card import Training
+from rollcall.deploy.kinds.language.model_directory import model_source, save_policy
+from rollcall.deploy.rundir.files import INIT_FROM
+from rollcall.learners.models.lora import LoraConfig
 
 _MAX_PROMPTS = 100  # looked at for characters that the model's tokenizer does not know
 
@@ -30,12 +34,13 @@ class LoadedLanguage:
     run_directory: Path
     checkpoint: Path
     weights: Weights
+    lora: LoraConfig | None  # of what was trained
 
     @classmethod
     def of(cls, run: StoredRun) -> LoadedLanguage:
         """Of the run's latest whole checkpoint, or of the one that is named. Raises CheckpointDamaged."""
         checkpoint, _ = checkpoint_of(run)
-        return cls(run.config, run.directory, checkpoint, load_weights(checkpoint))
+        return cls(run.config, run.directory, checkpoint, load_weights(checkpoint), run.config.policy.lora)
 
     @property
     def members(self) -> LanguageFactory:
@@ -75,16 +80,29 @@ class LoadedLanguage:
             "lengths": list(result.lengths),
         }
 
-    def export(self, directory: Path | None) -> Path:
-        members = self.members
+    def export(self, options: ExportOptions) -> Exported:
+        options.refuse_for_language(self.run_directory)
+        members, config = self.members, self.config
         source = model_source(members.model_directory)
-        return export_weights(
-            self.weights,
-            source,
-            self.run_directory / POLICY if directory is None else directory,
+        needs = getattr(config.algorithm_class, "needs", None)
+        trained = TrainedModel(
+            weights=self.weights,
+            checkpoint=self.checkpoint,
+            source=source,
+            given=members.model_directory,
             taken=(source, members.given_model),
-            config_hash=read_manifest(self.checkpoint).config_hash,
+            policy=config.policy,
+            lora=self.lora,
+            has_critic=bool(getattr(needs, "critic", False)),
+            training=Training(
+                run_directory=self.run_directory,
+                algorithm=config.algorithm_name,
+                trained_on=config.task_name,
+                base="" if config.policy.model == "tiny" else config.policy.model,
+                settings=config.algorithm.model_dump(mode="json"),
+            ),
         )
+        return export_language(trained, options)
 
     def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:
         source = model_source(self.members.model_directory)

@@ -126,8 +126,9 @@ def _claims(tree: Mapping[str, Any]) -> bool:
 
 def _load(run: StoredRun) -> LoadedLanguage:
     """The weights are those of the fine-tuned model: beside the one that was given, there is no other."""
-    policy = run.config.policy.model_copy(update={"warm_start": None})
-    return replace(LoadedLanguage.of(run), config=run.config.model_copy(update={"policy": policy}))
+    warm_start, policy = run.config.policy.warm_start, run.config.policy.model_copy(update={"warm_start": None})
+    lora = None if warm_start is None else warm_start.lora
+    return replace(LoadedLanguage.of(run), config=run.config.model_copy(update={"policy": policy}), lora=lora)
 
 
 def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:

@@ -12,6 +12,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
+from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import EvalOptions, OfflineRun, StoredRun
 from rollcall.deploy.rundir.files import driver_log
 
@@ -52,7 +53,7 @@ class LoadedOnPreferences:
             found = {**self.kept(), **(made.evaluate(self.version) or {})}
         return {"checkpoint": str(self.checkpoint), "policy_version": self.version, **found}
 
-    def export(self, directory: Path | None) -> Path:
+    def export(self, options: ExportOptions) -> Exported:
         where = self.run.directory / "model"
         raise BadInput(f"{self.run.directory}: a reward model's run has no policy: its model is {where}")
 

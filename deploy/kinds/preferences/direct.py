@@ -12,14 +12,16 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
-from rollcall.cluster.checkpoint import read_manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.preference_config import DirectRunConfig
+from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
-from rollcall.deploy.kinds.language.model_directory import export_weights, model_source, save_policy
+from rollcall.deploy.kinds.language.export import TrainedModel, export_language
+from rollcall.deploy.kinds.language.model_card import Training
+from rollcall.deploy.kinds.language.model_directory import model_source, save_policy
 from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
@@ -302,13 +304,29 @@ def _record(judged: PolicyJudgement, groups: Sequence[str]) -> dict[str, Any]:
 class LoadedDirect(LoadedOnPreferences):
     """A checkpoint of a direct method's run, whose policy can be exported."""
 
-    def export(self, directory: Path | None) -> Path:
-        run, weights = self.run, self.weights
+    def export(self, options: ExportOptions) -> Exported:
+        run, config = self.run, self.run.config
+        options.refuse_for_language(run.directory)
         made = next((path for name in (WARM_START, START) if (path := run.directory / name).is_dir()), None)
-        source = made or model_source(Path(run.config.policy.model))
-        goal = run.directory / POLICY if directory is None else directory
-        config_hash = read_manifest(self.checkpoint).config_hash
-        return export_weights(weights, source, goal, taken=(source,), config_hash=config_hash)
+        source = made or model_source(Path(config.policy.model))
+        trained = TrainedModel(
+            weights=self.weights,
+            checkpoint=self.checkpoint,
+            source=source,
+            given=made or Path(config.policy.model),
+            taken=(source,),
+            policy=config.policy,
+            lora=config.policy.lora,
+            has_critic=False,
+            training=Training(
+                run_directory=run.directory,
+                algorithm=config.algorithm_name,
+                trained_on="preferences",
+                base="" if config.policy.model == "tiny" else config.policy.model,
+                settings=config.algorithm.model_dump(mode="json"),
+            ),
+        )
+        return export_language(trained, options)
 
 
 def _load(run: StoredRun) -> LoadedDirect:

@@ -17,6 +17,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.tabular_config import BanditRunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
+from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import POLICY_ID, EvalOptions, Preparation, RunKind, StoredRun
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.needs import Needs, Part, Role
@@ -104,7 +105,7 @@ class LoadedBandit:
     def evaluate(self, options: EvalOptions) -> dict[str, Any]:
         raise BadInput(_judged(self.run_directory))
 
-    def export(self, directory: Path | None) -> Path:
+    def export(self, options: ExportOptions) -> Exported:
         raise BadInput(elsewhere(self.run_directory))
 
     def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.config.tabular_config import TabularRunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
+from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun
 from rollcall.learners.tabular.learner import VALUES
 
@@ -133,7 +134,7 @@ class LoadedTable:
             found["video"] = str(options.video)
         return found
 
-    def export(self, directory: Path | None) -> Path:
+    def export(self, options: ExportOptions) -> Exported:
         raise BadInput(elsewhere(self.run_directory))
 
     def write_beginning(self, directory: Path, origin: Mapping[str, Any]) -> None:

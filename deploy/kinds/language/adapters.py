@@ -1,0 +1,64 @@
+"""The LoRA adapters of a checkpoint, alone, as peft keeps them: for peft and for vLLM to put beside the model that the
+run began with. The published weights have them merged, so they are read from the learner's own state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rollcall.cluster.checkpoint import read_state
+from rollcall.cluster.errors import BadInput, CheckpointDamaged
+from rollcall.learners.loop.rules import PARAMETERS
+from rollcall.learners.models.flat import flatten_module
+from rollcall.learners.models.lora import LoraConfig, adapter_tensors, target_names
+
+_OWNER = "policy"  # among the models that are trained
+
+
+def adapters_of(checkpoint: Path, models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Of the policy, float32, by peft's names in a file of adapters. `models`: of the run, which take the checkpoint's
+    values of all that is trained.
+
+    Raises:
+      CheckpointDamaged: when they are not the models of this checkpoint.
+    """
+    state = read_state(checkpoint, "learner")
+    flat = flatten_module(nn.ModuleDict(dict(models)), only_trained=True)
+    values = None if state is None else state[0].get(PARAMETERS)
+    if values is None or values.shape != flat.parameter.shape:
+        raise CheckpointDamaged(f"{checkpoint}: its learner's state is not of this run's adapters")
+    with torch.no_grad():
+        flat.parameter.copy_(torch.from_numpy(np.array(values, np.float32)))
+    return adapter_tensors(models[_OWNER].get_submodule("model"))
+
+
+def peft_settings(model: nn.Module, config: LoraConfig, *, base: str) -> dict[str, object]:
+    """adapter_config.json: `base` is the model that they belong to. Layers go by the last parts of their names, as
+    other programs expect, where that says no more than is meant."""
+    from peft import LoraConfig as PeftConfig
+
+    full = target_names(model, config)
+    short = list(dict.fromkeys(name.rpartition(".")[2] for name in full))
+    exact = target_names(model, config.model_copy(update={"targets": tuple(short)})) == full
+    settings = PeftConfig(
+        r=config.rank,
+        lora_alpha=cast(int, config.alpha),
+        target_modules=short if exact else full,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    ).to_dict()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+
+
+def refuse_without_adapters(config: LoraConfig | None, run_directory: Path) -> LoraConfig:
+    """Raises BadInput: for a run that trained all of its model."""
+    if config is None:
+        raise BadInput(f"{run_directory}: --adapters: the run has none (policy.lora): leave it out")
+    return config
