@@ -139,3 +139,14 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         for name, parameter in model.named_parameters()
         if name.endswith(ending) and ".lora_" in name
     }
+
+
+def adapted_names(model: nn.Module) -> list[str]:
+    """Of a model with adapters: names of the layers that have one. The last parts of the names alone, once each, where
+    these mean no other layer too: other programs know layers by them."""
+    ending = f".lora_A.{_ADAPTER}"
+    linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
+    adapted = [name.removesuffix(ending) for name in linear if name.endswith(ending)]
+    short = list(dict.fromkeys(name.rpartition(".")[2] for name in adapted))
+    plain = {name.removesuffix(".base_layer") for name in linear if ".lora_" not in name}
+    return short if {name for name in plain if name.rpartition(".")[2] in short} == set(adapted) else adapted

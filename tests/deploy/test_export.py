@@ -163,7 +163,7 @@ def test_an_export_that_fails_leaves_the_older_one_and_nothing_half_written(work
     source = work / "no-config"
     shutil.copytree(directory / "model", source)
     (source / "config.json").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(BadInput, match="no causal language model can be loaded"):
         save_policy(load_weights(directory / "checkpoints" / "step-00000002"), source, goal)
     assert {path.name: path.read_bytes() for path in goal.iterdir()} == before
     assert not list(directory.glob(".policy*"))

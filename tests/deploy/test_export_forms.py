@@ -124,7 +124,6 @@ def test_peft_puts_the_adapters_beside_the_model_and_has_the_exported_policy(
     tokenizer = AutoTokenizer.from_pretrained(merged)
     before = logits(base, tokenizer)
     adapted = PeftModel.from_pretrained(base, adapters)
-    assert not any("missing" in name for name in load_file(adapters / "adapter_model.safetensors"))
     expected = logits(AutoModelForCausalLM.from_pretrained(merged), tokenizer)
     assert torch.allclose(logits(adapted, tokenizer), expected, atol=1e-5)
     assert not torch.allclose(before, expected, atol=1e-3)
@@ -137,7 +136,7 @@ def test_peft_puts_the_adapters_beside_the_model_and_has_the_exported_policy(
 def test_vllm_serves_the_adapters_beside_the_model_as_the_exported_policy(work: Path) -> None:
     """Greedy answers and their log-probabilities: those of transformers with the merged model."""
     require("vllm")
-    directory = trained(LORA, size=0.3)
+    directory = trained(LORA, size=0.3).resolve()
     merged, adapters = export_policy(directory), export_policy(directory, adapters=True)
     from tests.deploy.vllm_with_adapters import answers
 
@@ -221,7 +220,7 @@ def test_a_push_uploads_what_was_exported_to_a_private_repository(
     with hub(monkeypatch) as server:
         assert main.main(["export", str(directory), "--push", "me/sums"]) == 0
         assert capsys.readouterr().out.splitlines()[-1].endswith("/me/sums")
-        assert server.made["private"] is True and server.made["name"] == "sums"
+        assert server.made["visibility"] == "private" and server.made["name"] == "sums"
         exported = {path.name: path.read_bytes() for path in (directory / "policy").iterdir()}
         assert server.files == exported
 

@@ -15,7 +15,7 @@ from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.learners.loop.rules import PARAMETERS
 from rollcall.learners.models.flat import flatten_module
-from rollcall.learners.models.lora import LoraConfig, adapter_tensors, target_names
+from rollcall.learners.models.lora import LoraConfig, adapted_names, adapter_tensors
 
 _OWNER = "policy"  # among the models that are trained
 
@@ -38,17 +38,13 @@ def adapters_of(checkpoint: Path, models: Mapping[str, nn.Module]) -> dict[str, 
 
 
 def peft_settings(model: nn.Module, config: LoraConfig, *, base: str) -> dict[str, object]:
-    """adapter_config.json: `base` is the model that they belong to. Layers go by the last parts of their names, as
-    other programs expect, where that says no more than is meant."""
+    """adapter_config.json, of a model with its adapters: `base` is the model that they belong to."""
     from peft import LoraConfig as PeftConfig
 
-    full = target_names(model, config)
-    short = list(dict.fromkeys(name.rpartition(".")[2] for name in full))
-    exact = target_names(model, config.model_copy(update={"targets": tuple(short)})) == full
     settings = PeftConfig(
         r=config.rank,
         lora_alpha=cast(int, config.alpha),
-        target_modules=short if exact else full,
+        target_modules=adapted_names(model),
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
