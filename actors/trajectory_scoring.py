@@ -4,8 +4,9 @@ the service's own; where there is none, the trajectory is not scored at all."""
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from rollcall.actors.control.segments import SegmentsOf, ToEnv, episode_stretches
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.tasks.text_task import Row, Task
+from rollcall.actors.tasks.text_task import Row, Task, opening_of
 from rollcall.cluster.errors import Unscored
 from rollcall.cluster.messages.attempt import Produced, Scoring
 from rollcall.cluster.messages.experience import GymTrajectory, LMTrajectory
@@ -102,9 +103,16 @@ def answer_metadata(row: Row) -> dict[str, Any]:
 
 def asked_of(task: Task, row: Row) -> str | tuple[Message, ...]:
     """What a row asks, as everybody is told who judges responses to it: a chat task's prompt is a user's message."""
-    env = task.environment(row)
-    opening = row.prompt if env is None else env.reset()
-    return as_asked(task, opening)
+    opening = opening_of(task, row)
+    return as_asked(task, opening) if isinstance(opening, str) else tuple(map(_as_message, opening))
+
+
+def _as_message(message: Mapping[str, Any]) -> Message:
+    """Of a row's: what was called is told as JSON."""
+    content, calls = message.get("content") or "", message.get("tool_calls")
+    told = "\n".join(filter(None, (content, json.dumps(calls) if calls else "")))
+    role = "system" if message["role"] == "developer" else message["role"]
+    return Message(role=role, content=told)
 
 
 def as_asked(task: Task, prompt: str) -> str | tuple[Message, ...]:

@@ -3,15 +3,15 @@ sampled is kept as tokens and never tokenised again. Must never know of tickets,
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from rollcall.actors.engine.requests import Completion
 from rollcall.actors.language.text_codec import TextCodec
-from rollcall.actors.tasks.text_task import Judgement, Row, Task, TextEnv
+from rollcall.actors.tasks.text_task import Judgement, Row, Task, TextEnv, opening_of
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.seeds import derive_seed
 
@@ -81,8 +81,7 @@ class Sample:
 
 def opening(task: Task, codec: TextCodec, row: Row) -> list[int]:
     """The tokens that every sample of a row begins with."""
-    env = task.environment(row)
-    return codec.prompt(row.prompt if env is None else env.reset())
+    return codec.prompt(opening_of(task, row), tools=row.columns.get("tools"))
 
 
 class Conversations:
@@ -97,7 +96,8 @@ class Conversations:
         self._running: dict[str, Sample] = {}
         self._without_room: list[Sample] = []  # whose prompt fills the context: finished before they began
         self._count = 0
-        self._opening: tuple[str, list[int]] = ("", [])  # the newest prompt: a group's samples begin with the same one
+        # The newest prompt: a group's samples begin with the same one.
+        self._opening: tuple[str | tuple[Mapping[str, Any], ...], list[int]] = ("", [])
 
     @property
     def num_running(self) -> int:
@@ -106,9 +106,9 @@ class Conversations:
     def begin(self, key: Hashable, row: Row, *, seed: int) -> None:
         """Admits a sample of a row."""
         env = self._task.environment(row)
-        text = row.prompt if env is None else env.reset()
-        if text != self._opening[0]:
-            self._opening = text, self._codec.prompt(text)
+        asked = (row.messages or row.prompt) if env is None else env.reset()
+        if asked != self._opening[0]:
+            self._opening = asked, self._codec.prompt(asked, tools=row.columns.get("tools"))
         prompt = list(self._opening[1])
         sample = Sample(key, row, seed, prompt, len(prompt), env)
         self._request(sample)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,7 +24,10 @@ class JsonlConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: Literal["jsonl"] = Field(default="jsonl", description="the task")
-    path: Path = Field(description="the file to learn from: one JSON object a line")
+    path: Path = Field(
+        description="the file to learn from: one JSON object a line, or Parquet; a folder of Parquet files, or a data "
+        "set as the package datasets saves it; hub:OWNER/NAME:SUBSET:SPLIT, a data set of the Hugging Face hub"
+    )
     eval_path: Path | None = Field(default=None, description="the file to evaluate on (None: see num_eval_rows)")
     num_eval_rows: int = Field(
         default=0, ge=0, description="without eval_path: so many prompts of path, chosen by seed, are held out"
@@ -33,13 +36,22 @@ class JsonlConfig(BaseModel):
     prompt_column: str = Field(default="prompt", min_length=1, description="the column with the prompt")
     answer_column: str = Field(default="answer", min_length=1, description="the column with the reference answer")
     chat: bool = Field(default=False, description="prompts go through the tokenizer's chat template")
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="what else the chat template is told: enable_thinking: false, say"
+    )
     judge: Literal["exact", "number", "contains"] = Field(
         default="exact",
         description="exact: the completion, stripped, is the answer; number: its final number equals the answer's; "
         "contains: the answer stands in it",
     )
     system_prompt: str | None = Field(
-        default=None, min_length=1, description="put before every prompt, with an empty line between them"
+        default=None,
+        min_length=1,
+        description="before every prompt: of a chat a system message, unless it begins with one; else with an empty "
+        "line between them",
+    )
+    system_prompt_as: Literal["message", "text"] = Field(
+        default="message", description="text: of a chat too it stands in the user's message, before the prompt"
     )
 
     @model_validator(mode="after")
@@ -59,6 +71,10 @@ class Jsonl:
     @property
     def chat(self) -> bool:
         return self._config.chat
+
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, Any]:
+        return self._config.chat_template_kwargs
 
     def rows(self, split: Split) -> Sequence[Row]:
         if not self._rows:
@@ -108,17 +124,33 @@ class Jsonl:
         config = self._config
         rows = read_rows(path, prompt_column=config.prompt_column, answer_column=config.answer_column)
         for row in rows:
-            if not row.answer.strip():
-                # An empty answer stands in every completion, and equals none that says something.
-                raise BadInput(f"{row.source}: the answer (column {config.answer_column!r}) is empty: mend the line")
-            if config.judge == "number" and gold_number(row.answer) is None:
-                raise BadInput(
-                    f"{row.source}: the answer {row.answer[:60]!r} cannot be read as one number (docs/answers.md): "
-                    "write it as digits, or use judge: exact"
-                )
+            self._check(row)
+        return [self._with_system(row) for row in rows]
+
+    def _check(self, row: Row) -> None:
+        """Raises BadInput: for an answer that cannot be judged by, and messages that no template makes a text."""
+        config = self._config
+        if row.messages and not config.chat:
+            raise BadInput(f"{row.source}: the prompt is a list of chat messages: set task.chat=true")
+        if not row.answer.strip() and not (row.reply or {}).get("tool_calls"):
+            # An empty answer stands in every completion, and equals none that says something.
+            raise BadInput(f"{row.source}: the answer (column {config.answer_column!r}) is empty: fill the line in")
+        if config.judge == "number" and gold_number(row.answer) is None:
+            raise BadInput(
+                f"{row.source}: the answer {row.answer[:60]!r} cannot be read as one number (docs/answers.md): "
+                "write it as digits, or use judge: exact"
+            )
+
+    def _with_system(self, row: Row) -> Row:
+        config = self._config
         if config.system_prompt is None:
-            return rows
-        return [replace(row, prompt=f"{config.system_prompt}\n\n{row.prompt}") for row in rows]
+            return row
+        if not config.chat or (config.system_prompt_as == "text" and not row.messages):
+            return replace(row, prompt=f"{config.system_prompt}\n\n{row.prompt}")
+        messages = row.messages or ({"role": "user", "content": row.prompt},)
+        if messages[0]["role"] in ("system", "developer"):
+            return row
+        return replace(row, messages=({"role": "system", "content": config.system_prompt}, *messages))
 
 
 def _warn_of_shared(train: Sequence[Row], held_out: Sequence[Row], config: JsonlConfig) -> None:

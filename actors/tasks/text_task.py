@@ -12,6 +12,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.json_lines import number_as_written, parse_object, read_json_lines
 
 Split = Literal["train", "eval"]
+ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,10 @@ class Row:
     answer: str
     source: str
     columns: Mapping[str, Any] = field(default_factory=dict)  # its line, as scorers see it in `metadata`
+    # Of a chat of several messages: all that the model is shown, as its template takes them; `prompt` is the last one's
+    # text. Empty: the prompt is all there is.
+    messages: tuple[Mapping[str, Any], ...] = ()
+    reply: Mapping[str, Any] | None = None  # the message that is to follow, where the data has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +109,22 @@ class Task(Protocol):
         """What a supervised warm start imitates; the first segment is the prompt."""
 
 
+def opening_of(task: Task, row: Row) -> str | tuple[Mapping[str, Any], ...]:
+    """What every sample of a row begins with: a text, or messages for the chat template."""
+    env = task.environment(row)
+    if env is not None:
+        return env.reset()
+    return row.messages or row.prompt
+
+
+def all_shown(row: Row) -> str:
+    """The text of a row's prompt, all its messages together: to see how long it is and what is in it."""
+    return "".join(str(part) for message in row.messages for part in message.values()) or row.prompt
+
+
 def read_rows(path: Path, *, prompt_column: str, answer_column: str) -> list[Row]:
-    """The rows of a file with one JSON object a line; blank lines are skipped.
+    """The rows of a file with one JSON object a line, or of a table; blank lines are skipped. A row's prompt may be a
+    list of chat messages, in the prompt's column or in one called messages.
 
     A row's columns are those of its line, as they are there, without the prompt; `answer` is added where no column is
     called so. A number as the answer is the row's answer letter by letter: 5.0 stays "5.0".
@@ -126,6 +145,10 @@ def read_rows(path: Path, *, prompt_column: str, answer_column: str) -> list[Row
 
 def _row(line: str, source: str, prompt_column: str, answer_column: str) -> Row:
     columns = parse_object(line)
+    if prompt_column not in columns and "messages" in columns:
+        prompt_column = "messages"
+    if isinstance(columns.get(prompt_column), list):
+        return _conversation(columns, source, prompt_column, answer_column)
     for column in (prompt_column, answer_column):
         if column not in columns:
             raise BadInput(
@@ -133,16 +156,48 @@ def _row(line: str, source: str, prompt_column: str, answer_column: str) -> Row:
                 "name the right one in the task's settings"
             )
     prompt, answer = columns[prompt_column], columns[answer_column]
-    if isinstance(prompt, list):
-        raise ValueError(
-            f"the prompt (column {prompt_column!r}) is a list: of chat messages write the question alone, as text, and "
-            "set task.chat=true; a system message goes into task.system_prompt"
-        )
     if not isinstance(prompt, str) or not prompt.strip():
-        what = "is empty" if isinstance(prompt, str) else "is not text"
+        what = "is empty" if isinstance(prompt, str) else "is neither text nor a list of messages"
         raise ValueError(f"the prompt (column {prompt_column!r}) {what}")
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise ValueError(f"the answer (column {answer_column!r}) is neither text nor a number")
     text = answer if isinstance(answer, str) else number_as_written(line, answer_column)
     columns = {"answer": answer} | columns
     return Row(prompt, text, source, {name: value for name, value in columns.items() if name != prompt_column})
+
+
+def _conversation(columns: Mapping[str, Any], source: str, prompt_column: str, answer_column: str) -> Row:
+    """A row of messages. One that ends with the assistant's has its reply; the answer is the answer's column, or that
+    reply. Where the two are apart (`prompt` and `completion`, as TRL has them), the completion is the reply."""
+    messages = [_message(item, place) for place, item in enumerate(columns[prompt_column])]
+    completion = columns.get("completion")
+    if isinstance(completion, list):
+        messages += [_message(item, place) for place, item in enumerate(completion)]
+    reply = messages.pop() if messages and messages[-1]["role"] == "assistant" else None
+    if not messages:
+        raise ValueError(f"the messages (column {prompt_column!r}) hold no turn for the model to answer")
+    answer = columns.get(answer_column, None if reply is None else reply.get("content") or "")
+    if answer is None:
+        raise ValueError(
+            f"the messages do not end with the assistant's, and there is no column {answer_column!r}: give one of them"
+        )
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise ValueError(f"the answer (column {answer_column!r}) is neither text nor a number")
+    kept = {"answer": answer} | {name: value for name, value in columns.items() if name != prompt_column}
+    return Row(str(messages[-1].get("content") or ""), str(answer), source, kept, tuple(messages), reply)
+
+
+def _message(item: Any, place: int) -> Mapping[str, Any]:
+    """One turn, as chat templates take it: `role` and `content`, or of the assistant `tool_calls`.
+
+    Raises:
+      ValueError: saying which one is none.
+    """
+    if not isinstance(item, Mapping) or item.get("role") not in ROLES:
+        raise ValueError(f"message {place} has no role of {', '.join(ROLES)}")
+    calls, content = item.get("tool_calls"), item.get("content")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
+        raise ValueError(f"message {place}: tool_calls is no list of objects")
+    if not isinstance(content, str) and not (content is None and calls):
+        raise ValueError(f"message {place} has no content that is text")
+    return dict(item)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.tables import is_table, table_lines
 
 _GZIP = b"\x1f\x8b"
 _TO_JSON_LINES = "to_json('rows.jsonl', orient='records', lines=True)"
 _DATASETS = "write it with load_from_disk(...).to_json('rows.jsonl') of the package datasets"
 # How files of other formats begin, what they are, and how to get from there to here.
 _OTHERS = (
-    (b"PAR1", "a Parquet file", f"write it with pandas.read_parquet(...).{_TO_JSON_LINES}"),
     (b"ARROW1", "an Arrow file", f"write it with pandas.read_feather(...).{_TO_JSON_LINES}"),
     (b"\xff\xff\xff\xff", "an Arrow stream", _DATASETS),
     (b"PK\x03\x04", "a zip archive (as .xlsx and .npz are)", "unpack or convert it"),
@@ -35,7 +35,8 @@ _OTHERS = (
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(source, line) of every line that is not blank; the source is "file:line", for messages.
+    """(source, line) of every line that is not blank; the source is "file:line", for messages. Of a table (tables.py),
+    its rows as such lines.
 
     A file is gzipped if it begins as gzip does, whatever it is called. A byte order mark and the line ends of Windows
     and of old Macs are no part of a line.
@@ -43,6 +44,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
       BadInput: in one line, where there is no such file, it is no text in UTF-8, or it is of another format.
     """
+    if is_table(path.expanduser()):
+        yield from table_lines(path.expanduser())
+        return
     content = _content(path)
     for number, raw in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), start=1):
         if raw.strip():
@@ -85,11 +89,6 @@ def _content(path: Path) -> bytes:
             content = gzip.decompress(content)
     except FileNotFoundError:
         raise BadInput(f"{path}: cannot be read: there is no such file: name one with one JSON object a line") from None
-    except IsADirectoryError:
-        what = "it is a directory: name a file in it"
-        if (path.expanduser() / "dataset_info.json").exists():
-            what = f"it is a data set as the package datasets saves it: {_DATASETS}"
-        raise BadInput(f"{path}: cannot be read: {what}") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadInput(f"{path}: the gzip is damaged ({error}); nothing of it was loaded") from None
     except OSError as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 TRACKERS = ("wandb", "mlflow", "trackio")  # by their sections' names; each is also its package's, and its extra's
 
@@ -49,6 +50,13 @@ class MlflowConfig(BaseModel):
     )
     experiment: str = Field(default="rollcall", min_length=1, description="the experiment")
     tags: dict[str, str] = Field(default_factory=dict, description="to find it by")
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri is not None and "@" in uri and urlsplit(uri).password is not None:
+            raise ValueError("a password would be kept in the run: set MLFLOW_TRACKING_USERNAME and _PASSWORD")
+        return uri
 
 
 class TrackioConfig(BaseModel):

@@ -8,12 +8,22 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, ValidationInfo
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from rollcall.cluster.checkpoint import CheckpointConfig
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config import plugins
+from rollcall.deploy.config import plugins, recorders_config
 from rollcall.deploy.config.plugins import Plugin
+from rollcall.deploy.config.recorders_config import RecordersConfig
 from rollcall.deploy.config.settings import settings_hash, to_yaml
 from rollcall.learners.loop.config import LearnerConfig
 
@@ -33,11 +43,20 @@ class RootConfig(BaseModel):
     total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")
 
+    recorders: RecordersConfig = Field(
+        default_factory=RecordersConfig,
+        description="who else gets the run's numbers: wandb, mlflow, trackio, my_module:Class, or a list of them",
+    )
     if_too_large: Literal["refuse", "warn"] = Field(
         default="refuse",
         description="what becomes of a run that rollcall plan finds too large for its machines: it is refused before "
         "anything is loaded, or it is said and tried",
     )
+
+    @field_validator("recorders", mode="before")
+    @classmethod
+    def _recorders_by_name(cls, value: Any) -> Any:
+        return section_settings(RecordersConfig, recorders_config.by_name(value))
 
     @property
     def algorithm_name(self) -> str:

@@ -23,7 +23,7 @@ _RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 COMMAND_LINE = "command line"
 CALLER = "train(...)"
 # What the run is called, where it is, who watches it, and whether it may begin.
-NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision", "if_too_large")
+NO_PART_OF_THE_RESULT = ("name", "cluster", "metrics", "redis", "supervision", "recorders", "if_too_large")
 
 
 def settings_hash(values: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from rollcall.learners.algorithm import HasModels
 MAY_CHANGE = (
     *("total_env_steps", "total_learner_steps"),
     *(r"algorithm\.(?!(name|expert)$).*", r"learner\.(?!optimizer(\.(kind|form|momentum))?$).*"),
-    *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*"),
+    *(r"eval\..*", r"checkpoint\..*", r"cluster\..*", r"metrics\..*", r"supervision\..*", r"recorders\..*"),
     r"redis\.\w+_timeout_s",
     *(r"actors\.(num|threads|torch_threads|ticket_deadline_s|max_env_restarts)",),
     r"actors\.outside\.(listen|token_file|max_actors|max_body_mib|lease_s)",

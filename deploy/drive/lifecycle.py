@@ -76,6 +76,7 @@ def carry_out(
     }
     with driver_log(run.directory) as log, warnings_told(recorder):
         try:
+            recorder.open_trackers()
             with memory_explained(lambda: drive.plan):
                 summary["status"] = drive.carry_out(resume=resume)
         except BaseException as error:

@@ -24,7 +24,9 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import refused_by_disk, write_aside
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.report.page import write_report
-from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, TensorBoard, plain
+from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, plain
+from rollcall.deploy.report.tensorboard import TensorBoard
+from rollcall.deploy.report.trackers.opening import open_recorders
 from rollcall.deploy.rundir.files import command_line, write_config
 from rollcall.deploy.rundir.printed_logs import PrintedLogs
 from rollcall.deploy.rundir.storage_faults import storage_fault
@@ -45,15 +47,25 @@ class RunRecorder:
         """`changes`: settings in which a resumed run's config is not what it was: a new segment of the run."""
         self._run = run
         logs = PrintedLogs(run.directory)
-        self._recorders: list[Recorder] = [JsonLines(run.directory), TensorBoard(run.directory), logs, *console]
+        tensorboard = TensorBoard(
+            run.directory,
+            settings=run.config.resolved().model_dump(mode="json", exclude={"redis": True, "recorders": True}),
+            over_counted=run.config.recorders.tensorboard.axis == "env_steps",
+        )
+        self._recorders: list[Recorder] = [JsonLines(run.directory), tensorboard, logs, *console]
         self._known = read_settings_history(run.directory, config_hash=run.config_hash)
         self.segments = self._known
         if changes:
             self.segments = self._known.followed_by(_new_segment(run, changes))
         self.begun = False
 
+    def open_trackers(self) -> None:
+        """Those that the run's `recorders` section asks for. Raises BadInput: as open_recorders."""
+        self._recorders += open_recorders(self._run.config, self._run.directory)
+
     def on_start(self, info: Record) -> None:
         self.begun = True
+        info = {**info, "name": self._run.config.name, "run_directory": str(self._run.directory)}
         (self._run.directory / "summary.json").unlink(missing_ok=True)
         reserve_room(self._run.directory)
         self._each(lambda recorder: recorder.on_start(info))

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: lines of JSON and TensorBoard events. What it shows is in progress.py.
+"""What a run writes down as it goes: lines of JSON. Events are tensorboard.py's, what it shows progress.py's.
 A recorder stands in the learner's loop, so `on_step` costs microseconds; it must never touch the run itself."""
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Recorder(Protocol):
 
     def on_start(self, info: Record) -> None:
         """`info` has at least `start_step` (learner steps already done), `epoch`, `total_learner_steps` (None when only
-        env steps are bounded) and `total_env_steps`; `counts` is "env_steps" (also when it is absent) or "tokens"."""
+        env steps are bounded) and `total_env_steps`; `counts` is "env_steps" (also when it is absent) or "tokens";
+        `name` and `run_directory` are the run's."""
 
     def on_step(self, record: Record) -> None:
         """One learner step: STEP_KEYS of what is counted and whatever the algorithm adds; what does not exist yet is
@@ -140,85 +141,3 @@ class JsonLines:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-
-_TENSORBOARD_GROUPS = {
-    **dict.fromkeys(("wait_batch_s", "update_s", "publish_s", "apply_s"), "time"),
-    **dict.fromkeys(("lag_max", "lag_mean", "policy_version", "epoch", "bound_fraction"), "run"),
-    **dict.fromkeys(("steps_per_s", "tokens_per_s"), "run"),
-    **dict.fromkeys(
-        ("return_mean", "return_min", "return_max", "episode_length_mean", "episodes", "env_steps"), "rollout"
-    ),
-    **dict.fromkeys(("intrinsic_reward", "prediction_error"), "rollout"),
-    **dict.fromkeys(("exact_match", "unparsed_fraction", "truncated_fraction", "length_mean", "length_max"), "rollout"),
-    **dict.fromkeys(("degenerate_fraction", "degenerate_dropped", "tokens"), "rollout"),
-}
-
-
-def _tag(key: str) -> str:
-    """A task names the parts of its reward itself: they are known by the beginning of their key. So are an engine's."""
-    prefixes = {"reward": "rollout", "engine": "engine"}
-    group = _TENSORBOARD_GROUPS.get(key, prefixes.get(key.partition("_")[0], "update"))
-    return f"{group}/{key}"
-
-
-class TensorBoard:
-    """Event files under <run>/tensorboard, by learner step, through the tensorboard package alone (no torch import).
-
-    Steps are kept as they come and encoded every `every_s` seconds, one event per step: encoding is most of the cost,
-    and the writer's own thread does the disk.
-    """
-
-    def __init__(self, run_directory: Path, *, every_s: float = 2.0) -> None:
-        self._folder = run_directory / "tensorboard"
-        self._every_s = every_s
-        self._pending: list[tuple[float, str, Record]] = []
-        self._flushed = time.monotonic()
-        self._writer: Any = None
-
-    def on_start(self, info: Record) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        self._writer = EventFileWriter(str(self._folder), flush_secs=10)
-        start_step = int(info.get("start_step") or 0)
-        if start_step:  # tells TensorBoard to forget what an earlier process wrote after the checkpoint
-            log = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=start_step + 1, session_log=log))
-
-    def on_step(self, record: Record) -> None:
-        self._pending.append((time.time(), "", record))
-        if time.monotonic() - self._flushed > self._every_s:
-            self._flush()
-
-    def on_eval(self, record: Record) -> None:
-        self._pending.append((time.time(), "eval/", record))
-
-    def on_event(self, kind: str, text: str) -> None:
-        pass
-
-    def _flush(self) -> None:
-        self._flushed = time.monotonic()
-        if self._writer is None:
-            return
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        for wall_time, prefix, record in self._pending:
-            values = []
-            for key, value in record.items():
-                if key == "samples":
-                    continue
-                number = plain(value)
-                if isinstance(number, (int, float)) and key != "step":
-                    tag = prefix + key if prefix else _tag(key)
-                    values.append(Summary.Value(tag=tag, simple_value=float(number)))
-            event = Event(wall_time=wall_time, step=int(record["step"]), summary=Summary(value=values))
-            self._writer.add_event(event)
-        self._pending.clear()
-
-    def close(self, summary: Record) -> None:
-        self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None

@@ -54,6 +54,8 @@ def read_run(run_directory: Path) -> tuple[Settings, str]:
     before = dict(BEFORE)
     for name, more in BEFORE_WITH.items():
         before |= more if settings.has((name,)) else {}
+    if settings.get(("task", "name")) == "jsonl":  # of a chat too, a system prompt was put before the user's text
+        before["task", "system_prompt_as"] = "text"
     for path, value in before.items():
         section = path[:-1]
         if not settings.has(path) and (not section or _is_section(settings, section)):

@@ -17,10 +17,10 @@ from rollcall.deploy.report.recorders import (
     STEP_KEYS,
     JsonLines,
     Recorder,
-    TensorBoard,
     plain,
 )
 from rollcall.deploy.report.run_lines import read_jsonl
+from rollcall.deploy.report.tensorboard import TensorBoard
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
 
@@ -246,3 +246,69 @@ def test_lines_that_a_full_disk_refuses_are_dropped_with_one_warning(
     assert [record["step"] for record in read_jsonl(tmp_path / "metrics.jsonl")] == [2]
     (warning,) = caplog.records
     assert "lines of metrics.jsonl are dropped (No space left on device): make room in" in warning.getMessage()
+
+
+def events(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return reader
+
+
+def test_tensorboard_has_the_settings_as_a_table(tmp_path: Path) -> None:
+    """As its HPARAMS page reads them: one session with its values, and the columns beside it."""
+    from tensorboard.plugins.hparams import metadata
+
+    recorder = TensorBoard(tmp_path, settings={"algorithm": {"name": "ppo", "discount": 0.98}, "seed": 3})
+    recorder.on_start(START)
+    recorder.close({})
+    found = events(tmp_path / "tensorboard").summary_metadata
+    start = metadata.parse_session_start_info_plugin_data(found["_hparams_/session_start_info"].plugin_data.content)
+    assert start.hparams["algorithm.name"].string_value == "ppo"
+    assert start.hparams["algorithm.discount"].number_value == 0.98 and start.hparams["seed"].number_value == 3
+    experiment = metadata.parse_experiment_plugin_data(found["_hparams_/experiment"].plugin_data.content)
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        "eval/mean",
+        "rollout/return_mean",
+        "rollout/reward_mean",
+    ]
+
+
+def test_tensorboard_shows_what_the_model_wrote_as_texts(tmp_path: Path) -> None:
+    recorder = TensorBoard(tmp_path)
+    recorder.on_start(START | {"counts": "tokens"})
+    recorder.on_step(language_record(0, samples=[{"prompt": "2+2=", "text": "4\n*", "reward": 1.0}]))
+    recorder.close({})
+    reader = events(tmp_path / "tensorboard")
+    assert reader.summary_metadata["samples"].plugin_data.plugin_name == "text"
+    (event,) = reader.Tensors("samples")
+    assert (event.step, list(event.tensor_proto.string_val)) == (
+        0,
+        [b"reward 1.0\n\nprompt:\n\n    2+2=\n\ntext:\n\n    4\n    *"],
+    )
+
+
+@pytest.mark.parametrize(("counts", "record"), [("env_steps", step_record), ("tokens", language_record)])
+def test_tensorboards_axis_may_be_what_the_run_counts(tmp_path: Path, counts: str, record: Any) -> None:
+    lines, recorder = JsonLines(tmp_path), TensorBoard(tmp_path, over_counted=True)
+    for one in (lines, recorder):
+        one.on_start(START | {"counts": counts})
+        for step in range(3):
+            one.on_step(record(step))
+        one.on_eval({"step": 3, counts: 9999, "mean": 0.5})
+        one.close({})
+    time.sleep(1.1)  # event files are named by the second
+    lines, recorder = JsonLines(tmp_path), TensorBoard(tmp_path, over_counted=True)
+    for one in (lines, recorder):  # from a checkpoint after step 1
+        one.on_start(START | {"counts": counts, "start_step": 2})
+        one.on_step(record(2, update_s=7.0))
+        one.close({})
+    found = scalars(tmp_path / "tensorboard")
+    sizes = [int(record(step)[counts]) for step in range(3)]
+    assert {at: value for (tag, at), value in found.items() if tag == "time/update_s"} == {
+        sizes[0]: pytest.approx(0.03),
+        sizes[1]: pytest.approx(0.03),
+        sizes[2]: 7.0,
+    }
+    assert ("eval/mean", 9999) not in found  # it was of what the resume does again

@@ -212,7 +212,8 @@ class LanguageFactory:
 
     @cached_property
     def codec(self) -> TextCodec:
-        return TextCodec(self.given_model, chat=self.task.chat)
+        told = getattr(self.task, "chat_template_kwargs", {})  # not every task of a user's has some
+        return TextCodec(self.given_model, chat=self.task.chat, template_kwargs=told)
 
     def work(self) -> PromptSource:
         """Prompts that fit; the others are skipped for good, and said."""

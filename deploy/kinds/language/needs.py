@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rollcall.actors.tasks.text_task import Task
+from rollcall.actors.tasks.text_task import Task, all_shown
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.reward_config import RewardConfig
@@ -167,7 +167,7 @@ class _Work:
         room = actors.engine.max_model_len
         completion = min(actors.sampling.max_tokens, room)
         rows = task.rows("train")[:ROWS_LOOKED_AT]
-        prompt = min(room - completion, prompt_tokens(config.policy, [row.prompt for row in rows]))
+        prompt = min(room - completion, prompt_tokens(config.policy, [all_shown(row) for row in rows]))
         if rows and task.environment(rows[0]) is not None:
             completion = room - prompt  # several turns
         prompts, each = actors.prompts_per_batch, actors.samples_per_prompt

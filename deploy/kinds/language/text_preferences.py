@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rollcall.actors.language.conversations import opening
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Row, Task
 from rollcall.actors.trajectory_scoring import as_asked, asked_of
@@ -193,7 +194,7 @@ def sampled_texts(
     drawn = np.random.default_rng(derive_seed(seed, "prompts"))
     for portion in count():
         asked = [rows[index] for index in drawn.choice(len(rows), _AT_ONCE)]
-        prompts = [np.array(codec.prompt(row.prompt), np.int32) for row in asked]
+        prompts = [np.array(opening(task, codec, row), np.int32) for row in asked]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
             torch.manual_seed(derive_seed(seed, "samples", portion))
             pairs = [

@@ -161,9 +161,16 @@ def demonstrations_of(
 
 
 def demonstration(task: Task, codec: TextCodec, row: Row) -> Demonstration:
-    """A row's demonstration as tokens; after each segment of the model's own comes its end-of-sequence token."""
+    """A row's demonstration as tokens; after each segment of the model's own comes its end-of-sequence token. Of a chat
+    of several messages, every turn of the assistant's."""
     token_ids: list[int] = []
     imitated: list[bool] = []
+    if row.messages:
+        reply = row.reply or {"role": "assistant", "content": row.answer}
+        for tokens, by_model in codec.conversation((*row.messages, reply), tools=row.columns.get("tools")):
+            token_ids += tokens
+            imitated += [by_model] * len(tokens)
+        return Demonstration(np.array(token_ids, np.int32), np.array(imitated, bool))
     for index, segment in enumerate(task.demonstration(row)):
         tokens = codec.prompt(segment.text) if index == 0 else codec.encode(segment.text)
         if segment.by_model:

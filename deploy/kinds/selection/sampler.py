@@ -12,7 +12,7 @@ from typing import Literal, Protocol, cast
 from rollcall.actors.language.lm_actor import Failure, LMActor
 from rollcall.actors.tasks.text_task import Row
 from rollcall.actors.trajectory_scoring import TextScoring, TrajectoryScorer
-from rollcall.cluster.errors import RollcallError, Unscored
+from rollcall.cluster.errors import BadInput, RollcallError, Unscored
 from rollcall.cluster.messages.attempt import Header, Produced, PromptPayload, Ticket
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.weights import Weights
@@ -69,6 +69,9 @@ class ActorSampler:
     at_once: int  # prompts that are generated or scored side by side
 
     def __post_init__(self) -> None:
+        chats = next((row for row in self.rows if row.messages), None)
+        if chats is not None:
+            raise BadInput(f"{chats.source}: a chat of several messages: selection keeps prompts of one text")
         self.unscored: list[str] = []  # why prompts have no answers here: the scorer has an error for them
 
     def answers(self, rows: Sequence[int], *, stop_requested: Callable[[], bool]) -> Iterator[Answered]:
