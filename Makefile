@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup run cartpole test test-long check format generate bench prove lock advisories clean
+.PHONY: setup run cartpole test test-long check format generate site bench prove lock advisories clean
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -3
-	@echo "targets: setup run cartpole test test-long check format generate bench prove lock advisories clean"
+	@echo "targets: setup run cartpole test test-long check format generate site bench prove lock advisories clean"
 
 setup: $(STAMP)
 
@@ -60,6 +60,10 @@ format: $(STAMP)
 # What is generated and committed: dashboards, alert rules for Kubernetes, the table of metrics.
 generate: $(STAMP)
 	$(BIN)/python -m rollcall.deploy.tools.monitoring.files
+
+# The documentation as a site in build/site, warnings as errors. It needs the extra docs: pip install -e '.[docs]'
+site: $(STAMP)
+	$(BIN)/python -m mkdocs build --quiet --strict
 
 bench: $(STAMP)
 	$(BIN)/rollcall bench gym --peer sb3

@@ -302,6 +302,7 @@ def test_tensorboards_axis_may_be_what_the_run_counts(tmp_path: Path, counts: st
     lines, recorder = JsonLines(tmp_path), TensorBoard(tmp_path, over_counted=True)
     for one in (lines, recorder):  # from a checkpoint after step 1
         one.on_start(START | {"counts": counts, "start_step": 2})
+    for one in (lines, recorder):
         one.on_step(record(2, update_s=7.0))
         one.close({})
     found = scalars(tmp_path / "tensorboard")

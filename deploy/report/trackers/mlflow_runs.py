@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,9 +38,11 @@ class MlflowRun:
             logging.getLogger(name).setLevel(logging.WARNING)
         uri = self._config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or _DEFAULT_URI
         try:
-            self._client = MlflowClient(tracking_uri=uri)
-            self._id = run.known_id or self._created(run)
-            self._client.update_run(self._id, status="RUNNING")
+            with warnings.catch_warnings():  # of what it uses that its own store's library will drop
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._client = MlflowClient(tracking_uri=uri)
+                self._id = run.known_id or self._created(run)
+                self._client.update_run(self._id, status="RUNNING")
         except Exception as error:  # mlflow's own, SQLAlchemy's, and those of its client
             first = " ".join(str(error).split())[:200]
             raise BadInput(

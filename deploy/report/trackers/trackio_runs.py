@@ -38,6 +38,8 @@ class TrackioRun:
                     auto_log_gpu=False,
                     auto_log_cpu=False,
                 )
+                # Else it would be ended once more when the process ends, and say so.
+                trackio.context_vars.current_run.set(None)
         except Exception as error:  # trackio's own, and those of its client
             first = " ".join(str(error).split())[:200]
             raise BadInput(f"recorders.trackio: no run can be opened ({first}): mend the section") from None
