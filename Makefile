@@ -63,7 +63,7 @@ generate: $(STAMP)
 
 # The documentation as a site in build/site, warnings as errors. It needs the extra docs: pip install -e '.[docs]'
 site: $(STAMP)
-	$(BIN)/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 bench: $(STAMP)
 	$(BIN)/rollcall bench gym --peer sb3
