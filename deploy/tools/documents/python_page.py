@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Sequence
 
 # module -> (what it is for, the names that users call or write)
@@ -54,7 +55,8 @@ def _signature(name: str, found: object) -> str:
     except (TypeError, ValueError):
         signature = ""
     kind = "class" if isinstance(found, type) else "def"
-    return f"{kind} {name}{signature}".replace("rollcall.", "")
+    plain = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # annotations that are not evaluated stand in quotes
+    return f"{kind} {name}{plain}".replace("rollcall.", "")
 
 
 def _text(found: object) -> str:
@@ -64,5 +66,5 @@ def _text(found: object) -> str:
         if line in ("Raises:", "Args:", "Returns:"):
             lines += ["", line, ""]
         else:
-            lines.append(f"  {line}" if line.startswith("  ") else line)
+            lines.append(f"  {line}" if line.startswith("  ") else line.replace("<", "&lt;"))
     return "\n".join(lines)
