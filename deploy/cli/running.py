@@ -51,8 +51,8 @@ def add_running(add: Add) -> None:
     resume.epilog = (
         "may change: total_env_steps, total_learner_steps, algorithm.* but its name, learner.* but optimizer, eval.*, "
         "checkpoint.*, actors.num, actors.outside.* but num_shards, threads, deadlines and sizes of the engine, "
-        "reward.url, reward.patience_s, cluster.*, metrics.*, recorders.*, supervision.*; what the books and the models "
-        "are made with stays (docs/going-on.md)"
+        "reward.url, reward.patience_s, cluster.*, metrics.*, recorders.*, supervision.*; what the books and the "
+        "models are made with stays (docs/going-on.md)"
     )
     add_output(resume)
     sft = add("sft", _sft, "only imitate: the warm start of a language recipe, as a run that ends with a model")
