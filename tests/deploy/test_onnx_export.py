@@ -145,10 +145,10 @@ def test_the_file_runs_where_neither_torch_nor_rollcall_is_imported(work: Path) 
 
 def test_the_file_says_of_which_run_and_version_it_is(work: Path) -> None:
     run = trained("discrete")
-    facts = json.loads(session(export_policy(run)).get_modelmeta().custom_metadata_map["rollcall.policy"])
+    facts = json.loads(session(export_policy(run)).get_modelmeta().custom_metadata_map["rollcall_policy"])
     assert (facts["run"], facts["env"], facts["policy_version"]) == ("discrete", "CartPole-v1", 2)
     older = export_policy(run / "checkpoints" / "step-00000001", onnx="older.onnx")
-    facts = json.loads(session(older).get_modelmeta().custom_metadata_map["rollcall.policy"])
+    facts = json.loads(session(older).get_modelmeta().custom_metadata_map["rollcall_policy"])
     assert facts["policy_version"] == 1
 
 

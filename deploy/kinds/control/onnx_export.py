@@ -38,7 +38,7 @@ from rollcall.learners.models.policy import TorchPolicy
 
 OBSERVATIONS, TOLERANCE = 1000, 1e-5
 _ENVS = 8  # that are played side by side for them
-_MARK = "rollcall.policy"  # in the file's metadata: such a file may be replaced by another export
+_MARK = "rollcall_policy"  # in the file's metadata: such a file may be replaced by another export
 _MISSING = "an ONNX file needs the packages onnx, onnxscript and onnxruntime: pip install 'rollcall-rl[onnx]'"
 
 

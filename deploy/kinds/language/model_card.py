@@ -26,6 +26,12 @@ class Training:
     base: str  # the model that it began with; empty: made by the run itself
     settings: Mapping[str, Any]  # the algorithm's own
 
+    @classmethod
+    def of(cls, run_directory: Path, config: Any, trained_on: str) -> Training:
+        """Of a run with such a config, whose policy is a language model."""
+        base = "" if config.policy.model == "tiny" else config.policy.model
+        return cls(run_directory, config.algorithm_name, trained_on, base, config.algorithm.model_dump(mode="json"))
+
 
 def model_card(training: Training, *, marker: Mapping[str, Any], dtype: str, adapters: bool) -> str:
     """Markdown, with the header that the Hugging Face hub reads. Nothing of the machine is in it: paths are left out.

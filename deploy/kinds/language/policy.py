@@ -94,13 +94,7 @@ class LoadedLanguage:
             policy=config.policy,
             lora=self.lora,
             has_critic=bool(getattr(needs, "critic", False)),
-            training=Training(
-                run_directory=self.run_directory,
-                algorithm=config.algorithm_name,
-                trained_on=config.task_name,
-                base="" if config.policy.model == "tiny" else config.policy.model,
-                settings=config.algorithm.model_dump(mode="json"),
-            ),
+            training=Training.of(self.run_directory, config, config.task_name),
         )
         return export_language(trained, options)
 

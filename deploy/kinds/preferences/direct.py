@@ -318,13 +318,7 @@ class LoadedDirect(LoadedOnPreferences):
             policy=config.policy,
             lora=config.policy.lora,
             has_critic=False,
-            training=Training(
-                run_directory=run.directory,
-                algorithm=config.algorithm_name,
-                trained_on="preferences",
-                base="" if config.policy.model == "tiny" else config.policy.model,
-                settings=config.algorithm.model_dump(mode="json"),
-            ),
+            training=Training.of(run.directory, config, "preferences"),
         )
         return export_language(trained, options)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from rollcall.deploy.tools.documents.settings_page import escaped
+from rollcall.deploy.documents.settings_page import escaped
 
 
 def commands_page(parser: argparse.ArgumentParser) -> str:

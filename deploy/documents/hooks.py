@@ -8,7 +8,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
+from rollcall.deploy.cli.main import build_parser
+from rollcall.deploy.documents.commands_page import commands_page
+from rollcall.deploy.documents.python_page import python_page
+from rollcall.deploy.documents.settings_page import settings_page
+
+ROOT = Path(__file__).resolve().parents[2]
 # Pages of the top level, and what they are called in the site. The README is its first page.
 TOP_LEVEL = {
     "README.md": "index.md",
@@ -22,11 +27,6 @@ _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 def generated() -> dict[str, str]:
     """Pages that are made of the code, by their place in the site."""
-    from rollcall.deploy.cli.main import build_parser
-    from rollcall.deploy.tools.documents.commands_page import commands_page
-    from rollcall.deploy.tools.documents.python_page import python_page
-    from rollcall.deploy.tools.documents.settings_page import settings_page
-
     return {
         "reference/configuration.md": settings_page(),
         "reference/commands.md": commands_page(build_parser()),
