@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.actors.tasks.gsm8k import judge_number
-from rollcall.actors.tasks.text_task import Judgement, Row, Segment, Split, read_rows
+from rollcall.actors.tasks.text_task import Judgement, Row, Segment, Split, all_shown, read_rows
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.reward_service.answers.final_answer import gold_number
@@ -91,7 +91,7 @@ class Jsonl:
     def _divided(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
         """What to learn from, and what to evaluate on: no prompt is in both, and none is evaluated on twice."""
         config = self._config
-        prompts = len({row.prompt for row in rows})
+        prompts = len({all_shown(row) for row in rows})
         if config.num_eval_rows >= prompts:
             raise BadInput(
                 f"{config.path}: num_eval_rows is {config.num_eval_rows}, and the file has {prompts} different "
@@ -101,8 +101,8 @@ class Jsonl:
         held_out: dict[str, Row] = {}
         while len(held_out) < config.num_eval_rows:
             row = rows.pop()
-            held_out.setdefault(row.prompt, row)
-        train = [row for row in rows if row.prompt not in held_out]
+            held_out.setdefault(all_shown(row), row)
+        train = [row for row in rows if all_shown(row) not in held_out]
         if left_out := len(rows) - len(train):
             _log.warning("%s: %d rows have the prompt of a held-out row, and are left out", config.path, left_out)
         return train, list(reversed(held_out.values()))
@@ -154,7 +154,7 @@ class Jsonl:
 
 
 def _warn_of_shared(train: Sequence[Row], held_out: Sequence[Row], config: JsonlConfig) -> None:
-    shared = len({row.prompt for row in train} & {row.prompt for row in held_out})
+    shared = len(set(map(all_shown, train)) & set(map(all_shown, held_out)))
     if shared:
         text = "%s and %s share %d prompts: what is learnt from them is evaluated on them"
         _log.warning(text, config.path, config.eval_path, shared)

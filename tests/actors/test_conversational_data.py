@@ -179,3 +179,11 @@ def test_a_template_that_fails_is_one_line(tmp_path: Path) -> None:
     codec = TextCodec(model(tmp_path, picky), chat=True)
     with pytest.raises(BadInput, match=r"its chat template fails on the prompt .* \(.*System role not supported"):
         shown(task(tmp_path, {"messages": [SYSTEM, USER, ANSWER]}), codec)
+
+
+def test_chats_that_end_alike_are_not_the_same_prompt(tmp_path: Path) -> None:
+    """Held out are whole chats: two that only share their last question are two."""
+    rows = [{"messages": [{"role": "system", "content": str(n)}, USER, ANSWER]} for n in range(6)]
+    made = task(tmp_path, *rows, num_eval_rows=2)
+    shown_rows = [row.messages[0]["content"] for split in ("train", "eval") for row in made.rows(split)]  # type: ignore[arg-type]
+    assert len(made.rows("eval")) == 2 and sorted(shown_rows) == [str(n) for n in range(6)]

@@ -153,8 +153,9 @@ def test_rows_of_a_file_keep_their_line_and_their_other_columns(tmp_path: Path) 
 def test_other_columns_and_a_system_prompt_can_be_named(tmp_path: Path) -> None:
     path = write(tmp_path / "problems.jsonl", {"q": "2+2?", "a": "4"})
     task = make_jsonl(path, prompt_column="q", answer_column="a", system_prompt="Be brief.", chat=True)
-    assert task.rows("train")[0].prompt == "Be brief.\n\n2+2?"
-    assert task.chat
+    (row,) = task.rows("train")
+    assert row.prompt == "2+2?" and task.chat
+    assert row.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"})
 
 
 def test_held_out_rows_are_the_seeds_and_apart_from_the_others(tmp_path: Path) -> None:
@@ -239,11 +240,11 @@ GOOD = {"prompt": "a", "answer": "b"}
         ([GOOD, {"prompt": "a", "reply": "b"}], {}, r"p.jsonl:2: there is no column 'answer'.* 'prompt', 'reply'"),
         ([GOOD], {"prompt_column": "question"}, r"p.jsonl:1: there is no column 'question'"),
         ([GOOD, {"prompt": " ", "answer": "b"}], {}, r"p.jsonl:2: the prompt \(column 'prompt'\) is empty"),
-        ([{"prompt": 3, "answer": "b"}], {}, r"p.jsonl:1: the prompt .* is not text"),
+        ([{"prompt": 3, "answer": "b"}], {}, r"p.jsonl:1: the prompt .* is neither text nor a list of messages"),
         (
             [{"prompt": [{"role": "user", "content": "a"}], "answer": "b"}],
             {},
-            r"p.jsonl:1: .* is a list: of chat messages",
+            r"p.jsonl:1: the prompt is a list of chat messages: set task.chat=true",
         ),
         (['{"prompt": "\\ud83d", "answer": "b"}'], {}, "p.jsonl:1: half a character"),
         (['{"prompt": "a", "answer": "\\ud83d b"}'], {}, "p.jsonl:1: half a character"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.tasks.text_task import all_shown
 from rollcall.cluster.checkpoint import load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
@@ -107,7 +108,7 @@ def misfit_of(config: LanguageConfig, loaded: LoadedLanguage) -> str:
     """Why the model cannot do the new run's task: its tokenizer lacks what the task needs."""
     task = config.build_task()
     codec = TextCodec(model_source(loaded.members.model_directory), chat=task.chat)
-    texts = [row.prompt for row in task.rows("train")[:_MAX_PROMPTS]]
+    texts = [all_shown(row) for row in task.rows("train")[:_MAX_PROMPTS]]
     if hasattr(task, "alphabet"):
         texts.append(task.alphabet())
     unknown = sorted({c for c in set("".join(texts)) if not codec.decode(codec.encode(c)) and not c.isspace()})
