@@ -3,6 +3,7 @@ the migration pages say is so."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -195,3 +196,26 @@ def test_the_documents_own_task_is_one(tmp_path: Path, monkeypatch: pytest.Monke
     task = found(found.Config())
     row = task.rows("train")[0]
     assert task.judge(row, "It is Paris.").correct and not task.judge(row, "Rome").correct
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["control", "language"])
+def test_a_notebooks_cells_run_in_their_order(name: str, tmp_path: Path) -> None:
+    """As a kernel would run them: one module, which nobody imports again."""
+    if name == "language":
+        require("vllm", "transformers")
+    notebook = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())
+    assert all(not cell.get("outputs") for cell in notebook["cells"])
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) >= 3
+    runner = "import json, sys\nfor cell in json.loads(sys.argv[1]):\n    exec(cell, globals())"
+    done = subprocess.run(
+        [sys.executable, "-c", runner, json.dumps(cells)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout[-1500:]}\n{done.stderr[-3000:]}"
