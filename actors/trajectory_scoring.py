@@ -111,7 +111,7 @@ def _as_message(message: Mapping[str, Any]) -> Message:
     """Of a row's: what was called is told as JSON."""
     content, calls = message.get("content") or "", message.get("tool_calls")
     told = "\n".join(filter(None, (content, json.dumps(calls) if calls else "")))
-    role = "system" if message["role"] == "developer" else message["role"]
+    role: Any = "system" if message["role"] == "developer" else message["role"]
     return Message(role=role, content=told)
 
 

@@ -57,7 +57,7 @@ def trained(*overrides: str, size: float = 0.01) -> Path:
         for model in learner._models.values():
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    parameter += size * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(size * torch.randn(parameter.shape, generator=generator))
     writer = CheckpointWriter(directory, keep=3)
     aside = writer.begin(2)
     learner.save(aside, learner.weights(epoch=1, version=2))
@@ -118,7 +118,7 @@ def test_peft_puts_the_adapters_beside_the_model_and_has_the_exported_policy(
     directory = trained(LORA, *overrides)
     merged, adapters = export_policy(directory), export_policy(directory, adapters=True)
     assert adapters == directory / "adapters"
-    config = PeftConfig.from_pretrained(adapters)
+    config = PeftConfig.from_pretrained(str(adapters))
     assert config.base_model_name_or_path == str((directory / "model").resolve())
     base = AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path)
     tokenizer = AutoTokenizer.from_pretrained(merged)

@@ -24,7 +24,7 @@ from tests.runs import TWO_STEPS
 require("onnxruntime")
 
 MASKED = "tests.deploy.masked_env:Masked"
-KINDS = {
+KINDS: dict[str, tuple[str, ...]] = {
     "discrete": (),
     "continuous": ("env=Pendulum-v1",),
     "recurrent": ("policy.recurrent=gru", "policy.recurrent_size=8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -44,7 +45,7 @@ def train(*overrides: str, name: str = "small") -> Path:
 
 def recorded(run: Path) -> dict[tuple[str, int], float]:
     """(tag, learner step) -> value, as the run's own files have them."""
-    found = {}
+    found: dict[tuple[str, int], float] = {}
     for line in read_jsonl(run / "metrics.jsonl"):
         found |= {
             (tag(key), int(line["step"])): float(value)
@@ -84,7 +85,7 @@ def test_the_sqlite_store_of_mlflow_has_the_numbers_of_metrics_jsonl(work: Path)
     run = train("recorders.mlflow={experiment: poles, tags: {who: me}}")
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    client: Any = MlflowClient(tracking_uri="sqlite:///mlflow.db")
     experiment = client.get_experiment_by_name("poles")
     (there,) = client.search_runs([experiment.experiment_id])
     found = {
@@ -129,7 +130,7 @@ def test_a_resumed_run_goes_on_in_its_own_run_at_the_tracker(work: Path) -> None
 
     run = train("recorders=mlflow")
     assert main.main(["resume", "small", "total_learner_steps=3"]) == 0
-    client = MlflowClient(tracking_uri="sqlite:///mlflow.db")
+    client: Any = MlflowClient(tracking_uri="sqlite:///mlflow.db")
     (there,) = client.search_runs([client.get_experiment_by_name("rollcall").experiment_id])
     assert json.loads((run / "trackers.json").read_text())["mlflow"] == there.info.run_id
     steps = [item.step for item in client.get_metric_history(there.info.run_id, "update/entropy")]
@@ -224,7 +225,7 @@ def test_a_server_that_is_gone_is_told_once_and_waited_for_no_longer_than_said(
 def test_a_missing_package_is_one_line_before_the_run_and_leaves_no_directory(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    real = opening.find_spec
+    real = importlib.util.find_spec
     monkeypatch.setattr(opening, "find_spec", lambda package: None if package == name else real(package))
     assert main.main(["train", "small.yaml", f"recorders=[{name}]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tests import ROOT
 
@@ -42,7 +43,7 @@ def main(model: str, adapters: str, *prompts: str) -> None:
     outputs = engine.generate(list(prompts), params, lora_request=request, use_tqdm=False)
     told = []
     for output in outputs:
-        completion = output.outputs[0]
+        completion: Any = output.outputs[0]
         tokens = [int(token) for token in completion.token_ids]
         told.append((tokens, [step[token].logprob for step, token in zip(completion.logprobs, tokens, strict=True)]))
     print(json.dumps(told))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,12 @@ def entries(path: Path) -> Iterator[bytes]:
 
 def read(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any], Any]:
     """(each step's numbers by name, the settings, the run)."""
-    from wandb.proto import wandb_internal_pb2
-
+    messages: Any = import_module("wandb.proto.wandb_internal_pb2")
     history: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
     run: Any = None
     for entry in entries(path):
-        record: Any = wandb_internal_pb2.Record()
+        record: Any = messages.Record()
         record.ParseFromString(entry)
         kind = record.WhichOneof("record_type")
         if kind == "history":

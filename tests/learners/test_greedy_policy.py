@@ -26,7 +26,7 @@ MIXED = spaces.Dict(
 ACTIONS = {
     "one of some": spaces.Discrete(3, start=2),
     "several": spaces.MultiDiscrete([3, 2], start=[1, 0]),
-    "clipped": spaces.Box(np.float32([-0.1, -9.0]), np.float32([0.1, 9.0])),
+    "clipped": spaces.Box(np.array([-0.1, -9.0], np.float32), np.array([0.1, 9.0], np.float32)),
     "in a matrix": spaces.Box(-1.0, 2.0, (2, 2), np.float64),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -85,8 +85,9 @@ def test_it_takes_the_action_of_a_greedy_rollout(observation: Space[Any], action
     found = dict(zip(greedy.outputs, greedy(*given), strict=True))
     assert found["action"].numpy().dtype == expected.dtype and found["action"].shape == expected.shape
     assert np.allclose(found["action"].numpy(), expected, atol=1e-6, rtol=1e-6)
-    if state is not None:
-        assert np.allclose(found["next_state"].numpy(), rollout.recurrent_state(), atol=1e-6)
+    after = rollout.recurrent_state()
+    if after is not None:
+        assert np.allclose(found["next_state"].numpy(), after, atol=1e-6)
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -110,7 +111,7 @@ def test_the_policy_it_was_made_of_stays_as_it_was() -> None:
     before = [parameter.clone() for parameter in network.parameters()]
     greedy = GreedyPolicy(network, masked=False)
     with torch.no_grad():
-        greedy.module.policy_head.bias += 1.0
+        greedy.module.policy_head.bias.add_(1.0)
     assert all(torch.equal(one, other) for one, other in zip(before, network.parameters(), strict=True))
     assert all(parameter.requires_grad for parameter in network.parameters())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def peft_settings(model: nn.Module, config: LoraConfig, *, base: str) -> dict[st
     """adapter_config.json, of a model with its adapters: `base` is the model that they belong to."""
     from peft import LoraConfig as PeftConfig
 
-    settings = PeftConfig(
+    settings: Any = PeftConfig(
         r=config.rank,
         lora_alpha=cast(int, config.alpha),
         target_modules=adapted_names(model),
@@ -49,8 +49,9 @@ def peft_settings(model: nn.Module, config: LoraConfig, *, base: str) -> dict[st
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
         inference_mode=True,
-    ).to_dict()
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in settings.items()}
+    )
+    found = settings.to_dict().items()
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in found}
 
 
 def refuse_without_adapters(config: LoraConfig | None, run_directory: Path) -> LoraConfig:

@@ -16,7 +16,7 @@ def push(directory: Path, repository: str, *, public: bool) -> str:
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise BadInput("--push needs the package huggingface_hub: pip install 'rollcall-rl[lm-cpu]'") from None
     disable_progress_bars()
