@@ -72,7 +72,7 @@ def test_the_file_acts_as_load_policy_does_on_observations_of_its_own(work: Path
         run = trained(kind, *KINDS[kind])
         policy, file = load_policy(run), session(export_policy(run))
         generator = np.random.default_rng(0)
-        raw = generator.normal(size=(1000, *policy.observation_space.shape)).astype(np.float32)
+        raw = generator.normal(size=(1000, *(policy.observation_space.shape or ()))).astype(np.float32)
         found = file.run(["action"], {"observation": raw})[0]
         expected = np.concatenate([policy.act(part) for part in np.split(raw, 10)])
         assert found.dtype == expected.dtype and found.shape == expected.shape
