@@ -120,3 +120,9 @@ class TextCodec:
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens in the middle of a sequence, without the end-of-sequence token and other special ones."""
         return self._tokens.text(list(token_ids))
+
+
+def template_kwargs_of(task: object) -> Mapping[str, Any]:
+    """What a task's prompts tell the chat template; not every task has some."""
+    found: Mapping[str, Any] = getattr(task, "chat_template_kwargs", {})
+    return found

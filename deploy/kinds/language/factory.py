@@ -20,7 +20,7 @@ from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations
 from rollcall.actors.language.lm_actor import LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
-from rollcall.actors.language.text_codec import TextCodec
+from rollcall.actors.language.text_codec import TextCodec, template_kwargs_of
 from rollcall.actors.policy import WeightsSource
 from rollcall.actors.tasks.text_task import Task
 from rollcall.actors.trajectory_scoring import RewardEndpoint, TextScoring, TrajectoryScorer
@@ -212,8 +212,7 @@ class LanguageFactory:
 
     @cached_property
     def codec(self) -> TextCodec:
-        told = getattr(self.task, "chat_template_kwargs", {})  # not every task of a user's has some
-        return TextCodec(self.given_model, chat=self.task.chat, template_kwargs=told)
+        return TextCodec(self.given_model, chat=self.task.chat, template_kwargs=template_kwargs_of(self.task))
 
     def work(self) -> PromptSource:
         """Prompts that fit; the others are skipped for good, and said."""
