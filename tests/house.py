@@ -27,8 +27,8 @@ FLOORS = {
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language outside engine|envs|tasks policy",
     "learners": "algorithms loop update algorithm collective collators models batches data maths tabular",
-    "deploy": "package cli|python tools drive gateway|runtimes kinds plan overview report rundir config preferences",
-    "deploy": "documents cli tools drive gateway|runtimes kinds plan report rundir config preferences",
+    "deploy": "documents package cli|python tools drive gateway|runtimes kinds plan overview report rundir config"
+    " preferences",
 }
 # Where modules of ours are imported inside a function, and why: all of a room, or one module's import of another.
 LATE = {
