@@ -23,12 +23,13 @@ _DEVIATIONS = 3.0  # a loss within so many standard errors is noise: the best of
 
 
 def of_completions(produced: Sequence[Produced]) -> dict[str, float]:
-    """Of a batch's completions. Of a reward that is not the task's own (`reward_components["task"]` is that) also how
-    far it spreads, and how often it agrees with the task's.
+    """Of a batch's completions.
 
-    repeated_ngrams: within a completion, mean. identical_fraction: completions that are, token by token, as an earlier
-    that the task tells apart, those that the reward orders alike; equal rewards are half right.
-    that the task tells apart, those that the reward orders alike; an equal reward is half right.
+    repeated_ngrams: within a completion, the mean. identical_fraction: completions that are, token by token, as an
+    earlier one of the batch. Only of a reward that is not the task's own (`reward_components["task"]` is that):
+    reward_std and task_std, how far both spread; task_error, the standard error of the task's mean; reward_agreement:
+    of pairs of completions of one prompt that the task tells apart, the share that the reward orders alike, an equal
+    reward being half right.
     """
     samples = [sample for item in produced for sample in item.samples]
     found = {"repeated_ngrams": _mean(sample.repeated_ngrams for sample in samples)}
@@ -151,5 +152,8 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _std(values: Sequence[float]) -> float:
+    """0 where all are one number, to the bit: a mean of those is rounded."""
+    if min(values) == max(values):
+        return 0.0
     mean = _mean(values)
     return math.sqrt(_mean((value - mean) ** 2 for value in values))

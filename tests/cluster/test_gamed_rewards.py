@@ -56,6 +56,11 @@ def test_the_error_of_the_mean_is_that_of_the_prompts_whose_completions_are_alik
     assert "task_error" not in of_completions([prompt((0.0, 1.0, "a"))]), "of one nothing is known"
 
 
+def test_a_task_that_gives_all_one_reward_does_not_spread_however_that_reward_is_rounded() -> None:
+    found = of_completions([prompt(*[(float(i), 0.3, "a") for i in range(16)], ticket=number) for number in range(16)])
+    assert found["task_std"] == found["task_error"] == 0.0 < found["reward_std"]
+
+
 def test_later_steps_are_held_against_the_mean_of_the_first_five() -> None:
     found = run([{"length_mean": 10.0 + i, "entropy": None if i < 2 else 1.0} for i in range(8)])
     assert all("first_steps" not in each for each in found[: FIRST_STEPS - 1])
