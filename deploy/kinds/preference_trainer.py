@@ -31,7 +31,7 @@ CURRENT = "current"  # of the run's reward models: the version that the service 
 UNTRAINED = "untrained"
 LOOK_S = 0.5  # between looks whether people have labelled
 BARREN_TRIES = 20
-LABELS_A_BEAT = 50
+LABELS_A_BEAT = 2  # of each that is asked side by side: a judge may take two minutes for one (SILENT_S of the gate)
 _CANARY_TOLERANCE = 1e-3  # between a service's score and the model's own, of a score of one deviation
 
 _log = logging.getLogger("rollcall")
@@ -86,9 +86,11 @@ class Compared(Protocol):
     def offer(self, trajectory: Any) -> None:
         """Remembers what may be compared of it."""
 
-    def choose(self, wanted: Wanted, *, model: Path | None) -> list[Comparison] | None:
+    def choose(
+        self, wanted: Wanted, *, model: Path | None, beat: Callable[[], None] = lambda: None
+    ) -> list[Comparison] | None:
         """What raters are asked; those that were asked before are passed over. `model`: the newest reward model. None
-        where there is too little yet.
+        where there is too little yet. `beat`: called at times while it works on.
 
         Raises:
           RewardError: when there has been too little for too long.
@@ -212,13 +214,15 @@ class PreferenceTrainer:
         """Has raters asked, unless they are at it. Whether labels came at once."""
         before = len(self._preferences)
         if not self._labels.progress("loop").waiting:  # skipped ones are made up for
-            chosen = self._compared.choose(self._wanted(due), model=self._current if self._has_model else None)
+            model = self._current if self._has_model else None
+            chosen = self._compared.choose(self._wanted(due), model=model, beat=self._beat)
             if chosen is None:
                 return False
             self._barren = 0 if self._labels.add(chosen) else self._barren + 1
         for program in self._raters:
-            while label_all(program.rater, self._labels, limit=LABELS_A_BEAT, at_once=program.at_once):
-                self.beats += 1
+            limit = LABELS_A_BEAT * program.at_once
+            while label_all(program.rater, self._labels, limit=limit, at_once=program.at_once):
+                self._beat()
         self._read_labels()
         return len(self._preferences) > before
 

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rollcall.cluster.files import read_json
+from rollcall.cluster.books.log_file import alone, cut_torn_line
+from rollcall.cluster.files import append_whole, read_json
 
 REWARD_MODELS = "reward_models"  # of the run directory: where a private service finds models to load
 ROUNDS = "rounds.jsonl"
@@ -52,8 +53,9 @@ def book_round(directory: Path, found: Round) -> None:
     """Once: a round that is made again, after a resume, is the one that is there."""
     if any(line["labels"] == found.labels for line in read_rounds(directory)):
         return
-    with (directory / ROUNDS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(found)) + "\n")
+    with alone(directory / ROUNDS) as file:
+        cut_torn_line(directory / ROUNDS)
+        append_whole(file.fileno(), (json.dumps(asdict(found)) + "\n").encode())
 
 
 def read_rounds(directory: Path) -> list[dict[str, Any]]:

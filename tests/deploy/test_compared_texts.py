@@ -127,7 +127,9 @@ def test_the_first_round_asks_about_what_version_0_writes_and_the_same_again_aft
     wanted = Wanted(missing=6, labels=0, due=6, tries=0)
     found = desk(start).choose(wanted, model=None)
     assert found is not None and len({comparison.id for comparison in found}) == 6
-    again = desk(start).choose(replace(wanted, missing=2, labels=4), model=None)
+    beats: list[int] = []
+    again = desk(start).choose(replace(wanted, missing=2, labels=4), model=None, beat=lambda: beats.append(1))
+    assert len(beats) >= 6, "sampling may take long: that it goes on is told with each prompt"
     assert again is not None and [c.id for c in again] == [c.id for c in found]
     more = desk(start).choose(replace(wanted, missing=2, labels=4, tries=1), model=None)
     assert more is not None and [c.id for c in more][:6] == [c.id for c in found] and len(more) == 8
@@ -383,13 +385,15 @@ def booked(directory: Path, labels: int, *, swapped_in: bool = True, version: in
     book_round(directory, Round(labels, 10, version, f"{labels:016x}", swapped_in, right, None, None))
 
 
-def test_a_round_is_booked_once_and_a_line_that_was_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_a_round_is_booked_once_and_a_line_that_was_cut_short_is_left_out_and_written_again(tmp_path: Path) -> None:
     booked(tmp_path, 10)
     booked(tmp_path, 10, version=3)
     booked(tmp_path, 20, version=2)
     with (tmp_path / "rounds.jsonl").open("a") as file:
         file.write('{"labels": 30')
     assert [(line["labels"], line["policy_version"]) for line in read_rounds(tmp_path)] == [(10, 0), (20, 2)]
+    booked(tmp_path, 30, version=4)  # made again after the kill
+    assert [(line["labels"], line["policy_version"]) for line in read_rounds(tmp_path)] == [(10, 0), (20, 2), (30, 4)]
 
 
 def test_a_model_goes_on_from_one_that_is_whole_and_was_taken(tmp_path: Path) -> None:

@@ -22,13 +22,24 @@ from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.compared_segments import Segments, first_model, segments_of, with_taken_actions
 from rollcall.deploy.kinds.preference_trainer import LOOK_S, PreferenceTrainer, PreferenceTraining, TrainerReport
+from rollcall.deploy.kinds.raters import Program
 from rollcall.deploy.kinds.recipes import load_config
+from rollcall.deploy.runtimes.preference_gate import SILENT_S
 from rollcall.learners.maths.distributions import distribution_for
+from rollcall.reward_service.labelling.leases import LeasedComparison
 from rollcall.reward_service.labelling.protocol import Progress
 from rollcall.reward_service.models.reward_models import SegmentArchitecture
 from rollcall.reward_service.preferences.files import Preference, SegmentPair, read_preferences
-from rollcall.reward_service.preferences.records import TAKEN, Comparison, SegmentCandidate, shows_taken_actions
+from rollcall.reward_service.preferences.records import (
+    TAKEN,
+    Answer,
+    Candidate,
+    Comparison,
+    SegmentCandidate,
+    shows_taken_actions,
+)
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
+from rollcall.reward_service.scorers.judge import JudgeConfig
 
 TRUE_REWARD = "rollcall.reward_service.raters.true_rewards:upright_and_centred"
 
@@ -142,12 +153,16 @@ class Book:
         self.waiting |= new
         return len(new)
 
-    def label(self, count: int) -> None:
+    def label(self, count: int = 1, **_: object) -> None:
         for id_ in list(self.waiting)[:count]:
             first, second = self.waiting.pop(id_).candidates
             assert isinstance(first, SegmentCandidate) and isinstance(second, SegmentCandidate)
             details = {"metadata": dict(TAKEN)}
             self.log.append(SegmentPair((first.segment, second.segment), "left", first.env_id, details=details))
+
+    def lease(self, rater: str, *, session: str = "") -> LeasedComparison | None:
+        token = next(iter(self.waiting), None)
+        return None if token is None else LeasedComparison(token, self.waiting[token].candidates)
 
     def progress(self, rater: str) -> Progress:
         return Progress(comparisons=len(self.known), labels=len(self.log), waiting=len(self.waiting), today=0)
@@ -160,7 +175,7 @@ class Book:
 class Desk:
     """A trainer, and what becomes of its models."""
 
-    def __init__(self, directory: Path, book: Book, **settings: Any) -> None:
+    def __init__(self, directory: Path, book: Book, *, raters: Sequence[Program] = (), **settings: Any) -> None:
         self.trained: list[str] = []
         self.served: list[str] = []
         self.paused_s = self.now = 0.0
@@ -174,7 +189,7 @@ class Desk:
             directory=directory,
             total_steps=10,
             compared=Segments(config, architecture, lambda actions: actions, "CartPole-v1", 3),
-            raters=list,
+            raters=lambda: raters,
         )
         labels: Any = book
         self.trainer = PreferenceTrainer(
@@ -228,6 +243,24 @@ def test_people_are_asked_once_and_waited_for_and_their_labels_become_a_model_in
     assert (tmp_path / "current").resolve() == (tmp_path / desk.served[0] / "model").resolve()
     assert len(read_preferences(tmp_path / f"{desk.served[0]}.jsonl")) == report.num_labels
     assert desk.trainer.beats > 0
+
+
+def test_a_judge_that_takes_all_its_time_for_each_answer_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:
+    heard: list[int] = []
+
+    class Slow:
+        name = "slow"
+
+        def answer(self, candidates: Sequence[Candidate]) -> Answer:
+            heard.append(desk.trainer.beats)
+            return Answer(choice="left")
+
+    desk = Desk(tmp_path, Book(), raters=[Program(Slow())], initial_labels=8, total_labels=10)
+    desk.trainer.offer(trajectory(12, 4))
+    desk.trainer.advance(8)
+    assert len(heard) > 4
+    answers_a_beat = max(heard.count(beats) for beats in heard)
+    assert answers_a_beat * JudgeConfig.model_fields["deadline_s"].default < SILENT_S
 
 
 def test_a_trainer_that_follows_a_killed_one_loses_no_label_and_asks_for_none_again(tmp_path: Path) -> None:

@@ -85,7 +85,9 @@ class ComparedSegments:
         self._pool.extend(segments_of(trajectory, self._config.segment_steps, self._of.to_env))
         self.newest_version = max(self.newest_version, trajectory.policy_version)
 
-    def choose(self, wanted: Wanted, *, model: Path | None) -> list[Comparison] | None:
+    def choose(
+        self, wanted: Wanted, *, model: Path | None, beat: Callable[[], None] = lambda: None
+    ) -> list[Comparison] | None:
         """Pairs from the pool; of several times as many, those that the ensemble disagrees on most."""
         pool, count = list(self._pool), wanted.missing
         if len(pool) < 2:

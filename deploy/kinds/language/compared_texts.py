@@ -142,13 +142,15 @@ class ComparedTexts:
         self._newest_at = self._clock()
         self.newest_version = max(self.newest_version, trajectory.min_policy_version)
 
-    def choose(self, wanted: Wanted, *, model: Path | None) -> list[Comparison] | None:
+    def choose(
+        self, wanted: Wanted, *, model: Path | None, beat: Callable[[], None] = lambda: None
+    ) -> list[Comparison] | None:
         """All that the round asks, and more of it each time that nothing new was among it."""
         before = min(self._of.due_before(wanted.due), wanted.labels)
         whole = -(-(wanted.due - before) // self._config.asked_about_each)
         need = whole + wanted.missing * wanted.tries
         if wanted.due <= self._config.first_labels:
-            return self._sampled(need)
+            return self._sampled(need, beat)
         newest = {ticket: a for ticket, a in self._answered.items() if self._of.due(a.version) >= wanted.due}
         if len(newest) < self._of.batch and (not newest or self._clock() - self._newest_at < WHOLE_S):
             return None
@@ -188,7 +190,7 @@ class ComparedTexts:
         steps = max(1, math.ceil(self._config.epochs * new / self._config.batch_size))
         return training.model_copy(update={"total_learner_steps": steps})
 
-    def _sampled(self, need: int) -> list[Comparison]:
+    def _sampled(self, need: int, beat: Callable[[], None]) -> list[Comparison]:
         """Of version 0, in the order in which it is drawn."""
         of = self._of
         if self._drawn is None:
@@ -204,6 +206,7 @@ class ComparedTexts:
         known, fruitless = {comparison.id for comparison in self._first}, 0
         while len(self._first) < need and fruitless < _FRUITLESS * BARREN_TRIES:
             prompt, texts = next(self._drawn)
+            beat()  # many prompts of a large model take longer than one that hangs is given
             comparison = self._comparison(prompt, texts)
             if comparison is None or comparison.id in known:
                 fruitless += 1
@@ -223,8 +226,9 @@ class ComparedTexts:
         barren = 0
         while len(found) < need and barren < _BARREN_PASSES:
             made: list[Comparison] = []
-            for prompt, responses in by_prompt.items():
-                texts = [list(responses)[index] for index in rng.permutation(len(responses))]
+            for prompt, unordered in by_prompt.items():
+                responses = list(unordered)
+                texts = [responses[index] for index in rng.permutation(len(responses))]
                 size = self._config.candidates
                 for begin in range(0, len(texts), size):
                     comparison = self._comparison(prompt, texts[begin : begin + size])
