@@ -84,7 +84,9 @@ def _prometheus_rule() -> str:
 
 def metrics_page() -> str:
     labels = ", ".join(f"`{label}`" for label in DRIVER_LABELS)
-    recording = _table(("name", "is"), [(f"`{r['record']}`", f"`{r['expr']}`") for r in rules() if "record" in r])
+    recording = _table(
+        ("name", "is"), [(f"`{r['record']}`", f"`{' '.join(r['expr'].split())}`") for r in rules() if "record" in r]
+    )
     return _METRICS_PAGE.format(
         driver_labels=labels,
         driver=_table(("name", "type", "unit", "further labels", "runs", "meaning", "from when on"), _rows(DRIVER)),
