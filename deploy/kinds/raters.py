@@ -8,9 +8,12 @@ from typing import Any
 
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.config.preference_settings import PreferencesConfig, TextPreferencesConfig
+from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.raters.rater import JudgeRater, Rater
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, TrueReward
 from rollcall.reward_service.scorers.judge import Judge
+
+_SKIPS = 20  # verdicts of a judge in a row that cannot be read: others are asked for in their place
 
 
 @dataclass(frozen=True)
@@ -31,9 +34,16 @@ def programs(config: PreferencesConfig | TextPreferencesConfig) -> list[Program]
     judge = config.judge if isinstance(config, TextPreferencesConfig) else None
     if judge is not None:
         asked = Judge(judge)
-        rater = JudgeRater("judge", asked, soft=judge.soft)
+        rater = JudgeRater("judge", asked, soft=judge.soft, skips=_SKIPS)
         found.append(Program(rater, min(16, judge.concurrency), asked.close))
     return found
+
+
+def labelling_of(config: TextPreferencesConfig) -> LabellingConfig:
+    """What a judge has skipped nobody can complete: it is asked no more, and others are in its place."""
+    if "judge" in config.raters:
+        return LabellingConfig(labels_per_comparison=config.asked_about_each, max_skips=1)
+    return LabellingConfig(labels_per_comparison=config.asked_about_each)
 
 
 def _as_it_stands(true_reward: TrueReward) -> TrueReward:

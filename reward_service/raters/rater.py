@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Protocol
 
-from rollcall.cluster.errors import LeaseLost
+from rollcall.cluster.errors import LeaseLost, RewardError, RewardTimeout, RewardUnavailable
 from rollcall.reward_service.labelling.leases import LabelQueue
 from rollcall.reward_service.preferences.records import Answer, Candidate, TextCandidate
 from rollcall.reward_service.raters.position_bias import PositionBias
 from rollcall.reward_service.scorers.judge import Judge
+
+_log = logging.getLogger("rollcall")
 
 
 class Rater(Protocol):
@@ -29,11 +32,13 @@ class JudgeRater:
     """A language model as rater of pairs of texts: AI feedback (Lee et al., 2023, arXiv:2309.00267). Its labels are the
     mean of both orders; `bias` says how far the order would have set them."""
 
-    def __init__(self, name: str, judge: Judge, *, tie_margin: float = 0.0, soft: bool = False) -> None:
-        """`tie_margin`: how near to 0.5 the judge's probability is called a tie. `soft`: labels carry it."""
+    def __init__(self, name: str, judge: Judge, *, tie_margin: float = 0.0, soft: bool = False, skips: int = 0) -> None:
+        """`tie_margin`: how near to 0.5 the judge's probability is called a tie. `soft`: labels carry it. `skips`: so
+        many comparisons in a row are skipped whose verdict cannot be read; after them it raises."""
         self.name = name
         self.bias = PositionBias()
         self._judge, self._tie_margin, self._soft = judge, tie_margin, soft
+        self._skips, self._skipped = skips, 0
 
     def answer(self, candidates: Sequence[Candidate]) -> Answer:
         """Raises RewardError: the judge does not answer. ValueError: it cannot be asked this."""
@@ -42,7 +47,17 @@ class JudgeRater:
         first, second = (candidate for candidate in candidates if isinstance(candidate, TextCandidate))
         asked = first.asked
         prompt = asked if isinstance(asked, str) else "\n\n".join(f"{m.role}: {m.content}" for m in asked)
-        verdict = self._judge.both_orders(prompt, first.response, second.response)
+        try:
+            verdict = self._judge.both_orders(prompt, first.response, second.response)
+        except (RewardUnavailable, RewardTimeout):
+            raise
+        except RewardError as error:
+            self._skipped += 1
+            if self._skipped > self._skips:
+                raise
+            _log.warning("%s: %s: the comparison is skipped", self.name, error)
+            return Answer(choice="skip")
+        self._skipped = 0
         self.bias.add(verdict)
         left = verdict.probability
         if abs(left - 0.5) <= self._tie_margin:

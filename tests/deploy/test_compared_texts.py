@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.language.compared_texts import PROMPTS, WHOLE_S, ComparedTexts, Texts
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.preference_trainer import Wanted
-from rollcall.deploy.kinds.raters import programs
+from rollcall.deploy.kinds.raters import labelling_of, programs
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.preferences.fresh_labels import FreshLabels, agreement_of
 from rollcall.deploy.preferences.held_out import in_turn
@@ -36,7 +37,6 @@ from rollcall.deploy.preferences.round_book import Round, book_round, read_round
 from rollcall.deploy.report.round_report import table
 from rollcall.deploy.rundir.earlier_runs import read_run
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, new_text_model, save_text_model
@@ -310,7 +310,7 @@ def test_a_judge_and_a_known_reward_are_asked_about_the_same_comparisons_the_jud
             Comparison.of([TextCandidate(prompt=f"p{n}", response=text) for text in ("a" * (n + 2), "b")])
             for n in range(12)
         ]
-        with open_labelling(tmp_path, LabellingConfig(labels_per_comparison=config.asked_about_each)) as store:
+        with open_labelling(tmp_path, labelling_of(config)) as store:
             store.add(asked)
             for program in programs(config):
                 label_all(program.rater, store, at_once=program.at_once)
@@ -323,6 +323,23 @@ def test_a_judge_and_a_known_reward_are_asked_about_the_same_comparisons_the_jud
     agreement = agreement_of([item for item in found if item is not None])
     assert agreement is not None and (agreement["shared"], agreement["agreement"]) == (12, 1.0)
     assert 1 < server.most_at_once <= 4
+
+
+def test_what_a_judge_says_nothing_of_that_can_be_read_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    """Temperature 0: it would say the same again, and the round would never be complete."""
+    server = JudgeServer()
+    server.reply = lambda body: "Both have merits." if "p1" in said_to(body) else "Better: A"
+    config = TextPreferencesConfig.model_validate({"rater": "judge", "judge": {"url": server.url, "model": "m"}})
+    (program,) = programs(config)
+    try:
+        with open_labelling(tmp_path, labelling_of(config)) as store:
+            store.add(Comparison.of([TextCandidate(prompt=f"p{n}", response=text) for text in "ab"]) for n in range(3))
+            label_all(program.rater, store, at_once=program.at_once)
+            assert store.progress("loop", since=datetime.now(UTC)).waiting == 0
+            assert sum(preference_of(*found) is not None for found in store.standing()) == 2
+    finally:
+        program.close()
+        server.close()
 
 
 def test_a_true_reward_is_told_a_chat_tasks_prompt_as_its_row_has_it() -> None:

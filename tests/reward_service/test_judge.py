@@ -305,6 +305,20 @@ def test_a_judge_rates_comparisons_from_the_queue_as_people_do(
         rater.answer(pair)
 
 
+def test_a_judge_skips_so_many_in_a_row_that_it_cannot_be_read_about_and_then_it_is_an_error(
+    server: JudgeServer, judge: Callable[..., Judge]
+) -> None:
+    pair = [TextCandidate(prompt="Say it.", response=text) for text in ("one two three", "one")]
+    rater = JudgeRater("judge", judge(mode="pairwise"), skips=2)
+    replies: list[Any] = [lambda body: "it depends", by_length, lambda body: "it depends"]
+    said: list[str | None] = []
+    for server.reply in replies:
+        said += [rater.answer(pair).choice for _ in range(2)]
+    assert said == ["skip", "skip", "left", "left", "skip", "skip"], "after one that can be read they are counted anew"
+    with pytest.raises(RewardError, match="no verdict"):
+        rater.answer(pair)
+
+
 def liking(p_first: float, by: float) -> dict[str, Any]:
     """A reply whose log-probabilities say that A is better with `p_first`, in logits shifted by what A is liked for."""
     p_a = 1 / (1 + math.exp(-(math.log(p_first / (1 - p_first)) + by)))

@@ -43,6 +43,7 @@ from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
+from rollcall.deploy.kinds.raters import labelling_of
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import TOKENS, Counted
@@ -95,8 +96,7 @@ class LanguageFactory:
 
     @property
     def labelling(self) -> LabellingConfig | None:
-        asking = self._asking
-        return None if asking is None else LabellingConfig(labels_per_comparison=asking.asked_about_each)
+        return None if self._asking is None else labelling_of(self._asking)
 
     @property
     def asks_people(self) -> bool:
