@@ -126,11 +126,16 @@ def _written(label: str | float) -> str:
 def divided(
     rows: Sequence[LabelledText], *, fraction: float, seed: int
 ) -> tuple[list[LabelledText], list[LabelledText]]:
-    """(what is learnt from, what is held out): a share of the texts of each label; a text is on one side alone."""
+    """(what is learnt from, what is held out): a share of the texts of each label, where labels that only one text has
+    are as one; a text is on one side alone."""
     generator = np.random.default_rng(derive_seed(seed, "held_out"))
+    texts_of: dict[str | float, dict[str, None]] = {}
+    for row in rows:
+        texts_of.setdefault(row.label, {})[row.text] = None
+    several = [list(texts) for texts in texts_of.values() if len(texts) > 1]
+    single = [text for texts in texts_of.values() if len(texts) == 1 for text in texts]
     held: set[str] = set()
-    for label in dict.fromkeys(row.label for row in rows):
-        texts = list(dict.fromkeys(row.text for row in rows if row.label == label))
+    for texts in filter(None, (*several, single)):
         order = generator.permutation(len(texts))
         held |= {texts[i] for i in order[: max(1, round(fraction * len(texts)))]}
     return [row for row in rows if row.text not in held], [row for row in rows if row.text in held]
@@ -141,24 +146,21 @@ def pairs_of(
 ) -> list[PreferencePair]:
     """Each text with `per_text` drawn ones of other labels, or with all; of the same prompt where there are some."""
     generator = np.random.default_rng(derive_seed(seed, "pairs"))
-    everywhere = list(range(len(rows)))
+    place_of = [places[row.label] for row in rows]
+    everywhere = _Others(range(len(rows)), place_of)
     of_prompt: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         of_prompt.setdefault(row.prompt, []).append(index)
+    near = {prompt: _Others(members, place_of) for prompt, members in of_prompt.items() if prompt}
     pairs: dict[tuple[int, int], PreferencePair] = {}
-    by_place = _without_own_place(rows, places, everywhere)
     for index, row in enumerate(rows):
-        near = of_prompt[row.prompt] if row.prompt else everywhere
-        place = places[row.label]
-        others = [i for i in near if places[rows[i].label] != place] if row.prompt else by_place[place]
-        others = others or by_place[place]
-        chosen = (
-            others
-            if len(others) <= per_text
-            else [others[i] for i in generator.choice(len(others), per_text, replace=False)]
-        )
-        for other in chosen:
-            up, down = (index, other) if place > places[rows[other].label] else (other, index)
+        place = place_of[index]
+        others = near.get(row.prompt, everywhere)
+        others = others if others.count(place) else everywhere
+        count = others.count(place)
+        drawn = range(count) if count <= per_text else generator.choice(count, per_text, replace=False)
+        for other in (others.one(place, int(nth)) for nth in drawn):
+            up, down = (index, other) if place > place_of[other] else (other, index)
             better, worse = rows[up], rows[down]
             if better.text != worse.text:
                 prompt = better.prompt if better.prompt == worse.prompt else ""
@@ -166,7 +168,21 @@ def pairs_of(
     return list(pairs.values())
 
 
-def _without_own_place(
-    rows: Sequence[LabelledText], places: Mapping[str | float, int], everywhere: Sequence[int]
-) -> dict[int, list[int]]:
-    return {place: [i for i in everywhere if places[rows[i].label] != place] for place in set(places.values())}
+class _Others:
+    """Rows by what they are not: labels may be as many as rows, so no list of those of other labels is kept."""
+
+    def __init__(self, members: Sequence[int], place_of: Sequence[int]) -> None:
+        self._members = members
+        own: dict[int, list[int]] = {}
+        for number, index in enumerate(members):
+            own.setdefault(place_of[index], []).append(number)
+        # Of each place: how many members of other places stand before each of its own.
+        self._before = {place: np.array(numbers) - np.arange(len(numbers)) for place, numbers in own.items()}
+
+    def count(self, place: int) -> int:
+        """Members of another place than this one, which some member has."""
+        return len(self._members) - len(self._before[place])
+
+    def one(self, place: int, nth: int) -> int:
+        """The row of the nth of them."""
+        return self._members[nth + int(np.searchsorted(self._before[place], nth, side="right"))]

@@ -131,6 +131,16 @@ def test_a_text_is_on_one_side_alone_whatever_its_labels(tmp_path: Path) -> None
     assert sides[0] & sides[1] == set() and found.is_text
 
 
+def test_scores_of_which_no_two_texts_have_the_same_are_held_out_by_a_tenth_and_compared(tmp_path: Path) -> None:
+    rows = read_labelled(labelled(tmp_path / "a.jsonl", *(number / 7 for number in range(2000))))
+    learnt, held = divided(rows, fraction=0.1, seed=0)
+    assert (len(learnt), len(held)) == (1800, 200)
+    pairs = pairs_of(learnt, places_of(rows, None), per_text=4, seed=0)
+    number = {row.text: row.label for row in rows}
+    assert len(pairs) > 4 * 1800 * 0.95
+    assert all(number[pair.chosen] > number[pair.rejected] for pair in pairs)  # type: ignore[operator]
+
+
 def test_comparisons_and_labels_for_kto_are_read_as_before(tmp_path: Path) -> None:
     pairs = write(tmp_path / "p.jsonl", [{"prompt": f"{i}", "chosen": "a", "rejected": "b"} for i in range(20)])
     assert not is_labelled(pairs)
