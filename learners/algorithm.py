@@ -107,7 +107,8 @@ class Epoch(Protocol[PartOut]):
 
 @runtime_checkable
 class InEpochs(Protocol[PreparedIn, PartOut]):
-    """An algorithm whose minibatches can be had an epoch at a time: one program then makes all the steps of it."""
+    """An algorithm whose minibatches come an epoch at a time, too: one program then makes all the steps of it. Its
+    losses have no `per_sample`."""
 
     def epochs(self, context: Context, prepared: PreparedIn) -> Iterator[Epoch[PartOut]]:
         """The same minibatches as `minibatches`, for a learner that is one process."""

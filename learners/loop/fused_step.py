@@ -90,7 +90,10 @@ class FusedStep:
         """A step of all models for each of its minibatches. Returns the metrics' means."""
         if self._epoch_program is None:
             with torch.no_grad():
-                names = list(self._loss(epoch.part(torch.zeros((), dtype=torch.int64))).metrics)
+                first = self._loss(epoch.part(torch.zeros((), dtype=torch.int64)))
+            if first.per_sample is not None:
+                raise ValueError("a loss with per_sample is not for epochs: give the algorithm minibatches of its own")
+            names = list(first.metrics)
             self._epoch_program = ([*names, "loss", "grad_norm"], self._compiled_epoch(names))
         names, program = self._epoch_program
         with torch.no_grad():

@@ -192,6 +192,6 @@ def test_python_may_give_numpy_numbers_tuples_paths_and_whole_sections(recipe: P
     assert given == config_of(recipe, ["reward.scorer={kind: format, sections: [think, answer]}"])
 
 
-def test_a_function_itself_is_refused_with_how_it_is_named(recipe: Path) -> None:
-    with pytest.raises(BadInput, match=r"^reward \(train\(\.\.\.\)\): is loads itself: .*reward='json:loads'$"):
-        config_of(recipe, values={"reward": json.loads})
+def test_a_function_itself_stands_for_its_name(recipe: Path) -> None:
+    named = config_of(recipe, ["reward=json:loads"])
+    assert config_of(recipe, values={"reward": json.loads}) == named

@@ -269,6 +269,18 @@ def test_minibatches_of_ones_own_are_kept_to(make_policy: MakePolicy, make_batch
     twins.check_same()
 
 
+class TellsOfSamples(PPO):
+    def loss(self, context: Context, minibatch: Any) -> Loss:
+        return super().loss(context, minibatch)._replace(per_sample=minibatch.rows.mask)
+
+
+def test_samples_are_not_lost_in_an_epoch_without_a_word(make_policy: MakePolicy, make_batch: MakeBatch) -> None:
+    policy = make_policy()
+    twins = Twins(TellsOfSamples(PPO.Config()), {"actor_critic": policy})
+    with pytest.raises(ValueError, match="per_sample"):
+        twins.learn_whole(make_batch(policy))
+
+
 class Changing(PPO):
     """What a user's may do: its loss hangs on something that it changes itself."""
 
