@@ -161,7 +161,7 @@ def nodes_come_and_go(nodes: TwoNodes) -> Iterator[Row]:
 
 
 def refused(nodes: TwoNodes) -> Iterator[Row]:
-    """What only a mended or broken cluster can show: other versions, an image without vLLM, a full disk."""
+    """What only a fixed or broken cluster can show: other versions, an image without vLLM, a full disk."""
     change = (
         "import json, ray; ray.init(); from ray._private import worker; client = worker.global_worker.gcs_client;"
         "key = b'CLUSTER_METADATA'; found = json.loads(client.internal_kv_get(key, b'cluster'));"

@@ -47,7 +47,7 @@ LANGUAGE_RUN = (
         "algorithm.kl_coef=0.01",
     ),
     *("policy.tiny={hidden_size: 64, num_layers: 2, num_heads: 2, num_kv_heads: 2, intermediate_size: 128}",),
-    # Or the run mends itself after five minutes, a minute before anybody is told.
+    # Or the run fixes itself after five minutes, a minute before anybody is told.
     *("actors.ticket_deadline_s=1200", "supervision.stall_timeout_s=1200"),
     *("actors.prompts_per_batch=16", "checkpoint.every_steps=40", "learner.learning_rate=1e-4"),
 )

@@ -1,7 +1,7 @@
 """The typed errors of what the network and the user do. A bad argument is a ValueError; our own mistake is an assert.
 
 RollcallError
-|-- BadInput            the user can mend it: one line, exit code 2
+|-- BadInput            the user can fix it: one line, exit code 2
 |-- StoreUnavailable    Redis does not answer within its deadline
 |-- StaleEpoch          a message of an epoch that a restore has ended: refused
 |-- LedgerConflict      a transition the books do not allow (late, duplicate, unknown attempt)

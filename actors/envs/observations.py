@@ -102,7 +102,7 @@ class _Leaf:
         if array.shape != shape:
             if lead or array.size != 1 or math.prod(shape) != 1:
                 raise ContractError(
-                    f"its {self.field} has shape {array.shape}, and observation_space says {shape}: mend one of them"
+                    f"its {self.field} has shape {array.shape}, and observation_space says {shape}: fix one of them"
                 )
             array = array.reshape(shape)  # one number is one number
         if self.is_float or array.dtype == self.dtype:
@@ -125,7 +125,7 @@ class _Leaf:
         if outside.any():
             raise ContractError(
                 f"its {self.field} holds {_example(array, outside)}, and observation_space goes from {self.low} to "
-                f"{self.high}: mend one of them"
+                f"{self.high}: fix one of them"
             )
 
     def numbers(self, value: Any) -> Array:

@@ -101,7 +101,7 @@ def build(what: str, make: Callable[..., Any], kwargs: Mapping[str, Any], *, ent
     except Exception as error:
         place = user_line_of(error)
         if isinstance(error, TypeError) and not place:
-            raise BadInput(f"env {what!r} does not take these arguments ({_line(error)}): mend env.kwargs") from error
+            raise BadInput(f"env {what!r} does not take these arguments ({_line(error)}): fix env.kwargs") from error
         where = f"{place}: " if place else ""
         raise BadInput(f"env {what!r} cannot be made ({where}{_line(error)}): {_remedy_of(error)}") from error
 
@@ -114,7 +114,7 @@ def _remedy_of(error: Exception) -> str:
         )
     if isinstance(error, AssertionError) and "daemonic processes" in str(error):
         return "it starts processes, which an env in a process of its own cannot: set env.vectorization=sync"
-    return "mend it, or env.kwargs"
+    return "fix it, or env.kwargs"
 
 
 def _remedy(extra: str) -> str:

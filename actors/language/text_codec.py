@@ -110,7 +110,7 @@ class TextCodec:
             shown = str(messages[-1].get("content"))[:60]
             raise BadInput(
                 f"{self._directory}: its chat template fails on the prompt {shown!r} ({first}): "
-                "mend the template, or set task.chat=false"
+                "fix the template, or set task.chat=false"
             ) from error
 
     def encode(self, text: str) -> list[int]:

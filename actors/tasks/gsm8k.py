@@ -67,7 +67,7 @@ class GSM8K:
     def _row(self, row: Row) -> Row:
         _, mark, number = row.answer.rpartition(MARK)
         if not mark or gold_number(number) is None:
-            raise BadInput(f"{row.source}: the answer does not end with {MARK} and a number: mend the line")
+            raise BadInput(f"{row.source}: the answer does not end with {MARK} and a number: fix the line")
         # Without a chat template nothing else parts the question from the solution.
         prompt = f"{row.prompt}\n{self._config.instruction}" + ("" if self._config.chat else "\n")
         columns = {**row.columns, "question": row.prompt, "solution": row.answer, "answer": number.strip()}

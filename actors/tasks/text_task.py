@@ -137,7 +137,7 @@ def read_rows(path: Path, *, prompt_column: str, answer_column: str) -> list[Row
         try:
             rows.append(_row(line, source, prompt_column, answer_column))
         except ValueError as error:
-            raise BadInput(f"{source}: {error}; mend or remove the line") from None
+            raise BadInput(f"{source}: {error}; fix or remove the line") from None
     if not rows:
         raise BadInput(f"{path}: no rows: the file is empty; write one JSON object a line")
     return rows

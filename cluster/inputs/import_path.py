@@ -37,11 +37,11 @@ def import_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or name
         if name == missing or name.startswith(f"{missing}."):
-            raise BadInput(f"there is no module {missing!r} in {here} or on the Python path: mend the name") from None
+            raise BadInput(f"there is no module {missing!r} in {here} or on the Python path: fix the name") from None
         raise BadInput(f"module {name!r} needs the package {missing!r}, which is not installed: install it") from None
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise BadInput(f"module {name!r} fails on import ({text}): mend it") from error
+        raise BadInput(f"module {name!r} fails on import ({text}): fix it") from error
 
 
 def import_object(path: str) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ SLOW_S = 5.0  # failures that are further apart than this are slow ones
 
 
 class SupervisionConfig(BaseModel):
-    """How patient a run is, and how often it mends itself."""
+    """How patient a run is, and how often it fixes itself."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

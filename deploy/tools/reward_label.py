@@ -185,7 +185,7 @@ def _labelled(preference: Preference, number: int) -> tuple[Comparison, Label]:
         return comparison, label
     except ValueError as error:
         said = str(_bad(error)) if isinstance(error, ValidationError) else str(error)
-        raise BadInput(f"{preference.source}: {said}; mend the line: nothing of the file was loaded") from None
+        raise BadInput(f"{preference.source}: {said}; fix the line: nothing of the file was loaded") from None
 
 
 def _files(directory: Path) -> PreferenceLog:

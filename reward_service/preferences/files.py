@@ -92,7 +92,7 @@ def read_preferences(path: Path) -> list[Preference]:
         try:
             preferences.append(parse_preference(line, source=source))
         except ValueError as error:
-            raise BadInput(f"{source}: {error}; mend the line: nothing of the file was loaded") from None
+            raise BadInput(f"{source}: {error}; fix the line: nothing of the file was loaded") from None
     if not preferences:
         raise BadInput(f"{path}: no preference in it: one JSON object a line is needed")
     return preferences

@@ -105,13 +105,13 @@ class PreferenceLog:
             try:
                 comparisons.setdefault(str(json.loads(line)["id"]), line)
             except (ValueError, KeyError, TypeError):
-                raise BadInput(f"{source}: no comparison: mend or remove the line") from None
+                raise BadInput(f"{source}: no comparison: fix or remove the line") from None
         entries: list[Entry] = []
         for source, line in _whole_lines(self._labels):
             try:
                 entries.append(Entry.model_validate_json(line))
             except ValidationError as error:
-                raise BadInput(f"{source}: no label ({first_problem(error)}): mend or remove the line") from None
+                raise BadInput(f"{source}: no label ({first_problem(error)}): fix or remove the line") from None
         return Books(comparisons, entries)
 
     def standing(self) -> Iterator[tuple[Comparison, Label]]:

@@ -42,7 +42,7 @@ def test_what_is_safe_and_what_is_not_is_said_by_line() -> None:
     for name, version, words in (
         ("Redis", (6, 2, 14), "Redis 6.2.14 has known holes; the lowest safe 6.2 is 6.2.23"),
         ("Redis", (7, 2, 6), "the lowest safe 7.2 is 7.2.15"),
-        ("Redis", (7, 0, 15), "of a line that nobody mends; the lowest safe version after it is 7.2.15"),
+        ("Redis", (7, 0, 15), "of a line that nobody fixes; the lowest safe version after it is 7.2.15"),
         ("Redis", (5, 0, 7), "the lowest safe version after it is 6.2.23"),
         ("Valkey", (9, 1, 0), "the lowest safe 9.1 is 9.1.1"),
     ):
@@ -99,7 +99,7 @@ def test_where_no_server_is_safe_one_line_says_what_to_install(tmp_path: Path, m
     ) as no:
         find_redis_server()
     assert "\n" not in str(no.value)
-    monkeypatch.setenv("ROLLCALL_REDIS_SERVER", old)  # mended by a distribution, says its user
+    monkeypatch.setenv("ROLLCALL_REDIS_SERVER", old)  # fixed by a distribution, says its user
     assert find_redis_server() == old
     monkeypatch.setenv("ROLLCALL_REDIS_SERVER", "/nowhere/at-all")
     with pytest.raises(BadInput, match="not a program that can be run"):

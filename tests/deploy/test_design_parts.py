@@ -181,11 +181,11 @@ def test_an_answer_of_no_use_is_an_answer_all_the_same(body: str, said: str) -> 
 def test_a_refusal_ends_the_search_and_tells_the_key_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CODER_KEY", KEY)
     with CodingServer([Fault(401, f"bad key {KEY}")]) as server:
-        with pytest.raises(RollcallError, match=r"it said 401: bad key \*\*\*: mend the key in \$CODER_KEY"):
+        with pytest.raises(RollcallError, match=r"it said 401: bad key \*\*\*: fix the key in \$CODER_KEY"):
             asked(server, key_variable="CODER_KEY")
         assert server.keys == [f"Bearer {KEY}"]
     with CodingServer([Fault(404, "no such model")]) as server:
-        with pytest.raises(RollcallError, match=r"said 404: no such model: mend design.url, design.model"):
+        with pytest.raises(RollcallError, match=r"said 404: no such model: fix design.url, design.model"):
             asked(server)
         assert server.keys == [None]
 

@@ -185,7 +185,7 @@ def test_labels_that_do_not_come_end_the_run_when_its_patience_is_over() -> None
         bench.tend()
 
 
-def test_what_another_trainer_could_not_mend_ends_the_run_at_once() -> None:
+def test_what_another_trainer_could_not_fix_ends_the_run_at_once() -> None:
     bench = Bench()
     bench.hold(0, 1)
     bench.tend()

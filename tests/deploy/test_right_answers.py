@@ -23,7 +23,7 @@ ROWS = [Row("p", "5", "a.jsonl:1"), Row("p", "5 or 6", "a.jsonl:2")]
         (
             {"kind": "weighted_sum", "parts": {"a": {"scorer": {"kind": "number"}}}},
             ROWS,
-            r"a\.jsonl:2: .* mend the line, or choose another scorer",
+            r"a\.jsonl:2: .* fix the line, or choose another scorer",
         ),
         ({"kind": "maths"}, [*ROWS, Row("p", " ", "a.jsonl:3")], r"a\.jsonl:3: no mathematics in the answer ' '"),
     ],

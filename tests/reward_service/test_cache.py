@@ -224,7 +224,7 @@ def test_rubbish_under_a_key_is_computed_again_and_counted(redis_server: Private
     client.close()
 
 
-def test_a_wrong_password_is_the_users_to_mend_and_is_not_shown(redis_server: PrivateRedis) -> None:
+def test_a_wrong_password_is_the_users_to_fix_and_is_not_shown(redis_server: PrivateRedis) -> None:
     async def check() -> None:
         await open_cache(CacheConfig(), f"unix://:wrong@{redis_server.socket_path}", ServiceMetrics())
 

@@ -109,10 +109,10 @@ class CodingModel:
         text = f"it said {status}: {self._shown(content.decode(errors='replace'))}"
         if status in PASSING:
             return text
-        remedy = "mend design.url, design.model or the request's settings"
+        remedy = "fix design.url, design.model or the request's settings"
         if status in (401, 403):
             variable = self._config.key_variable
-            remedy = f"mend the key in ${variable}" if variable else "name the variable of a key in design.key_variable"
+            remedy = f"fix the key in ${variable}" if variable else "name the variable of a key in design.key_variable"
         raise RollcallError(f"the model at {url}: {text}: {remedy}")
 
     def _shown(self, text: str) -> str:

@@ -46,7 +46,7 @@ class MlflowRun:
         except Exception as error:  # mlflow's own, SQLAlchemy's, and those of its client
             first = " ".join(str(error).split())[:200]
             raise BadInput(
-                f"recorders.mlflow: no run can be opened at {_shown(uri)} ({first}): mend tracking_uri"
+                f"recorders.mlflow: no run can be opened at {_shown(uri)} ({first}): fix tracking_uri"
             ) from None
         return self._id
 

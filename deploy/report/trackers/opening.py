@@ -60,9 +60,7 @@ def _own(path: str) -> Recorder:
         recorder = found() if isinstance(found, type) else found
     except Exception as error:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise BadInput(
-            f"recorders.own = {path!r}: {path}() fails ({text}): give it no arguments, or mend it"
-        ) from error
+        raise BadInput(f"recorders.own = {path!r}: {path}() fails ({text}): give it no arguments, or fix it") from error
     missing = [name for name in _METHODS if not callable(getattr(recorder, name, None))]
     if missing:
         raise BadInput(f"recorders.own = {path!r}: no recorder: it has no {', '.join(missing)}")

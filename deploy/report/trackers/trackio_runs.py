@@ -42,7 +42,7 @@ class TrackioRun:
                 trackio.context_vars.current_run.set(None)
         except Exception as error:  # trackio's own, and those of its client
             first = " ".join(str(error).split())[:200]
-            raise BadInput(f"recorders.trackio: no run can be opened ({first}): mend the section") from None
+            raise BadInput(f"recorders.trackio: no run can be opened ({first}): fix the section") from None
         return known
 
     def log(self, step: int, values: Mapping[str, float], *, unix_s: float) -> None:

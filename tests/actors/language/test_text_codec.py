@@ -86,7 +86,7 @@ def test_a_template_that_fails_is_one_line_with_its_own_words(
     with pytest.raises(BadInput, match="its chat template fails on the prompt '12'") as caught:
         chat.prompt("12")
     assert said in str(caught.value) and "\n" not in str(caught.value)
-    assert str(caught.value).endswith("mend the template, or set task.chat=false")
+    assert str(caught.value).endswith("fix the template, or set task.chat=false")
 
 
 def test_a_directory_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
