@@ -9,7 +9,11 @@ from collections.abc import Sequence
 
 # module -> (what it is for, the names that users call or write)
 PUBLIC: Sequence[tuple[str, str, Sequence[str]]] = (
-    ("rollcall.deploy", "Train, load and export", ("train", "load_policy", "export_policy")),
+    (
+        "rollcall",
+        "Train, resume, evaluate, load and export",
+        ("train", "resume", "evaluate", "load_policy", "export", "Result", "BadInput"),
+    ),
     ("rollcall.deploy.kinds.control.policy", "A loaded control policy", ("LoadedPolicy",)),
     ("rollcall.deploy.report.recorders", "A recorder of your own", ("Recorder",)),
     (

@@ -169,7 +169,7 @@ def _largest_difference(path: Path, greedy: GreedyPolicy, steps: list[Shown]) ->
             if not difference <= TOLERANCE:
                 raise RollcallError(
                     f"the ONNX file and the policy differ by {difference:.1e} in {name!r} (at most {TOLERANCE:.0e}): "
-                    "nothing was written; the policy itself is whole: rollcall.deploy.load_policy loads it"
+                    "nothing was written; the policy itself is whole: rollcall.load_policy loads it"
                 )
             largest = max(largest, difference)
     return largest
