@@ -104,8 +104,8 @@ def test_a_run_from_python_is_the_run_of_the_command_line() -> None:
     action = result.policy().act(np.zeros(4, np.float32))
     assert action in (0, 1)
     assert rollcall.evaluate(result, episodes=2, seed=5) == rollcall.evaluate("runs/small", episodes=2, seed=5)
-    with pytest.raises(BadInput, match="its policy is no language model"):
-        rollcall.export(result.run_directory)
+    with pytest.raises(BadInput, match="a directory is for language models; its policy becomes an ONNX file"):
+        rollcall.export(result.run_directory, "exported")
 
 
 def test_a_dict_is_a_recipe_and_a_class_stands_for_its_name() -> None:
@@ -170,6 +170,9 @@ def test_a_run_stops_by_a_function_of_its_records_and_goes_on() -> None:
         rollcall.resume(done, total_learner_steps=4)
     with pytest.raises(BadInput, match="made with 0, so it stays"):
         rollcall.resume(done, seed=4)
+    with pytest.raises(BadInput, match=r"env \(resume\(...\)\): is a type: a run goes on with the objects"):
+        rollcall.resume(done, env=dict)
+    assert rollcall.resume(done, total_learner_steps=np.int64(8)).summary == done.summary
 
 
 def test_a_stop_function_that_fails_ends_the_run_and_is_raised() -> None:
