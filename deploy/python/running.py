@@ -95,7 +95,7 @@ def resume(
     watch = StopWatch(stop)
     directory = run.run_directory if isinstance(run, Result) else find_run(run)
     written = _flat({**(overrides or {}), **settings})
-    stored, changes = changed(load_run(directory), [f"{key}={json.dumps(value)}" for key, value in written.items()])
+    stored, changes = changed(load_run(directory), [_override(key, value) for key, value in written.items()])
     summary = read_json(directory / "summary.json")
     if summary.get("status") == "completed" and not changes:
         return Result(directory, summary)
@@ -134,6 +134,26 @@ def _merged(recipe: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, 
     if not recipe:
         raise BadInput(f"the recipe is an empty dict ({CALLER}): give its settings, or a shipped recipe's name")
     return {"name": _NAMED, **_flat(recipe), **_flat(written)}
+
+
+def _override(key: str, value: Any) -> str:
+    """As the command line has it. Raises BadInput: for a class, a function or an object."""
+    try:
+        return f"{key}={json.dumps(value, default=_plain)}"
+    except TypeError:
+        raise BadInput(
+            f"{key} (resume(...)): is a {type(value).__name__}: a run goes on with the objects that it began with; "
+            "what may change are numbers and names"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """numpy's and torch's numbers, and paths."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
