@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.near_names import did_you_mean
+from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.learner_settings import as_written
@@ -183,7 +184,7 @@ def _line(settings: Settings, path: Sequence[str], text: str, *, config: RootCon
         value, origin = config, "default"
         for part in path:
             value = getattr(value, part, None)
-    shown = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    shown = json.dumps(value) if value is None or isinstance(value, bool) else without_passwords(repr(value))
     return (
         f"{'.'.join(path)} = {shown if len(shown) <= 80 else shown[:77] + '...'} ({origin}): {' '.join(text.split())}"
     )

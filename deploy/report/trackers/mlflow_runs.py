@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.deploy.config.recorders_config import MlflowConfig
-from rollcall.deploy.report.trackers.tracker import TrackedRun
+from rollcall.deploy.report.trackers.tracker import TrackedRun, said_by
 
 _DEFAULT_URI = "sqlite:///mlflow.db"
 _BATCH, _VALUE_CHARACTERS = 100, 500  # of parameters: what every server takes
@@ -44,9 +45,9 @@ class MlflowRun:
                 self._id = run.known_id or self._created(run)
                 self._client.update_run(self._id, status="RUNNING")
         except Exception as error:  # mlflow's own, SQLAlchemy's, and those of its client
-            first = " ".join(str(error).split())[:200]
+            where = without_passwords(uri)
             raise BadInput(
-                f"recorders.mlflow: no run can be opened at {_shown(uri)} ({first}): fix tracking_uri"
+                f"recorders.mlflow: no run can be opened at {where} ({said_by(error)}): fix tracking_uri"
             ) from None
         return self._id
 
@@ -79,8 +80,3 @@ class MlflowRun:
 def _name(key: str) -> str:
     """What MLflow takes as a name."""
     return re.sub(r"[^\w\-. /:]", "_", key)[:250]
-
-
-def _shown(uri: str) -> str:
-    """Without a password."""
-    return re.sub(r"//[^/@]*@", "//", uri)

@@ -36,11 +36,17 @@ def open_recorders(config: RootConfig, run_directory: Path) -> list[Recorder]:
         _require(name)
     opened: list[Recorder] = [Guarded(path, _own(path)) for path in section.own]
     settings = flat(config.resolved().model_dump(mode="json", exclude={"redis": {"url"}, "recorders": True}))
+    trackers: list[Aside] = []
     for name, found in chosen.items():
         aside = Aside(name, _MAKES[name](found), close_timeout_s=section.close_timeout_s)
-        aside.open(TrackedRun(config.name, run_directory, settings, known_id(run_directory, name)))
-        opened.append(aside)
-    return opened
+        try:
+            aside.open(TrackedRun(config.name, run_directory, settings, known_id(run_directory, name)))
+        except BaseException:
+            for other in trackers:  # or its run would be going on there for ever
+                other.close({"status": "failed"})
+            raise
+        trackers.append(aside)
+    return [*opened, *trackers]
 
 
 def recorders_of(section: RecordersConfig) -> list[str]:

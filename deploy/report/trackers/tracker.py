@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rollcall.cluster.files import read_json, write_aside
+from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.deploy.report.recorders import Record, Recorder, plain
 from rollcall.deploy.report.tags import numbers
 
@@ -119,7 +120,7 @@ class Aside:
                 try:
                     call()
                 except Exception as error:  # a tracker's own, of whatever kind
-                    self._failed = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                    self._failed = f"{type(error).__name__}: {said_by(error)}"
 
 
 class Guarded:
@@ -154,6 +155,11 @@ class Guarded:
             self._recorder = None
             text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             _log.warning("the recorder %s fails (%s), and is asked nothing more", self._name, text)
+
+
+def said_by(error: BaseException) -> str:
+    """What a tracker's client says, in one line, for messages and logs: it may have all of $MLFLOW_TRACKING_URI."""
+    return without_passwords(" ".join(str(error).split()))[:300]
 
 
 def known_id(run_directory: Path, tracker: str) -> str | None:

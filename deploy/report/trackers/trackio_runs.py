@@ -9,7 +9,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.recorders_config import TrackioConfig
-from rollcall.deploy.report.trackers.tracker import LEARNER_STEP, TrackedRun
+from rollcall.deploy.report.trackers.tracker import LEARNER_STEP, TrackedRun, said_by
 
 
 class TrackioRun:
@@ -41,8 +41,7 @@ class TrackioRun:
                 # Else it would be ended once more when the process ends, and say so.
                 trackio.context_vars.current_run.set(None)
         except Exception as error:  # trackio's own, and those of its client
-            first = " ".join(str(error).split())[:200]
-            raise BadInput(f"recorders.trackio: no run can be opened ({first}): fix the section") from None
+            raise BadInput(f"recorders.trackio: no run can be opened ({said_by(error)}): fix the section") from None
         return known
 
     def log(self, step: int, values: Mapping[str, float], *, unix_s: float) -> None:

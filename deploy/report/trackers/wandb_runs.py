@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.recorders_config import WandbConfig
-from rollcall.deploy.report.trackers.tracker import LEARNER_STEP, TrackedRun
+from rollcall.deploy.report.trackers.tracker import LEARNER_STEP, TrackedRun, said_by
 
 _OPENING_S = 30.0  # at most, until a server has answered
 
@@ -48,9 +48,8 @@ class WandbRun:
                 settings=settings,
             )
         except Exception as error:  # wandb's own, and those of its client
-            first = " ".join(str(error).split())[:200]
             raise BadInput(
-                f"recorders.wandb: a run cannot be opened ({first}): log in with wandb login, or set "
+                f"recorders.wandb: a run cannot be opened ({said_by(error)}): log in with wandb login, or set "
                 "recorders.wandb.mode=offline"
             ) from None
         self._run.define_metric(LEARNER_STEP)
