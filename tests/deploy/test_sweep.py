@@ -137,6 +137,37 @@ def test_a_trial_that_is_given_up_at_its_first_seed_has_no_others(work: Path) ->
     assert "given up" in sweeping.line_of(outcome)
 
 
+def swept(work: Path, jobs: int) -> dict[int, Any]:
+    """A sweep of three trials, of which trial 1 is an error of the sweep itself; what is written of it, by number."""
+    values = "learner.learning_rate=1e-3,1e-4,1e-5"
+    with pytest.raises(RuntimeError, match="no disk"):
+        sweeping.sweep(sweeping.Sweep("small.yaml", [], [values], 1, None, jobs, work / "swept"), lambda text: None)
+    return {trial["number"]: trial for trial in json.loads((work / "swept" / "results.json").read_text())["trials"]}
+
+
+def test_a_trial_is_written_down_as_it_ends_whatever_becomes_of_the_sweep(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(self: Trials, proposal: Proposal, hopeless: Any) -> Outcome:
+        if proposal.number == 1:
+            raise RuntimeError("no disk")
+        return Outcome(proposal, 7.0, [7.0], [])
+
+    monkeypatch.setattr(Trials, "carry_out", carry_out)
+    found = swept(work, jobs=1)
+    assert found.keys() == {0} and found[0]["score"] == 7.0
+
+
+def test_an_error_of_the_sweep_stops_the_trials_that_go_on(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def carry_out(self: Trials, proposal: Proposal, hopeless: Any) -> Outcome:
+        if proposal.number == 1:
+            raise RuntimeError("no disk")
+        return Outcome(proposal, None, [], [], stopped=self.stop.wait(60))
+
+    monkeypatch.setattr(Trials, "carry_out", carry_out)
+    assert swept(work, jobs=2)[0]["stopped"]
+
+
 def test_a_line_has_the_mean_over_seeds_with_its_interval() -> None:
     outcome = Outcome(Proposal(3, {"a": 0.000123456, "b": "x"}), 495.0, (490.0, 500.0, 495.0), ())
     assert sweeping.line_of(outcome) == "003  495.0 [482.6, 507.4]  a=0.0001235 b=x"

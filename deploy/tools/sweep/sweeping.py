@@ -84,8 +84,8 @@ def sweep(wanted: Sweep, tell: Callable[[str], None]) -> Swept:
             proposer = _proposer(wanted, dimensions)
             jobs = wanted.jobs or side_by_side(config)
             tell(f"{jobs} at a time; runs in {folder}")
-            outcomes = _carried_out(proposer, trials, jobs, tell)
-            return _summed_up(wanted.directory, outcomes, stopped=stop.is_set())
+            _carried_out(proposer, trials, jobs, partial(_noted, wanted.directory, tell))
+            return _summed_up(wanted.directory, stopped=stop.is_set())
     finally:
         lock.release()
 
@@ -103,23 +103,22 @@ def side_by_side(config: Any) -> int:
     return max(1, usable_cores() // each)
 
 
-def _carried_out(proposer: Proposer, trials: Trials, jobs: int, tell: Callable[[str], None]) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    said = threading.Lock()
+def _carried_out(proposer: Proposer, trials: Trials, jobs: int, note: Callable[[Outcome], None]) -> None:
+    noting = threading.Lock()
 
     def work() -> None:
         while not trials.stop.is_set() and (proposal := proposer.next()) is not None:
             outcome = trials.carry_out(proposal, partial(proposer.hopeless, proposal))
+            with noting:
+                note(outcome)
             if not outcome.stopped:
                 proposer.told(proposal, outcome.score, pruned=outcome.pruned)
-            with said:
-                outcomes.append(outcome)
-                tell(line_of(outcome))
 
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(work) for _ in range(jobs)]):
+            if done.exception() is not None:
+                trials.stop.set()  # the others end with checkpoints, and do not go on for hours before this is told
             done.result()
-    return outcomes
 
 
 def line_of(outcome: Outcome) -> str:
@@ -137,18 +136,26 @@ def _ending(outcome: Outcome) -> str:
     return f"{number(mean.mean)} [{number(mean.low)}, {number(mean.high)}]"
 
 
-def _summed_up(directory: Path, outcomes: Sequence[Outcome], *, stopped: bool) -> Swept:
-    earlier = [entry for entry in read_json(directory / RESULTS).get("trials", []) if isinstance(entry, Mapping)]
-    known = {entry["number"]: dict(entry) for entry in earlier}
-    for outcome in outcomes:
-        known[outcome.proposal.number] = {
-            **{"number": outcome.proposal.number, "settings": dict(outcome.proposal.settings)},
-            **{"score": outcome.score, "scores": list(outcome.scores), "runs": [run.name for run in outcome.runs]},
-            **{"pruned": outcome.pruned, "stopped": outcome.stopped, "error": outcome.error},
-        }
+def _noted(directory: Path, tell: Callable[[str], None], outcome: Outcome) -> None:
+    """At once: what was learnt of a trial outlives a sweep that is killed."""
+    known = {entry["number"]: entry for entry in _results(directory)}
+    known[outcome.proposal.number] = {
+        **{"number": outcome.proposal.number, "settings": dict(outcome.proposal.settings)},
+        **{"score": outcome.score, "scores": list(outcome.scores), "runs": [run.name for run in outcome.runs]},
+        **{"pruned": outcome.pruned, "stopped": outcome.stopped, "error": outcome.error},
+    }
     ranked = sorted(known.values(), key=lambda e: (e["score"] is None, -(e["score"] or 0.0), e["number"]))
     write_aside(directory / RESULTS, json.dumps({"trials": ranked}, indent=1) + "\n")
-    found = [_outcome(entry, directory) for entry in ranked]
+    tell(line_of(outcome))
+
+
+def _results(directory: Path) -> list[Mapping[str, Any]]:
+    """Of all trials so far, the best first."""
+    return [entry for entry in read_json(directory / RESULTS).get("trials", []) if isinstance(entry, Mapping)]
+
+
+def _summed_up(directory: Path, *, stopped: bool) -> Swept:
+    found = [_outcome(entry, directory) for entry in _results(directory)]
     finished = [run for outcome in found if outcome.score is not None for run in outcome.runs]
     page = write_page(compare(finished), directory / "comparison.html") if finished else None
     return Swept(found, page, stopped)

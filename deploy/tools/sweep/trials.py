@@ -22,7 +22,8 @@ from rollcall.deploy.rundir.jobs import RUNS_VARIABLE
 from rollcall.deploy.tools.sweep.proposing import Proposal
 
 LOOK_S = 1.0
-STOPPED = 130  # the exit code of a run that was stopped with a checkpoint
+# Exit codes of a run that was told to stop: with a checkpoint, or before it was far enough to listen.
+STOPPED = (130, -signal.SIGTERM)
 STOP_TIMEOUT_S = 120.0  # for a checkpoint, before a trial that is given up is killed
 MILESTONES = 10  # of a run, at which its training is held against others'
 
@@ -111,7 +112,7 @@ class Trials:
             finally:
                 if process.poll() is None:
                     _end(process)
-        if process.returncode in (0, STOPPED):
+        if process.returncode in (0, *STOPPED):
             errors.unlink()
 
 
