@@ -166,6 +166,8 @@ def test_a_right_env_is_described(module: Callable[[str, str], str], capsys: pyt
     (note,) = look_at("envs_to_look_at:Random", {}).notes
     assert "the same seed and actions came apart at step 1" in note
     assert look_at("CartPole-v1", {}).problems == []
+    masked = look_at("tests.deploy.masked_env:Masked", {})  # it refuses what its mask forbids
+    assert masked.problems == [] and masked.notes == []
     (problem,) = look_at("CartPole-v1", {"nosuch": 3}).problems
     assert "nosuch" in problem
     assert main.main(["check", "envs_to_look_at:Gone"]) == 2

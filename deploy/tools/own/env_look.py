@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rollcall.actors.envs.action_masks import num_choices
 from rollcall.actors.envs.checked_env import CheckedEnv
 from rollcall.actors.envs.environment import ASYNC_PAYS_FROM_S, EnvConfig, make_env
 from rollcall.actors.envs.observations import check_spaces
@@ -64,24 +65,38 @@ def _played(env: gym.Env[Any, Any]) -> _Played:
     played, checked = _Played(), CheckedEnv(env)
     env.action_space.seed(0)
     until = time.monotonic() + SECONDS
-    checked.reset(seed=0)
+    info = checked.reset(seed=0)[1]
     length, total = 0, 0.0
     while len(played.costs_s) < STEPS and time.monotonic() < until:
-        action = env.action_space.sample()
+        action = _drawn(env.action_space, info)
         began = time.perf_counter()
-        observation, reward, terminated, truncated, _ = checked.step(action)
+        observation, reward, terminated, truncated, info = checked.step(action)
         played.costs_s.append(time.perf_counter() - began)
         played.rewards.append(float(reward))
         length, total = length + 1, total + float(reward)
-        if not played.outside and not env.observation_space.contains(observation):
-            played.outside = f"step {len(played.costs_s)}: {_shown(observation)} is not in {env.observation_space}"
+        space = checked.observation_space  # without a mask, which is no part of what is observed
+        if not played.outside and not space.contains(observation):
+            played.outside = f"step {len(played.costs_s)}: {_shown(observation)} is not in {space}"
         if terminated or truncated:
             played.lengths.append(length)
             played.returns.append(total)
             played.truncated += bool(truncated and not terminated)
             length, total = 0, 0.0
-            checked.reset(seed=len(played.lengths))
+            info = checked.reset(seed=len(played.lengths))[1]
     return played
+
+
+def _drawn(space: gym.Space[Any], info: Mapping[str, Any]) -> Any:
+    """An action at random, of those that the env's mask allows."""
+    mask = info.get("action_mask")
+    if mask is None or not isinstance(space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+        return space.sample()
+    allowed = np.asarray(mask).astype(np.int8)
+    if isinstance(space, gym.spaces.Discrete):
+        return space.sample(allowed)
+    parts = np.split(allowed, np.cumsum(num_choices(space))[:-1])
+    chosen = [int(space.np_random.choice(np.flatnonzero(part))) if part.any() else 0 for part in parts]
+    return (np.reshape(chosen, space.nvec.shape) + space.start).astype(space.dtype)
 
 
 def _told(seen: Seen, played: _Played, env: gym.Env[Any, Any]) -> None:
@@ -115,9 +130,10 @@ def _unlike(config: EnvConfig) -> str | None:
     first, second = CheckedEnv(make_env(config)), CheckedEnv(make_env(config))
     try:
         first.action_space.seed(1)
-        pairs = [(first.reset(seed=7)[0], second.reset(seed=7)[0])]
+        (began, info), (other, _) = first.reset(seed=7), second.reset(seed=7)
+        pairs = [(began, other)]
         for step in range(EPISODES_ALIKE_STEPS):
-            action = first.action_space.sample()
+            action = _drawn(first.action_space, info)
             ours, theirs = first.step(action), second.step(action)
             pairs.append((ours[0], theirs[0]))
             if not _same(*pairs[-1]) or ours[1] != theirs[1]:
@@ -127,6 +143,7 @@ def _unlike(config: EnvConfig) -> str | None:
                 )
             if ours[2] or ours[3]:
                 break
+            info = ours[4]
         return None if _same(*pairs[0]) else "the same seed began two different episodes: draw from self.np_random"
     finally:
         first.close()
