@@ -176,14 +176,18 @@ def _conversation(columns: Mapping[str, Any], source: str, prompt_column: str, a
     reply = messages.pop() if messages and messages[-1]["role"] == "assistant" else None
     if not messages:
         raise ValueError(f"the messages (column {prompt_column!r}) hold no turn for the model to answer")
-    answer = columns.get(answer_column, None if reply is None else reply.get("content") or "")
+    answer = columns.get(answer_column)  # a table has the column in every row, null where a row has none
+    if answer is None and reply is not None:
+        answer = reply.get("content") or ""
     if answer is None:
         raise ValueError(
             f"the messages do not end with the assistant's, and there is no column {answer_column!r}: give one of them"
         )
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise ValueError(f"the answer (column {answer_column!r}) is neither text nor a number")
-    kept = {"answer": answer} | {name: value for name, value in columns.items() if name != prompt_column}
+    kept = {"answer": answer} | {
+        name: value for name, value in columns.items() if name != prompt_column and (name, value) != ("answer", None)
+    }
     return Row(str(messages[-1].get("content") or ""), str(answer), source, kept, tuple(messages), reply)
 
 

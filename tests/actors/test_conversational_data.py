@@ -88,13 +88,15 @@ def test_the_model_is_shown_all_messages_but_its_own_reply(tmp_path: Path, codec
         {"prompt": [SYSTEM, USER], "answer": "4"},
         {"prompt": [SYSTEM, USER], "completion": [ANSWER]},
         {"messages": [SYSTEM, USER], "answer": 4},
+        {"messages": [SYSTEM, USER, ANSWER], "answer": None},
     ],
-    ids=["a prompt of messages", "as TRL has it", "an answer that is a number"],
+    ids=["a prompt of messages", "as TRL has it", "an answer that is a number", "a column that other rows have"],
 )
 def test_other_forms_of_the_same_row_are_the_same(tmp_path: Path, codec: TextCodec, row: dict[str, Any]) -> None:
     made = task(tmp_path, row)
     assert shown(made, codec) == f"<|system|>Be short.{END}\n<|user|>2+2?{END}\n<|assistant|>"
-    assert made.rows("train")[0].answer == "4"
+    (found,) = made.rows("train")
+    assert found.answer == "4" and str(found.columns["answer"]) == "4"
 
 
 def test_tool_calls_and_tools_reach_the_template(tmp_path: Path, codec: TextCodec) -> None:
