@@ -29,22 +29,28 @@ class GreedyPolicy(nn.Module):
     """
 
     def __init__(self, module: ActorCritic, *, masked: bool) -> None:
-        """`module` is copied. Raises ValueError where actions of its distribution cannot be masked and are to be."""
+        """`module` is copied.
+
+        Raises:
+          ValueError: where actions of its distribution cannot be masked and are to be, or an observation is called as
+            one of the other tensors is.
+        """
         super().__init__()
         if masked and not module.distribution.mask_size:
             raise ValueError("masked=True: continuous actions cannot be masked")
         self.module = _plain(module)
         self.masked = masked
         self.names = tuple(module.observation_spaces)
-        self.inputs = (*self.names, *((MASK,) if masked else ()), *((STATE, STARTS) if module.is_recurrent else ()))
-        clashing = {ACTION, MASK, STATE, STARTS, NEXT_STATE} & set(self.names)
-        if clashing:
-            raise ValueError(f"an observation is called {sorted(clashing)[0]!r}, as one of the policy's own tensors")
+        beside = (*((MASK,) if masked else ()), *((STATE, STARTS) if module.is_recurrent else ()))
+        self.inputs = (*self.names, *beside)
         self.outputs = (
             ACTION,
             *told_names(module.distribution),
             *((NEXT_STATE,) if module.is_recurrent else ()),
         )
+        clashing = {*beside, *self.outputs} & set(self.names)
+        if clashing:
+            raise ValueError(f"an observation is called {sorted(clashing)[0]!r}, as one of the policy's own tensors")
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         given = dict(zip(self.inputs, tensors, strict=True))

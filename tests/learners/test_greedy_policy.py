@@ -120,7 +120,12 @@ def test_what_cannot_be_is_refused() -> None:
     continuous = build_actor_critic(VECTOR, ACTIONS["clipped"], PolicyConfig(), with_critic=False, seed=1)
     with pytest.raises(ValueError, match="continuous actions cannot be masked"):
         GreedyPolicy(continuous, masked=True)
-    named = spaces.Dict({"state": VECTOR})
+    for name, recurrent in (("mean", None), ("state", "gru")):
+        named = spaces.Dict({name: VECTOR})
+        config = PolicyConfig(recurrent=recurrent)
+        network = build_actor_critic(named, ACTIONS["clipped"], config, with_critic=False, seed=1)
+        with pytest.raises(ValueError, match=f"an observation is called '{name}'"):
+            GreedyPolicy(network, masked=False)
+    named = spaces.Dict({"state": VECTOR})  # which only a recurrent policy has of its own
     network = build_actor_critic(named, ACTIONS["clipped"], PolicyConfig(), with_critic=False, seed=1)
-    with pytest.raises(ValueError, match="an observation is called 'state'"):
-        GreedyPolicy(network, masked=False)
+    assert GreedyPolicy(network, masked=False).inputs == ("state",)

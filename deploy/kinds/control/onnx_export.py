@@ -66,7 +66,10 @@ def export_onnx(policy: TorchPolicy, env: EnvConfig, goal: Path, *, seed: int, f
         raise BadInput(_MISSING) from None
     _check_free(goal)
     steps = list(_played(policy, env, seed=seed))
-    greedy = GreedyPolicy(policy.module, masked=MASK in steps[0].inputs)
+    try:
+        greedy = GreedyPolicy(policy.module, masked=MASK in steps[0].inputs)
+    except ValueError as error:
+        raise BadInput(f"{goal}: no ONNX file of this policy: {error}: rename it in the env") from None
     aside = goal.with_name(f".{goal.name}.making")
     try:
         goal.parent.mkdir(parents=True, exist_ok=True)
