@@ -24,6 +24,7 @@ from rollcall.deploy.cli import main
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.hub import push
+from rollcall.deploy.kinds.language.model_card import Training, model_card
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.rundir.directories import claim_directory
 from rollcall.deploy.rundir.files import begin_run
@@ -164,6 +165,26 @@ def test_the_card_says_how_the_model_came_about_and_nothing_of_the_machine(work:
     assert str(work) not in text
     (directory / "summary.json").write_text(json.dumps(summary | {"learner_steps": 9}))  # of a later version
     assert "exact match" not in (export_policy(directory) / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("base", "named"),
+    [
+        ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"),
+        ("gpt2", "gpt2"),
+        ("", None),
+        ("/home/me/models/gone", None),
+        ("./gone", None),
+        ("models/of/mine", None),
+    ],
+)
+def test_a_card_names_a_base_model_of_the_hub_and_no_path_that_is_gone(
+    work: Path, base: str, named: str | None
+) -> None:
+    training = Training(work, "grpo", "jsonl", base, {})
+    text = model_card(training, marker={"policy_version": 2, "config_hash": "0" * 64}, dtype="float32", adapters=False)
+    assert yaml.safe_load(text.split("---")[1]).get("base_model") == named
+    assert named is not None or not base or base not in text
 
 
 class Hub(BaseHTTPRequestHandler):

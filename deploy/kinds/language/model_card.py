@@ -4,6 +4,7 @@ find it without the run."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from rollcall.cluster.files import read_json
 
 CARD = "README.md"
+_ON_HUB = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # NAME, or OWNER/NAME; a path that is gone is none
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def model_card(training: Training, *, marker: Mapping[str, Any], dtype: str, ada
 
     `marker`: what rollcall.json says.
     """
-    on_hub = bool(training.base) and not Path(training.base).exists()
+    on_hub = bool(_ON_HUB.fullmatch(training.base)) and not Path(training.base).exists()
     header: dict[str, Any] = {
         "library_name": "peft" if adapters else "transformers",
         "pipeline_tag": "text-generation",
