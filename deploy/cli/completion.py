@@ -25,7 +25,7 @@ _ZSH = """\
 #compdef rollcall
 _rollcall() {
   local -a found
-  found=(${(f)"$(${words[1]} __complete ${words[2,CURRENT]} 2>/dev/null)"})
+  found=(${(f)"$(${words[1]} __complete "${(@)words[2,CURRENT]}" 2>/dev/null)"})
   if (( $#found )); then compadd -a found; else _files; fi
 }
 compdef _rollcall rollcall

@@ -35,7 +35,14 @@ LEAST_FILES = 4096
 _COMPILERS = ("c++", "g++", "clang++")
 _EXTRAS = {
     **{"mujoco": "mujoco", "ale-py": "atari", "box2d": "box2d", "minatar": "minatar", "envpool": "envpool"},
-    **{"minari": "minari", "math-verify": "maths", "peft": "lm-cpu or lm-gpu"},
+    **{
+        "minari": "minari",
+        "math-verify": "maths",
+        "peft": "lm-cpu or lm-gpu",
+        "datasets": "datasets",
+        "optuna": "sweep",
+    },
+    **{"onnxruntime": "onnx", "wandb": "wandb", "mlflow-skinny": "mlflow", "trackio": "trackio"},
 }
 
 
