@@ -120,9 +120,9 @@ def test_what_cannot_be_is_refused() -> None:
     continuous = build_actor_critic(VECTOR, ACTIONS["clipped"], PolicyConfig(), with_critic=False, seed=1)
     with pytest.raises(ValueError, match="continuous actions cannot be masked"):
         GreedyPolicy(continuous, masked=True)
-    for name, recurrent in (("mean", None), ("state", "gru")):
+    for name, recurrent in (("mean", "none"), ("state", "gru")):
         named = spaces.Dict({name: VECTOR})
-        config = PolicyConfig(recurrent=recurrent)
+        config = PolicyConfig.model_validate({"recurrent": recurrent})
         network = build_actor_critic(named, ACTIONS["clipped"], config, with_critic=False, seed=1)
         with pytest.raises(ValueError, match=f"an observation is called '{name}'"):
             GreedyPolicy(network, masked=False)
