@@ -81,8 +81,10 @@ class VectorEnvGroup:
             terminated = self._one_each("terminated", terminated, _BOOL)
             truncated = self._one_each("truncated", truncated, _BOOL)
             ended = terminated | truncated
-            some_ended = bool(ended.any())
-            finals = self._final_observations(observations, infos, ended) if some_ended else None
+            some_ended = np.count_nonzero(ended) > 0
+            finals = None
+            if some_ended and self._mode is not AutoresetMode.NEXT_STEP:
+                finals = self._final_observations(observations, infos, ended)
             if some_ended and self._mode is AutoresetMode.DISABLED:
                 observations, infos = self._env.reset(options={"reset_mask": ended.copy()})
             named = self._reader.read(observations, self.num_envs)
@@ -114,7 +116,7 @@ class VectorEnvGroup:
             final_envs=NO_ENVS,
             final_observations={},
         )
-        if finals is not None:
+        if some_ended:
             self._put_finals(step, finals, np.flatnonzero(ended), active)
         if self._counts_lives:
             self._put_lives(step, infos, ended)
@@ -216,8 +218,8 @@ class VectorEnvGroup:
         return usable_mask(self.name, mask, unused if given is None else unused | ~given, step=self._steps)
 
     def _final_observations(self, observations: Any, infos: dict[str, Any], ended: Array) -> dict[str, Array]:
-        """Copies [N, ...] for the ended envs."""
-        if self._mode is not AutoresetMode.SAME_STEP:
+        """Copies [N, ...] for the ended envs, of an env that shows something else next."""
+        if self._mode is AutoresetMode.DISABLED:
             return {name: array[ended] for name, array in self._reader.read(observations, self.num_envs).items()}
         final = infos.get("final_obs")
         if final is None:
@@ -227,8 +229,11 @@ class VectorEnvGroup:
             return {name: np.stack([item[name] for item in finals]) for name in finals[0]}
         return {name: array[ended] for name, array in self._reader.read(final, self.num_envs).items()}
 
-    def _put_finals(self, step: Step, finals: dict[str, Array], envs: Array, active: Array | None) -> None:
-        self._reader.check(self.name, finals, step=self._steps, rows=envs)
+    def _put_finals(self, step: Step, finals: dict[str, Array] | None, envs: Array, active: Array | None) -> None:
+        if finals is None:  # they are what the envs show still, which has been looked at
+            finals = {name: array[envs] for name, array in step.observations.items()}
+        else:
+            self._reader.check(self.name, finals, step=self._steps, rows=envs)
         if active is not None:
             kept = active[envs]
             envs, finals = envs[kept], {name: array[kept] for name, array in finals.items()}
