@@ -46,7 +46,10 @@ def table_lines(path: Path) -> Iterator[tuple[str, str]]:
 def _folder_lines(folder: Path) -> Iterator[tuple[str, str]]:
     splits = folder / "dataset_dict.json"
     if splits.is_file():
-        names = json.loads(splits.read_text()).get("splits", [])
+        try:
+            names = json.loads(splits.read_text()).get("splits", [])
+        except (ValueError, AttributeError) as error:
+            raise BadInput(f"{splits}: damaged: {error}; save the data set again") from None
         raise BadInput(f"{folder}: a data set of several splits: name one: {folder / str((names or ['train'])[0])}")
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         yield from _lines(str(folder), _saved_rows(folder))

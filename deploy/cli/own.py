@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, Add
 from rollcall.deploy.config.settings import parse_override
 
@@ -39,7 +40,11 @@ def _new(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from rollcall.deploy.tools.own.looking import look_at
 
-    kwargs = {path[-1]: value for path, value in map(parse_override, args.arguments)}
+    given = [parse_override(argument) for argument in args.arguments]
+    nested = [".".join(path) for path, _ in given if len(path) > 1]
+    if nested:
+        raise BadInput(f"argument {nested[0]} (command line): a name without dots is needed, as NAME={{key: value}}")
+    kwargs = {path[-1]: value for path, value in given}
     seen = look_at(args.name, kwargs, args.what)
     print(json.dumps(seen.as_json(), indent=1) if args.json else "\n".join(seen.lines()))
     return BAD_INPUT if seen.problems else DONE

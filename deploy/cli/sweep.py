@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
+from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add, at_least
 from rollcall.deploy.config.settings import recipe_name
 
@@ -27,13 +29,17 @@ def add_sweep(add: Add) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    from rollcall.deploy.config.root_config import RUN_NAME
     from rollcall.deploy.rundir.jobs import runs_root
     from rollcall.deploy.tools.sweep.sweeping import Sweep, line_of, sweep
 
     at_least("--seeds", args.seeds, 1)
     at_least("--trials", args.trials, 1)
     at_least("--jobs", args.jobs, 1)
-    directory = runs_root() / (args.name or f"sweep-{recipe_name(args.recipe)}")
+    name = args.name or f"sweep-{recipe_name(args.recipe)}"
+    if not re.fullmatch(RUN_NAME, name):
+        raise BadInput(f"--name {name!r}: a directory below runs/: letters, digits, '.', '_' and '-', 100 at the most")
+    directory = runs_root() / name
     wanted = Sweep(args.recipe, args.overrides, args.search, args.seeds, args.trials, args.jobs, directory)
     silent = args.json or args.quiet
     found = sweep(wanted, (lambda text: None) if silent else (lambda text: print(text, flush=True)))

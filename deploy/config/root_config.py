@@ -29,6 +29,8 @@ from rollcall.learners.loop.config import LearnerConfig
 
 DEFAULT_NUM_CHECKPOINTS = 10
 
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"  # of a directory below runs/
+
 
 class RootConfig(BaseModel):
     """One run. Immutable."""
@@ -36,9 +38,7 @@ class RootConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {}  # sections of a plug-in's own model
 
-    name: str = Field(
-        default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="the run directory is runs/<name>"
-    )
+    name: str = Field(default="run", pattern=RUN_NAME, description="the run directory is runs/<name>")
     seed: int = Field(default=0, ge=0, lt=2**63, description="every random stream of the run derives from it")
     total_learner_steps: int | None = Field(default=None, ge=1, description="the run ends after so many batches")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="when the run is saved")

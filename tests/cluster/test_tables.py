@@ -61,6 +61,12 @@ def test_a_damaged_parquet_file_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_list_of_splits_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "dataset_dict.json").write_text("{")
+    with pytest.raises(BadInput, match=r"dataset_dict\.json: damaged: "):
+        rows_of(tmp_path)
+
+
 @needs("datasets")
 def test_what_the_package_datasets_saves_is_read_and_of_several_splits_one_must_be_named(tmp_path: Path) -> None:
     datasets = require_module("datasets")

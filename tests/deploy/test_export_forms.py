@@ -246,6 +246,14 @@ def test_a_push_uploads_what_was_exported_to_a_private_repository(
         assert server.files == exported
 
 
+def test_pushed_adapters_name_no_path_of_the_machine(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = trained("policy.lora.rank=2")
+    with hub(monkeypatch) as server:
+        assert main.main(["export", str(directory), "--adapters", "--push", "me/sums"]) == 0
+        assert "adapter_config.json" in server.files
+        assert not any(str(work).encode() in content for content in server.files.values())
+
+
 @pytest.mark.parametrize(
     ("repository", "remedy"),
     [("me/sums", "the hub cannot be reached"), ("me/s ms", "no name of a repository")],

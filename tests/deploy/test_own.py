@@ -151,6 +151,14 @@ def test_a_wrong_env_is_told_before_a_run(
     assert said.lower() in problem.lower() and out.endswith("to be fixed\n")
 
 
+def test_an_argument_of_an_env_has_no_dots(
+    module: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    module("envs_to_look_at", ENVS)
+    assert main.main(["check", "envs_to_look_at:Right", "arm.length=1"]) == 2
+    assert "argument arm.length (command line): a name without dots" in capsys.readouterr().err
+
+
 def test_a_right_env_is_described(module: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]) -> None:
     module("envs_to_look_at", ENVS)
     assert main.main(["check", "envs_to_look_at:Right", "--json"]) == 0

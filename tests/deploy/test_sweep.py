@@ -74,6 +74,7 @@ def test_a_grid_is_every_combination_once_and_has_no_ranges() -> None:
         (["small.yaml", "--search", "learner.learning_rate=-1,1"], "learner.learning_rate = -1"),
         (["small.yaml", "--seeds", "0"], "--seeds = 0"),
         (["nosuch", "--seeds", "2"], "unknown recipe 'nosuch'"),
+        (["small.yaml", "--seeds", "2", "--name", "../away"], "--name '../away': a directory below runs/"),
     ],
 )
 def test_what_cannot_be_swept_is_refused_before_anything_runs(

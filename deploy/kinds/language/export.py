@@ -86,6 +86,8 @@ def _write_adapters(trained: TrainedModel, goal: Path, options: ExportOptions) -
     policy = plain["policy"]
     assert isinstance(policy, TokenPolicy)
     base = str(trained.given.resolve()) if trained.given.exists() else str(trained.given)
+    if options.push is not None:
+        base = trained.given.name if trained.given.exists() else base  # others have no such path
     settings = peft_settings(policy.model, lora, base=base)
     tensors = adapters_of(trained.checkpoint, plain)
     marker = _marker(trained)
