@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -23,6 +24,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
 from rollcall.deploy.config import plugins
 from rollcall.deploy.kinds.recipes import load_config
+from rollcall.deploy.tools.own import looking
 from rollcall.deploy.tools.own.looking import look_at, what_it_is
 from tests import ROOT
 from tests.runs import TWO_STEPS
@@ -149,6 +151,49 @@ def test_a_wrong_env_is_told_before_a_run(
     out = capsys.readouterr().out
     (problem,) = (line for line in out.splitlines() if line.startswith("  PROBLEM: "))
     assert said.lower() in problem.lower() and out.endswith("to be fixed\n")
+
+
+@pytest.mark.parametrize("name", ["hanging:Hangs", "hanging:Begins", "hanging:score", "hanging:Judge"])
+def test_what_hangs_is_named_with_its_line(
+    name: str,
+    module: Callable[[str, str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(looking, "DEADLINE_S", 0.5)
+    module("hanging", ENVS + HANGING)
+    before = signal.getsignal(signal.SIGALRM)
+    assert main.main(["check", name]) == 2
+    out = capsys.readouterr().out
+    assert "hanging.py, line" in out and "TimeoutError: it has not come back within 0.5 s" in out
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+HANGING = """
+from rollcall.actors.tasks.own_task import TextTask
+
+class Hangs(Right):
+    def step(self, action):
+        while True:
+            pass
+
+class Begins(Right):
+    def __init__(self):
+        while True:
+            pass
+
+def score(response):
+    while True:
+        pass
+
+class Judge(TextTask):
+    def rows(self, split):
+        while True:
+            pass
+
+    def judge(self, row, completion):
+        return 1.0
+"""
 
 
 def test_an_argument_of_an_env_has_no_dots(

@@ -4,7 +4,10 @@ wrong with it is said in a line each."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
@@ -16,6 +19,7 @@ from rollcall.deploy.tools.own.text_look import look_at_reward, look_at_task
 
 What = Literal["env", "reward", "task"]
 WHATS = get_args(What)
+DEADLINE_S = 60.0  # for all calls together, which take seconds
 _REWARDS = {"response", "completion", "solution_str", "responses", "completions", "item", "items"}
 
 
@@ -27,9 +31,30 @@ def look_at(name: str, kwargs: Mapping[str, Any], what: What | None = None) -> S
       BadInput: when there is nothing of that name.
     """
     what = what or what_it_is(name)
-    if what == "env":
-        return look_at_env(name, kwargs)
-    return look_at_task(name, kwargs) if what == "task" else look_at_reward(name, kwargs)
+    look = {"env": look_at_env, "task": look_at_task, "reward": look_at_reward}[what]
+    with _deadline(DEADLINE_S):
+        return look(name, kwargs)
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """What hangs is ended by an error in its own line, and every second again. Python alone is reached, in the main
+    thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"it has not come back within {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def what_it_is(name: str) -> What:
