@@ -4,11 +4,14 @@ what falls behind."""
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rollcall.cluster.errors import BadInput
@@ -120,6 +123,24 @@ def test_a_trial_that_is_stopped_goes_on_and_one_that_fails_says_why(work: Path)
     assert "NoSuch" in outcome.error and "failed (" in sweeping.line_of(outcome)
     bare = Trials("small.yaml", ["eval.episodes=0"], [0], folder, threading.Event())
     assert "set eval.episodes above 0" in bare.carry_out(Proposal(2, {}), lambda value, at: False).error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word that a parent has died")
+def test_a_sweep_that_is_killed_leaves_no_trial_behind(work: Path) -> None:
+    command = [sys.executable, "-m", "rollcall.deploy.cli", "sweep", "small.yaml", "total_learner_steps=100000"]
+    command += ["--search", "learner.learning_rate=1e-3,1e-4", "--jobs", "1", "--name", "killed"]
+    sweep = subprocess.Popen(command, cwd=work, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 60
+        while not (work / "runs" / "killed" / "trials" / "000-s0" / "metrics.jsonl").exists():
+            assert sweep.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        trials = psutil.Process(sweep.pid).children()
+        assert trials
+    finally:
+        sweep.kill()
+        sweep.wait()
+    assert not psutil.wait_procs(trials, timeout=15)[1]
 
 
 def test_a_trial_that_is_given_up_at_its_first_seed_has_no_others(work: Path) -> None:

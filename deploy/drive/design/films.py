@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from rollcall.deploy.drive.design.training import child_command
+from rollcall.deploy.drive.child_process import child_command
 
 TIMEOUT_S = 300.0
 _COMPLAINT = "rollcall: error: "

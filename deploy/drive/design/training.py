@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.files import read_json, write_aside
+from rollcall.deploy.drive.child_process import child_command
 from rollcall.deploy.report.progress import one_line
 from rollcall.deploy.rundir.candidates import CANDIDATES, run_of
 from rollcall.deploy.rundir.jobs import RUNS_VARIABLE
@@ -25,11 +25,6 @@ STOP_S = 60.0  # for a run to write its checkpoint
 MOST_STARTS = 4  # of one run that is killed from outside, or whose directory somebody else still holds
 _PAUSE_S = 2.0
 _COMPLAINT = "rollcall: error: "
-
-
-def child_command(*arguments: str) -> list[str]:
-    """`rollcall ARGUMENTS` in a process that ends with the thread that starts it."""
-    return [sys.executable, "-m", f"{__package__}.child_process", str(os.getpid()), *arguments]
 
 
 @dataclass

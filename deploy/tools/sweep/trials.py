@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.files import read_json
+from rollcall.deploy.drive.child_process import child_command
 from rollcall.deploy.report.run_lines import last_record
 from rollcall.deploy.rundir.jobs import RUNS_VARIABLE
 from rollcall.deploy.tools.sweep.proposing import Proposal
@@ -77,7 +77,7 @@ class Trials:
             return ""
         settings = [f"{key}={json.dumps(value)}" for key, value in proposal.settings.items()]
         settings = [*self.overrides, *settings, f"seed={seed}", f"name={run.name}"]
-        command = [sys.executable, "-m", "rollcall.deploy.cli", "train", self.recipe, *settings, "--resume", "-q"]
+        command = child_command("train", self.recipe, *settings, "--resume", "-q")
         with self._started(command, run) as (process, errors):
             milestone = 0
             while process.poll() is None:

@@ -1,5 +1,5 @@
-"""A command of `rollcall` that ends with the search that began it, whatever ends that: one that goes on begins its
-candidates' runs again, and two drivers of one run there must never be."""
+"""A command of `rollcall` that ends with whoever began it (a search for a reward, a sweep), whatever ends that: one
+that goes on begins its runs again, and two drivers of one run there must never be."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
+
+
+def child_command(*arguments: str) -> list[str]:
+    """`rollcall ARGUMENTS` in a process that ends with the thread that starts it."""
+    return [sys.executable, "-m", __name__, str(os.getpid()), *arguments]
 
 
 def main() -> None:
