@@ -3,6 +3,7 @@ recipe of the smallest run of all, for tests that train within their own process
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -89,14 +90,15 @@ class Run:
             assert time.monotonic() < deadline, f"step {step} was not reached: {self.steps()[-1:]}"
             time.sleep(0.02)
 
-    def find(self, title: str) -> psutil.Process:
-        """A process of this run, by a part of its title."""
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if title in " ".join(child.cmdline()):
-                    return child
-            except psutil.NoSuchProcess:
-                continue
+    def find(self, title: str, within_s: float = 60.0) -> psutil.Process:
+        """A process of this run, by a part of its title, which Ray gives it when it has begun."""
+        deadline = time.monotonic() + within_s
+        while self.process.poll() is None and time.monotonic() < deadline:
+            for child in psutil.Process(self.process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if title in " ".join(child.cmdline()):
+                        return child
+            time.sleep(0.05)
         raise AssertionError(f"no process called {title}")
 
     def kill(self, title: str) -> None:
