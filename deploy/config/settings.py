@@ -234,6 +234,11 @@ def flat_values(values: Mapping[str, Any], prefix: KeyPath = ()) -> list[tuple[K
     return flat
 
 
+def dotted_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same by dotted keys: {"actors.num": 2}."""
+    return {".".join(path): value for path, value in flat_values(values)}
+
+
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with Rollcall, by name."""
     return {path.stem: path for path in sorted(_RECIPES.glob("*.yaml"))}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rollcall.deploy.config.settings import NO_PART_OF_THE_RESULT
+from rollcall.deploy.config.settings import NO_PART_OF_THE_RESULT, dotted_values
 from rollcall.deploy.overview.run_reading import RunReading
 
 _ABSENT = "not there"
@@ -43,7 +43,7 @@ def grouped(runs: Sequence[RunReading]) -> tuple[list[Group], dict[str, list[Any
 def comparable_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a result, but the seed, by dotted key."""
     left_out = {"seed", *NO_PART_OF_THE_RESULT}
-    return _flat({key: value for key, value in config.items() if key not in left_out})
+    return dotted_values({key: value for key, value in config.items() if key not in left_out})
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -57,16 +57,6 @@ def setting_text(value: Any) -> str:
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str)
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _labels(groups: Sequence[Sequence[RunReading]], differing: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
 from rollcall.deploy.config.root_config import RootConfig
-from rollcall.deploy.config.settings import CALLER, Settings, recipe_name
+from rollcall.deploy.config.settings import CALLER, Settings, dotted_values, recipe_name
 from rollcall.deploy.drive.changes import changed, refuse_no_more
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.drive.records import Changes
@@ -94,7 +94,7 @@ def resume(
     """
     watch = StopWatch(stop)
     directory = run.run_directory if isinstance(run, Result) else find_run(run)
-    written = _flat({**(overrides or {}), **settings})
+    written = dotted_values({**(overrides or {}), **settings})
     stored, changes = changed(load_run(directory), [_override(key, value) for key, value in written.items()])
     summary = read_json(directory / "summary.json")
     if summary.get("status") == "completed" and not changes:
@@ -133,7 +133,7 @@ def _merged(recipe: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, 
     """A dict of settings with others over it, both by dotted keys."""
     if not recipe:
         raise BadInput(f"the recipe is an empty dict ({CALLER}): give its settings, or a shipped recipe's name")
-    return {"name": _NAMED, **_flat(recipe), **_flat(written)}
+    return {"name": _NAMED, **dotted_values(recipe), **dotted_values(written)}
 
 
 def _override(key: str, value: Any) -> str:
@@ -154,13 +154,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
