@@ -173,8 +173,7 @@ class Coordinator:
         self._watchdog.progressed()  # however long it took to start everybody
         while not self.finished and not self._stop_requested():
             if not self._checkpoints.being_made:  # actors rest while their state is asked for
-                self._rollouts.issue()
-                self._begin_steps()
+                self._hand_out()
             self._poll()
         if not self.finished:
             self._interrupt()
@@ -203,6 +202,7 @@ class Coordinator:
         """The learner takes back what it has not finished, and stands at a step boundary; if it cannot in time, or
         dies, the last checkpoint is what a resume goes on from."""
         self._stopping = True
+        self._rollouts.withdraw()
         deadline = self._clock() + self.plan.stop_patience_s
         if self._training:
             self._workers.interrupt_learner()
@@ -234,13 +234,15 @@ class Coordinator:
             self._poll()
         self._checkpoints.give_up()
 
-    def _begin_steps(self) -> None:
+    def _hand_out(self) -> None:
+        """Steps and tickets. Before a checkpoint actors come to rest, where they can: their state goes into it."""
         while len(self._training) <= self.plan.prefetch_steps and (batch := self._rollouts.cut()):
             step = self._flow.next_step - 1
             directory = self._checkpoints.directory(step + 1) if self._checkpoints.is_due(step + 1) else None
             order = StepOrder(step, self._epoch, self.plan.progress(step, self.counters.env_steps), directory)
             self._training.append((order, batch))
             self._workers.submit_step(order, [ready.handle[1] for ready in batch])
+        self._rollouts.issue(ahead=all(order.checkpoint_directory is None for order, _ in self._training))
 
     def _handle(self, events: Sequence[Event]) -> None:
         failed = [event for event in events if isinstance(event, TicketFailed) and self._rollouts.awaits(event.header)]
@@ -340,10 +342,9 @@ class Coordinator:
         self._tell("checkpoint", f"step {self.step} ({tier})")
 
     def _waiting_for(self) -> str:
-        if self._training:
-            return f"learner step {self._training[0][0].step}; " + self._workers.waiting_for()
-        blocked, ready = self._flow.blocked_by()[:4], self._flow.num_ready
-        return f"tickets {blocked} (ready {ready}); " + self._workers.waiting_for()
+        tickets = f"tickets {self._flow.blocked_by()[:4]} (ready {self._flow.num_ready})"
+        what = f"learner step {self._training[0][0].step}" if self._training else tickets
+        return f"{what}; {self._workers.waiting_for()}"
 
     def _tell(self, kind: str, text: str) -> None:
         self._observers.on_event(kind, text)

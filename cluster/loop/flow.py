@@ -4,7 +4,8 @@ A pure state machine, without clocks or processes: it must never know who produc
 One knob, `max_policy_lag` (eta). With B tickets per learner step and v batches consumed so far:
 
 - issue a ticket only if, counting it, live <= min(v + eta + 1, total) * B, where live counts the attempts neither
-  dropped nor rolled back;
+  dropped nor rolled back; or ahead of time, while a batch is in training, with v + 1 in place of v: such a ticket
+  waits for the version that this batch makes, and carries its number;
 - cut a batch oldest version first, readiness breaking ties (in ticket order at eta = 0);
 - begin a step at v only if afterwards, for every j in 0..eta, at most j * B outstanding tickets (queued or in flight)
   have a version <= v + j - eta: otherwise those would be too old by the time a batch has room for them;
@@ -88,8 +89,9 @@ class FlowControl(Generic[Handle]):
         """The step the next cut is for: consumed batches plus those in training."""
         return self.version + len(self._training)
 
-    def may_issue(self) -> bool:
-        bound = self.version + self.max_policy_lag + 1
+    def may_issue(self, *, ahead: bool = False) -> bool:
+        """`ahead`: also what has to wait for the version that the oldest batch in training makes."""
+        bound = self._bound + (1 if ahead and self._training else 0)
         if self.total_learner_steps is not None:
             bound = min(bound, self.total_learner_steps)
         return self.num_live + 1 <= bound * self.tickets_per_step
@@ -97,9 +99,16 @@ class FlowControl(Generic[Handle]):
     def issued(self, ticket_id: int) -> int:
         """Books a ticket as in flight; returns the min_policy_version it must carry."""
         assert ticket_id not in self._in_flight and ticket_id not in self._ready
-        self._in_flight[ticket_id] = self.version
-        self._outstanding[self.version] += 1
-        return self.version
+        is_ahead = self.num_live + 1 > self._bound * self.tickets_per_step
+        version = self.version + 1 if is_ahead else self.version
+        self._in_flight[ticket_id] = version
+        self._outstanding[version] += 1
+        return version
+
+    @property
+    def _bound(self) -> int:
+        """Batches that may be live, if none comes to an end."""
+        return self.version + self.max_policy_lag + 1
 
     def is_in_flight(self, ticket_id: int) -> bool:
         return ticket_id in self._in_flight

@@ -24,6 +24,7 @@ from rollcall.cluster.messages.events import (
     TicketProduced,
     TicketRefused,
     TicketScored,
+    VersionMade,
     Workers,
 )
 from rollcall.cluster.seeds import derive_seed
@@ -71,11 +72,12 @@ class Rollouts:
             on_stale=plan.on_stale,
         )
         self._degenerate_in_a_row = 0
+        self._early: list[tuple[Key, int]] = []  # issued, and the version that each waits for
 
     @property
     def num_acting(self) -> int:
         """Tickets with the actors."""
-        return max(0, self.flow.num_in_flight - self.num_being_scored)
+        return max(0, self.flow.num_in_flight - self.num_being_scored - len(self._early))
 
     @property
     def num_being_scored(self) -> int:
@@ -86,25 +88,40 @@ class Rollouts:
         """Whether nothing is with the actors, nor waits for a batch."""
         return self.flow.num_in_flight == 0 and self.flow.num_ready == 0
 
-    def issue(self) -> None:
-        """All tickets that may be issued now."""
-        tickets: list[Ticket] = []
-        while self.flow.may_issue():
-            ticket_id, attempt = self._attempts.next()
-            lane, payload = self._tasks.assign(ticket_id)
-            tickets.append(
-                Ticket(
-                    header=Header(ticket_id, attempt, self._epoch, self._plan.policy_id),
-                    seed=derive_seed(self._plan.run_seed, "ticket", ticket_id),
-                    min_policy_version=self.flow.issued(ticket_id),
-                    lane=lane,
-                    payload=payload,
-                    deadline_s=self._plan.ticket_deadline_s,
-                )
-            )
-        if tickets:
-            self._attempts.issue([ticket.header.key for ticket in tickets])
-            self._workers.submit_tickets(tickets)
+    def issue(self, *, ahead: bool) -> None:
+        """All tickets that may be issued now; `ahead`: also those of the version in the making, which are booked here
+        and submitted once it is made."""
+        keys: list[Key] = []
+        while self.flow.may_issue(ahead=ahead):
+            key = self._attempts.next()
+            self._early.append((key, self.flow.issued(key[0])))
+            keys.append(key)
+        if keys:
+            self._attempts.issue(keys)
+            self.submit(self.flow.version)
+
+    def withdraw(self) -> None:
+        """Nobody works on what was not submitted yet: the run stops."""
+        self._early.clear()
+
+    def submit(self, version: int) -> None:
+        """What waits for this version, which is made."""
+        due = [self._ticket(key, waits_for) for key, waits_for in self._early if waits_for <= version]
+        if due:
+            self._early = [(key, waits_for) for key, waits_for in self._early if waits_for > version]
+            self._workers.submit_tickets(due)
+
+    def _ticket(self, key: Key, version: int) -> Ticket:
+        ticket_id, attempt = key
+        lane, payload = self._tasks.assign(ticket_id)  # only now: an env shard may have been lost since it was issued
+        return Ticket(
+            header=Header(ticket_id, attempt, self._epoch, self._plan.policy_id),
+            seed=derive_seed(self._plan.run_seed, "ticket", ticket_id),
+            min_policy_version=version,
+            lane=lane,
+            payload=payload,
+            deadline_s=self._plan.ticket_deadline_s,
+        )
 
     def cut(self) -> Batch:
         """The next batch; empty where a step has to wait."""
@@ -120,6 +137,7 @@ class Rollouts:
         self._degenerate_in_a_row = 0
         self._attempts.commit(step, [(ready.ticket_id, ready.attempt) for ready in batch], skipped=skipped)
         self.flow.consumed()
+        self.submit(self.flow.version)
 
     def stop(self) -> frozenset[int]:
         """Drops what a stop leaves in flight, queued or in training; a resume issues it again. Returns its tickets."""
@@ -136,7 +154,7 @@ class Rollouts:
         return is_current and self.flow.is_in_flight(header.ticket_id)
 
     def took(self, events: Sequence[Event]) -> bool:
-        """Events of one kind, in their order; whether they are of tickets. What comes together is booked together."""
+        """Events of one kind, in their order; whether they are about tickets. Those that come together are booked so."""
         if produced := [event for event in events if isinstance(event, TicketProduced)]:
             self.on_produced(produced)
         elif scored := [event for event in events if isinstance(event, TicketScored)]:
@@ -145,6 +163,9 @@ class Rollouts:
             for event in events:
                 if isinstance(event, TicketFailed | TicketRefused):
                     self.on_failed(event)
+                elif isinstance(event, VersionMade):
+                    if event.epoch == self._epoch:
+                        self.submit(event.version)
                 elif isinstance(event, StateLost):
                     for ticket_id in event.ticket_ids:
                         self._tasks.lost(ticket_id)

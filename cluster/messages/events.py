@@ -64,6 +64,15 @@ class StateLost:
 
 
 @dataclass(frozen=True, slots=True)
+class VersionMade:
+    """The weights of a step are on their way to whoever asks for them, and its StepDone follows. What is to be acted
+    with them may be submitted. A runtime need not say it."""
+
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepDone:
     """A step has ended, and whoever asks gets its weights; of one that was interrupted there are none."""
 
@@ -102,6 +111,7 @@ Event = (
     | TicketFailed
     | TicketRefused
     | StateLost
+    | VersionMade
     | StepDone
     | LearnerSaved
     | LearnerLost

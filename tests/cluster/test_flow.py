@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ def simulate(
     steps: int,
     on_stale: Literal["wait", "drop"] = "wait",
     learn_s: float = 1.0,
+    ahead: bool = False,
 ) -> dict[str, float]:
     """Actors take tickets in order and act under the newest version at the moment they begin; durations are Pareto
     (shape 1.2: infinite variance). Returns what happened; raises on a deadlock or on a bound that is broken."""
@@ -28,23 +30,22 @@ def simulate(
         tickets_per_step=tickets_per_step, max_policy_lag=eta, total_learner_steps=steps, on_stale=on_stale
     )
     clock, next_ticket, max_lag, dropped, issued = 0.0, 0, 0, 0, 0
-    waiting: list[tuple[int, int]] = []  # (ticket, attempt) without an actor
+    waiting: list[tuple[int, int, int]] = []  # (version, ticket, attempt) without an actor
     reissue: list[tuple[int, int]] = []
     idle = num_actors
     events: list[tuple[float, int, str, tuple[int, int, int]]] = []
     learner_busy = False
     serial = 0
     while flow.version < steps:
-        while flow.may_issue():
+        while flow.may_issue(ahead=ahead):
             ticket, attempt = reissue.pop(0) if reissue else (next_ticket, 1)
             next_ticket += attempt == 1
-            flow.issued(ticket)
+            waiting.append((flow.issued(ticket), ticket, attempt))
             issued += 1
-            waiting.append((ticket, attempt))
-        assert flow.num_live <= min(flow.version + eta + 1, steps) * tickets_per_step
-        while idle and waiting:
+        assert flow.num_live <= min(flow.version + eta + 1 + (ahead and learner_busy), steps) * tickets_per_step
+        while idle and waiting and waiting[0][0] <= flow.version:
             idle -= 1
-            ticket, attempt = waiting.pop(0)
+            _, ticket, attempt = waiting.pop(0)
             serial += 1
             heapq.heappush(events, (clock + rng.pareto(1.2) + 0.1, serial, "produced", (ticket, attempt, flow.version)))
         if not learner_busy:
@@ -101,10 +102,10 @@ def test_cuts_are_those_of_the_rules_read_literally(eta: int, seed: int, on_stal
     literal = LiteralFlow(**rules, on_stale=on_stale)
     issued: dict[int, int] = {}
     for number in range(600):
-        if flow.may_issue():
+        if flow.may_issue(ahead=bool(seed)):
             issued[number] = flow.issued(number)
             assert literal.issued(number) == issued[number] == flow.issued_under(number)
-        flying = [ticket for ticket in issued if flow.is_in_flight(ticket)]
+        flying = [t for t, version in issued.items() if flow.is_in_flight(t) and version <= flow.version]
         if flying and rng.random() < 0.7:
             ticket = int(rng.choice(flying))
             newer = int(rng.integers(issued[ticket], flow.version + 1))
@@ -123,8 +124,10 @@ def test_cuts_are_those_of_the_rules_read_literally(eta: int, seed: int, on_stal
 def test_no_deadlock_no_rollout_over_the_bound_and_nothing_dropped(
     eta: int, num_actors: int, tickets_per_step: int
 ) -> None:
-    for seed in range(5):
-        result = simulate(eta=eta, seed=seed, num_actors=num_actors, tickets_per_step=tickets_per_step, steps=60)
+    for seed, ahead in itertools.product(range(5), (False, True)):
+        result = simulate(
+            eta=eta, seed=seed, num_actors=num_actors, tickets_per_step=tickets_per_step, steps=60, ahead=ahead
+        )
         assert result["max_lag"] <= eta
         assert result["dropped"] == 0
         assert result["in_flight"] == 0  # a completed run leaves nothing behind
@@ -177,6 +180,23 @@ def test_lag_zero_takes_tickets_in_order_and_waits_for_all() -> None:
     assert not flow.may_issue()  # until the batch is consumed
     flow.consumed()
     assert flow.may_issue()
+
+
+def test_what_is_issued_ahead_carries_the_version_in_the_making_and_is_a_batch_at_most() -> None:
+    flow: FlowControl[str] = FlowControl(tickets_per_step=2, max_policy_lag=0, total_learner_steps=2)
+    assert [flow.issued(ticket) for ticket in range(2)] == [0, 0]
+    assert not flow.may_issue(ahead=True), "nothing is in training: there is no version to wait for"
+    for ticket in range(2):
+        flow.produced(ticket, 1, 0, "")
+    assert flow.cut() is not None
+    assert flow.may_issue(ahead=True) and not flow.may_issue()
+    assert [flow.issued(ticket) for ticket in (2, 3)] == [1, 1]
+    assert not flow.may_issue(ahead=True)
+    flow.consumed()
+    for ticket in (2, 3):
+        flow.produced(ticket, 1, 1, "")
+    assert flow.cut() is not None
+    assert not flow.may_issue(ahead=True), "the run has no third step"
 
 
 def test_a_rollout_over_the_bound_is_dropped_at_the_cut() -> None:

@@ -10,7 +10,15 @@ from ray.exceptions import ActorDiedError, ObjectLostError
 
 from rollcall.cluster.errors import BudgetSpent, RollcallError
 from rollcall.cluster.messages.attempt import Header, Produced, Timing
-from rollcall.cluster.messages.events import Event, LearnerLost, LearnerSaved, StepDone, TicketFailed, TicketScored
+from rollcall.cluster.messages.events import (
+    Event,
+    LearnerLost,
+    LearnerSaved,
+    StepDone,
+    TicketFailed,
+    TicketScored,
+    VersionMade,
+)
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S, START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
@@ -73,7 +81,7 @@ def test_a_step_is_done_when_its_weights_are_published() -> None:
     learner = stage.begin()
     order = stage.step(0)
     learner.first("step").answers(report(order))
-    assert stage.poll() == [], "nobody can have its weights"
+    assert stage.poll() == [VersionMade(1, 1)], "its weights are on their way, and it is not done"
     stage.ray.now += 2
     stage.servers.newest.first("publish").answers(1)
     assert stage.poll() == [StepDone(report(order), publish_s=2)]
@@ -85,7 +93,8 @@ def test_steps_end_in_their_order_each_with_its_own_weights() -> None:
     orders = [stage.step(0), stage.step(1)]
     for order in orders:
         learner.first("step").answers(report(order))
-    assert stage.poll() == [] and len(stage.servers.newest.asked_for("publish")) == 2, "the initial one, and one more"
+    assert stage.poll() == [VersionMade(1, 1), VersionMade(1, 2)]
+    assert len(stage.servers.newest.asked_for("publish")) == 2, "the initial one, and one more"
     events = []
     for version in (1, 2):
         stage.servers.newest.first("publish").answers(version)

@@ -11,7 +11,7 @@ import numpy as np
 
 from rollcall.cluster.books.consumption import ConsumptionLog
 from rollcall.cluster.checkpoint import write_state, write_weights
-from rollcall.cluster.messages.events import LearnerLost, LearnerSaved, StepDone
+from rollcall.cluster.messages.events import LearnerLost, LearnerSaved, StepDone, VersionMade
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights, pack_weights
 from tests.simulation.actors import LATENCY_S, Rollout
@@ -116,6 +116,8 @@ class SimulatedLearner:
                 self._dies(life, "while it saved")
                 return
             self._write(order.checkpoint_directory, order.epoch, order.step + 1)
+        if self._chances.unit("quiet", *here) > 0.2:  # that a version is made need not be said
+            self._world.tell(VersionMade(order.epoch, order.step + 1), LATENCY_S)
         self._publish(weights(order.epoch, order.step + 1), lambda: self._published(life, order))
 
     def _published(self, life: int, order: StepOrder) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from rollcall.cluster.messages.attempt import Header, Produced, Ticket
-from rollcall.cluster.messages.events import Event, StepDone, TicketFailed, TicketProduced, TicketScored
+from rollcall.cluster.messages.events import Event, StepDone, TicketFailed, TicketProduced, TicketScored, VersionMade
 from rollcall.cluster.messages.reports import StepOrder
 from tests.simulation.schedule import Shape
 from tests.simulation.world import Violation
@@ -31,6 +31,7 @@ class Referee:
         self._shape = shape
         self.epoch = 0
         self.step = 0  # committed, as far as anybody was told
+        self._made = 0  # the newest version that anybody was told of
         self.forgot = False  # Redis lost what no living driver remembers: attempts may be numbered anew
         self.tickets = 0
         self._issued: dict[Key, int] = {}  # -> epoch
@@ -58,7 +59,7 @@ class Referee:
             self._issued = {key: issued for key, issued in self._issued.items() if issued < epoch}
             self._published = (0, 0, -1)
         self._consumed = {key[0]: done for done, keys in self.committed.items() for key in keys}
-        self.epoch, self.step = epoch, step
+        self.epoch, self.step, self._made = epoch, step, step
 
     # What the loop asks for.
 
@@ -76,12 +77,12 @@ class Referee:
                 raise Violation("consumed twice", f"{key} is issued, but step {self._consumed[key[0]]} has its ticket")
             if any((key[0], attempt) in self._live for attempt in range(1, key[1])):
                 raise Violation("two attempts", f"{key} is issued while an earlier attempt is live")
-            if ticket.min_policy_version != self.step:
-                raise Violation("version", f"{key} asks for {ticket.min_policy_version} at step {self.step}")
+            if not self.step <= ticket.min_policy_version <= self._made:
+                raise Violation("version", f"{key} asks for {ticket.min_policy_version} of {self.step}..{self._made}")
             self._issued[key] = self.epoch
             self._asked[key, self.epoch] = ticket.min_policy_version
             self._live.add(key)
-        live, most = len(self._live) + len(self._consumed), self.step + self._shape.lag + 1
+        live, most = len(self._live) + len(self._consumed), self._made + self._shape.lag + 1
         most = min(most, self._shape.steps) * self._shape.batch
         if live > most:
             raise Violation("too many", f"{live} tickets are live at step {self.step}, at most {most} may be")
@@ -137,6 +138,8 @@ class Referee:
                 header = event.produced.header
                 if self._shape.language and event.produced.is_degenerate and header.epoch == self.epoch:
                     self._live.discard(header.key)  # it teaches nothing: another ticket takes its place
+            elif isinstance(event, VersionMade) and event.epoch == self.epoch:
+                self._made = max(self._made, event.version)
             elif isinstance(event, StepDone) and event.report.epoch == self.epoch:
                 report = event.report
                 keys = self._training.pop(report.step, None)
@@ -148,6 +151,7 @@ class Referee:
                     continue
                 self.committed[report.step] = keys
                 self.step = report.step + 1
+                self._made = max(self._made, self.step)
 
     def _is_older_than_asked(self, produced: Produced) -> bool:
         return produced.min_policy_version < self._asked.get((produced.header.key, produced.header.epoch), 0)

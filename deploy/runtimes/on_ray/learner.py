@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget
-from rollcall.cluster.messages.events import Event, Handle, LearnerLost, LearnerSaved, StepDone
+from rollcall.cluster.messages.events import Event, Handle, LearnerLost, LearnerSaved, StepDone, VersionMade
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.deploy.rundir.storage_faults import storage_fault
 from rollcall.deploy.runtimes.on_ray.calls import Answer, Calls
@@ -218,7 +218,8 @@ class RayLearner:
         if step.order.step > self._newest_step:  # a step done again, after a restore, is no sign that the next can be
             self._newest_step = step.order.step
             self._budget.came_through()
-        return self._advance() if step is self._steps[0] else []
+        made = [] if step.report.interrupted else [VersionMade(step.order.epoch, step.order.step + 1)]
+        return [*(self._advance() if step is self._steps[0] else []), *made]  # publishes before anybody asks
 
     def _advance(self) -> list[Event]:
         """Publishes what the first step learnt, if it is done."""
