@@ -154,7 +154,7 @@ class Rollouts:
         return is_current and self.flow.is_in_flight(header.ticket_id)
 
     def took(self, events: Sequence[Event]) -> bool:
-        """Events of one kind, in their order; whether they are about tickets. Those that come together are booked so."""
+        """Events of one kind, in their order; whether they are about tickets. What comes together is booked so."""
         if produced := [event for event in events if isinstance(event, TicketProduced)]:
             self.on_produced(produced)
         elif scored := [event for event in events if isinstance(event, TicketScored)]:
