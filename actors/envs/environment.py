@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rollcall.actors.envs.async_envs import AsyncEnvs
 from rollcall.actors.envs.atari import FRAME_STACK, AtariEnv, make_atari
 from rollcall.actors.envs.checked_env import CheckedEnv
-from rollcall.actors.envs.global_randomness import OwnRandomness, OwnVectorRandomness
+from rollcall.actors.envs.global_randomness import OwnRandomness, with_own_randomness
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.observations import Space, check_spaces, observed_space
 from rollcall.actors.envs.sources import Env, EnvSource, VectorEnvs, build, find_env
@@ -228,7 +228,7 @@ def _make_native(config: EnvConfig, source: EnvSource, num_envs: int, *, seed: i
     if _stacks_itself(config, source):
         more["frame_stack"] = config.frame_stack  # type: ignore[assignment]
     make = partial(source.make_native, num_envs, **copy.deepcopy(config.kwargs), **more)
-    return OwnVectorRandomness(make, seed)
+    return with_own_randomness(make, seed)
 
 
 def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vectorization:

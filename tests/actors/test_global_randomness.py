@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs import global_randomness
 from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
 from rollcall.actors.envs.global_randomness import GlobalRandomness
+from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 
 _ENV = '''
 import random
@@ -127,6 +129,17 @@ def test_shards_that_share_a_process_do_not_share_draws(module: str, make_actor:
     together, apart = units([(0, 0), (1, 1), (0, 2), (1, 3)]), units([(1, 1), (1, 3), (0, 0), (0, 2)])
     assert together == apart
     assert len(set(together.values())) == 4
+
+
+def test_gymnasiums_own_vector_envs_are_left_bare_for_they_draw_nothing_from_the_global_generators() -> None:
+    group = make_vector_env(EnvConfig(id="CartPole-v1"), 4, seed=1)
+    assert isinstance(group, VectorEnvGroup) and isinstance(group._env, CartPoleVectorEnv)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    group.reset()
+    starts = sum(group.step(np.ones(4, np.int64)).episode_starts.sum() for _ in range(50))
+    assert starts > 4, "episodes that began anew are among them"
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    group.close()
 
 
 def test_an_env_that_is_made_again_draws_anew(module: str) -> None:

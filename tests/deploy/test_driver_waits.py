@@ -56,12 +56,12 @@ class Stage:
         self.ray.now += seconds
         return [*self.poll(), *self.poll()]
 
-    def begin(self) -> Handle:
+    def begin(self, *, is_large: bool = False) -> Handle:
         self.learner.start(None)
         self.learner.publish_initial(epoch=1, version=0)
         self.processes.newest.first("start").answers("node")
         self.poll()
-        self.servers.newest.first("publish").answers(0)
+        self.servers.newest.first("publish").answers(is_large)
         self.poll()
         assert self.learner.is_up
         return self.processes.newest
@@ -85,6 +85,21 @@ def test_a_step_is_done_when_its_weights_are_published() -> None:
     stage.ray.now += 2
     stage.servers.newest.first("publish").answers(1)
     assert stage.poll() == [StepDone(report(order), publish_s=2)]
+
+
+def test_small_weights_go_to_the_parameter_server_as_they_are_and_large_ones_with_their_reference() -> None:
+    for is_large in (False, True):
+        stage = Stage()
+        learner = stage.begin(is_large=is_large)
+        for number in range(2):
+            order = stage.step(number)
+            learner.first("step").answers(report(order))
+            stage.poll()
+            stage.servers.newest.first("publish").answers(is_large)
+            stage.poll()
+        first, *others = [call.arguments for call in stage.servers.newest.asked if call.method == "publish"]
+        assert first[1] == [first[0]], "how large they are is not known yet"
+        assert [references == ([weights] if is_large else []) for weights, references, _ in others] == [True, True]
 
 
 def test_steps_end_in_their_order_each_with_its_own_weights() -> None:

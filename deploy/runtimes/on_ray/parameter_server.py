@@ -37,6 +37,7 @@ class RayParameterServer:
         self.newest: Any = None  # a reference to the newest weights
         self.restarts = 0
         self._sender: Any = None
+        self._takes_references = True  # to weights; it says so, by their size
         self._to_publish: deque[_Publication] = deque()  # the first is under way
         self._start_at: float | None = None  # of the next one, when it has died
         self._in_doubt = False
@@ -78,12 +79,12 @@ class RayParameterServer:
 
     def _publish_first(self) -> None:
         weights, sender, _ = self._to_publish[0]
-        reply = self.handle.publish.remote([weights], sender)
+        reply = self.handle.publish.remote(weights, [weights] if self._takes_references else [], sender)
         self._calls.expect(reply, self._on_published, owner=self, timeout_s=START_TIMEOUT_S)
 
     def _on_published(self, answer: Answer) -> list[Event]:
         try:
-            answer()
+            self._takes_references = bool(answer())
         except RayTaskError as error:
             if not isinstance(cause_of(error), ObjectLostError | RayActorError):
                 raise

@@ -34,16 +34,17 @@ class ParameterServerProcess:
         self._sender: Any = None
         self._objects: dict[tuple[int, int], Any] = {}
 
-    def publish(self, references: list[Any], sender: Any = None) -> int:
-        """`references`: one reference, in a list so that Ray hands it over instead of its value. `sender`: the learner
-        process that these weights can also be fetched from."""
-        weights: Weights = ray.get(references[0], timeout=CONTROL_TIMEOUT_S)
-        if weights.size_bytes > INLINE_BYTES:  # known before anybody who waits for this version wakes up
+    def publish(self, weights: Weights, references: list[Any], sender: Any = None) -> bool:
+        """Returns whether it wants to have these weights' reference, too. `references`: that, in a list so that Ray
+        hands it over as it is, or nothing. `sender`: the learner process that they can also be fetched from."""
+        is_large = weights.size_bytes > INLINE_BYTES
+        if is_large and references:  # known before anybody who waits for this version wakes up
             while len(self._objects) >= self._keep:
                 del self._objects[next(iter(self._objects))]
             self._objects[weights.epoch, weights.version] = references[0]
         self._sender = sender
-        return self._server.publish(weights)
+        self._server.publish(weights)
+        return is_large
 
     def latest(self, epoch: int, newer_than: int, timeout_s: float, reader: str) -> Any:
         """Weights, a list of one reference to them, or None."""

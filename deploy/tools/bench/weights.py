@@ -180,7 +180,7 @@ def _publications(size_bytes: int, count: int) -> list[dict[str, float]]:
         stamps, weights = publisher.weights.options(num_returns=2).remote(version)
         began, read_out = ray.get(stamps, timeout=WAIT_TIMEOUT_S)
         handed_over = time.monotonic()
-        ray.get(server.publish.remote([weights]), timeout=WAIT_TIMEOUT_S)
+        ray.get(server.publish.remote(weights, [weights]), timeout=WAIT_TIMEOUT_S)
         published = time.monotonic()
         received, applied = ray.get(arrival, timeout=WAIT_TIMEOUT_S)
         alone = ray.get(receiver.alone.remote(version), timeout=WAIT_TIMEOUT_S)
