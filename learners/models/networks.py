@@ -93,6 +93,7 @@ class ActorCritic(nn.Module):
             hidden_sizes=self.config.hidden_sizes,
             activation=self.config.activation,
             orthogonal=self.config.orthogonal_init,
+            image_dtype=getattr(torch, self.config.image_dtype),
         )
 
     @property

@@ -234,8 +234,11 @@ class Torso(nn.Module):
         hidden_sizes: Sequence[int],
         activation: Activation,
         orthogonal: bool,
+        image_dtype: torch.dtype = torch.float32,
     ) -> None:
+        """`image_dtype`: that CNNs compute in, float32 or bfloat16."""
         super().__init__()
+        self.image_dtype = image_dtype
         least = {"auto": NATURE.least_side, "cnn": SMALL.least_side}
         shapes = {name: None if kind == "mlp" else image_shape(space, least[kind]) for name, space in spaces.items()}
         self.images = {name: spaces[name] for name, shape in shapes.items() if shape is not None}
@@ -265,17 +268,17 @@ class Torso(nn.Module):
             parts.append(self.mlp(vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
-    @staticmethod
-    def _image_features(frames: Tensor, space: gym.Space[Any], cnn: nn.Module) -> Tensor:
+    def _image_features(self, frames: Tensor, space: gym.Space[Any], cnn: nn.Module) -> Tensor:
         assert isinstance(space, gym.spaces.Box)
         lead = frames.shape[: frames.dim() - len(space.shape)]
         channels_first = to_channels_first(frames.reshape(-1, *space.shape), space)
         # channels_last makes the CPU's convolutions a third faster in training; on bytes the copy is cheap.
-        pixels = channels_first.contiguous(memory_format=torch.channels_last).float()
+        pixels = channels_first.contiguous(memory_format=torch.channels_last).to(self.image_dtype)
         if frames.dtype == torch.uint8:
             pixels = pixels * (1.0 / 255.0)
-        features: Tensor = cnn(pixels)
-        return features.reshape(*lead, -1)
+        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.image_dtype == torch.bfloat16):
+            features: Tensor = cnn(pixels)
+        return features.float().reshape(*lead, -1)
 
 
 class RecurrentCore(nn.Module):

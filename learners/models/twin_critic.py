@@ -39,6 +39,7 @@ class TwinCritic(nn.Module):
             hidden_sizes=(),
             activation=config.activation,
             orthogonal=config.orthogonal_init,
+            image_dtype=getattr(torch, config.image_dtype),
         )
         sizes = (self.torso.num_features + action_size, *config.hidden_sizes, num_actions)
         self.activation = ACTIVATIONS[config.activation]()

@@ -30,6 +30,11 @@ KINDS: dict[str, tuple[str, ...]] = {
     "recurrent": ("policy.recurrent=gru", "policy.recurrent_size=8"),
     "lstm": ("policy.recurrent=lstm", "policy.recurrent_size=8", "env=Pendulum-v1"),
     "masked": (f"env={MASKED}",),
+    "bfloat16": (  # its file is in float32
+        "env=tests.deploy.frames_env:Frames",
+        "policy.image_dtype=bfloat16",
+        "policy.normalise_observations=false",
+    ),
     "masked-recurrent": (f"env={MASKED}", "policy.recurrent=gru", "policy.recurrent_size=8"),
 }
 

@@ -428,3 +428,24 @@ def test_a_cnn_learns_from_bytes_and_bootstraps() -> None:
     torch.testing.assert_close(output.values.flatten(), torch.stack(one_by_one))
     (output.values.sum() + output.params.square().sum()).backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in network.parameters())
+
+
+def test_a_cnn_in_bfloat16_is_the_same_within_its_precision_and_all_else_stays_float32() -> None:
+    space = spaces.Box(0, 255, (2, 36, 40), np.uint8)
+    networks = [
+        _network(PolicyConfig(orthogonal_init=False, image_dtype=dtype), observation_space=space)
+        for dtype in ("float32", "bfloat16")
+    ]
+    frames = torch.randint(0, 256, (64, 2, 36, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    features = [network.torso({"observation": frames}).detach() for network in networks]
+    assert [found.dtype for found in features] == [torch.float32] * 2
+    assert not torch.equal(*features), "it is computed in another precision"
+    torch.testing.assert_close(features[1], features[0], atol=0.02 * float(features[0].abs().max()), rtol=0.0)
+    gradients = []
+    for network in networks:
+        output = network({"observation": frames})
+        (output.values.sum() + output.params.square().sum()).backward()
+        assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in network.parameters()]))
+    assert gradients[1].dtype == torch.float32
+    assert float(torch.cosine_similarity(gradients[0], gradients[1], dim=0)) > 0.99

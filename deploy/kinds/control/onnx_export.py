@@ -65,6 +65,7 @@ def export_onnx(policy: TorchPolicy, env: EnvConfig, goal: Path, *, seed: int, f
     except ImportError:
         raise BadInput(_MISSING) from None
     _check_free(goal)
+    policy.module.torso.image_dtype = torch.float32  # as the file computes, whatever the run did
     steps = list(_played(policy, env, seed=seed))
     try:
         greedy = GreedyPolicy(policy.module, masked=MASK in steps[0].inputs)
