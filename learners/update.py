@@ -340,7 +340,7 @@ def follow(target: nn.Module, source: nn.Module, *, rate: float = 1.0) -> None:
 
 
 def _added(one: Loss, other: Loss) -> Loss:
-    metrics = {name: value + other.metrics[name] for name, value in one.metrics.items()}
+    metrics = one.metrics | {n: one.metrics[n] + x if n in one.metrics else x for n, x in other.metrics.items()}
     if one.per_sample is None or other.per_sample is None:
         return Loss(one.loss + other.loss, metrics)
     return Loss(one.loss + other.loss, metrics, one.per_sample + other.per_sample)

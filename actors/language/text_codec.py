@@ -113,6 +113,10 @@ class TextCodec:
                 "fix the template, or set task.chat=false"
             ) from error
 
+    def document(self, text: str) -> list[int]:
+        """Tokens of a whole text, which nobody asked for: as the tokenizer begins one, and its end."""
+        return [*self._tokens.fresh(text), self.eos_token_id]
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a text in the middle of a sequence: nothing is added at its ends."""
         return self._tokens.inside(text)

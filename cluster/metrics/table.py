@@ -75,6 +75,7 @@ class Metric:
 
 STEPPED, TRAINING = "the first learner step", "the beginning of training"  # of `when`: what others may look for
 _SCORED = "the first batch that a reward service has scored"
+_ROUNDS = "the second round of labels"
 _REPLAYED = "an algorithm with kept experience"
 _GATEWAY = "actors.outside"
 _OUTSIDE = "a request of an actor outside Ray"
@@ -170,6 +171,10 @@ _POLICY = (
     _gauge(
         "reward_disagreement", "1", "How far a reward's ensemble is apart, mean of the newest batch", when="an ensemble"
     ),
+    _gauge(
+        "reward_fresh_accuracy_ratio", "0 to 1", "New labels that the last reward model was right about", when=_ROUNDS
+    ),
+    _gauge("reward_fresh_accuracy_low_ratio", "0 to 1", "Lower end of that share's 95% interval", when=_ROUNDS),
     _counter("reward_model_changes", "changes", "Reward models that followed another", when=_SCORED),
     _gauge(
         "reward_model_changed_timestamp_seconds",
@@ -263,6 +268,14 @@ _LANGUAGE = tuple(
         ("degenerate_ratio", "gauge", "0 to 1", "Prompts whose samples' rewards are all equal", (), STEPPED),
         ("completion_length_tokens", "gauge", "tokens", "Mean length of the newest completions", (), STEPPED),
         ("kl_reference_nats", "gauge", "nats", "Mean KL estimate to the reference, per token", (), "a KL penalty"),
+        (
+            "ptx_loss",
+            "gauge",
+            "nats",
+            "Of what is imitated beside, per token, without weight",
+            (),
+            "algorithm.ptx_coef",
+        ),
         ("logprob_mismatch_nats", "gauge", "nats", "Mean |learner's - engine's log-probability|", (), STEPPED),
         (
             "fresh_mismatch_nats",

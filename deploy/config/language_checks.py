@@ -97,6 +97,10 @@ def _algorithm(config: LanguageConfig) -> list[Problem]:
     if config.learner.num_processes > share:
         text = f"more learner processes than the {share} samples of a minibatch to share: {share} at the most"
         problems.append(Problem(("learner", "num_processes"), text))
+    shown = int(getattr(config.algorithm, "ptx_batch_size", 0)) // int(getattr(config.algorithm, "num_minibatches", 1))
+    if getattr(config.algorithm, "ptx_coef", 0) and config.learner.num_processes > shown:
+        text = f"every one of {config.learner.num_processes} learner processes needs some in each minibatch: raise it"
+        problems.append(Problem(("algorithm", "ptx_batch_size"), text))
     return problems
 
 

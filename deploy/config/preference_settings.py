@@ -34,6 +34,13 @@ class AskedConfig(BaseModel):
     seed: int = Field(default=0, ge=0, description="which are compared")
     total_labels: int = Field(default=700, ge=10, description="comparisons that are labelled over the whole run")
     rounds: int = Field(default=10, ge=1, description="reward models trained over the run, each on all labels so far")
+    asked_until: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the run over which its rounds are spread: with less the policy goes less far on a model "
+        "of few labels, and the last model is of an earlier policy",
+    )
 
     @property
     def raters(self) -> tuple[RaterKind, ...]:
@@ -49,7 +56,7 @@ class AskedConfig(BaseModel):
         """Labels that the reward model has learnt from once the policy has come so far, in [0, 1]."""
         if self.rounds == 1:
             return self.first_labels
-        round_ = min(self.rounds - 1, int(self.rounds * progress))
+        round_ = min(self.rounds - 1, int(self.rounds * progress / self.asked_until))
         share: float = (round_ / (self.rounds - 1)) ** self.SHARE_EXPONENT
         return self.first_labels + round(share * (self.total_labels - self.first_labels))
 

@@ -20,6 +20,7 @@ from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watc
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.drive.fresh_raters import FreshRaters
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.planned import plan_here, plan_on
 from rollcall.deploy.drive.ray_again import RayAgain
@@ -79,7 +80,8 @@ class OnlineDrive:
         """
         config = self._config
         self._watch = RunWatch(config, self._directory, self._factory)
-        self._recorders = [self._recorder, MetricsRecorder(self._watch, self._evaluations)]
+        rounds = [FreshRaters(self._directory)] if self._factory.trains_on_preferences else []
+        self._recorders = [*rounds, self._recorder, MetricsRecorder(self._watch, self._evaluations)]
         self._again = RayAgain(config.supervision, self._directory, self._tell, self._stop_requested)
         self._factory.check()  # what does not fit is said before anything is begun
         with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers

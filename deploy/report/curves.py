@@ -17,6 +17,7 @@ Column = list[float | None]
 _FIRST = (
     "policy_loss",
     "value_loss",
+    "ptx_loss",
     "loss",
     "entropy",
     "approx_kl",
@@ -31,6 +32,7 @@ _FIRST = (
 _TITLES = {
     "policy_loss": "Policy loss",
     "value_loss": "Value loss",
+    "ptx_loss": "Loss of what is imitated beside",
     "approx_kl": "Approximate KL",
     "kl_old": "KL from before a batch's update to after it",
     "kl_coef": "Weight of the KL penalty",
@@ -50,6 +52,7 @@ _TITLES = {
     "reward_mean": "Mean reward",
     "reward_task": "The task's own reward, not learnt from",
     "reward_agreement": "Pairs that reward and task order alike",
+    "reward_fresh_accuracy": "New labels that the last reward model was right about",
     "repeated_ngrams": "Repeated 4-grams within a completion",
     "identical_fraction": "Completions as an earlier one of their batch",
     "return_mean": "Return",
@@ -78,7 +81,7 @@ _ELSEWHERE = {
     *STEP_KEYS["tokens"],
     *("elapsed_s", "bound_fraction", "steps_per_s", "tokens_per_s", "step_s", "act_s"),
     *("episodes", "restarts", "env_restarts", "skipped"),
-    *("reward_std", "task_std", "task_error", "reward_gain", "task_gain", "task_reward_lost"),
+    *("reward_fresh_low", "reward_std", "task_std", "task_error", "reward_gain", "task_gain", "task_reward_lost"),
     *("exact_match", "length_mean", "length_max", "degenerate_dropped"),
     *("accuracy", "implicit_accuracy", "negative_log_likelihood", "mean_loss"),
     *("trained_comparisons", "trained_size", "trained_steps", "played_steps"),

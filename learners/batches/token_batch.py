@@ -67,6 +67,7 @@ class TokenBatch:
     row: Tensor  # int64 [N]: samples with one number share a row, and compute its prompt once
     shared_prompt: Tensor  # int64 [N]: how many tokens at its beginning a sample shares; 0: it has its row alone
     packed: bool = False  # those rows stand in one, without padding
+    supervised: TokenBatch | None = None  # demonstrations that are imitated beside what was sampled
 
     @property
     def num_samples(self) -> int:

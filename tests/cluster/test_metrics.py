@@ -56,7 +56,14 @@ CONTROL = SHARED | {
     "replay_age_env_steps": 2500.0,
     "priority_evenness": 0.4,
 }
-SCORED = {"reward_mean": 0.4, "score_s": 0.1, "reward_versions": ["m@1"], "reward_disagreement": 0.05}
+SCORED = {
+    "reward_mean": 0.4,
+    "score_s": 0.1,
+    "reward_versions": ["m@1"],
+    "reward_disagreement": 0.05,
+    "reward_fresh_accuracy": 0.85,
+    "reward_fresh_low": 0.81,
+}
 PROXY = {
     "reward_task": 0.3,
     "task_reward_lost": 0.01,
@@ -67,6 +74,7 @@ PROXY = {
 LANGUAGE = SHARED | {
     "reward_mean": 0.4,
     "exact_match": 0.25,
+    "ptx_loss": 1.25,
     "repeated_ngrams": 0.125,
     "identical_fraction": 0.0625,
     "first_steps": {"length_mean": 80.0, "repeated_ngrams": 0.1, "task_std": 0.2},
@@ -381,6 +389,9 @@ def test_what_a_gamed_reward_leaves_is_served_by_name_and_the_first_steps_by_the
         "task_reward_gain_deviations": 0.9,
         "reward_agreement_ratio": 0.8,
         "reward_disagreement": 0.05,
+        "reward_fresh_accuracy_ratio": 0.85,
+        "reward_fresh_accuracy_low_ratio": 0.81,
+        "ptx_loss": 1.25,
     }
     assert {name: value(metrics, name) for name in found} == found
     first = {

@@ -36,8 +36,9 @@ from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.language.compared_texts import first_model, training_of
 from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
 from rollcall.deploy.kinds.language.lengths import check_length, usable_rows
+from rollcall.deploy.kinds.language.mixed_in import check_beside, language_collator
 from rollcall.deploy.kinds.language.model_directory import write_tiny
-from rollcall.deploy.kinds.language.models import language_models, policy_layout
+from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.kinds.language.needs import language_needs
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
@@ -49,8 +50,6 @@ from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import with_own_models
-from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
-from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
@@ -140,6 +139,7 @@ class LanguageFactory:
     def check(self) -> None:
         rows = self.task.rows("train")
         check_answers(self.config.reward, rows)
+        check_beside(self.config, self.task)
         preferences = self.config.preferences
         if preferences is not None and preferences.file is None and self.task.environment(rows[0]) is not None:
             raise BadInput(
@@ -307,14 +307,13 @@ class LanguageFactory:
 
     def learner(self, collective: Collective) -> Learner:
         config, models = self.config, self.models()
-        budget = int(getattr(config.algorithm, "pass_tokens", TOKEN_BUDGET))
         return Learner(
             models=models,
             algorithm=config.build_algorithm(),
             config=config.learner.for_language(),
             policy_id=POLICY_ID,
             run_seed=config.seed,
-            collator=LanguageCollator(token_budget=budget, layout=policy_layout(models, config.policy, budget)),
+            collator=language_collator(config, models, self.task, self.codec, self.given_model),
             published=("policy",),
             consumption_log=consumption_log(self.run_directory),
             collective=collective,

@@ -138,7 +138,13 @@ class WarmStartLines(ProgressLines):
 
 
 def demonstrations_of(
-    task: Task, codec: TextCodec, model_directory: Path, *, num_rows: int | None, seed: int
+    task: Task,
+    codec: TextCodec,
+    model_directory: Path,
+    *,
+    num_rows: int | None,
+    seed: int,
+    what_for: str = "warm start",
 ) -> list[Demonstration]:
     """Of a task's training rows, in a seeded order; those that are longer than the model are left out, and said.
 
@@ -149,14 +155,14 @@ def demonstrations_of(
     order = np.random.default_rng(seed).permutation(len(rows))[:num_rows]
     demonstrations = [demonstration(task, codec, rows[index]) for index in order]
     if not demonstrations:
-        raise BadInput("warm start: the task has no training rows")
+        raise BadInput(f"{what_for}: the task has no training rows")
     room, longest = model_length(model_directory), max(len(item.token_ids) for item in demonstrations)
     fitting = [item for item in demonstrations if room is None or len(item.token_ids) <= room]
     about = f"demonstrations are longer than the {room} tokens that the model takes (the longest has {longest})"
     if not fitting:
-        raise BadInput(f"warm start: all {len(demonstrations)} {about}: shorten them, or take another policy.model")
+        raise BadInput(f"{what_for}: all {len(demonstrations)} {about}: shorten them, or take another policy.model")
     if left_out := len(demonstrations) - len(fitting):
-        _log.warning("warm start: %d of %d %s, and are left out", left_out, len(demonstrations), about)
+        _log.warning("%s: %d of %d %s, and are left out", what_for, left_out, len(demonstrations), about)
     return fitting
 
 

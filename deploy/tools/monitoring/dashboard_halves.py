@@ -212,6 +212,14 @@ LANGUAGE = Dashboard(
                     [gauge("reward_agreement_ratio")],
                 ),
                 share(
+                    "New labels that the last reward model was right about",
+                    "Raters' labels of what the policy writes now, before they are learnt from. 0.5 is a coin: an alert.",
+                    [
+                        gauge("reward_fresh_accuracy_ratio"),
+                        gauge("reward_fresh_accuracy_low_ratio", "{{run}} at the least"),
+                    ],
+                ),
+                share(
                     "Repeats",
                     "4-grams that a completion had before, and completions that are as another of their batch.",
                     [

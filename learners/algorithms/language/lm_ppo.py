@@ -1,5 +1,5 @@
 """PPO for language models (Ouyang et al., 2022, arXiv:2203.02155): a critic values the state before each token, so that
-credit differs within a sample; the KL to the reference is in the reward of each token."""
+credit differs within a sample; the KL to the reference is in the reward of each token. With ptx_coef, PPO-ptx."""
 
 from __future__ import annotations
 
@@ -48,11 +48,41 @@ class LMPPOConfig(TokenAlgorithmConfig):
         "al., 2019, arXiv:1909.08593); None: kl_coef stays",
     )
 
+    ptx_coef: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the likelihood of demonstrations beside each batch, a mean over their tokens (PPO-ptx), "
+        "against forgetting; 0: none are read",
+    )
+    ptx_batch_size: int = Field(
+        default=64, ge=1, description="those demonstrations: of one learner step, divided among its minibatches"
+    )
+    ptx_file: str | None = Field(
+        default=None,
+        description="a file of them, one JSON object a line: prompt and answer, messages, or text, of which all is "
+        "learnt; none: the task's own",
+    )
+
     @model_validator(mode="after")
     def _adapts_something(self) -> LMPPOConfig:
         if self.kl_target is not None and self.kl_coef == 0:
             raise ValueError(f"kl_target={self.kl_target} with kl_coef=0: there is no weight to adapt: set kl_coef=0.1")
         return self
+
+    @model_validator(mode="after")
+    def _mixes_something(self) -> LMPPOConfig:
+        if self.ptx_file is not None and not self.ptx_coef:
+            raise ValueError(f"ptx_file={self.ptx_file!r} with ptx_coef=0: nothing is learnt from it: set ptx_coef=0.1")
+        if self.ptx_coef and self.ptx_batch_size < self.num_minibatches:
+            raise ValueError(
+                f"ptx_batch_size={self.ptx_batch_size} with num_minibatches={self.num_minibatches}: every minibatch "
+                "needs a demonstration: raise it"
+            )
+        return self
+
+    @property
+    def supervised_coef(self) -> float:
+        return self.ptx_coef
 
     @property
     def kl_goal(self) -> float | None:

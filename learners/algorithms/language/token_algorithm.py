@@ -19,6 +19,7 @@ from torch import Tensor
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Metrics, Models, Needs
 from rollcall.learners.algorithms.language import adaptive_kl
+from rollcall.learners.algorithms.language.supervised_term import MixedMinibatch, SupervisedPart, beside
 from rollcall.learners.algorithms.language.token_settings import TokenAlgorithmConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows, each_token
 from rollcall.learners.maths import losses, token_losses
@@ -144,8 +145,12 @@ class TokenAlgorithm(Generic[ConfigT]):
         own = found if isinstance(found, dict) else {"advantages": found}
         return Prepared(batch, TokenTargets(**own, **logprobs))
 
-    def minibatches(self, context: Context, prepared: Prepared) -> Iterator[LMMinibatch]:
+    def minibatches(self, context: Context, prepared: Prepared) -> Iterator[LMMinibatch | MixedMinibatch]:
         """Samples of a group need not stay together: advantages are known already."""
+        found, config = self._of_samples(context, prepared), self.config
+        return beside(found, prepared.batch, config.num_minibatches, token_budget=config.pass_tokens)
+
+    def _of_samples(self, context: Context, prepared: Prepared) -> Iterator[LMMinibatch]:
         batch, config = prepared.batch, self.config
         num_minibatches = min(config.num_minibatches, batch.num_samples)
         for _ in range(config.epochs):
@@ -171,10 +176,12 @@ class TokenAlgorithm(Generic[ConfigT]):
                     ends_epoch=index == num_minibatches - 1,
                 )
 
-    def loss(self, context: Context, part: LMPart) -> Loss:
+    def loss(self, context: Context, part: LMPart | SupervisedPart) -> Loss:
         """An algorithm's token losses summed up, corrected for lag, with the KL to the reference if it belongs into
         the loss. The KL is not weighed by the correction: it pulls at every token of the mask alike."""
         config = self.config
+        if isinstance(part, SupervisedPart):
+            return part.loss(context.models, coef=config.supervised_coef)
         terms = policy_terms(context.models, part, config)
         per_token, clipped = self._method.token_loss(config, part, terms)
         weights = part.weights * terms.mask

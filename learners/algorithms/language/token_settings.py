@@ -128,6 +128,11 @@ class TokenAlgorithmConfig(BaseModel):
         return None
 
     @property
+    def supervised_coef(self) -> float:
+        """The weight of the likelihood of demonstrations beside each batch; 0: there are none."""
+        return 0.0
+
+    @property
     def kl_of_loss(self) -> KLEstimator:
         """The estimator of that term."""
         return self.kl_estimator
