@@ -272,7 +272,7 @@ _LANGUAGE = tuple(
             "ptx_loss",
             "gauge",
             "nats",
-            "Of what is imitated beside, per token, without weight",
+            "Loss of what is imitated beside, per token",
             (),
             "algorithm.ptx_coef",
         ),

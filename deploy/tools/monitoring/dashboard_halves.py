@@ -213,7 +213,7 @@ LANGUAGE = Dashboard(
                 ),
                 share(
                     "New labels that the last reward model was right about",
-                    "Raters' labels of what the policy writes now, before they are learnt from. 0.5 is a coin: an alert.",
+                    "Raters' labels of what the policy writes now, before they are learnt from. 0.5 is a coin.",
                     [
                         gauge("reward_fresh_accuracy_ratio"),
                         gauge("reward_fresh_accuracy_low_ratio", "{{run}} at the least"),
