@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint
-from rollcall.cluster.errors import RewardError
+from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
 from rollcall.deploy.config.preference_config import RewardTrainConfig
 from rollcall.deploy.config.preference_settings import AskedConfig
 from rollcall.deploy.kinds.raters import Program
@@ -220,11 +220,22 @@ class PreferenceTrainer:
                 return False
             self._barren = 0 if self._labels.add(chosen) else self._barren + 1
         for program in self._raters:
-            limit = LABELS_A_BEAT * program.at_once
-            while label_all(program.rater, self._labels, limit=limit, at_once=program.at_once):
-                self._beat()
+            self._label(program)
         self._read_labels()
         return len(self._preferences) > before
+
+    def _label(self, program: Program) -> None:
+        """Raises RewardError: the program does not answer, after all the time that it is given for one comparison."""
+        try:
+            while label_all(
+                program.rater, self._labels, limit=LABELS_A_BEAT * program.at_once, at_once=program.at_once
+            ):
+                self._beat()
+        except (RewardUnavailable, RewardTimeout) as error:
+            raise type(error)(
+                f"the rater {program.rater.name} does not answer: {error}; all labels so far are kept: see that it "
+                "answers, then go on with rollcall resume"
+            ) from None
 
     def _read_labels(self) -> None:
         found, self._read_to = self._labels.labelled(self._read_to)

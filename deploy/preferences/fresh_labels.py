@@ -22,6 +22,7 @@ from rollcall.reward_service.scorers.reward_model_scorer import build_reward_mod
 
 CANARY_ITEMS = 8
 _AT_ONCE = 256
+ANY_LENGTH = 2**31 - 1  # that the model itself takes
 
 Judged = Callable[[Path, Sequence[ScoreItem]], list[float]]
 
@@ -70,7 +71,8 @@ def canary_of(model: Path, items: Sequence[ScoreItem]) -> list[float]:
     Raises:
       ValueError: where it has no finite score for one of them.
     """
-    scorer = build_reward_model_scorer(RewardModelConfig(path=str(model), threads=torch.get_num_threads()))
+    config = RewardModelConfig(path=str(model), threads=torch.get_num_threads(), max_tokens=ANY_LENGTH)
+    scorer = build_reward_model_scorer(config)
     found: list[float] = []
     for begin in range(0, len(items), _AT_ONCE):
         for outcome in scorer.score(items[begin : begin + _AT_ONCE]):

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint
-from rollcall.cluster.errors import BadInput, RewardError
+from rollcall.cluster.errors import BadInput, RewardError, RewardUnavailable
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.deploy.config.preference_config import RewardTrainConfig
-from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.config.preference_settings import PreferencesConfig, TextPreferencesConfig
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.compared_segments import Segments, first_model, segments_of, with_taken_actions
 from rollcall.deploy.kinds.preference_trainer import LOOK_S, PreferenceTrainer, PreferenceTraining, TrainerReport
@@ -53,6 +53,18 @@ def test_labels_are_due_in_rounds_most_of_them_early_and_all_of_them_before_the_
     assert due == sorted(due)
     assert len(set(due)) == 10
     assert due[500] > 400  # a linear schedule would ask for 400 by the middle
+
+
+def test_rounds_that_are_spread_over_half_a_run_are_all_there_by_its_middle() -> None:
+    settings: dict[str, Any] = {"true_reward": TRUE_REWARD, "total_labels": 2400, "rounds": 4}
+    whole, half = TextPreferencesConfig(**settings), TextPreferencesConfig(**settings, asked_until=0.5)
+    steps = range(80)
+    changes = {
+        until: [s for s in steps if s and config.labels_due(s / 80) != config.labels_due((s - 1) / 80)]
+        for until, config in ((1.0, whole), (0.5, half))
+    }
+    assert changes == {1.0: [20, 40, 60], 0.5: [10, 20, 30]}
+    assert [half.labels_due(s / 80) for s in (0, 10, 20, 30, 79)] == [600, 1200, 1800, 2400, 2400]
 
 
 def test_a_single_round_is_the_initial_labels() -> None:
@@ -261,6 +273,34 @@ def test_a_judge_that_takes_all_its_time_for_each_answer_is_not_taken_for_one_th
     assert len(heard) > 4
     answers_a_beat = max(heard.count(beats) for beats in heard)
     assert answers_a_beat * JudgeConfig.model_fields["deadline_s"].default < SILENT_S
+
+
+def test_a_judge_that_is_away_for_too_long_ends_the_run_with_a_line_that_says_how_to_go_on(tmp_path: Path) -> None:
+    class Away:
+        name, answers = "judge", 3
+
+        def answer(self, candidates: Sequence[Candidate]) -> Answer:
+            self.answers -= 1
+            if self.answers < 0:
+                raise RewardUnavailable("http://127.0.0.1:9/v1: connection refused")
+            return Answer(choice="left")
+
+    book, away = Book(), Away()
+    desk = Desk(tmp_path, book, raters=[Program(away)], initial_labels=8, total_labels=10)
+    desk.trainer.offer(trajectory(12, 4))
+    with pytest.raises(RewardUnavailable) as raised:
+        go_on(desk, book, 8)
+    (line,) = str(raised.value).splitlines()
+    assert line == (
+        "the rater judge does not answer: http://127.0.0.1:9/v1: connection refused; all labels so far are kept: see "
+        "that it answers, then go on with rollcall resume"
+    )
+    assert len(book.log) == 3
+    away.answers = 100  # it is there again: another trainer asks for the rest, and none twice
+    again = Desk(tmp_path, book, raters=[Program(away)], initial_labels=8, total_labels=10)
+    again.trainer.offer(trajectory(12, 4))
+    again.trainer.advance(8)
+    assert again.served and len(book.log) >= 8 and len(book.known) == len(book.log) + len(book.waiting)
 
 
 def test_a_trainer_that_follows_a_killed_one_loses_no_label_and_asks_for_none_again(tmp_path: Path) -> None:

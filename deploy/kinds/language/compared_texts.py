@@ -28,6 +28,7 @@ from rollcall.deploy.kinds.preference_trainer import BARREN_TRIES, PreferenceTra
 from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.preferences import held_out
 from rollcall.deploy.preferences.data import PreferenceDataConfig
+from rollcall.deploy.preferences.fresh_labels import ANY_LENGTH
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, new_text_model, save_text_model
 from rollcall.reward_service.models.reward_models import Statistics
@@ -241,7 +242,8 @@ class ComparedTexts:
     def _most_open(self, comparisons: Sequence[Comparison], model: Path) -> list[Comparison]:
         """First those on which the ensemble disagrees most: by the variance over its members of the probability that
         one is preferred to another, the mean over a comparison's pairs."""
-        scorer = build_reward_model_scorer(RewardModelConfig(path=str(model), threads=torch.get_num_threads()))
+        config = RewardModelConfig(path=str(model), threads=torch.get_num_threads(), max_tokens=ANY_LENGTH)
+        scorer = build_reward_model_scorer(config)
         assert isinstance(scorer, TextRewardScorer)
         items: list[ScoreItem] = []
         places: list[range] = []

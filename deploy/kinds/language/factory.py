@@ -40,7 +40,7 @@ from rollcall.deploy.kinds.language.mixed_in import check_beside, language_colla
 from rollcall.deploy.kinds.language.model_directory import write_tiny
 from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.kinds.language.needs import language_needs
-from rollcall.deploy.kinds.language.text_preferences import reward_model_run
+from rollcall.deploy.kinds.language.text_preferences import reward_model_run, served_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart, demonstrations_of
 from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
 from rollcall.deploy.kinds.preferences.reward_model import MODEL
@@ -57,7 +57,6 @@ from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import merged_parameters
 from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, preload
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
-from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Taken
 
 _log = logging.getLogger("rollcall")
@@ -227,10 +226,11 @@ class LanguageFactory:
     def reward_config(self) -> RewardConfig | None:
         if self.config.preferences is None:
             return self.config.reward
+        longest = self.config.actors.engine.max_model_len
         if self._asking is not None:
-            scorer = RewardModelConfig(path=str(self._reward_models / CURRENT))
+            scorer = served_model(self._asking, self._reward_models / CURRENT, longest=longest)
             return RewardConfig(scorer=scorer, patience_s=self._asking.patience_s)
-        return RewardConfig(scorer=RewardModelConfig(path=str(self._reward_model)))
+        return RewardConfig(scorer=served_model(self.config.preferences, self._reward_model, longest=longest))
 
     @property
     def _reward_models(self) -> Path:

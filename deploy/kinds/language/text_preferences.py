@@ -35,6 +35,7 @@ from rollcall.learners.loop.learner import resolve_device
 from rollcall.learners.loop.optimizers import AdamConfig
 from rollcall.learners.loop.schedules import LinearSchedule
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.files import (
     Preference,
     PreferencePair,
@@ -108,6 +109,13 @@ def reward_training(
             threads=config.threads,
         ),
     )
+
+
+def served_model(config: TextPreferencesConfig, path: Path, *, longest: int) -> RewardModelConfig:
+    """How the service runs it: what it may have learnt from, and what the policy may write (`longest`, in tokens), is
+    not too long."""
+    usual = RewardModelConfig(path=str(path))
+    return usual.model_copy(update={"max_tokens": max(usual.max_tokens, config.max_tokens, longest)})
 
 
 def _tell_result(tell: Callable[[str], None], directory: Path, summary: Mapping[str, Any]) -> None:
