@@ -121,7 +121,7 @@ def test_a_file_that_is_not_there_and_processes_without_a_share_are_refused(work
     ):
         made("learner.num_processes=4", "runtime=ray")
     made("learner.num_processes=3", "runtime=ray")
-    with pytest.raises(BadInput, match="ptx_file='a.jsonl' with ptx_coef=0: nothing is learnt from it"):
+    with pytest.raises(BadInput, match=r"ptx_file='a.jsonl' with ptx_coef=0: nothing is learnt from it"):
         made("algorithm.ptx_coef=0", "algorithm.ptx_file=a.jsonl")
 
 
