@@ -65,8 +65,8 @@ def test_no_one_taste_suits_all_and_the_majoritys_is_worse_than_a_coin_for_the_f
     assert of_majority["many"] == 1.0 and of_majority["some"] > 0.8 and of_majority["few"] < 0.45
     by_angle = {degrees: right(held_out, degrees) for degrees in range(0, 125, 5)}
     best = max(by_angle, key=lambda degrees: min(by_angle[degrees].values()))
-    assert 45 <= best <= 75, "between the two that compete"
-    assert 0.6 < min(by_angle[best].values()) < 0.75, "so much is to be had for the worst group, by one linear taste"
+    assert 60 <= best <= 90, "between the two that compete"
+    assert 0.58 < min(by_angle[best].values()) < 0.7, "so much is to be had for the worst group, by one linear taste"
 
 
 def test_what_is_compared_is_the_worst_group_and_both_means() -> None:
