@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
+import statistics
 import subprocess
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+T_QUANTILE = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262}  # of Student's distribution at 97.5%, by degrees of freedom
 ROLLCALL = (sys.executable, "-m", "rollcall.deploy.cli")
 
 
@@ -27,6 +30,22 @@ class Row:
         return (
             f"| {datetime.date.today().isoformat()} | {self.what} | {self.text} | {'yes' if self.met else '**no**'} |"
         )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95%, of the mean over 2, 3, 5 or 10 seeds."""
+    mean = statistics.mean(values)
+    half = T_QUANTILE[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
+    return mean - half, mean + half
+
+
+def of_seeds(values: Sequence[float]) -> str:
+    """Mean and 95% interval over seeds."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:.3f} (one seed)"
+    low, high = interval(values)
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def rollcall(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -10,19 +10,18 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.proofs import ROOT, Row, parser, report, rollcall
+from benchmarks.proofs import ROOT, Row, interval, of_seeds, parser, report, rollcall
 from rollcall.actors.tasks.reviews import PARTS, SUBJECTS, kindness, prompt_about, write_review
 from rollcall.cluster.seeds import derive_seed
 from rollcall.reward_service.preferences.files import PreferencePair, write_preferences
 
-T_QUANTILE = {2: 4.303, 4: 2.776, 9: 2.262}  # of Student's distribution at 97.5%, by degrees of freedom
 PAIRS, HELD_OUT = 4000, 500  # to learn from, in all; held out, of each group
 INTEREST = dict(zip(PARTS, (2, 1, 0, 0, -1, -2), strict=True))  # of what a clause is about, beside its kindness
 RECIPE = "synthetic-group-dpo"
@@ -106,19 +105,6 @@ def measures(found: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def of_seeds(values: Sequence[float]) -> str:
-    """Mean and 95% interval over seeds."""
-    mean = statistics.mean(values)
-    half = T_QUANTILE[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
-
-
-def low_and_high(values: Sequence[float]) -> tuple[float, float]:
-    mean = statistics.mean(values)
-    half = T_QUANTILE[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return mean - half, mean + half
-
-
 def rows(args: argparse.Namespace) -> Iterator[Row]:
     found: dict[str, list[dict[str, float]]] = {method: [] for method in METHODS}
     for seed in args.seeds:
@@ -135,7 +121,7 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
     for other in ("plain", "importance"):
         for name in robust[0]:
             gains = [a[name] - b[name] for a, b in zip(robust, found[other], strict=True)]
-            low, high = low_and_high(gains)
+            low, high = interval(gains)
             means = [statistics.mean(each[name] for each in found[method]) for method in ("group-robust", other)]
             text = f"{means[0]:.3f} against {means[1]:.3f}; difference {of_seeds(gains)} over {len(gains)} seeds"
             met = {"worst group's accuracy": low > 0, "worst group's loss": high < 0}.get(name, True)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.proofs import ROOT, Row, parser, report, rollcall
+from benchmarks.proofs import ROOT, Row, of_seeds, parser, report, rollcall
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.reviews import Reviews, ReviewsConfig, kindness_of_a_review
 from rollcall.actors.trajectory_scoring import asked_of
@@ -24,7 +23,6 @@ from rollcall.deploy.preferences.accuracy import Accuracy
 from rollcall.deploy.preferences.fresh_labels import FreshLabels
 from rollcall.reward_service.preferences.files import PreferencePair
 
-T_QUANTILE = {1: 12.706, 2: 4.303, 4: 2.776}  # of Student's distribution at 97.5%, by degrees of freedom
 PAIRS = 2000  # sampled of each final policy
 WINDOW = 5  # learner steps over which KL and the true measure are averaged: 256 samples each
 ARMS = (4, 1)  # rounds
@@ -77,15 +75,6 @@ def true_at(kl: float, points: Sequence[tuple[float, float]]) -> float:
         if kl_a <= kl <= kl_b and kl_b > kl_a:
             return true_a + (true_b - true_a) * (kl - kl_a) / (kl_b - kl_a)
     return points[-1][1]
-
-
-def of_seeds(values: Sequence[float]) -> str:
-    """Mean and 95% interval over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:.3f} (one seed)"
-    half = T_QUANTILE[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
 def rows(args: argparse.Namespace) -> Iterator[Row]:
