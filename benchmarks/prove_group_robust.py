@@ -130,10 +130,12 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
 
 def main() -> int:
     made = parser(__doc__, [])
-    made.add_argument("--seeds", nargs="*", type=int, default=list(range(10)), help="3, 5 or 10; default: 0 to 9")
+    made.add_argument("--seeds", nargs="*", type=int, default=list(range(10)), help="2, 3, 5 or 10; default: 0 to 9")
     made.add_argument("--settings", nargs="*", default=[], metavar="key=value", help="of all runs")
     made.add_argument("--work", type=Path, default=ROOT, help="where runs/ is")
     args = made.parse_args()
+    if len(args.seeds) not in (2, 3, 5, 10):
+        made.error(f"--seeds: {len(args.seeds)} of them: an interval is of 2, 3, 5 or 10")
     return report(rows(args), args.append)
 
 
