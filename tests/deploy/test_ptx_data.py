@@ -117,7 +117,7 @@ def test_a_file_that_is_not_there_and_processes_without_a_share_are_refused(work
     with pytest.raises(BadInput, match=r"nowhere\.jsonl"):
         made("algorithm.ptx_file=nowhere.jsonl").check()
     with pytest.raises(
-        BadInput, match=r"ptx_batch_size: every one of 4 learner processes needs some in each minibatch"
+        BadInput, match=r"ptx_batch_size.*every one of 4 learner processes needs some in each minibatch"
     ):
         made("learner.num_processes=4", "runtime=ray")
     made("learner.num_processes=3", "runtime=ray")
