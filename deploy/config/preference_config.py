@@ -121,12 +121,6 @@ class RewardTrainConfig(PreferenceRunConfig):
         "kept (where the rate anneals, the loss may rest for four and then fall again); none: never",
     )
 
-    reference: int | None = Field(
-        default=None,
-        ge=1,
-        description="the first so many comparisons learnt from, by whose rewards the model's zero and unit are set; "
-        "none: up to 2,000 of them",
-    )
     model: Annotated[TextModelConfig | SegmentModelConfig, Field(discriminator="kind")] = Field(
         default=TextModelConfig(), description="what the reward model is"
     )

@@ -178,8 +178,7 @@ class ComparedTexts:
         self, name: str, labels: Path, preferences: Sequence[Preference], *, new: int, last: Path | None
     ) -> RewardTrainConfig:
         """Of a model that goes on from the last one, with as many gradient steps as its new labels take. What is held
-        out is of prompts that stay held out. Zero and unit of every round's model are those of what version 0 wrote:
-        the critic, and the weight of the KL, are in these units while models are swapped."""
+        out is of prompts that stay held out."""
         prompts = [preference.prompt for preference in preferences if not isinstance(preference, SegmentPair)]
         several = len(set(prompts)) > 1
         held = held_out.in_turn(prompts if several else range(len(prompts)), fraction=HELD_OUT)
@@ -190,8 +189,7 @@ class ComparedTexts:
         data = PreferenceDataConfig(train=str(paths[False]), eval=str(paths[True]))
         training = reward_training(self._config, name, data, start=last or self._of.start, seed=self._of.seed)
         steps = max(1, math.ceil(self._config.epochs * new / self._config.batch_size))
-        first = None if last is None else held[: self._config.first_labels].count(False) or None
-        return training.model_copy(update={"total_learner_steps": steps, "reference": first})
+        return training.model_copy(update={"total_learner_steps": steps})
 
     def _sampled(self, need: int, beat: Callable[[], None]) -> list[Comparison]:
         """Of version 0, in the order in which it is drawn."""

@@ -163,7 +163,7 @@ class RewardModelRun:
         noise = self._config.loss.noise
         with evaluating(self._module):
             train, held_out = self._judge(self._reference()), self._judge(self._held_out)
-            statistics = train.statistics() if self._config.reference is None else self._units()
+        statistics = train.statistics()
         found, _ = reward_evaluation.accuracy_record(held_out, statistics)
         train_found, _ = reward_evaluation.accuracy_record(train, statistics)
         counts = counted(self._train, self._held_out, self._found)
@@ -197,7 +197,7 @@ class RewardModelRun:
         however it is normalised, and the reference set is far larger than what is held out."""
         if isinstance(self._config.model, TextModelConfig) and self._config.model.members == 1:
             return Statistics()
-        return self._units()
+        return self._judge(self._reference()).statistics()
 
     def _held_out_record(self) -> dict[str, Any] | None:
         with evaluating(self._module):
@@ -239,10 +239,6 @@ class RewardModelRun:
 
     def _reference(self) -> Sequence[RankedCandidates[Any]]:
         return self._train[:_REFERENCE]
-
-    def _units(self) -> Statistics:
-        """What a score is in units of, in evaluation mode."""
-        return self._judge(self._train[: self._config.reference or _REFERENCE]).statistics()
 
     def _judge(self, comparisons: Sequence[RankedCandidates[Any]]) -> reward_evaluation.Judged:
         return reward_evaluation.judge(self.algorithm, self._module, comparisons)
