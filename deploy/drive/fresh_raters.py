@@ -23,7 +23,8 @@ class FreshRaters:
         self._size = -1  # of the book, when it was read
         self._rounds: list[dict[str, Any]] = []
 
-    def on_step(self, record: dict[str, Any]) -> None:
+    def on_step(self, record: Record) -> None:
+        assert isinstance(record, dict), "the step's own record, which the observers after this one are told too"
         found = self._newest(int(record["step"]))
         if found is not None:
             record |= {"reward_fresh_accuracy": found["accuracy"], "reward_fresh_low": found["low"]}

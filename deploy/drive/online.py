@@ -81,7 +81,7 @@ class OnlineDrive:
         config = self._config
         self._watch = RunWatch(config, self._directory, self._factory)
         rounds = [FreshRaters(self._directory)] if self._factory.trains_on_preferences else []
-        self._recorders = [*rounds, self._recorder, MetricsRecorder(self._watch, self._evaluations)]
+        self._recorders: list[Recorder] = [*rounds, self._recorder, MetricsRecorder(self._watch, self._evaluations)]
         self._again = RayAgain(config.supervision, self._directory, self._tell, self._stop_requested)
         self._factory.check()  # what does not fit is said before anything is begun
         with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers
