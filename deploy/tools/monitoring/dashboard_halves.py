@@ -228,6 +228,12 @@ LANGUAGE = Dashboard(
                     ],
                 ),
                 Panel(
+                    "Loss of what is imitated beside",
+                    "PPO-ptx, nats a token. As at the beginning or lower: nothing is forgotten.",
+                    "short",
+                    [gauge("ptx_loss")],
+                ),
+                Panel(
                     "Disagreement of the reward's ensemble",
                     "Mean of the newest batch. Twice that of the first steps is an alert.",
                     "short",
