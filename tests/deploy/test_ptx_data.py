@@ -4,6 +4,7 @@ step for whoever asks; and what cannot be learnt from is said before anything is
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(name: str, *lines: dict[str, object]) -> None:
+def write(name: str, *lines: Mapping[str, object]) -> None:
     Path(name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,13 +75,13 @@ def literal_ptx(policy: nn.Module, items: list[Demonstration]) -> Tensor:
     return torch.cat(terms).mean()
 
 
-def summed(algorithm: object, context: Context, minibatch: MixedMinibatch, processes: int) -> tuple[Tensor, float]:
+def summed(algorithm: Any, context: Context, minibatch: MixedMinibatch, processes: int) -> tuple[Tensor, float]:
     """(loss, ptx_loss) over all parts and processes."""
     loss, ptx = torch.zeros(()), 0.0
     for rank in range(processes):
         kinds = set()
         for part in minibatch.shards(rank, processes):
-            found = algorithm.loss(context, part)  # type: ignore[attr-defined]
+            found = algorithm.loss(context, part)
             loss, ptx = loss + found.loss, ptx + float(found.metrics.get("ptx_loss", 0.0))
             kinds.add(isinstance(part, SupervisedPart))
         assert kinds == {False, True}, "every process has some of both, as all processes gather what is in pieces"
@@ -91,7 +92,7 @@ def summed(algorithm: object, context: Context, minibatch: MixedMinibatch, proce
 def test_every_minibatch_has_the_gradient_of_ppo_and_of_its_share_of_demonstrations(
     directory: Path, processes: int
 ) -> None:
-    settings = {"num_minibatches": 2, "epochs": 2, "kl_coef": 0.1, "token_budget": TOKEN_BUDGET}
+    settings: dict[str, Any] = {"num_minibatches": 2, "epochs": 2, "kl_coef": 0.1, "token_budget": TOKEN_BUDGET}
     plain, mixed = LMPPOConfig(**settings), LMPPOConfig(**settings, ptx_coef=COEF, ptx_batch_size=4)
     context, models = context_for(directory, plain)
     batch: TokenBatch = collator().collate(samples(directory, step=0), CPU, step=3)

@@ -22,6 +22,7 @@ from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
+from rollcall.learners.algorithms.language.supervised_term import MixedMinibatch
 from rollcall.learners.algorithms.language.token_algorithm import LMMinibatch
 from rollcall.learners.algorithms.language.token_settings import LagCorrection
 from rollcall.learners.batches import token_batch
@@ -113,7 +114,7 @@ def minibatches_of(algorithm: Any, models: dict[str, nn.Module], batch: TokenBat
 
 
 def summed_gradient(
-    algorithm: Any, models: dict[str, nn.Module], *minibatches: LMMinibatch, num_processes: int = 1
+    algorithm: Any, models: dict[str, nn.Module], *minibatches: LMMinibatch | MixedMinibatch, num_processes: int = 1
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Gradients of policy and critic as one vector, and the metrics with the loss, summed over parts and processes."""
     (minibatch,) = minibatches
