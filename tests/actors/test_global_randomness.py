@@ -134,11 +134,11 @@ def test_shards_that_share_a_process_do_not_share_draws(module: str, make_actor:
 def test_gymnasiums_own_vector_envs_are_left_bare_for_they_draw_nothing_from_the_global_generators() -> None:
     group = make_vector_env(EnvConfig(id="CartPole-v1"), 4, seed=1)
     assert isinstance(group, VectorEnvGroup) and isinstance(group._env, CartPoleVectorEnv)
-    before = random.getstate(), np.random.get_state()[1].tolist()
+    before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     group.reset()
     starts = sum(group.step(np.ones(4, np.int64)).episode_starts.sum() for _ in range(50))
     assert starts > 4, "episodes that began anew are among them"
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()) == before
     group.close()
 
 

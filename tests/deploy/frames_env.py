@@ -11,7 +11,7 @@ from gymnasium import spaces
 from rollcall.cluster.messages.arrays import Array
 
 
-class Frames(gym.Env[Array, int]):
+class Frames(gym.Env[Any, Any]):
     observation_space = spaces.Box(0, 255, (36, 36, 1), np.uint8)
     action_space = spaces.Discrete(2)
 

@@ -104,9 +104,9 @@ def lag_by_one() -> Iterator[None]:
     """One ticket too many may be under way."""
     issue = Rollouts.issue
 
-    def issues_more(self: Rollouts) -> None:
+    def issues_more(self: Rollouts, *, ahead: bool) -> None:
         self.flow.max_policy_lag += 1
-        issue(self)
+        issue(self, ahead=ahead)
         self.flow.max_policy_lag -= 1
 
     with patch.object(Rollouts, "issue", issues_more):
