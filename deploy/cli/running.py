@@ -224,6 +224,7 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
     with uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
+    from rollcall.deploy.report.closing import next_line
     from rollcall.deploy.report.recorders import plain
 
     live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -241,6 +242,8 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
     for line in run.kind.closing_lines(summary, run.directory) if console else ():
         print(line)
     if summary["status"] == "completed":
+        if console:
+            print(next_line(run.directory, exports=run.kind.policy in ("network", "language model")))
         return DONE
     if summary["status"] == "stopped" and run.kind.resumable(run.directory):
         print(f"go on with: rollcall resume {run.directory}")

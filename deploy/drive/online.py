@@ -28,10 +28,10 @@ from rollcall.deploy.drive.records import refuse_foreign
 from rollcall.deploy.drive.run_facts import facts_of
 from rollcall.deploy.drive.run_watch import MetricsRecorder, RunWatch
 from rollcall.deploy.drive.signals import nothing_to_keep
-from rollcall.deploy.drive.waiting import waiting
 from rollcall.deploy.gateway.opening import with_gateway
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.plan.planning import Plan
+from rollcall.deploy.report.phase_line import phase
 from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.rundir.files import consumption_log
 from rollcall.deploy.rundir.jobs import stop_patience_s
@@ -84,7 +84,7 @@ class OnlineDrive:
         self._recorders: list[Recorder] = [*rounds, self._recorder, MetricsRecorder(self._watch, self._evaluations)]
         self._again = RayAgain(config.supervision, self._directory, self._tell, self._stop_requested)
         self._factory.check()  # what does not fit is said before anything is begun
-        with nothing_to_keep(), waiting("the plan"), uncollected():  # it imports transformers
+        with nothing_to_keep(), phase(self._recorder, "the plan"), uncollected():  # it imports transformers
             self.plan, self._factory = plan_here(config, self._factory, self._directory, self._tell)
         (self._directory / "logs").mkdir(parents=True, exist_ok=True)
         start = self._starting_point() if resume else None
@@ -122,7 +122,7 @@ class OnlineDrive:
         if self._workers is not None:
             self._workers.close()
             self._workers = None
-        with waiting("Ray"):
+        with phase(self._recorder, "Ray"):
             self._workers = workers = self._ray_workers()
         try:
             self._nested.prepare(self._factory, lambda: workers.is_lost or self._stop_requested())
@@ -310,7 +310,7 @@ class OnlineDrive:
         with nothing_to_keep():
             workers.start(checkpoint, shard_state=shard_state)
             workers.publish_initial(epoch=epoch, version=version)
-            with waiting("the learner and the actors"):
+            with phase(self._recorder, "the learner and the actors"):
                 coordinator.wait_for_workers()
         info = {
             "start_step": version,

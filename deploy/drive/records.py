@@ -24,6 +24,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import refused_by_disk, write_aside
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.report.page import write_report
+from rollcall.deploy.report.phase_line import PHASE
 from rollcall.deploy.report.recorders import JsonLines, Record, Recorder, plain
 from rollcall.deploy.report.tensorboard import TensorBoard
 from rollcall.deploy.report.trackers.opening import open_recorders
@@ -52,6 +53,7 @@ class RunRecorder:
             settings=run.config.resolved().model_dump(mode="json", exclude={"redis": True, "recorders": True}),
             over_counted=run.config.recorders.tensorboard.axis == "env_steps",
         )
+        self._console = tuple(console)
         self._recorders: list[Recorder] = [JsonLines(run.directory), tensorboard, logs, *console]
         self._known = read_settings_history(run.directory, config_hash=run.config_hash)
         self.segments = self._known
@@ -65,7 +67,7 @@ class RunRecorder:
 
     def on_start(self, info: Record) -> None:
         self.begun = True
-        info = {**info, "name": self._run.config.name, "run_directory": str(self._run.directory)}
+        info = {**info, **_told_of(self._run)}
         (self._run.directory / "summary.json").unlink(missing_ok=True)
         reserve_room(self._run.directory)
         self._each(lambda recorder: recorder.on_start(info))
@@ -78,6 +80,10 @@ class RunRecorder:
         self._each(lambda recorder: recorder.on_eval(record))
 
     def on_event(self, kind: str, text: str) -> None:
+        if kind == PHASE:  # of a start that may be refused yet: nothing of it is written down
+            for recorder in self._console:
+                recorder.on_event(kind, text)
+            return
         self._each(lambda recorder: recorder.on_event(kind, text))
 
     def _each(self, told: Callable[[Recorder], None]) -> None:
@@ -107,6 +113,16 @@ class RunRecorder:
             shutil.copyfile(directory / "config.yaml", directory / f"config.{len(self._known.all) - 1}.yaml")
             write_config(self._run.config, directory)
             self.on_event("segment", str(segments.all[-1]))
+
+
+def _told_of(run: StoredRun) -> dict[str, Any]:
+    greedy = getattr(getattr(run.config, "eval", None), "greedy", None)
+    return {
+        "name": run.config.name,
+        "run_directory": str(run.directory),
+        "runtime": getattr(run.config, "runtime", None),
+        "eval_mode": None if greedy is None else "greedy" if greedy else "sampled",
+    }
 
 
 def _new_segment(run: StoredRun, changes: Changes) -> SettingsSpan:

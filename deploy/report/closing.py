@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rollcall.deploy.report.counted import Counted
 from rollcall.deploy.report.progress import duration, eval_noun, eval_text, number, percent
+from rollcall.deploy.rundir.jobs import runs_root
 
 
 def online_lines(counts: Counted, summary: Mapping[str, Any], run_directory: Path) -> list[str]:
     """Of a run with actors."""
     wall = duration(float(summary.get("wall_s") or 0))
-    speed = f"{number(summary.get(counts.speed))}/s"
+    speed = f"{number(summary.get(counts.speed))} {counts.per_second}"
     bound = summary.get("bound_fraction")
     speed += f" ({bound:.0%} of this machine's bound)" if bound else ""
     steps = f"{number(summary.get(counts.total))} {counts.unit}s, {number(summary.get('learner_steps'))} learner steps"
@@ -54,6 +56,14 @@ def steps_line(summary: Mapping[str, Any]) -> str:
 
 def report_line(run_directory: Path) -> str:
     return f"report: {run_directory / 'report.html'}"
+
+
+def next_line(run_directory: Path, *, exports: bool) -> str:
+    """What one does with a run that is completed, as it is typed."""
+    found_by_name = run_directory == runs_root() / run_directory.name
+    run = shlex.quote(run_directory.name if found_by_name else str(run_directory))
+    commands = [f"rollcall eval {run}", f"rollcall report {run}", *([f"rollcall export {run}"] if exports else [])]
+    return f"next: {' · '.join(commands)}"
 
 
 def evaluated(what: str, evaluation: Mapping[str, Any] | None) -> list[str]:

@@ -22,6 +22,11 @@ class Counted:
     def units(self) -> str:
         return f"{self.unit}s"
 
+    @property
+    def per_second(self) -> str:
+        """The unit of a speed."""
+        return "tok/s" if self.unit == "token" else "steps/s"
+
     def done(self, amount: int, seconds: float) -> dict[str, Any]:
         """Of a summary."""
         return {self.total: amount, self.speed: amount / seconds if seconds else 0.0}

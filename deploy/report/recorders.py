@@ -35,7 +35,7 @@ class Recorder(Protocol):
     def on_start(self, info: Record) -> None:
         """`info` has at least `start_step` (learner steps already done), `epoch`, `total_learner_steps` (None when only
         env steps are bounded) and `total_env_steps`; `counts` is "env_steps" (also when it is absent) or "tokens";
-        `name` and `run_directory` are the run's."""
+        `name` and `run_directory` are the run's; `runtime` and `eval_mode` (greedy, sampled) may be None."""
 
     def on_step(self, record: Record) -> None:
         """One learner step: STEP_KEYS of what is counted and whatever the algorithm adds; what does not exist yet is

@@ -209,7 +209,8 @@ def test_training_prints_the_run_directory_first_and_a_taken_name_gets_a_number(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "run directory: runs/small-2"
     assert any(line.startswith("completed in") for line in lines)
-    assert lines[-1] == "report: runs/small-2/report.html"
+    assert lines[-2] == "report: runs/small-2/report.html"
+    assert lines[-1] == "next: rollcall eval small-2 · rollcall report small-2 · rollcall export small-2"
 
 
 def test_a_completed_run_has_nothing_to_go_on_with(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,13 +3,24 @@ character that the terminal would obey."""
 
 from __future__ import annotations
 
+import fcntl
 import io
+import os
+import pty
+import struct
+import termios
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from rollcall.deploy.report.progress import LiveView, PlainLines, Tally, duration, eval_text, number, one_line, percent
+from rollcall.deploy.report.closing import next_line
+from rollcall.deploy.report.live_view import LiveView
+from rollcall.deploy.report.phase_line import PhaseLine
+from rollcall.deploy.report.plain_lines import PlainLines
+from rollcall.deploy.report.progress import duration, eval_text, number, one_line, percent
+from rollcall.deploy.report.tally import Tally
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
 LANGUAGE: dict[str, Any] = {"counts": "tokens", "start_step": 0, "epoch": 1, "total_learner_steps": 100}
@@ -53,7 +64,7 @@ def screen(view: LiveView, console: Console) -> str:
 
 def test_plain_lines_say_how_far_how_fast_and_how_long_still(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("rollcall.deploy.report.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     lines = PlainLines(stream, every_s=5.0)
     lines.on_start(START)
@@ -65,7 +76,14 @@ def test_plain_lines_say_how_far_how_fast_and_how_long_still(monkeypatch: pytest
     printed = stream.getvalue().splitlines()
     assert len(printed) == 4 + 2
     last = printed[3]
-    for part in ("step 16/100", "2,048/s (71% of bound)", "lag 1", "return 35.0", "waiting 24%", "ETA 1 min 24 s"):
+    for part in (
+        "step 16/100",
+        "2,048 steps/s (71% of bound)",
+        "lag 1",
+        "training return 35.0",
+        "waits for actors 24% of the time",
+        "ETA 1 min 24 s",
+    ):
         assert part in last
     assert printed[-2:] == ["eval at step 20: 88.2 ± 3.0 over 20 episodes", "actor_died: gym-1: SIGKILL"]
 
@@ -109,13 +127,13 @@ def test_the_live_view_shows_the_same_facts_in_place() -> None:
     view.close({})
     text = capture.get()
     assert "50/100" in text
-    for part in ("lag", "return", "69.0", "drops", "restarts"):
+    for part in ("lag", "training return", "69.0", "drops", "restarts"):
         assert part in text
 
 
 def test_rates_are_over_the_last_seconds_not_over_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("rollcall.deploy.report.progress.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     tally = Tally()
     tally.on_start(START)
     for step in range(60):
@@ -155,7 +173,7 @@ def test_durations_are_in_words() -> None:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time in seconds, to be moved by hand."""
     now = [100.0]
-    monkeypatch.setattr("rollcall.deploy.report.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
 
 
@@ -171,9 +189,15 @@ def test_the_lines_of_a_language_run_say_how_well_it_writes(clock: list[float]) 
     lines.on_step(language_record(6, restarts=1))
     lines.close({})
     printed = stream.getvalue().splitlines()
-    for part in ("step 6/100", "tokens 24,576", "speed 4,096 tokens/s (71% of bound)", "lag 1", "reward 0.25"):
+    for part in ("step 6/100", "tokens 24,576", "speed 4,096 tok/s (71% of bound)", "lag 1", "training reward 0.25"):
         assert part in printed[1]
-    for part in ("exact match 61.3 %", "length 87.5", "waiting 24%", "drops 3", "ETA 1 min 34 s"):
+    for part in (
+        "exact match 61.3 %",
+        "length 87.5 tok",
+        "waits for actors 24% of the time",
+        "drops 3",
+        "ETA 1 min 34 s",
+    ):
         assert part in printed[1]
     assert "return" not in printed[1]
     assert "env steps" not in printed[1]
@@ -275,7 +299,7 @@ def test_a_language_record_may_lack_anything_but_its_step() -> None:
     tally = Tally()
     tally.on_start(LANGUAGE)
     tally.on_step({"step": 0, "reward_mean": None, "exact_match": float("nan")})
-    assert {name for name, _ in tally.facts()}.isdisjoint({"reward", "exact match", "length", "tokens", "lag", "drops"})
+    assert {name for name, _ in tally.facts()} == set()
 
 
 def test_an_evaluation_on_problems_is_a_share_and_one_on_episodes_a_mean() -> None:
@@ -286,3 +310,171 @@ def test_an_evaluation_on_problems_is_a_share_and_one_on_episodes_a_mean() -> No
 
 def test_one_line_keeps_what_can_be_printed() -> None:
     assert one_line("a\tb\n\n c\x00d \u00e9\u4e2d\U0001f600") == "a b c d \u00e9\u4e2d\U0001f600"
+
+
+def words_of(view: LiveView, width: int, height: int = 24) -> list[str]:
+    """The view's lines on a screen of that size."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, color_system=None)
+    with console.capture() as capture:
+        view._console = console
+        console.print(view._render())
+    return [line.rstrip() for line in capture.get().splitlines()]
+
+
+@pytest.mark.parametrize("width", [200, 120, 80, 60, 40])
+def test_facts_stand_whole_on_a_line_whatever_its_width(width: int) -> None:
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=width))
+    view.on_start(START | {"eval_mode": "greedy", "name": "mine"})
+    view.on_step(step_record(48, bound_fraction=0.71))
+    view.on_step(step_record(49, bound_fraction=0.71, restarts=2))
+    view.on_event("checkpoint", "step 40 (exact)")
+    view.on_eval({"step": 40, "mean": 88.25, "std": 3.0, "n": 20})
+    shown = words_of(view, width)
+    whole = [f"{name} {value}".strip() for name, value in [*view._tally.facts(), *view._tally.checkpoint()]]
+    view.close({})
+    assert len(whole) == 9
+    for fact in [*whole, "Ctrl-C stops with a checkpoint", "curves so far rollcall report mine"]:
+        if len(fact) <= width:
+            assert any(fact in line for line in shown), fact
+        else:
+            assert " ".join(shown).count(fact) == 1, "wrapped at a word, and nothing of it is lost"
+    assert all(len(line) <= width for line in shown)
+
+
+def test_completions_make_way_for_facts_on_a_low_screen() -> None:
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=80))
+    view.on_start(LANGUAGE | {"name": "mine"})
+    view.on_step(language_record(3))
+    heights = {height: words_of(view, 80, height) for height in (24, 12, 8)}
+    view.close({})
+    assert all(len(lines) < height for height, lines in heights.items())
+    assert [sum("[red]4" in line for line in lines) for lines in heights.values()] == [4, 4, 0]
+    assert any("Ctrl-C" in line for line in heights[24])
+    assert not any("Ctrl-C" in line for line in heights[8])
+
+
+def test_checkpoints_are_a_fact_and_no_lines(clock: list[float]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    view = LiveView(console)
+    view.on_start(START)
+    with console.capture() as capture:
+        for step in range(10):
+            view.on_event("checkpoint", f"step {step} (exact)")
+        clock[0] += 75.0
+    assert "checkpoint" not in capture.get()
+    assert view._tally.checkpoint() == [("checkpoint", "step 9, 1 min 15 s ago")]
+    view.close({})
+
+
+@pytest.mark.parametrize(
+    ("info", "spent", "words"),
+    [
+        ({"runtime": "ray"}, (0.3, 0.7, 0.0), "the learner waits for actors 30% of the time"),
+        ({"runtime": "ray"}, (0.04, 0.96, 0.0), "actors wait for the learner, busy 96% of the time"),
+        ({"runtime": "ray"}, (0.6, 0.4, 0.4), "the learner waits for the reward service 60% of the time"),
+        ({"runtime": "ray"}, (0.6, 0.4, 9.0), "the learner waits for the reward service 60% of the time"),
+        ({"runtime": "serial"}, (0.6, 0.4, 0.1), "acting 50%, scoring 10%, learning 40% of the time"),
+        ({"runtime": "serial"}, (0.6, 0.4, 0.0), "acting 60%, learning 40% of the time"),
+    ],
+)
+def test_who_waits_for_whom_is_said_in_words(info: Any, spent: tuple[float, float, float], words: str) -> None:
+    tally = Tally()
+    tally.on_start(START | info)
+    waited, worked, scored = spent
+    tally.on_step(step_record(0, wait_batch_s=waited, update_s=worked, publish_s=0.0, score_s=scored))
+    assert tally.waiting == words
+
+
+def test_the_best_so_far_is_of_evaluations_and_without_any_of_training() -> None:
+    tally = Tally()
+    tally.on_start(START)
+    for step, value in enumerate((10.0, 50.0, 30.0)):
+        tally.on_step(step_record(step, return_mean=value))
+    assert ("best", "50.0 at step 2") in tally.facts()
+    for step, mean in ((1, 7.0), (2, 9.5), (3, 8.0)):
+        tally.on_eval({"step": step, "mean": mean, "std": 1.0, "n": 20})
+    assert ("best eval", "9.5 at step 2") in tally.facts()
+    assert ("eval", "8.0 ± 1.0 over 20") in tally.facts()
+
+
+def test_the_best_of_broken_principles_is_the_least() -> None:
+    tally = Tally()
+    tally.on_start(LANGUAGE)
+    for step, mean in ((1, 0.7), (2, 0.2), (3, 0.4)):
+        tally.on_eval({"step": step, "mean": mean, "std": 0.1, "n": 20, "unit": "broken"})
+    assert ("best eval", "20.0 % at step 2") in tally.facts()
+
+
+def test_a_start_has_a_line_for_each_phase_that_is_redrawn_and_stays_if_it_took_long(clock: list[float]) -> None:
+    stream = io.StringIO()
+    line = PhaseLine(stream, every_s=60.0)
+    line.begin("the plan")
+    clock[0] += 0.4
+    line.begin("Ray")  # the plan took no time that is worth a line
+    clock[0] += 2.0
+    line.tell("a private Ray cluster answers after 2.0 s")
+    line.end()
+    line.end()
+    drawn = stream.getvalue().split("\r\x1b[2K")
+    assert drawn == [
+        *("", "starting: the plan 0 s", "", "starting: Ray 0 s"),
+        "starting: Ray 2 s   a private Ray cluster answers after 2.0 s",
+        "Ray: 2 s\n",
+    ]
+    assert not line.is_on
+
+
+def test_a_phase_is_redrawn_while_it_lasts_and_news_that_finds_no_room_is_left_out_whole() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    with os.fdopen(theirs, "w") as terminal:
+        line = PhaseLine(terminal, every_s=0.02)
+        line.begin("Ray")
+        line.tell("a piece of news that is far too long for forty columns")
+        shown = ""
+        while shown.count("starting: Ray 0 s") < 4:  # the kernel hands it over piece by piece
+            shown += os.read(ours, 4096).decode()
+        line.end()
+    os.close(ours)
+    assert "a piece" not in shown
+
+
+def test_members_that_come_up_in_a_start_are_news_of_its_phase_and_lines_later() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    view = LiveView(console)
+    view.on_event("phase", "the learner and the actors")
+    view.on_event("start", "gym-0 is up after 5.6 s")
+    view.on_event("warning", "something else")
+    view.on_start(START)
+    view.on_event("phase", "Ray")  # of a cluster that is begun again: its events say so
+    view.on_event("start", "gym-1 is up after 2.3 s")
+    view.close({})
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "starting: the learner and the actors 0 s   gym-0 is up after 5.6 s" in text
+    assert "\r\x1b[2Kwarning: something else\n" in text, "printed over nothing"
+    assert "start: gym-0" not in text
+    assert "start: gym-1 is up after 2.3 s" in text
+    assert "starting: Ray" not in text
+
+
+def test_plain_lines_do_not_speak_of_phases() -> None:
+    stream = io.StringIO()
+    lines = PlainLines(stream)
+    lines.on_event("phase", "Ray")
+    lines.on_event("phase", "")
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("directory", "exports", "line"),
+    [
+        ("runs/a", True, "next: rollcall eval a · rollcall report a · rollcall export a"),
+        ("runs/a", False, "next: rollcall eval a · rollcall report a"),
+        ("else where/a", False, "next: rollcall eval 'else where/a' · rollcall report 'else where/a'"),
+    ],
+)
+def test_the_last_line_says_what_one_does_next(
+    directory: str, exports: bool, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ROLLCALL_RUNS", raising=False)
+    assert next_line(Path(directory), exports=exports) == line

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.deploy.report.progress import PlainLines
+from rollcall.deploy.report.plain_lines import PlainLines
 from rollcall.deploy.report.recorders import (
     STEP_KEYS,
     JsonLines,

@@ -16,7 +16,7 @@ from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.report.closing import eval_line, online_lines
 from rollcall.deploy.report.counted import ENV_STEPS
-from rollcall.deploy.report.progress import online_console
+from rollcall.deploy.report.live_view import online_console
 
 
 def problems_of(config: RunConfig, *, scored: bool = False) -> list[Problem]:

@@ -18,7 +18,8 @@ from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.closing import eval_line, report_line
 from rollcall.deploy.report.counted import ENV_STEPS
-from rollcall.deploy.report.progress import duration, number, online_console
+from rollcall.deploy.report.live_view import online_console
+from rollcall.deploy.report.progress import duration, number
 from rollcall.deploy.rundir.candidates import JOURNAL, best_of, read_candidates, run_of
 from rollcall.deploy.rundir.earlier_runs import read_run
 

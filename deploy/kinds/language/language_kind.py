@@ -16,7 +16,7 @@ from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.report.closing import eval_line, online_lines, policy_line
 from rollcall.deploy.report.counted import TOKENS
-from rollcall.deploy.report.progress import online_console
+from rollcall.deploy.report.live_view import online_console
 from rollcall.deploy.rundir.files import POLICY
 
 RENAMED: Mapping[KeyPath, KeyPath] = {("eval", "episodes"): ("eval", "num_rows")}

@@ -23,7 +23,8 @@ from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.needs import Needs, Part, Role
 from rollcall.deploy.report.closing import report_line, steps_line
 from rollcall.deploy.report.counted import PLAYED
-from rollcall.deploy.report.progress import online_console, percent
+from rollcall.deploy.report.live_view import online_console
+from rollcall.deploy.report.progress import percent
 from rollcall.learners.tabular.learner import BanditLearner, Episodes
 from rollcall.learners.tabular.test_bed import TestBed
 

@@ -25,7 +25,8 @@ from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.needs import Needs, Part, Role
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
 from rollcall.deploy.report.counted import PLAYED
-from rollcall.deploy.report.progress import number, online_console, percent
+from rollcall.deploy.report.live_view import online_console
+from rollcall.deploy.report.progress import number, percent
 from rollcall.learners.tabular import planning
 from rollcall.learners.tabular.learner import Episodes, TableLearner
 from rollcall.learners.tabular.model import Model
