@@ -56,6 +56,11 @@ class LanguageConfig(OnlineConfig):
         return self.actors.prompts_per_batch
 
     @property
+    def eval_every_steps(self) -> int | None:
+        """Learner steps between evaluations during the run."""
+        return self.eval.steps_between(self.learner_steps)
+
+    @property
     def drop_degenerate(self) -> bool:
         return bool(getattr(self.algorithm, "dynamic_sampling", False))
 

@@ -19,6 +19,7 @@ from rollcall.deploy.config.settings import (
     COMMAND_LINE,
     KeyPath,
     Settings,
+    dotted_values,
     flat_values,
     parse_override,
     read_recipe,
@@ -59,6 +60,7 @@ def read_settings(
     written.sort(key=lambda item: item[0] != ("policy", "init_from"))  # before what is written of a warm start after it
     names = renamed(settings.tree)
     settings.rename(names)
+    of_recipe = dotted_values(settings.tree)
     for path, value, origin in written:
         _write(settings, names.get(path, path), value, origin)
     settings.rename(names)  # what came in a section
@@ -66,7 +68,14 @@ def read_settings(
     if len(totals) == 1:  # whoever says how long the run is says it instead of the recipe
         for name in set(_TOTALS) - totals:
             settings.tree.pop(name, None)
+    settings.over = _changed(of_recipe, dotted_values(settings.tree)) if of_recipe else {}
     return settings
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """None: not there."""
+    keys = [key for key in dict.fromkeys([*before, *after]) if key != "name"]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
 def _named_object(path: KeyPath, value: Any) -> Any:

@@ -113,6 +113,11 @@ class OnlineConfig(OptimisedConfig):
     def checkpoint_every_steps(self) -> int:
         return self.checkpoint_every(self.learner_steps or 100 * DEFAULT_NUM_CHECKPOINTS)
 
+    @property
+    def eval_every_steps(self) -> int | None:
+        """Learner steps between evaluations during the run."""
+        raise NotImplementedError
+
     def to_yaml(self) -> str:
         """As of every run. A password is left out."""
         values = self.resolved().model_dump(mode="json", exclude={"redis": {"url"}})
@@ -165,6 +170,10 @@ class RunConfig(OnlineConfig):
     @property
     def acting_threads(self) -> int:
         return self.actors.torch_threads
+
+    @property
+    def eval_every_steps(self) -> int | None:
+        return self.eval.every_steps
 
     @property
     def env_steps(self) -> int | None:

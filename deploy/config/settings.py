@@ -88,6 +88,7 @@ class Settings:
     origins: dict[KeyPath, str] = field(default_factory=dict)
     source: str = ""
     made_by: str = ""  # which version of Rollcall wrote them, where they are a run's
+    over: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # dotted key -> (the recipe's value, this one)
 
     def origin(self, path: KeyPath) -> str:
         """Where the value at `path` came from: it, its nearest section that was written, or the first thing in it."""

@@ -274,7 +274,7 @@ class OnlineDrive:
             total_env_steps=config.env_steps,
             ticket_deadline_s=config.actors.ticket_deadline_s,
             checkpoint_every_steps=config.checkpoint_every_steps,
-            eval_every_steps=config.eval.every_steps if self._factory.eval_episodes else None,
+            eval_every_steps=config.eval_every_steps if self._factory.eval_episodes else None,
             prefetch_steps=1 if config.runtime == "ray" and config.max_policy_lag > 0 else 0,
             consumption_log=consumption_log(self._directory),
             exact_checkpoints=at_rest and self._factory.can_be_exact,

@@ -104,5 +104,6 @@ def _begun(
             write_expert(expert.loaded, directory, expert.origin)
     except OSError as error:
         raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
-    config_hash = begin_run(recipe.config, directory, recipe=named, init_from=origin)
+    written = {"over": recipe.over, "chosen": recipe.chosen}
+    config_hash = begin_run(recipe.config, directory, recipe=named, init_from=origin, written=written)
     return StoredRun(recipe.kind, recipe.config, directory, config_hash)

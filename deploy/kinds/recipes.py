@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import schema
 from rollcall.deploy.config.reading import read_settings
 from rollcall.deploy.config.root_config import RootConfig
-from rollcall.deploy.config.settings import COMMAND_LINE, Settings
+from rollcall.deploy.config.settings import COMMAND_LINE, Settings, dotted_values
 from rollcall.deploy.config.validation import refused
 from rollcall.deploy.kinds.kind import RunKind, StoredRun
 from rollcall.deploy.kinds.language.supervised import SUPERVISED
@@ -30,6 +30,8 @@ class Recipe:
 
     kind: RunKind
     config: RootConfig  # of the class `kind.config`
+    over: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # written over it: key -> (its value, this one)
+    chosen: Mapping[str, Any] = field(default_factory=dict)  # written anywhere, and no default: key -> value
 
 
 def load_recipe(
@@ -57,7 +59,13 @@ def recipe_of(settings: Settings) -> Recipe:
     problems = kind.problems(config)
     if problems:
         raise refused(settings, problems, config)
-    return Recipe(kind, config)
+    return Recipe(kind, config, settings.over, _chosen(settings, config))
+
+
+def _chosen(settings: Settings, config: RootConfig) -> dict[str, Any]:
+    """The settings that somebody wrote which are not what they are by default, by dotted key."""
+    given = dotted_values(config.model_dump(mode="json", exclude_defaults=True, exclude={"name"}))
+    return {key: value for key, value in given.items() if value != {} and settings.has(tuple(key.split(".")))}
 
 
 def load_supervised(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe:

@@ -6,76 +6,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rollcall.cluster.metrics.names import NAMES, name_of
 from rollcall.deploy.report.counted import ENV_STEPS, TOKENS, Counted
 from rollcall.deploy.report.recorders import STEP_KEYS
 
 MAX_POINTS = 400
 Records = Sequence[dict[str, Any]]
+Record = dict[str, Any]
 Column = list[float | None]
 
-# What an algorithm reports, in the order worth reading; anything else follows by name.
-_FIRST = (
-    "policy_loss",
-    "value_loss",
-    "ptx_loss",
-    "loss",
-    "entropy",
-    "approx_kl",
-    "kl_old",
-    "kl_coef",
-    "kl_reference",
-    "clip_fraction",
-    "mismatch",
-    "explained_variance",
-    "grad_norm",
-)
-_TITLES = {
-    "policy_loss": "Policy loss",
-    "value_loss": "Value loss",
-    "ptx_loss": "Loss of what is imitated beside",
-    "approx_kl": "Approximate KL",
-    "kl_old": "KL from before a batch's update to after it",
-    "kl_coef": "Weight of the KL penalty",
-    "kl_reference": "KL to the reference",
-    "intrinsic_reward": "Intrinsic reward",
-    "prediction_error": "Error of foretelling the random network",
-    "predictor_loss": "Predictor's loss",
-    "intrinsic_value_loss": "Value loss of intrinsic returns",
-    "line_search_steps": "Times the step was shortened",
-    "episode_length_mean": "Episode length",
-    "clip_fraction": "Fraction clipped",
-    "implicit_margin": "Margin of implicit rewards",
-    "log_ratio_mean": "Mean log-ratio of the data's responses",
-    "better_log_ratio": "Log-ratio of better responses",
-    "worse_log_ratio": "Log-ratio of worse responses",
-    "margin": "Margin of rewards",
-    "reward_mean": "Mean reward",
-    "reward_task": "The task's own reward, not learnt from",
-    "reward_agreement": "Pairs that reward and task order alike",
-    "reward_fresh_accuracy": "New labels that the last reward model was right about",
-    "repeated_ngrams": "Repeated 4-grams within a completion",
-    "identical_fraction": "Completions as an earlier one of their batch",
-    "return_mean": "Return",
-    "exact_match": "Exact match",
-    "length_mean": "Completion length",
-    "mismatch": "Mismatch of log-probabilities",
-    "truncated_fraction": "Fraction truncated",
-    "unparsed_fraction": "Fraction not parsed",
-    "degenerate_fraction": "Fraction of degenerate groups",
-    "apply_s": "Loading weights into the engine, s",
-    "grad_norm": "Gradient norm",
-    "explained_variance": "Explained variance",
-    "q_mean": "Value of the actions drawn",
-    "td_error": "|TD error|",
-    "replay_transitions": "Transitions kept",
-    "replay_bytes": "Replay buffer, bytes",
-    "replay_age_versions": "Age of a draw, policy versions",
-    "replay_age_env_steps": "Age of a draw, env steps",
-    "priority_evenness": "Evenness of priorities",
-    "gradient_steps": "Gradient steps",
-    "temperature": "Temperature of the entropy",
-    "learning_rate": "Learning rate",
-}
 _ELSEWHERE = {
     *STEP_KEYS["env_steps"],
     *STEP_KEYS["tokens"],
@@ -90,7 +29,7 @@ _ELSEWHERE = {
 
 def title_of(key: str) -> str:
     """What a number of metrics.jsonl is called on a page."""
-    return _TITLES.get(key, key.replace("_", " ").capitalize())
+    return name_of(key).title
 
 
 def _column(records: Records, key: str) -> Column:
@@ -130,7 +69,7 @@ def _smooth(values: Column) -> Column:
 
 
 def _chart(title: str, x: Column, series: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    chart = {"title": title, "x": x, "unit": "", "series": series, "points": []}
+    chart = {"title": title, "x": x, "unit": "", "series": series, "points": [], "group": "learning"}
     return {**chart, "stack": False, "zero": False, "wide": False, "spread": "", **more}
 
 
@@ -138,57 +77,71 @@ def _line(name: str, y: Column, colour: int = 1, *, faint: bool = False) -> dict
     return {"name": name, "y": y, "colour": colour, "faint": faint}
 
 
-def _return_chart(records: Records, evals: Records, x: Column) -> list[dict[str, Any]]:
+def _points(evals: Records, at_key: str, words: str, *, scale: float = 1.0, of_mean: bool = False) -> list[Record]:
+    """Of evaluations: their means, with the standard deviation to both sides, or the error of the mean."""
+    points = []
+    for record in evals:
+        at, mean = _column([record], at_key)[0], _column([record], "mean")[0]
+        if at is None or mean is None:
+            continue
+        std, n = _column([record], "std")[0] or 0.0, _column([record], "n")[0] or 1.0
+        spread = std / math.sqrt(n) if of_mean else std
+        unit = " %" if scale != 1.0 else ""
+        text = f"evaluation: {scale * mean:.5g} ± {scale * spread:.3g}{unit} ({record.get('n', '?')} {words})"
+        points.append(
+            {"x": at, "y": scale * mean, "low": scale * (mean - spread), "high": scale * (mean + spread), "text": text}
+        )
+    return points
+
+
+def _scored(title: str, x: Column, raw: Column, points: list[Record], mode: str, **more: Any) -> list[Record]:
+    """What a run is judged by: training and evaluation in one chart."""
+    if not points and all(value is None for value in raw):
+        return []
+    series = [_line("raw", raw, faint=True), _line("training (sampled), smoothed", _smooth(raw))]
+    shown = {"points": points, "wide": True, "points_name": f"evaluation ({mode}), mean ± {more.pop('spread')}"}
+    return [_chart(title, x, series, **shown, **more)]
+
+
+def _return_chart(records: Records, evals: Records, x: Column, mode: str) -> list[Record]:
     raw = _pooled(_column(records, "return_mean"), _mean)
-    points = []
-    for record in evals:
-        at, mean = _column([record], "env_steps")[0], _column([record], "mean")[0]
-        if at is None or mean is None:
-            continue
-        std = _column([record], "std")[0] or 0.0
-        text = f"evaluation: {mean:.5g} ± {std:.3g} ({record.get('n', '?')} episodes)"
-        points.append({"x": at, "y": mean, "low": mean - std, "high": mean + std, "text": text})
-    if not points and all(value is None for value in raw):
-        return []
-    series = [_line("raw", raw, faint=True), _line("training episodes, smoothed", _smooth(raw))]
-    return [_chart("Return", x, series, points=points, wide=True, spread="std")]
+    points = _points(evals, "env_steps", "episodes")
+    return _scored(title_of("return_mean"), x, raw, points, mode, spread="std")
 
 
-def _exact_match_chart(records: Records, evals: Records, x: Column) -> list[dict[str, Any]]:
-    """In percent. A problem is solved or not, so the standard deviation says nothing new: the bars are the error of
-    the mean over the problems."""
-    raw = _pooled(_percent(_column(records, "exact_match")), _mean)
-    points = []
-    for record in evals:
-        at, mean = _column([record], "tokens")[0], _percent(_column([record], "mean"))[0]
-        if at is None or mean is None:
-            continue
-        std, n = _percent(_column([record], "std"))[0] or 0.0, _column([record], "n")[0] or 1.0
-        error = std / math.sqrt(n)
-        text = f"evaluation: {mean:.1f} ± {error:.2g} % ({record.get('n', '?')} problems)"
-        points.append({"x": at, "y": mean, "low": mean - error, "high": mean + error, "text": text})
-    if not points and all(value is None for value in raw):
-        return []
-    series = [_line("raw", raw, faint=True), _line("training, smoothed", _smooth(raw))]
-    return [_chart("Exact match", x, series, points=points, wide=True, unit=" %", spread="standard error")]
+def _completion_charts(records: Records, evals: Records, x: Column, mode: str) -> list[Record]:
+    """What is known of every language run's completions. A problem is solved or not, so that the standard deviation
+    says nothing new: the bars are the error of the mean over the problems. Some are evaluated by the task's reward."""
+    by_reward = [record for record in evals if record.get("unit") == "reward"]
+    solved = _points(
+        [e for e in evals if e.get("unit") in (None, "exact match")], "tokens", "problems", scale=100, of_mean=True
+    )
+    exact = _pooled(_percent(_column(records, "exact_match")), _mean)
+    error = "standard error"
+    charts = _scored(title_of("exact_match"), x, exact, solved, mode, unit=" %", spread=error)
+    task, reward = (_pooled(_column(records, key), _mean) for key in ("reward_task", "reward_mean"))
+    if any(value is not None for value in task):
+        judged = _points(by_reward, "tokens", "problems", of_mean=True)
+        charts = [
+            *_scored(title_of("reward_task"), x, task, judged, mode, spread=error),
+            *({**chart, "wide": bool(chart["points"])} for chart in charts),
+        ]
+        by_reward = []
+    judged = _points(by_reward, "tokens", "problems", of_mean=True)
+    if judged or any(value is not None for value in reward):
+        lines = [_line("raw", reward, faint=True), _line("training (sampled), smoothed", _smooth(reward))]
+        name = f"evaluation ({mode}), mean ± {error}"
+        charts.append(_chart(title_of("reward_mean"), x, lines, points=judged, points_name=name))
+    length, longest = _pooled(_column(records, "length_mean"), _mean), _pooled(_column(records, "length_max"), max)
+    if any(value is not None for value in length):
+        lines = [_line("mean", length), _line("longest", longest, 2)]
+        more = {"zero": True, "unit": " tok", "group": "behaviour"}
+        charts.append(_chart(title_of("length_mean"), x, lines, **more))
+    return charts
 
 
 def _percent(values: Column) -> Column:
     return [None if value is None else 100 * value for value in values]
-
-
-def _completion_charts(records: Records, x: Column) -> list[dict[str, Any]]:
-    """What is known of every language run's completions."""
-    charts = []
-    reward = _pooled(_column(records, "reward_mean"), _mean)
-    if any(value is not None for value in reward):
-        charts.append(_chart("Reward", x, [_line("raw", reward, faint=True), _line("mean", _smooth(reward))]))
-    length = _pooled(_column(records, "length_mean"), _mean)
-    longest = _pooled(_column(records, "length_max"), max)
-    if any(value is not None for value in length):
-        lines = [_line("mean", length), _line("longest", longest, 2)]
-        charts.append(_chart("Completion length", x, lines, zero=True, unit=" tokens"))
-    return charts
 
 
 def _speed(records: Records, experience: str) -> Column:
@@ -215,7 +168,7 @@ def _time_chart(records: Records, x: Column) -> list[dict[str, Any]]:
         series.append(_line(name, _pooled(scaled, _mean), colour))
     if all(value is None for line in series for value in line["y"]):
         return []
-    return [_chart("Time per learner step", x, series, stack=True, zero=True, unit=" ms")]
+    return [_chart("Time per learner step", x, series, stack=True, zero=True, unit=" ms", group="time")]
 
 
 def _preference_charts(evals: Records, records: Records, x: Column) -> list[dict[str, Any]]:
@@ -311,33 +264,46 @@ def points_chart(title: str, points: Sequence[Mapping[str, Any]], best: Column, 
 
 
 def build_charts(
-    records: Records, evals: Records, *, counts: Counted = ENV_STEPS, marks: Sequence[tuple[int, str]] = ()
+    records: Records,
+    evals: Records,
+    *,
+    counts: Counted = ENV_STEPS,
+    marks: Sequence[tuple[int, str]] = (),
+    eval_mode: str = "greedy",
 ) -> list[dict[str, Any]]:
-    """Every chart that has something to show, the most important first; at most MAX_POINTS points each. `marks`:
-    learner steps at which something changed, and what."""
+    """Every chart that has something to show, what one wants first in front; at most MAX_POINTS points each. `marks`:
+    learner steps at which something changed, and what. `eval_mode`: how evaluations act, greedy or sampled."""
     experience, unit = counts.key, counts.units
     x = _pooled(_column(records, experience), max)
-    if any("trained_comparisons" in record for record in records):
+    on_pairs = any("trained_comparisons" in record for record in records)
+    if on_pairs:
         charts = _preference_charts(evals, records, x)
     elif counts is TOKENS:
-        charts = _exact_match_chart(records, evals, x) + _completion_charts(records, x)
+        charts = _completion_charts(records, evals, x, eval_mode)
     else:
-        charts = _return_chart(records, evals, x)
-    keys = {key for record in records for key in record} - _ELSEWHERE
-    if any("trained_comparisons" in record for record in records):
-        keys -= {"loss"}  # what the optimiser sees: of an ensemble a sum, of groups weighed
-    for key in [k for k in _FIRST if k in keys] + sorted(keys.difference(_FIRST)):
-        y = _pooled(_column(records, key), _mean)
-        if any(value is not None for value in y):
-            title = title_of(key)
-            charts.append(_chart(title, x, [_line("raw", y, faint=True), _line(key, _smooth(y))]))
-    lag_max, lag_mean = _pooled(_column(records, "lag_max"), max), _pooled(_column(records, "lag_mean"), _mean)
-    if any(value is not None for value in lag_max):
-        charts.append(_chart("Policy lag", x, [_line("max", lag_max), _line("mean", lag_mean, 2)], zero=True))
+        charts = _return_chart(records, evals, x, eval_mode)
     charts += _time_chart(records, x)
     speed = _speed(records, experience)
     if any(value is not None for value in speed):
-        charts.append(_chart(f"{unit.capitalize()} per second", x, [_line(f"{unit}/s", speed, 3)], zero=True))
+        title = title_of("tokens_per_s" if counts is TOKENS else "steps_per_s")
+        lines = [_line("speed", speed, 3)]
+        charts.append(_chart(title, x, lines, zero=True, unit=f" {counts.per_second}", group="time"))
+    keys = {key for record in records for key in record} - _ELSEWHERE
+    if on_pairs:
+        keys -= {"loss"}  # what the optimiser sees: of an ensemble a sum, of groups weighed
+    elif counts is TOKENS:
+        keys -= {"reward_task"}
+    for key in [k for k in NAMES if k in keys] + sorted(keys - NAMES.keys()):
+        y = _pooled(_column(records, key), _mean)
+        if any(value is not None for value in y):
+            name = name_of(key)
+            shown = f" {name.unit}" if name.unit in ("nats", "tok", "s") else ""
+            lines = [_line("raw", y, faint=True), _line(key, _smooth(y))]
+            charts.append(_chart(name.title, x, lines, unit=shown, group=name.group))
+    lag_max, lag_mean = _pooled(_column(records, "lag_max"), max), _pooled(_column(records, "lag_mean"), _mean)
+    if any(value is not None for value in lag_max):
+        lines = [_line("largest", lag_max), _line("mean", lag_mean, 2)]
+        charts.append(_chart("Policy lag", x, lines, zero=True, unit=" versions", group="books"))
     marked = [{"x": _at_step(records, experience, step), "text": text} for step, text in marks]
     return [{**chart, "x_label": unit, "marks": marked} for chart in charts]
 

@@ -15,21 +15,19 @@ import yaml
 from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.files import read_json, write_aside
+from rollcall.cluster.metrics.names import GROUPS, Group
 from rollcall.deploy.report import candidate_report, preference_report, round_report
+from rollcall.deploy.report.chart_choice import chosen
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.kl_curve import kl_curve
+from rollcall.deploy.report.page_head import eval_mode, header
 from rollcall.deploy.report.page_parts import figures, tile_row, whole_page
 from rollcall.deploy.report.progress import duration, number, percent
 from rollcall.deploy.report.run_lines import iter_jsonl, thinned
 from rollcall.deploy.rundir.candidates import read_candidates
 
-_STATUS = {
-    "completed": ("good", "completed"),
-    "stopped": ("warn", "stopped"),
-    "failed": ("bad", "failed"),
-    "running": ("warn", "not finished"),
-}
+_HEADINGS: Mapping[Group, str] = {group: group.capitalize() for group in GROUPS}
 _MAX_EVENTS = 200
 _LONGEST_PROMPT, _LONGEST_COMPLETION = 400, 1200  # characters shown
 
@@ -50,26 +48,37 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
     counts = counted_in([*records, *evals])
     pairs = any(evaluation.get("unit") == PAIRS_RIGHT for evaluation in evals)
     segments = _segments(run_directory)
-    charts = build_charts(records, evals, counts=counts, marks=[(s.step, str(s)) for s in segments[1:]])
+    marks = [(s.step, str(s)) for s in segments[1:]]
+    mode = eval_mode(config)
+    charts = build_charts(records, evals, counts=counts, marks=marks, eval_mode=mode)
     bins = (summary.get("calibration") or {}).get("bins")
     if bins:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
     charts[1:1] = kl_curve(records)
     candidates = read_candidates(run_directory)
-    if candidates:
-        charts = candidate_report.charts(run_directory, candidates)
+    choice = chosen(candidate_report.charts(run_directory, candidates) if candidates else charts)
     compared, others = _compared((run_directory, *beside), records)
-    sections = [
-        _header(run_directory.resolve().name, config, summary, origin),
+    drawn = [*compared]
+    sections = {}
+    for group, own in choice.groups.items():
+        heading = "Candidates" if candidates else f"{_HEADINGS[group]}, over {counts.units}"
+        sections[group] = figures(own, first=len(drawn), heading=heading)
+        drawn += own
+    tiles = preference_report.tiles(summary) if pairs else _tiles(summary, records, evals, counts, mode)
+    body = [
+        header(run_directory.resolve().name, config, summary, origin),
         tile_row(candidate_report.tiles(candidates)) if candidates else "",
-        tile_row(preference_report.tiles(summary) if pairs else _tiles(summary, records, evals, counts)),
+        tile_row(tiles),
         figures(compared, heading=f"Beside {', '.join(others)}") if others else "",
-        figures(charts, first=len(compared), heading="Candidates" if candidates else ""),
+        sections["learning"] or ("" if records else "<h2>Learning</h2><p>No learner step was recorded yet.</p>"),
         candidate_report.tree(run_directory, candidates),
         round_report.table(run_directory, records),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
-        '<h2>Accounts</h2><div class="columns">',
+        *(sections[group] for group in ("behaviour", "engine", "time")),
+        sections["books"] or "<h2>Books</h2>",
+        _left_out(choice.left_out),
+        '<div class="columns">',
         "" if candidates or ("ledger" not in summary and (pairs or summary)) else _ledger(summary),
         _machine(origin),
         "</div>",
@@ -78,14 +87,16 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
     ]
-    page = whole_page(run_directory.resolve().name, "\n".join(sections), [*compared, *charts])
+    page = whole_page(run_directory.resolve().name, "\n".join(body), drawn)
     path = run_directory / "report.html"
     write_aside(path, page.encode(errors="replace"))  # a completion may hold half a surrogate pair
     return path
 
 
-def _name(section: Any, key: str) -> str:
-    return str(section.get(key, "?") if isinstance(section, Mapping) else section)
+def _left_out(reasons: Sequence[str]) -> str:
+    if not reasons:
+        return ""
+    return f'<p class="left-out">Not drawn: {escape("; ".join(reasons))}.</p>'
 
 
 def _compared(runs: Sequence[Path], own: Records) -> tuple[list[dict[str, Any]], list[str]]:
@@ -99,30 +110,8 @@ def _compared(runs: Sequence[Path], own: Records) -> tuple[list[dict[str, Any]],
     return comparison_charts(dict(zip(names, records, strict=True))), names[1:]
 
 
-def _header(name: str, config: Mapping[str, Any], summary: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
-    status = str(summary.get("status", "running"))
-    tone, word = _STATUS.get(status, ("warn", status))
-    where = _name(config["task"], "name") if "task" in config else _name(config.get("env"), "id")
-    on_preferences = "data" in config and "env" not in config
-    method = [f"{summary.get('algorithm') or _name(config.get('algorithm'), 'name')} on {where}"]
-    facts = [
-        f"recipe {summary.get('recipe') or origin.get('recipe', '?')}",
-        *(preference_report.facts(config, summary) if on_preferences else method),
-        *([f"begun from {_name(origin['init_from'], 'checkpoint')}"] if "init_from" in origin else []),
-        f"seed {summary.get('seed', config.get('seed', '?'))}",
-        *([] if "data" in config else [f"{config.get('runtime', 'ray')} runtime"]),
-    ]
-    text = (
-        f'<header><div class="row"><h1>{escape(name)}</h1><span class="badge {tone}">{escape(word)}</span></div>'
-        f"<p>{escape(' · '.join(facts))}</p>"
-    )
-    if summary.get("error"):
-        text += f'<p class="error">{escape(str(summary["error"]))}</p>'
-    return text + "</header>"
-
-
 def _tiles(
-    summary: Mapping[str, Any], records: list[dict[str, Any]], evals: list[dict[str, Any]], counts: Counted
+    summary: Mapping[str, Any], records: Records, evals: Records, counts: Counted, mode: str
 ) -> list[tuple[str | None, str]]:
     last = records[-1] if records else {}
     final = summary.get("final_eval") or (evals[-1] if evals else {})
@@ -134,20 +123,27 @@ def _tiles(
     total = summary.get(counts.total, last.get(counts.key))
     score = _score(final, counts) if final else None
     left = f", {final['unfinished']} unfinished" if final.get("unfinished") else ""
+    steps = number(summary.get("learner_steps", last["step"] + 1 if last else None))
+    bound = f", {summary['bound_fraction']:.0%} of this machine's bound" if summary.get("bound_fraction") else ""
     whose = "final" if summary.get("final_eval") else "latest"
     return [
-        (score, f"{whose} evaluation, {final.get('n', '?')} {counts.trial}{left}"),
-        (number(total), counts.total.replace("_", " ")),
-        (number(summary.get("learner_steps", last["step"] + 1 if last else None)), "learner steps"),
+        (score, f"{whose} evaluation ({mode}), {final.get('n', '?')} {counts.trial}{left}"),
+        _trained(last, counts),
+        (number(total), f"{counts.total.replace('_', ' ')}, {steps} learner steps"),
         (duration(float(wall)) if wall is not None else None, "wall time"),
-        (number(speed), f"{counts.units} per second"),
-        (f"{summary['bound_fraction']:.0%}" if summary.get("bound_fraction") else None, "of this machine's bound"),
+        (f"{number(speed)} {counts.per_second}" if speed is not None else None, f"speed{bound}"),
         (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),
     ]
 
 
-def _score(evaluation: Mapping[str, Any], counts: Counted) -> str:
+def _trained(last: Mapping[str, Any], counts: Counted) -> tuple[str | None, str]:
     if counts.trial == TOKENS.trial:
+        return number(last.get("reward_mean")), "training reward (sampled), the last batch"
+    return number(last.get("return_mean")), "training return (sampled), the last 100 episodes"
+
+
+def _score(evaluation: Mapping[str, Any], counts: Counted) -> str:
+    if counts.trial == TOKENS.trial and evaluation.get("unit") != "reward":
         return percent(evaluation.get("mean"))
     return f"{number(evaluation.get('mean'))} ± {number(evaluation.get('std'))}"
 
@@ -160,14 +156,14 @@ def _samples(path: Path) -> str:
     for index in sorted({0, (len(lines) - 1) // 2, len(lines) - 1} if lines else ()):
         step, samples = _sampled(lines[index])
         for position, sample in enumerate(samples):
-            at = f"<th rowspan={len(samples)}>step {number(step)}</th>" if position == 0 else ""
+            at = f"<th rowspan={len(samples)}>{number(step)}</th>" if position == 0 else ""
             prompt = escape(_cut(str(sample.get("prompt", "")), _LONGEST_PROMPT))
             text = escape(_cut(str(sample.get("text", "")), _LONGEST_COMPLETION))
             reward = number(sample.get("reward"), 2)
             rows.append(f'<tr>{at}<td class="t">{prompt}</td><td class="t">{text}</td><td class=n>{reward}</td></tr>')
     if not rows:
         return ""
-    head = "<tr><th></th><th>Prompt</th><th>Completion</th><th class=n>Reward</th></tr>"
+    head = "<tr><th>Step</th><th>Prompt</th><th>Completion</th><th class=n>Reward</th></tr>"
     return f'<h2>Sample completions</h2><div class="card samples"><table>{head}{"".join(rows)}</table></div>'
 
 

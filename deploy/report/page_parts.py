@@ -26,30 +26,27 @@ def tile_row(tiles: Sequence[tuple[str | None, str]]) -> str:
 
 def figures(charts: Sequence[Mapping[str, Any]], *, first: int = 0, heading: str = "") -> str:
     """Charts in a grid below a heading. `first`: the place of the first chart among all of the page."""
-    if not charts:
-        return "<h2>Curves</h2><p>No learner step was recorded yet.</p>"
-    parts = []
-    for index, chart in enumerate(charts, start=first):
-        named = [s for s in chart["series"] if not s["faint"]]
-        legend = ""
-        if len(named) > 1 or chart["points"]:
-            items = [
-                f'<span><i style="background:var(--c{(s["colour"] - 1) % 4 + 1})"></i>{escape(s["name"])}</span>'
-                for s in named
-            ]
-            if chart["points"]:
-                items.append(f'<span><i style="background:var(--c2)"></i>{_points_name(chart)}</span>')
-            legend = f'<span class="legend">{"".join(items)}</span>'
-        over = f"over {chart['x_label']}"
-        title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
-        wide = ' class="wide"' if chart["wide"] else ""
-        parts.append(
-            f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
-            f'<svg role="img" aria-label="{escape(title)} {over}"></svg><div class="tip"></div></figure>'
-        )
-    heading = heading or f"Curves over {charts[0]['x_label']}"
-    return f'<h2>{escape(heading)}</h2><div class="charts">{"".join(parts)}</div>'
+    drawn = "".join(_figure(chart, index) for index, chart in enumerate(charts, start=first))
+    return f'<h2>{escape(heading)}</h2><div class="charts">{drawn}</div>' if drawn else ""
 
 
-def _points_name(chart: Mapping[str, Any]) -> str:
-    return str(chart.get("points_name") or f"evaluation, mean ± {chart['spread']}")
+def _figure(chart: Mapping[str, Any], index: int) -> str:
+    named = [s for s in chart["series"] if not s["faint"]]
+    items = []
+    if len(named) > 1 or chart["points"]:
+        items = [
+            f'<span><i style="background:var(--c{(s["colour"] - 1) % 4 + 1})"></i>{escape(s["name"])}</span>'
+            for s in named
+        ]
+    if chart["points"]:
+        items.append(f'<span><i style="background:var(--c2)"></i>{escape(str(chart["points_name"]))}</span>')
+    if chart.get("note"):
+        items.append(f"<span>{escape(chart['note'])}</span>")
+    legend = f'<span class="legend">{"".join(items)}</span>' if items else ""
+    title = f"{chart['title']}{',' + chart['unit'] if chart['unit'] else ''}"
+    wide = ' class="wide"' if chart["wide"] else ""
+    return (
+        f'<figure{wide} data-chart="{index}"><figcaption>{escape(title)}{legend}</figcaption>'
+        f'<svg role="img" aria-label="{escape(title)} over {escape(chart["x_label"])}"></svg>'
+        '<div class="tip"></div></figure>'
+    )

@@ -23,6 +23,7 @@ from rollcall.cluster.files import write_aside
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import parse_yaml, settings_hash
 from rollcall.deploy.rundir.jobs import current_job
+from rollcall.deploy.rundir.project import project_here
 
 MARKER = "rollcall.json"  # in every export, and nowhere else: what has it may be replaced by another export
 INIT_FROM = "init_from"  # of a run directory: what it begins with
@@ -38,9 +39,17 @@ _PACKAGES = (
 )
 
 
-def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Mapping[str, Any] | None = None) -> str:
+def begin_run(
+    config: RootConfig,
+    directory: Path,
+    *,
+    recipe: str,
+    init_from: Mapping[str, Any] | None = None,
+    written: Mapping[str, Any] | None = None,
+) -> str:
     """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where;
-    `init_from`: with whose weights). Returns the hash of config.yaml as it is written.
+    `init_from`: with whose weights; `written`: which settings somebody chose). Returns the hash of config.yaml as it is
+    written.
 
     Raises:
       BadInput: when the directory cannot be written to.
@@ -61,11 +70,13 @@ def begin_run(config: RootConfig, directory: Path, *, recipe: str, init_from: Ma
             "host": platform.node(),
         },
         "versions": versions,
+        **({} if (project := project_here()) is None else {"project": project}),
+        **({} if written is None else {"written": written}),
         **({} if init_from is None else {"init_from": dict(init_from)}),
     }
     try:
         (directory / "logs").mkdir(exist_ok=True)
-        write_aside(directory / "run.json", json.dumps(origin, indent=1) + "\n")
+        write_aside(directory / "run.json", json.dumps(origin, indent=1, default=str) + "\n")
         return write_config(config, directory)
     except OSError as error:
         raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None
