@@ -9,6 +9,7 @@ from typing import Literal
 
 Group = Literal["learning", "behaviour", "engine", "time", "books"]
 GROUPS: tuple[Group, ...] = ("learning", "behaviour", "engine", "time", "books")  # in the order worth reading
+MEASURES = ("nats", "tok", "s", "steps/s", "tok/s")  # units that stand beside a title
 _NATS, _TOKENS, _SECONDS, _STEPS = "nats", "tok", "s", "steps"
 
 
@@ -38,6 +39,7 @@ NAMES: Mapping[str, Name] = {
             "implicit_accuracy": ("Implicit accuracy on pairs", "0 to 1"),
             "policy_loss": ("Policy loss", ""),
             "value_loss": ("Value loss", ""),
+            "ptx_loss": ("PPO-ptx loss", _NATS),
             "loss": ("Loss", ""),
             "negative_log_likelihood": ("Negative log-likelihood", _NATS),
             "mean_loss": ("Mean loss", ""),
@@ -75,6 +77,7 @@ NAMES: Mapping[str, Name] = {
             "unparsed_fraction": ("Unparsed completions", "0 to 1"),
             "degenerate_fraction": ("Degenerate groups", "0 to 1"),
             "reward_agreement": ("Pairs ordered alike by reward and task", "0 to 1"),
+            "reward_fresh_accuracy": ("Accuracy on fresh labels", "0 to 1"),
             "reward_disagreement": ("Reward ensemble disagreement", ""),
             "repeated_ngrams": ("Repeated 4-grams", "0 to 1"),
             "identical_fraction": ("Identical completions", "0 to 1"),

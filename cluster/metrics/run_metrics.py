@@ -83,7 +83,7 @@ _HISTOGRAMS = {
     "apply_s": "weights_apply_seconds",
 }
 # Totals over the whole run, the drivers before this one included; (metric, further labels).
-_TOTALS: Mapping[str, tuple[str, ...]] = {
+_TOTALS: dict[str, tuple[str, ...]] = {
     "env_steps": ("env_steps",),
     "episodes": ("episodes",),
     "env_restarts": ("env_restarts",),
@@ -91,12 +91,21 @@ _TOTALS: Mapping[str, tuple[str, ...]] = {
     "degenerate_dropped": ("prompts_dropped", "degenerate"),
 }
 # Amounts of one step.
-_AMOUNTS: Mapping[str, tuple[str, ...]] = {
+_AMOUNTS: dict[str, tuple[str, ...]] = {
     "trained_tokens": ("tokens", "trained"),
     "engine_steps": ("engine_steps",),
     "engine_cached_tokens": ("engine_prompt_tokens", "hit"),
     "engine_computed_tokens": ("engine_prompt_tokens", "miss"),
 }
+
+
+def metric_of(key: str) -> tuple[str, ...]:
+    """Which metric of table.py a key of metrics.jsonl feeds, with the value of its label if it has one; nothing where
+    it feeds none."""
+    for plain in (_GAUGES, _HISTOGRAMS):
+        if key in plain:
+            return (plain[key],)
+    return tuple((_TOTALS | _AMOUNTS).get(key, ()))
 
 
 class MetricsConfig(BaseModel):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rollcall.cluster.metrics.names import NAMES, name_of
+from rollcall.cluster.metrics.names import MEASURES, NAMES, name_of
 from rollcall.deploy.report.counted import ENV_STEPS, TOKENS, Counted
 from rollcall.deploy.report.recorders import STEP_KEYS
 
@@ -85,12 +85,10 @@ def _points(evals: Records, at_key: str, words: str, *, scale: float = 1.0, of_m
         if at is None or mean is None:
             continue
         std, n = _column([record], "std")[0] or 0.0, _column([record], "n")[0] or 1.0
-        spread = std / math.sqrt(n) if of_mean else std
-        unit = " %" if scale != 1.0 else ""
-        text = f"evaluation: {scale * mean:.5g} ± {scale * spread:.3g}{unit} ({record.get('n', '?')} {words})"
-        points.append(
-            {"x": at, "y": scale * mean, "low": scale * (mean - spread), "high": scale * (mean + spread), "text": text}
-        )
+        at_mean, spread = scale * mean, scale * (std / math.sqrt(n) if of_mean else std)
+        shown = f"{at_mean:.1f} ± {spread:.2g} %" if scale != 1.0 else f"{at_mean:.5g} ± {spread:.3g}"
+        text = f"evaluation: {shown} ({record.get('n', '?')} {words})"
+        points.append({"x": at, "y": at_mean, "low": at_mean - spread, "high": at_mean + spread, "text": text})
     return points
 
 
@@ -297,7 +295,7 @@ def build_charts(
         y = _pooled(_column(records, key), _mean)
         if any(value is not None for value in y):
             name = name_of(key)
-            shown = f" {name.unit}" if name.unit in ("nats", "tok", "s") else ""
+            shown = f" {name.unit}" if name.unit in MEASURES else ""
             lines = [_line("raw", y, faint=True), _line(key, _smooth(y))]
             charts.append(_chart(name.title, x, lines, unit=shown, group=name.group))
     lag_max, lag_mean = _pooled(_column(records, "lag_max"), max), _pooled(_column(records, "lag_mean"), _mean)

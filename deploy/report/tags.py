@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rollcall.cluster.metrics.names import name_of
 from rollcall.deploy.report.recorders import Record, plain
 
 _GROUPS = {
@@ -24,7 +25,7 @@ EVAL = "eval/"  # before what an evaluation found
 
 def tag(key: str) -> str:
     """A task names the parts of its reward itself: they are known by the beginning of their key. So are an engine's."""
-    group = _GROUPS.get(key, _PREFIXES.get(key.partition("_")[0], "update"))
+    group = _GROUPS.get(key, _PREFIXES.get(key.partition("_")[0], "time" if name_of(key).group == "time" else "update"))
     return f"{group}/{key}"
 
 

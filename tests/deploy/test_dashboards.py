@@ -8,12 +8,19 @@ from typing import Any
 
 import pytest
 
+from rollcall.cluster.metrics.names import NAMES, name_of
+from rollcall.cluster.metrics.run_metrics import metric_of
 from rollcall.cluster.metrics.table import DRIVER
+from rollcall.deploy.report.tags import tag
 from rollcall.deploy.tools.monitoring import check as monitor_check
 from rollcall.deploy.tools.monitoring import files as monitoring_files
 from rollcall.deploy.tools.monitoring.metric_names import names_in, samples
 from rollcall.reward_service.scheduling.metrics import SERVICE
 
+_METRICS = {metric.name: metric for metric in DRIVER}
+# What a query asks for -> the key of metrics.jsonl; of those that have a label of their own, nothing.
+_KEY_OF = {sample: key for key in NAMES if len(fed := metric_of(key)) == 1 for sample in _METRICS[fed[0]].samples}
+_PER_SECOND = {"env_steps": "steps_per_s"}  # a counter is shown as its rate
 BOARDS = monitor_check.dashboards()
 PANELS = [
     pytest.param(panel, id=f"{name.removesuffix('.json')}: {panel['title']}")
@@ -136,3 +143,27 @@ def test_runs_boards_mark_versions_restarts_checkpoints_and_model_swaps() -> Non
 )
 def test_the_metrics_of_a_query_are_found(query: str, names: set[str]) -> None:
     assert names_in(query) == names
+
+
+def test_no_two_numbers_have_one_title() -> None:
+    titles = [name.title for name in NAMES.values()]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_of_one_number_is_called_as_the_report_calls_it(panel: dict[str, Any]) -> None:
+    asked = {name for target in panel["targets"] for name in names_in(target["expr"])}
+    keys = {_KEY_OF.get(name) for name in asked}
+    if len(keys) == 1 and (key := keys.pop()) is not None:
+        wanted = {name_of(key).title, name_of(_PER_SECOND.get(key, key)).title}
+        assert panel["title"] in wanted
+
+
+def test_docs_name_every_number_with_its_tag_and_its_metric() -> None:
+    page = monitoring_files.metrics_page()
+    for key, name in NAMES.items():
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{key}` | {name.title} | {name.unit} |")]
+        assert f"`{tag(key)}`" in row
+    assert "| `rollout/return_mean` | `rollcall_return_mean` |" in page
+    assert "| `run/tokens_per_s` |  |" in page
+    assert "`rollcall_tokens_total` (generated) |" in page

@@ -348,7 +348,7 @@ def test_completions_make_way_for_facts_on_a_low_screen() -> None:
     heights = {height: words_of(view, 80, height) for height in (24, 12, 8)}
     view.close({})
     assert all(len(lines) < height for height, lines in heights.items())
-    assert [sum("[red]4" in line for line in lines) for lines in heights.values()] == [4, 4, 0]
+    assert [sum("[red]4" in line for line in lines) for lines in heights.values()] == [4, 3, 0]
     assert any("Ctrl-C" in line for line in heights[24])
     assert not any("Ctrl-C" in line for line in heights[8])
 

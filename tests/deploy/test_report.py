@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.report.chart_choice import chosen
 from rollcall.deploy.report.counted import TOKENS
 from rollcall.deploy.report.curves import MAX_POINTS, build_charts
 from rollcall.deploy.report.page import write_report
@@ -47,16 +48,16 @@ def step_record(step: int, **more: Any) -> dict[str, Any]:
         "step": step,
         "epoch": 1,
         "policy_version": step + 1,
-        "wait_batch_s": 0.004,
+        "wait_batch_s": 0.004 + 0.001 * (step % 4),
         "update_s": 0.02,
         "publish_s": 0.001,
-        "lag_max": 1,
-        "lag_mean": 0.5,
+        "lag_max": step % 2,
+        "lag_mean": 0.5 * (step % 2),
         "return_mean": None if step == 1 else float(step),
         "env_steps": (step + 1) * 2048,
-        "elapsed_s": (step + 1) * 0.15,
-        "policy_loss": -0.01,
-        "clip_fraction": 0.1,
+        "elapsed_s": (step + 1) * 0.15 + 0.01 * (step % 3),
+        "policy_loss": -0.01 * (1 + step % 3),
+        "clip_fraction": 0.1 + 0.01 * (step % 2),
     }
     return record | more
 
@@ -75,19 +76,19 @@ def language_record(step: int, **more: Any) -> dict[str, Any]:
     shared = {key: value for key, value in step_record(step).items() if key not in ("return_mean", "env_steps")}
     measured = {
         "reward_mean": 0.01 * step,
-        "reward_format": 0.5,
+        "reward_format": 0.5 + 0.001 * step,
         "exact_match": 0.005 * step,
-        "length_mean": 80.0,
+        "length_mean": 80.0 + step % 5,
         "length_max": 128,
-        "truncated_fraction": 0.02,
+        "truncated_fraction": 0.02 + 0.001 * (step % 6),
         "degenerate_dropped": 3,
-        "entropy": 0.6,
-        "kl_reference": 0.01,
-        "mismatch": 0.002,
-        "apply_s": 0.1,
+        "entropy": 0.6 - 0.001 * step,
+        "kl_reference": 0.01 * (step % 7),
+        "mismatch": 0.002 + 0.0001 * (step % 8),
+        "apply_s": 0.1 + 0.01 * (step % 9),
         "tokens": (step + 1) * 4096,
         "tokens_per_s": 27_000.0,
-        "trained_tokens": 4096.0,
+        "trained_tokens": 4096.0 - step,
     }
     return shared | measured | more
 
@@ -167,11 +168,11 @@ def test_the_page_says_what_was_run_how_it_ended_and_where_every_rollout_went(tm
     text = " ".join(page.text.split())
     assert "cartpole-ppo-7 completed recipe cartpole-ppo · ppo on CartPole-v1 · seed 3 · ray runtime" in text
     for part in (
-        "498.2 ± 5.1 final evaluation, 100 episodes",
-        "151,552 env steps",
-        "74 learner steps",
+        "498.2 ± 5.1 final evaluation (greedy), 100 episodes",
+        "73.0 training return (sampled), the last 100 episodes",
+        "151,552 env steps, 74 learner steps",
         "1 min 35 s wall time",
-        "13,650 env steps per second",
+        "13,650 steps/s speed",
         "Rollouts issued 300 committed to a learner step 296 dropped 3 actor died 2 stale 1",
         "Late or duplicate attempts refused 7 Restarts 2",
     ):
@@ -181,7 +182,7 @@ def test_the_page_says_what_was_run_how_it_ended_and_where_every_rollout_went(tm
 @pytest.mark.parametrize(
     ("summary", "words"),
     [
-        (None, ["not finished", "200.0 ± 10.0 latest evaluation, 20 episodes", "74 learner steps"]),
+        (None, ["not finished", "200.0 ± 10.0 latest evaluation (greedy), 20 episodes", "74 learner steps"]),
         (SUMMARY | {"status": "failed", "error": "EnvFailure: env 3 raised"}, ["failed", "EnvFailure: env 3 raised"]),
         (SUMMARY | {"status": "stopped", "final_eval": None, "ledger": None}, ["stopped", "latest evaluation"]),
     ],
@@ -225,6 +226,7 @@ def test_a_long_run_makes_no_large_page(tmp_path: Path) -> None:
 
 def test_downsampling_keeps_means_and_the_largest_lag() -> None:
     records = [step_record(step, lag_max=4 if step == 777 else 1, return_mean=float(step)) for step in range(4000)]
+    records = [{**record, "elapsed_s": 0.15 * (step + 1)} for step, record in enumerate(records)]
     charts = {chart["title"]: chart for chart in build_charts(records, [])}
     assert all(len(chart["x"]) <= MAX_POINTS for chart in charts.values())
     lag = charts["Policy lag"]["series"][0]["y"]
@@ -244,12 +246,12 @@ def test_every_metric_of_an_algorithm_gets_a_curve_without_being_known() -> None
     titles = [chart["title"] for chart in build_charts([step_record(s, rho_clipped=0.5) for s in range(3)], [])]
     assert titles == [
         "Return",
-        "Policy loss",
-        "Fraction clipped",
-        "Rho clipped",
-        "Policy lag",
         "Time per learner step",
         "Env steps per second",
+        "Policy loss",
+        "Clip fraction",
+        "Rho clipped",
+        "Policy lag",
     ]
 
 
@@ -258,11 +260,11 @@ def test_the_page_of_a_language_run_speaks_of_tokens_and_problems(tmp_path: Path
     text = " ".join(page.text.split())
     for part in (
         "recipe gsm8k-grpo · grpo on gsm8k · seed 3",
-        "97.2 % final evaluation, 500 problems",
-        "303,104 generated tokens",
-        "3,789 tokens per second",
-        "Curves over tokens",
-        "evaluation, mean ± standard error",
+        "97.2 % final evaluation (greedy), 500 problems",
+        "303,104 generated tokens, 74 learner steps",
+        "3,789 tok/s speed",
+        "Learning, over tokens",
+        "training (sampled), smoothed evaluation (greedy), mean ± standard error",
     ):
         assert part in text
     assert "env steps" not in html
@@ -277,28 +279,41 @@ def test_a_language_run_has_its_own_curves_over_tokens() -> None:
         "Exact match",
         "Reward",
         "Completion length",
-        "Policy loss",
-        "Entropy",
-        "KL to the reference",
-        "Fraction clipped",
-        "Mismatch of log-probabilities",
-        "Loading weights into the engine, s",
-        "Reward format",
-        "Trained tokens",
-        "Fraction truncated",
-        "Policy lag",
         "Time per learner step",
         "Tokens per second",
+        "Policy loss",
+        "KL to the reference",
+        "Clip fraction",
+        "Entropy",
+        "Truncated completions",
+        "Log-probability mismatch",
+        "Trained tokens",
+        "Weight loading time",
+        "Reward format",
+        "Policy lag",
     ]
     assert {chart["x_label"] for chart in charts} == {"tokens"}
-    exact_match, reward, *_, speed = charts
+    exact_match, reward, *_ = charts
+    speed = next(chart for chart in charts if chart["title"] == "Tokens per second")
+    assert {chart["title"]: chart["unit"] for chart in charts if chart["unit"]} == {
+        "Exact match": " %",
+        "Completion length": " tok",
+        "Time per learner step": " ms",
+        "Tokens per second": " tok/s",
+        "KL to the reference": " nats",
+        "Entropy": " nats",
+        "Log-probability mismatch": " nats",
+        "Trained tokens": " tok",
+        "Weight loading time": " s",
+        "Policy lag": " versions",
+    }
     assert exact_match["x"] == [4096, 8192, 12_288]
     assert exact_match["series"][0]["y"] == [0.0, 0.5, 1.0]  # percent
     assert reward["series"][0]["y"] == [0.0, 0.01, 0.02]
     (point,) = exact_match["points"]
     assert (point["low"], point["y"], point["high"]) == (45.0, 50.0, 55.0)  # 0.5 / sqrt(100) to each side
     assert point["text"] == "evaluation: 50.0 ± 5 % (100 problems)"
-    assert speed["series"][0]["y"][1] == pytest.approx(4096 / 0.15, rel=1e-3)
+    assert speed["series"][0]["y"][1] == pytest.approx(4096 / 0.16, rel=1e-3)
 
 
 def test_the_completions_shown_are_of_the_first_the_middle_and_the_last_step(tmp_path: Path) -> None:
@@ -307,7 +322,7 @@ def test_the_completions_shown_are_of_the_first_the_middle_and_the_last_step(tmp
         file.write('{"step": 9, "samples": [{"pro')  # cut short by a kill
     _, page = page_of(directory)
     assert re.findall(r"question \d+", page.text) == ["question 0", "question 4", "question 8"]
-    assert "step 4 question 4 The answer is 4. 1.00" in " ".join(page.text.split())
+    assert "4 question 4 The answer is 4. 1.00" in " ".join(page.text.split())
 
 
 @pytest.mark.parametrize("num_lines", [1, 2])
@@ -383,6 +398,109 @@ def test_several_runs_stand_beside_and_those_of_one_name_are_told_apart(tmp_path
     assert found is not None
     names = {tuple(line["name"] for line in chart["series"]) for chart in json.loads(found.group(1))}
     assert ("run", str(others[0]), str(others[1]), "third") in names
+
+
+def test_charts_stand_in_groups_with_what_one_wants_first_and_samples_second(tmp_path: Path) -> None:
+    records = [language_record(step, engine_running=step % 4) for step in range(74)]
+    directory = write_language_run(tmp_path / "run")
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    html, _ = page_of(directory)
+    assert re.findall(r"<h2>(.*?)</h2>", html) == [
+        "Learning, over tokens",
+        "Sample completions",
+        "Behaviour, over tokens",
+        "Engine, over tokens",
+        "Time, over tokens",
+        "Books, over tokens",
+    ]
+    titles = re.findall(r"<figcaption>([^<]+)", html)
+    assert titles[:2] == ["Exact match, %", "Reward"]
+    assert titles[titles.index("Completion length, tok") :] == [
+        *("Completion length, tok", "Entropy, nats", "Truncated completions"),
+        *("Log-probability mismatch, nats", "Running requests", "Trained tokens, tok"),
+        *("Time per learner step, ms", "Tokens per second, tok/s", "Weight loading time, s"),
+        "Policy lag, versions",
+    ]
+
+
+def test_what_says_nothing_and_what_another_says_is_named_and_not_drawn(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run")
+    more = {"learning_rate": 0.001, "approx_kl": 1e-13, "lag_max": 1, "lag_mean": 0.5, "never": None}
+    records = [step_record(step, **more, loss=-0.01 * (1 + step % 3)) for step in range(40)]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    html, page = page_of(directory)
+    assert (
+        "Not drawn: Loss: as Policy loss; Approximate KL: 0 throughout; Learning rate: 0.001 throughout; "
+        "Policy lag: largest 1.00 versions, mean 0.5 versions throughout." in " ".join(page.text.split())
+    )
+    titles = re.findall(r"<figcaption>([^<]+)", html)
+    assert not {"Loss", "Approximate KL, nats", "Learning rate", "Policy lag, versions", "Never"} & set(titles)
+    assert {"Policy loss", "Clip fraction"} <= set(titles)
+
+
+def test_of_two_steps_nothing_is_said_to_be_so_throughout() -> None:
+    charts = build_charts([step_record(step, learning_rate=0.1) for step in range(2)], [])
+    assert chosen(charts).left_out == []
+
+
+def test_a_start_that_hides_the_rest_of_a_chart_of_time_is_cut_off_and_said() -> None:
+    def chart_of(title: str, first_s: float) -> dict[str, Any]:
+        records = [
+            step_record(step, update_s=first_s if step == 0 else 0.02, grad_norm=step + 1.0) for step in range(60)
+        ]
+        records[0]["grad_norm"] = 1e6
+        groups = chosen(build_charts(records, [])).groups
+        return next(chart for own in groups.values() for chart in own if chart["title"] == title)
+
+    cut = chart_of("Time per learner step", 20.0)
+    assert cut["top"] == pytest.approx(1.1 * (20 + 7 + 1))  # ms: the longest step after the start
+    assert cut["note"] == "the start, up to 20 s, is cut off"
+    assert "top" not in chart_of("Time per learner step", 0.04)
+    assert "top" not in chart_of("Gradient norm", 20.0), "what is learnt from is shown as it is"
+
+
+def test_an_evaluation_by_the_tasks_reward_is_no_share_of_problems(tmp_path: Path) -> None:
+    evaluation = {"step": 1, "tokens": 4096, "mean": 0.5, "std": 0.5, "n": 100, "unit": "reward"}
+    records = [language_record(step, reward_task=0.1 * step) for step in range(9)]
+    charts = {
+        chart["title"]: chart for chart in build_charts(records, [evaluation], counts=TOKENS, eval_mode="sampled")
+    }
+    assert charts["Exact match"]["points"] == [] and not charts["Exact match"]["wide"]
+    (point,) = charts["Task reward, not learnt from"]["points"]
+    assert (point["low"], point["y"], point["high"]) == (0.45, 0.5, 0.55)
+    assert charts["Task reward, not learnt from"]["points_name"] == "evaluation (sampled), mean ± standard error"
+    without = {chart["title"]: chart for chart in build_charts([language_record(1)], [evaluation], counts=TOKENS)}
+    assert len(without["Reward"]["points"]) == 1
+    directory = write_language_run(tmp_path / "run", final_eval={"mean": 0.79, "std": 0.29, "n": 300, "unit": "reward"})
+    (directory / "config.yaml").write_text("task: {name: reviews}\neval: {greedy: false}\n")
+    assert "0.79 ± 0.29 final evaluation (sampled), 300 problems" in " ".join(page_of(directory)[1].text.split())
+
+
+def test_the_head_says_when_where_from_which_commit_and_what_somebody_chose(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", summary=SUMMARY)
+    origin = {
+        "began_unix_s": 1795806556.2,
+        "machine": {"system": "Linux x86_64", "cpu_cores": 2, "host": "trainer-3"},
+        "project": {"name": "robots", "commit": "0fac105c895f77f6", "changed": True},
+        "written": {
+            "over": {"total_env_steps": [150_000, 20_000], "seed": [None, 1], "env.kwargs.text": [None, "<b>" * 40]},
+            "chosen": {"algorithm.discount": 0.98, "seed": 1},
+        },
+    }
+    (directory / "run.json").write_text(json.dumps(origin))
+    text = " ".join(page_of(directory)[1].text.split())
+    assert "2026-11-27 19:09 UTC · trainer-3, 2 cores, Linux x86_64 · robots at commit 0fac105c89, with changes" in text
+    assert "Other than the recipe: total_env_steps=20000 150000 seed=1 env.kwargs.text=<b><b>" in text
+    assert "Other than the defaults: algorithm.discount=0.98 " in text
+
+
+@pytest.mark.parametrize("written", [None, [], "x", {"over": 3, "chosen": None}, {"over": {"a": 5}}])
+def test_a_head_of_an_earlier_run_or_a_strange_one_has_no_such_lines(tmp_path: Path, written: Any) -> None:
+    directory = write_run(tmp_path / "run")
+    (directory / "run.json").write_text(json.dumps({} if written is None else {"written": written}))
+    text = page_of(directory)[1].text
+    assert ("a=5" in text) == (written == {"over": {"a": 5}})
+    assert "Other than the defaults" not in text
 
 
 @needs("chromium")

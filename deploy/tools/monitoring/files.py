@@ -10,7 +10,10 @@ from pathlib import Path
 
 import yaml
 
+from rollcall.cluster.metrics.names import NAMES
+from rollcall.cluster.metrics.run_metrics import metric_of
 from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, Metric
+from rollcall.deploy.report.tags import tag
 from rollcall.deploy.tools.monitoring.dashboard_halves import CONTROL, LANGUAGE
 from rollcall.deploy.tools.monitoring.dashboard_overview import OVERVIEW
 from rollcall.deploy.tools.monitoring.dashboard_services import CLUSTER_HEALTH, REWARD_SERVICE
@@ -28,7 +31,7 @@ DASHBOARDS = {
 
 _METRICS_PAGE = """# Metrics
 
-Made from `cluster/metrics/table.py`, `reward_service/scheduling/metrics.py` and
+Made from `cluster/metrics/table.py`, `cluster/metrics/names.py`, `reward_service/scheduling/metrics.py` and
 `deploy/tools/monitoring/metric_names.py` by `make generate`.
 
 A metric that was never set has no sample: nothing is claimed that nobody measured. Labels are few and bounded: no
@@ -40,6 +43,13 @@ Served at `http://127.0.0.1:9464/metrics` (`metrics.host`, `metrics.port`; anoth
 by Prometheus through `runs/.prometheus/<run>.json`. Each has the labels {driver_labels}; further ones are named.
 
 {driver}
+
+## One name for one number
+
+What a number of `metrics.jsonl` is called on the report, in comparisons and on the dashboards, and where else it is: a
+tag of TensorBoard and of the trackers, and a metric from above. The same keys, titles and units stand everywhere.
+
+{names}
 
 ## The reward service
 
@@ -90,6 +100,7 @@ def metrics_page() -> str:
     return _METRICS_PAGE.format(
         driver_labels=labels,
         driver=_table(("name", "type", "unit", "further labels", "runs", "meaning", "from when on"), _rows(DRIVER)),
+        names=_table(("key", "title", "unit", "of", "TensorBoard", "Prometheus"), _name_rows()),
         service=_table(
             ("name", "type", "unit", "labels", "meaning", "from when on"),
             [(*row[:4], *row[5:]) for row in _rows(SERVICE)],
@@ -105,7 +116,7 @@ def metrics_page() -> str:
 def _rows(metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
     return [
         (
-            f"`{metric.family}{'_total' if metric.kind == 'counter' else ''}`",
+            f"`{_family(metric)}`",
             metric.kind,
             metric.unit,
             ", ".join(f"`{label}`" for label in metric.labels),
@@ -115,6 +126,21 @@ def _rows(metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
         )
         for metric in metrics
     ]
+
+
+def _name_rows() -> list[tuple[str, ...]]:
+    kinds = {metric.name: metric for metric in DRIVER}
+    rows = []
+    for key, name in NAMES.items():
+        metric, *label = metric_of(key) or ("",)
+        family = f"`{_family(kinds[metric])}`" if metric else ""
+        labelled = f"{family} ({label[0]})" if label else family
+        rows.append((f"`{key}`", name.title, name.unit, name.group, f"`{tag(key)}`", labelled))
+    return rows
+
+
+def _family(metric: Metric) -> str:
+    return f"{metric.family}{'_total' if metric.kind == 'counter' else ''}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
