@@ -17,6 +17,7 @@ from rollcall.deploy.config.reward_config import by_name
 from rollcall.deploy.config.settings import (
     CALLER,
     COMMAND_LINE,
+    NO_PART_OF_THE_RESULT,
     KeyPath,
     Settings,
     dotted_values,
@@ -73,8 +74,8 @@ def read_settings(
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """None: not there."""
-    keys = [key for key in dict.fromkeys([*before, *after]) if key != "name"]
+    """None: not there. Of what is no part of the result nothing is said: a url may hold a password."""
+    keys = [key for key in dict.fromkeys([*before, *after]) if key.partition(".")[0] not in NO_PART_OF_THE_RESULT]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 

@@ -12,7 +12,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import schema
 from rollcall.deploy.config.reading import read_settings
 from rollcall.deploy.config.root_config import RootConfig
-from rollcall.deploy.config.settings import COMMAND_LINE, Settings, dotted_values
+from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, Settings, dotted_values
 from rollcall.deploy.config.validation import refused
 from rollcall.deploy.kinds.kind import RunKind, StoredRun
 from rollcall.deploy.kinds.language.supervised import SUPERVISED
@@ -64,7 +64,7 @@ def recipe_of(settings: Settings) -> Recipe:
 
 def _chosen(settings: Settings, config: RootConfig) -> dict[str, Any]:
     """The settings that somebody wrote which are not what they are by default, by dotted key."""
-    given = dotted_values(config.model_dump(mode="json", exclude_defaults=True, exclude={"name"}))
+    given = dotted_values(config.model_dump(mode="json", exclude_defaults=True, exclude=set(NO_PART_OF_THE_RESULT)))
     return {key: value for key, value in given.items() if value != {} and settings.has(tuple(key.split(".")))}
 
 
