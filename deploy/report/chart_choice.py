@@ -24,7 +24,7 @@ class Choice:
     """The charts of each group, in the order worth reading, and why others are not there."""
 
     groups: Mapping[Group, Sequence[dict[str, Any]]]
-    left_out: Sequence[str]
+    left_out: Sequence[str] = ()
 
 
 def chosen(charts: Sequence[Chart]) -> Choice:

@@ -17,7 +17,7 @@ from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.metrics.names import GROUPS, Group
 from rollcall.deploy.report import candidate_report, preference_report, round_report
-from rollcall.deploy.report.chart_choice import chosen
+from rollcall.deploy.report.chart_choice import Choice, chosen
 from rollcall.deploy.report.counted import PAIRS_RIGHT, TOKENS, Counted, counted_in
 from rollcall.deploy.report.curves import Records, build_charts, calibration_chart, comparison_charts
 from rollcall.deploy.report.kl_curve import kl_curve
@@ -56,7 +56,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         charts.insert(min(2, len(charts)), calibration_chart(bins))
     charts[1:1] = kl_curve(records)
     candidates = read_candidates(run_directory)
-    choice = chosen(candidate_report.charts(run_directory, candidates) if candidates else charts)
+    choice = Choice({"learning": candidate_report.charts(run_directory, candidates)}) if candidates else chosen(charts)
     compared, others = _compared((run_directory, *beside), records)
     drawn = [*compared]
     sections = {}
@@ -75,8 +75,8 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         round_report.table(run_directory, records),
         _samples(run_directory / "samples.jsonl"),
         preference_report.tables(summary),
-        *(sections[group] for group in ("behaviour", "engine", "time")),
-        sections["books"] or "<h2>Books</h2>",
+        *(sections.get(group, "") for group in ("behaviour", "engine", "time")),
+        sections.get("books") or "<h2>Books</h2>",
         _left_out(choice.left_out),
         '<div class="columns">',
         "" if candidates or ("ledger" not in summary and (pairs or summary)) else _ledger(summary),

@@ -46,7 +46,8 @@ class Recorder(Protocol):
         is "exact match", the mean is the fraction of problems solved."""
 
     def on_event(self, kind: str, text: str) -> None:
-        """Something worth a line: a restart, a drop, a checkpoint, a warning."""
+        """Something worth a line: a restart, a drop, a checkpoint, a warning. Whoever shows a run is also told of the
+        phases of its start, which nobody writes down: `phase` with its name, and without a text once it is over."""
 
     def close(self, summary: Record) -> None:
         """The run has ended, in whatever way; `summary` is what summary.json holds. A second call does nothing."""

@@ -59,4 +59,4 @@ def test_the_page_has_it_only_where_there_is_a_reference_and_a_truth(tmp_path: P
         (directory / "metrics.jsonl").write_text(text)
         page = write_report(directory).read_text()
         assert ("Proxy and truth over KL" in page) == (name == "gamed")
-        assert "Repeated 4-grams within a completion" in page
+        assert "Repeated 4-grams" in page
