@@ -50,7 +50,8 @@ class PlainLines:
     def _line(self) -> None:
         self._shown_step = int(self._tally.last["step"])
         parts = [self._tally.progress]
-        parts += [f"{name} {value}".strip() for name, value in self._tally.facts() if not name.endswith(" eval")]
+        told = self._tally.evaluated  # which has a line of its own
+        parts += [f"{name} {value}".strip() for name, value in self._tally.facts() if name != told]
         if self._tally.eta_s is not None:
             parts.append(f"ETA {duration(self._tally.eta_s)}")
         self._print("  ".join(parts))

@@ -120,9 +120,10 @@ class Tally:
     def waiting(self) -> str | None:
         """Who waits for whom, in words."""
         share, scoring = self.wait_share, self._share_of(sum(spent.scored for spent in self._spent))
-        if share is None or scoring is None:
+        runtime = self.start.get("runtime", "ray")
+        if share is None or scoring is None or runtime is None:  # of a run without actors nobody waits
             return None
-        if self.start.get("runtime") == "serial":  # one process: nobody waits
+        if runtime == "serial":  # one process: nobody waits
             parts = [("acting", share - scoring), ("scoring", scoring), ("learning", 1 - share)]
             return ", ".join(f"{name} {part:.0%}" for name, part in parts if round(part, 2)) + " of the time"
         if share < _BUSY:
@@ -161,8 +162,14 @@ class Tally:
         One that is a sentence has no name."""
         return [*self.learning(), *self.working(), *self.standing()]
 
+    @property
+    def evaluated(self) -> str:
+        """What an evaluation is called."""
+        mode = self.start.get("eval_mode")
+        return f"{mode} eval" if mode else "eval"
+
     def learning(self) -> list[tuple[str, str]]:
-        last, mode = self.last, self.start.get("eval_mode")
+        last = self.last
         if self._counts is ENV_STEPS:
             training: list[tuple[str, str | None]] = [("training return", number(last.get("return_mean")))]
         else:
@@ -175,7 +182,7 @@ class Tally:
                 ),
             ]
         evaluated = eval_text(self.evaluation) if self.evaluation else None
-        return _known([*training, (f"{mode} eval" if mode else "eval", evaluated), self._best_so_far()])
+        return _known([*training, (self.evaluated, evaluated), self._best_so_far()])
 
     def working(self) -> list[tuple[str, str]]:
         """How fast, and how fresh."""

@@ -375,9 +375,10 @@ def test_checkpoints_are_a_fact_and_no_lines(clock: list[float]) -> None:
         ({"runtime": "ray"}, (0.6, 0.4, 9.0), "the learner waits for the reward service 60% of the time"),
         ({"runtime": "serial"}, (0.6, 0.4, 0.1), "acting 50%, scoring 10%, learning 40% of the time"),
         ({"runtime": "serial"}, (0.6, 0.4, 0.0), "acting 60%, learning 40% of the time"),
+        ({"runtime": None}, (0.6, 0.4, 0.0), None),
     ],
 )
-def test_who_waits_for_whom_is_said_in_words(info: Any, spent: tuple[float, float, float], words: str) -> None:
+def test_who_waits_for_whom_is_said_in_words(info: Any, spent: tuple[float, float, float], words: str | None) -> None:
     tally = Tally()
     tally.on_start(START | info)
     waited, worked, scored = spent
@@ -395,6 +396,18 @@ def test_the_best_so_far_is_of_evaluations_and_without_any_of_training() -> None
         tally.on_eval({"step": step, "mean": mean, "std": 1.0, "n": 20})
     assert ("best eval", "9.5 at step 2") in tally.facts()
     assert ("eval", "8.0 ± 1.0 over 20") in tally.facts()
+
+
+def test_a_plain_line_has_the_best_evaluation_and_leaves_the_newest_to_its_own_line() -> None:
+    for info, name in (({}, "eval"), ({"eval_mode": "sampled"}, "sampled eval")):
+        stream = io.StringIO()
+        lines = PlainLines(stream)
+        lines.on_start(START | info)
+        lines.on_eval({"step": 0, "mean": 9.5, "std": 1.0, "n": 20})
+        lines.on_step(step_record(0))
+        told, line = stream.getvalue().splitlines()
+        assert told == "eval at step 0: 9.5 ± 1.0 over 20 episodes"
+        assert "best eval 9.5 at step 0" in line and f"  {name} 9.5" not in line
 
 
 def test_the_best_of_broken_principles_is_the_least() -> None:
