@@ -147,6 +147,10 @@ def name_of(key: str) -> Name:
     known = NAMES.get(key)
     if known is not None:
         return known
-    group = next((group for prefix, group in _BY_PREFIX if key.startswith(prefix)), "learning")
-    unit = _SECONDS if key.endswith("_s") else ""
-    return Name(key.replace("_", " ").capitalize(), unit, "time" if unit else group)
+    title = key.replace("_", " ").capitalize()
+    if key.endswith("_s"):
+        return Name(title, _SECONDS, "time")
+    for prefix, group in _BY_PREFIX:
+        if key.startswith(prefix):
+            return Name(title, group=group)
+    return Name(title)

@@ -124,12 +124,13 @@ def _tiles(
     score = _score(final, counts) if final else None
     left = f", {final['unfinished']} unfinished" if final.get("unfinished") else ""
     steps = number(summary.get("learner_steps", last["step"] + 1 if last else None))
+    counted = counts.total.replace("_", " ")
     bound = f", {summary['bound_fraction']:.0%} of this machine's bound" if summary.get("bound_fraction") else ""
     whose = "final" if summary.get("final_eval") else "latest"
     return [
         (score, f"{whose} evaluation ({mode}), {final.get('n', '?')} {counts.trial}{left}"),
         _trained(last, counts),
-        (number(total), f"{counts.total.replace('_', ' ')}, {steps} learner steps"),
+        (steps, "learner steps") if total is None else (number(total), f"{counted}, {steps} learner steps"),
         (duration(float(wall)) if wall is not None else None, "wall time"),
         (f"{number(speed)} {counts.per_second}" if speed is not None else None, f"speed{bound}"),
         (number(lag.get("max")) if lag else None, f"largest policy lag (mean {number(lag.get('mean'))})"),

@@ -65,7 +65,7 @@ def _came_from(origin: Mapping[str, Any]) -> list[str]:
         named = (str(machine.get("host") or ""), cores, str(machine.get("system") or ""))
         facts.append(", ".join(part for part in named if part))
     if project.get("commit"):
-        changed = {True: ", with changes", False: ""}.get(project.get("changed"), ", changes not known")
+        changed = {"True": ", with changes", "False": ""}.get(str(project.get("changed")), ", changes not known")
         facts.append(f"{project.get('name', 'project')} at commit {str(project['commit'])[:10]}{changed}")
     return facts
 
@@ -75,8 +75,7 @@ def _written(origin: Mapping[str, Any]) -> str:
     written = origin.get("written")
     if not isinstance(written, Mapping):
         return ""
-    over = written.get("over") if isinstance(written.get("over"), Mapping) else {}
-    chosen = written.get("chosen") if isinstance(written.get("chosen"), Mapping) else {}
+    over, chosen = _mapping(written.get("over")), _mapping(written.get("chosen"))
     rows = []
     if over:
         cells = [
@@ -89,6 +88,10 @@ def _written(origin: Mapping[str, Any]) -> str:
         cells = [f"<code>{escape(key)}={escape(_text(value))}</code>" for key, value in rest.items()]
         rows.append(f'<p class="chosen">Other than the defaults: {"".join(cells)}</p>')
     return "".join(rows)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _setting(key: str, before: Any, now: Any) -> str:

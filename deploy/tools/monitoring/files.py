@@ -130,7 +130,7 @@ def _rows(metrics: Sequence[Metric]) -> list[tuple[str, ...]]:
 
 def _name_rows() -> list[tuple[str, ...]]:
     kinds = {metric.name: metric for metric in DRIVER}
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for key, name in NAMES.items():
         metric, *label = metric_of(key) or ("",)
         family = f"`{_family(kinds[metric])}`" if metric else ""
