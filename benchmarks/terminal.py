@@ -12,9 +12,10 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
 
 _COMMAND = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])")
 _COLOURS = ("#1d2126", "#d8484a", "#4fae6c", "#d9a032", "#5b93e0", "#b07fd4", "#3fb6bf", "#c9ced6")
@@ -187,18 +188,19 @@ def _words(start: int, text: str, style: Style, down: float) -> str:
 
 
 def shown_by(
-    command: Sequence[str], *, columns: int, lines: int, environment: Mapping[str, str] | None = None
+    command: Sequence[str], *, columns: int, lines: int, folder: Path | None = None
 ) -> list[tuple[float, bytes]]:
-    """What a command writes on a terminal of that size, piece by piece, and after how many seconds.
+    """What a command writes on a terminal of that size, piece by piece, and after how many seconds. `folder`: where it
+    is run.
 
     Raises:
       RuntimeError: where it fails, or takes too long.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
-    surroundings = {**os.environ, "TERM": "xterm-256color", **(environment or {})}
-    surroundings = {key: value for key, value in surroundings.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=surroundings)
+    hidden = ("COLUMNS", "LINES", "NO_COLOR", "ROLLCALL_RUNS")
+    surroundings = {key: value for key, value in os.environ.items() if key not in hidden} | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=surroundings, cwd=folder)
     os.close(theirs)
     began, pieces = time.monotonic(), []
     try:

@@ -77,12 +77,13 @@ def test_a_command_that_fails_makes_no_picture() -> None:
         shown_by([sys.executable, "-c", "print('why'); raise SystemExit(3)"], columns=80, lines=24)
 
 
-def test_the_frame_in_the_middle_is_the_first_that_says_so() -> None:
-    pieces = [(0.0, b"step 1/9"), (1.0, b"\r\x1b[2Kstep 4/9 \xe2"), (2.0, b"\x94\x81"), (3.0, b"\r\x1b[2Kstep 9/9")]
-    middle, end = pictures.frames(pieces, "step 4/")
-    assert (middle.text, end.text) == (["step 4/9"], ["step 9/9"])
-    with pytest.raises(ValueError, match="never on the screen"):
-        pictures.frames(pieces, "step 5/")
+def test_the_frame_in_the_middle_is_the_first_with_half_of_the_steps() -> None:
+    half = b"\r\x1b[2Kstep 1,500/2,999 \xe2"  # half a letter, too
+    pieces = [(0.0, b"step 9/2,999"), (1.0, half), (2.0, b"\x94\x81"), (3.0, b"\r\x1b[2Kstep 2,999/2,999")]
+    middle, end = pictures.frames(pieces)
+    assert (middle.text, end.text) == (["step 1,500/2,999"], ["step 2,999/2,999"])
+    with pytest.raises(ValueError, match="ever on the screen"):
+        pictures.frames(pieces[:1])
 
 
 def test_the_pictures_that_documents_show_are_there_and_small() -> None:
@@ -92,7 +93,7 @@ def test_the_pictures_that_documents_show_are_there_and_small() -> None:
     for picture in pictures.PICTURES.iterdir():
         assert 1_000 < picture.stat().st_size < pictures.MOST_BYTES, picture
     view = (pictures.PICTURES / "live-view.svg").read_text(encoding="utf-8")
-    for words in ("step 4", "training return", "best", "steps/s", "waits for", "checkpoint", "Ctrl-C", "elapsed"):
+    for words in ("training return", "best", "steps/s", "wait", "checkpoint", "Ctrl-C", "elapsed"):
         assert words in view, words
     assert "next: rollcall eval" in (pictures.PICTURES / "live-view-end.svg").read_text(encoding="utf-8")
 
@@ -101,8 +102,8 @@ def test_the_pictures_that_documents_show_are_there_and_small() -> None:
 @needs("chromium", "playwright")
 def test_the_script_makes_them_from_a_run(tmp_path: Path) -> None:
     shorter = ["total_env_steps=20000", "eval.episodes=2", "runtime=serial"]
-    assert pictures.main(["--to", str(tmp_path), "--mark", "step 5/", *shorter]) == 0
+    assert pictures.main(["--to", str(tmp_path), *shorter]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"live-view.svg", "live-view-end.svg", "report.png"}
-    assert "step 5/" in (tmp_path / "live-view.svg").read_text(encoding="utf-8")
+    assert "training return" in (tmp_path / "live-view.svg").read_text(encoding="utf-8")
     assert "next: rollcall eval cartpole-ppo" in (tmp_path / "live-view-end.svg").read_text(encoding="utf-8")
     assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
