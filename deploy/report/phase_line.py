@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import IO
 
 from rollcall.deploy.report.progress import duration, one_line
 from rollcall.deploy.report.recorders import Recorder
@@ -32,7 +32,7 @@ def phase(recorder: Recorder, what: str) -> Iterator[None]:
 class PhaseLine:
     """One line at the bottom of a terminal. Whoever prints while it is drawn calls `clear` first."""
 
-    def __init__(self, stream: TextIO, *, every_s: float = REDRAW_S) -> None:
+    def __init__(self, stream: IO[str], *, every_s: float = REDRAW_S) -> None:
         self._stream = stream
         self._every_s = every_s
         self._what = self._newest = ""
@@ -89,7 +89,7 @@ class PhaseLine:
         self._stream.flush()
 
 
-def _columns(out: TextIO) -> int:
+def _columns(out: IO[str]) -> int:
     try:
         return os.get_terminal_size(out.fileno()).columns or 80
     except (OSError, ValueError):
