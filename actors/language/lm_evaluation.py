@@ -41,7 +41,7 @@ class LMEvalConfig(BaseModel):
         """Learner steps between evaluations of a run of so many, where that is known. None: it has none on its way."""
         if self.every_steps != "auto":
             return self.every_steps
-        return None if total_steps is None or total_steps < LEAST_STEPS else total_steps // 5
+        return None if total_steps is None or total_steps < LEAST_STEPS else -(-total_steps // 5)
 
 
 class LMEvaluator:
