@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from rollcall.cluster.errors import BadInput
@@ -197,11 +198,13 @@ def _train_or_go_on(recipe: Recipe, args: argparse.Namespace, *, named: str) -> 
 def _begin(recipe: Recipe, args: argparse.Namespace, *, named: str) -> StoredRun:
     """A directory for a new run, said before anything else."""
     from rollcall.deploy.kinds.beginning import new_run
+    from rollcall.deploy.report.progress import beside
 
     def tell(directory: Path) -> None:
         print(f"run directory: {directory}", flush=True)
-        for name, value in recipe.config.derived().items() if not args.quiet else ():
-            print(f"{name:<30}{value}")
+        if not args.quiet:
+            columns = get_terminal_size().columns if sys.stdout.isatty() else None
+            print("".join(f"{line}\n" for line in beside(recipe.config.derived(), columns)), end="")
         _say_job(directory)
 
     return new_run(recipe, named=named, explicit=_named(args), tell=tell)

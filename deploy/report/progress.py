@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 from rollcall.deploy.report.counted import BROKEN
 from rollcall.deploy.report.recorders import Record, plain
 
+_NAMES = 30  # columns
 _LONGEST_LINE = 400  # characters of one text looked at: wider than any terminal
 
 
@@ -54,3 +57,13 @@ def eval_noun(record: Record) -> str:
     if record.get("unit") == BROKEN:
         return "answers break a principle"
     return "problems" if record.get("unit") == "exact match" else "episodes"
+
+
+def beside(facts: Mapping[str, str], columns: int | None) -> list[str]:
+    """Names and values side by side; a value that is longer than `columns` goes on below itself, from word to word."""
+    lines = []
+    for name, value in facts.items():
+        line = f"{name:<{_NAMES}}{value}"
+        fits = columns is None or len(line) <= columns or columns < 2 * _NAMES
+        lines += [line] if fits else wrap(line, columns or 0, subsequent_indent=" " * _NAMES, drop_whitespace=True)
+    return lines

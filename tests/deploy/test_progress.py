@@ -19,7 +19,7 @@ from rollcall.deploy.report.closing import next_line
 from rollcall.deploy.report.live_view import LiveView
 from rollcall.deploy.report.phase_line import PhaseLine
 from rollcall.deploy.report.plain_lines import PlainLines
-from rollcall.deploy.report.progress import duration, eval_text, number, one_line, percent
+from rollcall.deploy.report.progress import beside, duration, eval_text, number, one_line, percent
 from rollcall.deploy.report.tally import Tally
 
 START: dict[str, Any] = {"start_step": 0, "epoch": 1, "total_learner_steps": 100, "total_env_steps": 204_800}
@@ -310,6 +310,20 @@ def test_an_evaluation_on_problems_is_a_share_and_one_on_episodes_a_mean() -> No
 
 def test_one_line_keeps_what_can_be_printed() -> None:
     assert one_line("a\tb\n\n c\x00d \u00e9\u4e2d\U0001f600") == "a b c d \u00e9\u4e2d\U0001f600"
+
+
+def test_what_follows_from_a_recipe_is_cut_at_words_and_goes_on_below_itself() -> None:
+    facts = {
+        "learner steps": "12",
+        "completions per learner step": "512 (64 prompts x 8 samples, at most 8 tokens each)",
+    }
+    whole = [f"{name:<30}{value}" for name, value in facts.items()]
+    assert beside(facts, None) == beside(facts, 81) == whole
+    assert beside(facts, 80) == [
+        "learner steps                 12",
+        "completions per learner step  512 (64 prompts x 8 samples, at most 8 tokens",
+        "                              each)",
+    ]
 
 
 def words_of(view: LiveView, width: int, height: int = 24) -> list[str]:
