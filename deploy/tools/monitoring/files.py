@@ -14,7 +14,8 @@ from rollcall.cluster.metrics.names import NAMES
 from rollcall.cluster.metrics.run_metrics import metric_of
 from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, Metric
 from rollcall.deploy.report.tags import tag
-from rollcall.deploy.tools.monitoring.dashboard_halves import CONTROL, LANGUAGE
+from rollcall.deploy.tools.monitoring.dashboard_control import CONTROL
+from rollcall.deploy.tools.monitoring.dashboard_language import LANGUAGE
 from rollcall.deploy.tools.monitoring.dashboard_overview import OVERVIEW
 from rollcall.deploy.tools.monitoring.dashboard_services import CLUSTER_HEALTH, REWARD_SERVICE
 from rollcall.deploy.tools.monitoring.metric_names import EXTERNAL, rule_files, rules
