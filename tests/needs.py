@@ -37,6 +37,7 @@ MAY_LACK_IN_CI = {
     "optuna": "an extra that the lock is without",
     "Box2D": "an extra that the lock is without",
     "minatar": "an extra that the lock is without",
+    "minigrid": "an extra that the lock is without",
     "node": "a program of its own",
     "onnxruntime": "an extra that the lock is without",
     "datasets": "an extra that the lock is without",
@@ -75,6 +76,7 @@ NEEDS = {
     "minari": _package("minari", "the extra minari"),
     "Box2D": _package("Box2D", "the extra box2d"),
     "minatar": _package("minatar", "the extra minatar"),
+    "minigrid": _package("minigrid", "the extra minigrid"),
     "optuna": _package("optuna", "the extra sweep"),
     "mujoco": _package("mujoco", "the extra mujoco"),
     "onnxruntime": _package("onnxruntime", "the extra onnx"),
@@ -110,7 +112,8 @@ def require(*names: str) -> None:
 
 def require_for(recipe: str) -> None:
     """The package of a shipped recipe's env, where the lock is without."""
-    for part, package in (("lunarlander-", "Box2D"), ("minatar-", "minatar"), ("-envpool-", "envpool")):
+    packages = {"lunarlander-": "Box2D", "minatar-": "minatar", "minigrid-": "minigrid", "-envpool-": "envpool"}
+    for part, package in packages.items():
         if part in recipe:
             require(package)
 

@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
+from rollcall.actors.envs.minigrid import make_grid
 from rollcall.actors.envs.pool import PREFIX, PoolEnv, PoolTask, find_pool_task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_module, import_object
@@ -34,11 +35,13 @@ _EXTRAS = {
     "gymnasium.envs.classic_control": "classic-control",
     "gymnasium.envs.toy_text": "toy-text",
 }
-_SHIPPED_EXTRAS = ("mujoco", "atari", "minatar", "box2d", "envpool")  # of Rollcall's own; the others are gymnasium's
+# Of Rollcall's own; the others are gymnasium's.
+_SHIPPED_EXTRAS = ("mujoco", "atari", "minatar", "minigrid", "box2d", "envpool")
 # Who registers envs only when asked: the start of their ids -> package, extra, and how to ask.
 _REGISTRARS: Mapping[str, tuple[str, str, Callable[[], None]]] = {
     "ALE/": ("ale_py", "atari", lambda: gym.register_envs(importlib.import_module("ale_py"))),
     "MinAtar/": ("minatar", "minatar", lambda: _register_minatar()),
+    "MiniGrid-": ("minigrid", "minigrid", lambda: gym.register_envs(importlib.import_module("minigrid"))),
 }
 _mujoco_said: set[str] = set()
 
@@ -152,6 +155,11 @@ def _latest_version(name: str) -> str | None:
 
 def _make_registered(spec: Any, limit: int | None, kwargs: Mapping[str, Any]) -> Env:
     def make(**kwargs: Any) -> Env:
+        if str(spec.entry_point).startswith("minigrid."):
+            return make_grid(spec.id, made, kwargs)
+        return made(**kwargs)
+
+    def made(**kwargs: Any) -> Env:
         if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
             _log_mujoco_warnings()
         with warnings.catch_warnings():  # gymnasium warns of old versions; the id is the user's choice

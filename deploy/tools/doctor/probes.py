@@ -34,8 +34,10 @@ LEAST_SHARED, LEAST_MEMORY, LEAST_DISK = GIB, 4 * GIB, 5 * GIB
 LEAST_FILES = 4096
 _COMPILERS = ("c++", "g++", "clang++")
 _EXTRAS = {
-    **{"mujoco": "mujoco", "ale-py": "atari", "box2d": "box2d", "minatar": "minatar", "envpool": "envpool"},
+    **{"mujoco": "mujoco", "ale-py": "atari", "box2d": "box2d", "minatar": "minatar"},
     **{
+        "minigrid": "minigrid",
+        "envpool": "envpool",
         "minari": "minari",
         "math-verify": "maths",
         "peft": "lm-cpu or lm-gpu",
