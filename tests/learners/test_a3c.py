@@ -18,13 +18,14 @@ from rollcall.cluster.messages.experience import GymGradient, GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.messages.wire import from_bytes, to_bytes
+from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.a3c import A3C, A3CConfig
 from rollcall.learners.collators.gradients import GradientCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.fragment_gradients import FragmentGradients
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.loop.optimizers import RMSpropConfig, SGDConfig
+from rollcall.learners.loop.optimizers import RMSpropConfig, SGDConfig, build_optimizer
 from rollcall.learners.models.flat import load_module_weights
 from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
 from tests.learners.experience import SPACES, cartpole, make_learner
@@ -129,6 +130,31 @@ def test_late_gradients_move_newer_parameters_and_all_share_one_average_of_squar
         squares = 0.99 * squares + 0.01 * gradient.square()
         expected = expected - rate * gradient / (squares.sqrt() + 1e-4)
         torch.testing.assert_close(flat(learner), expected, atol=1e-6, rtol=1e-5)
+
+
+def moved_by_a_surprise(config: LearnerConfig, *, before: float, size: int = 9155) -> float:
+    """How far one parameter goes, in rates, by a gradient at the clip that is spread evenly over all of them: after
+    2,000 steps with gradients of `before` of that."""
+    assert isinstance(config.optimizer, RMSpropConfig) and config.max_grad_norm is not None
+    parameter = torch.nn.Parameter(torch.zeros(size))
+    optimizer = build_optimizer([parameter], config.optimizer, learning_rate=config.learning_rate)
+    at_clip = torch.full((size,), config.max_grad_norm / size**0.5)
+    for share in (before,) * 2000 + (1.0,):
+        was, parameter.grad = float(parameter.detach()[0]), share * at_clip
+        optimizer.step()
+    return abs(float(parameter.detach()[0]) - was) / config.learning_rate
+
+
+def test_after_a_calm_the_recipes_epsilon_keeps_a_surprise_to_the_size_of_any_other_step() -> None:
+    """g / (sqrt(0.01) g + eps), in place of g / (g + eps): without an epsilon to speak of ten times as far, which
+    unlearns in a step or two what the calm was owed to."""
+    learner = load_config("cartpole-a3c").learner
+    assert moved_by_a_surprise(learner, before=1.0) == pytest.approx(0.343, abs=0.01)
+    assert moved_by_a_surprise(learner, before=0.0) == pytest.approx(0.497, abs=0.01)
+    small = learner.model_copy(update={"optimizer": RMSpropConfig()})
+    assert moved_by_a_surprise(small, before=1.0) == pytest.approx(1.0, abs=0.01)
+    assert moved_by_a_surprise(small, before=0.0) == pytest.approx(9.8, abs=0.1)
+    assert moved_by_a_surprise(small, before=1e-3) > 9.0
 
 
 def test_a_gradient_that_is_not_finite_is_refused_where_it_is_computed_and_where_it_is_applied() -> None:
