@@ -64,6 +64,7 @@ PROMISES = (
     Promise("cartpole-ppo-kl", range(3), 475),
     Promise("pendulum-ppo-kl", range(3), -250),
     Promise("mountaincar-rnd", range(3), -130),
+    Promise("minigrid-rnd", range(3), 0.7),
     Promise("arithmetic-grpo", range(2), 0.95, measure="exact match", before_at_most=0.85),
     Promise("arithmetic-rloo", range(2), 0.92, measure="exact match"),
     Promise("arithmetic-reinforce-pp", range(2), 0.92, measure="exact match"),
