@@ -18,6 +18,7 @@ from rollcall.cluster.messages.experience import GymGradient, GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.messages.wire import from_bytes, to_bytes
+from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
 from rollcall.learners.algorithms.control.a3c import A3C, A3CConfig
@@ -148,7 +149,9 @@ def moved_by_a_surprise(config: LearnerConfig, *, before: float, size: int = 915
 def test_after_a_calm_the_recipes_epsilon_keeps_a_surprise_to_the_size_of_any_other_step() -> None:
     """g / (sqrt(0.01) g + eps), in place of g / (g + eps): without an epsilon to speak of ten times as far, which
     unlearns in a step or two what the calm was owed to."""
-    learner = load_config("cartpole-a3c").learner
+    config = load_config("cartpole-a3c")
+    assert isinstance(config, RunConfig)
+    learner = config.learner
     assert moved_by_a_surprise(learner, before=1.0) == pytest.approx(0.343, abs=0.01)
     assert moved_by_a_surprise(learner, before=0.0) == pytest.approx(0.497, abs=0.01)
     small = learner.model_copy(update={"optimizer": RMSpropConfig()})
