@@ -124,6 +124,8 @@ def _learner(config: LanguageConfig) -> list[Problem]:
     with_lora: dict[KeyPath, LoraConfig | None] = {("policy", "lora"): policy.lora}
     if policy.warm_start is not None:
         with_lora["policy", "warm_start", "lora"] = policy.warm_start.lora
+    if config.preferences is not None:
+        with_lora["preferences", "lora"] = config.preferences.lora
     if find_spec("peft") is None:
         text = "LoRA needs the package peft: pip install peft, or set null"
         problems += [Problem(path, text) for path, lora in with_lora.items() if lora is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -15,6 +16,7 @@ from rollcall.deploy.preferences.data import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
 from rollcall.learners.loop.config import LearnerConfig, in_sections, section
 from rollcall.learners.loop.optimizers import AdamConfig
+from rollcall.learners.models.lora import LoraConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
 
 
@@ -79,6 +81,19 @@ class TextModelConfig(BaseModel):
         le=64,
         description="heads of an ensemble on one body, each of which learns from a sample with replacement of its own",
     )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="train adapters on the body, and the heads whole; the model that is kept has them merged; none: "
+        "train all of it",
+    )
+
+    @model_validator(mode="after")
+    def _has_layers_for_adapters(self) -> Self:
+        if self.lora is not None and self.start == "words":
+            raise ValueError("lora: a model of words has no layers for adapters: leave it out, or give another start")
+        if self.lora is not None and find_spec("peft") is None:
+            raise ValueError("lora: LoRA needs the package peft: pip install peft, or set null")
+        return self
 
 
 class SegmentModelConfig(BaseModel):

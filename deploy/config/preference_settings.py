@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rollcall.learners.models.lora import LoraConfig
 from rollcall.reward_service.preferences.records import MAX_CANDIDATES
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRaterConfig
 from rollcall.reward_service.scorers.judge import JudgeConfig
@@ -149,6 +150,10 @@ class TextPreferencesConfig(AskedConfig):
         default=2, ge=2, le=MAX_CANDIDATES, description="responses to one prompt that are ranked at once"
     )
     members: int = Field(default=1, ge=1, le=64, description="heads of the reward model's ensemble, on one body")
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="the reward model trains adapters on its body, which each round merges; none: all of it",
+    )
     selection: int = Field(
         default=1,
         ge=1,

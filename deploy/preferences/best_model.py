@@ -78,5 +78,6 @@ class BestModel:
         self._tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in tensors.items()}
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """Live tensors by name; of tied parameters, one."""
-        return {**dict(self._module.named_parameters()), **dict(self._module.named_buffers())}
+        """Live tensors that training changes, by name; of tied parameters, one."""
+        trained = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
+        return {**trained, **dict(self._module.named_buffers())}

@@ -108,6 +108,13 @@ def _merged(layer: _LoraLayer, whole: Whole) -> Tensor:
     return torch.addmm(weight, b, a, alpha=layer.scaling[_ADAPTER])
 
 
+def merged_tensors(module: nn.Module, whole: Whole = Tensor.detach) -> dict[str, Tensor]:
+    """A module's state dict as it would be without adapters."""
+    adapted = {name for name, _ in module.named_parameters()}
+    buffers = {name: tensor for name, tensor in module.state_dict().items() if name not in adapted}
+    return {readable.name: readable.value() for readable in merged_parameters(module, whole)} | buffers
+
+
 class WithoutAdapters(nn.Module):
     """A model as it was before its adapters: the reference, without a second copy of it."""
 

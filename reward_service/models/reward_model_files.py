@@ -71,12 +71,20 @@ def save_segment_model(module: SegmentRewardModel, directory: Path, card: Reward
     """Writes the directory, in place of an earlier model there; returns the version. Raises BadInput: for a directory
     that holds anything else."""
     with _in_one_move(directory) as aside:
-        _write_tensors(module, aside / _WEIGHTS)
+        _write_tensors(module.state_dict(), aside / _WEIGHTS)
         return _seal(aside, card.model_copy(update={"architecture": module.architecture}))
 
 
-def save_text_model(module: TextRewardModel, source: Path, directory: Path, card: RewardModelCard) -> str:
-    """As save_segment_model; the tokenizer is copied from the directory `source`."""
+def save_text_model(
+    module: TextRewardModel,
+    source: Path,
+    directory: Path,
+    card: RewardModelCard,
+    *,
+    tensors: Mapping[str, torch.Tensor] | None = None,
+) -> str:
+    """As save_segment_model; the tokenizer is copied from the directory `source`. `tensors`: in place of the module's
+    own, of one with adapters, say."""
     model: Any = module.model
     with _in_one_move(directory) as aside:
         for path in sorted(source.iterdir()):
@@ -85,7 +93,7 @@ def save_text_model(module: TextRewardModel, source: Path, directory: Path, card
                 shutil.copyfile(path, aside / path.name)
         model.config.architectures = [type(model).__name__]
         model.config.save_pretrained(aside)
-        _write_tensors(model, aside / _WEIGHTS)
+        _write_tensors(model.state_dict() if tensors is None else tensors, aside / _WEIGHTS)
         return _seal(aside, card)
 
 
@@ -209,9 +217,9 @@ def _read_tensors(module: nn.Module, path: Path) -> None:
         raise BadInput(f"{path}: not the weights of the architecture in {CARD}: {first}") from None
 
 
-def _write_tensors(module: nn.Module, path: Path) -> None:
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    found = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(safetensors.torch.save(found, metadata={"format": "pt"}))
 
 
 def _seal(aside: Path, card: RewardModelCard) -> str:

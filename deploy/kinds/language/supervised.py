@@ -3,6 +3,7 @@ rows. What a language recipe calls its warm start, as a run of its own."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -33,6 +34,8 @@ from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 
+_log = logging.getLogger("rollcall")
+
 
 class SupervisedRun:
     """One run, from a task's demonstrations to a model in Hugging Face's format."""
@@ -48,6 +51,13 @@ class SupervisedRun:
 
     def preparations(self) -> Iterator[Preparation]:
         self._members.check()
+        policy = self._config.policy
+        if policy.lora is not None and policy.warm_start is not None and policy.warm_start.lora is None:
+            _log.warning(
+                "policy.lora is for the run that begins with this model: here all of it is trained; adapters are "
+                "policy.warm_start.lora.rank=%d",
+                policy.lora.rank,
+            )
         self._members.make_model()
         yield from ()
 

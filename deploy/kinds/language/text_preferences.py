@@ -97,7 +97,7 @@ def reward_training(
         name=name,
         seed=seed % 2**31,
         data=data,
-        model=TextModelConfig(start=str(start), max_tokens=config.max_tokens, members=config.members),
+        model=TextModelConfig(start=str(start), max_tokens=config.max_tokens, members=config.members, lora=config.lora),
         loss=BradleyTerryConfig(noise=config.random_share),
         batch_size=config.batch_size,
         epochs=config.epochs,

@@ -82,11 +82,12 @@ def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
     longest = _longest(texts, model.start, model.tiny, model.max_tokens)
     budget = int(getattr(config.loss, "budget", TOKEN_BUDGET))
     tokens = min(2 * config.batch_size * longest, max(budget, 2 * longest))
+    policy = LMPolicyConfig(lora=model.lora)
     learner = learner_of(
-        LMPolicyConfig(),
+        policy,
         config.learner,
         size,
-        step=step_of(size, LMPolicyConfig(), tokens=tokens, predicted=0),
+        step=step_of(size, policy, tokens=tokens, predicted=0),
         critic=False,
         reference=False,
         base=memory.LANGUAGE_LEARNER,

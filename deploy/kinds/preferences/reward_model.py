@@ -33,6 +33,7 @@ from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, bootstrapped
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.lora import LoraConfig, add_adapters, merged_parameters, merged_tensors
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
     RewardModelCard,
@@ -124,6 +125,7 @@ class RewardModelRun:
             policy_id=self.policy_id,
             run_seed=config.seed,
             collator=PreferenceCollator(),
+            read_out=merged_parameters if self._has_adapters else None,
         )
 
     @property
@@ -181,7 +183,8 @@ class RewardModelRun:
             version = save_segment_model(self._module, goal, card)
         else:
             assert self._start is not None, "models of texts begin with a directory"
-            version = save_text_model(self._module, self._start, goal, card)
+            tensors = merged_tensors(self._module.model) if self._has_adapters else None
+            version = save_text_model(self._module, self._start, goal, card, tensors=tensors)
         return {
             **kept,
             "held_out": None if found is None else {**found.as_dict(), "loss": held_out.loss},
@@ -216,6 +219,13 @@ class RewardModelRun:
         self._train = encode_texts(found.train, encoder, max_tokens=model.max_tokens)
         self._held_out = encode_texts(found.held_out, encoder, max_tokens=model.max_tokens)
         self._module = new_text_model(self._start, seed=seed, members=model.members).train()
+        if model.lora is not None:
+            adapt(self._module, model.lora, seed=derive_seed(config.seed, "lora"))
+
+    @property
+    def _has_adapters(self) -> bool:
+        model = self._config.model
+        return isinstance(model, TextModelConfig) and model.lora is not None
 
     def _of_segments(self, model: SegmentModelConfig) -> None:
         if self._found.is_text:
@@ -242,6 +252,16 @@ class RewardModelRun:
 
     def _judge(self, comparisons: Sequence[RankedCandidates[Any]]) -> reward_evaluation.Judged:
         return reward_evaluation.judge(self.algorithm, self._module, comparisons)
+
+
+def adapt(module: TextRewardModel, lora: LoraConfig, *, seed: int) -> None:
+    """Puts adapters on the body, which is frozen; what is read from it, the heads, is trained whole.
+
+    Raises:
+      BadInput: as add_adapters.
+    """
+    body: Any = module.model
+    add_adapters(body.base_model, lora, seed=seed)
 
 
 @contextlib.contextmanager
