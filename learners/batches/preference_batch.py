@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
 from rollcall.learners.batches.placement import PADDED, Layout, Places, begins_of, ranges, row_sizes, shape_of
-from rollcall.learners.batches.token_batch import TokenRows, at_least, plan_packed
+from rollcall.learners.batches.token_batch import TokenRows, at_least, plan_packed, share_of
 from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence
 
 
@@ -167,15 +167,18 @@ class PreferencePart:
 
     def reward_inputs(self) -> tuple[Mapping[str, Tensor], Tensor]:
         """What a reward model is called with, and the candidate [R] that each of its R rewards belongs to: one a
-        sequence, or one a step."""
+        sequence, or one a step. Rewards beyond those are nobody's."""
         candidates = self.batch.candidates
         if isinstance(candidates, Sequences):
+            if not self.chosen:  # one token of padding, whose reward is nobody's
+                none = candidates.token_ids.new_zeros(1, 1)
+                return {"token_ids": none, "lengths": none[0] + 1}, none[0, :0]
             token_ids, lengths = candidates.padded(self.chosen)
             return {"token_ids": token_ids, "lengths": lengths}, torch.arange(len(lengths), device=lengths.device)
         rows = [range(candidates.offsets[i], candidates.offsets[i + 1]) for i in self.chosen]
         device = candidates.observations.device
-        index = torch.tensor([row for span in rows for row in span], device=device)
-        owner = torch.tensor([k for k, span in enumerate(rows) for _ in span], device=device)
+        index = torch.tensor([row for span in rows for row in span], dtype=torch.int64, device=device)
+        owner = torch.tensor([k for k, span in enumerate(rows) for _ in span], dtype=torch.int64, device=device)
         return {"observations": candidates.observations[index], "actions": candidates.actions[index]}, owner
 
     def response_rows(self) -> tuple[TokenRows, Tensor]:
@@ -187,6 +190,9 @@ class PreferencePart:
         """
         candidates = self.batch.candidates
         assert isinstance(candidates, Sequences), "a policy reads tokens"
+        if not self.chosen:  # one token of padding, which predicts nothing
+            none = candidates.token_ids.new_zeros(0)
+            return TokenRows(candidates.token_ids.new_zeros(1, 1), none, none), none
         lengths, prompts = candidates.sizes, candidates.num_prompt
         if min(prompts[i] for i in self.chosen) < 1:
             raise ValueError("a candidate has no prompt: nothing predicts its first token")
@@ -216,7 +222,8 @@ class PreferenceMinibatch:
     ends_epoch: bool = True
 
     def shards(self, rank: int, num_processes: int) -> Iterator[PreferencePart]:
-        for part in at_least(self.parts, num_processes)[rank::num_processes]:
+        """One process's: equally many on each, the last of some of no comparison."""
+        for part in share_of(at_least(self.parts, num_processes), rank, num_processes):
             yield self.batch.part(part)
 
 

@@ -287,7 +287,7 @@ class TokenMinibatch(Generic[Targets]):
 
     def shards(self, rank: int, num_processes: int) -> Iterator[TokenPart[Targets]]:
         """The micro-batches that one learner process works on, one after the other: memory holds one."""
-        for part in _share(at_least(self.parts, num_processes), rank, num_processes):
+        for part in share_of(at_least(self.parts, num_processes), rank, num_processes):
             rows, indices = self.batch.rows(part)
             own = itemgetter(indices)
             samples, sequence = torch.unique_consecutive(own(self.batch.sequence), return_inverse=True)
@@ -304,17 +304,18 @@ class TokenMinibatch(Generic[Targets]):
 
 
 def at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
-    """The parts, the largest halved until there are `number` of them: every process needs something to do."""
+    """The parts, the largest halved until there are `number` of them, as far as they can be: work for every process."""
     divided = list(parts)
     while len(divided) < number:
         largest = max(range(len(divided)), key=lambda i: len(divided[i]))
         part = divided[largest]
-        assert len(part) > 1, "more learner processes than samples, or comparisons, in a minibatch"
+        if len(part) < 2:
+            break
         divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return divided
 
 
-def _share(parts: Sequence[Sequence[int]], rank: int, num_processes: int) -> list[Sequence[int]]:
+def share_of(parts: Sequence[Sequence[int]], rank: int, num_processes: int) -> list[Sequence[int]]:
     """One process's parts. All get equally many, the last of some processes being empty: sharded parameters are
     gathered in each pass, by all processes together."""
     own = list(parts[rank::num_processes])
@@ -344,7 +345,7 @@ def each_token(
     out = torch.zeros(batch.num_sampled, device=batch.policy_lags.device)
     parts = batch.micro_batches(range(batch.num_samples), token_budget)
     with torch.no_grad():
-        for part in _share(parts, rank, num_processes):
+        for part in share_of(parts, rank, num_processes):
             rows, indices = batch.rows(part)
             out[indices] = evaluate(rows).float()
     return out

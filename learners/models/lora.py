@@ -122,7 +122,7 @@ class WithoutAdapters(nn.Module):
         super().__init__()
         self._adapted = (model,)  # in a tuple, so that it is no child: its parameters are counted once
 
-    def forward(self, *inputs: object) -> object:
+    def forward(self, *inputs: object, **settings: object) -> object:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         (model,) = self._adapted
@@ -132,7 +132,7 @@ class WithoutAdapters(nn.Module):
         try:
             for layer in layers:
                 layer._disable_adapters = True
-            return model(*inputs)
+            return model(*inputs, **settings)
         finally:
             for layer in layers:
                 layer._disable_adapters = False

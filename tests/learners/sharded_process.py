@@ -18,6 +18,7 @@ import torch
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
 from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
+from rollcall.learners.algorithms.language.online_dpo import OnlineDPO, OnlineDPOConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.token_policy import LMPolicyConfig
@@ -37,6 +38,7 @@ SCENARIOS: dict[str, tuple[Any, LMPolicyConfig, Any, float]] = {
     "bfloat16": (GRPO(GRPOConfig(**COMMON)), AUTOCAST, "sgd", 0.1),
     "mixed": (GRPO(GRPOConfig(**COMMON)), LMPolicyConfig(dtype="bfloat16"), "adamw", 1e-3),
     "packed": (GRPO(GRPOConfig(**COMMON)), PACKED, "adam", 1e-3),
+    "pairs": (OnlineDPO(OnlineDPOConfig(beta=0.5, token_budget=1)), LMPolicyConfig(), "adam", 1e-3),  # three prompts
     "one-by-one": (GRPO(GRPOConfig(**ONE_BY_ONE)), LMPolicyConfig(gradient_checkpointing=True), "adam", 1e-3),
 }
 RESUMED = ("grpo", "critic", "adapters", "mixed")

@@ -34,7 +34,7 @@ NEAR = {
 MORE = [
     pytest.param(name, marks=pytest.mark.prove) for name in (*RESUMED[2:], "bfloat16", "one-by-one", "chunks", "packed")
 ]
-scenarios = pytest.mark.parametrize("name", [*RESUMED[:2], *MORE])
+scenarios = pytest.mark.parametrize("name", [*RESUMED[:2], "pairs", *MORE])
 resumed = pytest.mark.parametrize("name", [*RESUMED[:2], *MORE[:2]])
 
 

@@ -102,7 +102,7 @@ class BradleyTerry:
 def candidate_rewards(models: Models, part: PreferencePart) -> Tensor:
     """[M, n]: each member's reward of each of a part's n candidates, raw."""
     inputs, owner = part.reward_inputs()
-    rows: Tensor = models["reward"](**inputs)
+    rows: Tensor = models["reward"](**inputs)[..., : len(owner)]
     return preference_losses.sums_by_owner(values=rows.float(), owner=owner, num_owners=part.num_candidates)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
 from rollcall.learners.batches.preference_batch import Pairs, PreferenceBatch, PreferenceMinibatch, PreferencePart
+from rollcall.learners.batches.token_batch import share_of
 from rollcall.learners.collective import Collective
 from rollcall.learners.maths.preference_losses import soft_labelled, sums_by_owner
 from rollcall.learners.maths.sampling import Processed
@@ -160,7 +161,7 @@ def response_logprobs(models: Models, part: PreferencePart, *, name: str = "poli
 def batch_logprobs(models: Models, batch: PreferenceBatch, *, name: str, budget: int, collective: Collective) -> Tensor:
     """[N], without gradient: each process evaluates its share of the batch's parts, and all get the whole."""
     logprobs = torch.zeros(batch.num_candidates, device=batch.pairs.better.device)
-    for comparisons in batch.parts(budget)[collective.rank :: collective.num_processes]:
+    for comparisons in share_of(batch.parts(budget), collective.rank, collective.num_processes):
         part = batch.part(comparisons)
         logprobs[list(part.chosen)] = response_logprobs(models, part, name=name).float()
     collective.sum_(logprobs)
