@@ -42,6 +42,10 @@ class LanguageConfig(OnlineConfig):
     def task_name(self) -> str:
         return settings_name(self.task)
 
+    @property
+    def learner_processes(self) -> int:
+        return 1 if self.runtime == "serial" else self.learner.num_processes
+
     def build_task(self) -> Any:
         """A new actors.text_task.Task with this run's settings."""
         task = plugins.find(plugins.TASK, self.task_name)(self.task)

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from rollcall.cluster.checkpoint import CheckpointWriter, Manifest, latest_checkpoint
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.store.run_lock import DirectoryLock
+from rollcall.deploy.drive.learner_group import Others, learners_of
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.planned import plan_alone
 from rollcall.deploy.drive.records import RunRecorder, refuse_foreign
@@ -59,17 +60,20 @@ class OfflineDrive:
         self._recorder = recorder
         self._stop_requested = stop_requested
         self._nested = nested
+        self._others = Others()
         self._state = _State()
         self.plan: Plan | None = None
         self.facts: dict[str, Any] = {}  # for the summary
 
     def carry_out(self, *, resume: bool) -> str:
         """To the end, or to a checkpoint once a stop is requested. Returns the run's status."""
-        with _one_driver(self._run.directory):
-            made = self._made
+        with _one_driver(self._run.directory), ExitStack() as stack:
+            made, others = self._made, self._others
             with nothing_to_keep():
                 self.plan = plan_alone(self._run.config, made, self._run.directory, self._recorder.on_event)
                 self._nested.prepare(made, self._stop_requested)
+                others = self._others = stack.enter_context(learners_of(made, self._run.config, self._run.directory))
+                stack.enter_context(others.watched())
                 _ = made.learner
             writer = CheckpointWriter(self._run.directory, keep=self._run.config.checkpoint.keep)
             if resume:
@@ -85,6 +89,7 @@ class OfflineDrive:
                 "first_eval": state.evaluations[0] if state.evaluations else None,
                 "final_eval": state.evaluations[-1] if state.evaluations and completed else None,
             }
+            others.tell("finish", state.step)
             self.facts |= made.finish(state.step)
         return "completed" if completed else "stopped"
 
@@ -110,6 +115,7 @@ class OfflineDrive:
             saved = state.step
         while state.step < made.steps and not made.is_over and not self._stop_requested():
             began = time.monotonic()
+            self._others.tell("step", state.step)
             record = _update(made, state.step)
             if record is None:  # a stop was requested while the batch was being made
                 break
@@ -128,6 +134,7 @@ class OfflineDrive:
 
     def _evaluate(self) -> None:
         state = self._state
+        self._others.tell("evaluate", state.step)
         found = self._made.evaluate(state.step)
         if found is None:
             return
@@ -140,6 +147,7 @@ class OfflineDrive:
         state, made = asdict(self._state), self._made
         step = state.pop("step")
         aside = writer.begin(step)
+        self._others.tell("save", [step, str(aside)])
         made.learner.save(aside, made.learner.weights(epoch=0, version=step))
         made.save(aside)
         manifest = Manifest(
@@ -160,6 +168,7 @@ class OfflineDrive:
         for line in damaged:
             _log.warning("%s", line)
         refuse_foreign(self._recorder.segments, checkpoint, manifest)
+        self._others.tell("restore", str(checkpoint))
         self._made.learner.restore(checkpoint)
         self._made.restore(checkpoint)
         self._state = _State(step=manifest.step, **manifest.driver)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,12 +24,21 @@ class _Found:
     judged: int = 0  # evaluations after the one at the best step
 
 
+@runtime_checkable
+class _Gathered(Protocol):
+    """A module in pieces (torch's FSDPModule), as far as it is asked."""
+
+    def reshard(self) -> None: ...
+
+
 class BestModel:
     """Remembers a module's parameters and buffers at the lowest held-out loss (early stopping: Prechelt, 1998). The
     model that was not trained yet is not one to keep. Ties go to the earlier one."""
 
-    def __init__(self, module: nn.Module, *, patience: int | None) -> None:
-        """`patience`: evaluations without a better one after which there is no point in going on; None: go on."""
+    def __init__(self, module: nn.Module, *, patience: int | None, writes: bool = True) -> None:
+        """`patience`: evaluations without a better one after which there is no point in going on; None: go on.
+        `writes`: False in all but one of several processes, which call `save` alike."""
+        self._writes = writes
         self._module = module
         self._patience = patience
         self._found = _Found()
@@ -61,7 +70,9 @@ class BestModel:
                     tensor.copy_(self._tensors[name])
 
     def save(self, checkpoint: Path) -> None:
-        tensors = {name: tensor.cpu().numpy() for name, tensor in self._tensors.items()}
+        tensors = {name: whole(tensor).cpu().numpy() for name, tensor in self._tensors.items()}
+        if not self._writes:
+            return
         meta: dict[str, Any] = asdict(self._found)
         if not tensors:
             meta["loss"] = None  # JSON has no infinity
@@ -74,10 +85,34 @@ class BestModel:
             return
         tensors, meta = state
         self._found = _Found(**{**meta, "loss": math.inf if meta["loss"] is None else meta["loss"]})
-        device = next(self._module.parameters()).device
-        self._tensors = {name: torch.from_numpy(np.array(array)).to(device) for name, array in tensors.items()}
+        live = self._state()
+        self._tensors = {
+            name: _laid_as(live[name], torch.from_numpy(np.array(array)))
+            for name, array in tensors.items()
+            if name in live
+        }
 
     def _state(self) -> dict[str, torch.Tensor]:
-        """Live tensors that training changes, by name; of tied parameters, one."""
+        """Live tensors that training changes, by name; of tied parameters, one. Of a module in pieces, the pieces."""
+        for part in self._module.modules():
+            if isinstance(part, _Gathered):
+                part.reshard()  # what a pass has gathered would show parameters as they were then
         trained = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
         return {**trained, **dict(self._module.named_buffers())}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Of one in pieces all of it, by all processes together."""
+    own = tensor.detach()
+    gather = getattr(own, "full_tensor", None)
+    return own if gather is None else gather()  # type: ignore[no-any-return]
+
+
+def _laid_as(live: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole as another tensor lies: on its device, and of one in pieces this process's piece."""
+    if not hasattr(live, "full_tensor"):
+        return value.to(live.device)
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(live, DTensor)
+    return distribute_tensor(value.to(live.device), live.device_mesh, live.placements, src_data_rank=None)

@@ -3,7 +3,8 @@ how far it has moved from that reference. Must never know files, texts, or how t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -115,11 +116,27 @@ def sampled_pairs(
         pad_token_id=model.config.get_text_config().pad_token_id or 0,
     )
     try:
-        generated = model.generate(token_ids.to(device), attention_mask=mask.to(device))
+        with _gathered(policy):
+            generated = model.generate(token_ids.to(device), attention_mask=mask.to(device))
     finally:
         model.generation_config = configured
     ended = [_ended(row, eos) for row in generated[:, width:].cpu().numpy()]
     return list(zip(ended[::2], ended[1::2], strict=True))
+
+
+@contextmanager
+def _gathered(policy: TokenPolicy) -> Iterator[None]:
+    """Of a policy in pieces, what lies outside its layers: the model within is called past the module that gathers it.
+    All processes generate alike."""
+    gather, let_go = getattr(policy, "unshard", None), getattr(policy, "reshard", None)
+    if gather is None or let_go is None:
+        yield
+        return
+    gather()
+    try:
+        yield
+    finally:
+        let_go()
 
 
 def _ended(tokens: Array, eos: list[int]) -> Array:

@@ -51,7 +51,7 @@ def judge(algorithm: BradleyTerry, module: nn.Module, comparisons: Sequence[Rank
     device = next(module.parameters()).device
     found: dict[str, list[Tensor]] = {name: [] for name in ("rewards", "sums", "num_rows", "better", "worse")}
     loss, candidates = 0.0, 0
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference mode: what sharding gathers in it, a later step could not use
         for begin in range(0, len(comparisons), _CHUNK):
             chunk = comparisons[begin : begin + _CHUNK]
             batch = collate_comparisons(chunk).to(device)

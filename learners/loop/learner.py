@@ -95,6 +95,7 @@ class Learner:
         self.interrupted: Callable[[], bool] = lambda: False  # asked within a step, which is taken back when it says so
         self._freeze_as(getattr(torch, frozen_dtype))
         self._trained = self._take_over(fsdp_units, weights_dtype)
+        self.in_pieces = self._trained.in_pieces  # then whoever reads parameters, or makes a pass, does so with all
         self._publisher = Publisher(
             self._models,
             self._trained,

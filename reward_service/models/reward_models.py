@@ -43,10 +43,11 @@ class TextRewardModel(nn.Module):
         # With causal attention nothing looks at the padding, and without a mask attention is faster.
         mask = None if self._sees_no_padding else present.long()
         if not self._reads_last_token:
-            return cast(Tensor, model(input_ids=token_ids, attention_mask=mask).logits.T)
+            return cast(Tensor, model(input_ids=token_ids, attention_mask=mask).logits.T.clone())
         states = model.base_model(input_ids=token_ids, attention_mask=mask, use_cache=False).last_hidden_state
         last = states[torch.arange(len(states), device=states.device), lengths - 1]
-        return cast(Tensor, model.score(last).T)
+        # No view: sharding hangs its hooks on what a module returns, and those of a view can be lost.
+        return cast(Tensor, model.score(last).T.clone())
 
 
 def _is_causal(model: nn.Module) -> bool:

@@ -95,7 +95,7 @@ def language_needs(config: LanguageConfig, task: Task, run_directory: Path) -> N
 
 
 def supervised_needs(config: LanguageConfig, task: Task, run_directory: Path, *, generates: bool = False) -> Needs:
-    """Of a run that imitates: one process, which answers held-out rows. `generates`: and makes what it imitates."""
+    """Of a run that imitates, and answers held-out rows. `generates`: and makes what it imitates."""
     size = model_of(config, task, run_directory)
     program, learner = Part("program", memory.LANGUAGE_LEARNER, host=True), _warm_start_parts(config, task, size)
     answers: tuple[Part, ...] = ()
@@ -106,9 +106,10 @@ def supervised_needs(config: LanguageConfig, task: Task, run_directory: Path, *,
             Part("engine's weights", size.num_parameters * _engine_size(config), "actors.engine.dtype=bfloat16"),
             Part("KV cache", config.actors.engine.kv_cache_gib * GIB, "actors.engine.kv_cache_gib, eval.num_rows=0"),
         )
+    trainer = Role("trainer", (program, *learner, *answers), config.learner_processes, "learner")
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
-        roles=(Role("trainer", (program, *learner, *answers), 1, "learner"), *(_beside(config) if generates else ())),
+        roles=(trainer, *(_beside(config) if generates else ())),
         checkpoint_bytes=checkpoint_bytes(config.policy, config.learner, size, critic=False),
         checkpoints_kept=config.checkpoint.keep,
         begins_bytes=8 * size.num_parameters,

@@ -28,6 +28,7 @@ from rollcall.deploy.report.closing import eval_line, evaluated, report_line, st
 from rollcall.deploy.report.counted import IMITATED
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.learners.algorithms.language.sft import SFT
+from rollcall.learners.collective import Collective
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
@@ -48,6 +49,14 @@ class SupervisedRun:
         self._config = config
         self._directory = run_directory
         self._members = LanguageFactory(config, run_directory)
+        self._collective = Collective()
+
+    @property
+    def num_processes(self) -> int:
+        return self._config.learner_processes
+
+    def share(self, collective: Collective) -> None:
+        self._collective = collective
 
     def preparations(self) -> Iterator[Preparation]:
         self._members.check()
@@ -66,7 +75,7 @@ class SupervisedRun:
 
     @cached_property
     def _imitation(self) -> WarmStart:
-        return self._members.warm_start()
+        return replace(self._members.warm_start(), collective=self._collective)
 
     @property
     def learner(self) -> Learner:
@@ -96,6 +105,8 @@ class SupervisedRun:
         found: dict[str, Any] = {"model_directory": None}
         if steps_done == self.steps:
             self._imitation.finish(steps_done)
+            if self._collective.rank:
+                return found
             found["model_directory"] = str(self._directory / WARM_START)
             found["first_eval"], found["final_eval"] = map(_shown, self._evaluated())
         return found

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +25,7 @@ from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Record
 from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
@@ -37,6 +38,7 @@ from rollcall.learners.models.token_policy import (
     TokenPolicy,
     WarmStartConfig,
     autocast_dtype,
+    decoder_layers,
     layout_of,
     load_policy_model,
     model_length,
@@ -57,6 +59,7 @@ class WarmStart:
     policy: LMPolicyConfig
     optimised: LearnerConfig
     seed: int
+    collective: Collective = field(default_factory=Collective)  # of a run that several processes share
 
     @property
     def steps(self) -> int:
@@ -83,7 +86,7 @@ class WarmStart:
             "learning_rate": settings.learning_rate,
             "schedule": shape(warmup_steps=self.optimised.schedule.warmup_steps),
             "threads": settings.threads or max(1, usable_cores() // 2),
-            "num_processes": 1,
+            "num_processes": self.collective.num_processes,
         }
         autocast, logits_mib = autocast_dtype(policy), policy.logits_workspace_mib
         return Learner(
@@ -93,6 +96,8 @@ class WarmStart:
             policy_id=WARM_START,
             run_seed=self.seed,
             collator=DemonstrationCollator(layout_of(model, share_prompts=False)),
+            collective=self.collective,
+            fsdp_units=decoder_layers,
             read_out=None if settings.lora is None else merged_parameters,
             weights_dtype=trained_dtype(policy.model_copy(update={"lora": settings.lora}), self.optimised),
             frozen_dtype=frozen_dtype(policy),
@@ -102,7 +107,7 @@ class WarmStart:
         return WarmStartLines(self.goal.with_name("warm_start.jsonl"), sys.stdout)
 
     def finish(self, steps_done: int) -> dict[str, Any]:
-        """Writes model and tokenizer, in one move.
+        """Writes model and tokenizer, in one move; of several processes, the first does.
 
         Raises:
           RollcallError: when it was stopped before; nothing is written then.
@@ -112,7 +117,9 @@ class WarmStart:
                 f"stopped at step {steps_done} of the warm start, before there was a checkpoint to go on from: train "
                 "it again"
             )
-        save_policy(self.learner.weights(epoch=0, version=steps_done), model_source(self.given), self.goal)
+        weights = self.learner.publish(epoch=0, version=steps_done)
+        if weights is not None:
+            save_policy(weights, model_source(self.given), self.goal)
         return {}
 
     @property

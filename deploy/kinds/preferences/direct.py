@@ -26,25 +26,27 @@ from rollcall.deploy.kinds.language.models import language_models, policy_layout
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
+from rollcall.deploy.kinds.preferences.judged import evaluation_record
 from rollcall.deploy.kinds.preferences.needs import direct_needs
 from rollcall.deploy.plan.needs import Needs
-from rollcall.deploy.preferences.accuracy import accuracy_of
 from rollcall.deploy.preferences.data import Preferences, counted, encode_texts, load_preferences
 from rollcall.deploy.preferences.implicit_rewards import PolicyJudgement, judge_policy, sampled_kl
 from rollcall.deploy.preferences.labelled import rows_of, side_by_side
 from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
-from rollcall.deploy.report.counted import LEARNT, PAIRS_RIGHT
+from rollcall.deploy.report.counted import LEARNT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.rundir.earlier_runs import run_hash
 from rollcall.deploy.rundir.files import POLICY
 from rollcall.learners.batches.placement import Layout
 from rollcall.learners.collators.preferences import LabelledCollator, PreferenceCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.models.lora import merged_parameters
+from rollcall.learners.models.token_policy import decoder_layers
 from rollcall.reward_service.models.text_encoder import TextEncoder
 
 NUM_EVALUATIONS = 5  # over a run that does not say how often
@@ -61,6 +63,14 @@ class DirectRun:
         self._config = config
         self._directory = directory
         self._rows_held_out = 0  # of a method that learns from labelled rows
+        self._collective = Collective()
+
+    @property
+    def num_processes(self) -> int:
+        return self._config.learner.num_processes
+
+    def share(self, collective: Collective) -> None:
+        self._collective = collective
 
     def preparations(self) -> Iterator[Preparation]:
         warm_start, goal = self._config.policy.warm_start, self._directory / WARM_START
@@ -176,6 +186,8 @@ class DirectRun:
                 else PreferenceCollator(self._layout)
             ),
             published=("policy",),
+            collective=self._collective,
+            fsdp_units=decoder_layers,
             read_out=None if config.policy.lora is None else merged_parameters,
             weights_dtype=trained_dtype(config.policy, config.learner),
             frozen_dtype=frozen_dtype(config.policy),
@@ -192,7 +204,7 @@ class DirectRun:
 
     def evaluate(self, step: int) -> Mapping[str, Any]:
         judged = self._judge(self._held_out)
-        record = _record(judged, self.groups)
+        record = evaluation_record(judged, self.groups)
         if self._config.kl_prompts:
             record |= sampled_kl(
                 self._models,
@@ -207,13 +219,14 @@ class DirectRun:
     def finish(self, steps_done: int) -> Mapping[str, Any]:
         shown = self._side_by_side(self._train) if self._unpaired else self._train
         judged, train = self._judge(self._held_out), self._judge(shown)
-        weights = self.learner.weights(epoch=0, version=self.steps)
+        weights = self.learner.publish(epoch=0, version=self.steps)
         goal = self._directory / POLICY
-        marker: dict[str, object] = {"config_hash": run_hash(self._directory), "policy_id": self.policy_id}
-        save_policy(weights, self._begin, goal, marker=marker)
+        if weights is not None:  # of several processes, the first writes
+            marker: dict[str, object] = {"config_hash": run_hash(self._directory), "policy_id": self.policy_id}
+            save_policy(weights, self._begin, goal, marker=marker)
         return {
-            "held_out": _record(judged, self.groups),
-            "train": _record(train, self.groups),
+            "held_out": evaluation_record(judged, self.groups),
+            "train": evaluation_record(train, self.groups),
             "comparisons": dict(self._counted()),
             "groups": dict(Counter(self.groups[item.group] for item in self._train)) if self.groups else None,
             "policy": str(goal),
@@ -279,26 +292,6 @@ class DirectRun:
 def _imitated(item: RankedCandidates[TokenSequence], *, best_only: bool) -> list[Demonstration]:
     chosen = [c for c, rank in zip(item.candidates, item.ranks, strict=True) if rank == 0 or not best_only]
     return [Demonstration(c.token_ids, np.arange(len(c.token_ids)) >= c.num_prompt) for c in chosen]
-
-
-def _record(judged: PolicyJudgement, groups: Sequence[str]) -> dict[str, Any]:
-    """An evaluation's record; of groups, each one's own and the worst."""
-    if not len(judged.differences):
-        return {"mean": None, "std": None, "n": 0, "unit": PAIRS_RIGHT, "eval_loss": judged.loss}
-    found = accuracy_of(judged.differences.tolist())
-    std = (found.accuracy * (1 - found.accuracy)) ** 0.5
-    record: dict[str, Any] = {"mean": found.accuracy, "std": std, "n": found.n, "low": found.low, "high": found.high}
-    record |= {"unit": PAIRS_RIGHT, "eval_loss": judged.loss, "margin": judged.margin}
-    own: dict[str, Any] = {}
-    for number, name in enumerate(groups):
-        theirs = judged.differences[judged.groups == number]
-        if len(theirs):
-            loss = float(judged.losses[judged.groups == number].mean())
-            own[name] = {**accuracy_of(theirs.tolist()).as_dict(), "loss": loss}
-    if own:
-        record |= {"groups": own, "worst_group_accuracy": min(value["accuracy"] for value in own.values())}
-        record |= {"worst_group_loss": max(value["loss"] for value in own.values())}
-    return record
 
 
 class LoadedDirect(LoadedOnPreferences):

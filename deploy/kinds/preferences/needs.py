@@ -1,4 +1,4 @@
-"""What runs on preferences need of memory: one process, which trains, with a frozen reference or without."""
+"""What runs on preferences need of memory: of each process that trains, with a frozen reference or without."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def direct_needs(config: DirectRunConfig, found: Preferences) -> Needs:
         learner = max(learner, first, key=lambda parts: sum(part.size_bytes for part in parts))
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
-        roles=(Role("trainer", (*learner, _data(texts)), 1, "learner"),),
+        roles=(Role("trainer", (*learner, _data(texts)), config.learner.num_processes, "learner"),),
         checkpoint_bytes=checkpoint_bytes(config.policy, config.learner, size, critic=False),
         checkpoints_kept=config.checkpoint.keep,
         begins_bytes=8 * size.num_parameters,
@@ -70,7 +70,7 @@ def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
         )
         return Needs(
             model="networks over segments",
-            roles=(Role("trainer", parts, 1, "learner"),),
+            roles=(Role("trainer", parts, config.learner.num_processes, "learner"),),
             checkpoint_bytes=held,
             checkpoints_kept=config.checkpoint.keep,
             on_ray=False,
@@ -97,7 +97,7 @@ def reward_model_needs(config: RewardTrainConfig, found: Preferences) -> Needs:
     best = Part("best model", 4 * size.num_parameters, "keep=last", host=True)
     return Needs(
         model=f"{size.name}, {counted(size.num_parameters)} parameters",
-        roles=(Role("trainer", (*learner, best, _data(texts)), 1, "learner"),),
+        roles=(Role("trainer", (*learner, best, _data(texts)), config.learner.num_processes, "learner"),),
         checkpoint_bytes=size.num_parameters * (12 + footprint.optimizer_bytes(config.learner.optimizer)),
         checkpoints_kept=config.checkpoint.keep,
         begins_bytes=8 * size.num_parameters,
@@ -116,7 +116,7 @@ def _words_needs(config: RewardTrainConfig, texts: Sequence[str]) -> Needs:
     )
     return Needs(
         model=f"a model of words, up to {counted(parameters)} parameters",
-        roles=(Role("trainer", (*parts, _data(texts)), 1, "learner"),),
+        roles=(Role("trainer", (*parts, _data(texts)), config.learner.num_processes, "learner"),),
         checkpoint_bytes=held,
         checkpoints_kept=config.checkpoint.keep,
         on_ray=False,

@@ -23,17 +23,19 @@ from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, el
 from rollcall.deploy.kinds.preferences.needs import reward_model_needs
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.preferences import reward_evaluation
-from rollcall.deploy.preferences.best_model import BestModel
+from rollcall.deploy.preferences.best_model import BestModel, whole
 from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
 from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
 from rollcall.learners.collators.preferences import PreferenceCollator
+from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, bootstrapped
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.lora import LoraConfig, add_adapters, merged_parameters, merged_tensors
+from rollcall.learners.models.token_policy import decoder_layers
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
     RewardModelCard,
@@ -71,9 +73,17 @@ class RewardModelRun:
         self._held_out: Sequence[RankedCandidates[Any]]
         self._module: TextRewardModel | SegmentRewardModel
         self._best: BestModel | None = None
+        self._collective = Collective()
+
+    @property
+    def num_processes(self) -> int:
+        return self._config.learner.num_processes
+
+    def share(self, collective: Collective) -> None:
+        self._collective = collective
 
     def preparations(self) -> Iterator[Preparation]:
-        _ = self.learner
+        _ = self._learnt
         yield from ()
 
     def needs(self) -> Needs:
@@ -117,14 +127,17 @@ class RewardModelRun:
         config, _ = self._config, self._learnt
         told_apart = sum(len(set(item.ranks)) > 1 for item in self._held_out)
         if config.keep == "best" or (config.keep == "auto" and told_apart >= ENOUGH_HELD_OUT):
-            self._best = BestModel(self._module, patience=config.patience)
+            self._best = BestModel(self._module, patience=config.patience, writes=self._collective.rank == 0)
+        is_text = isinstance(config.model, TextModelConfig)
         return Learner(
             models={"reward": self._module},
             algorithm=self.algorithm,
-            config=config.learner.for_language() if isinstance(config.model, TextModelConfig) else config.learner,
+            config=config.learner.for_language() if is_text else config.learner,
             policy_id=self.policy_id,
             run_seed=config.seed,
             collator=PreferenceCollator(),
+            collective=self._collective,
+            fsdp_units=decoder_layers if is_text and config.model.start != "words" else None,
             read_out=merged_parameters if self._has_adapters else None,
         )
 
@@ -169,6 +182,9 @@ class RewardModelRun:
         found, _ = reward_evaluation.accuracy_record(held_out, statistics)
         train_found, _ = reward_evaluation.accuracy_record(train, statistics)
         counts = counted(self._train, self._held_out, self._found)
+        tensors = self._tensors()
+        if self._collective.rank:  # of several processes, the first writes
+            return {}
         card = RewardModelCard(
             kind=self._config.model.kind,
             statistics=statistics,
@@ -183,7 +199,6 @@ class RewardModelRun:
             version = save_segment_model(self._module, goal, card)
         else:
             assert self._start is not None, "models of texts begin with a directory"
-            tensors = merged_tensors(self._module.model) if self._has_adapters else None
             version = save_text_model(self._module, self._start, goal, card, tensors=tensors)
         return {
             **kept,
@@ -194,6 +209,14 @@ class RewardModelRun:
             "model": str(goal),
             "model_version": version,
         }
+
+    def _tensors(self) -> dict[str, torch.Tensor] | None:
+        """Of a model of texts that lies otherwise than it is kept: its own, by all processes together."""
+        if isinstance(self._module, SegmentRewardModel) or not (self._has_adapters or self.learner.in_pieces):
+            return None
+        if self._has_adapters:
+            return merged_tensors(self._module.model, whole)
+        return {name: whole(tensor) for name, tensor in self._module.model.state_dict().items()}
 
     def _statistics(self) -> Statistics:
         """What tells who is right by several members, or by sums over steps. One reward of one member is as right
