@@ -54,11 +54,6 @@ BEGINS = {
     "synthetic-reward": "start",
     "sums.yaml": "model",
 }
-    "synthetic-dpo": "warm_start",
-    "synthetic-kto": "warm_start",
-    "synthetic-reward": "start",
-    "sums.yaml": "model",
-}
 SUMS = """\
 task: {name: arithmetic, digits: 1}
 policy:
