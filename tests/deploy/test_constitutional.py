@@ -5,20 +5,24 @@ from __future__ import annotations
 
 import json
 import re
+import string
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from rollcall.actors.tasks.reviews import is_scathing
 from rollcall.cluster.errors import BadInput, RollcallError
+from rollcall.deploy.cli.main import main
 from rollcall.deploy.config.constitutional_config import ConstitutionalSettings
 from rollcall.deploy.kinds.selection.completions import Answered, Completion
 from rollcall.deploy.kinds.selection.revising import Critic, Revised, RevisedFile, Step, revisions
 from rollcall.deploy.report.run_lines import read_jsonl
+from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
 from rollcall.reward_service.scorers.chat import NoReply
 from tests.needs import needs
 from tests.reward_service.judge_server import JudgeServer, asked, shown
@@ -211,3 +215,56 @@ def test_the_share_of_answers_that_break_the_principle_falls_to_under_a_tenth(
     assert made["revised"] == len(lines) and made["broken_before"] > 0.3 and made["broken_revised"] == 0
     assert all(not is_scathing(line["prompt"], line["steps"][-1]["revision"]) for line in lines)
     assert "answers break a principle" in resumed.output
+
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] + '\n' }}{% endfor %}"
+
+
+@pytest.fixture
+def critics(tmp_path: Path) -> Path:
+    """The directory of a tiny model that can be asked anything that is printed, and says what it likes."""
+    directory = tmp_path / "critic"
+    tokenizer = character_tokenizer(string.printable)
+    tokenizer.chat_template = TEMPLATE
+    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
+    write_tiny_model(directory, tokenizer=tokenizer, seed=3, max_position_embeddings=4096, **shape)
+    return directory
+
+
+@pytest.mark.long
+@needs("vllm")
+@pytest.mark.timeout(900)
+def test_a_critic_that_is_a_models_directory_is_served_while_the_run_lasts_and_by_nobody_afterwards(
+    bench: Bench, critics: Path
+) -> None:
+    critic = f"{{model: {critics}, temperature: 1.0, max_tokens: 12, concurrency: 4}}"
+    shape = "{vocab_size: 300, hidden_size: 32, num_layers: 1, num_heads: 1, num_kv_heads: 1, intermediate_size: 64}"
+    run = bench.start(
+        *("train", "reviews-constitutional", f"policy.tiny={shape}", "eval.num_rows=0", "name=run"),
+        # Not into the recipe's critic, whose url would stay.
+        *("algorithm.critic.url=null", f"algorithm.critic={critic}"),
+        "policy.warm_start={steps: 20, batch_size: 16, learning_rate: 5e-3, threads: 1}",
+        *("actors.prompts_per_batch=12", "algorithm.steps=2", "algorithm.batch_size=4"),
+    )
+    run.wait(timeout_s=500)
+    assert run.process.returncode == 0, run.errors[-2000:]
+    lines = read_jsonl(run.directory / "rounds" / "1" / "revisions.jsonl")
+    (made,) = run.summary["rounds"]
+    assert 0 < made["revised"] == len(lines) <= 12
+    assert len({line["steps"][0]["critique"] for line in lines}) > 1, "a model that is sampled says many things"
+    assert all(0 < len(line["steps"][0]["revision"]) <= 12 for line in lines)
+    assert (run.directory / "logs" / "judge_critic.log").exists()
+    assert "url: http" not in (run.directory / "config.yaml").read_text()
+    assert not [
+        process for process in psutil.process_iter(["cmdline"]) if str(critics) in (process.info["cmdline"] or [])
+    ]
+
+
+def test_a_critic_that_is_no_models_directory_is_refused_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "reviews-constitutional", "algorithm.critic.url=null", "algorithm.critic.model=nowhere"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nowhere" in line
+    assert not list(tmp_path.glob("runs/*"))
