@@ -126,11 +126,10 @@ def learners_of(run: object, config: Any, directory: Path) -> Iterator[Others]:
                 collective = Collective.join(rank=0, num_processes=number, address=meeting, device=device)
             run.share(collective)
             yield others
-            collective.leave()
         finally:
-            others.end()
-            if torch.distributed.is_initialized():
+            if torch.distributed.is_initialized():  # whoever waits for us there hears of it
                 torch.distributed.destroy_process_group()
+            others.end()
 
 
 def check_devices(name: str, device: torch.device, number: int) -> None:

@@ -67,7 +67,8 @@ def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM):  # a terminal or a batch system sends them to all: the driver decides
         signal.signal(name, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
-    said, sys.stdout = sys.stdout, sys.stderr  # what libraries print belongs into the log
+    said = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what anybody else prints belongs into the log
     run = load_run(Path(directory))
     made = run.kind.make(run.config, run.directory)
     assert isinstance(made, SharedRun)

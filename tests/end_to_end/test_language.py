@@ -175,6 +175,22 @@ def test_no_token_is_older_than_the_lag_allows_and_no_prompt_is_left_out(bench: 
     audited(bench)
 
 
+@pytest.mark.long
+def test_pairs_of_on_line_dpo_are_tickets_that_end_once_and_no_older_than_the_lag_allows(bench: Bench) -> None:
+    run = train(
+        bench, "algorithm=online_dpo", "max_policy_lag=2", "total_learner_steps=8", "learner.learning_rate=1e-2"
+    )
+    summary = finished(run)
+    assert_lag_is_bounded(run, 2)
+    assert summary["ledger"]["dropped"] == 0
+    assert len({line["ticket_id"] for line in consumed(run)}) == 8 * 4
+    steps = run.steps()
+    assert all(0 < record["pairs"] <= 4 for record in steps)
+    assert steps[0]["loss"] == pytest.approx(np.log(2), abs=1e-5), "where policy and reference are one"
+    assert steps[-1]["kl_reference"] > steps[0]["kl_reference"]
+    audited(bench)
+
+
 def assert_lag_is_bounded(run: Run, lag: int) -> None:
     assert 0 < run.summary["policy_lag"]["max"] <= lag
     assert all(record["lag_max"] <= lag for record in run.steps())

@@ -3,24 +3,25 @@ goes on to the same bits, and whoever dies is said in one line and left behind b
 
 from __future__ import annotations
 
-import os
-import shutil
+import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
-from rollcall.cluster.errors import RollcallError
+from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.cli.main import main
+from rollcall.deploy.drive.learner_group import check_devices
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import StoredRun
@@ -155,14 +156,15 @@ def test_a_stopped_run_of_two_processes_goes_on_to_the_same_bits(
 
 
 @pytest.mark.long
-def test_a_run_of_two_processes_goes_on_with_one(work: Path) -> None:
-    alone, _ = trained("reward", "alone")
-    parted, stop = begun("reward", "parted", *IN_PIECES), threading.Event()
-    carry_out(parted, stop_requested=stop.is_set, console=[StopsAt(1, stop)])  # type: ignore[list-item]
-    config = parted.directory / "config.yaml"
-    shutil.copy(config, work / "kept.yaml")
-    assert main(["resume", "parted", "learner.num_processes=1", "learner.sharding=auto"]) == 0
-    assert_near(learnt(alone), learnt(parted), atol=1e-5)
+@pytest.mark.parametrize("case", ["reward", "dpo-lora"])
+def test_a_checkpoint_of_two_processes_is_read_by_one(
+    work: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, summary = trained(case, "shared", *IN_PIECES)
+    capsys.readouterr()
+    assert main(["eval", "shared", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["eval_loss"] == pytest.approx(summary["held_out"].get("loss", summary["final_eval"]["eval_loss"]))
 
 
 @pytest.fixture
@@ -231,4 +233,20 @@ def test_a_process_that_does_not_start_is_named_with_what_it_said_last(
     monkeypatch.setattr("rollcall.deploy.drive.learner_group._MEMBER", "rollcall.deploy.drive.nobody")
     with pytest.raises(RollcallError, match=r"learner process 1 ended with 1 \(.*No module named .*nobody"):
         trained("dpo", "run", *TWO)
-    assert "GLOO_SOCKET_IFNAME" in os.environ
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "number", "told"),
+    [
+        ("auto", "cuda", 4, "each takes a GPU, and there are 3: use fewer, or learner.device=cpu"),
+        ("cuda:1", "cuda", 2, "2 learner processes take a GPU each: use auto, or one process"),
+        ("auto", "cuda", 3, ""),
+        ("cpu", "cpu", 9, ""),
+    ],
+)
+def test_several_processes_take_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, name: str, kind: str, number: int, told: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(BadInput, match=told) if told else nullcontext():
+        check_devices(name, torch.device(kind), number)

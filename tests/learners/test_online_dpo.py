@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -191,6 +192,22 @@ def test_a_learner_raises_what_was_worth_more(directory: Path, adapters: bool) -
     assert records[-1]["loss"] < records[0]["loss"]
     assert records[-1]["implicit_accuracy"] > 0.9
     assert records[0]["kl_reference"] == pytest.approx(0, abs=1e-6) and records[-1]["kl_reference"] > 1e-4
+
+
+def test_a_batch_without_a_pair_is_a_step_that_changes_nothing(directory: Path) -> None:
+    learner = make_learner(directory, OnlineDPO(OnlineDPOConfig()))
+    before = learner.weights(epoch=1, version=0).checksum
+    batch = [replace(item, rewards=np.ones_like(item.rewards)) for item in samples(directory, step=0)]
+    report, weights = learner.update(batch, StepOrder(0, 1, 0.0))
+    assert weights is not None and weights.checksum == before
+    assert not report.skipped and report.metrics["tied_fraction"] == 1 and report.metrics["pairs"] == 0
+
+
+def test_only_which_reward_is_more_is_asked() -> None:
+    models, other = models_of(), [100 * reward - 7 for reward in tables.REWARDS]
+    one, two = (found(OnlineDPOConfig(pairs="all"), models, batch_of(rewards)) for rewards in (tables.REWARDS, other))
+    assert float(one[0]) == float(two[0])
+    assert all(torch.equal(a, b) for a, b in zip(one[1], two[1], strict=True))
 
 
 @pytest.mark.parametrize(
