@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
+from rollcall.deploy.kinds.recipes import load_run
 from tests.deploy.test_preference_runs import DIRECT, REWARD
-from tests.end_to_end.test_shared_steps import SUMS
+from tests.end_to_end.test_shared_steps import LEAVES, SUMS
 from tests.needs import require, require_module
 from tests.runs import Bench, Run
 
@@ -42,7 +43,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
 
 def left(run: Run) -> tuple[str, bytes]:
     """(hash of the last step's weights, the model that the run leaves)"""
-    folder = next(run.directory / name for name in ("model", "policy", "warm_start") if (run.directory / name).is_dir())
+    folder = run.directory / LEAVES[load_run(run.directory).kind.name]
     return load_weights(list_checkpoints(run.directory)[-1]).checksum, (folder / "model.safetensors").read_bytes()
 
 

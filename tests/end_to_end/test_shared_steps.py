@@ -55,6 +55,7 @@ BEGINS = {
     "synthetic-reward": "start",
     "sums.yaml": "model",
 }
+LEAVES = {"direct": "policy", "reward_model": "model", "supervised": "warm_start"}
 SUMS = """\
 task: {name: arithmetic, digits: 1}
 policy:
@@ -92,8 +93,7 @@ def learnt(run: StoredRun) -> dict[str, np.ndarray[Any, Any]]:
 
 def kept(run: StoredRun) -> dict[str, np.ndarray[Any, Any]]:
     """The model that the run leaves."""
-    folder = next(run.directory / name for name in ("model", "policy", "warm_start") if (run.directory / name).is_dir())
-    found: dict[str, np.ndarray[Any, Any]] = load_file(folder / "model.safetensors")
+    found: dict[str, np.ndarray[Any, Any]] = load_file(run.directory / LEAVES[run.kind.name] / "model.safetensors")
     return found
 
 
