@@ -1,5 +1,5 @@
-"""The proofs of learning from preferences: a reward model of known reward, DPO and IPO, group-robust DPO against DPO,
-HH's dialogues where their file is given, a pendulum without reward, RLHF with and without its penalty.
+"""The proofs of learning from preferences: a reward model of known reward, DPO, IPO and KTO, group-robust DPO against
+DPO, HH's dialogues where their file is given, a pendulum without reward, RLHF with and without its penalty.
 `python -m benchmarks.prove_preferences [--only NAME ...] [--hh FILE]`."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def reward(args: argparse.Namespace) -> Iterator[Row]:
 
 
 def direct(args: argparse.Namespace) -> Iterator[Row]:
-    for recipe in ("synthetic-dpo", "synthetic-ipo"):
+    for recipe in ("synthetic-dpo", "synthetic-ipo", "synthetic-kto"):
         for seed in args.seeds or range(3):
             summary = run("train", recipe, f"seed={seed}", recipe, work=args.work)
             found = summary["final_eval"]

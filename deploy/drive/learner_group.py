@@ -92,7 +92,7 @@ class Others:
         deadline = monotonic() + 2.0
         while self._processes:
             codes = [process.poll() for process in self._processes]
-            found = next(((rank, code) for rank, code in enumerate(codes, start=1) if code), None)
+            found = next(((rank, code) for rank, code in enumerate(codes, start=1) if code is not None), None)
             if found is not None or monotonic() > deadline:
                 return found
             threading.Event().wait(0.05)
