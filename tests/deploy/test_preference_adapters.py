@@ -14,10 +14,16 @@ from safetensors.numpy import load_file
 
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.deploy.cli.main import main
+from rollcall.deploy.config.preference_config import TextModelConfig
+from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import StoredRun
-from rollcall.deploy.kinds.recipes import load_recipe
+from rollcall.deploy.kinds.language.supervised import SupervisedRun
+from rollcall.deploy.kinds.language.text_preferences import reward_training
+from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
+from rollcall.deploy.preferences.data import PreferenceDataConfig
+from rollcall.learners.models.lora import LoraConfig
 from rollcall.reward_service.models.reward_model_files import load_reward_model
 from tests.deploy.test_preference_runs import DIRECT, REWARD
 from tests.needs import require, require_module
@@ -137,3 +143,24 @@ def test_adapters_that_cannot_be_are_refused_in_a_line(
     error = capsys.readouterr().err
     assert told in error
     assert len(error.splitlines()) == 1
+
+
+def test_the_reward_models_of_a_run_with_raters_have_the_adapters_that_it_asks_for(tmp_path: Path) -> None:
+    asked = TextPreferencesConfig.model_validate({"true_reward": "m:f", "lora": {"rank": 4}, "members": 3})
+    made = reward_training(asked, "labels-1", PreferenceDataConfig(train="f.jsonl"), start=tmp_path, seed=1)
+    assert isinstance(made.model, TextModelConfig) and made.model.lora == LoraConfig(rank=4) and made.model.members == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"), [((), False), (("policy.lora.rank=2",), True), (("policy.warm_start.lora.rank=2",), False)]
+)
+def test_adapters_of_the_run_that_follows_are_not_taken_for_those_of_supervised_fine_tuning(
+    settings: tuple[str, ...], warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Path("sums.yaml").write_text(
+        "task: arithmetic\npolicy: {model: tiny, warm_start: {steps: 1}}\nalgorithm: grpo\ntotal_learner_steps: 1\n"
+    )
+    config = load_supervised("sums.yaml", settings).config
+    for _ in SupervisedRun(config, tmp_path).preparations():  # type: ignore[arg-type]
+        raise AssertionError("nothing is to be made but the tiny model")
+    assert ("policy.warm_start.lora.rank=2" in caplog.text) == warns
