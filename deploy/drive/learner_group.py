@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -174,7 +174,7 @@ def _wait_until_ready(others: Others, number: int) -> None:
     said: SimpleQueue[str] = SimpleQueue()
     for process in others._processes:
         assert process.stdout is not None
-        threading.Thread(target=lambda stream=process.stdout: said.put(stream.readline()), daemon=True).start()
+        threading.Thread(target=_hear, args=(process.stdout, said), daemon=True).start()
     deadline = monotonic() + START_S
     for _ in range(1, number):
         try:
@@ -183,6 +183,10 @@ def _wait_until_ready(others: Others, number: int) -> None:
             raise RollcallError(f"a learner process has not started within {START_S:.0f} s") from None
         if line.strip() != READY:
             raise others.lost()
+
+
+def _hear(stream: IO[str], said: SimpleQueue[str]) -> None:
+    said.put(stream.readline())
 
 
 def _log_of(logs: Path, rank: int) -> Path:

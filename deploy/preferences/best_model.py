@@ -94,11 +94,16 @@ class BestModel:
 
     def _state(self) -> dict[str, torch.Tensor]:
         """Live tensors that training changes, by name; of tied parameters, one. Of a module in pieces, the pieces."""
-        for part in self._module.modules():
-            if isinstance(part, _Gathered):
-                part.reshard()  # what a pass has gathered would show parameters as they were then
+        let_go(self._module)
         trained = {name: value for name, value in self._module.named_parameters() if value.requires_grad}
         return {**trained, **dict(self._module.named_buffers())}
+
+
+def let_go(module: nn.Module) -> None:
+    """Of what a pass has gathered of a module in pieces: its parameters would show as they were then."""
+    for part in module.modules():
+        if isinstance(part, _Gathered):
+            part.reshard()
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

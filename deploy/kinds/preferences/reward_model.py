@@ -23,7 +23,7 @@ from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, el
 from rollcall.deploy.kinds.preferences.needs import reward_model_needs
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.preferences import reward_evaluation
-from rollcall.deploy.preferences.best_model import BestModel, whole
+from rollcall.deploy.preferences.best_model import BestModel, let_go, whole
 from rollcall.deploy.preferences.data import Preferences, counted, encode_segments, encode_texts, load_preferences
 from rollcall.deploy.report.closing import pairs_eval_line, pairs_lines
 from rollcall.deploy.report.counted import LEARNT
@@ -128,16 +128,16 @@ class RewardModelRun:
         told_apart = sum(len(set(item.ranks)) > 1 for item in self._held_out)
         if config.keep == "best" or (config.keep == "auto" and told_apart >= ENOUGH_HELD_OUT):
             self._best = BestModel(self._module, patience=config.patience, writes=self._collective.rank == 0)
-        is_text = isinstance(config.model, TextModelConfig)
+        of_texts = config.model if isinstance(config.model, TextModelConfig) else None
         return Learner(
             models={"reward": self._module},
             algorithm=self.algorithm,
-            config=config.learner.for_language() if is_text else config.learner,
+            config=config.learner if of_texts is None else config.learner.for_language(),
             policy_id=self.policy_id,
             run_seed=config.seed,
             collator=PreferenceCollator(),
             collective=self._collective,
-            fsdp_units=decoder_layers if is_text and config.model.start != "words" else None,
+            fsdp_units=None if of_texts is None or of_texts.start == "words" else decoder_layers,
             read_out=merged_parameters if self._has_adapters else None,
         )
 
@@ -214,6 +214,7 @@ class RewardModelRun:
         """Of a model of texts that lies otherwise than it is kept: its own, by all processes together."""
         if isinstance(self._module, SegmentRewardModel) or not (self._has_adapters or self.learner.in_pieces):
             return None
+        let_go(self._module)
         if self._has_adapters:
             return merged_tensors(self._module.model, whole)
         return {name: whole(tensor) for name, tensor in self._module.model.state_dict().items()}
