@@ -103,6 +103,7 @@ class StopsAt:
         return lambda *_: None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
