@@ -25,7 +25,7 @@ from rollcall.learners.loop.learner import resolve_device
 
 READY = "ready"  # what a process says once it has read the run
 START_S = 300.0  # for one to be that far
-END_S = 30.0
+END_S = 20.0
 _INTERFACE = "lo" if sys.platform == "linux" else "lo0"
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": _INTERFACE, "NCCL_SOCKET_IFNAME": _INTERFACE}
 _MEMBER = "rollcall.deploy.drive.learner_member"
@@ -78,6 +78,7 @@ class Others:
         for process in self._processes:
             assert process.stdin is not None
             with suppress(OSError):  # it may be gone, with its end of the pipe
+                process.stdin.write(json.dumps(["end", None]) + "\n")
                 process.stdin.close()
         deadline = monotonic() + END_S
         for process in self._processes:

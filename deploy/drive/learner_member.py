@@ -76,6 +76,8 @@ def main() -> None:
     member: Member | None = None
     for line in sys.stdin:
         what, value = json.loads(line)
+        if what == "end":
+            break
         if what == "meet":
             device = resolve_device(run.config.learner.device)
             collective = Collective.join(rank=int(rank), num_processes=int(number), address=meeting, device=device)
@@ -83,8 +85,9 @@ def main() -> None:
         else:
             assert member is not None, "they meet before all"
             member.take_part(what, value)
-    if member is not None:
-        collective.leave()
+    # Nothing is left to do or to write: whoever takes leave of the others properly waits for one that is gone already.
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
