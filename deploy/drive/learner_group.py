@@ -87,6 +87,8 @@ class Others:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
     def _ended(self) -> tuple[int, int] | None:
         """(rank, exit code) of one that has. What it was in the middle of fails a moment before it is gone."""

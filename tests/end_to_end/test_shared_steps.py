@@ -115,7 +115,7 @@ def test_two_processes_give_the_steps_of_one(work: Path, case: str, sharing: tup
     assert_near(kept(alone), kept(shared), atol=1e-5)
     given = load_file(alone.directory / BEGINS[CASES[case][0]] / "model.safetensors")
     moved = [np.abs(array - given[name]).max() for name, array in kept(alone).items() if name in given]
-    assert max(moved) > 1e-3, "it learned"
+    assert max(moved) > 3e-4, "it learned"
     for one, other in zip(records(alone), records(shared), strict=True):
         assert one.keys() == other.keys()
         assert other["loss"] == pytest.approx(one["loss"], abs=1e-5)
