@@ -57,7 +57,7 @@ BEGINS = {
 }
 LEAVES = {"direct": "policy", "reward_model": "model", "supervised": "warm_start"}
 SUMS = """\
-task: {name: arithmetic, digits: 1}
+task: {name: arithmetic, digits: 1, num_eval_rows: 10}
 policy:
   model: tiny
   tiny: {hidden_size: 32, num_layers: 1, num_heads: 1, num_kv_heads: 1, intermediate_size: 64}
