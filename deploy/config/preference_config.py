@@ -36,21 +36,6 @@ class PreferenceRunConfig(OptimisedConfig):
         "reward model is kept",
     )
 
-    @model_validator(mode="after")
-    def _processes_have_something_to_share(self) -> Self:
-        learner = self.learner
-        if learner.num_processes > self.batch_size:
-            raise ValueError(
-                f"learner.num_processes={learner.num_processes}: more than the {self.batch_size} comparisons of a step "
-                f"to share: {self.batch_size} at the most"
-            )
-        if learner.sharding == "fsdp" and learner.num_processes == 1:
-            raise ValueError(
-                "learner.sharding=fsdp: there is one learner process, with nobody to share with: use auto, or more "
-                "learner.num_processes"
-            )
-        return self
-
     def steps(self, num_comparisons: int) -> int:
         """Learner steps of the whole run."""
         if self.total_learner_steps is not None:
@@ -155,13 +140,6 @@ class RewardTrainConfig(PreferenceRunConfig):
             return value
         learner = in_sections(value)
         return {**learner, "optimizer": {"weight_decay": REWARD_WEIGHT_DECAY, **section(learner.get("optimizer"))}}
-
-    @model_validator(mode="after")
-    def _has_layers_to_cut(self) -> Self:
-        small = not isinstance(self.model, TextModelConfig) or self.model.start == "words"
-        if self.learner.sharding == "fsdp" and small:
-            raise ValueError("learner.sharding=fsdp: such a model is small: cutting it gains nothing; use auto")
-        return self
 
     @property
     def algorithm_name(self) -> str:

@@ -147,7 +147,7 @@ def test_a_file_of_segments_is_enough_and_its_model_knows_the_true_reward_step_b
             ["synthetic-reward", "loss.nois=0.1"],
             "loss.nois = 0.1 (command line): unknown key; did you mean loss.noise?",
         ),
-        (["synthetic-reward", "learner.num_processes=65"], "more than the 64 comparisons of a step"),
+        (["synthetic-reward", "learner.num_processes=65"], "more learner processes than the 64 comparisons"),
         (["synthetic-dpo"], "rollcall train synthetic-dpo"),
         (["cartpole-ppo"], "no recipe of a reward model"),
     ],

@@ -208,7 +208,10 @@ def test_whoever_is_killed_is_said_in_a_line_the_others_end_and_the_run_can_be_r
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["train", "synthetic-dpo", "learner.num_processes=200"], "more than the 128 comparisons of a step to share"),
+        (
+            ["train", "synthetic-dpo", "learner.num_processes=200"],
+            "learner.num_processes = 200 (command line): more learner processes than the ",
+        ),
         (["train", "synthetic-dpo", "learner.sharding=fsdp"], "there is one learner process, with nobody to share"),
         (
             ["reward", "train", "synthetic-reward", "model={kind: text, start: words}", *IN_PIECES],

@@ -16,6 +16,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.preference_checks import check_sharing
 from rollcall.deploy.config.preference_config import DirectRunConfig
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
@@ -337,4 +338,5 @@ DIRECT = RunKind(
     eval_line=pairs_eval_line,
     data="preferences",
     fits=lambda algorithm: True,
+    problems=check_sharing,
 )

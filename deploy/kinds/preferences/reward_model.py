@@ -15,6 +15,7 @@ from torch import nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
+from rollcall.deploy.config.preference_checks import check_sharing
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
 from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
@@ -330,4 +331,5 @@ REWARD_MODEL = RunKind(
     eval_line=pairs_eval_line,
     data="preferences",
     sections=_sections,
+    problems=check_sharing,
 )
