@@ -210,7 +210,7 @@ def test_whoever_is_killed_is_said_in_a_line_the_others_end_and_the_run_can_be_r
     [
         (
             ["train", "synthetic-dpo", "learner.num_processes=200"],
-            "learner.num_processes = 200 (command line): more learner processes than the ",
+            "learner.num_processes = 200 (command line): more learner proc",
         ),
         (["train", "synthetic-dpo", "learner.sharding=fsdp"], "there is one learner process, with nobody to share"),
         (
