@@ -110,7 +110,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     """Of one in pieces all of it, by all processes together."""
     own = tensor.detach()
     gather = getattr(own, "full_tensor", None)
-    return own if gather is None else gather()  # type: ignore[no-any-return]
+    return own if gather is None else gather()
 
 
 def _laid_as(live: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -226,7 +226,8 @@ def critics(tmp_path: Path) -> Path:
     directory = tmp_path / "critic"
     tokenizer = character_tokenizer(string.printable)
     tokenizer.chat_template = TEMPLATE
-    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1, "intermediate_size": 64}
+    shape: dict[str, Any] = {"hidden_size": 32, "num_layers": 1, "num_heads": 1, "num_kv_heads": 1}
+    shape |= {"intermediate_size": 64}
     write_tiny_model(directory, tokenizer=tokenizer, seed=3, max_position_embeddings=4096, **shape)
     return directory
 

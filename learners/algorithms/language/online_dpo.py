@@ -97,7 +97,7 @@ class OnlineDPO:
             for part in minibatch.shards(context.collective.rank, context.collective.num_processes):
                 reference[part.indices] = _of_the_model(context.models, "reference", part.rows).logprobs.float()
             context.collective.sum_(reference)
-        num_prompts = int(batch.group.unique().numel())
+        num_prompts = len({*batch.group.tolist()})
         gaps = batch.rewards[pairs.better] - batch.rewards[pairs.worse]
         context.noted["pairs"] = torch.tensor(float(len(pairs.better)))
         context.noted["tied_fraction"] = torch.tensor(1.0 - len(pairs.members) / num_prompts)
