@@ -55,9 +55,10 @@ def test_parts_hold_every_comparison_once_with_its_own_pairs(
     ]
     batch = collate_comparisons(items)
     whole = PreferenceMinibatch(batch, batch.parts(budget))
-    if processes > len(items):
-        return
-    parts = [part for rank in range(processes) for part in whole.shards(rank, processes)]
+    shares = [list(whole.shards(rank, processes)) for rank in range(processes)]
+    # A model in pieces is gathered for each pass, by all processes together: they make equally many.
+    assert len({len(share) for share in shares}) == 1 and shares[0]
+    parts = [part for share in shares for part in share]
     assert sorted(i for part in parts for i in part.chosen) == list(range(2 * len(items)))
     assert sorted(i for part in parts for i in part.pair_indices.tolist()) == list(range(len(items)))
     values = torch.arange(2.0 * len(items))
@@ -65,8 +66,9 @@ def test_parts_hold_every_comparison_once_with_its_own_pairs(
         own = part.pairs.differences(values[list(part.chosen)])
         torch.testing.assert_close(own, batch.pairs.differences(values)[part.pair_indices])
         torch.testing.assert_close(part.pairs.margins, batch.pairs.margins[part.pair_indices])
-        rows = len(part.chosen) * max(batch.candidates.sizes[i] for i in part.chosen)
+        rows = len(part.chosen) * max((batch.candidates.sizes[i] for i in part.chosen), default=0)
         assert rows <= budget or len(part.chosen) == 2
+        assert part.response_rows()[0].targets.shape == part.response_rows()[1].shape
 
 
 def test_a_policys_rows_are_the_responses_tokens_each_predicted_by_the_one_before() -> None:
