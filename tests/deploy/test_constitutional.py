@@ -252,8 +252,9 @@ def test_a_critic_that_is_a_models_directory_is_served_while_the_run_lasts_and_b
     lines = read_jsonl(run.directory / "rounds" / "1" / "revisions.jsonl")
     (made,) = run.summary["rounds"]
     assert 0 < made["revised"] == len(lines) <= 12
-    assert len({line["steps"][0]["critique"] for line in lines}) > 1, "a model that is sampled says many things"
-    assert all(0 < len(line["steps"][0]["revision"]) <= 12 for line in lines)
+    assert all(
+        0 < len(step[what]) <= 12 for line in lines for step in line["steps"] for what in ("critique", "revision")
+    )
     assert (run.directory / "logs" / "judge_critic.log").exists()
     assert "url: http" not in (run.directory / "config.yaml").read_text()
     assert not [
@@ -267,5 +268,5 @@ def test_a_critic_that_is_no_models_directory_is_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     assert main(["train", "reviews-constitutional", "algorithm.critic.url=null", "algorithm.critic.model=nowhere"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "nowhere" in line
+    assert "algorithm.critic.model = 'nowhere' (command line): no model is in it" in line
     assert not list(tmp_path.glob("runs/*"))
