@@ -57,9 +57,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# What is generated and committed: dashboards, alert rules for Kubernetes, the table of metrics.
+# What is generated and committed: dashboards, alert rules for Kubernetes, the table of metrics, the list of settings.
 generate: $(STAMP)
 	$(BIN)/python -m rollcall.deploy.tools.monitoring.files
+	$(BIN)/python -m rollcall.deploy.documents.known_settings
 
 # The documentation as a site in build/site, warnings as errors. It needs the extra docs: pip install -e '.[docs]'
 site: $(STAMP)

@@ -24,6 +24,7 @@ from rollcall.deploy.kinds.recipes import load_config
 
 # Small, and every part of it real: 4 shards of 2 envs, batches of 4 x 2 x 32 steps.
 SMALL = (
+    "runtime=ray",
     "env=CartPole-v1",
     "actors.num_envs=8",
     "actors.num_shards=4",

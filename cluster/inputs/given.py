@@ -5,26 +5,36 @@ cluster are given them too; whoever is outside it never is."""
 from __future__ import annotations
 
 import importlib
+import itertools
+import os
 import re
 import sys
 from collections.abc import Mapping
+
+from rollcall.cluster.inputs.content import fingerprint
 
 MODULE = __name__
 PREFIX = f"{MODULE}:"
 
 _given: dict[str, object] = {}
+_UNTELLABLE = f"of_{os.urandom(3).hex()}"  # begins the marks of what no other process can tell from another
+_numbers = itertools.count()
 
 
 def name_of(thing: object, *, kept_as: str) -> str:
     """An import path for a class or function: its own, where other processes can import it; else one in this module,
-    where it is kept until another of that name comes. `kept_as`: its name there where it has none, as a lambda."""
+    where it is kept. There the name ends with what the thing's content comes to, so that no other takes its place, and
+    the same program finds it again when it is run anew. `kept_as`: its name where it has none, as a lambda."""
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", "")
     if module and module != "__main__" and name.isidentifier() and _importable(module, name, thing):
         return f"{module}:{name}"
     own = name.rpartition(".")[2]
     kept = own if own.isidentifier() and not own.startswith("_") else re.sub(r"\W", "_", kept_as)
-    _given[kept] = thing
-    return f"{PREFIX}{kept}"
+    known = next((given for given, there in _given.items() if there is thing and given.startswith(f"{kept}_")), None)
+    if known is None:
+        known = f"{kept}_{fingerprint(thing) or f'{_UNTELLABLE}_{next(_numbers)}'}"
+        _given[known] = thing
+    return f"{PREFIX}{known}"
 
 
 def named_in(path: str) -> str | None:

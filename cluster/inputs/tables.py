@@ -36,11 +36,11 @@ def table_lines(path: Path) -> Iterator[tuple[str, str]]:
       BadInput: in one line, where it cannot be read, or a package for it is missing.
     """
     if str(path).startswith(HUB):
-        yield from _lines(str(path), _hub_rows(str(path).removeprefix(HUB)))
+        yield from row_lines(str(path), _hub_rows(str(path).removeprefix(HUB)))
     elif path.is_dir():
         yield from _folder_lines(path)
     else:
-        yield from _lines(str(path), _parquet_rows(path))
+        yield from row_lines(str(path), _parquet_rows(path))
 
 
 def _folder_lines(folder: Path) -> Iterator[tuple[str, str]]:
@@ -52,7 +52,7 @@ def _folder_lines(folder: Path) -> Iterator[tuple[str, str]]:
             raise BadInput(f"{splits}: damaged: {error}; save the data set again") from None
         raise BadInput(f"{folder}: a data set of several splits: name one: {folder / str((names or ['train'])[0])}")
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
-        yield from _lines(str(folder), _saved_rows(folder))
+        yield from row_lines(str(folder), _saved_rows(folder))
         return
     files = sorted(folder.glob("*.parquet"))
     if not files:
@@ -60,7 +60,7 @@ def _folder_lines(folder: Path) -> Iterator[tuple[str, str]]:
             f"{folder}: cannot be read: it is a directory, with neither Parquet files nor a saved data set: name a file"
         )
     for file in files:
-        yield from _lines(str(file), _parquet_rows(file))
+        yield from row_lines(str(file), _parquet_rows(file))
 
 
 def _parquet_rows(path: Path) -> Iterator[Mapping[str, object]]:
@@ -107,9 +107,16 @@ def _hub_rows(name: str) -> Iterator[Mapping[str, object]]:
         raise BadInput(f"{HUB}{name}: cannot be loaded ({type(error).__name__}: {first})") from None
 
 
-def _lines(source: str, rows: Iterable[Mapping[str, object]]) -> Iterator[tuple[str, str]]:
+def row_lines(source: str, rows: Iterable[object]) -> Iterator[tuple[str, str]]:
+    """(source:row, JSON line) of each row.
+
+    Raises:
+      BadInput: in one line, for a row that is no mapping of what JSON can hold.
+    """
     for number, row in enumerate(rows, start=1):
         at = f"{source}:{number}"
+        if not isinstance(row, Mapping):
+            raise BadInput(f"{at}: is a {type(row).__name__}: a row is a dict, column -> value")
         try:
             yield at, json.dumps({str(key): _plain(value) for key, value in row.items()}, allow_nan=False)
         except (TypeError, ValueError) as error:

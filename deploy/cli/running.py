@@ -84,7 +84,11 @@ def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 
 @_answering
 def _train(args: argparse.Namespace) -> int:
-    with uncollected():
+    from rollcall.deploy.config.known_settings import refuse_unknown
+    from rollcall.deploy.drive.waiting import waiting
+
+    refuse_unknown(args.recipe, args.overrides)
+    with waiting("torch"), uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
@@ -107,6 +111,9 @@ def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
 
 @_answering
 def _sft(args: argparse.Namespace) -> int:
+    from rollcall.deploy.config.known_settings import refuse_unknown
+
+    refuse_unknown(args.recipe, args.overrides)
     from rollcall.deploy.kinds.recipes import load_supervised
 
     recipe = load_supervised(args.recipe, args.overrides)
@@ -224,7 +231,9 @@ def _say_job(directory: Path) -> None:
 
 
 def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, changes: Changes | None = None) -> int:
-    with uncollected():
+    from rollcall.deploy.drive.waiting import waiting
+
+    with waiting("the program"), uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
     from rollcall.deploy.report.closing import next_line

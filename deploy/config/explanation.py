@@ -4,20 +4,24 @@ models that hold the settings, so that nothing is written twice."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rollcall.deploy.config.other_names import other_names
-from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.near_names import did_you_mean
+from rollcall.deploy.config.other_names import other_names, settings_called
+from rollcall.deploy.config.settings import COMMAND_LINE, KeyPath, Settings
 
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "like {}"}
 _NAMES = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "NoneType": "null"}
+
+_Of = TypeVar("_Of")
 
 
 @dataclass(frozen=True)
@@ -128,3 +132,38 @@ def _value_text(value: Any) -> str:
     if isinstance(value, BaseModel):
         return json.dumps(value.model_dump(mode="json"), default=str)
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def wanted(key: str, known: Sequence[tuple[KeyPath, _Of]]) -> list[tuple[KeyPath, _Of]]:
+    """Of settings with something about each those that `key` means: a setting, its last word, a section, or what
+    another framework calls it.
+
+    Raises:
+      BadInput: where nothing is called so.
+    """
+    path = tuple(key.strip().split("."))
+    rules: tuple[Callable[[KeyPath], bool], ...] = (
+        lambda own: own == path,
+        lambda own: own[: len(path)] == path,  # a section: all that is in it
+        lambda own: own[-len(path) :] == path,
+    )
+    for rule in rules:
+        found = [entry for entry in known if rule(entry[0])]
+        if found:
+            inside = [entry for entry in known if entry[0][: len(path)] == path and entry[0] != path]
+            return inside if inside and all(entry[0] == path for entry in found) else found
+    names = {".".join(entry[0]) for entry in known}
+    for setting in settings_called(path[-1]):
+        if setting in names:
+            return [entry for entry in known if ".".join(entry[0]) == setting]
+    words = {name.rpartition(".")[2]: name for name in names}
+    hint = did_you_mean(key, names) or did_you_mean(path[-1], words) or "; rollcall config --schema has all of them"
+    raise BadInput(f"--explain {key} ({COMMAND_LINE}): there is no such setting{hint}")
+
+
+def together(found: Iterable[Explanation]) -> list[Explanation]:
+    """One for all that differ in nothing but who has it."""
+    merged: dict[Explanation, list[str]] = {}
+    for one in found:
+        merged.setdefault(replace(one, of=""), []).append(one.of)
+    return [replace(one, of=", ".join(dict.fromkeys(who))) for one, who in merged.items()]

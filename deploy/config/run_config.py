@@ -31,6 +31,7 @@ from rollcall.deploy.config.root_config import (
     section_settings,
     settings_name,
 )
+from rollcall.deploy.config.runtime_choice import reason_for_processes
 from rollcall.deploy.config.settings import to_yaml
 from rollcall.learners.data.replay_config import ReplayConfig
 from rollcall.learners.models.networks import PolicyConfig
@@ -47,7 +48,11 @@ class OnlineConfig(OptimisedConfig):
 
     PLUGINS: ClassVar[Mapping[str, Plugin]] = {"algorithm": plugins.ALGORITHM}
 
-    runtime: Literal["ray", "serial"] = Field(default="ray", description="serial: one process, for debugging")
+    runtime: Literal["auto", "ray", "serial"] = Field(
+        default="auto",
+        description="serial: one process, in which acting and learning take turns; ray: processes side by side; auto: "
+        "serial for control runs that are over before processes would pay, ray for all others",
+    )
     algorithm: AlgorithmSettings = Field(description="the algorithm's own settings; a plain string is its name")
     max_policy_lag: int = Field(
         default_factory=lambda known: _default_lag(known.get("algorithm")),
@@ -72,6 +77,17 @@ class OnlineConfig(OptimisedConfig):
         return section_settings(RewardConfig, reward_config.by_name(value))
 
     # What follows from the settings.
+
+    @property
+    def against_one_process(self) -> str:
+        """Why processes side by side are faster than one, in a few words; empty: they are not."""
+        return "an engine and a learner"
+
+    def resolved(self) -> Self:
+        """With `runtime: auto` decided: a run keeps what was chosen when it is resumed."""
+        if self.runtime != "auto":
+            return self
+        return self.model_copy(update={"runtime": "ray" if self.against_one_process else "serial"})
 
     @property
     def algorithm_name(self) -> str:
@@ -227,12 +243,34 @@ class RunConfig(OnlineConfig):
         enough = COMPILE_PAYS_WITH_CRITICS_FROM if has_critics else COMPILE_PAYS_FROM_MINIBATCHES
         return (self.learner_steps or 0) * self.minibatches_per_step >= enough
 
+    @property
+    def against_one_process(self) -> str:
+        return reason_for_processes(
+            env_steps=self.total_env_steps or (self.learner_steps or 0) * (self.steps_per_batch or 0) or None,
+            minibatches=None if self.learner_steps is None else self.learner_steps * self.minibatches_per_step,
+            asked_for={
+                "actors.num": self.actors.num > 1 and "num" in self.actors.model_fields_set,
+                "actors.outside": self.actors.outside is not None,
+                "learner.num_processes": self.learner.num_processes > 1,
+                "reward": self.reward is not None,
+                "preferences": self.preferences is not None,
+                "cluster": self.cluster != ClusterConfig(),
+                self.algorithm_name: self.learns_from_gradients,
+            },
+            slow={
+                "images": self.policy.torso == "cnn" or self.env.is_atari,
+                f"a policy with {self.policy.recurrent}": self.policy.recurrent != "none",
+                "envs in processes of their own": self.env.vectorization == "async",
+            },
+        )
+
     def resolved(self) -> Self:
-        """With `learner.compile: auto` decided for this machine, so that the hash says which it was."""
-        if self.learner.compile != "auto":
-            return self
+        """With `runtime: auto` decided, and `learner.compile: auto` for this machine: the hash says which it was."""
+        found = super().resolved()
+        if found.learner.compile != "auto":
+            return found
         choice = "on" if self.compile_pays and cpp_compiler() is not None else "off"
-        return self.model_copy(update={"learner": self.learner.model_copy(update={"compile": choice})})
+        return found.model_copy(update={"learner": self.learner.model_copy(update={"compile": choice})})
 
     def derived(self) -> dict[str, str]:
         """What is not written in the recipe but follows from it, by name, for people."""
@@ -244,7 +282,11 @@ class RunConfig(OnlineConfig):
             "minibatches per learner step": f"{self.minibatches_per_step}",
             "max policy lag": f"{self.max_policy_lag}{' (synchronous)' if self.max_policy_lag == 0 else ''}",
             "compiled update": self.resolved().learner.compile,
+            "runtime": self.resolved().runtime,
         }
+        for runtime, why in (("ray", self.against_one_process), ("serial", "over before Ray's processes would pay")):
+            if self.resolved().runtime == runtime and bool(self.against_one_process) == (runtime == "ray"):
+                facts["runtime"] += f" ({why})"
         if self.replay is not None:
             facts["minibatches per learner step"] += f" of {self.replay.batch_size} kept transitions"
         elif batch:

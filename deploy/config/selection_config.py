@@ -15,14 +15,6 @@ from rollcall.deploy.config.root_config import section_settings
 from rollcall.deploy.config.settings import Settings
 from rollcall.learners.algorithms.language.sft import SFT
 
-IN_ROUNDS = ("expert_iteration", "constitutional")  # what a recipe calls algorithms whose runs collect their own data
-
-
-def algorithm_named(tree: Mapping[str, Any]) -> Any:
-    """What a recipe's settings call the algorithm, written short or as a section."""
-    algorithm = tree.get("algorithm")
-    return algorithm.get("name") if isinstance(algorithm, Mapping) else algorithm
-
 
 def named_settings(model: type[BaseModel], value: Any) -> Any:
     """An algorithm's section, or its name alone."""

@@ -14,7 +14,6 @@ from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import (
     RootConfig,
-    plugin_name_of,
     plugin_settings,
     section_settings,
     settings_name,
@@ -87,9 +86,3 @@ class BanditRunConfig(RootConfig):
 
     def derived(self) -> dict[str, str]:
         return {"problems": f"{self.bandit.problems:,} of {self.bandit.arms} arms, side by side"}
-
-
-def is_tabular(tree: Mapping[str, Any]) -> bool:
-    """Whether a recipe with an env names one of the methods with a table."""
-    name = plugin_name_of(tree.get("algorithm"))
-    return "env" in tree and isinstance(name, str) and name in plugins.shipped(plugins.TABULAR)

@@ -14,13 +14,12 @@ from pydantic.fields import FieldInfo
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.near_names import did_you_mean
-from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.learner_settings import as_written
-from rollcall.deploy.config.other_names import called_here
 from rollcall.deploy.config.root_config import RootConfig, plugin_name_of
 from rollcall.deploy.config.settings import KeyPath, Settings
+from rollcall.deploy.config.wording import line_about, nearest_key
 
 _PLAINER = {  # pydantic's words where they are JSON's and not the user's
     "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', and begin with a letter or a digit",
@@ -56,7 +55,7 @@ def validated(
         try:
             models[section] = plugins.find(plugin, plugin_name_of(written)).Config
         except BadInput as error:
-            lines.append(_line(settings, (section, "name"), str(error)))
+            lines.append(line_about(settings, (section, "name"), str(error)))
     fields = setting_fields(whole, models)
     told = {section for section in (*whole.PLUGINS, *models) if settings.tree.get(section) is not None}
     read: dict[str, BaseModel | None] = dict.fromkeys(told)
@@ -77,7 +76,7 @@ def validated(
 
 def refused(settings: Settings, problems: Sequence[Problem], config: RootConfig) -> BadInput:
     """One line for each problem."""
-    lines = [_line(settings, problem.path, problem.text, config=config) for problem in problems]
+    lines = [line_about(settings, problem.path, problem.text, config=config) for problem in problems]
     return BadInput("\n".join(dict.fromkeys(lines)))
 
 
@@ -126,9 +125,9 @@ def _explain(
         text = _PLAINER.get(kind, text)
         if kind == "extra_forbidden" and settings.made_by and settings.origin(path).startswith(settings.source):
             text = f"this version does not know this setting: use the one that made the run ({settings.made_by})"
-            lines.append(_line(settings, path, text))
+            lines.append(line_about(settings, path, text))
         elif kind == "extra_forbidden":
-            lines.append(_line(settings, path, f"unknown key{_nearest_key(path, fields)}"))
+            lines.append(line_about(settings, path, f"unknown key{nearest_key(path, fields)}"))
         elif kind == "missing":
             about = fields[path].description if path in fields else None
             lines.append(f"{settings.source}: {'.'.join(path)} is missing{f' ({about})' if about else ''}")
@@ -142,7 +141,7 @@ def _explain(
                 text = "its kind is missing: kind says which settings it has"
             if kind == "literal_error" and isinstance(item["input"], str):
                 text += did_you_mean(item["input"], re.findall(r"'(.*?)'", item["ctx"]["expected"]))
-            lines.append(_line(settings, path, text))
+            lines.append(line_about(settings, path, text))
     return lines
 
 
@@ -155,36 +154,3 @@ def _written_path(settings: Settings, path: KeyPath) -> KeyPath:
         if kind != part or part in section:
             written = (*written, part)
     return as_written(settings, written)
-
-
-def _nearest_key(path: KeyPath, fields: Mapping[KeyPath, FieldInfo]) -> str:
-    """A sibling that is spelt alike, else the same word in another section, else the nearest word anywhere."""
-    called = called_here(path[-1], {".".join(known) for known in fields}, typed=".".join(path))
-    if called:
-        return called
-    siblings = {known[-1]: known for known in fields if known[:-1] == path[:-1]}
-    if not siblings:  # of a section whose kind decides what it has
-        return ""
-    elsewhere = {known[-1]: known for known in sorted(fields, key=len, reverse=True)}
-    for names in (siblings, {n: p for n, p in elsewhere.items() if n == path[-1]}, elsewhere):
-        hint = did_you_mean(path[-1], names)
-        if hint:
-            word = hint.removeprefix("; did you mean ").removesuffix("?")
-            return f"; did you mean {'.'.join(names[word])}?"
-    known_here = ", ".join(siblings) or "none"
-    return f"; {'.'.join(path[:-1]) or 'a recipe'} has {known_here}"
-
-
-def _line(settings: Settings, path: Sequence[str], text: str, *, config: RootConfig | None = None) -> str:
-    """`actors.num = 9 (command line): what is wrong`."""
-    path = tuple(path)
-    try:
-        value, origin = settings.value(path), settings.origin(path)
-    except KeyError:
-        value, origin = config, "default"
-        for part in path:
-            value = getattr(value, part, None)
-    shown = json.dumps(value) if value is None or isinstance(value, bool) else without_passwords(repr(value))
-    return (
-        f"{'.'.join(path)} = {shown if len(shown) <= 80 else shown[:77] + '...'} ({origin}): {' '.join(text.split())}"
-    )

@@ -82,10 +82,9 @@ class LoadedRun(Protocol):
 class RunKind:
     """One kind of run. Adding one: a file with such an object, and its place in registry.py."""
 
-    name: str
+    name: str  # by which config/claims.py says what recipes of it look like
     config: type[RootConfig]
     counts: Counted  # what its steps and its summary count
-    claims: Callable[[Mapping[str, Any]], bool]  # whether the keys of a recipe are its own
     make: Callable[[Any, Path], Driven]  # what a run of such a config is made of, in its directory; begins nothing
     load: Callable[[StoredRun], LoadedRun]  # what a checkpoint of it holds
     elsewhere: Callable[[Path], str]  # where its policy is, for somebody who asked for one of another form

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rollcall.deploy.config.claims import kind_named
 from rollcall.deploy.kinds.control.control_kind import CONTROL
 from rollcall.deploy.kinds.control.design_kind import DESIGN
 from rollcall.deploy.kinds.control.offline_kind import OFFLINE
@@ -18,7 +19,6 @@ from rollcall.deploy.kinds.selection.expert_iteration import EXPERT_ITERATION
 from rollcall.deploy.kinds.tabular.bandit import BANDIT
 from rollcall.deploy.kinds.tabular.table import TABULAR
 
-# The first whose keys a recipe has; a recipe that has none of any kind's is told what control lacks.
 KINDS: tuple[RunKind, ...] = (
     DESIGN,
     DIRECT,
@@ -36,4 +36,5 @@ KINDS: tuple[RunKind, ...] = (
 
 def kind_of(tree: Mapping[str, Any]) -> RunKind:
     """Of a recipe, or of a run's config.yaml."""
-    return next((kind for kind in KINDS if kind.claims(tree)), CONTROL)
+    name = kind_named(tree)
+    return next(kind for kind in KINDS if kind.name == name)

@@ -7,13 +7,15 @@ import multiprocessing
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
+from rollcall.cluster.inputs import given
 from rollcall.deploy.config.root_config import RootConfig
-from rollcall.deploy.config.settings import CALLER, Settings, dotted_values, recipe_name
+from rollcall.deploy.config.settings import CALLER, TAGS, Settings, dotted_values, recipe_name
 from rollcall.deploy.drive.changes import changed, refuse_no_more
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.drive.records import Changes
@@ -22,6 +24,7 @@ from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.kinds.recipes import Recipe, kind_of_config, load_recipe, load_run
 from rollcall.deploy.python.result import Result
+from rollcall.deploy.python.rows import with_rows_kept
 from rollcall.deploy.python.stopping import Stop, StopWatch
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.rundir.directories import find_run
@@ -45,7 +48,8 @@ def train(
       `settings` are written over it, nested or dotted: `train("cartpole-ppo", {"algorithm.clip_range": 0.1}, seed=1,
       actors={"num": 2})`. Where a recipe names an env, a task, an algorithm or a reward as module:name, the class or
       function itself may stand. One that no other process could import (of a notebook, a lambda) is sent to the run's
-      own processes by value; a reward cannot be, since the reward service imports it.
+      own processes by value; a reward cannot be, since the reward service imports it. Where it names a file of rows
+      (`task.path`, `data.train`), the rows may stand: a list of dicts, a `datasets.Dataset`, a DataFrame.
     recorders: are told of every learner step, evaluation and event, in this process; see `report.recorders.Recorder`.
     stop: an event, or a function of the newest record (of a learner step or of an evaluation). Once it is set, or says
       True, the run stops with a checkpoint.
@@ -61,13 +65,13 @@ def train(
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise SystemExit(1)  # an env's process that imports the script; the one that began it says what is wrong
     watch = StopWatch(stop)
-    written = {**(overrides or {}), **settings}
+    written = with_rows_kept({**(overrides or {}), **settings})
     if isinstance(recipe, RootConfig):
         if written:
             raise ValueError(f"settings {sorted(written)} go with a recipe; of a config use model_copy(update=...)")
         found, named = Recipe(kind_of_config(recipe), recipe.resolved()), recipe.name
     elif isinstance(recipe, Mapping):
-        found = load_recipe(Settings(source=CALLER), values=_merged(recipe, written))
+        found = load_recipe(Settings(source=CALLER), values=_merged(with_rows_kept(recipe), written))
         named = found.config.name
     else:
         found, named = load_recipe(recipe, values=written), recipe_name(recipe)
@@ -86,7 +90,8 @@ def resume(
     **settings: Any,
 ) -> Result:
     """Goes on with a run from its newest checkpoint, as it was or with other settings, as `rollcall resume` does. A run
-    that is completed, with nothing changed, is returned as it is. The arguments are those of `train`.
+    that is completed, with nothing changed, is returned as it is. The arguments are those of `train`. A program that is
+    run anew gives the objects again that the run began with: they have to be the same, as their code says.
 
     Raises:
       BadInput: in one line, on anything that `rollcall resume` would refuse.
@@ -95,7 +100,10 @@ def resume(
     watch = StopWatch(stop)
     directory = run.run_directory if isinstance(run, Result) else find_run(run)
     written = dotted_values({**(overrides or {}), **settings})
-    stored, changes = changed(load_run(directory), [_override(key, value) for key, value in written.items()])
+    named = {key: _name_of(key, value) for key, value in written.items()}  # which this process has from here on
+    before = load_run(directory)
+    again = {key for key, name in named.items() if name is not None and name == _named(before, key)}
+    stored, changes = changed(before, [_override(key, written[key]) for key in written if key not in again])
     summary = read_json(directory / "summary.json")
     if summary.get("status") == "completed" and not changes:
         return Result(directory, summary)
@@ -136,14 +144,25 @@ def _merged(recipe: Mapping[str, Any], written: Mapping[str, Any]) -> dict[str, 
     return {"name": _NAMED, **dotted_values(recipe), **dotted_values(written)}
 
 
+def _name_of(key: str, value: Any) -> str | None:
+    """What an object is called in settings; None: it is none."""
+    return given.name_of(value, kept_as=key.partition(".")[0]) if isinstance(value, type | FunctionType) else None
+
+
+def _named(run: StoredRun, key: str) -> Any:
+    """What a setting of a run names: of a section the env, task or algorithm."""
+    written = run.written.get(tuple(key.split(".")))
+    return next((written[tag] for tag in TAGS if tag in written), None) if isinstance(written, Mapping) else written
+
+
 def _override(key: str, value: Any) -> str:
     """As the command line has it. Raises BadInput: for a class, a function or an object."""
     try:
         return f"{key}={json.dumps(value, default=_plain)}"
     except TypeError:
         raise BadInput(
-            f"{key} (resume(...)): is a {type(value).__name__}: a run goes on with the objects that it began with; "
-            "what may change are numbers and names"
+            f"{key} (resume(...)): is a {type(value).__name__}, and not the object that the run began with, with which "
+            "it goes on: give that one, or begin a new run; what may change are numbers and names"
         ) from None
 
 

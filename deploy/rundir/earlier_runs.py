@@ -26,6 +26,7 @@ BEFORE: Mapping[KeyPath, Any] = {
 # The same, of the runs alone that have a setting of this name. (Those of reward models have a loss.)
 BEFORE_WITH: Mapping[str, Mapping[KeyPath, Any]] = {
     "loss": {("keep",): "last", ("patience",): None, ("learner", "optimizer", "weight_decay"): 0.0},
+    "actors": {("runtime",): "ray"},
     "task": {
         ("policy", "weights_dtype"): "float32",
         ("policy", "attention"): "sdpa",

@@ -164,6 +164,39 @@ def test_compilation_is_chosen_where_it_pays_and_the_choice_is_in_the_hash(
     assert eager.derived()["compiled update"] == "off (no C++ compiler found: updates run eagerly)"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "chosen", "why"),
+    [
+        (["total_env_steps=20_000"], "serial", "over before Ray's processes would pay"),
+        (["total_env_steps=25_000"], "serial", "over before Ray's processes would pay"),
+        (["total_env_steps=26_000"], "ray", "26,000 env steps: acting and learning go on side by side"),
+        (["total_learner_steps=9"], "serial", "over before Ray's processes would pay"),
+        (["total_env_steps=20_000", "algorithm.epochs=20"], "ray", "6,320 minibatches"),
+        (["total_env_steps=20_000", "actors.num=2"], "ray", "actors.num asks for processes"),
+        (["total_env_steps=20_000", "algorithm=a3c"], "ray", "a3c asks for processes"),
+        (["total_env_steps=20_000", "policy.recurrent=gru"], "ray", "a policy with gru: each step takes long"),
+        (["total_env_steps=20_000", "algorithm=reinforce"], "ray", "nobody knows how long the run will be"),
+    ],
+)
+def test_a_run_too_short_for_processes_is_one_process_and_says_why(
+    recipe: Path, overrides: list[str], chosen: str, why: str
+) -> None:
+    config = config_of(recipe, [*overrides, "actors.num_shards=4"])
+    assert config.runtime == chosen and f"runtime: {chosen}\n" in config.to_yaml()
+    assert config.derived()["runtime"].startswith(f"{chosen} (") and why in config.derived()["runtime"]
+    asked = config_of(recipe, [*overrides, "actors.num_shards=4", f"runtime={chosen}"])
+    assert asked == config and asked.config_hash == config.config_hash
+    other = "ray" if chosen == "serial" else "serial"
+    assert config_of(recipe, [*overrides, "actors.num_shards=4", f"runtime={other}"]).derived()["runtime"] == other
+
+
+def test_a_cluster_that_is_named_is_used_for_the_shortest_run(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    config = config_of(recipe, ["total_env_steps=1000"])
+    assert (config.runtime, config.derived()["runtime"]) == ("ray", "ray (RAY_ADDRESS is set)")
+    assert config_of("arithmetic-grpo").runtime == "ray"
+
+
 def test_a_password_is_not_saved_with_the_run(recipe: Path) -> None:
     config = config_of(recipe, ["redis.url=redis://:secret@localhost:6379"])
     assert "secret" not in config.to_yaml()
@@ -234,7 +267,7 @@ def test_an_algorithm_of_the_users_own_is_named_by_its_import_path(
         (["clip_range=0.2"], "clip_range = 0.2 (command line): unknown key; did you mean algorithm.clip_range?"),
         (["algorithm.epoch=3"], "algorithm.epoch = 3 (command line): unknown key; did you mean algorithm.epochs?"),
         (["algorithm=pppo"], "algorithm.name = 'pppo' (command line): unknown algorithm; did you mean ppo?"),
-        (["runtime=rey"], "runtime = 'rey' (command line): must be 'ray' or 'serial'; did you mean ray?"),
+        (["runtime=rey"], "runtime = 'rey' (command line): must be 'auto', 'ray' or 'serial'; did you mean ray?"),
         (["actors.num=two"], "actors.num = 'two' (command line): must be a whole number"),
         (["actors.num=true"], "actors.num = true (command line): must be a whole number"),
         (["actors.num=1.5"], "actors.num = 1.5 (command line): must be a whole number"),

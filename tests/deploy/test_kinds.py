@@ -18,6 +18,7 @@ import pytest
 from rollcall.actors.control.recording import write_recorded
 from rollcall.deploy import train
 from rollcall.deploy.cli.main import main
+from rollcall.deploy.config.claims import CLAIMS
 from rollcall.deploy.config.settings import preference_recipes, read_recipe, shipped_recipes
 from rollcall.deploy.drive.changes import changed
 from rollcall.deploy.kinds.kind import EvalOptions
@@ -135,7 +136,7 @@ def test_python_trains_a_recipe_of_every_kind(kind: Any, in_the_end: ExitStack) 
 def test_every_shipped_recipe_is_of_one_kind_and_has_its_settings(name: str) -> None:
     require_for(name)
     tree = read_recipe(name).tree
-    assert sum(kind.claims(tree) for kind in KINDS) == 1
+    assert sum(claims(tree) for claims in CLAIMS.values()) == 1
     assert type(config_of(name)) is kind_of(tree).config
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,10 +24,14 @@ import pytest
 import yaml
 
 import rollcall
+from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs import given
+from rollcall.cluster.inputs.content import fingerprint
 from rollcall.cluster.inputs.import_path import import_object
+from rollcall.deploy.python.rows import with_rows_kept
 from tests import ROOT
+from tests.needs import require_module
 from tests.runs import TWO_STEPS
 
 SMALL: Mapping[str, Any] = yaml.safe_load(TWO_STEPS) | {"learner": {"learning_rate": 1e-3, "compile": "off"}}
@@ -123,13 +129,14 @@ def test_a_dict_is_a_recipe_and_a_class_stands_for_its_name() -> None:
 def test_a_lambda_is_an_env_of_this_program_and_of_no_other() -> None:
     result = rollcall.train(SMALL, env=lambda: Line(2), name="mine")
     config = yaml.safe_load((result.run_directory / "config.yaml").read_text())
-    assert config["env"]["id"] == "rollcall.cluster.inputs.given:env"
+    assert re.fullmatch(r"rollcall\.cluster\.inputs\.given:env_[0-9a-f]{8}", config["env"]["id"])
     assert result.policy().act(np.zeros(1, np.float32)) in (0, 1)
     command = [sys.executable, "-m", "rollcall.deploy.cli", "eval", "runs/mine"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "env was given as an object, and this process does not have it" in line and "module:name" in line
+    assert re.search(r"env_\w+ was given as an object, and this process does not have it", line)
+    assert "module:name" in line
     with pytest.raises(BadInput, match=r"env\.vectorization=async: no process can import the object env"):
         rollcall.train(SMALL, env={"id": lambda: Line(2), "vectorization": "async"})
 
@@ -139,12 +146,145 @@ def test_names_of_given_objects() -> None:
 
     assert given.name_of(Line, kept_as="env") == f"{__name__}:Line"
     assert given.name_of(json.loads, kept_as="env") == "json:loads"
-    assert given.name_of(Inner, kept_as="env") == f"{given.MODULE}:Inner"
-    assert import_object(f"{given.MODULE}:Inner") is Inner
-    assert given.things_in(f'{{"a": "{given.PREFIX}Inner"}}') == {"Inner": Inner}
+    path = given.name_of(Inner, kept_as="env")
+    name = path.removeprefix(given.PREFIX)
+    assert re.fullmatch("Inner_[0-9a-f]{8}", name) and given.name_of(Inner, kept_as="env") == path
+    assert import_object(path) is Inner
+    assert given.things_in(f'{{"a": "{path}"}}') == {name: Inner}
     assert given.things_in('{"a": "Inner"}') == {}
     with pytest.raises(BadInput, match="nosuch was given as an object"):
         import_object(f"{given.MODULE}:nosuch")
+
+
+def test_another_object_of_the_same_name_is_another_and_a_run_goes_on_with_its_own() -> None:
+    """Each env ends its episodes after as many steps as its length, and a policy that always walks has that return."""
+
+    def walks(length: int) -> Any:
+        return lambda: Line(length)
+
+    settings = {"env.max_episode_steps": 9, "total_learner_steps": 1}
+    short = rollcall.train(SMALL, settings, env=walks(2), name="short")
+    other = rollcall.train(SMALL, settings, env=walks(7), name="long")
+    ids = [yaml.safe_load((run.run_directory / "config.yaml").read_text())["env"]["id"] for run in (short, other)]
+    assert ids[0] != ids[1]
+    assert import_object(ids[0])().length == 2 and import_object(ids[1])().length == 7
+    rollcall.resume(short, total_learner_steps=2)
+    assert import_object(ids[0])().length == 2
+    with pytest.raises(BadInput, match="not the object that the run began with"):
+        rollcall.resume(short, env=walks(3), total_learner_steps=3)
+    assert len(rollcall.resume(short, env=walks(2), total_learner_steps=3).metrics) == 3
+
+
+AGAIN = """\
+import sys
+import rollcall
+from tests.deploy.test_python import Line, SMALL
+
+length = int(sys.argv[2])
+
+def make():
+    return Line(length)
+
+if __name__ == "__main__":
+    if sys.argv[1] == "train":
+        rollcall.train(SMALL, env=make, name="mine", total_learner_steps=1)
+    else:
+        print(len(rollcall.resume("mine", env=make, total_learner_steps=2).metrics))
+"""
+
+
+def test_a_program_that_is_run_anew_goes_on_with_the_same_object_and_with_no_other(work: Path) -> None:
+    (work / "again.py").write_text(AGAIN)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "again.py", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+    assert run("train", "3").returncode == 0
+    changed = run("resume", "4")  # a global that the function refers to is part of it
+    assert changed.returncode == 1 and "this process does not have it" in changed.stderr.splitlines()[-1]
+    same = run("resume", "3")
+    assert (same.returncode, same.stdout.strip()) == (0, "2"), same.stderr
+
+
+def test_an_object_is_told_from_another_by_its_content_and_not_by_its_place() -> None:
+    def made(number: float, *, text: str = "a") -> Any:
+        class Made:
+            """Of no other content."""
+
+            kept = np.arange(3)
+            limit = number
+
+            @property
+            def double(self) -> float:
+                return 2 * number
+
+            def told(self, other: str = text) -> str:
+                return other + text
+
+        return Made
+
+    assert fingerprint(made(1.0)) == fingerprint(made(1.0)) != fingerprint(made(2.0))
+    assert fingerprint(made(1.0)) != fingerprint(made(1.0, text="b"))
+    assert fingerprint(lambda: 1) == fingerprint(lambda: 1) != fingerprint(lambda: 2)
+    lock = threading.Lock()
+    assert fingerprint(lambda: lock) is None  # nobody else has this one
+    names = {given.name_of(lambda: (lock, 1), kept_as="env"), given.name_of(lambda: (lock, 1), kept_as="env")}
+    assert len(names) == 2
+
+    def again() -> Any:
+        return again
+
+    assert fingerprint(again) == fingerprint(again)
+    box = gym.spaces.Box(-1, 1, (2,), np.float32)
+    same = gym.spaces.Box(-1, 1, (2,), np.float32)
+    wider = gym.spaces.Box(-1, 1, (3,), np.float32)
+    assert fingerprint(box) == fingerprint(same) != fingerprint(wider)
+
+
+SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
+
+
+def test_rows_stand_in_place_of_the_file_that_would_hold_them(work: Path) -> None:
+    kept = with_rows_kept({"task": {"name": "jsonl", "path": SUMS}, "seed": 1})
+    assert kept["task.name"] == "jsonl" and kept["seed"] == 1
+    path = Path(kept["task.path"])
+    assert path.parent == Path("runs/.data") and [json.loads(line) for line in path.open()] == SUMS
+    assert with_rows_kept({"task.path": tuple(SUMS)}) == {"task.path": str(path)}  # the same rows, the same file
+    assert with_rows_kept({"task.path": SUMS[1:]}) != {"task.path": str(path)}
+    assert with_rows_kept({"task.path": "sums.jsonl", "data.train": Path("x")})["task.path"] == "sums.jsonl"
+    rows = [row.prompt for row in Jsonl(JsonlConfig(path=path)).rows("train")]
+    assert rows == [row["prompt"] for row in SUMS]
+    for wrong, line in (
+        ([], r"task\.path \(train\(\.\.\.\)\): has no rows"),
+        (["a"], r"task\.path \(train\(\.\.\.\)\):1: is a str: a row is a dict"),
+        ([{"prompt": object()}], ":1: a row that is no JSON"),
+        ((row for row in SUMS), r"a generator .* is read once"),
+    ):
+        with pytest.raises(BadInput, match=line):
+            with_rows_kept({"task.path": wrong})
+
+
+def test_a_data_set_of_the_package_datasets_stands_in_place_of_a_file() -> None:
+    datasets = require_module("datasets")
+    data = datasets.Dataset.from_list(SUMS)
+    assert with_rows_kept({"task.path": data}) == with_rows_kept({"task.path": SUMS})
+    splits = datasets.DatasetDict({"train": data})
+    with pytest.raises(BadInput, match=r"task\.path .*several splits: give one of them, task\.path=dataset\['train'\]"):
+        with_rows_kept({"task": {"path": splits}})
+    with pytest.raises(BadInput, match=r"IterableDataset .* is read once"):
+        with_rows_kept({"task.path": data.to_iterable_dataset()})
+
+
+def test_a_reward_model_learns_from_rows_that_a_program_has() -> None:
+    rows = [{"prompt": f"{n}:", "chosen": "yes" * (1 + n % 3), "rejected": "no" * (1 + n % 2)} for n in range(40)]
+    recipe = {
+        "data": {"train": rows, "eval_fraction": 0.25},
+        "model": {"kind": "text", "start": "words"},
+        "total_learner_steps": 2,
+    }
+    assert rollcall.train(recipe, name="rows").status == "completed"
 
 
 def test_an_algorithm_is_a_class() -> None:
@@ -154,7 +294,9 @@ def test_an_algorithm_is_a_class() -> None:
         """Reports more."""
 
     result = rollcall.train(SMALL, algorithm={"name": Louder, "epochs": 1, "num_minibatches": 2}, name="louder")
-    assert result.summary["algorithm"] == f"{given.MODULE}:Louder"
+    assert re.fullmatch(rf"{given.MODULE}:Louder_[0-9a-f]{{8}}", result.summary["algorithm"])
+    again = rollcall.resume(result, algorithm=Louder, total_learner_steps=3)  # it has settings of its own by now
+    assert len(again.metrics) == 3
 
 
 def test_a_run_stops_by_a_function_of_its_records_and_goes_on() -> None:
@@ -170,7 +312,7 @@ def test_a_run_stops_by_a_function_of_its_records_and_goes_on() -> None:
         rollcall.resume(done, total_learner_steps=4)
     with pytest.raises(BadInput, match="made with 0, so it stays"):
         rollcall.resume(done, seed=4)
-    with pytest.raises(BadInput, match=r"env \(resume\(...\)\): is a type: a run goes on with the objects"):
+    with pytest.raises(BadInput, match=r"env \(resume\(...\)\): is a type, and not the object that the run began with"):
         rollcall.resume(done, env=dict)
     assert rollcall.resume(done, total_learner_steps=np.int64(8)).summary == done.summary
 

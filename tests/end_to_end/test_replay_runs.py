@@ -17,6 +17,7 @@ from tests.runs import Bench, Run, config_of
 
 # Two shards of two envs, 32 env steps and so 8 gradient steps a learner step; rings that are full after a third of it.
 SMALL = (
+    "runtime=ray",
     "total_env_steps=960",
     "max_policy_lag=0",
     "policy.hidden_sizes=[16]",

@@ -8,7 +8,6 @@ from rollcall.actors.envs.environment import spaces_of
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem, check_env, check_settings
 from rollcall.deploy.config.run_config import RunConfig
-from rollcall.deploy.config.tabular_config import is_tabular
 from rollcall.deploy.kinds.control.beginning import misfit_of
 from rollcall.deploy.kinds.control.experts import unfit
 from rollcall.deploy.kinds.control.factory import ControlFactory
@@ -29,7 +28,6 @@ CONTROL = RunKind(
     name="control",
     config=RunConfig,
     counts=ENV_STEPS,
-    claims=lambda tree: "env" in tree and not {"data", "design"} & tree.keys() and not is_tabular(tree),
     make=lambda config, run_directory: ControlFactory(config, run_directory.resolve()),
     load=LoadedControl.of,
     elsewhere=elsewhere,

@@ -68,7 +68,6 @@ DESIGN = RunKind(
     name="design",
     config=DesignRunConfig,
     counts=ENV_STEPS,
-    claims=lambda tree: "design" in tree,
     make=DesignRun,
     load=_load,
     elsewhere=elsewhere,

@@ -53,7 +53,6 @@ OFFLINE = RunKind(
     name="offline",
     config=OfflineConfig,
     counts=RECORDED,
-    claims=lambda tree: "env" in tree and "data" in tree,
     make=OfflineControlRun,
     load=LoadedControl.of,
     elsewhere=elsewhere,

@@ -9,7 +9,6 @@ from typing import Any
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.language_checks import check_language
 from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.selection_config import IN_ROUNDS, algorithm_named
 from rollcall.deploy.config.settings import KeyPath
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.factory import LanguageFactory
@@ -37,7 +36,6 @@ LANGUAGE = RunKind(
     name="language",
     config=LanguageConfig,
     counts=TOKENS,
-    claims=lambda tree: "task" in tree and algorithm_named(tree) not in IN_ROUNDS,
     make=lambda config, run_directory: LanguageFactory(config, run_directory.resolve()),
     load=LoadedLanguage.of,
     elsewhere=elsewhere,

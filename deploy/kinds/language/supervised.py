@@ -27,7 +27,6 @@ from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.closing import eval_line, evaluated, report_line, steps_line
 from rollcall.deploy.report.counted import IMITATED
 from rollcall.deploy.report.offline_progress import ProgressLines
-from rollcall.learners.algorithms.language.sft import SFT
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
@@ -140,11 +139,6 @@ def _shown(result: EvalReport | None) -> dict[str, Any] | None:
     return {"mean": result.mean, "std": result.std, "n": result.n, "unit": result.unit, "unparsed": result.unparsed}
 
 
-def _claims(tree: Mapping[str, Any]) -> bool:
-    algorithm = tree.get("algorithm")
-    return "task" in tree and isinstance(algorithm, Mapping) and algorithm.get("name") == SFT.name
-
-
 def _load(run: StoredRun) -> LoadedLanguage:
     """The weights are those of the fine-tuned model: beside the one that was given, there is no other."""
     warm_start, policy = run.config.policy.warm_start, run.config.policy.model_copy(update={"warm_start": None})
@@ -165,7 +159,6 @@ SUPERVISED = RunKind(
     name="supervised",
     config=SupervisedConfig,
     counts=IMITATED,
-    claims=_claims,
     make=SupervisedRun,
     load=_load,
     elsewhere=elsewhere,

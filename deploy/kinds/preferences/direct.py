@@ -329,7 +329,6 @@ DIRECT = RunKind(
     name="direct",
     config=DirectRunConfig,
     counts=LEARNT,
-    claims=lambda tree: "data" in tree and "algorithm" in tree and "env" not in tree,
     make=DirectRun,
     load=_load,
     elsewhere=elsewhere,

@@ -322,7 +322,6 @@ REWARD_MODEL = RunKind(
     name="reward_model",
     config=RewardTrainConfig,
     counts=LEARNT,
-    claims=lambda tree: "data" in tree and "algorithm" not in tree and "env" not in tree,
     make=RewardModelRun,
     load=_load,
     elsewhere=elsewhere,

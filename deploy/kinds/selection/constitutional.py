@@ -18,7 +18,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.constitutional_config import ConstitutionalConfig, ConstitutionalSettings
 from rollcall.deploy.config.language_checks import check_collecting
-from rollcall.deploy.config.selection_config import KeepConfig, algorithm_named, algorithm_section
+from rollcall.deploy.config.selection_config import KeepConfig, algorithm_section
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
@@ -152,7 +152,6 @@ CONSTITUTIONAL = RunKind(
     name="constitutional",
     config=ConstitutionalConfig,
     counts=IMITATED,
-    claims=lambda tree: "task" in tree and algorithm_named(tree) == "constitutional",
     make=_make,
     load=LoadedLanguage.of,
     elsewhere=elsewhere,

@@ -20,7 +20,6 @@ from rollcall.deploy.config.language_checks import check_collecting
 from rollcall.deploy.config.selection_config import (
     ExpertIterationConfig,
     ExpertIterationSettings,
-    algorithm_named,
     algorithm_section,
 )
 from rollcall.deploy.kinds.kind import RunKind
@@ -133,7 +132,6 @@ EXPERT_ITERATION = RunKind(
     name="expert_iteration",
     config=ExpertIterationConfig,
     counts=IMITATED,
-    claims=lambda tree: "task" in tree and algorithm_named(tree) == "expert_iteration",
     make=_make,
     load=LoadedLanguage.of,
     elsewhere=elsewhere,

@@ -132,7 +132,6 @@ BANDIT = RunKind(
     name="bandit",
     config=BanditRunConfig,
     counts=PLAYED,
-    claims=lambda tree: "bandit" in tree,
     make=BanditRun,
     load=LoadedBandit.of,
     elsewhere=elsewhere,

@@ -17,7 +17,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import Problem
-from rollcall.deploy.config.tabular_config import TabularRunConfig, is_tabular
+from rollcall.deploy.config.tabular_config import TabularRunConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind
 from rollcall.deploy.kinds.tabular.numbered import LONGEST, NumberedEnv
 from rollcall.deploy.kinds.tabular.policy import LoadedTable, TablePolicy, elsewhere
@@ -195,7 +195,6 @@ TABULAR = RunKind(
     name="tabular",
     config=TabularRunConfig,
     counts=PLAYED,
-    claims=is_tabular,
     make=TabularRun,
     load=LoadedTable.of,
     elsewhere=elsewhere,

@@ -1,0 +1,20 @@
+"""Writes deploy/config/known_settings.json from the models that hold the settings: `make generate`."""
+
+from __future__ import annotations
+
+import sys
+
+from rollcall.deploy.config.known_settings import FILE
+from rollcall.deploy.kinds.explaining import all_settings
+
+
+def main() -> int:
+    text = all_settings()
+    if not FILE.exists() or FILE.read_text(encoding="utf-8") != text:
+        FILE.write_text(text, encoding="utf-8")
+        print(FILE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
