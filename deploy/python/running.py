@@ -23,6 +23,7 @@ from rollcall.deploy.drive.signals import stop_on_signals
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.kinds.recipes import Recipe, kind_of_config, load_recipe, load_run
+from rollcall.deploy.python.notebook import NotebookCell, is_notebook
 from rollcall.deploy.python.result import Result
 from rollcall.deploy.python.rows import with_rows_kept
 from rollcall.deploy.python.stopping import Stop, StopWatch
@@ -53,7 +54,8 @@ def train(
     recorders: are told of every learner step, evaluation and event, in this process; see `report.recorders.Recorder`.
     stop: an event, or a function of the newest record (of a learner step or of an evaluation). Once it is set, or says
       True, the run stops with a checkpoint.
-    progress: prints what `rollcall train` prints: a live view on a terminal, lines in a notebook.
+    progress: shows what `rollcall train` shows: a live view on a terminal, a cell that is redrawn in a notebook, lines
+      elsewhere.
 
     In the main thread Ctrl-C stops with a checkpoint, as on the command line. A script that trains does so under
     `if __name__ == "__main__":`: envs in processes of their own import it.
@@ -121,9 +123,12 @@ def _carried_out(
     resume: bool = False,
     changes: Changes | None = None,
 ) -> Result:
-    shown = [run.kind.console(sys.stdout, live=sys.stdout.isatty())] if progress else []
+    cell = NotebookCell() if progress and is_notebook() else None
+    stream = sys.stdout if cell is None else cell.stream
+    shown: list[Recorder] = [] if cell is None else [cell]
     if progress:
-        print(f"run directory: {run.directory}", flush=True)
+        print(f"run directory: {run.directory}", file=stream, flush=True)
+        shown.append(run.kind.console(stream, live=cell is None and stream.isatty()))
     with stop_on_signals(run.directory) as signalled:
         summary = carry_out(
             run,
@@ -133,7 +138,7 @@ def _carried_out(
             changes=changes,
         )
     for line in run.kind.closing_lines(summary, run.directory) if progress else ():
-        print(line)
+        print(line, file=stream)
     return Result(run.directory, summary)
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,9 +30,10 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs import given
 from rollcall.cluster.inputs.content import fingerprint
 from rollcall.cluster.inputs.import_path import import_object
+from rollcall.deploy.python.notebook import NotebookCell
 from rollcall.deploy.python.rows import with_rows_kept
 from tests import ROOT
-from tests.needs import require_module
+from tests.needs import needs, require_module
 from tests.runs import TWO_STEPS
 
 SMALL: Mapping[str, Any] = yaml.safe_load(TWO_STEPS) | {"learner": {"learning_rate": 1e-3, "compile": "off"}}
@@ -335,6 +337,61 @@ def test_it_trains_where_an_event_loop_runs_already_as_in_a_notebook(capsys: pyt
     assert asyncio.run(cell()).status == "completed"
     out = capsys.readouterr().out
     assert out.startswith("run directory: runs/cell\n") and "completed in" in out
+
+
+CELL = """\
+import asyncio
+import rollcall
+assert asyncio.get_running_loop().is_running()
+result = rollcall.train("small.yaml", name="cell", progress=True)
+"""
+
+
+@needs("nbclient")
+def test_in_a_notebook_a_run_is_one_cell_that_is_redrawn(work: Path) -> None:
+    """A real kernel, in which an event loop runs."""
+    import nbformat
+    from nbclient import NotebookClient
+
+    cells = [nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell("result")]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    client = NotebookClient(notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(work)}})
+    client.execute()
+    (shown,) = notebook.cells[0].outputs  # one: nothing is printed beside it
+    html = shown["data"]["text/html"]
+    assert '<progress max="2" value="2"' in html and "step 2/2" in html
+    assert "run directory: runs/cell" in html and "completed in" in html
+    assert "step 2/2" in shown["data"]["text/plain"]
+    assert "completed" in notebook.cells[1].outputs[0]["data"]["text/html"]
+
+
+def test_what_a_cell_shows_is_text_and_never_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("IPython.display")
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, cell: Any) -> None:
+            shown.append(cell._repr_html_())
+
+    module.display = lambda cell, display_id: Handle()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    cell = NotebookCell()
+    cell.on_start({"start_step": 0, "total_learner_steps": 40})
+    print("step 3/40  return 1", file=cell.stream)
+    print("step 7/40  return 2", file=cell.stream)
+    print("sample: <b>2+2</b>", file=cell.stream)
+    assert "return 2" in shown[-1] and "return 1" not in shown[-1]  # it takes the place of the one before
+    assert "&lt;b&gt;2+2&lt;/b&gt;" in shown[-1] and '<progress max="40" value="0"' in shown[-1]
+    for number in range(30):
+        print(f"eval {number}", file=cell.stream)
+    assert "eval 29" in shown[-1] and "eval 3\n" not in shown[-1]
+    drawn = len(shown)
+    for step in range(1000):
+        cell.on_step({"step": step % 40})
+    assert len(shown) < drawn + 100  # not for each step
+    cell.close({})
+    assert "step 40/40" in repr(cell)
 
 
 def test_evaluations_of_nothing_are_refused() -> None:
