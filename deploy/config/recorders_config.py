@@ -67,6 +67,7 @@ class TrackioConfig(BaseModel):
     project: str = Field(default="rollcall", min_length=1, description="the project")
     group: str | None = Field(default=None, min_length=1, description="runs that belong together: seeds, say")
     space_id: str | None = Field(default=None, min_length=1, description="OWNER/SPACE of Hugging Face to send it to")
+    open_timeout_s: float = Field(default=120.0, gt=0, description="how long a run that begins waits for a Space")
 
 
 class RecordersConfig(BaseModel):

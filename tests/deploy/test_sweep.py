@@ -16,6 +16,7 @@ import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
+from rollcall.deploy.kinds.recipes import load_recipe
 from rollcall.deploy.tools.sweep import sweeping
 from rollcall.deploy.tools.sweep.proposing import Grid, OptunaSearch, Proposal
 from rollcall.deploy.tools.sweep.space import Choices, Range, grid, parse_dimension
@@ -188,6 +189,19 @@ def test_an_error_of_the_sweep_stops_the_trials_that_go_on(work: Path, monkeypat
 
     monkeypatch.setattr(Trials, "carry_out", carry_out)
     assert swept(work, jobs=2)[0]["stopped"]
+
+
+def test_runs_go_on_side_by_side_as_cores_allow_and_language_models_take_all_gpus() -> None:
+    def jobs(recipe: str, *overrides: str, cores: int = 8, num_gpus: int = 0) -> int:
+        return sweeping.side_by_side(load_recipe(recipe, overrides), cores=cores, num_gpus=num_gpus)
+
+    assert jobs("cartpole-ppo", "runtime=serial") == 8
+    assert jobs("cartpole-ppo", "total_env_steps=20_000") == 8  # one process each, as it is so short
+    assert jobs("cartpole-ppo", "actors.num=3") == 2
+    assert jobs("cartpole-ppo", "actors.num=3", cores=2) == 1
+    assert jobs("cartpole-ppo", "actors.num=1", num_gpus=2) == 4
+    assert jobs("arithmetic-grpo", "actors.num=1") == 4
+    assert jobs("arithmetic-grpo", "actors.num=1", num_gpus=2) == 1
 
 
 def test_a_line_has_the_mean_over_seeds_with_its_interval() -> None:

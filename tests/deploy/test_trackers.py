@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+import types
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -219,6 +220,31 @@ def test_a_server_that_is_gone_is_told_once_and_waited_for_no_longer_than_said(
     aside.close({"status": "failed"})
     assert time.monotonic() - began < 5
     assert [record.getMessage() for record in caplog.records] == [warning]
+
+
+def test_a_space_that_does_not_answer_is_waited_for_no_longer_than_said(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trackio's client waits without a limit while a Space is built."""
+    gone = threading.Event()
+
+    class Hanging(types.ModuleType):
+        def Api(self) -> Any:
+            raise ConnectionError
+
+        def init(self, **settings: Any) -> Any:
+            gone.wait(60)
+
+    monkeypatch.setitem(sys.modules, "trackio", Hanging("trackio"))
+    monkeypatch.setattr(opening, "find_spec", lambda package: object())
+    began = time.monotonic()
+    settings = ["recorders.trackio.space_id=me/space", "recorders.trackio.open_timeout_s=0.2"]
+    assert main.main(["train", "small.yaml", *settings]) == 2
+    assert time.monotonic() - began < 30
+    gone.set()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the Space me/space has not answered within 0.2 s" in line and "open_timeout_s" in line
+    assert not list(Path("runs").glob("*"))
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import queue
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +24,31 @@ class TrackioRun:
     def open(self, run: TrackedRun) -> str:
         import trackio
 
+        config = self._config
+        if config.space_id is None:
+            return self._opened(trackio, run)
+        opening: queue.Queue[str | Exception] = queue.Queue(1)
+
+        def work() -> None:
+            try:
+                opening.put(self._opened(trackio, run))
+            except Exception as error:
+                opening.put(error)
+
+        # Its client waits for a Space for as long as that is being built, or asleep.
+        threading.Thread(target=work, name="rollcall-trackio-opening", daemon=True).start()
+        try:
+            found = opening.get(timeout=config.open_timeout_s)
+        except queue.Empty:
+            raise BadInput(
+                f"recorders.trackio: the Space {config.space_id} has not answered within {config.open_timeout_s:g} s: "
+                "look at it in a browser, raise recorders.trackio.open_timeout_s, or leave space_id out"
+            ) from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _opened(self, trackio: Any, run: TrackedRun) -> str:
         config = self._config
         # Runs are told apart by their names alone there, and another directory may have one of this name.
         known = run.known_id or _free_name(trackio, config.project, run.name)

@@ -18,10 +18,11 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.config.settings import COMMAND_LINE
-from rollcall.deploy.kinds.recipes import load_recipe
+from rollcall.deploy.kinds.recipes import Recipe, load_recipe
 from rollcall.deploy.overview.comparison import compare
 from rollcall.deploy.overview.comparison_files import write_page
 from rollcall.deploy.overview.statistics import mean_of
+from rollcall.deploy.plan.machine import gpu_memory
 from rollcall.deploy.report.progress import number
 from rollcall.deploy.tools.sweep.proposing import Grid, OptunaSearch, Proposal, Proposer
 from rollcall.deploy.tools.sweep.space import Choices, Dimension, Range, grid, parse_dimension
@@ -73,7 +74,7 @@ def sweep(wanted: Sweep, tell: Callable[[str], None]) -> Swept:
     dimensions = [parse_dimension(text) for text in wanted.search]
     if not dimensions and wanted.seeds == 1:
         raise BadInput(f"nothing varies ({COMMAND_LINE}): give --search KEY=..., --seeds N, or both")
-    config = load_recipe(wanted.recipe, [*wanted.overrides, *_one_of_each(dimensions)]).config
+    recipe = load_recipe(wanted.recipe, [*wanted.overrides, *_one_of_each(dimensions)])
     folder = wanted.directory / TRIALS
     folder.mkdir(parents=True, exist_ok=True)
     lock = DirectoryLock(wanted.directory)
@@ -82,7 +83,7 @@ def sweep(wanted: Sweep, tell: Callable[[str], None]) -> Swept:
         with _stopped_by_signals() as stop:
             trials = Trials(wanted.recipe, wanted.overrides, range(wanted.seeds), folder.resolve(), stop)
             proposer = _proposer(wanted, dimensions)
-            jobs = wanted.jobs or side_by_side(config)
+            jobs = wanted.jobs or side_by_side(recipe, cores=usable_cores(), num_gpus=len(gpu_memory()))
             tell(f"{jobs} at a time; runs in {folder}")
             _carried_out(proposer, trials, jobs, partial(_noted, wanted.directory, tell))
             return _summed_up(wanted.directory, stopped=stop.is_set())
@@ -96,11 +97,15 @@ def _proposer(wanted: Sweep, dimensions: Sequence[Dimension]) -> Proposer:
     return OptunaSearch(dimensions, trials=wanted.trials, seed=DRAWN_FROM, directory=wanted.directory)
 
 
-def side_by_side(config: Any) -> int:
-    """How many runs this machine steps at once: a core for the learner of each, and one for each of its actors."""
+def side_by_side(recipe: Recipe, *, cores: int, num_gpus: int) -> int:
+    """How many runs a machine steps at once: a core for the learner of each, and one for each of its actors. A run of a
+    language model takes all the GPUs there are."""
+    config = recipe.config
+    if num_gpus and recipe.kind.policy == "language model":
+        return 1
     actors = getattr(getattr(config, "actors", None), "num", 0) or 0
     each = 1 if getattr(config, "runtime", "serial") == "serial" else 1 + actors
-    return max(1, usable_cores() // each)
+    return max(1, cores // each)
 
 
 def _carried_out(proposer: Proposer, trials: Trials, jobs: int, note: Callable[[Outcome], None]) -> None:
