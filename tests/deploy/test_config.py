@@ -175,7 +175,8 @@ def test_compilation_is_chosen_where_it_pays_and_the_choice_is_in_the_hash(
         (["total_env_steps=20_000", "actors.num=2"], "ray", "actors.num asks for processes"),
         (["total_env_steps=20_000", "algorithm=a3c"], "ray", "a3c asks for processes"),
         (["total_env_steps=20_000", "policy.recurrent=gru"], "ray", "a policy with gru: each step takes long"),
-        (["total_env_steps=20_000", "algorithm=reinforce"], "ray", "nobody knows how long the run will be"),
+        (["total_env_steps=20_000", "algorithm=reinforce"], "serial", "over before Ray's processes would pay"),
+        (["total_learner_steps=9", "algorithm=reinforce"], "ray", "nobody knows how long the run will be"),
     ],
 )
 def test_a_run_too_short_for_processes_is_one_process_and_says_why(
