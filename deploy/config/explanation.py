@@ -21,6 +21,7 @@ from rollcall.deploy.config.settings import COMMAND_LINE, KeyPath, Settings
 _BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "pattern": "like {}"}
 _NAMES = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "NoneType": "null"}
 
+FOLLOWS, REQUIRED = "follows from other settings", "none: it has to be given"  # in place of a default
 _Of = TypeVar("_Of")
 
 
@@ -69,8 +70,8 @@ def explain(
         setting=".".join(path),
         of=", ".join(dict.fromkeys(of)),
         type=type_text(info.annotation),
-        bounds=_bounds(info),
-        default=_default(info),
+        bounds=bounds_text(info),
+        default=default_text(info),
         about=" ".join((info.description or "").split()),
         elsewhere=other_names(".".join(path)),
         value=value,
@@ -99,7 +100,8 @@ def type_text(annotation: Any) -> str:
     return _NAMES.get(name, name)
 
 
-def _bounds(info: FieldInfo) -> str:
+def bounds_text(info: FieldInfo) -> str:
+    """What a value may be, in words; empty: whatever its type allows."""
     found = []
     for part in info.metadata:
         for name, text in _BOUNDS.items():
@@ -109,15 +111,16 @@ def _bounds(info: FieldInfo) -> str:
     return ", ".join(found)
 
 
-def _default(info: FieldInfo) -> str:
+def default_text(info: FieldInfo) -> str:
+    """What a setting is that nobody writes, as JSON or in words."""
     if info.default_factory is not None:
         try:
             made = info.default_factory()  # type: ignore[call-arg]
         except TypeError:
-            return "follows from other settings"
+            return FOLLOWS
         return _value_text(made)
     if info.default is PydanticUndefined:
-        return "none: it has to be given"
+        return REQUIRED
     return _value_text(info.default)
 
 

@@ -16,7 +16,7 @@ def reason_for_processes(
     *, env_steps: int | None, minibatches: int | None, asked_for: Mapping[str, bool], slow: Mapping[str, bool]
 ) -> str:
     """Why they are, in a few words; empty: one process is done sooner. `env_steps`, `minibatches`: of the whole run,
-    None where nobody knows before. `asked_for`: settings that ask for processes; `slow`: what takes long at each step."""
+    None where nobody knows. `asked_for`: settings that ask for processes; `slow`: what takes long at each step."""
     setting = next((name for name, is_so in asked_for.items() if is_so), None)
     if setting is not None:
         return f"{setting} asks for processes"

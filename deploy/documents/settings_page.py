@@ -3,19 +3,16 @@ its type, its default and what it does."""
 
 from __future__ import annotations
 
-import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from enum import Enum
+from collections.abc import Iterator
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.explanation import FOLLOWS, REQUIRED, bounds_text, default_text, type_text
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.registry import KINDS
 
@@ -111,53 +108,16 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type(field: FieldInfo) -> str:
-    bounds = {Ge: ">=", Gt: ">", Le: "<=", Lt: "<"}
-    said = [
-        f"{sign} {getattr(limit, kind.__name__.lower()):,}"
-        for limit in field.metadata
-        for kind, sign in bounds.items()
-        if isinstance(limit, kind)
-    ]
-    return ", ".join([_named(field.annotation), *said])
-
-
-def _named(annotation: Any) -> str:
-    """A type in a reader's words."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if annotation is None or annotation is type(None):
-        return "none"
-    if origin is typing.Literal:
-        return " \\| ".join(f"`{json.dumps(value) if not isinstance(value, str) else value}`" for value in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_named(part) for part in arguments))
-    if origin is typing.Annotated:
-        return _named(arguments[0])
-    if origin in (list, tuple, set, frozenset):
-        inner = ", ".join(dict.fromkeys(_named(part) for part in arguments if part is not Ellipsis))
-        return f"list of {inner}"
-    if origin in (dict, Mapping):
-        return "mapping"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "a section"
-    names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "Path": "path"}
-    name = getattr(annotation, "__name__", str(annotation))
-    return names.get(name, name)
+    bounds = bounds_text(field)
+    return f"{type_text(field.annotation)}, {bounds}" if bounds else type_text(field.annotation)
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
-    if field.default_factory is not None:
-        try:
-            value = field.default_factory()  # type: ignore[call-arg]
-        except Exception:  # one that follows from other settings
-            return "follows from the others"
-    if value is PydanticUndefined:
-        return "required"
-    if isinstance(value, BaseModel):
+    """Of a section nothing: its settings have theirs."""
+    if _sections(field.annotation) and field.default is not None:
         return ""
-    if isinstance(value, Enum):
-        value = value.value
-    return f"`{json.dumps(value, default=str)}`" if value is not None else "none"
+    text = default_text(field)
+    return text if text in (FOLLOWS, REQUIRED) else f"`{text}`"
 
 
 def escaped(text: str) -> str:
