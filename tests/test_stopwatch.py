@@ -38,7 +38,7 @@ def test_the_task_and_the_algorithm_on_the_page_are_ones(tmp_path: Path, monkeyp
     for name in ("my_task", "my_algorithm"):
         sys.modules.pop(name, None)
     found = plugins.find(plugins.TASK, "my_task:Backwards")
-    assert found(found.Config()).rows("train")[0].prompt == "aaa>"
+    assert found(found.Config()).rows("train")[0] == {"prompt": "aaa>", "answer": "aaa"}
     algorithm = plugins.find(plugins.ALGORITHM, "my_algorithm:Small")
     assert algorithm.Config(name="my_algorithm:Small").epochs >= 1
 

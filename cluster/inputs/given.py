@@ -42,6 +42,11 @@ def named_in(path: str) -> str | None:
     return path.removeprefix(PREFIX) if path.startswith(PREFIX) else None
 
 
+def shown(name: str) -> str:
+    """A name of this module as people know the thing: without what tells it from others of that name."""
+    return re.sub(r"_(of_[0-9a-f]{6}_\d+|[0-9a-f]{8})$", "", name)
+
+
 def receive(things: Mapping[str, object]) -> None:
     """In a process of the same run: what the program was given."""
     _given.update(things)
@@ -69,6 +74,6 @@ def __getattr__(name: str) -> object:
     if name in _given:
         return _given[name]
     raise NotGiven(
-        f"{name} was given as an object, and this process does not have it: train, resume and load_policy know it in "
+        f"{shown(name)} was given as an object, and this process does not have it: train, resume and load_policy know it in "
         "the program that gave it; for all others put it into a module and give module:name"
     )

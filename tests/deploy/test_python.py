@@ -137,7 +137,7 @@ def test_a_lambda_is_an_env_of_this_program_and_of_no_other() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert re.search(r"env_\w+ was given as an object, and this process does not have it", line)
+    assert "env was given as an object, and this process does not have it" in line
     assert "module:name" in line
     with pytest.raises(BadInput, match=r"env\.vectorization=async: no process can import the object env"):
         rollcall.train(SMALL, env={"id": lambda: Line(2), "vectorization": "async"})
@@ -252,7 +252,7 @@ def test_rows_stand_in_place_of_the_file_that_would_hold_them(work: Path) -> Non
     kept = with_rows_kept({"task": {"name": "jsonl", "path": SUMS}, "seed": 1})
     assert kept["task.name"] == "jsonl" and kept["seed"] == 1
     path = Path(kept["task.path"])
-    assert path.parent == Path("runs/.data") and [json.loads(line) for line in path.open()] == SUMS
+    assert path.parent == Path("runs/.data") and [json.loads(line) for line in path.read_text().splitlines()] == SUMS
     assert with_rows_kept({"task.path": tuple(SUMS)}) == {"task.path": str(path)}  # the same rows, the same file
     assert with_rows_kept({"task.path": SUMS[1:]}) != {"task.path": str(path)}
     assert with_rows_kept({"task.path": "sums.jsonl", "data.train": Path("x")})["task.path"] == "sums.jsonl"
