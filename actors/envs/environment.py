@@ -30,7 +30,7 @@ from rollcall.actors.envs.vector import EnvGroup, env_seed
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.inputs.given import named_in
+from rollcall.cluster.inputs.given import named_in, shown
 from rollcall.cluster.messages.arrays import Array
 
 # From this cost of one env's step on, processes of their own are worth their two messages per step.
@@ -251,7 +251,8 @@ def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vecto
         raise BadInput(f"env.vectorization=native: {obstacle}: use auto or sync")
     given = named_in(config.id)
     if given is not None and wanted == "async":
-        raise BadInput(f"env.vectorization=async: no process can import the object {given}: use sync or module:name")
+        text = f"no process can import the object {shown(given)}: use sync or module:name"
+        raise BadInput(f"env.vectorization=async: {text}")
     if wanted != "auto":
         return wanted
     if obstacle is None:

@@ -74,6 +74,6 @@ def __getattr__(name: str) -> object:
     if name in _given:
         return _given[name]
     raise NotGiven(
-        f"{shown(name)} was given as an object, and this process does not have it: train, resume and load_policy know it in "
-        "the program that gave it; for all others put it into a module and give module:name"
+        f"{shown(name)} was given as an object, and this process does not have it: train, resume and load_policy know "
+        "it in the program that gave it; for all others put it into a module and give module:name"
     )
