@@ -249,8 +249,7 @@ def _vectorization(config: EnvConfig, source: EnvSource, num_envs: int) -> Vecto
     obstacle = _no_native(config, source, num_envs)
     if wanted == "native" and obstacle:
         raise BadInput(f"env.vectorization=native: {obstacle}: use auto or sync")
-    given = named_in(config.id)
-    if given is not None and wanted == "async":
+    if (given := named_in(config.id)) is not None and wanted == "async":
         text = f"no process can import the object {shown(given)}: use sync or module:name"
         raise BadInput(f"env.vectorization=async: {text}")
     if wanted != "auto":
