@@ -5,7 +5,7 @@ imported; what the models alone can tell is validation.py's."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -91,10 +91,10 @@ def _write(settings: Settings, path: KeyPath, value: Any) -> None:
         raise _NotToldHere from None
 
 
-def _known_to(tree: Mapping[str, Any]) -> dict[KeyPath, None]:
+def _known_to(tree: Mapping[str, Any]) -> dict[KeyPath, Any]:
     """The settings of such a recipe, in their order; of sections that this file does not know nothing but the name."""
     catalogue, kind = _catalogue(), kind_named(tree)
-    known: dict[KeyPath, None] = {}
+    known: dict[KeyPath, Any] = {}
     for path in catalogue.by_owner.get(f"{kind} recipes", ()):
         known[path] = None
         if len(path) == 1 and isinstance(section := tree.get(path[0]), Mapping):
@@ -103,7 +103,7 @@ def _known_to(tree: Mapping[str, Any]) -> dict[KeyPath, None]:
     return known
 
 
-def _unknown(section: Mapping[str, Any], path: KeyPath, known: Mapping[KeyPath, None]) -> Iterator[KeyPath]:
+def _unknown(section: Mapping[str, Any], path: KeyPath, known: Collection[KeyPath]) -> Iterator[KeyPath]:
     for key, value in section.items():
         here = (*path, key)
         if here in known:

@@ -33,7 +33,7 @@ def objects_to_send(config: RootConfig) -> Mapping[str, object]:
         except Exception as error:
             text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             raise BadInput(
-                f"{given.shown(name)} cannot be sent to the run's processes ({text}): make what it holds inside it, put "
-                "it into a module and give module:name, or set runtime='serial'"
+                f"{given.shown(name)} cannot be sent to the run's processes ({text}): make what it holds inside it, "
+                "put it into a module and give module:name, or set runtime='serial'"
             ) from None
     return objects
