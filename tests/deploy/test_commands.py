@@ -149,7 +149,7 @@ def test_a_recipe_file_is_answered_too(work: Path, capsys: pytest.CaptureFixture
 
 
 def test_every_name_from_elsewhere_leads_to_a_setting_that_there_is() -> None:
-    known = {".".join(path) for path, _, _ in _of_all()} | {"recorders"}
+    known = {".".join(path) for path, _ in _of_all()} | {"recorders"}
     named = {setting for settings in other_names._OTHER_NAMES.values() for setting in settings}
     assert sorted(named - known) == []
     assert settings_called("n-envs") == ("actors.num_envs",)
