@@ -33,11 +33,11 @@ def nearest_key(path: KeyPath, fields: Collection[KeyPath]) -> str:
 def line_about(settings: Settings, path: Sequence[str], text: str, *, config: object = None) -> str:
     """`actors.num = 9 (command line): what is wrong`."""
     path = tuple(path)
+    value: Any = config
     try:
         value, origin = settings.value(path), settings.origin(path)
     except KeyError:
         origin = "default"
-        value: Any = config
         for part in path:
             value = getattr(value, part, None)
     shown = json.dumps(value) if value is None or isinstance(value, bool) else without_passwords(repr(value))

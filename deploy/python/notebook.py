@@ -47,13 +47,14 @@ class NotebookCell:
         """Raises ImportError: where there is nothing to display with."""
         from IPython.display import display
 
+        show: Any = display  # untyped, where it is there
         self.stream = cast(TextIO, _Lines(self._line))
         self._began = self._drawn = time.monotonic()
         self._lines: deque[str] = deque(maxlen=_KEPT)
         self._standing = ""
         self._done = 0
         self._total: int | None = None
-        self._handle: Any = display(self, display_id=True)
+        self._handle = show(self, display_id=True)
 
     def _line(self, line: str) -> None:
         if _STANDING.match(line):
