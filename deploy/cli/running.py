@@ -85,10 +85,10 @@ def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 @_answering
 def _train(args: argparse.Namespace) -> int:
     from rollcall.deploy.config.known_settings import refuse_unknown
-    from rollcall.deploy.drive.waiting import waiting
+    from rollcall.deploy.report.phase_line import on_terminal
 
     refuse_unknown(args.recipe, args.overrides)
-    with waiting("torch"), uncollected():
+    with on_terminal("importing torch"), uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
@@ -231,9 +231,9 @@ def _say_job(directory: Path) -> None:
 
 
 def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, changes: Changes | None = None) -> int:
-    from rollcall.deploy.drive.waiting import waiting
+    from rollcall.deploy.report.phase_line import on_terminal
 
-    with waiting("the program"), uncollected():
+    with on_terminal("importing the program"), uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
     from rollcall.deploy.report.closing import next_line

@@ -4,6 +4,7 @@ it is over. Draws from a thread of its own, by writing alone: nothing here is wa
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,21 @@ def phase(recorder: Recorder, what: str) -> Iterator[None]:
         yield
     finally:
         recorder.on_event(PHASE, "")
+
+
+@contextmanager
+def on_terminal(what: str, stream: IO[str] | None = None) -> Iterator[None]:
+    """The same before a run has anybody to tell: on standard error, where that is a terminal, and leaving no line."""
+    out = stream or sys.stderr
+    if not out.isatty():
+        yield
+        return
+    line = PhaseLine(out)
+    line.begin(what)
+    try:
+        yield
+    finally:
+        line.end(leave=False)
 
 
 class PhaseLine:
@@ -63,7 +79,7 @@ class PhaseLine:
         with self._drawing:
             self._write(_CLEAR)
 
-    def end(self) -> None:
+    def end(self, *, leave: bool = True) -> None:
         """Leaves a line of the phase, if it was worth one."""
         if self._over is None or self._thread is None:
             return
@@ -71,7 +87,7 @@ class PhaseLine:
         self._thread.join()
         self._over = self._thread = None
         took = time.monotonic() - self._began
-        self._write(_CLEAR + (f"{self._what}: {duration(took)}\n" if took >= WORTH_A_LINE_S else ""))
+        self._write(_CLEAR + (f"{self._what}: {duration(took)}\n" if leave and took >= WORTH_A_LINE_S else ""))
 
     def _redraw(self, over: threading.Event) -> None:
         while not over.wait(self._every_s):

@@ -308,8 +308,7 @@ def at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]
     divided = list(parts)
     while len(divided) < number:
         largest = max(range(len(divided)), key=lambda i: len(divided[i]))
-        part = divided[largest]
-        if len(part) < 2:
+        if len(part := divided[largest]) < 2:
             break
         divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
     return divided
