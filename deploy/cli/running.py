@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -231,7 +230,7 @@ def _say_job(directory: Path) -> None:
 
 
 def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, changes: Changes | None = None) -> int:
-    from rollcall.deploy.report.phase_line import on_terminal
+    from rollcall.deploy.report.phase_line import on_terminal, redraws
 
     with on_terminal("importing the program"), uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
@@ -239,9 +238,8 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
     from rollcall.deploy.report.closing import next_line
     from rollcall.deploy.report.recorders import plain
 
-    live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     with stop_on_signals(run.directory) as stop:
-        console = [] if args.quiet or args.json else [run.kind.console(sys.stdout, live=live)]
+        console = [] if args.quiet or args.json else [run.kind.console(sys.stdout, live=redraws(sys.stdout))]
         try:
             summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=console, changes=changes)
         except StoppedAtOnce as stopped:

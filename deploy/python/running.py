@@ -27,6 +27,7 @@ from rollcall.deploy.python.notebook import NotebookCell, is_notebook
 from rollcall.deploy.python.result import Result
 from rollcall.deploy.python.rows import with_rows_kept
 from rollcall.deploy.python.stopping import Stop, StopWatch
+from rollcall.deploy.report.phase_line import redraws
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.rundir.directories import find_run
 
@@ -128,7 +129,7 @@ def _carried_out(
     shown: list[Recorder] = [] if cell is None else [cell]
     if progress:
         print(f"run directory: {run.directory}", file=stream, flush=True)
-        shown.append(run.kind.console(stream, live=cell is None and stream.isatty()))
+        shown.append(run.kind.console(stream, live=cell is None and redraws(stream)))
     with stop_on_signals(run.directory) as signalled:
         summary = carry_out(
             run,

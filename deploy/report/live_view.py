@@ -3,7 +3,9 @@ in place, with events scrolling above. Nothing of a fact is ever cut off: facts 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rollcall.deploy.report.event_lines import EventLines
@@ -30,6 +32,7 @@ class LiveView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tally = Tally()
+        self._counting = threading.Lock()  # of the tally: never held while anything is printed
         self._lines = EventLines()
         self._phase = PhaseLine(console.file)
         self._live: Live | None = None
@@ -46,16 +49,19 @@ class LiveView:
         self._live.start()
 
     def on_step(self, record: Record) -> None:
-        self._tally.on_step(record)
+        with self._counting:
+            self._tally.on_step(record)
 
     def on_eval(self, record: Record) -> None:
-        self._tally.on_eval(record)
+        with self._counting:
+            self._tally.on_eval(record)
 
     def on_event(self, kind: str, text: str) -> None:
         if kind == PHASE:
             self._on_phase(text)
             return
-        self._tally.on_event(kind, text)
+        with self._counting:
+            self._tally.on_event(kind, text)
         if kind == CHECKPOINT:
             return  # a fact of the view
         if kind == "start" and self._phase.is_on:
@@ -63,10 +69,9 @@ class LiveView:
             return
         line = self._lines.line(kind, text)
         if line is not None:
-            if self._phase.is_on:
-                self._phase.clear()
             style = "dim" if kind in _QUIET else "yellow"
-            self._console.print(line, style=style, markup=False, highlight=False)
+            with self._phase.aside():
+                self._console.print(line, style=style, markup=False, highlight=False)
 
     def close(self, summary: Record) -> None:
         self._phase.end()
@@ -84,11 +89,12 @@ class LiveView:
     def _render(self) -> RenderableType:
         from rich.console import Group
 
-        return Group(*self._parts(self._console.size.width, self._console.size.height))
+        with self._counting:
+            return Group(*self._parts(self._console.size.width, self._console.size.height))
 
     def _parts(self, width: int, height: int) -> list[RenderableType]:
-        parts: list[RenderableType] = [_Top(self._tally)]
         tally = self._tally
+        parts: list[RenderableType] = [_Top.of(tally)]
         groups = (tally.learning(), tally.working(), [*tally.standing(), *tally.checkpoint()])
         facts = [line for group in groups for line in _placed(group, width)]
         parts += facts
@@ -113,21 +119,28 @@ def _hints(name: str) -> list[tuple[str, str]]:
     return [("Ctrl-C", "stops with a checkpoint"), ("curves so far", f"rollcall report {name}")]
 
 
+@dataclass(frozen=True)
 class _Top:
     """How far, a bar, how long; the bar goes where there is no room for it."""
 
-    def __init__(self, tally: Tally) -> None:
-        self._tally = tally
+    left: str
+    right: str
+    done: int
+    total: int | None
+
+    @classmethod
+    def of(cls, tally: Tally) -> _Top:
+        done, total, _ = tally.done
+        right = f"{duration(tally.elapsed_s)} elapsed"
+        if total is not None and done < total and tally.eta_s is not None:
+            right += f", ETA {duration(tally.eta_s)}"
+        return cls(tally.progress, right, done, total)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        tally = self._tally
-        done, total, _ = tally.done
-        left, right = tally.progress, f"{duration(tally.elapsed_s)} elapsed"
-        if total is not None and done < total and tally.eta_s is not None:
-            right += f", ETA {duration(tally.eta_s)}"
+        left, right, total = self.left, self.right, self.total
         room = options.max_width - len(left) - len(right) - 2
         if room < _SHORTEST_BAR:
             yield from _placed([("", left), ("", right)], options.max_width)
@@ -135,7 +148,7 @@ class _Top:
         top = Table.grid(padding=(0, 1, 0, 0))
         for _ in range(3):
             top.add_column(no_wrap=True)
-        bar = ProgressBar(total=total, completed=done, pulse=total is None, width=min(room, _LONGEST_BAR))
+        bar = ProgressBar(total=total, completed=self.done, pulse=total is None, width=min(room, _LONGEST_BAR))
         top.add_row(left, bar, right)
         yield top
 

@@ -20,6 +20,11 @@ WORTH_A_LINE_S = 1.0  # what a phase lasts of which a line stays
 _CLEAR = "\r\x1b[2K"  # the whole line; the cursor stands at its beginning
 
 
+def redraws(stream: IO[str]) -> bool:
+    """Whether it is a terminal that can be told to draw a line again: `TERM=dumb` says that one cannot."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
 @contextmanager
 def phase(recorder: Recorder, what: str) -> Iterator[None]:
     """A phase of a start, told to whoever looks on."""
@@ -34,7 +39,7 @@ def phase(recorder: Recorder, what: str) -> Iterator[None]:
 def on_terminal(what: str, stream: IO[str] | None = None) -> Iterator[None]:
     """The same before a run has anybody to tell: on standard error, where that is a terminal, and leaving no line."""
     out = stream or sys.stderr
-    if not out.isatty():
+    if not redraws(out):
         yield
         return
     line = PhaseLine(out)
@@ -46,7 +51,7 @@ def on_terminal(what: str, stream: IO[str] | None = None) -> Iterator[None]:
 
 
 class PhaseLine:
-    """One line at the bottom of a terminal. Whoever prints while it is drawn calls `clear` first."""
+    """One line at the bottom of a terminal. Whoever prints while it is drawn does so `aside`."""
 
     def __init__(self, stream: IO[str], *, every_s: float = REDRAW_S) -> None:
         self._stream = stream
@@ -75,9 +80,13 @@ class PhaseLine:
         self._newest = one_line(news)
         self._draw()
 
-    def clear(self) -> None:
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Takes the line off while something else is printed; it is there again at its next turn."""
         with self._drawing:
-            self._write(_CLEAR)
+            if self.is_on:
+                self._write(_CLEAR)
+            yield
 
     def end(self, *, leave: bool = True) -> None:
         """Leaves a line of the phase, if it was worth one."""
@@ -101,7 +110,8 @@ class PhaseLine:
             self._write(f"{_CLEAR}{(with_news if len(with_news) <= room else text)[:room]}")
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"  # a terminal in ASCII must not end a start
+        self._stream.write(text.encode(encoding, "replace").decode(encoding))
         self._stream.flush()
 
 

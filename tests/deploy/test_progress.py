@@ -8,7 +8,10 @@ import io
 import os
 import pty
 import struct
+import sys
 import termios
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from rich.console import Console
 
 from rollcall.deploy.report.closing import next_line
 from rollcall.deploy.report.live_view import LiveView
-from rollcall.deploy.report.phase_line import PhaseLine
+from rollcall.deploy.report.phase_line import PhaseLine, on_terminal
 from rollcall.deploy.report.plain_lines import PlainLines
 from rollcall.deploy.report.progress import beside, duration, eval_text, number, one_line, percent
 from rollcall.deploy.report.tally import Tally
@@ -482,6 +485,76 @@ def test_members_that_come_up_in_a_start_are_news_of_its_phase_and_lines_later()
     assert "start: gym-0" not in text
     assert "start: gym-1 is up after 2.3 s" in text
     assert "starting: Ray" not in text
+
+
+def test_nothing_draws_a_phase_into_what_is_printed_meanwhile() -> None:
+    stream = io.StringIO()
+    line = PhaseLine(stream, every_s=0.001)
+    line.begin("Ray")
+    with line.aside():
+        before = len(stream.getvalue())
+        threading.Event().wait(0.05)
+        assert len(stream.getvalue()) == before
+    line.end(leave=False)
+    with line.aside():
+        pass
+    assert stream.getvalue().endswith("0 s\r\x1b[2K"), "which is over, and so is not taken off again"
+
+
+def test_a_terminal_in_ascii_does_not_end_a_start() -> None:
+    buffer = io.BytesIO()
+    line = PhaseLine(io.TextIOWrapper(buffer, encoding="ascii"), every_s=60.0)
+    line.begin("Ray")
+    line.tell("host mü is up")
+    line.end(leave=False)
+    assert b"starting: Ray 0 s   host m? is up" in buffer.getvalue()
+
+
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_a_terminal_that_cannot_redraw_is_told_of_no_phases(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", term)
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as terminal:
+        with on_terminal("importing torch", terminal):
+            pass
+        terminal.write("end\n")
+        terminal.flush()
+        shown = b""
+        while b"end" not in shown:
+            shown += os.read(ours, 4096)
+    os.close(ours)
+    assert (b"importing torch" in shown) is (term == "xterm")
+
+
+@pytest.fixture
+def hasty_threads() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+def test_a_view_is_drawn_while_it_is_told_of_steps() -> None:
+    view = LiveView(Console(file=io.StringIO(), width=80))
+    failures: list[Exception] = []
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.is_set():
+            try:
+                view._render()
+            except Exception as failure:
+                failures.append(failure)
+                return
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    for step in range(4000):
+        view.on_step(step_record(step))
+    over.set()
+    thread.join()
+    assert failures == []
 
 
 def test_plain_lines_do_not_speak_of_phases() -> None:
