@@ -28,8 +28,8 @@ def redraws(stream: IO[str]) -> bool:
 @contextmanager
 def phase(recorder: Recorder, what: str) -> Iterator[None]:
     """A phase of a start, told to whoever looks on."""
-    recorder.on_event(PHASE, what)
     try:
+        recorder.on_event(PHASE, what)
         yield
     finally:
         recorder.on_event(PHASE, "")
@@ -43,8 +43,8 @@ def on_terminal(what: str, stream: IO[str] | None = None) -> Iterator[None]:
         yield
         return
     line = PhaseLine(out)
-    line.begin(what)
-    try:
+    try:  # also around the beginning: Ctrl-C may come at any time
+        line.begin(what)
         yield
     finally:
         line.end(leave=False)
@@ -90,10 +90,11 @@ class PhaseLine:
 
     def end(self, *, leave: bool = True) -> None:
         """Leaves a line of the phase, if it was worth one."""
-        if self._over is None or self._thread is None:
+        if self._over is None:
             return
         self._over.set()
-        self._thread.join()
+        if self._thread is not None and self._thread.ident is not None:  # Ctrl-C may have met it before it was started
+            self._thread.join()
         self._over = self._thread = None
         took = time.monotonic() - self._began
         self._write(_CLEAR + (f"{self._what}: {duration(took)}\n" if leave and took >= WORTH_A_LINE_S else ""))

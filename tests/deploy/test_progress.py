@@ -526,6 +526,24 @@ def test_a_terminal_that_cannot_redraw_is_told_of_no_phases(term: str, monkeypat
     assert (b"importing torch" in shown) is (term == "xterm")
 
 
+def test_a_phase_that_is_interrupted_as_it_begins_leaves_nothing_on_the_screen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    terminal = Terminal()
+    with pytest.raises(KeyboardInterrupt), on_terminal("importing torch", terminal):
+        raise AssertionError("it never began")
+    assert terminal.getvalue() == "\r\x1b[2Kstarting: importing torch 0 s\r\x1b[2K"
+
+
 @pytest.fixture
 def hasty_threads() -> Iterator[None]:
     before = sys.getswitchinterval()
