@@ -189,7 +189,11 @@ def _train_or_go_on(recipe: Recipe, args: argparse.Namespace, *, named: str) -> 
     from rollcall.deploy.rundir import resubmission
 
     before = resubmission.find_to_go_on_with(
-        recipe.config, explicit=_named(args), wanted=args.resume, read=lambda directory: load_run(directory).config
+        recipe.config,
+        explicit=_named(args),
+        wanted=args.resume,
+        read=lambda directory: load_run(directory).config,
+        chosen=recipe.chosen,
     )
     if before is None:
         return _carry_out(_begin(recipe, args, named=named), args, resume=False)
@@ -197,7 +201,10 @@ def _train_or_go_on(recipe: Recipe, args: argparse.Namespace, *, named: str) -> 
     _say_job(before)
     if begun is None:
         return DONE
-    run = replace(load_run(before), config=recipe.config) if begun else begin_again(recipe, before, named=named)
+    earlier = load_run(before)
+    config = resubmission.as_begun(recipe.config, earlier.config, chosen=recipe.chosen)
+    recipe = replace(recipe, config=config)
+    run = replace(earlier, config=config) if begun else begin_again(recipe, before, named=named)
     return _carry_out(run, args, resume=begun)
 
 

@@ -4,7 +4,7 @@ know how training works."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from rollcall.cluster.books.settings_history import changes_between
@@ -19,16 +19,31 @@ from rollcall.deploy.rundir.jobs import current_job, runs_root
 # What a run that has no checkpoint yet leaves, and must not find when it begins again. Models made for it are kept.
 _BOOKS = ("redis", "books", "checkpoints", "logs", "tensorboard")
 _RECORDS = ("metrics.jsonl", "evals.jsonl", "events.jsonl", "summary.json", "report.html")
+_RUNTIME = "runtime"
 _UNWRITTEN = {"logs", "run.json", "run.json.new", "config.yaml.new"}
 
 
+def as_begun(config: RootConfig, begun: RootConfig, *, chosen: Collection[str]) -> RootConfig:
+    """`config`, with the runtime that `auto` came to when the run was begun: in a job and outside of one it comes to
+    different ones. `chosen`: settings that somebody wrote, who means what is written."""
+    runtime = getattr(begun, _RUNTIME, None)
+    if runtime is None or _RUNTIME in chosen or not hasattr(config, _RUNTIME):
+        return config
+    return config.model_copy(update={_RUNTIME: runtime})
+
+
 def find_to_go_on_with(
-    config: RootConfig, *, explicit: bool, wanted: bool, read: Callable[[Path], RootConfig]
+    config: RootConfig,
+    *,
+    explicit: bool,
+    wanted: bool,
+    read: Callable[[Path], RootConfig],
+    chosen: Collection[str] = (),
 ) -> Path | None:
     """The run directory that this command goes on with: where the run has a name of its own (`explicit`), that run has
     begun before, and this is a job or going on is `wanted`. None: the run is a new one.
 
-    `read` gives the settings of a run directory as this release knows them.
+    `read` gives the settings of a run directory as this release knows them; `chosen` as for `as_begun`.
 
     Raises:
       BadInput: when the run of that name was begun with other settings.
@@ -43,7 +58,9 @@ def find_to_go_on_with(
         if directory.is_dir() and {path.name for path in directory.iterdir()} <= _UNWRITTEN:
             shutil.rmtree(directory)  # of a driver that was killed before it had written what the run is
         return None
-    before, now = (parse_yaml(settings.to_yaml(), name).tree for settings in (read(directory), config))
+    begun = read(directory)
+    both = (begun, as_begun(config, begun, chosen=chosen))
+    before, now = (parse_yaml(settings.to_yaml(), name).tree for settings in both)
     changes = {
         key: pair
         for key, pair in changes_between(before, now).items()
