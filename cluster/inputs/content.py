@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import pickle
 import types
 from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 _MAX_DEPTH = 40
 _NOT_CONTENT = {"__dict__", "__weakref__", "__doc__", "__module__", "__qualname__", "__annotations__", "__slots__"}
@@ -76,8 +78,8 @@ def _inside(thing: object) -> Iterator[object]:
         yield thing.__qualname__
     elif isinstance(thing, types.MemberDescriptorType | types.GetSetDescriptorType):
         yield thing.__name__
-    elif hasattr(thing, "tobytes") and hasattr(thing, "dtype"):  # numpy's
-        yield from (str(thing.dtype), str(getattr(thing, "shape", "")), thing.tobytes())
+    elif hasattr(thing, "__array__"):  # of numpy, torch, pandas, pyarrow: neither attributes nor repr show all of it
+        yield _values(thing)
     elif hasattr(thing, "__dict__") and not _has_hidden_state(thing):
         yield f"{type(thing).__module__}.{type(thing).__qualname__}"
         yield dict(sorted(vars(thing).items()))
@@ -85,6 +87,15 @@ def _inside(thing: object) -> Iterator[object]:
         yield repr(thing)
     else:
         raise _Opaque
+
+
+def _values(thing: object) -> bytes:
+    """Of an array, a tensor or a table. (A tensor's own pickle names where it is in memory.)"""
+    tensor: Any = thing if hasattr(thing, "detach") else None
+    try:
+        return pickle.dumps(thing if tensor is None else tensor.detach().cpu().numpy(), protocol=5)
+    except Exception:  # of whatever library: a tensor in bfloat16, an array of locks
+        raise _Opaque from None
 
 
 def _of_function(thing: types.FunctionType) -> Iterator[object]:

@@ -28,29 +28,31 @@ def with_rows_kept(values: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = {}
     for path, value in flat_values(values):
         key = ".".join(path)
-        if path not in _FILES and path[:2] in _FILES and _rows_of(value) is not None:
+        if path not in _FILES and path[:2] in _FILES and _rows_of(value, key) is not None:
             splits = ".".join(path[:2])
             raise BadInput(
                 f"{splits} ({CALLER}): a data set of several splits: give one of them, {splits}=dataset[{path[2]!r}]"
             )
-        rows = _rows_of(value) if path in _FILES else None
+        rows = _rows_of(value, key) if path in _FILES else None
         kept[key] = value if rows is None else str(_written(rows, key))
     return kept
 
 
-def _rows_of(value: Any) -> Iterable[Any] | None:
+def _rows_of(value: Any, key: str) -> Iterable[Any] | None:
     """None: it is a file's name, or nothing that holds rows."""
     if isinstance(value, list | tuple):
         return value
     if hasattr(value, "to_pylist"):  # pyarrow's tables
         return value.to_pylist()  # type: ignore[no-any-return]
+    if hasattr(value, "to_dicts"):  # those of polars
+        return value.to_dicts()  # type: ignore[no-any-return]
     if hasattr(value, "to_dict") and hasattr(value, "columns"):  # pandas'
         return value.to_dict("records")  # type: ignore[no-any-return]
     if hasattr(value, "column_names") and hasattr(value, "__len__"):  # those of the package datasets
         return value  # type: ignore[no-any-return]
     if hasattr(value, "__iter__") and not isinstance(value, str | bytes | Path | Mapping):
         kind = type(value).__name__
-        raise BadInput(f"a {kind} ({CALLER}) is read once, and rows again and again: give a list, or a Dataset")
+        raise BadInput(f"{key} ({CALLER}): a {kind} is read once, and rows again and again: give a list, or a Dataset")
     return None
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import rollcall
@@ -245,6 +246,23 @@ def test_an_object_is_told_from_another_by_its_content_and_not_by_its_place() ->
     assert fingerprint(box) == fingerprint(same) != fingerprint(wider)
 
 
+def test_weights_and_arrays_that_an_object_holds_are_part_of_its_content() -> None:
+    def holding(thing: Any) -> Any:
+        return lambda: thing
+
+    one, same, other = torch.zeros(2, requires_grad=True), torch.zeros(2), torch.ones(2)
+    assert fingerprint(holding(one)) == fingerprint(holding(same)) != fingerprint(holding(other))
+    frozen, again = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+    again.load_state_dict(frozen.state_dict())
+    assert fingerprint(holding(frozen)) == fingerprint(holding(again)) is not None
+    with torch.no_grad():
+        again.weight += 1
+    assert fingerprint(holding(frozen)) != fingerprint(holding(again))
+    words = [np.array([{"a": number}], object) for number in (1, 1, 2)]
+    assert fingerprint(holding(words[0])) == fingerprint(holding(words[1])) != fingerprint(holding(words[2]))
+    assert fingerprint(holding(torch.zeros(2, dtype=torch.bfloat16))) is None  # numpy has no such numbers
+
+
 SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(4) for b in range(4)]
 
 
@@ -262,10 +280,42 @@ def test_rows_stand_in_place_of_the_file_that_would_hold_them(work: Path) -> Non
         ([], r"task\.path \(train\(\.\.\.\)\): has no rows"),
         (["a"], r"task\.path \(train\(\.\.\.\)\):1: is a str: a row is a dict"),
         ([{"prompt": object()}], ":1: a row that is no JSON"),
-        ((row for row in SUMS), r"a generator .* is read once"),
+        ((row for row in SUMS), r"task\.path \(train\(\.\.\.\)\): a generator is read once"),
     ):
         with pytest.raises(BadInput, match=line):
             with_rows_kept({"task.path": wrong})
+
+
+class Polars:
+    """As polars' DataFrame has them. Pandas' and pyarrow's have the methods below."""
+
+    columns = ("prompt", "answer")
+
+    def to_dict(self) -> dict[str, list[str]]:
+        raise AssertionError("columns, and no rows")
+
+    def to_dicts(self) -> list[dict[str, str]]:
+        return SUMS
+
+
+class Pandas:
+    columns = ("prompt", "answer")
+
+    def to_dict(self, orient: str) -> list[dict[str, str]]:
+        assert orient == "records"
+        return SUMS
+
+
+class Pyarrow:
+    column_names = ("prompt", "answer")
+
+    def to_pylist(self) -> list[dict[str, str]]:
+        return SUMS
+
+
+@pytest.mark.parametrize("kind", [Polars, Pandas, Pyarrow])
+def test_tables_are_known_by_the_methods_that_give_their_rows(kind: type[Any], work: Path) -> None:
+    assert with_rows_kept({"task.path": kind()}) == with_rows_kept({"task.path": SUMS})
 
 
 def test_a_data_set_of_the_package_datasets_stands_in_place_of_a_file() -> None:
