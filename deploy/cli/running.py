@@ -260,7 +260,8 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
         print(line)
     if summary["status"] == "completed":
         if console:
-            print(next_line(run.directory, exports=run.kind.policy in ("network", "language model")))
+            exports = run.kind.policy in ("network", "language model")
+            print(next_line(run.directory, evaluates=run.kind.evaluates, exports=exports))
         return DONE
     if summary["status"] == "stopped" and run.kind.resumable(run.directory):
         print(f"go on with: rollcall resume {run.directory}")

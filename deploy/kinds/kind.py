@@ -103,6 +103,7 @@ class RunKind:
     renamed: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # settings that had another name: old -> new path
     resumable: Callable[[Path], bool] = lambda directory: bool(list_checkpoints(directory))  # one that was stopped
     exports: bool = False  # its policy is exported when the run has ended and is summed up
+    evaluates: bool = True  # a checkpoint of it can be judged after the run
 
     def read(self, settings: Settings) -> RootConfig:
         """The configuration of a recipe of this kind.

@@ -58,11 +58,12 @@ def report_line(run_directory: Path) -> str:
     return f"report: {run_directory / 'report.html'}"
 
 
-def next_line(run_directory: Path, *, exports: bool) -> str:
+def next_line(run_directory: Path, *, evaluates: bool, exports: bool) -> str:
     """What one does with a run that is completed, as it is typed."""
     found_by_name = run_directory == runs_root() / run_directory.name
     run = shlex.quote(run_directory.name if found_by_name else str(run_directory))
-    commands = [f"rollcall eval {run}", f"rollcall report {run}", *([f"rollcall export {run}"] if exports else [])]
+    wanted = {"eval": evaluates, "report": True, "export": exports}
+    commands = [f"rollcall {command} {run}" for command, is_there in wanted.items() if is_there]
     return f"next: {' · '.join(commands)}"
 
 

@@ -584,15 +584,16 @@ def test_plain_lines_do_not_speak_of_phases() -> None:
 
 
 @pytest.mark.parametrize(
-    ("directory", "exports", "line"),
+    ("directory", "evaluates", "exports", "line"),
     [
-        ("runs/a", True, "next: rollcall eval a · rollcall report a · rollcall export a"),
-        ("runs/a", False, "next: rollcall eval a · rollcall report a"),
-        ("else where/a", False, "next: rollcall eval 'else where/a' · rollcall report 'else where/a'"),
+        ("runs/a", True, True, "next: rollcall eval a · rollcall report a · rollcall export a"),
+        ("runs/a", True, False, "next: rollcall eval a · rollcall report a"),
+        ("runs/a", False, False, "next: rollcall report a"),
+        ("else where/a", True, False, "next: rollcall eval 'else where/a' · rollcall report 'else where/a'"),
     ],
 )
 def test_the_last_line_says_what_one_does_next(
-    directory: str, exports: bool, line: str, monkeypatch: pytest.MonkeyPatch
+    directory: str, evaluates: bool, exports: bool, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ROLLCALL_RUNS", raising=False)
-    assert next_line(Path(directory), exports=exports) == line
+    assert next_line(Path(directory), evaluates=evaluates, exports=exports) == line

@@ -90,6 +90,15 @@ def test_the_policy_acts_from_python_as_its_table_says() -> None:
     assert policy.act(np.array(0), action_mask=allowed) == 2
 
 
+def test_what_is_proposed_after_a_run_is_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    few = [f"{key}={value}" for key, value in FEW.items()]
+    assert main(["train", "bandit-ucb", "name=arms", *few]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: rollcall report arms"
+    short = [f"{key}={value}" for key, value in SHORT.items()]
+    assert main(["train", "frozenlake-q-learning", "name=table", *short]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: rollcall eval table · rollcall report table"
+
+
 def test_a_bandits_regret_is_in_its_summary(capsys: pytest.CaptureFixture[str]) -> None:
     summary = train("bandit-ucb", name="short", **FEW)
     records = read_jsonl(Path("runs/short/metrics.jsonl"))

@@ -140,4 +140,5 @@ BANDIT = RunKind(
     eval_line=lambda result: percent(None),
     data="a bandit",
     fits=lambda algorithm: True,
+    evaluates=False,
 )
