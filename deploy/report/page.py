@@ -15,6 +15,7 @@ import yaml
 from rollcall.cluster.books.settings_history import SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.files import read_json, write_aside
+from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.cluster.metrics.names import GROUPS, Group
 from rollcall.deploy.report import candidate_report, preference_report, round_report
 from rollcall.deploy.report.chart_choice import Choice, chosen
@@ -84,7 +85,7 @@ def write_report(run_directory: Path, *, beside: Sequence[Path] = ()) -> Path:
         "</div>",
         _segment_table(segments),
         _events(iter_jsonl(run_directory / "events.jsonl")),
-        f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>",
+        f"<details><summary>Configuration</summary><pre>{escape(without_passwords(config_text))}</pre></details>",
         f"<footer>{escape(str(origin.get('command', 'rollcall')))}</footer>",
     ]
     page = whole_page(run_directory.resolve().name, "\n".join(body), drawn)

@@ -20,6 +20,7 @@ from rollcall.cluster.books.consumption import LOG_NAME
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import write_aside
+from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import parse_yaml, settings_hash
 from rollcall.deploy.rundir.jobs import current_job
@@ -48,8 +49,8 @@ def begin_run(
     written: Mapping[str, Any] | None = None,
 ) -> str:
     """Writes what a run knows before its first step: config.yaml, and run.json (how it came about, and where;
-    `init_from`: with whose weights; `written`: which settings somebody chose). Returns the hash of config.yaml as it is
-    written.
+    `init_from`: with whose weights; `written`: which settings somebody chose), without the passwords of addresses.
+    Returns the hash of config.yaml as it is written.
 
     Raises:
       BadInput: when the directory cannot be written to.
@@ -76,7 +77,7 @@ def begin_run(
     }
     try:
         (directory / "logs").mkdir(exist_ok=True)
-        write_aside(directory / "run.json", json.dumps(origin, indent=1, default=str) + "\n")
+        write_aside(directory / "run.json", without_passwords(json.dumps(origin, indent=1, default=str)) + "\n")
         return write_config(config, directory)
     except OSError as error:
         raise BadInput(f"cannot write into {directory}: {error.strerror or error}") from None

@@ -10,6 +10,7 @@ import pytest
 
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.recipes import Recipe, load_recipe
+from rollcall.deploy.report.page import write_report
 from rollcall.deploy.rundir import project
 from rollcall.deploy.rundir.project import project_here
 
@@ -98,10 +99,20 @@ def test_what_somebody_wrote_and_is_no_default_is_chosen() -> None:
 
 def test_run_json_has_both_and_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    overrides = ["redis.url=redis://:geheim@127.0.0.1:6379/0", "algorithm.epochs=3"]
+    service = "reward.url=http://me:geheim@127.0.0.1:9"
+    overrides = ["redis.url=redis://:geheim@127.0.0.1:6379/0", "algorithm.epochs=3", service]
     run = new_run(load_recipe("cartpole-ppo", overrides), named="cartpole-ppo", explicit=False)
     text = (run.directory / "run.json").read_text()
     assert "geheim" not in text
     written = json.loads(text)["written"]
-    assert written["over"] == {"algorithm.epochs": [10, 3]}
+    assert written["over"]["algorithm.epochs"] == [10, 3]
     assert written["chosen"]["algorithm.epochs"] == 3
+    assert written["chosen"]["reward.url"] == "http://me:***@127.0.0.1:9"
+
+
+def test_a_page_that_is_passed_on_has_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    service = "reward.url=http://me:geheim@127.0.0.1:9"
+    run = new_run(load_recipe("cartpole-ppo", [service]), named="cartpole-ppo", explicit=False)
+    page = write_report(run.directory).read_text()
+    assert "geheim" not in page and "http://me:***@127.0.0.1:9" in page
