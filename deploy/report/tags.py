@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rollcall.cluster.inputs.passwords import without_passwords
 from rollcall.cluster.metrics.names import name_of
 from rollcall.deploy.report.recorders import Record, plain
 
@@ -40,11 +41,13 @@ def numbers(record: Record, *, evaluated: bool = False) -> dict[str, float]:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Settings by their dotted names, as a table has them; lists as text, and nothing that is not set."""
+    """Settings by their dotted names, as a table has them; lists as text, nothing that is not set, and of addresses no
+    password: trackers send them on."""
     found: dict[str, bool | int | float | str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
         elif value is not None:
-            found[f"{prefix}{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+            as_it_is = isinstance(value, bool | int | float)
+            found[f"{prefix}{key}"] = value if as_it_is else without_passwords(str(value))
     return found

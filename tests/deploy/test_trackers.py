@@ -335,6 +335,13 @@ def test_settings_lie_flat_by_their_dotted_names() -> None:
     }
 
 
+def test_settings_that_are_sent_on_have_no_password() -> None:
+    assert flat({"reward": {"url": "http://me:geheim@rewards:9", "hosts": ["http://a:b@c"]}}) == {
+        "reward.url": "http://me:***@rewards:9",
+        "reward.hosts": "['http://a:***@c']",
+    }
+
+
 def test_auto_is_offline_unless_somebody_is_logged_in(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rollcall.deploy.config.recorders_config import WandbConfig
     from rollcall.deploy.report.trackers.wandb_runs import WandbRun
