@@ -20,7 +20,7 @@ def reason_for_processes(
     setting = next((name for name, is_so in asked_for.items() if is_so), None)
     if setting is not None:
         return f"{setting} asks for processes"
-    if CLUSTER in os.environ:
+    if os.environ.get(CLUSTER):
         return f"{CLUSTER} is set"
     if (what := next((name for name, is_so in slow.items() if is_so), None)) is not None:
         return f"{what}: each step takes long"

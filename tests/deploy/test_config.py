@@ -195,6 +195,8 @@ def test_a_cluster_that_is_named_is_used_for_the_shortest_run(recipe: Path, monk
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config = config_of(recipe, ["total_env_steps=1000"])
     assert (config.runtime, config.derived()["runtime"]) == ("ray", "ray (RAY_ADDRESS is set)")
+    monkeypatch.setenv("RAY_ADDRESS", "")  # which names none, for Ray's part, too
+    assert config_of(recipe, ["total_env_steps=1000"]).runtime == "serial"
     assert config_of("arithmetic-grpo").runtime == "ray"
 
 
