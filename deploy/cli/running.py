@@ -174,7 +174,7 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found.as_json(), indent=1), file=args.answer)
     elif not args.quiet:
-        print("\n".join(found.lines()))
+        print("\n".join(found.lines(explicit=_named(args))))
     if found.problems:
         raise BadInput("\n".join(found.problems))
     return DONE

@@ -15,6 +15,7 @@ from rollcall.deploy.kinds.recipes import Recipe
 from rollcall.deploy.plan.machine import this_machine
 from rollcall.deploy.plan.planning import Plan, plan_for
 from rollcall.deploy.plan.text import essence
+from rollcall.deploy.rundir.directories import next_directory
 from rollcall.deploy.rundir.jobs import runs_root
 
 
@@ -31,10 +32,12 @@ class DryRun:
     def problems(self) -> list[str]:
         return self.plan.problems()
 
-    def lines(self) -> list[str]:
+    def lines(self, *, explicit: bool = False) -> list[str]:
+        """`explicit`: the run's name was asked for, and so gets no number."""
+        where = runs_root() / self.name if explicit else next_directory(self.name)
         facts = [f"{name:<30}{value}" for name, value in self.derived.items()]
         found = [*facts, *self.looked_at, *(f"plan: {line}" for line in essence(self.plan))]
-        return [*found, f"nothing was written; without --dry-run the run begins in {runs_root()}/{self.name}"]
+        return [*found, f"nothing was written; without --dry-run the run begins in {where}"]
 
     def as_json(self) -> dict[str, Any]:
         return {

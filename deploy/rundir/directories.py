@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import count
 from pathlib import Path
 
 from rollcall.cluster.errors import BadInput
@@ -44,6 +45,12 @@ def find_checkpoint(text: str | Path) -> tuple[Path, Path | None]:
     if not (run_directory / "config.yaml").is_file():
         raise BadInput(f"{path}: a checkpoint outside its run ({run_directory / 'config.yaml'} is missing)")
     return run_directory, path
+
+
+def next_directory(name: str) -> Path:
+    """The one that `claim_directory` would make now, of a name that was not asked for."""
+    names = (name if attempt == 1 else f"{name}-{attempt}" for attempt in count(1))
+    return next(path for path in (runs_root() / own for own in names) if not path.exists())
 
 
 def claim_directory(name: str, *, explicit: bool) -> Path:

@@ -205,7 +205,12 @@ def test_a_dry_run_checks_what_the_run_would_and_leaves_nothing(work: Path, caps
     before = sorted(work.iterdir())
     assert main.main(["train", "small.yaml", "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "model: " in out and "plan: " in out and "the run begins in runs/small" in out
+    assert "model: " in out and "plan: " in out and out.endswith("the run begins in runs/small\n")
+    Path("runs/small").mkdir(parents=True)
+    assert main.main(["train", "small.yaml", "--dry-run"]) == 0
+    assert capsys.readouterr().out.endswith("the run begins in runs/small-2\n")
+    Path("runs/small").rmdir()
+    Path("runs").rmdir()
     assert main.main(["train", "small.yaml", "env=NoSuch-v1", "--dry-run"]) == 2
     assert "NoSuch" in error_of(capsys)
     assert main.main(["train", "small.yaml", "policy.init_from=runs/gone", "--dry-run"]) == 2
