@@ -5,7 +5,8 @@ One knob, `max_policy_lag` (eta). With B tickets per learner step and v batches 
 
 - issue a ticket only if, counting it, live <= min(v + eta + 1, total) * B, where live counts the attempts neither
   dropped nor rolled back; or ahead of time, while a batch is in training, with v + 1 in place of v: such a ticket
-  waits for the version that this batch makes, and carries its number;
+  waits for the version that this batch makes, carries its number, and until then takes nobody's room: what is dropped
+  of the others is replaced at once;
 - cut a batch oldest version first, readiness breaking ties (in ticket order at eta = 0);
 - begin a step at v only if afterwards, for every j in 0..eta, at most j * B outstanding tickets (queued or in flight)
   have a version <= v + j - eta: otherwise those would be too old by the time a batch has room for them;
@@ -68,6 +69,7 @@ class FlowControl(Generic[Handle]):
         self._ready_of: dict[int, dict[int, Ready[Handle]]] = {}  # version -> its ready ones, in the order they came
         self._outstanding: Counter[int] = Counter()  # version -> how many are in flight or ready
         self._training: list[tuple[Ready[Handle], ...]] = []  # batches cut and not yet consumed
+        self._ahead: set[int] = set()  # live tickets that were issued ahead of time under this version
         self._order = 0
 
     @property
@@ -91,24 +93,28 @@ class FlowControl(Generic[Handle]):
 
     def may_issue(self, *, ahead: bool = False) -> bool:
         """`ahead`: also what has to wait for the version that the oldest batch in training makes."""
-        bound = self._bound + (1 if ahead and self._training else 0)
-        if self.total_learner_steps is not None:
-            bound = min(bound, self.total_learner_steps)
-        return self.num_live + 1 <= bound * self.tickets_per_step
+        after = self.num_live + 1
+        if self.total_learner_steps is not None and after > self.total_learner_steps * self.tickets_per_step:
+            return False
+        bound = self.version + self.max_policy_lag + 2
+        return self._has_room or (ahead and bool(self._training) and after <= bound * self.tickets_per_step)
 
     def issued(self, ticket_id: int) -> int:
         """Books a ticket as in flight; returns the min_policy_version it must carry."""
         assert ticket_id not in self._in_flight and ticket_id not in self._ready
-        is_ahead = self.num_live + 1 > self._bound * self.tickets_per_step
-        version = self.version + 1 if is_ahead else self.version
+        version = self.version
+        if not self._has_room:
+            self._ahead.add(ticket_id)
+            version += 1
         self._in_flight[ticket_id] = version
         self._outstanding[version] += 1
         return version
 
     @property
-    def _bound(self) -> int:
-        """Batches that may be live, if none comes to an end."""
-        return self.version + self.max_policy_lag + 1
+    def _has_room(self) -> bool:
+        """For a ticket of this version."""
+        most = (self.version + self.max_policy_lag + 1) * self.tickets_per_step
+        return self.num_live - len(self._ahead) + 1 <= most
 
     def is_in_flight(self, ticket_id: int) -> bool:
         return ticket_id in self._in_flight
@@ -127,6 +133,7 @@ class FlowControl(Generic[Handle]):
 
     def dropped(self, ticket_id: int) -> Ready[Handle] | None:
         """Forgets an attempt that was in flight or ready; returns it if it was ready."""
+        self._ahead.discard(ticket_id)
         version = self._in_flight.pop(ticket_id, None)
         if version is not None:
             self._forget(version)
@@ -143,7 +150,7 @@ class FlowControl(Generic[Handle]):
         stale = [ready for version in too_old for ready in self._ready_of[version].values()]
         stale.sort(key=lambda ready: ready.order)
         for ready in stale:
-            self._take(ready.ticket_id)
+            self.dropped(ready.ticket_id)
         if len(self._ready) < self.tickets_per_step or not self._may_begin(step):
             return Cut((), tuple(stale)) if stale else None
         chosen = self._choose()
@@ -156,6 +163,7 @@ class FlowControl(Generic[Handle]):
         """The oldest batch in training was trained on (or skipped): v advances."""
         self._training.pop(0)
         self.version += 1
+        self._ahead.clear()  # their version is there
 
     def given_up(self) -> None:
         """The oldest batch in training will not be trained on: its tickets are forgotten, v stays."""

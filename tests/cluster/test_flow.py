@@ -199,6 +199,23 @@ def test_what_is_issued_ahead_carries_the_version_in_the_making_and_is_a_batch_a
     assert not flow.may_issue(ahead=True), "the run has no third step"
 
 
+def test_what_is_dropped_beside_tickets_that_were_issued_ahead_is_replaced_at_once() -> None:
+    flow: FlowControl[str] = FlowControl(tickets_per_step=2, max_policy_lag=1, total_learner_steps=9)
+    assert [flow.issued(ticket) for ticket in range(4)] == [0, 0, 0, 0]
+    for ticket in range(2):
+        flow.produced(ticket, 1, 0, "")
+    assert flow.cut() is not None
+    assert flow.may_issue(ahead=True) and [flow.issued(ticket) for ticket in (4, 5)] == [1, 1]
+    flow.dropped(2)
+    assert flow.may_issue(), "with the version that is there: the next batch waits for it"
+    assert flow.issued(6) == 0 and not flow.may_issue(ahead=True)
+    flow.dropped(5)
+    assert not flow.may_issue() and flow.may_issue(ahead=True)
+    assert flow.issued(7) == 1
+    flow.consumed()
+    assert flow.num_live == 6 and not flow.may_issue(), "what was issued ahead is of this version now"
+
+
 def test_a_rollout_over_the_bound_is_dropped_at_the_cut() -> None:
     flow: FlowControl[str] = FlowControl(tickets_per_step=1, max_policy_lag=1, total_learner_steps=9, version=5)
     flow.issued(0)
