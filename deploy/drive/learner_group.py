@@ -20,14 +20,13 @@ import torch
 
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.kinds.shared_run import SharedRun
+from rollcall.deploy.runtimes.loopback import INTERFACES, where_unset
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.learner import resolve_device
 
 READY = "ready"  # what a process says once it has read the run
 START_S = 300.0  # for one to be that far
 END_S = 20.0
-_INTERFACE = "lo" if sys.platform == "linux" else "lo0"
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": _INTERFACE, "NCCL_SOCKET_IFNAME": _INTERFACE}
 _MEMBER = "rollcall.deploy.drive.learner_member"
 
 
@@ -35,8 +34,8 @@ class Others:
     """Processes 1, 2, ... of a learner; none where the run has one process."""
 
     def __init__(self, processes: tuple[subprocess.Popen[str], ...] = (), logs: Path = Path()) -> None:
-        self._processes = processes
-        self._logs = logs
+        self.processes = processes
+        self.logs = logs
 
     def tell(self, what: str, value: object = None) -> None:
         """What this process does next, and they with it; they take it in turn.
@@ -45,7 +44,7 @@ class Others:
           RollcallError: when one of them has ended.
         """
         line = json.dumps([what, value]) + "\n"
-        for process in self._processes:
+        for process in self.processes:
             assert process.stdin is not None
             try:
                 process.stdin.write(line)
@@ -67,21 +66,25 @@ class Others:
                 raise self.lost(lost) from error
             raise
 
-    def lost(self, lost: tuple[int, int] | None = None) -> RollcallError:
-        rank, code = lost or self._ended() or (0, 0)
+    def lost(self, lost: tuple[int, int] | None = None, *, remedy: str = "resume the run") -> RollcallError:
+        """What to raise when one of them is gone, or answers no more; `lost`: its rank and exit code."""
+        lost = lost or self._ended()
+        if lost is None:
+            return RollcallError(f"a learner process answers no more ({_log_of(self.logs, 1)} and others): {remedy}")
+        rank, code = lost
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        log = _log_of(self._logs, rank)
-        return RollcallError(f"learner process {rank} {how} ({last_line(log)}; {log}): resume the run")
+        log = _log_of(self.logs, rank)
+        return RollcallError(f"learner process {rank} {how} ({last_line(log)}; {log}): {remedy}")
 
     def end(self) -> None:
         """They end when they are told nothing more; whoever does not is killed."""
-        for process in self._processes:
+        for process in self.processes:
             assert process.stdin is not None
             with suppress(OSError):  # it may be gone, with its end of the pipe
                 process.stdin.write(json.dumps(["end", None]) + "\n")
                 process.stdin.close()
         deadline = monotonic() + END_S
-        for process in self._processes:
+        for process in self.processes:
             try:
                 process.wait(max(0.0, deadline - monotonic()))
             except subprocess.TimeoutExpired:
@@ -93,8 +96,8 @@ class Others:
     def _ended(self) -> tuple[int, int] | None:
         """(rank, exit code) of one that has. What it was in the middle of fails a moment before it is gone."""
         deadline = monotonic() + 2.0
-        while self._processes:
-            codes = [process.poll() for process in self._processes]
+        while self.processes:
+            codes = [process.poll() for process in self.processes]
             found = next(((rank, code) for rank, code in enumerate(codes, start=1) if code is not None), None)
             if found is not None or monotonic() > deadline:
                 return found
@@ -118,8 +121,7 @@ def learners_of(run: object, config: Any, directory: Path) -> Iterator[Others]:
     name = config.learner.device
     device = resolve_device(name)
     check_devices(name, device, number)
-    os.environ.update({name: value for name, value in _LOOPBACK.items() if name not in os.environ})
-    with tempfile.TemporaryDirectory(prefix="rollcall-learners-") as folder:
+    with where_unset(INTERFACES), tempfile.TemporaryDirectory(prefix="rollcall-learners-") as folder:
         meeting = f"file://{folder}/meeting"
         others = Others(tuple(_start(directory, rank, number, meeting) for rank in range(1, number)), logs)
         try:
@@ -175,7 +177,7 @@ def _own_gpu(rank: int) -> dict[str, str]:
 def _wait_until_ready(others: Others, number: int) -> None:
     """Raises RollcallError: when one has ended, or takes too long."""
     said: SimpleQueue[str] = SimpleQueue()
-    for process in others._processes:
+    for process in others.processes:
         assert process.stdout is not None
         threading.Thread(target=_hear, args=(process.stdout, said), daemon=True).start()
     deadline = monotonic() + START_S
@@ -183,9 +185,11 @@ def _wait_until_ready(others: Others, number: int) -> None:
         try:
             line = said.get(timeout=max(0.0, deadline - monotonic()))
         except Empty:
-            raise RollcallError(f"a learner process has not started within {START_S:.0f} s") from None
+            raise RollcallError(
+                f"a learner process has not started within {START_S:.0f} s: see {_log_of(others.logs, 1)} and others"
+            ) from None
         if line.strip() != READY:
-            raise others.lost()
+            raise others.lost(remedy="see to that, then start the run again")
 
 
 def _hear(stream: IO[str], said: SimpleQueue[str]) -> None:

@@ -64,7 +64,8 @@ def main() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         return
-    for name in (signal.SIGINT, signal.SIGTERM):  # a terminal or a batch system sends them to all: the driver decides
+    # A terminal, or a batch system, sends them to all: the driver decides.
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     said = os.fdopen(os.dup(1), "w")

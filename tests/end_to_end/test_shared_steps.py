@@ -4,6 +4,7 @@ goes on to the same bits, and whoever dies is said in one line and left behind b
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -188,6 +189,9 @@ def test_whoever_is_killed_is_said_in_a_line_the_others_end_and_the_run_can_be_r
     run = bench.start("train", "synthetic-dpo", *LONGER, "name=run")
     run.wait_for_step(2)
     (member,) = members_of(run)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal sends them to all: the driver decides
+        member.send_signal(number)
+    run.wait_for_step(len(run.steps()) + 1)
     member.send_signal(signal.SIGKILL)
     run.wait(120)
     assert run.process.returncode == 1
@@ -234,8 +238,10 @@ def test_a_process_that_does_not_start_is_named_with_what_it_said_last(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollcall.deploy.drive.learner_group._MEMBER", "rollcall.deploy.drive.nobody")
-    with pytest.raises(RollcallError, match=r"learner process 1 ended with 1 \(.*No module named .*nobody"):
+    named = r"learner process 1 ended with 1 \(.*No module named .*nobody.*\): see to that, then start the run again"
+    with pytest.raises(RollcallError, match=named):
         trained("dpo", "run", *TWO)
+    assert not {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"} & os.environ.keys(), "another run may be on many machines"
 
 
 @pytest.mark.parametrize(

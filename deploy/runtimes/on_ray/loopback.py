@@ -4,17 +4,16 @@ while we are in it."""
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rollcall.deploy.runtimes.loopback import INTERFACES, where_unset
+
 LOOPBACK = "127.0.0.1"
 
 # What gloo, NCCL and vLLM listen on; the cluster's processes inherit them.
-_INTERFACE = "lo" if sys.platform == "linux" else "lo0"
-_VARIABLES = {"GLOO_SOCKET_IFNAME": _INTERFACE, "NCCL_SOCKET_IFNAME": _INTERFACE, "VLLM_HOST_IP": LOOPBACK}
+_VARIABLES = {**INTERFACES, "VLLM_HOST_IP": LOOPBACK}
 
 
 @contextmanager
@@ -23,12 +22,9 @@ def on_loopback() -> Iterator[None]:
     put the machine's own address in its place, and listen on all, but where it knows of one machine only (macOS)."""
     constants: Any = importlib.import_module("ray._private.ray_constants")
     before = constants.ENABLE_RAY_CLUSTER
-    ours = {name: value for name, value in _VARIABLES.items() if name not in os.environ}
     constants.ENABLE_RAY_CLUSTER = False
-    os.environ.update(ours)
     try:
-        yield
+        with where_unset(_VARIABLES):
+            yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
-        for name in ours:
-            os.environ.pop(name, None)
