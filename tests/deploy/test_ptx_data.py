@@ -87,6 +87,8 @@ def test_the_tasks_own_demonstrations_are_imitated_in_an_order_that_seed_and_ste
 def test_a_files_rows_take_their_place_and_of_texts_all_is_imitated_in_pieces_that_fit(work: Path) -> None:
     write("shown.jsonl", {"prompt": "2+2=", "answer": "4"})
     assert beside(made("algorithm.ptx_file=shown.jsonl"), 0) == ["[2+2=]4"] * 3
+    write("both.jsonl", {"prompt": "2+2=", "answer": "4", "text": "2+2=4"})
+    assert beside(made("algorithm.ptx_file=both.jsonl"), 0) == ["[2+2=]4"] * 3, "a row, whatever else stands in it"
     write("texts.jsonl", {"text": "1+1=2"}, {"text": "0123456789" * 2})
     pieces = {item for step in range(2) for item in beside(made("algorithm.ptx_file=texts.jsonl"), step)}
     assert pieces == {"[1]+1=2", "[0]123456789012345", "[6]789"}

@@ -26,6 +26,7 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 
 TEXT = "text"  # the column of a document, which is learnt whole
+_OF_A_ROW = {"prompt", "messages"}
 _NAME = "algorithm.ptx_file"
 
 
@@ -79,7 +80,7 @@ def _rows_of(file: str, task: Task) -> Jsonl:
 
 
 def _documents(file: Path) -> list[str] | None:
-    """Of a file whose first line has a text and no prompt.
+    """The texts of a file whose first line has one, and neither a prompt nor messages. None: its lines are rows.
 
     Raises:
       BadInput: naming the line without one; or the file, where it is empty.
@@ -90,7 +91,7 @@ def _documents(file: Path) -> list[str] | None:
             columns = parse_object(line)
         except ValueError as error:
             raise BadInput(f"{source}: {error}; fix or remove the line") from None
-        if not found and (TEXT not in columns or "prompt" in columns):
+        if not found and (TEXT not in columns or _OF_A_ROW & columns.keys()):
             return None
         text = columns.get(TEXT)
         if not isinstance(text, str) or not text.strip():
