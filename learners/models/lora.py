@@ -110,8 +110,8 @@ def _merged(layer: _LoraLayer, whole: Whole) -> Tensor:
 
 def merged_tensors(module: nn.Module, whole: Whole = Tensor.detach) -> dict[str, Tensor]:
     """A module's state dict as it would be without adapters."""
-    adapted = {name for name, _ in module.named_parameters()}
-    buffers = {name: tensor for name, tensor in module.state_dict().items() if name not in adapted}
+    parameters = {name for name, _ in module.named_parameters()}
+    buffers = {name: tensor for name, tensor in module.state_dict().items() if name not in parameters}
     return {readable.name: readable.value() for readable in merged_parameters(module, whole)} | buffers
 
 
