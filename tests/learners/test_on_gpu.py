@@ -15,6 +15,7 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
+from rollcall.learners.algorithms.language.online_dpo import OnlineDPO, OnlineDPOConfig
 from rollcall.learners.batches.token_batch import TokenSample, collate_tokens
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
@@ -60,6 +61,20 @@ def test_it_learns_what_a_cpu_learns(model: Path, device: str, chunks: bool) -> 
     policy = LMPolicyConfig(logits_workspace_mib=0.001) if chunks else None
     found = parameters_after(learner(model, device, policy=policy), model)
     assert np.linalg.norm(found - expected) < CLOSE * np.linalg.norm(expected - begun)
+
+
+@DEVICES
+@pytest.mark.parametrize("pairs", ["best_worst", "all"])
+def test_pairs_of_samples_teach_it_what_they_teach_a_cpu(model: Path, device: str, pairs: Any) -> None:
+    def made(where: str) -> Any:
+        algorithm = OnlineDPO(OnlineDPOConfig(pairs=pairs, token_budget=24))
+        return make_learner(model, algorithm, config=LearnerConfig(learning_rate=1e-2, device=where))
+
+    begun, expected = (parameters_after(made("cpu"), model, steps) for steps in (0, 3))
+    assert np.linalg.norm(parameters_after(made(device), model) - expected) < CLOSE * np.linalg.norm(expected - begun)
+    batch, order = samples(model, step=0), StepOrder(0, 1, 0.0)
+    alone, other = (made(where).update(batch, order)[0].metrics for where in ("cpu", device))
+    assert other == pytest.approx(alone, abs=1e-4) and other["pairs"] > 0
 
 
 @DEVICES

@@ -99,9 +99,10 @@ class OnlineDPO:
             context.collective.sum_(reference)
         num_prompts = len({*batch.group.tolist()})
         gaps = batch.rewards[pairs.better] - batch.rewards[pairs.worse]
-        context.noted["pairs"] = torch.tensor(float(len(pairs.better)))
-        context.noted["tied_fraction"] = torch.tensor(1.0 - len(pairs.members) / num_prompts)
-        context.noted["reward_gap"] = (pairs.weights * gaps).sum().cpu()
+        # On the losses' device: the metrics of a batch are read together.
+        context.noted["pairs"] = gaps.new_tensor(float(len(gaps)))
+        context.noted["tied_fraction"] = gaps.new_tensor(1.0 - len(pairs.members) / num_prompts)
+        context.noted["reward_gap"] = (pairs.weights * gaps).sum()
         return Paired(batch, pairs, reference)
 
     def minibatches(self, context: Context, prepared: Paired) -> Iterator[PairMinibatch]:
