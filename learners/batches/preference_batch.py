@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array, map_arrays
+from rollcall.learners.batches.passes import at_least, plan_packed, plan_together, share_of
 from rollcall.learners.batches.placement import PADDED, Layout, Places, begins_of, ranges, row_sizes, shape_of
-from rollcall.learners.batches.token_batch import TokenRows, at_least, plan_packed, share_of
+from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence
 
 
@@ -139,17 +140,7 @@ class PreferenceBatch:
         if isinstance(candidates, Sequences) and candidates.packed:
             return plan_packed([sum(candidates.row_sizes(own)) for own in members], range(len(members)), budget)
         sizes = candidates.sizes
-        longest = [max(sizes[i] for i in own) for own in members]
-        parts: list[list[int]] = []
-        width = rows = 0
-        for c in sorted(range(self.num_comparisons), key=lambda c: (-longest[c], c)):
-            more = len(members[c])
-            if not parts or (rows + more) * width > budget:
-                parts.append([])
-                width, rows = longest[c], 0
-            parts[-1].append(c)
-            rows += more
-        return parts
+        return plan_together([max(sizes[i] for i in own) for own in members], [len(own) for own in members], budget)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from rollcall.learners.batches.passes import at_least, plan_packed, plan_together, share_of
 from rollcall.learners.batches.placement import row_sizes
-from rollcall.learners.batches.token_batch import TokenBatch, TokenRows, at_least, plan_packed, share_of
+from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,7 @@ class SamplePairs:
             sizes.append(row_sizes(list(rows.values()), lengths=lengths, prompts=prompts))
         if batch.packed:
             return plan_packed([sum(own) for own in sizes], range(len(sizes)), token_budget)
-        parts: list[list[int]] = []
-        width = num_rows = 0
-        for c in sorted(range(len(sizes)), key=lambda c: (-max(sizes[c]), c)):
-            if not parts or (num_rows + len(sizes[c])) * width > token_budget:
-                parts.append([])
-                width, num_rows = max(sizes[c]), 0
-            parts[-1].append(c)
-            num_rows += len(sizes[c])
-        return parts
+        return plan_together([max(own) for own in sizes], [len(own) for own in sizes], token_budget)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from rollcall.cluster.messages.arrays import Array, map_arrays
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
+from rollcall.learners.batches.passes import at_least, plan_micro_batches, plan_packed, share_of
 from rollcall.learners.batches.placement import (
     PADDED,
     Layout,
@@ -34,8 +35,6 @@ from rollcall.learners.batches.placement import (
 from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, attends, share_prompts
 
 Targets = TypeVar("Targets")  # what an algorithm has computed of every token: a frozen dataclass of tensors
-
-MAX_PADDING = 0.1  # of a micro-batch's tokens, unless it holds one sample only
 
 
 @dataclass(frozen=True)
@@ -157,35 +156,6 @@ class TokenBatch:
         return row_sizes(rows, lengths=lengths, prompts=self.shared_prompt.tolist())
 
 
-def plan_micro_batches(sizes: Sequence[int], samples: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Samples (with their sizes in tokens) longest first, cut where the budget or the padding would be passed."""
-    order = sorted(range(len(samples)), key=lambda k: (-sizes[k], k))
-    parts: list[list[int]] = []
-    width = used = 0
-    for k in order:
-        rows = len(parts[-1]) + 1 if parts else 1
-        fits = bool(parts) and rows * width <= token_budget and used + sizes[k] >= (1 - MAX_PADDING) * rows * width
-        if not fits:
-            parts.append([])
-            width, used = sizes[k], 0
-        parts[-1].append(samples[k])
-        used += sizes[k]
-    return parts
-
-
-def plan_packed(sizes: Sequence[int], samples: Sequence[int], token_budget: int) -> list[list[int]]:
-    """As `plan_micro_batches`, of what stands in one row: there is no padding to look at."""
-    parts: list[list[int]] = []
-    used = 0
-    for k in sorted(range(len(samples)), key=lambda k: (-sizes[k], k)):
-        if not parts or used + sizes[k] > token_budget:
-            parts.append([])
-            used = 0
-        parts[-1].append(samples[k])
-        used += sizes[k]
-    return parts
-
-
 @dataclass(frozen=True)
 class TokenSample:
     """One sequence that is learnt from. Arrays are [n], of its tokens."""
@@ -301,24 +271,6 @@ class TokenMinibatch(Generic[Targets]):
                 sequence=sequence,
                 num_samples=len(samples),
             )
-
-
-def at_least(parts: Sequence[Sequence[int]], number: int) -> list[Sequence[int]]:
-    """The parts, the largest halved until there are `number` of them, as far as they can be: work for every process."""
-    divided = list(parts)
-    while len(divided) < number:
-        largest = max(range(len(divided)), key=lambda i: len(divided[i]))
-        if len(part := divided[largest]) < 2:
-            break
-        divided[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
-    return divided
-
-
-def share_of(parts: Sequence[Sequence[int]], rank: int, num_processes: int) -> list[Sequence[int]]:
-    """One process's parts. All get equally many, the last of some processes being empty: sharded parameters are
-    gathered in each pass, by all processes together."""
-    own = list(parts[rank::num_processes])
-    return own + [()] * (-(-len(parts) // num_processes) - len(own))
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from rollcall.learners.algorithms.language.grpo import GRPO
 from rollcall.learners.algorithms.language.gspo import GSPO
 from rollcall.learners.algorithms.language.reinforce_pp import ReinforcePP
 from rollcall.learners.algorithms.language.rloo import RLOO
+from rollcall.learners.batches.passes import MAX_PADDING
 from rollcall.learners.batches.placement import Layout
 from rollcall.learners.batches.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
-from rollcall.learners.batches.token_batch import MAX_PADDING, TokenBatch, collate_samples
+from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
 from rollcall.learners.models.tiny_model import write_tiny_model
 from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model, sharing_size
 from tests.learners.experience import context_of

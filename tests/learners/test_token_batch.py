@@ -16,14 +16,13 @@ from torch import Tensor
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
+from rollcall.learners.batches.passes import MAX_PADDING, plan_micro_batches
 from rollcall.learners.batches.token_batch import (
-    MAX_PADDING,
     TokenBatch,
     TokenMinibatch,
     TokenRows,
     collate_samples,
     each_token,
-    plan_micro_batches,
 )
 
 unhurried = settings(deadline=None)  # torch's first calls are slow, and so is a busy machine
@@ -313,10 +312,11 @@ def test_more_processes_than_micro_batches_halve_the_largest() -> None:
     assert sorted(rows) == [[1], [1], [1], [2]]
 
 
-def test_no_more_processes_than_samples_can_share_a_minibatch() -> None:
+def test_of_more_processes_than_samples_the_last_passes_over_padding_alone() -> None:
     minibatch = minibatch_of(batch_of_sizes([4, 4]), [[0, 1]])
-    with pytest.raises(AssertionError, match="more learner processes than samples"):
-        list(minibatch.shards(0, 3))
+    (first,), (second,), (last,) = (list(minibatch.shards(rank, 3)) for rank in range(3))
+    assert first.num_samples == second.num_samples == 1 and last.num_samples == 0
+    assert last.rows.token_ids.shape == (1, 1) and not len(last.rows.targets) and not len(last.weights)
 
 
 def token_and_its_predictor(rows: TokenRows) -> Tensor:

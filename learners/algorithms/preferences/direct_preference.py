@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.algorithm import Context, Loss, Models, Needs
+from rollcall.learners.batches.passes import share_of
 from rollcall.learners.batches.preference_batch import Pairs, PreferenceBatch, PreferenceMinibatch, PreferencePart
-from rollcall.learners.batches.token_batch import share_of
 from rollcall.learners.collective import Collective
 from rollcall.learners.maths.preference_losses import soft_labelled, sums_by_owner
 from rollcall.learners.maths.sampling import Processed
