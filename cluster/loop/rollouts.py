@@ -73,6 +73,7 @@ class Rollouts:
         )
         self._degenerate_in_a_row = 0
         self._early: list[tuple[Key, int]] = []  # issued, and the version that each waits for
+        self._withdrawn = False
 
     @property
     def num_acting(self) -> int:
@@ -102,10 +103,12 @@ class Rollouts:
 
     def withdraw(self) -> None:
         """Nobody works on what was not submitted yet: the run stops."""
-        self._early.clear()
+        self._withdrawn = True
 
     def submit(self, version: int) -> None:
         """What waits for this version, which is made."""
+        if self._withdrawn:
+            return
         due = [self._ticket(key, waits_for) for key, waits_for in self._early if waits_for <= version]
         if due:
             self._early = [(key, waits_for) for key, waits_for in self._early if waits_for > version]
