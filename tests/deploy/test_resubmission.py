@@ -23,8 +23,9 @@ def test_a_run_begun_in_a_job_goes_on_outside_of_it_in_the_runtime_that_it_has(
     run = new_run(in_a_job, named="cartpole-ppo", explicit=True)
     monkeypatch.delenv("RAY_ADDRESS")
     outside = load_recipe("cartpole-ppo", short)
-    assert (in_a_job.config.runtime, outside.config.runtime) == ("ray", "serial")
-    assert as_begun(outside.config, run.config, chosen=outside.chosen).runtime == "ray"
+    on_with = as_begun(outside.config, run.config, chosen=outside.chosen)
+    runtimes = [getattr(config, "runtime", None) for config in (in_a_job.config, outside.config, on_with)]
+    assert runtimes == ["ray", "serial", "ray"]
 
     def found(*more: str) -> Path | None:
         again = load_recipe("cartpole-ppo", [*short, *more])
