@@ -94,7 +94,9 @@ class FlowControl(Generic[Handle]):
     def may_issue(self, *, ahead: bool = False) -> bool:
         """`ahead`: also what has to wait for the version that the oldest batch in training makes."""
         after = self.num_live + 1
-        if self.total_learner_steps is not None and after > self.total_learner_steps * self.tickets_per_step:
+        if self.total_learner_steps is None:
+            ahead = False  # any step may be the last: nobody should be at work after it
+        elif after > self.total_learner_steps * self.tickets_per_step:
             return False
         bound = self.version + self.max_policy_lag + 2
         return self._has_room or (ahead and bool(self._training) and after <= bound * self.tickets_per_step)

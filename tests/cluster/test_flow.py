@@ -216,6 +216,15 @@ def test_what_is_dropped_beside_tickets_that_were_issued_ahead_is_replaced_at_on
     assert flow.num_live == 6 and not flow.may_issue(), "what was issued ahead is of this version now"
 
 
+def test_nothing_is_issued_ahead_of_a_step_that_may_be_the_last() -> None:
+    for total, ahead in ((None, False), (5, True)):
+        flow: FlowControl[str] = FlowControl(tickets_per_step=1, max_policy_lag=0, total_learner_steps=total)
+        flow.issued(0)
+        flow.produced(0, 1, 0, "")
+        assert flow.cut() is not None
+        assert flow.may_issue(ahead=True) is ahead
+
+
 def test_a_rollout_over_the_bound_is_dropped_at_the_cut() -> None:
     flow: FlowControl[str] = FlowControl(tickets_per_step=1, max_policy_lag=1, total_learner_steps=9, version=5)
     flow.issued(0)
