@@ -184,8 +184,10 @@ def test_the_readmes_commands_for_language_run_in_an_empty_folder(command: str, 
     require("vllm", "transformers", "peft")
     (tmp_path / "my_module.py").write_text(MODULE)
     (tmp_path / "problems.jsonl").write_text(PROBLEMS)
-    model = ("policy.init_from=runs/arithmetic-grpo", "task.num_eval_rows=4", "task.chat=false", "algorithm=grpo")
-    model += ("actors.engine.max_model_len=64",)  # the small model takes less than the README's
+    model = (
+        *("policy.init_from=runs/arithmetic-grpo", "task.num_eval_rows=4", "task.chat=false", "algorithm=grpo"),
+        "actors.engine.max_model_len=64",  # the small model takes less than the README's
+    )
     recipe = recipes_of_the_readme()["my-math"]
     (tmp_path / "my_math.yaml").write_text(re.sub(r"policy: .*", "policy: {}", recipe))
     if "my_math" in command or "export" in command or "plan" in command:
