@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -18,6 +19,9 @@ ENGINE_TESTS = "tests/actors/language/"
 # A shell starts what it puts in the background with SIGINT ignored, and children inherit that: the runs that tests
 # interrupt would never hear of it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# On a developer's machine it may name a cluster: runs of tests are on their own, unless a test says otherwise.
+os.environ.pop("RAY_ADDRESS", None)
 
 
 @pytest.hookimpl(wrapper=True)
