@@ -4,9 +4,9 @@ A pure state machine, without clocks or processes: it must never know who produc
 One knob, `max_policy_lag` (eta). With B tickets per learner step and v batches consumed so far:
 
 - issue a ticket only if, counting it, live <= min(v + eta + 1, total) * B, where live counts the attempts neither
-  dropped nor rolled back; or ahead of time, while a batch is in training, with v + 1 in place of v: such a ticket
-  waits for the version that this batch makes, carries its number, and until then takes nobody's room: what is dropped
-  of the others is replaced at once;
+  dropped nor rolled back; or ahead of time, while a batch is in training of a run that ends by learner steps, with
+  v + 1 in place of v: such a ticket waits for the version that this batch makes, carries its number, and until then
+  takes nobody's room: what is dropped of the others is replaced at once;
 - cut a batch oldest version first, readiness breaking ties (in ticket order at eta = 0);
 - begin a step at v only if afterwards, for every j in 0..eta, at most j * B outstanding tickets (queued or in flight)
   have a version <= v + j - eta: otherwise those would be too old by the time a batch has room for them;
