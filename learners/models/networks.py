@@ -165,7 +165,7 @@ class ActorCritic(nn.Module):
         """The acting path with recurrence: observations [B, ...] -> (params [B, P], the state after them)."""
         assert self.core is not None, "a policy without recurrence acts through policy_params"
         features = self.torso(self.normalised(observations))
-        outputs, state = self.core.step(features, state, episode_starts)
+        outputs, state = self.core.step(features, state * ~episode_starts.unsqueeze(-1))
         return self._params(outputs), state
 
     def update_normaliser(self, observations: Mapping[str, Tensor], mask: Tensor) -> None:
@@ -242,8 +242,7 @@ class ActorCritic(nn.Module):
             return outputs[:-1], values, values.new_zeros(0)
         carried = torch.stack([states[t][:, b] for t, b in ends], dim=1)
         final_features = self.torso(self.normalised(batch.final_observations))
-        nowhere = torch.zeros(len(ends), dtype=torch.bool, device=values.device)
-        final_outputs, _ = self.core.step(final_features, carried, nowhere)
+        final_outputs, _ = self.core.step(final_features, carried)
         return outputs[:-1], values, self._require_values(self._values(final_outputs))
 
     def normalised(self, observations: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -3,20 +3,20 @@ Knows nothing of environments, actors or learner state: spaces, a config and Wei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.steps import Unroll
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.flat import flatten_module, load_module_weights
+from rollcall.learners.models.fused_acting import FusedActing
 from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import (
     CRITIC_CHILDREN,
@@ -25,15 +25,6 @@ from rollcall.learners.models.networks import (
     PolicyConfig,
     build_actor_critic,
 )
-from rollcall.learners.models.torsos import Activation
-
-_IN_PLACE: Mapping[Activation, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh_,
-    "relu": torch.relu_,
-    "silu": lambda inputs: F.silu(inputs, inplace=True),
-    "gelu": lambda inputs: inputs.copy_(F.gelu(inputs)),
-    "elu": lambda inputs: F.elu(inputs, inplace=True),
-}
 
 
 class TorchPolicy:
@@ -63,7 +54,7 @@ class TorchPolicy:
         self._name = name
         self._judging = judging
         self._version = -1
-        self._mlps: dict[int, _FusedMLP] = {}  # by number of envs
+        self._fused: dict[int, FusedActing] = {}  # by number of envs
         if weights is not None:
             self.load(weights)
 
@@ -98,10 +89,12 @@ class TorchPolicy:
                 "recurrent_state must be given exactly if the policy is recurrent: "
                 "begin with initial_recurrent_state(num_envs)"
             )
-        if num_envs not in self._mlps and _FusedMLP.fits(self.module):
-            self._mlps[num_envs] = _FusedMLP(self.module, num_envs)
-        mlp = self._mlps.get(num_envs)
-        return TorchRollout(self.module, mlp, num_steps, num_envs, None if greedy else seed, recurrent_state, first_env)
+        if num_envs not in self._fused and FusedActing.fits(self.module):
+            self._fused[num_envs] = FusedActing(self.module, num_envs)
+        fused = self._fused.get(num_envs)
+        return TorchRollout(
+            self.module, fused, num_steps, num_envs, None if greedy else seed, recurrent_state, first_env
+        )
 
     def td_errors(self, rollout: TorchRollout, unroll: Unroll[Array]) -> Array | None:
         """As JudgesExperience has it."""
@@ -120,7 +113,7 @@ class TorchRollout:
     def __init__(
         self,
         module: ActorCritic,
-        mlp: _FusedMLP | None,
+        fused: FusedActing | None,
         num_steps: int,
         num_envs: int,
         seed: int | None,
@@ -130,7 +123,7 @@ class TorchRollout:
         """`seed=None`: greedy."""
         distribution = module.distribution
         self._module = module
-        self._mlp = mlp
+        self._fused = fused
         self._distribution = distribution
         self._num_steps = num_steps
         self._step = 0
@@ -174,8 +167,8 @@ class TorchRollout:
         if t >= self._num_steps:
             raise ValueError(f"act was called more than num_steps={self._num_steps} times: begin a new rollout")
         with torch.inference_mode():
-            if self._mlp is not None:
-                self._mlp.forward(observations, self._outputs_at[t])
+            if self._fused is not None:
+                self._state = self._fused.forward(observations, self._state, episode_starts, self._outputs_at[t])
                 if self._log_stds is not None:
                     self._log_stds[t].clamp_(*LOG_STD_BOUNDS)
             else:
@@ -233,69 +226,3 @@ class TorchRollout:
 def _as_tensor(array: Array) -> Tensor:
     # torch warns about read-only arrays, though nobody writes to these.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-class _FusedMLP:
-    """The policy half of an MLP on one vector observation, for a fixed number of envs: operations into fixed buffers.
-
-    Half the time of the modules' own forward at 16 x 4. The weights are views of the module's, and follow a load.
-    """
-
-    def __init__(self, module: ActorCritic, num_envs: int) -> None:
-        (self._name,) = module.observation_spaces
-        space = module.observation_spaces[self._name]
-        assert module.torso.mlp is not None
-        inputs = torch.zeros(num_envs, *(space.shape or ()))
-        self._inputs = inputs.numpy()  # what an observation is copied into, whatever its dtype
-        self._flat_inputs = inputs.flatten(1)
-        self._mean: Array | None = None  # float64 [*shape]: what is taken off a float64 observation
-        self._normaliser: tuple[Tensor, Tensor, float, Tensor] | None = (
-            None  # shift, scale, clip, where to put the result
-        )
-        if module.observation_normaliser is not None:
-            moments = module.observation_normaliser.moments(self._name)
-            self._mean = moments.mean.numpy()
-            self._normaliser = (
-                moments.shift.view(-1),
-                moments.scale.view(-1),
-                module.observation_normaliser.clip,
-                torch.empty_like(self._flat_inputs),
-            )
-        self._activation = _IN_PLACE[module.config.activation]
-        linears = [layer for layer in module.torso.mlp.layers if isinstance(layer, nn.Linear)]
-        self._layers = [
-            (linear.weight.detach().t(), linear.bias.detach(), torch.empty(num_envs, linear.out_features))
-            for linear in linears
-        ]
-        self._head = (module.policy_head.weight.detach().t(), module.policy_head.bias.detach())
-
-    @staticmethod
-    def fits(module: ActorCritic) -> bool:
-        spaces = list(module.observation_spaces.values())
-        return (
-            len(spaces) == 1
-            and isinstance(spaces[0], gym.spaces.Box)
-            and len(spaces[0].shape) > 0
-            and spaces[0].dtype != np.uint8  # the torso scales those
-            and module.torso.mlp is not None
-            and (module.q is None or module.q.config.is_plain)
-            and not module.is_recurrent
-        )
-
-    def forward(self, observations: Mapping[str, Array], outputs: Tensor) -> None:
-        """Writes the policy head's outputs [B, *] into `outputs`."""
-        shown = observations[self._name]
-        features = self._flat_inputs
-        if self._normaliser is None or self._mean is None:
-            np.copyto(self._inputs, shown, casting="unsafe")
-        else:
-            shift, scale, clip, normalised = self._normaliser
-            if shown.dtype == np.float64:  # cut to float32 when the mean is off it, as RunningMoments does
-                np.subtract(shown, self._mean, out=self._inputs, casting="same_kind")
-                features = torch.mul(features, scale, out=normalised).clamp_(-clip, clip)
-            else:
-                np.copyto(self._inputs, shown, casting="unsafe")
-                features = torch.sub(features, shift, out=normalised).mul_(scale).clamp_(-clip, clip)
-        for weight, bias, buffer in self._layers:
-            features = self._activation(torch.addmm(bias, features, weight, out=buffer))
-        torch.addmm(self._head[1], features, self._head[0], out=outputs)

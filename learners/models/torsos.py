@@ -293,9 +293,8 @@ class RecurrentCore(nn.Module):
             for name, parameter in self.cell.named_parameters():
                 nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
 
-    def step(self, features: Tensor, state: Tensor, episode_starts: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: features [B, F] to (outputs [B, hidden], the state after it)."""
-        state = state * (~episode_starts).to(state.dtype).unsqueeze(-1)
         w_ih, w_hh = cast(Tensor, self.cell.weight_ih_l0), cast(Tensor, self.cell.weight_hh_l0)
         b_ih, b_hh = cast(Tensor, self.cell.bias_ih_l0), cast(Tensor, self.cell.bias_hh_l0)
         if self.num_states == 2:

@@ -281,7 +281,7 @@ def test_a_config_that_cannot_be_is_refused(settings: dict[str, Any]) -> None:
 def _literal_unroll(core: RecurrentCore, features: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
     outputs = []
     for t in range(len(features)):
-        output, state = core.step(features[t], state, starts[t])
+        output, state = core.step(features[t], state * ~starts[t].unsqueeze(-1))
         outputs.append(output)
     return torch.stack(outputs), state
 

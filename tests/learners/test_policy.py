@@ -363,3 +363,18 @@ def test_one_adam_step_on_the_flat_parameter_is_adam_on_every_parameter() -> Non
 def test_only_float32_parameters_are_flattened() -> None:
     with pytest.raises(ValueError, match=r"parameter weight is torch\.float64"):
         flatten_module(torch.nn.Linear(2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "name", ["discrete", "tanh_normalised", "no_hidden_layers", "lstm_masked_normalised", "gru_tanh"]
+)
+def test_one_vector_is_acted_on_without_modules_with_and_without_a_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def called(*_: Any) -> None:
+        raise AssertionError("a module was called")
+
+    case = CASES[name]
+    policy = _policy(case, _weights(case.network()))
+    monkeypatch.setattr(torch.nn.Module, "__call__", called)
+    assert np.isfinite(_roll(case, policy).logprobs).all()
