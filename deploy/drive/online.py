@@ -208,7 +208,12 @@ class OnlineDrive:
 
         watched, members = (self._config.supervision, self._tell, self._stop_requested), self._factory
         with reward_endpoint(
-            config, self._directory, *watched, scored=members.scored, labelling=members.labelling
+            config,
+            self._directory,
+            *watched,
+            scored=members.scored,
+            labelling=members.labelling,
+            exact=self._config.max_policy_lag == 0,
         ) as endpoint:
             if members.asks_people:
                 self._tell("labels", f"label at {endpoint.url}{PAGE_PATH}, with the token of ${TOKEN_VARIABLE}")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUnavailable, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget, SupervisionConfig
@@ -18,6 +20,7 @@ from rollcall.deploy.drive.judge_engines import served_scorer
 from rollcall.reward_service.client import RewardClient
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.labelling.routes import PAGE_PATH
+from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scorer import Taken
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE, client_token
 from rollcall.reward_service.service.private import PrivateService, start_private
@@ -41,9 +44,11 @@ def reward_endpoint(
     *,
     scored: Taken,
     labelling: LabellingConfig | None = None,
+    exact: bool = False,
 ) -> Iterator[RewardEndpoint]:
     """Where to have trajectories scored; the service answers. `tell`: told of restarts. `scored`: what the run gives to
-    score. `labelling`: how a private service also takes the labels of raters.
+    score. `labelling`: how a private service also takes the labels of raters. `exact`: without a GPU it computes
+    each score alone, since the last bits of a score depend on what else is in its batch, and that on who asks first.
 
     Raises:
       BadInput: when a private service's settings cannot be used, or its scorer does not take what the run gives.
@@ -62,13 +67,14 @@ def reward_endpoint(
         yield RewardEndpoint(config.url, token, config.model, config.patience_s)
         return
     assert config.scorer is not None
-    directory = directory.resolve()
+    directory, alone = directory.resolve(), exact and not torch.cuda.is_available()
     with served_scorer(config.scorer, directory, look) as scorer:
         settings = ServiceConfig(
             models={MODEL: scorer},
             model_roots=(directory / REWARD_MODELS,),
             labels=None if labelling is None else directory / "labels",
             labelling=labelling or LabellingConfig(),
+            batching=BatchingConfig(max_batch_items=1) if alone else BatchingConfig(),
         )
         with _private_service(settings, config, directory, supervision, tell, look, scored) as endpoint:
             yield endpoint

@@ -126,7 +126,7 @@ def test_a_run_that_is_killed_in_the_middle_of_a_round_ends_with_the_same_labels
     assert said(run) == said(undisturbed)
 
 
-@pytest.mark.prove
+@pytest.mark.long
 def test_on_ray_a_trainer_in_a_process_of_its_own_makes_the_same_models(bench: Bench, undisturbed: Run) -> None:
     run = train(bench)
     assert finished(run)["weights_hash"] == undisturbed.summary["weights_hash"]
