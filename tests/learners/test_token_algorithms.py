@@ -567,11 +567,11 @@ def test_a_kl_in_the_loss_refuses_the_estimator_without_a_gradient() -> None:
 def test_an_adaptive_weight_of_the_kl_is_the_first_ones_for_this_batch_and_grows_for_the_next_where_it_is_too_far() -> (
     None
 ):
-    """Far above the target: by a tenth of a fifth; far below it falls likewise (Ziegler et al., 2019)."""
+    """Far above the target: by `gain` times a fifth; far below it falls likewise (Ziegler et al., 2019)."""
     models, policy = make_models()
     batch = make_batch(policy)
-    for target, factor in ((1e-6, 1.02), (1e6, 0.98)):
-        algorithm = LMPPO(LMPPO.Config(kl_coef=0.1, kl_target=target))
+    for target, gain, factor in ((1e-6, 0.1, 1.02), (1e6, 0.1, 0.98), (1e-6, 2.0, 1.4), (1e6, 2.0, 0.6)):
+        algorithm = LMPPO(LMPPO.Config(kl_coef=0.1, kl_target=target, kl_gain=gain))
         own = {**models, **algorithm.extra_models()}
         context = context_of(own)
         first = algorithm.prepare(context, batch).targets.advantages
@@ -583,6 +583,8 @@ def test_an_adaptive_weight_of_the_kl_is_the_first_ones_for_this_batch_and_grows
     assert LMPPO(LMPPO.Config(kl_coef=0.1)).extra_models() == {}
     with pytest.raises(ValueError, match="no weight to adapt"):
         LMPPO.Config(kl_target=0.1)
+    with pytest.raises(ValueError, match="nothing is adapted: set kl_target"):
+        LMPPO.Config(kl_coef=0.1, kl_gain=0.5)
 
 
 @pytest.mark.parametrize(("kl", "factor"), [(0.2, 1.0), (0.21, 1.005), (0.3, 1.02), (0.0, 0.98), (math.nan, 1.0)])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.algorithm import Context, Models
+from rollcall.learners.algorithms.language.token_settings import KLGoal
 from rollcall.learners.maths.trust_region import proportional_coefficient
 
 NAME = "kl_coefficient"  # of the learner's models
@@ -26,11 +27,11 @@ def models(first: float) -> Models:
     return {NAME: AdaptiveKL(first)}
 
 
-def next_coefficient(context: Context, *, kl: Tensor, target: float) -> Tensor:
+def next_coefficient(context: Context, *, kl: Tensor, goal: KLGoal) -> Tensor:
     """The weight for a batch of this KL, before it is adapted to it; noted as kl_coef."""
     adaptive = context.models[NAME]
     assert isinstance(adaptive, AdaptiveKL)
     before = adaptive.value.clone()
     context.noted["kl_coef"] = before
-    adaptive.value.copy_(proportional_coefficient(coef=before, kl=kl, target=target))
+    adaptive.value.copy_(proportional_coefficient(coef=before, kl=kl, target=goal.kl, gain=goal.gain))
     return before

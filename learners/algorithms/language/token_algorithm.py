@@ -234,7 +234,7 @@ class TokenAlgorithm(Generic[ConfigT]):
         if config.kl_goal is None:
             return config.kl_coef * kl
         mean = losses.k3(policies["reference_logprobs"] - policies["logprobs"]).mean()  # as the metric kl_reference is
-        return adaptive_kl.next_coefficient(context, kl=mean, target=config.kl_goal) * kl
+        return adaptive_kl.next_coefficient(context, kl=mean, goal=config.kl_goal) * kl
 
     def _lag_weights(self, part: LMPart, terms: PolicyTerms) -> Tensor:
         """[K]: proximal / behaviour, capped, when decoupled; else 1. Per sequence, the length-normalised ratio of the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,6 +27,16 @@ RewardKL = Annotated[
     KLEstimator,
     Field(description="of the KL in the reward; k1: unbiased, as in the paper; k2 and k3 are never negative"),
 ]
+
+
+KL_GAIN = 0.1  # Ziegler et al. (2019)
+
+
+class KLGoal(NamedTuple):
+    """The KL that an adaptive weight is to hold, and the share of a batch's relative error that moves it."""
+
+    kl: float
+    gain: float
 
 
 class LagCorrection(BaseModel):
@@ -123,7 +133,7 @@ class TokenAlgorithmConfig(BaseModel):
         return True
 
     @property
-    def kl_goal(self) -> float | None:
+    def kl_goal(self) -> KLGoal | None:
         """The KL that an adaptive kl_coef is to hold; None: it stays as it is."""
         return None
 
