@@ -58,8 +58,8 @@ class LMPPOConfig(TokenAlgorithmConfig):
         default=KL_GAIN,
         gt=0,
         le=4,
-        description="of kl_target: a batch's relative error, at most a fifth, moves kl_coef by this share of it. "
-        "0.1 (Ziegler et al.) is at most 2 % a batch, for thousands of them; a run of a hundred learner steps needs 0.5",
+        description="of kl_target: a batch's relative error, at most a fifth, moves kl_coef by this share of it. 0.1 "
+        "(Ziegler et al.): at most 2 % a batch, for thousands of them; a run of a hundred learner steps needs 0.5",
     )
     ptx_coef: float = Field(
         default=0.0,
