@@ -1,5 +1,6 @@
 """Whether rounds of labels are worth asking for: rlhf-reviews with 4 rounds of 600 labels against one round of 2,400.
-How right each final reward model is about pairs of its final policy's samples, and the true measure at the same KL.
+How right each final reward model is about pairs of its final policy's samples, and the true measure: where both reach
+the same KL for the first time, and in the end. Both ends are at one KL where `--settings algorithm.kl_target=...` holds.
 `python -m benchmarks.prove_rounds [--seeds N ...] [--work DIR]`: a run that is complete in DIR is not made again."""
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rollcall.reward_service.preferences.files import PreferencePair
 
 PAIRS = 2000  # sampled of each final policy
 WINDOW = 5  # learner steps over which KL and the true measure are averaged: 256 samples each
+LAST = 10  # learner steps at the end, likewise
 ARMS = (4, 1)  # rounds
 
 
@@ -59,14 +61,19 @@ def right_about_its_policy(directory: Path) -> Accuracy:
     return found
 
 
-def curve(directory: Path) -> list[tuple[float, float]]:
-    """(KL to the reference a token, true measure) over the run, averaged over WINDOW steps."""
+def curve(directory: Path, width: int = WINDOW) -> list[tuple[float, float]]:
+    """(KL to the reference a token, true measure) over the run, averaged over so many steps."""
     records: list[dict[str, Any]] = [
         json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()
     ]
     values = [(record["kl_reference"], record["reward_task"]) for record in records]
-    windows = [values[i : i + WINDOW] for i in range(len(values) - WINDOW + 1)]
+    windows = [values[i : i + width] for i in range(len(values) - width + 1)]
     return [(_mean(kl for kl, _ in window), _mean(true for _, true in window)) for window in windows]
+
+
+def ending(directory: Path) -> tuple[float, float]:
+    """(KL to the reference a token, true measure), over the last LAST steps."""
+    return curve(directory, LAST)[-1]
 
 
 def true_at(kl: float, points: Sequence[tuple[float, float]]) -> float:
@@ -80,22 +87,28 @@ def true_at(kl: float, points: Sequence[tuple[float, float]]) -> float:
 def rows(args: argparse.Namespace) -> Iterator[Row]:
     accuracy: dict[int, list[float]] = {arm: [] for arm in ARMS}
     true: dict[int, list[float]] = {arm: [] for arm in ARMS}
+    last: dict[int, list[float]] = {arm: [] for arm in ARMS}
     for seed in args.seeds:
         runs = {arm: trained(arm, seed, args) for arm in ARMS}
         curves = {arm: curve(run) for arm, run in runs.items()}
         kl = min(max(kl for kl, _ in points) for points in curves.values())
         for arm, run in runs.items():
-            found, last = right_about_its_policy(run), curves[arm][-1]
+            found, (last_kl, last_true) = right_about_its_policy(run), ending(run)
             accuracy[arm].append(found.accuracy)
             true[arm].append(true_at(kl, curves[arm]))
+            last[arm].append(last_true)
             text = (
                 f"final reward model right about {found.accuracy:.3f} [{found.low:.3f}, {found.high:.3f}] of {found.n} "
-                f"pairs of its final policy; true measure {true[arm][-1]:.3f} at KL {kl:.2f}, in the end {last[1]:.3f} "
-                f"at {last[0]:.2f}"
+                f"pairs of its final policy; true measure {true[arm][-1]:.3f} at KL {kl:.2f}, in the end "
+                f"{last_true:.3f} at {last_kl:.2f}"
             )
             yield Row(f"`rollcall train rlhf-reviews preferences.rounds={arm} seed={seed}`", text, True)
     many, one = ARMS
-    for name, values in (("accuracy on the final policy's samples", accuracy), ("true measure at the same KL", true)):
+    for name, values in (
+        ("accuracy on the final policy's samples", accuracy),
+        ("true measure where the same KL is first reached", true),
+        ("true measure in the end", last),
+    ):
         gains = [a - b for a, b in zip(values[many], values[one], strict=True)]
         text = f"{of_seeds(values[many])} against {of_seeds(values[one])}; difference {of_seeds(gains)}"
         yield Row(
