@@ -1,7 +1,7 @@
 """Whether rounds of labels are worth asking for: rlhf-reviews with 4 rounds of 600 labels against one round of 2,400.
 How right each final reward model is about pairs of its final policy's samples, and the true measure: where both reach
 the same KL for the first time, and in the end. Both ends are at one KL where `--settings algorithm.kl_target=...`
-holds it. `python -m benchmarks.prove_rounds [--seeds N ...] [--work DIR]`: a run that is complete in DIR is not made again."""
+holds it. `python -m benchmarks.prove_rounds [--seeds N ...] [--work DIR]`: a run complete in DIR is not made again."""
 
 from __future__ import annotations
 
