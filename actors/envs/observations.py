@@ -41,7 +41,7 @@ def check_spaces(name: str, observation: Space, action: Space) -> None:
             where = f" at {'.'.join(path)!r}" if path else ""
             raise BadInput(
                 f"env {name}: observation space {space}{where} is not supported: wrap the env so that it shows Box, "
-                "Discrete, MultiDiscrete, MultiBinary or a Dict of those"
+                "Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of those"
             )
     if not isinstance(action, _ACTIONS) or (isinstance(action, gym.spaces.Box) and action.dtype.kind != "f"):
         raise BadInput(
@@ -84,8 +84,8 @@ class _Leaf:
         """This leaf's part of a (nested) observation."""
         try:
             for key in self.path:
-                observation = observation[key]
-        except (KeyError, TypeError, IndexError):
+                observation = observation[int(key) if isinstance(observation, tuple) else key]
+        except (KeyError, TypeError, IndexError, ValueError):
             raise ContractError(
                 f"its observation ({described(observation)}) has no {self.path[-1]!r}, which observation_space has"
             ) from None

@@ -16,6 +16,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 
 from rollcall.actors.envs.minigrid import make_grid
+from rollcall.actors.envs.named_tuples import with_named_tuples
 from rollcall.actors.envs.pool import PREFIX, PoolEnv, PoolTask, find_pool_task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_module, import_object
@@ -167,8 +168,7 @@ def _make_registered(spec: Any, limit: int | None, kwargs: Mapping[str, Any]) ->
             # Its checker warns at every step about what works all the same, and costs more than CartPole's step.
             return gym.make(spec.id, max_episode_steps=limit, disable_env_checker=True, **kwargs)
 
-    env: Env = build(spec.id, make, kwargs, entry_point=str(spec.entry_point))
-    return env
+    return with_named_tuples(build(spec.id, make, kwargs, entry_point=str(spec.entry_point)))
 
 
 def _log_mujoco_warnings() -> None:
@@ -217,7 +217,7 @@ def _imported(path: str) -> EnvSource:
         env = build(path, function, kwargs)
         if not isinstance(env, gym.Env):
             raise BadInput(f"env {path!r} returned a {type(env).__name__}: it must return a gymnasium.Env")
-        return env if limit is None else gym.wrappers.TimeLimit(env, limit)
+        return with_named_tuples(env if limit is None else gym.wrappers.TimeLimit(env, limit))
 
     native = getattr(function, "vector_entry_point", None)
 

@@ -128,8 +128,8 @@ def test_import_paths_that_lead_nowhere_are_refused(user_module: Callable[[str],
             pass
 
         def tuples():
-            space = spaces.Tuple([spaces.Box(-9, 9, (4,)), spaces.Discrete(1)])
-            return gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda state: (state, 0), space)
+            space = spaces.Tuple([spaces.Box(-9, 9, (4,)), spaces.Sequence(spaces.Discrete(1))])
+            return gym.wrappers.TransformObservation(gym.make("CartPole-v1"), lambda state: (state, ()), space)
 
         def nested_text():
             space = spaces.Dict({"state": spaces.Dict({"name": spaces.Text(4)})})
@@ -150,7 +150,7 @@ def test_import_paths_that_lead_nowhere_are_refused(user_module: Callable[[str],
     refused("returned a NoneType: it must return a gymnasium.Env", id=f"{module}:make_nothing")
     refused("in fail: .*OSError: no such robot: plug it in.: fix it", id=f"{module}:fail")
     refused("does not take these arguments .*argument.*: fix env.kwargs", id=f"{module}:needs")
-    refused("observation space Tuple.* is not supported: wrap the env", id=f"{module}:tuples")
+    refused("observation space Sequence.* at '1' is not supported: wrap the env", id=f"{module}:tuples")
     refused("observation space Text.* at 'state.name' is not supported", id=f"{module}:nested_text")
     refused("action space Box.*int64.* is not supported", id=f"{module}:whole_actions")
 
