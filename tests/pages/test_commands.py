@@ -1,0 +1,147 @@
+"""Every command that a page shows is run, as it stands on the page, or said not to be: those of docs/ here, in the order
+of the page, in an empty folder, made shorter by settings at their end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rollcall.deploy.cli.main import build_parser
+from tests import ROOT
+from tests.needs import require
+from tests.pages.blocks import NAMES, blocks, commands, inline_commands, program_of, sort_of
+from tests.pages.control_lines import CONTROL
+from tests.pages.elsewhere import NOT_HERE, WHOLE
+from tests.pages.running import Elsewhere, Line, Page, carry_out, home_of_its_own
+
+TABLES = (CONTROL, NOT_HERE)
+
+
+def entries(name: str) -> Iterator[tuple[str, Line | Elsewhere]]:
+    for table in TABLES:
+        if name in table:
+            yield from table[name].lines.items()
+
+
+# What is said of each command.
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_of_a_page_is_run_or_said_not_to_be(name: str) -> None:
+    """Both ways: nothing is said of a command that the page no longer has."""
+    known = [command for command, _ in entries(name)]
+    if name in WHOLE:
+        assert not known
+        return
+    assert len(known) == len(set(known)), "once each"
+    assert sorted(commands(name)) == sorted(known)
+
+
+def test_nothing_is_said_of_pages_that_there_are_not() -> None:
+    assert {*WHOLE, *(name for table in TABLES for name in table)} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_block_of_a_page_is_of_a_sort_that_is_tested(name: str) -> None:
+    """What is none of them, formulas and drawings, stands on few pages, and has no line that begins with a program."""
+    for block in blocks(name):
+        place = f"{name}:{block.line}"
+        if block.sort == "formula":
+            assert name.startswith("docs/algorithms/") or name in ("ARCHITECTURE.md", "docs/design.md"), place
+            assert not any(program_of(line) for line in block.text.splitlines()), place
+        if block.sort == "commands":
+            for command in commands(name).values():
+                assert program_of(command.text), f"{name}:{command.line}: {command.text.split()[0]} is no program"
+
+
+@pytest.mark.parametrize(
+    ("text", "sort"),
+    [
+        ("rollcall train cartpole-ppo", "commands"),
+        ("KEY=value ray job submit", "commands"),
+        ("$ rollcall runs\nnone", "commands"),
+        ("x = f(y)\nimport os", "python"),
+        ("p * loss(chosen is better) + (1 - p) * loss(rejected is better)", "formula"),
+        ("clipped:      E[ min(r A) ]", "formula"),
+        ("algorithm: {name: dqn}\nreplay: {}", "yaml"),
+        ('{"prompt": "2+2?"}', "json"),
+        ("GET /v1/weights", "protocol"),
+    ],
+)
+def test_what_a_block_is(text: str, sort: str) -> None:
+    assert sort_of(text) == sort
+
+
+def test_the_tests_that_are_named_there_are() -> None:
+    for table in TABLES:
+        for page in table.values():
+            for line in page.lines.values():
+                if isinstance(line, Elsewhere):
+                    check_reason(line)
+    for line in WHOLE.values():
+        check_reason(line)
+
+
+def check_reason(line: Elsewhere) -> None:
+    assert len(line.why) > 15
+    for file, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", line.why):
+        assert (ROOT / file).is_file(), file
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file} has no {name}"
+
+
+def test_make_run_is_the_command_that_the_readme_shows() -> None:
+    rules = re.findall(r"^run: .*\n\t\$\(BIN\)/(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert rules == ["rollcall train arithmetic-grpo"] and rules[0] in commands("README.md")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_within_sentences_are_ones_that_there_are(name: str) -> None:
+    """Names and options; placeholders stand for the rest."""
+    for text in inline_commands(name):
+        words = text.split()[1:]
+        if words[0].isupper() or "..." in words[-1]:
+            continue
+        parser = build_parser()
+        for word in words:
+            flag = word.partition("=")[0]
+            if flag.startswith("--"):
+                assert flag in parser._option_string_actions, f"{name}: {text}: there is no {flag}"
+            elif (found := choices(parser)) is not None:
+                assert word in found, f"{name}: {text}: there is no {word}"
+                parser = found[word]
+
+
+def choices(parser):  # type: ignore[no-untyped-def]
+    """The commands below one, or none."""
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            return action.choices
+    return None
+
+
+# The commands themselves.
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_a_pages_commands_run_in_its_order(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_page(name, CONTROL[name], tmp_path, monkeypatch, capsys)
+
+
+def run_page(
+    name: str, page: Page, folder: Path, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    require(*page.needs)
+    home_of_its_own(folder, patch)
+    page.prepare(folder)
+    ran = 0
+    for key, command in commands(name).items():
+        line = page.lines.get(key)
+        if isinstance(line, Line):
+            carry_out(command, line, capsys, apart=page.apart)
+            ran += 1
+    assert ran
