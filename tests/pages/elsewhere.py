@@ -15,10 +15,16 @@ STOPWATCH = Elsewhere(
     "tests/test_stopwatch.py::test_the_commands_for_control_run_as_they_stand, "
     "tests/test_stopwatch.py::test_the_commands_for_language_run_as_they_stand"
 )
-DEVELOPERS = Elsewhere("a step of .github/workflows/check.yml, or of developers alone; targets: tests/test_documents.py")
+DEVELOPERS = Elsewhere(
+    "a step of .github/workflows/check.yml, or of developers alone; targets: tests/test_documents.py"
+)
 TESTS = Elsewhere("runs tests of this suite")
 IMAGES = Elsewhere("needs Docker and a registry; the steps of the build: tests/deploy/test_images.py")
-CLUSTER = Elsewhere("needs a Kubernetes cluster; what it is given: tests/deploy/test_manifests.py")
+CLUSTER = Elsewhere(
+    "needs a Kubernetes cluster; that what it names is in the manifests: tests/pages/test_commands.py::"
+    "test_what_kubectl_is_told_of_is_in_the_manifests"
+)
+OVERLAY = Elsewhere("tests/pages/test_fragments.py::test_the_overlay_of_the_page_is_built_and_nothing_is_wrong_with_it")
 SECRETS = Elsewhere("tests/deploy/test_manifests_services.py::test_secrets_are_made_once_for_nobody_else_to_read")
 
 # Pages all of whose commands are run by a test that reads them from the page, as this one does.
@@ -57,6 +63,28 @@ NOT_HERE = {
                 ],
                 TESTS,
             ),
+        }
+    ),
+    "docs/kubernetes.md": Page(
+        {
+            "docker build -f deploy/docker/Dockerfile.cpu -t REGISTRY/rollcall:0.2.0 .": IMAGES,
+            "docker push REGISTRY/rollcall:0.2.0": IMAGES,
+            "helm install kuberay-operator kuberay/kuberay-operator --version 1.7.0 -n kuberay-system "
+            "--create-namespace": CLUSTER,
+            "kubectl apply -k deploy/k8s/overlays/mine": OVERLAY,
+            "deploy/k8s/secrets/make.sh": SECRETS,
+            "kubectl apply --server-side -k deploy/k8s/secrets": SECRETS,
+            """kubectl -n rollcall patch rayjob cartpole-ppo --type merge -p '{"spec": {"suspend": false}}'""": CLUSTER,
+            "kubectl -n rollcall get rayjob cartpole-ppo -w": CLUSTER,
+            "kubectl -n rollcall create job files --from cronjob/rollcall-files": CLUSTER,
+            "kubectl -n rollcall exec job/files -- tar -c -C /runs cartpole-ppo | tar -x": CLUSTER,
+            """kubectl -n rollcall patch raycluster rollcall --type merge -p '{"spec": {"suspend": false}}'""": CLUSTER,
+            "kubectl -n rollcall port-forward service/rollcall-head-svc 8265 &": CLUSTER,
+            "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=deploy/k8s/secrets/ray-token ray job submit --address "
+            """http://127.0.0.1:8265 --entrypoint-resources '{"driver": 1}' --metadata-json '{"rollcall_run": "mine"}' """
+            "--working-dir . -- rollcall train my_recipe.yaml name=mine metrics.host=0.0.0.0 metrics.port=9464": CLUSTER,
+            "deploy/k8s/secrets/make.sh && kubectl apply --server-side -k deploy/k8s/secrets": SECRETS,
+            "kubectl -n rollcall rollout restart statefulset/rollcall-redis deployment/rollcall-reward-service": CLUSTER,
         }
     ),
 }

@@ -116,3 +116,12 @@ def home_of_its_own(folder: Path, patch: pytest.MonkeyPatch) -> None:
         patch.delenv(name, raising=False)
     for name in ("my_module", "my_env", "my_reward", "my_task"):
         sys.modules.pop(name, None)
+
+
+def write(name: str, text: str) -> None:
+    Path(name).write_text(text)
+
+
+def train(*settings: str) -> None:
+    """Of whatever a page takes to be there."""
+    assert main.main(["train", *settings, "--quiet"]) == 0

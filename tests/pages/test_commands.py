@@ -5,25 +5,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from rollcall.deploy.cli.main import build_parser
 from tests import ROOT
-from tests.needs import require
+from tests.deploy.coding_server import UPRIGHT, CodingServer, answer
+from tests.deploy.manifest_builds import built
+from tests.needs import needs, require
 from tests.pages.blocks import NAMES, blocks, commands, inline_commands, program_of, sort_of
-from tests.pages.control_lines import CONTROL
+from tests.pages.control_lines import CONTROL, LONG
 from tests.pages.elsewhere import NOT_HERE, WHOLE
+from tests.pages.language_lines import ENGINE, LANGUAGE
 from tests.pages.running import Elsewhere, Line, Page, carry_out, home_of_its_own
 
-TABLES = (CONTROL, NOT_HERE)
+TABLES = (CONTROL, LONG, LANGUAGE, ENGINE, NOT_HERE)
 
 
 def entries(name: str) -> Iterator[tuple[str, Line | Elsewhere]]:
     for table in TABLES:
         if name in table:
             yield from table[name].lines.items()
+
+
+def any_to_run(page: Page) -> bool:
+    return any(isinstance(line, Line) for line in page.lines.values())
 
 
 # What is said of each command.
@@ -97,6 +105,18 @@ def test_make_run_is_the_command_that_the_readme_shows() -> None:
     assert rules == ["rollcall train arithmetic-grpo"] and rules[0] in commands("README.md")
 
 
+@needs("kubectl")
+def test_what_kubectl_is_told_of_is_in_the_manifests() -> None:
+    """kind/name, or kind name, and the namespace."""
+    there = {(str(document["kind"]).lower(), document["metadata"]["name"]) for document in built("local")}
+    there.add(("service", "rollcall-head-svc"))  # KubeRay makes it: the cluster's name and -head-svc
+    text = "\n".join(commands("docs/kubernetes.md"))
+    kinds = "rayjob|raycluster|statefulset|deployment|cronjob|service"
+    named = re.findall(rf"\b({kinds})[/ ]([a-z-]+)", text)
+    assert len(named) >= 6 and set(named) <= there, sorted(set(named) - there)
+    assert set(re.findall(r"-n (\S+)", text)) == {"rollcall", "kuberay-system"} and ("namespace", "rollcall") in there
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_within_sentences_are_ones_that_there_are(name: str) -> None:
     """Names and options; placeholders stand for the rest."""
@@ -130,6 +150,33 @@ def test_a_pages_commands_run_in_its_order(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_page(name, CONTROL[name], tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name, page in LONG.items() if any_to_run(page)])
+def test_a_pages_longer_commands_run_in_its_order(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(CodingServer([answer(UPRIGHT)])) as server:
+        monkeypatch.setenv("CODING_SERVER", server.url)
+        monkeypatch.setenv("MY_KEY", "a-key")
+        run_page(name, LONG[name], tmp_path, monkeypatch, capsys)
+        assert name != "docs/reward_design.md" or "Bearer a-key" in server.keys
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_a_pages_commands_for_language_run_in_its_order(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_page(name, LANGUAGE[name], tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ENGINE)
+def test_a_pages_commands_with_an_engine_run_in_its_order(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_page(name, ENGINE[name], tmp_path, monkeypatch, capsys)
 
 
 def run_page(
