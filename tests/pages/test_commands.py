@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -157,7 +156,7 @@ def test_a_pages_commands_run_in_its_order(
 def test_a_pages_longer_commands_run_in_its_order(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with closing(CodingServer([answer(UPRIGHT)])) as server:
+    with CodingServer([answer(UPRIGHT)]) as server:
         monkeypatch.setenv("CODING_SERVER", server.url)
         monkeypatch.setenv("MY_KEY", "a-key")
         run_page(name, LONG[name], tmp_path, monkeypatch, capsys)

@@ -3,6 +3,8 @@ actor in Python and one in Node that learn together."""
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +54,9 @@ def test_the_pages_commands_run_side_by_side(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     assert [process.returncode for process in begun] == [0, 0, 0], said
-    joined = (run / "logs" / "driver.log").read_text()
-    assert joined.count("has joined") == 2, joined
+    assert "joined cartpole-ppo as" in said[1] and re.search(r"done; [1-9]\d* trajectories were taken", said[1]), said[
+        1
+    ]
+    assert "(node) has joined" in (run / "logs" / "driver.log").read_text()
+    assert json.loads((run / "summary.json").read_text())["ledger"]["in_flight"] == 0
     assert audit_run(run) == []
