@@ -1,4 +1,4 @@
-"""The blocks of code of a page, and the commands in them. What is said on a page is read from the page, never copied."""
+"""The blocks of code of a page, and the commands in them: read from the page, never copied."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml

@@ -161,7 +161,7 @@ CODING = (
     *("total_env_steps=128", "actors.num_envs=2", "actors.num_shards=1", "actors.unroll_length=32"),
     *("algorithm.num_minibatches=2", "algorithm.epochs=1", "eval.episodes=2", "metrics.enabled=false"),
 )
-SWEEP = tuple(setting for setting in SHORT if not setting.startswith("total_env_steps")) + ("total_env_steps=2048",)
+SWEEP = tuple(setting.replace("total_env_steps=4096", "total_env_steps=2048") for setting in SHORT)
 OUTSIDE = Elsewhere("tests/pages/test_outside_actors_page.py::test_the_pages_commands_run_side_by_side")
 
 LONG = {
@@ -203,7 +203,8 @@ LONG = {
     "docs/outside_actors.md": Page(
         {
             "rollcall train cartpole-ppo actors.num=2 actors.outside.num_shards=2": OUTSIDE,
-            'rollcall actor "$(cat runs/cartpole-ppo/outside.url)" --token-file runs/cartpole-ppo/outside.token': OUTSIDE,
+            'rollcall actor "$(cat runs/cartpole-ppo/outside.url)" '
+            "--token-file runs/cartpole-ppo/outside.token": OUTSIDE,
             'node examples/outside_actor.mjs "$(cat runs/cartpole-ppo/outside.url)" '
             "runs/cartpole-ppo/outside.token": OUTSIDE,
         }

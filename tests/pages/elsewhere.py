@@ -81,10 +81,12 @@ NOT_HERE = {
             """kubectl -n rollcall patch raycluster rollcall --type merge -p '{"spec": {"suspend": false}}'""": CLUSTER,
             "kubectl -n rollcall port-forward service/rollcall-head-svc 8265 &": CLUSTER,
             "RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=deploy/k8s/secrets/ray-token ray job submit --address "
-            """http://127.0.0.1:8265 --entrypoint-resources '{"driver": 1}' --metadata-json '{"rollcall_run": "mine"}' """
-            "--working-dir . -- rollcall train my_recipe.yaml name=mine metrics.host=0.0.0.0 metrics.port=9464": CLUSTER,
+            """http://127.0.0.1:8265 --entrypoint-resources '{"driver": 1}' --metadata-json """
+            """'{"rollcall_run": "mine"}' --working-dir . -- """
+            "rollcall train my_recipe.yaml name=mine metrics.host=0.0.0.0 metrics.port=9464": CLUSTER,
             "deploy/k8s/secrets/make.sh && kubectl apply --server-side -k deploy/k8s/secrets": SECRETS,
-            "kubectl -n rollcall rollout restart statefulset/rollcall-redis deployment/rollcall-reward-service": CLUSTER,
+            "kubectl -n rollcall rollout restart "
+            "statefulset/rollcall-redis deployment/rollcall-reward-service": CLUSTER,
         }
     ),
 }

@@ -104,7 +104,7 @@ def with_my_math(folder: Path) -> None:
 
 def runs_to_select_from(folder: Path) -> None:
     a_model(folder)
-    shutil.copytree("runs/RUN/policy", "model")
+    shutil.copytree("runs/RUN/warm_start", "model")
 
 
 def for_trl(folder: Path) -> None:
@@ -150,7 +150,7 @@ ENGINE = {
                         "task.path=problems.jsonl",
                         "task.chat=false",
                         "task.num_eval_rows=4",
-                        "policy.model=runs/RUN/policy",
+                        "policy.model=runs/RUN/warm_start",
                     ),
                     *("actors.sampling.max_tokens=4", "actors.engine.max_model_len=16", "runtime=serial", *ONE_STEP),
                 )
@@ -186,7 +186,13 @@ ENGINE = {
                 "test_two_people_rank_what_the_policy_writes_and_their_agreement_is_booked"
             ),
             "rollcall train cartpole-preferences": Line(
-                add=("runtime=serial", "total_env_steps=8192", "preferences.total_labels=20", "eval.episodes=1"),
+                add=(
+                    "runtime=serial",
+                    "total_env_steps=8192",
+                    "preferences.total_labels=20",
+                    "preferences.initial_labels=10",
+                    "eval.episodes=1",
+                ),
                 leaves=("runs/cartpole-preferences/report.html",),
             ),
         },

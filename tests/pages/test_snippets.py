@@ -1,14 +1,13 @@
-"""The Python of pages, run as it stands: blocks of a page in their order, in one namespace. What trains is made short."""
+"""The Python of pages, run as it stands: the blocks of a page in their order, in one namespace. Runs are made short."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
@@ -63,7 +62,7 @@ def python_of(page: str) -> list[str]:
 
 
 @pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def short(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """`rollcall.train` with settings that make a run short written over those of the page; what it was called with."""
     told: list[Any] = []
     train_as_shipped = rollcall.train
@@ -82,7 +81,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return {key: value for key, value in found.items() if key.partition(".")[0] not in ("actors", "policy")}
 
     monkeypatch.setattr(rollcall, "train", shortened)
-    yield told
+    return told
 
 
 def carried_out(texts: list[str], **names: Any) -> dict[str, Any]:
@@ -201,7 +200,7 @@ def test_the_page_about_sb3_is_right_about_both(short: list[Any]) -> None:
 
 
 def test_the_reward_of_the_page_about_trl_is_called_in_its_form() -> None:
-    """TRL itself is not installed; its part is Python, and the same function is called by a run of the page's recipe."""
+    """TRL itself is not installed. A run of the page's recipe calls the same function (language_lines.py)."""
     (theirs,) = python_of("docs/migration/trl.md")
     tree = ast.parse(theirs)
     (reward,) = (node for node in tree.body if isinstance(node, ast.FunctionDef))
