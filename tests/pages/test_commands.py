@@ -1,5 +1,5 @@
-"""Every command that a page shows is run as it stands on the page, or said not to be: those of docs/ here, in the order of
-the page, in an empty folder, made shorter by settings at their end."""
+"""Every command that a page shows is run as it stands on the page, or said not to be: those of docs/ here, in the order
+of the page, in an empty folder, made shorter by settings at their end."""
 
 from __future__ import annotations
 
