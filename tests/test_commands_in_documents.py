@@ -1,5 +1,5 @@
 """The commands that the README and the pages of docs/ show: those of the README are run as they stand, in an empty
-folder, and all others are at least ones that there are, with settings that there are. Where a run would take minutes it
+folder, and all have settings that there are. (Those of docs/ are run by tests/pages.) Where a run would take minutes it
 is made shorter by settings at the end of its command, which is how the README says that any setting is written."""
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,9 @@ from rollcall.deploy.config.known_settings import refuse_unknown
 from rollcall.deploy.config.settings import preference_recipes, shipped_recipes
 from tests import ROOT
 from tests.needs import require
+from tests.pages.blocks import NAMES, commands
 
 README = (ROOT / "README.md").read_text()
-PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-MAKE = "    make "  # targets: tests/test_documents.py says that they exist
 SHORT_CONTROL = ("total_env_steps=4096", "eval.episodes=2")
 # One learner step of two prompts, of a model that is imitating for two steps.
 SHORT_LANGUAGE = (
@@ -32,16 +30,10 @@ SHORT_LANGUAGE = (
 WARM_START = ("policy.warm_start.steps=2", "policy.warm_start.batch_size=4")
 
 
-def commands_of(text: str) -> Iterator[str]:
-    """The lines that are commands, in their order; one that goes on in the next line is one."""
-    for match in re.finditer(r"^ *(?:\$ )?((?:rollcall|ray job) (?:.*\\\n)*.*)$", text, re.MULTILINE):
-        line = match.group(0)
-        if line.startswith("    ") or _is_fenced(text, match.start()):
-            yield re.sub(r"\\\n\s*", "", match.group(1))
-
-
-def _is_fenced(text: str, place: int) -> bool:
-    return text[:place].count("\n```") % 2 == 1
+def commands_of(page: str) -> list[str]:
+    """Those of this program, alone or in a Ray job, in their order; without those that are shown with an answer."""
+    found = [command.text for command in commands(page).values() if command.answer is None]
+    return [text for text in found if text.startswith(("rollcall ", "ray job "))]
 
 
 def words_of(command: str) -> list[str]:
@@ -49,14 +41,12 @@ def words_of(command: str) -> list[str]:
     return [*shlex.split(re.split(r"\s[|>&]\s", re.sub(r"\s#.*", "", command))[0])]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_a_page_shows_commands_and_settings_that_there_are(page: Path) -> None:
-    for command in commands_of(page.read_text()):
+@pytest.mark.parametrize("page", NAMES)
+def test_a_page_shows_commands_and_settings_that_there_are(page: str) -> None:
+    for command in commands_of(page):
         program, *words = words_of(command)
         if program != "rollcall" or "--version" in words or any(word.startswith("[") for word in words):
             continue
-        if "$ " + command in page.read_text():
-            continue  # shown with the answer that it gets
         parsed = build_parser().parse_args(words)
         recipe = getattr(parsed, "recipe", None)
         if isinstance(recipe, str) and recipe in shipped_recipes() | preference_recipes():
@@ -65,7 +55,7 @@ def test_a_page_shows_commands_and_settings_that_there_are(page: Path) -> None:
 
 def test_the_readme_has_the_commands_that_are_run_here() -> None:
     """Who adds one to the README adds it here; none is left out of one of the two lists."""
-    found = [" ".join(words_of(command)) for command in commands_of(README)]
+    found = [" ".join(words_of(command)) for command in commands_of("README.md")]
     assert sorted(found) == sorted([*CONTROL, *LANGUAGE, *ELSEWHERE])
 
 
@@ -145,7 +135,7 @@ def run(folder: Path, command: str, *more: str) -> str:
 def test_the_readmes_commands_for_control_run_in_their_order_in_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "my_module.py").write_text(MODULE)
     (tmp_path / "my_recipe.yaml").write_text(recipes_of_the_readme()["cartpole-ppo"])
-    for command in map(" ".join, map(words_of, commands_of(README))):
+    for command in map(" ".join, map(words_of, commands_of("README.md"))):
         if command in CONTROL:
             if "export" in command:
                 require("onnxruntime")  # the last of them

@@ -4,12 +4,16 @@ of the page, in an empty folder, made shorter by settings at their end."""
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rollcall.deploy.cli.completion import commands_of
 from rollcall.deploy.cli.main import build_parser
+from rollcall.deploy.config.known_settings import refuse_unknown
+from rollcall.deploy.config.settings import preference_recipes, shipped_recipes
 from tests import ROOT
 from tests.deploy.coding_server import UPRIGHT, CodingServer, answer
 from tests.deploy.manifest_builds import built
@@ -118,27 +122,23 @@ def test_what_kubectl_is_told_of_is_in_the_manifests() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_within_sentences_are_ones_that_there_are(name: str) -> None:
-    """Names and options; placeholders stand for the rest."""
+    """Names, options, and settings of shipped recipes; placeholders stand for the rest."""
+    root = build_parser()
     for text in inline_commands(name):
-        words = text.split()[1:]
+        words = shlex.split(text)[1:]
         if words[0].isupper() or "..." in words[-1]:
             continue
-        parser = build_parser()
+        parser = root
         for word in words:
-            flag = word.partition("=")[0]
+            flag, below = word.partition("=")[0], commands_of(parser)
             if flag.startswith("--"):
                 assert flag in parser._option_string_actions, f"{name}: {text}: there is no {flag}"
-            elif (found := choices(parser)) is not None:
-                assert word in found, f"{name}: {text}: there is no {word}"
-                parser = found[word]
-
-
-def choices(parser):  # type: ignore[no-untyped-def]
-    """The commands below one, or none."""
-    for action in parser._actions:
-        if isinstance(action.choices, dict):
-            return action.choices
-    return None
+            elif below:
+                assert word in below, f"{name}: {text}: there is no {word}"
+                parser = below[word]
+        settings = [word for word in words if "=" in word and not word.startswith("-")]
+        if words[0] in ("train", "sft") and words[1:2] and words[1] in shipped_recipes() | preference_recipes():
+            refuse_unknown(words[1], settings)
 
 
 # The commands themselves.

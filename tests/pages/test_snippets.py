@@ -22,7 +22,7 @@ from tests.pages.blocks import NAMES, blocks
 from tests.pages.elsewhere import WHOLE
 from tests.pages.running import home_of_its_own, train, write
 from tests.reward_service.test_code_reward import built, segment
-from tests.runs import TWO_STEPS
+from tests.runs import TWO_STEPS, config_of
 
 SMALL: Mapping[str, Any] = {
     "total_env_steps": 256,
@@ -143,6 +143,13 @@ def test_the_ten_lines_of_the_page_of_commands_are_a_task_an_algorithm_and_two_r
     assert (row.prompt, row.answer) == ("2 + 1 =", "3") and len(sums.rows("eval")) == 100
     assert sums.judge(row, " 3").correct and not sums.judge(row, "4").correct
     assert issubclass(found["Mine"], PPO) and "loss" in vars(found["Mine"])
+    write("my_module.py", task + algorithm)
+    with_task = config_of("arithmetic-grpo", ["task=my_module:Sums"])
+    assert with_task.task.name == "my_module:Sums"
+    with_algorithm = config_of("cartpole-ppo", ["algorithm.name=my_module:Mine"]).algorithm
+    assert (
+        with_algorithm == type(with_algorithm)(name="my_module:Mine") and with_algorithm.epochs == PPO.Config().epochs
+    )
     assert list(inspect.signature(found["score"]).parameters) == ["prompts", "completions", "answer", "columns"]
     names = [list(inspect.signature(f).parameters) for f in functions(rewards)]
     assert names == [["prompt", "response", "answer"], ["prompts", "completions", "answer", "columns"]]
