@@ -4,7 +4,9 @@ make a run short; or run elsewhere, which is said. tests/pages/long_lines.py has
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,8 +39,11 @@ def recipe_and_six_runs(folder: Path) -> None:
 def a_stopped_run(folder: Path) -> None:
     """Called RUN, as on the pages: two of four learner steps."""
     write("small.yaml", TWO_STEPS)
-    stop = {"stop": lambda record: record.get("step") == 1}
-    assert rollcall.train("small.yaml", name="RUN", total_learner_steps=4, **stop).status == "stopped"
+
+    def after_two(record: Mapping[str, Any]) -> bool:
+        return record.get("step") == 1
+
+    assert rollcall.train("small.yaml", stop=after_two, name="RUN", total_learner_steps=4).status == "stopped"
 
 
 def a_finished_run(folder: Path) -> None:

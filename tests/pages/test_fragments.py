@@ -206,9 +206,7 @@ def test_the_record_of_a_trajectory_has_the_pages_fields(opened: Open, acting: A
     shown, made = fields["trajectory"]["unroll"], real["trajectory"]["unroll"]
     assert set(shown) <= set(made) and set(shown["steps"]) <= set(made["steps"])
     assert set(fields["episodes"][0]) <= {"episode_return", "length"}
-    status, _, body = opened.ask(
-        *("POST", "/v1/trajectory", encoded),
-        **{"Rollcall_Actor": acting.client._actor[protocol.ACTOR_HEADER], "Rollcall_Lease": leased.secret},
-    )
+    actor = acting.client._actor[protocol.ACTOR_HEADER]
+    status, _, body = opened.ask("POST", "/v1/trajectory", encoded, Rollcall_Actor=actor, Rollcall_Lease=leased.secret)
     assert status == 200
     agrees(taken, json.loads(body), "trajectory")
