@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rollcall.deploy.cli.commands import BAD_INPUT, DONE, SETTINGS, Add
+from rollcall.deploy.config.runtime_choice import CLUSTER
 
 if TYPE_CHECKING:
     from rollcall.deploy.plan.machine import Machine
@@ -39,7 +40,7 @@ def _plan(args: argparse.Namespace) -> int:
     recipe = (load_supervised if args.sft else load_recipe)(args.recipe, args.overrides)
     with tempfile.TemporaryDirectory() as aside:
         needs = recipe.kind.make(recipe.config, Path(aside) / "run").needs()
-    plan = plan_for(recipe.config, needs, _machines(needs.on_ray))
+    plan = plan_for(recipe.config, needs, _machines(needs.on_ray), private=CLUSTER not in os.environ)
     print(json.dumps(as_json(plan), indent=1) if args.json else "\n".join(whole(plan)))
     return BAD_INPUT if plan.problems() else DONE
 
@@ -48,7 +49,7 @@ def _machines(on_ray: bool) -> Sequence[Machine]:
     from rollcall.deploy.plan.machine import this_machine
     from rollcall.deploy.rundir.jobs import runs_root
 
-    if not on_ray or "RAY_ADDRESS" not in os.environ:
+    if not on_ray or CLUSTER not in os.environ:
         return [this_machine(runs_root())]
     from rollcall.deploy.runtimes.on_ray.cluster import connect
 

@@ -3,12 +3,14 @@ settings, the other runs that it names, the data, the model's config, the plan."
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rollcall.deploy.config.runtime_choice import CLUSTER
 from rollcall.deploy.kinds.beginning import beginning_of, expert_of
 from rollcall.deploy.kinds.kind import Driven
 from rollcall.deploy.kinds.recipes import Recipe
@@ -65,7 +67,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         looked_at += _data(members)
         needs = members.needs()
         looked_at.append(f"model: {needs.model}")
-    plan = plan_for(recipe.config, needs, [this_machine(runs_root())])
+    plan = plan_for(recipe.config, needs, [this_machine(runs_root())], private=CLUSTER not in os.environ)
     return DryRun(recipe.config.name, tuple(looked_at), recipe.config.derived(), plan)
 
 

@@ -28,6 +28,7 @@ class Plan:
     needs: Needs
     machines: Sequence[Machine]
     shares: Shares = field(default_factory=Shares)
+    asked_gpus: float = 0.0  # by the settings, of a private cluster, which will never have more
 
     def on_gpu(self, role: Role) -> bool:
         shares = {"learner": self.shares.learner, "actor": self.shares.actor, "evaluator": self.shares.evaluator}
@@ -119,6 +120,13 @@ class Plan:
         return f"{REMEDY}{', '.join(filter(None, [settings, *fewer])) or 'a smaller model'}"
 
     def _gpus(self) -> list[str]:
+        (machine, *_) = self.machines
+        if self.asked_gpus > machine.num_gpus + 1e-6:
+            has = f"{machine.num_gpus:g}" if machine.num_gpus else "no"
+            return [
+                f"{machine.name} has {has} GPUs, and cluster.*.num_gpus ask for {self.asked_gpus:g}: lower them, or "
+                "name a cluster that has as many ($RAY_ADDRESS)"
+            ]
         if not self.shares.problem:
             return []
         if self.shares.remedy:
@@ -137,8 +145,9 @@ class Plan:
         ]
 
 
-def plan_for(config: RootConfig, needs: Needs, machines: Sequence[Machine]) -> Plan:
-    """With GPUs shared out as the settings say, and where they leave it open as the needs do."""
+def plan_for(config: RootConfig, needs: Needs, machines: Sequence[Machine], *, private: bool = False) -> Plan:
+    """With GPUs shared out as the settings say, and where they leave it open as the needs do. `private`: a run on Ray
+    starts a cluster of its own, on this machine."""
     sizes = [size for machine in machines for size in machine.gpu_bytes]
     units: set[Unit] = {"actor", "evaluator"}
     if isinstance(config, OptimisedConfig) and config.learner.device != "cpu":
@@ -149,7 +158,17 @@ def plan_for(config: RootConfig, needs: Needs, machines: Sequence[Machine]) -> P
     shares = shares_for(config, with_gpus, machines)
     have = {"learner": shares.learner, "actor": shares.actor, "evaluator": shares.evaluator}
     has_gpu = {unit for unit in units if sizes and (have[unit] or not needs.on_ray)}
-    return Plan(needs.for_gpu(min(sizes, default=0), has_gpu), machines, shares)
+    asked = _asked_gpus(config, needs, shares) if private and needs.on_ray else 0.0
+    return Plan(needs.for_gpu(min(sizes, default=0), has_gpu), machines, shares, asked)
+
+
+def _asked_gpus(config: OnlineConfig, needs: Needs, shares: Shares) -> float:
+    """Of what a run begins with (on_ray/placement.py)."""
+    wanted = wanted_of(config, needs)
+    actors = min(wanted.num_actors, config.cluster.min_actors or wanted.num_actors)
+    return (
+        wanted.num_learners * shares.learner + actors * shares.actor + (shares.evaluator if wanted.evaluates else 0.0)
+    )
 
 
 def shares_for(config: OnlineConfig, needs: Needs | None, machines: Sequence[Machine]) -> Shares:

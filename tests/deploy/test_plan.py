@@ -222,6 +222,26 @@ def test_a_way_of_the_weights_that_cannot_be_is_refused_in_one_line_by_plan_and_
     assert said in printed.out + printed.err
 
 
+def test_gpus_that_a_private_cluster_will_never_have_are_refused_by_plan_and_dry_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the run would be, when its cluster has started. Actors beyond min_actors need not be there then."""
+    monkeypatch.setenv("ROLLCALL_RUNS", str(tmp_path))
+    monkeypatch.setattr(machines, "gpu_memory", tuple)
+    asked = ("runtime=ray", "actors.num=4", "cluster.min_actors=2", "cluster.learner.num_gpus=1")
+    of_actors = ("cluster.actors.num_gpus=0.5", "cluster.evaluation.num_gpus=0")
+    said = "this machine has no GPUs, and cluster.*.num_gpus ask for 2: lower them, or name a cluster"
+    for command in (["plan", "cartpole-ppo"], ["train", "cartpole-ppo", "--dry-run"]):
+        assert main([*command[:2], *asked, *of_actors, *command[2:]]) == 2
+        printed = capsys.readouterr()
+        assert said in printed.out + printed.err
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # what a cluster has, or will have, it says itself
+    assert main(["train", "cartpole-ppo", *asked, *of_actors, "--dry-run"]) == 0
+    monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setattr(machines, "gpu_memory", lambda: (80 << 30, 80 << 30))
+    assert main(["plan", "cartpole-ppo", *asked, *of_actors]) == 0
+
+
 def test_logits_on_a_gpu_have_the_bounds_of_a_gpu(tmp_path: Path) -> None:
     words = "policy.tiny={vocab_size: 300, hidden_size: 64}"
     small, large = (replace(LARGE, gpu_bytes=(gib * GIB,), num_gpus=1.0) for gib in (16, 80))
