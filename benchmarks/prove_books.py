@@ -32,7 +32,7 @@ from rollcall.cluster.loop.accounts import Counters
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.run_checkpoints import RunCheckpoints
 from rollcall.cluster.messages.attempt import Header
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 
 FAULTS = 0.01  # of attempts, dropped and made again

@@ -248,13 +248,8 @@ def _updates(
     from rollcall.learners.collators.language import LanguageCollator
     from rollcall.learners.loop.config import LearnerConfig
     from rollcall.learners.loop.learner import Learner, resolve_device
-    from rollcall.learners.models.token_policy import (
-        LMPolicyConfig,
-        TokenPolicy,
-        autocast_dtype,
-        layout_of,
-        load_policy_model,
-    )
+    from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+    from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
 
     on_gpu = torch.cuda.is_available()
     config = LMPolicyConfig(model=str(model), attention=attention, dtype="bfloat16" if on_gpu else "float32")

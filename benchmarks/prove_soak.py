@@ -30,7 +30,7 @@ from benchmarks.growth import Allowance, Growth, growth
 from benchmarks.proofs import ROLLCALL, Row
 from benchmarks.soak_picture import amount, picture
 from benchmarks.soak_samples import DRIVER, Sample, look
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import inspect_store
 
 EVERY_S = 5.0

@@ -14,26 +14,12 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
 from rollcall.learners.collective import Collective
+from rollcall.learners.declared import Needs
 
 Models = Mapping[str, nn.Module]  # control: {"actor_critic": ActorCritic}; language: {"policy": TokenPolicy, ...}
 Metrics = dict[str, Tensor]  # 0-dim tensors
 
 TARGET = "target_"  # a target network is called as the model that it follows, with this before it
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What an algorithm asks of whoever builds a run around it."""
-
-    critic: bool = False
-    reference: bool = False  # the policy of version 0, frozen
-    target_networks: tuple[str, ...] = ()  # models of which a copy is kept, which only `after_step` changes
-    networks: tuple[str, ...] = ()  # that it builds itself (BuildsNetworks): critics, say; only learning needs them
-    gradients: bool = False  # its batches are of gradients, which actors compute: it LearnsFromGradients
-    replay: bool = False  # its batches are drawn from what was seen before
-    expert: bool = False  # actors hand back what an expert (`config.expert`) would have done in their place
-    min_group_size: int = 1  # samples of one prompt
-    corrects_policy_lag: bool = False  # False: the loss assumes on-policy data, so max_policy_lag must be 0
 
 
 @dataclass(frozen=True)

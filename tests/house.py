@@ -41,7 +41,7 @@ LATE = {
     "deploy.runtimes.on_ray.launch": "Ray is told of tokens and ports before it is imported",
     "learners.loop.learner -> learners.loop.sharded": "torch's FSDP: seconds, for those who shard",
     "reward_service.scorers.maths -> reward_service.answers.maths_equality": "math-verify is an extra",
-    "reward_service.scorers.scorer_config -> reward_service.scorers.reward_model_scorer": "torch and transformers",
+    "reward_service.scorers.building -> reward_service.scorers.reward_model_scorer": "torch and transformers",
 }
 IMAGES = "deploy/docker"  # what images run beside the package; nobody imports it
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60

@@ -10,7 +10,8 @@ import numpy as np
 
 from rollcall.actors.control.evaluation import Wave, as_judged
 from rollcall.actors.envs.contract import described
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.policy import Policy
 from rollcall.cluster.errors import BadInput

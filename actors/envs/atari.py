@@ -10,10 +10,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from rollcall.actors.envs.env_config import FRAME_STACK
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 
-FRAME_STACK = 4
 FRAME_SKIP = 4
 _OURS = ("num_envs", "autoreset_mode", "reward_clipping", "episodic_life", "life_loss_info", "stack_num")
 

@@ -17,11 +17,11 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FrameStackObservation, TransformObservation
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rollcall.actors.envs.async_envs import AsyncEnvs
-from rollcall.actors.envs.atari import FRAME_STACK, AtariEnv, make_atari
+from rollcall.actors.envs.atari import AtariEnv, make_atari
 from rollcall.actors.envs.checked_env import CheckedEnv
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.actors.envs.global_randomness import OwnRandomness, with_own_randomness
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.observations import Space, check_spaces, observed_space
@@ -38,60 +38,7 @@ ASYNC_PAYS_FROM_S = 0.5e-3
 _MEASURED_STEPS = 8
 
 Vectorization = Literal["native", "sync", "async"]
-
-
-class EnvConfig(BaseModel):
-    """Which environment, and how it is stepped."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    id: str = Field(
-        min_length=1, description="a gymnasium id, envpool:id, or module:function from the working directory"
-    )
-    kwargs: dict[str, Any] = Field(default_factory=dict, description="arguments of the env's constructor")
-    vectorization: Literal["auto", "native", "sync", "async"] = Field(
-        default="auto",
-        description="native: the env's own numpy vector form; sync: one after another; async: a process each",
-    )
-    autoreset: Literal["auto", "next_step", "same_step"] = Field(
-        default="auto", description="when an ended env is reset; what is learned from is the same"
-    )
-    frame_stack: int | None = Field(
-        default=None, ge=1, le=64, description="observations shown together; Atari: 4, of envpool too"
-    )
-    max_episode_steps: int | None = Field(default=None, ge=1, description="steps after which an episode is truncated")
-    fixed_episode_steps: int | None = Field(
-        default=None,
-        ge=1,
-        description="training episodes have this length whatever happens in them, so that it tells nothing; "
-        "evaluation has the env as it is",
-    )
-    reward_clip: float | None = Field(
-        default=None,
-        gt=0.0,
-        description="rewards are clipped to [-this, this] for learning; returns stay the env's own",
-    )
-    atari: bool | None = Field(default=None, description="standard Atari preprocessing; default: for ids of ALE/")
-    episodic_life: bool = Field(default=False, description="Atari: a lost life ends an episode for the learner")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"id": value} if isinstance(value, str) else value
-
-    @property
-    def num_frames(self) -> int:
-        """Of which an observation is a stack, the oldest first; 1: it is none."""
-        return self.frame_stack or (FRAME_STACK if self.is_atari else 1)
-
-    @property
-    def is_atari(self) -> bool:
-        return self.id.startswith("ALE/") if self.atari is None else self.atari
-
-    @property
-    def autoreset_mode(self) -> AutoresetMode | None:
-        modes = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}
-        return modes.get(self.autoreset)
+_AUTORESET = {"next_step": AutoresetMode.NEXT_STEP, "same_step": AutoresetMode.SAME_STEP}
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None, seed: int = 0) -> Env:
@@ -152,10 +99,10 @@ def make_vector_env(
     factory = _SeededEnvs(partial(make_env, config), seed)
     group: EnvGroup
     if chosen == "sync":
-        next_step = config.autoreset_mode is AutoresetMode.NEXT_STEP
+        next_step = config.autoreset == "next_step"
         group = LocalGroup(factory, num_envs, seed=seed, name=config.id, next_step=next_step, max_restarts=max_restarts)
     elif chosen == "async":
-        mode = config.autoreset_mode or AutoresetMode.SAME_STEP
+        mode = _AUTORESET.get(config.autoreset) or AutoresetMode.SAME_STEP
         make = partial(_make_async, factory, num_envs, autoreset_mode=mode, timeout_s=step_timeout_s)
         group = VectorEnvGroup(make, seed=seed, name=config.id, max_restarts=max_restarts)
     elif config.is_atari:
@@ -195,7 +142,7 @@ def _atari_maker(config: EnvConfig, source: EnvSource) -> Callable[[int], Vector
         source.game,
         frame_stack=config.frame_stack,
         max_episode_steps=config.max_episode_steps,
-        autoreset=config.autoreset_mode or AutoresetMode.NEXT_STEP,
+        autoreset=_AUTORESET.get(config.autoreset) or AutoresetMode.NEXT_STEP,
         kwargs=spec | copy.deepcopy(config.kwargs),
     )
     return lambda num_envs: build(config.id, make, {"num_envs": num_envs}, entry_point="ale_py")
@@ -269,7 +216,7 @@ def _no_native(config: EnvConfig, source: EnvSource, num_envs: int) -> str | Non
         return "frames are stacked env by env"
     if config.fixed_episode_steps is not None:
         return "terminations are ignored env by env"
-    if config.autoreset_mode is None:
+    if config.autoreset == "auto":
         return None
     env = _make_native(config, source, num_envs)
     mode = env.metadata.get("autoreset_mode")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import xxhash
 
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import inspect_store
 
 MAGIC = b"rollcall segment 1\n"

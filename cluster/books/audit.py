@@ -25,7 +25,7 @@ from rollcall.cluster.books.sampled import SAMPLED_NAME
 from rollcall.cluster.books.sealed import SealedIndex, read_index
 from rollcall.cluster.books.settings_history import SEGMENTS, SettingsSpan, booked_spans
 from rollcall.cluster.errors import BadInput, BooksDamaged, CheckpointDamaged
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.run_lock import driver_alive
 from rollcall.cluster.store.store import Store, inspect_store
 

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.books.ledger_table import LedgerCounts
 from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.best_evaluation import BestEvaluation
+from rollcall.cluster.metrics.metrics_config import DEFAULT_PORT, MetricsConfig
 from rollcall.cluster.metrics.server import MetricsServer, serve
 from rollcall.cluster.metrics.table import DRIVER, DRIVER_LABELS, ROLES, STATES, Sample
-
-DEFAULT_PORT = 9464
 
 # Keys of the step record, and the metrics that they set. A key that a record lacks leaves its metric as it was.
 _GAUGES = {
@@ -106,18 +104,6 @@ def metric_of(key: str) -> tuple[str, ...]:
         if key in plain:
             return (plain[key],)
     return tuple((_TOTALS | _AMOUNTS).get(key, ()))
-
-
-class MetricsConfig(BaseModel):
-    """Where Prometheus finds the run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    enabled: bool = Field(default=True, description="serve /metrics from the driver")
-    host: str = Field(default="127.0.0.1", description="the address served on; loopback unless you say otherwise")
-    port: int | None = Field(
-        default=None, ge=1, le=65535, description=f"an error if taken; by default {DEFAULT_PORT} or a free one"
-    )
 
 
 class RunMetrics:

@@ -23,15 +23,8 @@ import redis
 from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import BadInput, StoreUnavailable
 from rollcall.cluster.files import write_aside
-from rollcall.cluster.store.redis_address import (
-    URL_VARIABLE,
-    RedisConfig,
-    connect,
-    given_url,
-    may_pass,
-    outage,
-    safe_url,
-)
+from rollcall.cluster.store.redis_address import connect, given_url, may_pass, outage, safe_url
+from rollcall.cluster.store.redis_config import URL_VARIABLE, RedisConfig
 from rollcall.cluster.store.redis_server import LOCK_NAME, PrivateRedis, redis_client
 from rollcall.cluster.store.run_lock import DirectoryLock, RunLock
 

@@ -30,9 +30,9 @@ def add_plan(add: Add) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.known_settings import refuse_unknown
+    from rollcall.deploy.config.kind_settings import checked_recipe
 
-    refuse_unknown(args.recipe, args.overrides)
+    checked_recipe(args.recipe, args.overrides)
     from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
     from rollcall.deploy.plan.planning import plan_for
     from rollcall.deploy.plan.text import as_json, whole

@@ -37,20 +37,16 @@ def _recipes(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.known_settings import refuse_unknown
-
     if args.recipe is None and not args.schema and not args.explain:
         raise BadInput(f"config needs a RECIPE, --explain KEY or --schema ({COMMAND_LINE}); see rollcall recipes")
-    if args.recipe is not None:
-        refuse_unknown(args.recipe, args.overrides)
     if args.explain:
         return _explain(args)
-    from rollcall.deploy.kinds.recipes import json_schema, load_config  # and torch with it
+    from rollcall.deploy.config.kind_settings import checked_recipe, json_schema
 
     if args.schema:
         print(json.dumps(json_schema(), indent=1))
         return DONE
-    config = load_config(args.recipe, args.overrides)
+    config = checked_recipe(args.recipe, args.overrides)
     if args.json:
         settings = parse_yaml(config.to_yaml(), args.recipe).tree
         print(
@@ -70,7 +66,7 @@ def _explain(args: argparse.Namespace) -> int:
     if args.recipe is None:
         found = [one for key in args.explain for one in explained(key)]
     else:
-        from rollcall.deploy.kinds.explaining import explanations  # and torch with it
+        from rollcall.deploy.config.explaining import explanations
 
         found = [one for key in args.explain for one in explanations(key, args.recipe, args.overrides)]
     if args.json:

@@ -83,15 +83,16 @@ def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 
 @_answering
 def _train(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.known_settings import refuse_unknown
+    from rollcall.deploy.config.kind_settings import checked_recipe
     from rollcall.deploy.report.phase_line import on_terminal
 
-    refuse_unknown(args.recipe, args.overrides)
+    args.overrides = [*args.overrides, *_by_people(args)]
+    checked_recipe(args.recipe, args.overrides)  # a slip is answered before torch is imported
     with on_terminal("importing torch"), uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
-    args.overrides = named_overrides([*args.overrides, *_by_people(args)])
+    args.overrides = named_overrides(args.overrides)
     if args.dry_run:
         return _dry_run(load_recipe(args.recipe, args.overrides), args)
     return _train_or_go_on(load_recipe(args.recipe, args.overrides), args, named=recipe_name(args.recipe))
@@ -99,7 +100,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
     """Raises BadInput: of a recipe that asks no raters."""
-    from rollcall.deploy.kinds.recipes import settings_of
+    from rollcall.deploy.config.kind_settings import settings_of
 
     if not args.people:
         return ()
@@ -110,9 +111,9 @@ def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
 
 @_answering
 def _sft(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.known_settings import refuse_unknown
+    from rollcall.deploy.config.kind_settings import checked_recipe
 
-    refuse_unknown(args.recipe, args.overrides)
+    checked_recipe(args.recipe, args.overrides)
     from rollcall.deploy.kinds.recipes import load_supervised
 
     recipe = load_supervised(args.recipe, args.overrides)
@@ -122,7 +123,8 @@ def _sft(args: argparse.Namespace) -> int:
 @_answering
 def train_reward(args: argparse.Namespace) -> int:
     """`rollcall reward train FILE_OR_RECIPE key=value ...`"""
-    from rollcall.deploy.kinds.recipes import load_reward_model, settings_of
+    from rollcall.deploy.config.kind_settings import settings_of
+    from rollcall.deploy.kinds.recipes import load_reward_model
 
     of_file = args.source.endswith(_FILES)
     settings = settings_of(_for_file(Path(args.source)) if of_file else args.source, args.overrides)

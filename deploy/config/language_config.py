@@ -13,12 +13,13 @@ from rollcall.actors.language.lm_actor import LMActorsConfig
 from rollcall.actors.language.lm_evaluation import LMEvalConfig
 from rollcall.actors.tasks.own_task import SettledTask
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.claims import SUPERVISED
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.config.root_config import TaskSettings, section_settings, settings_name
 from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
-from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
-from rollcall.learners.models.token_policy import LMPolicyConfig
+from rollcall.learners.algorithms.language.sft_config import SFTConfig
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 
 
 class LanguageConfig(OnlineConfig):
@@ -94,7 +95,7 @@ class SupervisedConfig(LanguageConfig):
 
     @property
     def algorithm_class(self) -> type[Any]:
-        return SFT
+        return plugins.find(plugins.SUPERVISED_METHOD, SUPERVISED)
 
     @property
     def learner_steps(self) -> int | None:

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from rollcall.actors.control.evaluation import EvalConfig
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.control.evaluation_config import EvalConfig
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import OfflineSettings, OptimisedConfig, section_settings, settings_name
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 
 
 class RecordedDataConfig(BaseModel):

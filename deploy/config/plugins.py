@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -17,6 +18,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs import given
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.inputs.near_names import did_you_mean
+from rollcall.learners.declared import Declared
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,13 @@ OFFLINE_METHOD = Plugin(
     "rollcall.learners.algorithms",
     "OFFLINE_METHOD",
     needs=("needs", "prepare", "minibatches", "loss"),
+    protocol="rollcall/learners/algorithm.py",
+)
+SUPERVISED_METHOD = Plugin(
+    "supervised method",
+    "rollcall.learners.algorithms",
+    "SUPERVISED_METHOD",
+    needs=("unit", "needs", "prepare", "minibatches", "loss"),
     protocol="rollcall/learners/algorithm.py",
 )
 TABULAR = Plugin(
@@ -119,6 +128,20 @@ def find(plugin: Plugin, name: object) -> type[Any]:
     return found  # type: ignore[no-any-return]
 
 
+def declared(plugin: Plugin, name: object) -> type[Any] | Declared:
+    """What a recipe's reader needs of the class of that name: its Config, and of an algorithm `needs` and `unit`. Of
+    what is shipped, without the class itself where that would import torch.
+
+    Raises:
+      BadInput: as `find`.
+    """
+    module = shipped(plugin).get(name) if isinstance(name, str) else None
+    if module is None or find_spec(f"{module}_config") is None:
+        return find(plugin, name)
+    found: Declared = importlib.import_module(f"{module}_config").DECLARED
+    return found
+
+
 def _with_own_name(found: Any) -> Any:
     """A class that has its settings from the one it derives from, with that one's name alone allowed: it gets settings
     of its own, which are the same but for the name."""
@@ -139,7 +162,7 @@ def modules_of(*names: str) -> tuple[str, ...]:
     return tuple(name.partition(":")[0] for name in names if ":" in name and given.named_in(name) is None)
 
 
-def is_language(algorithm: type[Any]) -> bool:
+def is_language(algorithm: type[Any] | Declared) -> bool:
     """Whether an algorithm learns from tokens; the others learn from env steps."""
     return bool(algorithm.unit == "prompt")
 

@@ -12,12 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import MethodSettings, OptimisedConfig, settings_name
-from rollcall.deploy.preferences.data import PreferenceDataConfig
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
+from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig
 from rollcall.learners.loop.config import LearnerConfig, in_sections, section
-from rollcall.learners.loop.optimizers import AdamConfig
-from rollcall.learners.models.lora import LoraConfig
-from rollcall.learners.models.token_policy import LMPolicyConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.lora_config import LoraConfig
 
 
 class PreferenceRunConfig(OptimisedConfig):

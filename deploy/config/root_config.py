@@ -129,7 +129,7 @@ def plugin_settings(plugin: Plugin, value: Any, info: ValidationInfo) -> Any:
             raise ValueError("is wrong, as its reader has said")
         return read
     try:
-        model = plugins.find(plugin, plugin_name_of(value)).Config
+        model = plugins.declared(plugin, plugin_name_of(value)).Config
         settings = dict(value) if isinstance(value, Mapping) else {"name": value}
         return model.model_validate_json(json.dumps(settings), strict=True)
     except BadInput as error:

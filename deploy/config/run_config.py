@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from rollcall.actors.control.evaluation import EvalConfig
-from rollcall.actors.control.gym_actor import ActorsConfig
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.control.actors_config import ActorsConfig
+from rollcall.actors.control.evaluation_config import EvalConfig
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.cluster.loop.supervision import SupervisionConfig
-from rollcall.cluster.metrics.run_metrics import MetricsConfig
-from rollcall.cluster.store.redis_address import URL_VARIABLE, RedisConfig
+from rollcall.cluster.metrics.metrics_config import MetricsConfig
+from rollcall.cluster.store.redis_config import URL_VARIABLE, RedisConfig
 from rollcall.deploy.config import plugins, reward_config
 from rollcall.deploy.config.placement import ClusterConfig
 from rollcall.deploy.config.plugins import Plugin
@@ -34,7 +34,8 @@ from rollcall.deploy.config.root_config import (
 from rollcall.deploy.config.runtime_choice import reason_for_processes
 from rollcall.deploy.config.settings import to_yaml
 from rollcall.learners.data.replay_config import ReplayConfig
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.declared import Declared
+from rollcall.learners.models.policy_config import PolicyConfig
 
 # To compile the steps of an epoch takes about 20 s with nothing cached, and saves about 1 ms of each (measured on one
 # core, minibatches of 256, two 64x64 MLPs): it pays from this many on. With critics beside the policy (SAC and TD3, of
@@ -96,6 +97,11 @@ class OnlineConfig(OptimisedConfig):
     @property
     def algorithm_class(self) -> type[Any]:
         return plugins.find(plugins.ALGORITHM, self.algorithm_name)
+
+    @property
+    def declared(self) -> type[Any] | Declared:
+        """What is known of the algorithm before it is imported: `needs` and `unit`."""
+        return plugins.declared(plugins.ALGORITHM, self.algorithm_name)
 
     def build_algorithm(self) -> Any:
         """A new learners.algorithm.Algorithm with this run's settings."""
@@ -175,7 +181,7 @@ class RunConfig(OnlineConfig):
     @property
     def expert(self) -> str | None:
         """Who teaches the run, of an algorithm that is taught: a run, or my_module:function."""
-        if not self.algorithm_class.needs.expert:
+        if not self.declared.needs.expert:
             return None
         return str(self.algorithm.expert)  # type: ignore[attr-defined]
 
@@ -203,12 +209,12 @@ class RunConfig(OnlineConfig):
     @property
     def learns_from_gradients(self) -> bool:
         """Whether actors compute them."""
-        return bool(self.algorithm_class.needs.gradients)
+        return bool(self.declared.needs.gradients)
 
     @property
     def steps_per_batch(self) -> int | None:
         """Env steps in one learner step; None when a unit is an episode, whose length is not known before."""
-        if self.algorithm_class.unit == "episode":
+        if self.declared.unit == "episode":
             return None
         return self.tickets_per_step * self.envs_per_shard * self.actors.unroll_length
 
@@ -238,7 +244,7 @@ class RunConfig(OnlineConfig):
             or self.env.is_atari
         ):
             return False
-        needs = self.algorithm_class.needs
+        needs = self.declared.needs
         has_critics = needs.replay and bool(needs.networks)
         enough = COMPILE_PAYS_WITH_CRITICS_FROM if has_critics else COMPILE_PAYS_FROM_MINIBATCHES
         return (self.learner_steps or 0) * self.minibatches_per_step >= enough
@@ -309,12 +315,12 @@ def is_function(named: str) -> bool:
 def _default_lag(algorithm: Any) -> int:
     """An algorithm without lag correction runs synchronously unless the user says otherwise (and is told no)."""
     name = plugin_name_of(algorithm)
-    return 0 if name is None else int(plugins.find(plugins.ALGORITHM, name).needs.corrects_policy_lag)
+    return 0 if name is None else int(plugins.declared(plugins.ALGORITHM, name).needs.corrects_policy_lag)
 
 
 def _default_replay(algorithm: Any) -> ReplayConfig | None:
     name = plugin_name_of(algorithm)
-    replays = name is not None and plugins.find(plugins.ALGORITHM, name).needs.replay
+    replays = name is not None and plugins.declared(plugins.ALGORITHM, name).needs.replay
     return ReplayConfig() if replays else None
 
 

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.claims import SUPERVISED
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import section_settings
 from rollcall.deploy.config.settings import Settings
-from rollcall.learners.algorithms.language.sft import SFT
 
 
 def named_settings(model: type[BaseModel], value: Any) -> Any:
@@ -77,7 +77,7 @@ class CollectingConfig(LanguageConfig):
 
     @property
     def algorithm_class(self) -> type[Any]:
-        return SFT
+        return plugins.find(plugins.SUPERVISED_METHOD, SUPERVISED)
 
 
 class ExpertIterationConfig(CollectingConfig):

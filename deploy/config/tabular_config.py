@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
 
-from rollcall.actors.control.evaluation import EvalConfig
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.control.evaluation_config import EvalConfig
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.root_config import (

@@ -15,8 +15,8 @@ from pydantic.fields import FieldInfo
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.learner_settings import as_written
+from rollcall.deploy.config.problem import Problem
 from rollcall.deploy.config.root_config import RootConfig, plugin_name_of
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.wording import line_about, nearest_key
@@ -53,7 +53,7 @@ def validated(
         if written is None:
             continue
         try:
-            models[section] = plugins.find(plugin, plugin_name_of(written)).Config
+            models[section] = plugins.declared(plugin, plugin_name_of(written)).Config
         except BadInput as error:
             lines.append(line_about(settings, (section, "name"), str(error)))
     fields = setting_fields(whole, models)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from rollcall.deploy.config.explaining import all_settings
 from rollcall.deploy.config.known_settings import FILE
-from rollcall.deploy.kinds.explaining import all_settings
 
 
 def main() -> int:

@@ -13,11 +13,12 @@ from typing import Any
 from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.kind_settings import settings_of
 from rollcall.deploy.config.run_config import OnlineConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings
 from rollcall.deploy.drive.records import Changes
 from rollcall.deploy.kinds.kind import StoredRun
-from rollcall.deploy.kinds.recipes import recipe_of, settings_of
+from rollcall.deploy.kinds.recipes import recipe_of
 from rollcall.learners.algorithm import HasModels
 
 # How long the run is, what the loss weighs, how the optimiser steps, who watches and where it runs; in words: rollcall

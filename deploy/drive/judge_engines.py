@@ -13,7 +13,7 @@ import torch
 from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_server import GPU_SHARE, NAME, VllmServer
 from rollcall.reward_service.scorers.chat import KEY_VARIABLE
-from rollcall.reward_service.scorers.judge import JudgeConfig
+from rollcall.reward_service.scorers.judge_config import JudgeConfig
 from rollcall.reward_service.scorers.scorer_config import EnsembleConfig, ScorerConfig, WeightedSumConfig
 
 CONCURRENCY = 64  # requests that such an engine works on side by side

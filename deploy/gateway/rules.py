@@ -19,6 +19,7 @@ from rollcall.cluster.messages.experience import SCHEMA_VERSION, GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.deploy.gateway.desk import Lease
 from rollcall.deploy.kinds.outside import OutsideShards
+from rollcall.learners.models.action_distribution import distribution_of
 
 MAX_LENGTH = 2**31  # env steps of an episode
 LOGPROB_SLACK = 1e-3  # a choice's log-probability is 0 at most, but for rounding
@@ -33,7 +34,7 @@ class TrajectoryRules:
 
     def __init__(self, outside: OutsideShards) -> None:
         space = outside.action_space
-        distribution = outside.policy_config.distribution(space)
+        distribution = distribution_of(outside.policy_config, space)
         self._reader = ObservationReader(outside.observation_space, space)
         self._action_space = space
         self._action_shape = tuple(distribution.action_shape)

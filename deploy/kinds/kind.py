@@ -8,19 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-from pydantic import BaseModel
-
 from rollcall.actors.trajectory_scoring import ItemMapping, RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.config.checks import Problem
 from rollcall.deploy.config.constitutional_config import CriticConfig
+from rollcall.deploy.config.kind_settings import KindSettings
+from rollcall.deploy.config.problem import Problem
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.root_config import RootConfig
-from rollcall.deploy.config.settings import KeyPath, Settings
-from rollcall.deploy.config.validation import validated
+from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.language.warm_start import WarmStart
 from rollcall.deploy.kinds.outside import OutsideShards
@@ -82,8 +80,7 @@ class LoadedRun(Protocol):
 class RunKind:
     """One kind of run. Adding one: a file with such an object, and its place in registry.py."""
 
-    name: str  # by which config/claims.py says what recipes of it look like
-    config: type[RootConfig]
+    settings: KindSettings  # what its recipes have
     counts: Counted  # what its steps and its summary count
     make: Callable[[Any, Path], Driven]  # what a run of such a config is made of, in its directory; begins nothing
     load: Callable[[StoredRun], LoadedRun]  # what a checkpoint of it holds
@@ -97,21 +94,22 @@ class RunKind:
     )
     misfit: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot begin with such a policy
     unfit_expert: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot be taught by such a policy
-    problems: Callable[[Any], list[Problem]] = lambda config: []  # in a config, that no component can check alone
-    fits: Callable[[type[Any]], bool] = lambda algorithm: False  # whether one that is shipped is for this kind
-    sections: Callable[[Settings], Mapping[str, type[BaseModel]]] = lambda settings: {}  # whose model depends on them
-    renamed: Mapping[KeyPath, KeyPath] = field(default_factory=dict)  # settings that had another name: old -> new path
+    unfit: Callable[[Any], list[Problem]] = lambda config: []  # what env, network and machine cannot do of a config
     resumable: Callable[[Path], bool] = lambda directory: bool(list_checkpoints(directory))  # one that was stopped
     exports: bool = False  # its policy is exported when the run has ended and is summed up
     evaluates: bool = True  # a checkpoint of it can be judged after the run
 
-    def read(self, settings: Settings) -> RootConfig:
-        """The configuration of a recipe of this kind.
+    @property
+    def name(self) -> str:
+        return self.settings.name
 
-        Raises:
-          BadInput: one line for each thing that is wrong.
-        """
-        return validated(settings, self.config, self.sections(settings))
+    @property
+    def config(self) -> type[RootConfig]:
+        return self.settings.config
+
+    def problems(self, config: Any) -> list[Problem]:
+        """In a config, that no component can check alone."""
+        return self.settings.problems(config) or self.unfit(config)
 
 
 @dataclass(frozen=True)

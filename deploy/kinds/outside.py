@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from rollcall.actors.outside.settings import OutsideConfig
 from rollcall.actors.policy import Policy
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)

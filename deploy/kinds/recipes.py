@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config import schema
-from rollcall.deploy.config.reading import read_settings
+from rollcall.deploy.config.claims import SUPERVISED as SFT_NAME
+from rollcall.deploy.config.kind_settings import checked, settings_of
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, Settings, dotted_values
 from rollcall.deploy.config.validation import refused
@@ -21,7 +21,6 @@ from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
 from rollcall.deploy.kinds.registry import KINDS, kind_of
 from rollcall.deploy.rundir.directories import find_checkpoint
 from rollcall.deploy.rundir.earlier_runs import read_run
-from rollcall.learners.algorithms.language.sft import SFT
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,10 @@ def load_recipe(
     return recipe_of(settings_of(recipe, overrides, values))
 
 
-def settings_of(
-    recipe: str | Path | Settings, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
-) -> Settings:
-    """What load_recipe reads, not yet checked."""
-    return read_settings(recipe, overrides, values, renamed=lambda tree: kind_of(tree).renamed)
-
-
 def recipe_of(settings: Settings) -> Recipe:
     """As load_recipe, of settings that were read already."""
-    kind = kind_of(settings.tree)
-    config = kind.read(settings).resolved()
-    problems = kind.problems(config)
-    if problems:
+    kind, config = kind_of(settings.tree), checked(settings)
+    if problems := kind.unfit(config):
         raise refused(settings, problems, config)
     return Recipe(kind, config, settings.over, _chosen(settings, config))
 
@@ -81,7 +71,7 @@ def load_supervised(recipe: str | Path, overrides: Iterable[str] = ()) -> Recipe
             f"{recipe}: a control recipe has no demonstrations to imitate: rollcall sft needs one with a task"
         )
     if found.kind is not SUPERVISED:
-        settings.set(("algorithm",), {"name": SFT.name}, COMMAND_LINE)
+        settings.set(("algorithm",), {"name": SFT_NAME}, COMMAND_LINE)
         found = recipe_of(settings)
     return found
 
@@ -145,8 +135,3 @@ def kind_of_config(config: RootConfig) -> RunKind:
         if type(config) is kind.config:
             return kind
     raise BadInput(f"{type(config).__name__} is no configuration of a run")
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a recipe, of whatever kind, with the settings of all that is shipped."""
-    return schema.json_schema((kind.config, kind.fits) for kind in reversed(KINDS))

@@ -13,7 +13,7 @@ from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.sealed import SealedBooks
 from rollcall.cluster.checkpoint import latest_checkpoint, list_checkpoints
 from rollcall.cluster.loop.run_checkpoints import covered_by_all
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 from rollcall.deploy.rundir.files import consumption_log
 

@@ -19,6 +19,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.store.run_lock import DirectoryLock
+from rollcall.deploy.config.kind_settings import settings_of
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.root_config import RootConfig
 from rollcall.deploy.config.selection_config import KeepConfig
@@ -28,7 +29,7 @@ from rollcall.deploy.drive.signals import nothing_to_keep, stop_on_signals
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.policy import LoadedLanguage
-from rollcall.deploy.kinds.recipes import open_run, recipe_of, settings_of
+from rollcall.deploy.kinds.recipes import open_run, recipe_of
 from rollcall.deploy.kinds.selection.completions import AnsweredFile
 from rollcall.deploy.kinds.selection.data_sets import LABELLED, PAIRS, SFT, Tally, best_of_curve, write_data_sets
 from rollcall.deploy.kinds.selection.making import Generation, chosen_rows, digest_of, sampled_by

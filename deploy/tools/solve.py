@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 from rollcall.deploy.kinds.tabular.numbered import NumberedEnv

@@ -7,7 +7,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from rollcall.learners.loop.optimizers import LANGUAGE_EPS, AdamConfig, OptimizerSection, SGDConfig
+from rollcall.learners.loop.optimizer_config import LANGUAGE_EPS, AdamConfig, OptimizerSection, SGDConfig
 from rollcall.learners.loop.schedules import ConstantSchedule, ScheduleSection
 
 # Short spellings: of a setting in a section, and how recipes have it beside the section (and config.yaml had it before

@@ -18,7 +18,7 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithm import Algorithm, Context, with_own_models
 from rollcall.learners.batches.gym_batch import stack_trajectories
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import SGDConfig
+from rollcall.learners.loop.optimizer_config import SGDConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
 from rollcall.learners.models.flat import load_module_weights
 from rollcall.learners.update import Stepper

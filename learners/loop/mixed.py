@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.loop.footprint import STEP_CHUNK
-from rollcall.learners.loop.optimizers import CONTROL_EPS, AdamConfig, AdamWConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig
+from rollcall.learners.loop.optimizers import CONTROL_EPS
 from rollcall.learners.loop.rules import ALL, PARAMETERS, Stretch, adam_step, shrink
 from rollcall.learners.models.halves import joined, split_into
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.loop.footprint import STEP_CHUNK
-from rollcall.learners.loop.optimizers import OptimizerConfig
+from rollcall.learners.loop.optimizer_config import OptimizerConfig
 from rollcall.learners.loop.rules import ALL, PARAMETERS, Stretch, TorchRule
 
 

@@ -17,7 +17,7 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.loop.footprint import STEP_CHUNK
 from rollcall.learners.loop.mixed import MixedAdam
 from rollcall.learners.loop.offload import HostRule
-from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, OptimizerConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, OptimizerConfig
 from rollcall.learners.loop.rules import PARAMETERS, Rule, Stretch, TorchRule, decays, gradient_norm
 from rollcall.learners.models.flat import FlatParameters, Whole, flatten_module
 from rollcall.learners.models.halves import joined

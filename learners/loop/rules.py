@@ -11,14 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.loop.footprint import STEP_CHUNK
-from rollcall.learners.loop.optimizers import (
-    CONTROL_EPS,
-    AdamConfig,
-    AdamWConfig,
-    OptimizerConfig,
-    allocate_state,
-    build_optimizer,
-)
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, OptimizerConfig
+from rollcall.learners.loop.optimizers import CONTROL_EPS, allocate_state, build_optimizer
 
 PARAMETERS = "parameters"  # as a checkpoint calls them; an optimiser's state is `optimizer.<its name>`
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from rollcall.learners.loop.optimizers import of_kind
+from rollcall.learners.loop.optimizer_config import of_kind
 
 Warmup = Annotated[int, Field(ge=0, description="learner steps over which the rate rises from zero")]
 FinalFraction = Annotated[float, Field(ge=0, le=1, description="what is left of the rate at the run's end")]

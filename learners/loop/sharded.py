@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import TensorSpec
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import OptimizerConfig
+from rollcall.learners.loop.optimizer_config import OptimizerConfig
 from rollcall.learners.loop.parameters import FsdpUnits, make_rule
 from rollcall.learners.loop.rules import PARAMETERS, decays, gradient_norm
 from rollcall.learners.models.flat import Whole, place

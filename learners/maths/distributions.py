@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from rollcall.cluster.messages.arrays import Array
 from rollcall.learners.maths.categorical import Categorical, MultiCategorical
-
-Squash = Literal["clip", "tanh"]
+from rollcall.learners.maths.choices import Squash
 
 _LOG_2 = math.log(2.0)
 _NEAREST_TO_BOUND = 1.0 - 1e-4  # of (-1, 1): where an action at the bound is taken to be, before its tanh

@@ -8,13 +8,12 @@ of the whole, however it is divided among processes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-KLEstimator = Literal["k1", "k2", "k3"]
+from rollcall.learners.maths.choices import KLEstimator
 
 
 def masked_mean(x: Tensor, *, mask: Tensor, num_valid: Tensor) -> Tensor:

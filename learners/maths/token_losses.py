@@ -7,14 +7,11 @@ gradients of its parts add up to those of the whole, however it is divided into 
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from rollcall.learners.maths.choices import Aggregation
 from rollcall.learners.maths.losses import same_shape
-
-Aggregation = Literal["token_mean", "sequence_mean", "fixed_length"]
 
 
 def aggregation_weights(*, lengths: Tensor, mode: Aggregation, fixed_length: int | None = None) -> Tensor:

@@ -8,28 +8,13 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.learners.models.flat import Readable, Whole
+from rollcall.learners.models.lora_config import ALL_LINEAR, LoraConfig
 
-ALL_LINEAR = "all-linear"
 _ADAPTER = "default"
-
-
-class LoraConfig(BaseModel):
-    """A matrix W becomes W + alpha / rank * B A, of which only B and A are trained. There is no dropout: with it, the
-    ratio of a policy to itself would not be 1."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    rank: int = Field(default=16, ge=1, description="of B A: what can be learnt grows with it, and the memory")
-    alpha: float = Field(default=32, gt=0, description="B A is multiplied by alpha / rank")
-    targets: str | tuple[str, ...] = Field(
-        default=ALL_LINEAR,
-        description="names of the layers with adapters (q_proj, say); all-linear: all but the output",
-    )
 
 
 def add_adapters(model: nn.Module, config: LoraConfig, *, seed: int) -> None:

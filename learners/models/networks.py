@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths.distributions import DiagonalGaussian
+from rollcall.learners.models.action_distribution import distribution_of
 from rollcall.learners.models.normaliser import ObservationNormaliser
 from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.models.q_heads import Exploration, NoisyLinear, QValues
@@ -42,7 +43,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.config = config
         self.observation_spaces = flatten_space(observation_space)
-        self.distribution = config.distribution(action_space)
+        self.distribution = distribution_of(config, action_space)
         # The acting half is registered first: it is a prefix of the flat parameters, and actors hold nothing else.
         self.torso = self._new_torso()
         num_features = self.torso.num_features

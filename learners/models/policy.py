@@ -22,9 +22,9 @@ from rollcall.learners.models.networks import (
     CRITIC_CHILDREN,
     LOG_STD_BOUNDS,
     ActorCritic,
-    PolicyConfig,
     build_actor_critic,
 )
+from rollcall.learners.models.policy_config import PolicyConfig
 
 
 class TorchPolicy:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import gymnasium as gym
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rollcall.learners.maths.distributions import ActionDistribution, Squash, distribution_for
-from rollcall.learners.maths.epsilon_greedy import EpsilonGreedy
-from rollcall.learners.maths.noisy_actions import noisy_actions
-from rollcall.learners.models.q_heads import QConfig
-from rollcall.learners.models.torsos import Activation
+from rollcall.learners.maths.choices import Squash
+from rollcall.learners.models.activation import Activation
+from rollcall.learners.models.q_config import QConfig
 
 
 class CloningConfig(BaseModel):
@@ -112,14 +108,3 @@ class PolicyConfig(BaseModel):
     @property
     def starts_at_random(self) -> bool:
         return self.random_start and self.init_from is None and self.warm_start is None
-
-    def distribution(self, action_space: gym.Space[Any]) -> ActionDistribution:
-        """What samples the actions of a space, and makes of them (`to_env`) those that the env takes: for acting, and
-        for whoever judges what was done."""
-        if self.exploration_noise is not None:
-            return noisy_actions(action_space, self.exploration_noise)
-        if self.q is None:
-            return distribution_for(action_space, self.squash)
-        if not isinstance(action_space, gym.spaces.Discrete):
-            raise ValueError(f"q: values of single actions are had of a Discrete space alone, not of {action_space}")
-        return EpsilonGreedy(int(action_space.n), start=int(action_space.start), dtype=np.dtype(action_space.dtype))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["tanh", "relu", "silu", "gelu", "elu"]
+from rollcall.learners.models.activation import Activation
 
 
 class Tanh(nn.Module):

@@ -12,7 +12,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.models.torsos import ACTIVATIONS, Torso, initialise
 
 NUM_CRITICS = 2  # each with weights of its own: the smaller value of two is less optimistic (Fujimoto et al., 2018)

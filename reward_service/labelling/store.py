@@ -19,7 +19,7 @@ import redis
 from redis.commands.core import Script
 
 from rollcall.cluster.errors import LeaseLost, StoreUnavailable
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import open_store
 from rollcall.reward_service.labelling.leases import Lease
 from rollcall.reward_service.labelling.protocol import Progress

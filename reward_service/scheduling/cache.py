@@ -19,7 +19,8 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.strict import Strict
-from rollcall.cluster.store.redis_address import URL_VARIABLE, safe_url
+from rollcall.cluster.store.redis_address import safe_url
+from rollcall.cluster.store.redis_config import URL_VARIABLE
 from rollcall.reward_service.scheduling.metrics import ServiceMetrics
 from rollcall.reward_service.scorer import Score, finite
 

@@ -24,7 +24,8 @@ from rollcall.reward_service.scheduling.cache import open_cache
 from rollcall.reward_service.scheduling.dispatcher import Dispatcher
 from rollcall.reward_service.scheduling.metrics import ServiceMetrics
 from rollcall.reward_service.scheduling.registry import Makers, Registry
-from rollcall.reward_service.scorers.scorer_config import ScorerConfig, build_scorer
+from rollcall.reward_service.scorers.building import build_scorer
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 from rollcall.reward_service.service.app import DOCUMENT_PATHS, HEALTH_PATHS, METRICS_PATH, Routes, create_app
 from rollcall.reward_service.service.auth import TOKEN_VARIABLE, BearerToken, find_token, is_loopback
 from rollcall.reward_service.service.guard import Guard

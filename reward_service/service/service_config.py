@@ -10,7 +10,8 @@ from typing import Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from rollcall.cluster.inputs.strict import Strict
-from rollcall.cluster.store.redis_address import URL_VARIABLE, url_with_password
+from rollcall.cluster.store.redis_address import url_with_password
+from rollcall.cluster.store.redis_config import URL_VARIABLE
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scheduling.cache import CacheConfig

@@ -13,8 +13,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.control.actors_config import ActorsConfig
+from rollcall.actors.control.gym_actor import GymActor
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket, Unit
 from rollcall.cluster.messages.weights import Weights, pack_weights

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.evaluation_config import EvalConfig
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import pack_weights
 from tests.needs import needs

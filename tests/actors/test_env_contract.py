@@ -12,7 +12,8 @@ import torch
 
 from rollcall.actors.control.unroll import begin_shard, unroll
 from rollcall.actors.envs.contract import ContractError, as_flag, as_number
-from rollcall.actors.envs.environment import EnvConfig, Vectorization, make_env, make_vector_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import Vectorization, make_env, make_vector_env
 from rollcall.actors.envs.vector import EnvGroup, Step
 from rollcall.cluster.errors import BadInput, EnvFailure
 

@@ -14,7 +14,8 @@ from typing import Literal
 import pytest
 
 from rollcall.actors.control import state
-from rollcall.actors.envs.environment import EnvConfig, make_vector_env, spaces_of
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 
 _ENVS = """

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load, save
 
 from rollcall.actors.control.state import is_exact
-from rollcall.actors.envs.environment import EnvConfig, make_vector_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_vector_env
 from tests.needs import require
 
 

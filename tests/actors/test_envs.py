@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from tests.needs import require
 

@@ -12,16 +12,19 @@ import pytest
 import torch
 from PIL import Image
 
-from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.evaluation_config import EvalConfig
 from rollcall.actors.control.video import record_video
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.cluster.errors import BadInput, EnvFailure
 from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.models.flat import module_weights
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 
 CARTPOLE = EnvConfig(id="CartPole-v1")
 

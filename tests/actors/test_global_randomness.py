@@ -13,7 +13,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs import global_randomness
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, make_vector_env
 from rollcall.actors.envs.global_randomness import GlobalRandomness
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup
 

@@ -16,7 +16,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, make_vector_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.vector import EnvGroup, Restarts
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup

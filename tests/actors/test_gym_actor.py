@@ -12,7 +12,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.cluster.errors import EnvFailure, NonFinite, WeightsTimeout
 from rollcall.cluster.messages.arrays import Array, named_arrays
 from rollcall.cluster.messages.attempt import Produced

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.envs.env_config import EnvConfig
 
 
 def test_a_shard_goes_on_exactly_with_the_actor_that_took_it_over(make_actor: Any, make_ticket: Any) -> None:

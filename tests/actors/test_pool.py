@@ -10,10 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.evaluation_config import EvalConfig
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.control.unroll import UnitOfExperience, begin_shard, unroll
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env, spaces_of
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, make_vector_env, spaces_of
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.actors.envs.pool import REPLAYABLE
 from rollcall.actors.envs.vector_env_group import VectorEnvGroup

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from rollcall.actors.control.evaluation import EvalConfig, Evaluator
+from rollcall.actors.control.evaluation import Evaluator
+from rollcall.actors.control.evaluation_config import EvalConfig
 from rollcall.actors.control.recording import (
     EpisodeRecorder,
     check_spaces_of,
@@ -18,7 +19,8 @@ from rollcall.actors.control.recording import (
     read_recorded,
     write_recorded,
 )
-from rollcall.actors.envs.environment import EnvConfig, make_env, spaces_of
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, spaces_of
 from rollcall.actors.envs.plain_spaces import alike, space_of, space_text
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.recorded import RecordedEpisodes

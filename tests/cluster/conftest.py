@@ -21,7 +21,7 @@ from rollcall.cluster.books.ledger import Ledger, LedgerPosition
 from rollcall.cluster.books.ledger_table import ledger_keys
 from rollcall.cluster.books.sealed import SealedBooks
 from rollcall.cluster.messages.attempt import Header
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 
 _numbers = itertools.count()

@@ -15,7 +15,7 @@ from rollcall.cluster.books.consumption import ConsumptionLog, read_log
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.attempt import Header
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, inspect_store, open_store
 
 Run = Any  # the SimulatedRun of conftest.py

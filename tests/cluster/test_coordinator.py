@@ -29,7 +29,7 @@ from rollcall.cluster.messages.events import (
     TicketProduced,
 )
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 from tests.cluster.faulty_workers import BATCH, FaultyWorkers, Rollout, coordinate
 

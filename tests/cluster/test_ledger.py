@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rollcall.cluster.books.ledger import Key, Ledger, LedgerCounts
 from rollcall.cluster.books.ledger_table import IN_FLIGHT, Attempt, read_table, recount
 from rollcall.cluster.errors import LedgerConflict, StoreUnavailable
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 
 

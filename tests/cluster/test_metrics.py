@@ -14,7 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from rollcall.cluster.books.ledger_table import LedgerCounts
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.loop.run import RunState
-from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
+from rollcall.cluster.metrics.metrics_config import MetricsConfig
+from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.cluster.metrics.table import DRIVER
 
 LABELS: dict[str, Any] = {"run": "first", "policy": "policy", "env": "gsm8k"}

@@ -11,7 +11,7 @@ import pytest
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store, open_store
 
 LABELS: dict[str, Any] = {"run": "r", "policy": "p", "env": "e"}

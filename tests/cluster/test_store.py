@@ -23,7 +23,8 @@ from pydantic import SecretStr
 from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.errors import BadInput, RunAlive, StoreUnavailable
 from rollcall.cluster.store import redis_server
-from rollcall.cluster.store.redis_address import RedisConfig, may_pass, outage
+from rollcall.cluster.store.redis_address import may_pass, outage
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.redis_server import PrivateRedis, redis_client
 from rollcall.cluster.store.run_lock import driver_alive
 from rollcall.cluster.store.store import Store, inspect_store, open_store

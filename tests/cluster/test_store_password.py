@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.store.redis_address import PASSWORD_VARIABLE, URL_VARIABLE, RedisConfig
+from rollcall.cluster.store.redis_config import PASSWORD_VARIABLE, URL_VARIABLE, RedisConfig
 from rollcall.cluster.store.store import Store, inspect_store, open_store
 
 

@@ -20,7 +20,7 @@ from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig
 from rollcall.reward_service.scorer import Score
-from rollcall.reward_service.scorers.scorer_config import build_scorer
+from rollcall.reward_service.scorers.building import build_scorer
 from tests.runs import BENCH_KEYS
 
 

@@ -17,9 +17,9 @@ from rollcall.deploy.cli import main
 from rollcall.deploy.cli.completion import completions
 from rollcall.deploy.cli.main import build_parser
 from rollcall.deploy.config import other_names
+from rollcall.deploy.config.explaining import _of_all, explanations
 from rollcall.deploy.config.explanation import type_text
 from rollcall.deploy.config.other_names import called_here, settings_called
-from rollcall.deploy.kinds.explaining import _of_all, explanations
 from tests.runs import TWO_STEPS
 
 

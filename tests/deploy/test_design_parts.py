@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.config.design_config import DesignConfig, DesignRunConfig
 from rollcall.deploy.config.settings import parse_yaml, to_yaml

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.claims import CLAIMS
+from rollcall.deploy.config.explaining import all_settings
 from rollcall.deploy.config.known_settings import FILE, explained, refuse_unknown
 from rollcall.deploy.config.settings import preference_recipes, read_recipe, shipped_recipes
 from rollcall.deploy.config.validation import setting_fields
-from rollcall.deploy.kinds.explaining import all_settings
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.kinds.registry import KINDS
 from rollcall.learners.loop.config import SHORT

@@ -22,7 +22,8 @@ import pytest
 from rollcall.cluster.books.ledger_table import LedgerCounts
 from rollcall.cluster.loop.run import RunState
 from rollcall.cluster.metrics.discovery import FOLDER, announce
-from rollcall.cluster.metrics.run_metrics import MetricsConfig, RunMetrics
+from rollcall.cluster.metrics.metrics_config import MetricsConfig
+from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.deploy.cli import main
 from rollcall.deploy.tools.monitoring import monitor
 from tests.needs import needs

@@ -22,8 +22,8 @@ from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.kinds.language.supervised import SupervisedRun
 from rollcall.deploy.kinds.language.text_preferences import reward_training
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
-from rollcall.deploy.preferences.data import PreferenceDataConfig
-from rollcall.learners.models.lora import LoraConfig
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
+from rollcall.learners.models.lora_config import LoraConfig
 from rollcall.reward_service.models.reward_model_files import load_reward_model
 from tests.deploy.test_preference_runs import DIRECT, REWARD
 from tests.needs import require, require_module

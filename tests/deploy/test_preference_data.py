@@ -11,7 +11,8 @@ import pytest
 
 from rollcall.actors.tasks.reviews import kindness
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.preferences.data import PreferenceDataConfig, encode_texts, load_preferences
+from rollcall.deploy.preferences.data import encode_texts, load_preferences
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
 from rollcall.deploy.preferences.synthetic import MAJORITY, MINORITY, SyntheticConfig, preferred_sign, write_synthetic
 from rollcall.reward_service.preferences.files import PreferencePair, Ranking, SegmentPair, read_preferences
 from rollcall.reward_service.protocol import ArrayField, Segment

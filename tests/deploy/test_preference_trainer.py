@@ -39,7 +39,7 @@ from rollcall.reward_service.preferences.records import (
     shows_taken_actions,
 )
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
-from rollcall.reward_service.scorers.judge import JudgeConfig
+from rollcall.reward_service.scorers.judge_config import JudgeConfig
 
 TRUE_REWARD = "rollcall.reward_service.raters.true_rewards:upright_and_centred"
 

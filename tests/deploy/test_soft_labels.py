@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.deploy.cli.main import main
 from rollcall.deploy.preferences.accuracy import calibration
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
+from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
+from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig
 from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, Steps
 from rollcall.learners.data.source import ShuffledSource

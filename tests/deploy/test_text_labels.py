@@ -16,7 +16,8 @@ import pytest
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
-from rollcall.deploy.preferences.data import PreferenceDataConfig, load_preferences
+from rollcall.deploy.preferences.data import load_preferences
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
 from rollcall.deploy.preferences.text_labels import divided, is_labelled, pairs_of, places_of, read_labelled
 from rollcall.reward_service.preferences.files import PreferencePair
 from tests.needs import needs

@@ -24,8 +24,9 @@ from rollcall.deploy.drive.lifecycle import run_nested
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
 from rollcall.learners.maths.preference_losses import bradley_terry_nll
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.preferences.files import PreferencePair, read_preferences
 from rollcall.reward_service.preferences.records import TextCandidate

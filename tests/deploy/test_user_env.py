@@ -16,7 +16,7 @@ from rollcall.deploy import train
 from rollcall.deploy.cli import main
 from rollcall.deploy.config.checks import out_of_reach
 from rollcall.deploy.kinds.recipes import load_config
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.runs import config_of
 
 _RECIPE = """\

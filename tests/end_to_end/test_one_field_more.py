@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from rollcall.actors.control import unroll as unroll_module
-from rollcall.actors.control.gym_actor import ActorsConfig, GymActor
-from rollcall.actors.envs.environment import EnvConfig
+from rollcall.actors.control.actors_config import ActorsConfig
+from rollcall.actors.control.gym_actor import GymActor
+from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.actors.envs.vector import Step
 from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket
 from rollcall.cluster.messages.experience import LMTrajectory
@@ -23,13 +24,15 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import A, EnvSteps, SampledTokens
 from rollcall.cluster.messages.weights import Weights
 from rollcall.learners.algorithm import Context, Loss
-from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
+from rollcall.learners.algorithms.control.a2c import A2C
+from rollcall.learners.algorithms.control.a2c_config import A2CConfig
 from rollcall.learners.batches.token_batch import TokenMinibatch, collate_samples
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 
 from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.learners.batches.gym_batch import GymBatch
-from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
 
 OBSERVATION_SPACE = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
 

@@ -19,9 +19,10 @@ from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 
 SPACES = (gym.spaces.Box(-5, 5, (4,), np.float32), gym.spaces.Discrete(2))
 

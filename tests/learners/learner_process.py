@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.control.ppo import PPO, KLPenalty, PPOConfig
-from rollcall.learners.algorithms.control.rnd import RND, RNDConfig
-from rollcall.learners.algorithms.control.trpo import TRPO, TRPOConfig
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.ppo_config import KLPenalty, PPOConfig
+from rollcall.learners.algorithms.control.rnd import RND
+from rollcall.learners.algorithms.control.rnd_config import RNDConfig
+from rollcall.learners.algorithms.control.trpo import TRPO
+from rollcall.learners.algorithms.control.trpo_config import TRPOConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 from tests.learners.own_update import NaturalGradient
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Metrics, Needs
+from rollcall.learners.algorithm import Context, Loss, Metrics
 from rollcall.learners.algorithms.control import samples
 from rollcall.learners.algorithms.control.samples import StepMinibatch, StepRows
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.collators.collator import CollatorState
 from rollcall.learners.collators.control import ControlCollator
+from rollcall.learners.declared import Needs
 from rollcall.learners.maths import losses
 from rollcall.learners.update import Stepper, follow
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from rollcall.learners.algorithm import Context, Metrics, StepsApart, with_own_models
 from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import AdamConfig, OptimizerConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig, OptimizerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.update import Stepper
 
 VECTOR = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)

@@ -16,12 +16,15 @@ import numpy as np
 import torch
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
-from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
-from rollcall.learners.algorithms.language.online_dpo import OnlineDPO, OnlineDPOConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.grpo_config import GRPOConfig
+from rollcall.learners.algorithms.language.lm_ppo import LMPPO
+from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig
+from rollcall.learners.algorithms.language.online_dpo import OnlineDPO
+from rollcall.learners.algorithms.language.online_dpo_config import OnlineDPOConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.models.token_policy import LMPolicyConfig
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from tests.learners.token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
 
 COMMON: dict[str, Any] = {"kl_coef": 0.1, "num_minibatches": 2, "token_budget": TOKEN_BUDGET}

@@ -20,15 +20,19 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.messages.wire import from_bytes, to_bytes
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.recipes import load_config
-from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
-from rollcall.learners.algorithms.control.a3c import A3C, A3CConfig
+from rollcall.learners.algorithms.control.a2c import A2C
+from rollcall.learners.algorithms.control.a2c_config import A2CConfig
+from rollcall.learners.algorithms.control.a3c import A3C
+from rollcall.learners.algorithms.control.a3c_config import A3CConfig
 from rollcall.learners.collators.gradients import GradientCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.fragment_gradients import FragmentGradients
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.loop.optimizers import RMSpropConfig, SGDConfig, build_optimizer
+from rollcall.learners.loop.optimizer_config import RMSpropConfig, SGDConfig
+from rollcall.learners.loop.optimizers import build_optimizer
 from rollcall.learners.models.flat import load_module_weights
-from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.experience import SPACES, cartpole, make_learner
 
 PLAIN = LearnerConfig(learning_rate=1.0, optimizer=SGDConfig(), max_grad_norm=None)

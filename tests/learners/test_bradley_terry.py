@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry, BradleyTerryConfig
+from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerry
+from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, Steps, TokenSequence, bootstrapped

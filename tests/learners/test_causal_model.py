@@ -18,20 +18,17 @@ from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO
-from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
+from rollcall.learners.algorithms.preferences.dpo import DPO
+from rollcall.learners.algorithms.preferences.dpo_config import DPOConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, attends
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
-from rollcall.learners.models.lora import LoraConfig, WithoutAdapters, add_adapters
-from rollcall.learners.models.token_policy import (
-    LMPolicyConfig,
-    TokenCritic,
-    TokenPolicy,
-    load_policy_model,
-    sharing_size,
-)
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.lora import WithoutAdapters, add_adapters
+from rollcall.learners.models.lora_config import LoraConfig
+from rollcall.learners.models.token_policy import TokenCritic, TokenPolicy, load_policy_model, sharing_size
 from tests.learners.experience import context_of
 from tests.needs import require_module
 

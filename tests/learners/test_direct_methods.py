@@ -14,16 +14,20 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
-from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
-from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupDPOConfig, GroupWeights
-from rollcall.learners.algorithms.preferences.ipo import IPO, IPOConfig
+from rollcall.learners.algorithms.preferences.dpo import DPO
+from rollcall.learners.algorithms.preferences.dpo_config import DPOConfig
+from rollcall.learners.algorithms.preferences.group_dpo import GROUPS, GroupDPO, GroupWeights
+from rollcall.learners.algorithms.preferences.group_dpo_config import GroupDPOConfig
+from rollcall.learners.algorithms.preferences.ipo import IPO
+from rollcall.learners.algorithms.preferences.ipo_config import IPOConfig
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.collators.preferences import PreferenceCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 from tests.learners.experience import context_of
 from tests.needs import require
 

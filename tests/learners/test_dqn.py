@@ -13,14 +13,17 @@ from torch import Tensor
 
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.algorithm import Context, with_own_models
-from rollcall.learners.algorithms.control.dqn import DQN, DQNConfig
+from rollcall.learners.algorithms.control.dqn import DQN
+from rollcall.learners.algorithms.control.dqn_config import DQNConfig
 from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch, Transitions
 from rollcall.learners.collective import Collective
 from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.judging import Judging
-from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
-from rollcall.learners.models.q_heads import NoisyLinear, QConfig
+from rollcall.learners.models.policy_config import PolicyConfig
+from rollcall.learners.models.q_config import QConfig
+from rollcall.learners.models.q_heads import NoisyLinear
 from tests.learners.conftest import MakeBatch, MakePolicy
 
 SPACES = (gym.spaces.Box(-1.0, 1.0, (3,), np.float32), gym.spaces.Discrete(4))

@@ -22,9 +22,9 @@ from rollcall.learners.algorithms.control.sac import SAC
 from rollcall.learners.algorithms.control.td3 import TD3
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.fused_step import fused_step
-from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, OptimizerConfig, RMSpropConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, OptimizerConfig, RMSpropConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.models.torsos import Tanh
 from rollcall.learners.update import Stepper, minibatch_steps
 from tests.learners.experience import context_of

@@ -9,10 +9,12 @@ import pytest
 import torch
 from gymnasium import Space, spaces
 
+from rollcall.learners.models.action_distribution import distribution_of
 from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.greedy_policy import GreedyPolicy, env_actions
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 
 VECTOR = spaces.Box(-3.0, 3.0, (4,), np.float32)
 MIXED = spaces.Dict(
@@ -96,7 +98,7 @@ def test_actions_reach_the_env_as_to_env_has_them(action: str) -> None:
     for settings in ("plain", "tanh", "noise"):
         if (action, settings) not in FITTING:
             continue
-        distribution = PolicyConfig(**SETTINGS[settings]).distribution(ACTIONS[action])
+        distribution = distribution_of(PolicyConfig(**SETTINGS[settings]), ACTIONS[action])
         stored = distribution.mode(
             torch.randn(50, distribution.num_params, generator=torch.Generator().manual_seed(0)) * 9
         )

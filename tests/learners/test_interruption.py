@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.ppo_config import PPOConfig
 from rollcall.learners.loop import learner as learner_module
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.experience import cartpole, make_learner
 
 # What a step changes before, within and after the optimiser's work: statistics of rewards and of observations.

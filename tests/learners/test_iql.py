@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 
 from rollcall.cluster.messages.recorded import RecordedEpisodes
 from rollcall.learners.algorithm import TARGET, Context, with_own_models
-from rollcall.learners.algorithms.control.iql import IQL, IQLConfig
+from rollcall.learners.algorithms.control.iql import IQL
+from rollcall.learners.algorithms.control.iql_config import IQLConfig
 from rollcall.learners.collators.recorded import RecordedCollator, whole
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.recorded import RecordedSteps
 from rollcall.learners.maths.offline_losses import advantage_weights, expectile_loss
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.experts import recorded, swings
 
 CPU = torch.device("cpu")

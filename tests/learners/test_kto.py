@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.preferences.kto import KTO, KTOConfig
+from rollcall.learners.algorithms.preferences.kto import KTO
+from rollcall.learners.algorithms.preferences.kto_config import KTOConfig
 from rollcall.learners.collators.preferences import LabelledCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.config import LearnerConfig

@@ -17,15 +17,20 @@ import torch
 from rollcall.cluster.errors import CheckpointDamaged, NonFinite
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
-from rollcall.learners.algorithms.control.impala import IMPALA, IMPALAConfig
-from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.algorithms.control.rnd import RND, RNDConfig
-from rollcall.learners.algorithms.control.trpo import TRPO, TRPOConfig
+from rollcall.learners.algorithms.control.a2c import A2C
+from rollcall.learners.algorithms.control.a2c_config import A2CConfig
+from rollcall.learners.algorithms.control.impala import IMPALA
+from rollcall.learners.algorithms.control.impala_config import IMPALAConfig
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.ppo_config import PPOConfig
+from rollcall.learners.algorithms.control.rnd import RND
+from rollcall.learners.algorithms.control.rnd_config import RNDConfig
+from rollcall.learners.algorithms.control.trpo import TRPO
+from rollcall.learners.algorithms.control.trpo_config import TRPOConfig
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, RMSpropConfig, SGDConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, RMSpropConfig, SGDConfig
 from rollcall.learners.loop.schedules import LinearSchedule
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests import ROOT
 from tests.learners import learner_process
 from tests.learners.experience import cartpole, make_learner

@@ -13,12 +13,16 @@ from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
-from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.grpo_config import GRPOConfig
+from rollcall.learners.algorithms.language.lm_ppo import LMPPO
+from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows, collate_samples
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lora import LoraConfig, add_adapters, merged_parameters
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.lora import add_adapters, merged_parameters
+from rollcall.learners.models.lora_config import LoraConfig
+from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 from tests.learners.token_experience import (
     SAMPLING,
     TOKEN_BUDGET,

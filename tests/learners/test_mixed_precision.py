@@ -14,19 +14,21 @@ from torch import nn
 
 from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
-from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.grpo_config import GRPOConfig
+from rollcall.learners.algorithms.language.lm_ppo import LMPPO
+from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop import footprint, mixed
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.mixed import MixedAdam
 from rollcall.learners.loop.offload import HostRule
-from rollcall.learners.loop.optimizers import AdamConfig, AdamWConfig, RMSpropConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, RMSpropConfig
 from rollcall.learners.loop.parameters import WHOLE, ReplicatedParameters
 from rollcall.learners.loop.rules import TorchRule
 from rollcall.learners.models.halves import joined, split_into
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import LMPolicyConfig
 from tests.learners.sharded_process import held_bytes
 from tests.learners.token_experience import ALPHABET, TOKEN_BUDGET, make_learner, samples, with_lora, write_model
 from tests.needs import require

@@ -14,18 +14,15 @@ import torch
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
-from rollcall.learners.algorithms.language.online_dpo import OnlineDPO, OnlineDPOConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.grpo_config import GRPOConfig
+from rollcall.learners.algorithms.language.online_dpo import OnlineDPO
+from rollcall.learners.algorithms.language.online_dpo_config import OnlineDPOConfig
 from rollcall.learners.batches.token_batch import TokenSample, collate_tokens
 from rollcall.learners.loop.config import LearnerConfig
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import (
-    LMPolicyConfig,
-    TokenPolicy,
-    autocast_dtype,
-    layout_of,
-    load_policy_model,
-)
+from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
 from tests.learners.token_experience import make_learner, samples, write_model
 from tests.needs import require
 

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.language.online_dpo import OnlineDPO, OnlineDPOConfig
+from rollcall.learners.algorithms.language.online_dpo import OnlineDPO
+from rollcall.learners.algorithms.language.online_dpo_config import OnlineDPOConfig
 from rollcall.learners.batches.sample_pairs import SamplePairs
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths.sampling import Processed

@@ -13,13 +13,7 @@ import torch
 from pydantic import ValidationError
 
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.optimizers import (
-    AdamConfig,
-    AdamWConfig,
-    OptimizerConfig,
-    RMSpropConfig,
-    SGDConfig,
-)
+from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, OptimizerConfig, RMSpropConfig, SGDConfig
 from rollcall.learners.loop.rules import TorchRule
 from rollcall.learners.loop.schedules import ConstantSchedule, CosineSchedule, LinearSchedule, rate_fraction
 

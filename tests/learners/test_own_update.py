@@ -12,7 +12,7 @@ import torch
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.loop.optimizers import SGDConfig
+from rollcall.learners.loop.optimizer_config import SGDConfig
 from tests.learners.experience import cartpole, make_learner
 from tests.learners.own_update import NaturalGradient, PushedGradients, Remembering
 

@@ -20,8 +20,10 @@ from torch._dynamo.testing import CompileCounter
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.learners.algorithms.language.grpo import GRPO
-from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
-from rollcall.learners.algorithms.preferences.dpo import DPO, DPOConfig
+from rollcall.learners.algorithms.language.sft import SFT
+from rollcall.learners.algorithms.language.sft_config import SFTConfig
+from rollcall.learners.algorithms.preferences.dpo import DPO
+from rollcall.learners.algorithms.preferences.dpo_config import DPOConfig
 from rollcall.learners.batches.placement import PACKED_MULTIPLE, Layout, PackedSamples
 from rollcall.learners.batches.preference_batch import collate_comparisons
 from rollcall.learners.batches.prompt_sharing import Sharing
@@ -30,14 +32,9 @@ from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.models import packed_attention
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.packed_attention import block_mask, works_on
-from rollcall.learners.models.token_policy import (
-    LMPolicyConfig,
-    TokenPolicy,
-    autocast_dtype,
-    layout_of,
-    load_policy_model,
-)
+from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
 from tests.learners.experience import context_of
 from tests.learners.test_prompt_sharing import experience, own_tokens, unhurried
 from tests.needs import require_module

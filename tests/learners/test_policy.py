@@ -15,8 +15,9 @@ from rollcall.actors.policy import Policy, Rollout
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights, pack_weights
 from rollcall.learners.models.flat import flatten_module, load_module_weights, module_weights
-from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 
 NUM_STEPS, NUM_ENVS = 11, 5
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)

@@ -12,7 +12,8 @@ import torch
 from torch.distributions import Categorical
 
 from rollcall.cluster.messages.reports import StepOrder
-from rollcall.learners.algorithms.control.ppo import KL_PENALTY, PPO, PPOConfig
+from rollcall.learners.algorithms.control.ppo import KL_PENALTY, PPO
+from rollcall.learners.algorithms.control.ppo_config import PPOConfig
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.maths.trust_region import adapted_coefficient

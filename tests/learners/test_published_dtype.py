@@ -13,7 +13,8 @@ from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.weights import Weights, as_torch
 from rollcall.cluster.messages.wire import from_bytes, to_bytes
-from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.grpo_config import GRPOConfig
 from tests.learners.token_experience import TOKEN_BUDGET, make_learner, samples, with_lora, write_model
 from tests.needs import require
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.learners.algorithms.control.td3 import TD3, TD3Config
+from rollcall.learners.algorithms.control.td3 import TD3
+from rollcall.learners.algorithms.control.td3_config import TD3Config
 from rollcall.learners.models.flat import module_weights
-from rollcall.learners.models.networks import PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.replayed import CONTINUOUS, DETERMINISTIC, DISCRETE, SQUASHED, VECTOR, Trained, transitions
 
 START = {"random_start": True}

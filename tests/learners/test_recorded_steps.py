@@ -14,13 +14,15 @@ import torch
 
 from rollcall.cluster.messages.recorded import RecordedEpisodes
 from rollcall.learners.algorithm import Context
-from rollcall.learners.algorithms.control.bc import BC, BCConfig
+from rollcall.learners.algorithms.control.bc import BC
+from rollcall.learners.algorithms.control.bc_config import BCConfig
 from rollcall.learners.batches.replay_batch import ReplayMinibatch
 from rollcall.learners.collators.recorded import RecordedCollator, whole
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.recorded import RecordedSteps
 from rollcall.learners.maths.distributions import distribution_for
-from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.experts import balances, recorded, swings
 
 CPU = torch.device("cpu")

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithm import with_own_models
-from rollcall.learners.algorithms.control.ppo import PPO, PPOConfig
-from rollcall.learners.algorithms.control.rnd import RND, RND_NETWORKS, RNDConfig
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.ppo_config import PPOConfig
+from rollcall.learners.algorithms.control.rnd import RND
+from rollcall.learners.algorithms.control.rnd_config import RND_NETWORKS, RNDConfig
 from rollcall.learners.batches.gym_batch import GymBatch, next_observations
 from rollcall.learners.maths.returns import endless_gae, running_returns
 from rollcall.learners.models.distillation import RandomNetworkDistillation

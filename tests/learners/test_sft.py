@@ -13,15 +13,17 @@ from torch import nn
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.sampling import SamplingConfig
-from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
+from rollcall.learners.algorithms.language.sft import SFT
+from rollcall.learners.algorithms.language.sft_config import SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 from tests.learners.experience import context_of
 from tests.needs import require
 

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rollcall.learners.algorithms.language.grpo import GRPO, GRPOConfig
+from rollcall.learners.algorithms.language.grpo import GRPO
+from rollcall.learners.algorithms.language.grpo_config import GRPOConfig
 from rollcall.learners.batches.token_batch import collate_samples
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithm import Context
-from rollcall.learners.algorithms.language.lm_ppo import LMPPO, LMPPOConfig
+from rollcall.learners.algorithms.language.lm_ppo import LMPPO
+from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig
 from rollcall.learners.algorithms.language.supervised_term import MixedMinibatch, SupervisedPart
 from rollcall.learners.batches.token_batch import TokenBatch
 from rollcall.learners.collators.language import LanguageCollator
@@ -21,7 +22,8 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.token_policy import TokenPolicy
 from tests.learners.experience import context_of
 from tests.learners.token_experience import ALPHABET, TOKEN_BUDGET, make_models, published, samples, write_model
 from tests.needs import require

@@ -10,9 +10,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rollcall.learners.algorithms.control.td3 import TD3, TD3Config
+from rollcall.learners.algorithms.control.td3 import TD3
+from rollcall.learners.algorithms.control.td3_config import TD3Config
 from rollcall.learners.maths.noisy_actions import noisy_actions
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.replayed import CONTINUOUS, DETERMINISTIC, DISCRETE, Trained, critics_apart, transitions
 
 

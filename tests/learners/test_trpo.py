@@ -15,15 +15,17 @@ from torch import Tensor
 
 from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithm import Context
-from rollcall.learners.algorithms.control.ppo import PPO, KLPenalty, PPOConfig
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.ppo_config import KLPenalty, PPOConfig
 from rollcall.learners.algorithms.control.samples import StepRows
 from rollcall.learners.algorithms.control.trpo import TRPO, TRPOTargets
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.collective import Collective
-from rollcall.learners.loop.optimizers import AdamConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig
 from rollcall.learners.loop.parameters import ReplicatedParameters
 from rollcall.learners.maths.trust_region import HasKL, conjugate_gradient
-from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, PolicyConfig, build_actor_critic
+from rollcall.learners.models.networks import CRITIC_CHILDREN, ActorCritic, build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.update import Stepper
 from tests.learners.experience import cartpole, context_of, make_learner
 

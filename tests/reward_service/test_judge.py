@@ -21,7 +21,8 @@ from rollcall.reward_service.raters.rater import JudgeRater
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers import judge_prompts
 from rollcall.reward_service.scorers.chat import KEY_VARIABLE
-from rollcall.reward_service.scorers.judge import BothOrders, Judge, JudgeConfig
+from rollcall.reward_service.scorers.judge import BothOrders, Judge
+from rollcall.reward_service.scorers.judge_config import JudgeConfig
 from tests.reward_service.judge_server import JudgeServer, asked, shown
 
 

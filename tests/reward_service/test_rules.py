@@ -16,7 +16,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.answers.final_answer import final_number, last_box
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.scorers.scorer_config import ScorerConfig, build_scorer
+from rollcall.reward_service.scorers.building import build_scorer
+from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 from tests.needs import require_module
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)

@@ -18,8 +18,8 @@ import pytest
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Score
+from rollcall.reward_service.scorers.building import build_scorer
 from rollcall.reward_service.scorers.function_scorer import FunctionConfig, FunctionScorer
-from rollcall.reward_service.scorers.scorer_config import build_scorer
 from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
 from rollcall.reward_service.workers.printed_output import PrintedOutput
 from tests.waiting import eventually

@@ -26,7 +26,7 @@ from rollcall.cluster.loop.coordinator import Coordinator
 from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, Watchdog
 from rollcall.cluster.loop.task_source import PromptSource, ShardSource
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import open_store
 from tests.simulation.memory_redis import MemoryRedis
 from tests.simulation.network import DriverKilled, SimulatedStore

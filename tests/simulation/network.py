@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import redis
 
 from rollcall.cluster.errors import StoreUnavailable
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store
 from tests.simulation.schedule import Chances
 from tests.simulation.world import World

@@ -17,7 +17,7 @@ from rollcall.cluster.books.ledger import Ledger
 from rollcall.cluster.books.ledger_position import LedgerPosition
 from rollcall.cluster.books.ledger_table import ledger_keys
 from rollcall.cluster.errors import LedgerConflict, StaleEpoch
-from rollcall.cluster.store.redis_address import RedisConfig
+from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import Store
 from tests.simulation.cost import cost_of_a_ticket
 from tests.simulation.drive import private_redis, run

@@ -11,7 +11,8 @@ import re
 import textwrap
 from pathlib import Path
 
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.cluster.errors import BadInput
 
 MAX_CHARACTERS = 40_000

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.sandbox.run import Containment, probe

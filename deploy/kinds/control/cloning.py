@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rollcall.actors.control.evaluation import EvalConfig
+from rollcall.actors.control.evaluation_config import EvalConfig
 from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
@@ -16,7 +16,7 @@ from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.kinds.control.offline_kind import OFFLINE
 from rollcall.deploy.kinds.control.offline_run import OfflineControlRun
 from rollcall.deploy.kinds.kind import NestedRun
-from rollcall.learners.algorithms.control.bc import BCConfig
+from rollcall.learners.algorithms.control.bc_config import BCConfig
 from rollcall.learners.loop.config import LearnerConfig
 
 WARM_START = "warm_start"  # of a run directory: the run in which its policy imitates

@@ -20,8 +20,8 @@ from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig
 from rollcall.deploy.config.preference_settings import PreferencesConfig
 from rollcall.deploy.kinds.preference_trainer import Wanted, current_model
-from rollcall.deploy.preferences.data import PreferenceDataConfig
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
+from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, load_reward_model, save_segment_model
 from rollcall.reward_service.models.reward_models import SegmentArchitecture, SegmentRewardModel, Statistics

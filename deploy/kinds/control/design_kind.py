@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.design_config import DesignRunConfig
-from rollcall.deploy.kinds.control.control_kind import CONTROL, problems_of
+from rollcall.deploy.config.kinds.design import SETTINGS
+from rollcall.deploy.kinds.control.control_kind import CONTROL, unfit_of
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
@@ -51,7 +52,7 @@ def _load(run: StoredRun) -> LoadedControl:
         raise BadInput(f"{run.directory}: none of its candidates is trained yet: rollcall resume {run.directory}")
     directory = run_of(run.directory, best.name)
     settings, config_hash = read_run(directory)
-    return LoadedControl.of(StoredRun(CONTROL, CONTROL.read(settings), directory, config_hash))
+    return LoadedControl.of(StoredRun(CONTROL, CONTROL.settings.read(settings), directory, config_hash))
 
 
 def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
@@ -65,17 +66,16 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 DESIGN = RunKind(
-    name="design",
-    config=DesignRunConfig,
+    settings=SETTINGS,
     counts=ENV_STEPS,
     make=DesignRun,
     load=_load,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
     console=online_console,
+    unfit=partial(unfit_of, scored=True),
     eval_line=eval_line,
     data="candidate rewards",
     policy="network",
-    problems=partial(problems_of, scored=True),
     resumable=lambda directory: (directory / JOURNAL).exists(),
 )

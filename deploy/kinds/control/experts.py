@@ -19,8 +19,8 @@ from rollcall.cluster.messages.weights import pack_weights
 from rollcall.deploy.config.run_config import is_function
 from rollcall.deploy.kinds.control.policy import LoadedControl
 from rollcall.deploy.rundir.files import EXPERT, MARKER
-from rollcall.learners.models.networks import PolicyConfig
 from rollcall.learners.models.policy import TorchPolicy
+from rollcall.learners.models.policy_config import PolicyConfig
 
 POLICY = "policy"  # in its marker: the settings of its network
 

@@ -27,7 +27,7 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import out_of_reach
-from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig
+from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.run_config import RunConfig, is_function
 from rollcall.deploy.kinds.control import cloning, experts, initial_weights
 from rollcall.deploy.kinds.control.compared_segments import Segments, first_model
@@ -39,6 +39,7 @@ from rollcall.deploy.kinds.preference_trainer import CURRENT, PreferenceTraining
 from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
+from rollcall.deploy.preferences.round_book import REWARD_MODELS
 from rollcall.deploy.report.counted import ENV_STEPS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import LearnsFromGradients, for_acting, with_own_models
@@ -49,6 +50,7 @@ from rollcall.learners.collators.replay import ReplayCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.fragment_gradients import FragmentGradients
 from rollcall.learners.loop.learner import Learner
+from rollcall.learners.models.action_distribution import distribution_of
 from rollcall.learners.models.judging import Judging
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.normaliser import RewardNormaliser
@@ -194,7 +196,7 @@ class ControlFactory:
 
     @property
     def _to_env(self) -> ToEnv:
-        return self.config.policy.distribution(self.spaces[1]).to_env
+        return distribution_of(self.config.policy, self.spaces[1]).to_env
 
     def work(self) -> ShardSource:
         return ShardSource(self.config.actors.num_shards, self.config.algorithm_class.unit)
@@ -215,7 +217,7 @@ class ControlFactory:
         learner = self.policy()
         if self.config.expert is None:
             return learner
-        stored = self.config.policy.distribution(self.spaces[1]).from_env
+        stored = distribution_of(self.config.policy, self.spaces[1]).from_env
         return experts.taught(learner, self.config.algorithm, self.spaces, self.run_directory, stored)
 
     @property

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rollcall.deploy.config.checks import Problem, check_device, check_env
+from rollcall.deploy.config.checks import check_device, check_env
+from rollcall.deploy.config.kinds.offline import SETTINGS
 from rollcall.deploy.config.offline_config import OfflineConfig
+from rollcall.deploy.config.problem import Problem
 from rollcall.deploy.kinds.control.offline_run import OfflineControlRun
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.control.policy_fit import misfit_between
@@ -18,15 +20,8 @@ from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.progress import number
 
 
-def _problems(config: OfflineConfig) -> list[Problem]:
-    problems = [*check_device(config)]
-    if config.policy.recurrent != "none":
-        text = f"{config.algorithm_name} learns from single steps of a recorded set: use none"
-        problems.append(Problem(("policy", "recurrent"), text))
-    if config.policy.normalise_rewards:
-        text = f"{config.algorithm_name} takes recorded rewards as they are: use false"
-        problems.append(Problem(("policy", "normalise_rewards"), text))
-    return problems or check_env(config.env, config.policy, config.build_algorithm())
+def _unfit(config: OfflineConfig) -> list[Problem]:
+    return check_device(config) or check_env(config.env, config.policy, config.build_algorithm())
 
 
 def _misfit(config: OfflineConfig, loaded: LoadedControl) -> str:
@@ -50,18 +45,16 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 OFFLINE = RunKind(
-    name="offline",
-    config=OfflineConfig,
+    settings=SETTINGS,
     counts=RECORDED,
     make=OfflineControlRun,
     load=LoadedControl.of,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
     console=ProgressLines,
+    unfit=_unfit,
     eval_line=eval_line,
     data="recorded episodes",
     policy="network",
     misfit=_misfit,
-    problems=_problems,
-    fits=lambda algorithm: True,
 )

@@ -32,6 +32,7 @@ from rollcall.learners.data.recorded import RecordedSteps
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop import footprint
 from rollcall.learners.loop.learner import Learner, resolve_device
+from rollcall.learners.models.action_distribution import distribution_of
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy
 
@@ -61,7 +62,7 @@ class OfflineControlRun:
     @cached_property
     def _data(self) -> RecordedData:
         config = self._config
-        distribution = config.policy.distribution(self.spaces[1])
+        distribution = distribution_of(config.policy, self.spaces[1])
         return load_recorded(config.data, self.spaces, distribution, seed=config.seed)
 
     def needs(self) -> Needs:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from rollcall.actors.control.evaluation import as_judged
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.actors.envs.local_group import LocalGroup
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.messages.arrays import Array

@@ -12,7 +12,7 @@ from rollcall.actors.envs.observations import Space
 from rollcall.actors.envs.plain_spaces import alike
 from rollcall.deploy.kinds.control.initial_weights import misfit
 from rollcall.deploy.kinds.control.policy import LoadedControl
-from rollcall.learners.models.networks import PolicyConfig
+from rollcall.learners.models.policy_config import PolicyConfig
 
 # Settings of a control policy that say how it begins, or how it learns; of the others its weights are what they are.
 _FREE = (

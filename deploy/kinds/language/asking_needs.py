@@ -6,7 +6,7 @@ from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.model_size import ModelSize
 from rollcall.deploy.plan.needs import Part, Role
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
+from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig
 
 COPIES = 6  # of the model in float32: weights, gradients, two moments, the best so far, the one before
 COPIES_WITH_ADAPTERS = 3  # its own, the one before, and one while adapters are merged

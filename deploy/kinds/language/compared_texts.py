@@ -27,7 +27,7 @@ from rollcall.deploy.kinds.language.text_preferences import reward_training, sai
 from rollcall.deploy.kinds.preference_trainer import BARREN_TRIES, PreferenceTraining, Wanted, current_model
 from rollcall.deploy.kinds.raters import programs
 from rollcall.deploy.preferences import held_out
-from rollcall.deploy.preferences.data import PreferenceDataConfig
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
 from rollcall.deploy.preferences.fresh_labels import ANY_LENGTH
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, new_text_model, save_text_model

@@ -29,9 +29,10 @@ from rollcall.cluster.loop.task_source import PromptSource
 from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.answer_checks import check_answers
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
-from rollcall.deploy.config.reward_config import REWARD_MODELS, RewardConfig, check_answers
+from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.language.compared_texts import first_model, training_of
 from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
@@ -47,6 +48,7 @@ from rollcall.deploy.kinds.preferences.reward_model import MODEL
 from rollcall.deploy.kinds.raters import labelling_of
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.needs import Needs
+from rollcall.deploy.preferences.round_book import REWARD_MODELS
 from rollcall.deploy.report.counted import TOKENS, Counted
 from rollcall.deploy.rundir.files import INIT_FROM, consumption_log
 from rollcall.learners.algorithm import with_own_models

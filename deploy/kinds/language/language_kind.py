@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rollcall.deploy.config import plugins
+from rollcall.deploy.config.kinds.language import SETTINGS
 from rollcall.deploy.config.language_checks import check_language
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.settings import KeyPath
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
@@ -17,8 +15,6 @@ from rollcall.deploy.report.closing import eval_line, online_lines, policy_line
 from rollcall.deploy.report.counted import TOKENS
 from rollcall.deploy.report.live_view import online_console
 from rollcall.deploy.rundir.files import POLICY
-
-RENAMED: Mapping[KeyPath, KeyPath] = {("eval", "episodes"): ("eval", "num_rows")}
 
 
 def elsewhere(run_directory: Path) -> str:
@@ -33,19 +29,16 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 LANGUAGE = RunKind(
-    name="language",
-    config=LanguageConfig,
+    settings=SETTINGS,
     counts=TOKENS,
     make=lambda config, run_directory: LanguageFactory(config, run_directory.resolve()),
     load=LoadedLanguage.of,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
     console=online_console,
+    unfit=check_language,
     eval_line=eval_line,
     policy="language model",
     misfit=misfit_of,
-    problems=check_language,
-    fits=plugins.is_language,
-    renamed=RENAMED,
     exports=True,
 )

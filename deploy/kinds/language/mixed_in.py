@@ -19,7 +19,7 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.kinds.language.models import policy_layout
 from rollcall.deploy.kinds.language.warm_start import demonstrations_of
-from rollcall.learners.algorithms.language.lm_ppo import LMPPOConfig
+from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig
 from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.data.demonstrations import Demonstration

@@ -24,7 +24,7 @@ from rollcall.deploy.rundir.files import INIT_FROM, POLICY
 from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.models.token_policy import LMPolicyConfig
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.workspace import Workspace, memory_bytes, workspace_bytes
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 

@@ -22,7 +22,7 @@ from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.model_card import Training
 from rollcall.deploy.kinds.language.model_directory import model_source, save_policy
 from rollcall.deploy.rundir.files import INIT_FROM
-from rollcall.learners.models.lora import LoraConfig
+from rollcall.learners.models.lora_config import LoraConfig
 
 _MAX_PROMPTS = 100  # looked at for characters that the model's tokenizer does not know
 

@@ -15,11 +15,12 @@ import torch
 from rollcall.cluster.messages.reports import EvalReport
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.config.language_checks import check_supervised
+from rollcall.deploy.config.kinds.supervised import SETTINGS
+from rollcall.deploy.config.language_checks import check_imitating
 from rollcall.deploy.config.language_config import SupervisedConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
-from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
+from rollcall.deploy.kinds.language.language_kind import elsewhere
 from rollcall.deploy.kinds.language.needs import supervised_needs
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.language.warm_start import WARM_START, WarmStart
@@ -156,18 +157,16 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 SUPERVISED = RunKind(
-    name="supervised",
-    config=SupervisedConfig,
+    settings=SETTINGS,
     counts=IMITATED,
     make=SupervisedRun,
     load=_load,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
     console=ProgressLines,
+    unfit=check_imitating,
     eval_line=eval_line,
     data="demonstrations",
     policy="language model",
     misfit=misfit_of,
-    problems=check_supervised,
-    renamed=RENAMED,
 )

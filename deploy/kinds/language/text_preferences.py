@@ -27,14 +27,15 @@ from rollcall.deploy.config.preference_config import REWARD_WEIGHT_DECAY, Reward
 from rollcall.deploy.config.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.kind import NestedRun
 from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
-from rollcall.deploy.preferences.data import PreferenceDataConfig
+from rollcall.deploy.preferences.data_config import PreferenceDataConfig
 from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
-from rollcall.learners.algorithms.preferences.bradley_terry import BradleyTerryConfig
+from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import resolve_device
-from rollcall.learners.loop.optimizers import AdamConfig
+from rollcall.learners.loop.optimizer_config import AdamConfig
 from rollcall.learners.loop.schedules import LinearSchedule
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.files import (
     Preference,

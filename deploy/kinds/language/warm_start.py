@@ -23,7 +23,8 @@ from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.kinds.language.model_directory import model_source, save_policy
 from rollcall.deploy.report.offline_progress import ProgressLines
 from rollcall.deploy.report.recorders import Record
-from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
+from rollcall.learners.algorithms.language.sft import SFT
+from rollcall.learners.algorithms.language.sft_config import SFTConfig
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.demonstrations import Demonstration
@@ -32,11 +33,10 @@ from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig, WarmStartConfig
 from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
 from rollcall.learners.models.token_policy import (
-    LMPolicyConfig,
     TokenPolicy,
-    WarmStartConfig,
     autocast_dtype,
     decoder_layers,
     layout_of,

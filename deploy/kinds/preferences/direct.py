@@ -16,7 +16,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.preference_checks import check_sharing
+from rollcall.deploy.config.kinds.direct import SETTINGS
 from rollcall.deploy.config.preference_config import DirectRunConfig
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
@@ -326,8 +326,7 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 DIRECT = RunKind(
-    name="direct",
-    config=DirectRunConfig,
+    settings=SETTINGS,
     counts=LEARNT,
     make=DirectRun,
     load=_load,
@@ -336,6 +335,4 @@ DIRECT = RunKind(
     console=ProgressLines,
     eval_line=pairs_eval_line,
     data="preferences",
-    fits=lambda algorithm: True,
-    problems=check_sharing,
 )

@@ -20,7 +20,7 @@ from rollcall.deploy.plan.needs import Needs, Part, Role, counted
 from rollcall.deploy.preferences.data import Preferences
 from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
-from rollcall.learners.models.token_policy import LMPolicyConfig
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
 
 SEGMENT_MODEL = 200_000  # parameters of an ensemble over segments, at the most

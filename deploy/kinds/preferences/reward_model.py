@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel
 from torch import nn
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.preference_checks import check_sharing
+from rollcall.deploy.config.kinds.reward_model import SETTINGS
 from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
-from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
@@ -35,7 +33,8 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, bootstrapped
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lora import LoraConfig, add_adapters, merged_parameters, merged_tensors
+from rollcall.learners.models.lora import add_adapters, merged_parameters, merged_tensors
+from rollcall.learners.models.lora_config import LoraConfig
 from rollcall.learners.models.token_policy import decoder_layers
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
@@ -300,14 +299,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(was)
 
 
-def _sections(settings: Settings) -> Mapping[str, type[BaseModel]]:
-    model = settings.tree.get("model")
-    if not isinstance(model, dict):
-        return {}
-    model.setdefault("kind", "text")  # a union's tag has no default of its own
-    return {"model": SegmentModelConfig if model["kind"] == "segment" else TextModelConfig}
-
-
 def _load(run: StoredRun) -> LoadedOnPreferences:
     made = RewardModelRun(run.config, run.directory)
     return LoadedOnPreferences.of(run, made, made.keep)
@@ -319,8 +310,7 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 REWARD_MODEL = RunKind(
-    name="reward_model",
-    config=RewardTrainConfig,
+    settings=SETTINGS,
     counts=LEARNT,
     make=RewardModelRun,
     load=_load,
@@ -329,6 +319,4 @@ REWARD_MODEL = RunKind(
     console=ProgressLines,
     eval_line=pairs_eval_line,
     data="preferences",
-    sections=_sections,
-    problems=check_sharing,
 )

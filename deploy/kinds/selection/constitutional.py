@@ -15,12 +15,12 @@ from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.checks import Problem
-from rollcall.deploy.config.constitutional_config import ConstitutionalConfig, ConstitutionalSettings
-from rollcall.deploy.config.language_checks import check_collecting
-from rollcall.deploy.config.selection_config import KeepConfig, algorithm_section
+from rollcall.deploy.config.constitutional_config import ConstitutionalConfig
+from rollcall.deploy.config.kinds.constitutional import SETTINGS
+from rollcall.deploy.config.language_checks import check_imitating
+from rollcall.deploy.config.selection_config import KeepConfig
 from rollcall.deploy.kinds.kind import RunKind
-from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
+from rollcall.deploy.kinds.language.language_kind import elsewhere
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.selection.completions import AnsweredFile
 from rollcall.deploy.kinds.selection.expert_iteration import imitated
@@ -140,29 +140,18 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
     return [*lines, report_line(run_directory), *policy_line(summary, run_directory)]
 
 
-def _problems(config: ConstitutionalConfig) -> list[Problem]:
-    critic = config.stage.critic
-    if critic.url is None and not (Path(critic.model) / "config.json").is_file():
-        text = "no model is in it (config.json is missing): name a model's directory, or the url of a server"
-        return [Problem(("algorithm", "critic", "model"), text)]
-    return check_collecting(config)
-
-
 CONSTITUTIONAL = RunKind(
-    name="constitutional",
-    config=ConstitutionalConfig,
+    settings=SETTINGS,
     counts=IMITATED,
     make=_make,
     load=LoadedLanguage.of,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
     console=ProgressLines,
+    unfit=check_imitating,
     eval_line=eval_line,
     data="revisions of its own responses",
     policy="language model",
     misfit=misfit_of,
-    problems=_problems,
-    sections=algorithm_section(ConstitutionalSettings),
-    renamed=RENAMED,
     exports=True,
 )

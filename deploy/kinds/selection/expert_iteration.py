@@ -16,14 +16,13 @@ from rollcall.actors.trajectory_scoring import as_asked
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.language_checks import check_collecting
+from rollcall.deploy.config.kinds.expert_iteration import SETTINGS
+from rollcall.deploy.config.language_checks import check_imitating
 from rollcall.deploy.config.selection_config import (
     ExpertIterationConfig,
-    ExpertIterationSettings,
-    algorithm_section,
 )
 from rollcall.deploy.kinds.kind import RunKind
-from rollcall.deploy.kinds.language.language_kind import RENAMED, elsewhere
+from rollcall.deploy.kinds.language.language_kind import elsewhere
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of
 from rollcall.deploy.kinds.selection.completions import AnsweredFile
 from rollcall.deploy.kinds.selection.data_sets import Tally, best_of_curve, write_data_sets
@@ -129,20 +128,17 @@ def closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]:
 
 
 EXPERT_ITERATION = RunKind(
-    name="expert_iteration",
-    config=ExpertIterationConfig,
+    settings=SETTINGS,
     counts=IMITATED,
     make=_make,
     load=LoadedLanguage.of,
     elsewhere=elsewhere,
     closing_lines=closing_lines,
     console=ProgressLines,
+    unfit=check_imitating,
     eval_line=eval_line,
     data="its own completions",
     policy="language model",
     misfit=misfit_of,
-    problems=check_collecting,
-    sections=algorithm_section(ExpertIterationSettings),
-    renamed=RENAMED,
     exports=True,
 )

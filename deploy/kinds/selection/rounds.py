@@ -25,14 +25,15 @@ from rollcall.deploy.kinds.language.needs import supervised_needs
 from rollcall.deploy.kinds.selection.making import Generation, check_single_turn
 from rollcall.deploy.plan.needs import Needs
 from rollcall.deploy.report.counted import BROKEN
-from rollcall.learners.algorithms.language.sft import SFT, SFTConfig
+from rollcall.learners.algorithms.language.sft import SFT
+from rollcall.learners.algorithms.language.sft_config import SFTConfig
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
+from rollcall.learners.models.lm_policy_config import WarmStartConfig
 from rollcall.learners.models.lora import merged_parameters
-from rollcall.learners.models.token_policy import WarmStartConfig
 
 Measure = Callable[[str, str], float]  # of (prompt, response): 1 where it breaks a principle, else 0
 

@@ -15,6 +15,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.kinds.bandit import SETTINGS
 from rollcall.deploy.config.tabular_config import BanditRunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
@@ -129,8 +130,7 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 BANDIT = RunKind(
-    name="bandit",
-    config=BanditRunConfig,
+    settings=SETTINGS,
     counts=PLAYED,
     make=BanditRun,
     load=LoadedBandit.of,
@@ -139,6 +139,5 @@ BANDIT = RunKind(
     console=online_console,
     eval_line=lambda result: percent(None),
     data="a bandit",
-    fits=lambda algorithm: True,
     evaluates=False,
 )

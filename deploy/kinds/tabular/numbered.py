@@ -6,7 +6,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from rollcall.actors.envs.environment import EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env
 from rollcall.actors.envs.sources import Env
 from rollcall.cluster.errors import BadInput
 from rollcall.learners.tabular.model import Model

@@ -16,7 +16,8 @@ from rollcall.actors.control.evaluation import Evaluator
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.checks import Problem
+from rollcall.deploy.config.kinds.tabular import SETTINGS
+from rollcall.deploy.config.problem import Problem
 from rollcall.deploy.config.tabular_config import TabularRunConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind
 from rollcall.deploy.kinds.tabular.numbered import LONGEST, NumberedEnv
@@ -164,13 +165,8 @@ OF_OPTIMAL_VALUES = (
 )  # what they learn are the best policy's, not their own
 
 
-def _problems(config: TabularRunConfig) -> list[Problem]:
+def _unfit(config: TabularRunConfig) -> list[Problem]:
     env = config.env
-    for name in ("reward_clip", "fixed_episode_steps"):
-        if getattr(env, name) is not None:
-            return [Problem(("env", name), "a table learns from the env as it is: leave it out")]
-    if not config.eval.greedy:
-        return [Problem(("eval", "greedy"), "a table is judged by its greedy policy: leave it out")]
     try:
         NumberedEnv(env).close()
     except BadInput as error:
@@ -192,17 +188,15 @@ def _closing_lines(summary: Mapping[str, Any], run_directory: Path) -> list[str]
 
 
 TABULAR = RunKind(
-    name="tabular",
-    config=TabularRunConfig,
+    settings=SETTINGS,
     counts=PLAYED,
     make=TabularRun,
     load=LoadedTable.of,
     elsewhere=elsewhere,
     closing_lines=_closing_lines,
     console=online_console,
+    unfit=_unfit,
     eval_line=eval_line,
     data="a table",
     policy="table",
-    problems=_problems,
-    fits=lambda algorithm: True,
 )

@@ -14,7 +14,7 @@ from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.run_config import RunConfig
 from rollcall.deploy.tools.bench.peers import Peer, prepare
-from rollcall.learners.models.q_heads import QConfig
+from rollcall.learners.models.q_config import QConfig
 
 _ALGORITHMS = {
     "sb3": ("ppo", "a2c", "sac", "dqn"),

@@ -29,8 +29,9 @@ from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess, Pref
 from rollcall.deploy.tools.bench.aside import Aside
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
 from rollcall.learners.models.flat import flatten_module, load_module_weights, module_weights
+from rollcall.learners.models.lm_policy_config import LMPolicyConfig
 from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import LMPolicyConfig, TokenPolicy, load_policy_model
+from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
 
 MODEL = "policy"
 EPOCH = 1

@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.metrics.run_metrics import DEFAULT_PORT
-from rollcall.cluster.store.redis_address import URL_VARIABLE, safe_url
+from rollcall.cluster.metrics.metrics_config import DEFAULT_PORT
+from rollcall.cluster.store.redis_address import safe_url
+from rollcall.cluster.store.redis_config import URL_VARIABLE
 from rollcall.cluster.store.redis_server import find_redis_server
 from rollcall.deploy.plan.machine import SHARED_MEMORY, this_machine
 from rollcall.deploy.plan.needs import GIB, in_words

@@ -14,7 +14,8 @@ import numpy as np
 
 from rollcall.actors.envs.action_masks import num_choices
 from rollcall.actors.envs.checked_env import CheckedEnv
-from rollcall.actors.envs.environment import ASYNC_PAYS_FROM_S, EnvConfig, make_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import ASYNC_PAYS_FROM_S, make_env
 from rollcall.actors.envs.observations import check_spaces
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.user_code import user_line_of

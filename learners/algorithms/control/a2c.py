@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Needs
+from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control import actor_critic, samples
-from rollcall.learners.algorithms.control.actor_critic import (
-    Discount,
-    EntropyCoef,
-    NormaliseAdvantages,
-    ValueCoef,
-    credit,
-)
+from rollcall.learners.algorithms.control.a2c_config import DECLARED, A2CConfig
+from rollcall.learners.algorithms.control.actor_critic import credit
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import gae, n_step_returns
-
-
-class A2CConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["a2c"] = Field(default="a2c", description="the algorithm")
-    discount: Discount = 0.99
-    gae_lambda: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="1: the return to the fragment's end (A3C's); lower: less variance, more bias",
-    )
-    n_step: int | None = Field(
-        default=None, ge=1, description="steps of reward before the critic's value, in place of gae_lambda's mixture"
-    )
-    value_coef: ValueCoef = 0.5
-    entropy_coef: EntropyCoef = 0.01
-    normalise_advantages: NormaliseAdvantages = False
 
 
 class A2C:
@@ -50,7 +24,7 @@ class A2C:
     Config = A2CConfig
     name = "a2c"
     unit: Unit = "fragment"
-    needs = Needs(critic=True)
+    needs = DECLARED.needs
 
     def __init__(self, config: A2CConfig) -> None:
         self._config = config

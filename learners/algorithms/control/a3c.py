@@ -4,38 +4,15 @@ learner steps along the gradients as they come, with one optimiser for all, whos
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
-
-from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Metrics, Needs
-from rollcall.learners.algorithms.control.a2c import A2C, A2CConfig
-from rollcall.learners.algorithms.control.actor_critic import Discount, EntropyCoef, ValueCoef
+from rollcall.learners.algorithm import Context, Loss, Metrics
+from rollcall.learners.algorithms.control.a2c import A2C
+from rollcall.learners.algorithms.control.a2c_config import A2CConfig
+from rollcall.learners.algorithms.control.a3c_config import DECLARED, A3CConfig
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch
 from rollcall.learners.batches.gradient_batch import GradientBatch
 from rollcall.learners.update import Stepper
-
-
-class A3CConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["a3c"] = Field(default="a3c", description="the algorithm")
-    discount: Discount = 0.99
-    gae_lambda: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="1: the return to the fragment's end, as in the paper; lower: less variance, more bias",
-    )
-    value_coef: ValueCoef = 0.5
-    entropy_coef: EntropyCoef = 0.01
-    gradients_per_step: int = Field(
-        default=1,
-        ge=1,
-        le=65536,
-        description="gradients that one step is made along; 1: each has its own, as in the paper",
-    )
 
 
 class A3C:
@@ -45,7 +22,7 @@ class A3C:
     Config = A3CConfig
     name = "a3c"
     unit: Unit = "fragment"
-    needs = Needs(critic=True, gradients=True, corrects_policy_lag=True)
+    needs = DECLARED.needs
 
     def __init__(self, config: A3CConfig) -> None:
         shared = config.model_dump(exclude={"name", "gradients_per_step"})

@@ -4,10 +4,9 @@ terms of a loss come together."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rollcall.cluster.messages.steps import EnvSteps
@@ -18,18 +17,6 @@ from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.trust_region import HasKL
 from rollcall.learners.models.networks import ActorCritic
-
-Discount = Annotated[float, Field(ge=0, le=1, description="weight of a reward one step later: the horizon")]
-NumMinibatches = Annotated[
-    int, Field(ge=1, description="gradient steps per pass; a recurrent policy's minibatch is whole env columns")
-]
-ValueCoef = Annotated[
-    float, Field(ge=0, description="weight of the value loss: actor and critic share a trunk, or a gradient clip")
-]
-EntropyCoef = Annotated[float, Field(ge=0, description="weight of the entropy bonus: keeps exploration alive")]
-NormaliseAdvantages = Annotated[
-    bool, Field(description="to mean 0, deviation 1 over the batch: frees the step from the reward's scale")
-]
 
 
 def credit(batch: GymBatch) -> dict[str, Tensor]:

@@ -4,23 +4,12 @@ regression. It never sees where its own mistakes lead; DAgger does."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from rollcall.learners.algorithm import Context, Loss, Models, Needs
+from rollcall.learners.algorithm import Context, Loss, Models
 from rollcall.learners.algorithms.control import imitation, samples
-from rollcall.learners.algorithms.control.imitation import EntropyCoef, LossName
+from rollcall.learners.algorithms.control.bc_config import DECLARED, BCConfig
 from rollcall.learners.batches.replay_batch import ReplayMinibatch, Transitions
 from rollcall.learners.collators.recorded import whole
-
-
-class BCConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["bc"] = Field(default="bc", description="the algorithm")
-    loss: LossName = "nll"
-    entropy_coef: EntropyCoef = 0.0
 
 
 class BC:
@@ -28,7 +17,7 @@ class BC:
 
     Config = BCConfig
     name = "bc"
-    needs = Needs()
+    needs = DECLARED.needs
 
     def __init__(self, config: BCConfig) -> None:
         self._config = config

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control import samples
+from rollcall.learners.algorithms.control.imitation_config import LossName
 from rollcall.learners.batches.replay_batch import ReplayMinibatch, Transitions
 from rollcall.learners.maths.distributions import ActionDistribution, DiagonalGaussian
 from rollcall.learners.maths.epsilon_greedy import EpsilonGreedy
 from rollcall.learners.maths.noisy_actions import NoisyActions
 from rollcall.learners.models.networks import ActorCritic
-
-LossName = Annotated[
-    Literal["nll", "mse"],
-    Field(
-        description="nll: maximum likelihood, of continuous actions with the standard deviation learnt too; mse: the "
-        "squared distance of the likeliest continuous action, which leaves the deviation at policy.log_std_init"
-    ),
-]
-EntropyCoef = Annotated[
-    float, Field(ge=0, description="weight of an entropy bonus: keeps a clone from being sure where it saw little")
-]
 
 
 def imitation_loss(context: Context, minibatch: ReplayMinibatch, *, loss: LossName, entropy_coef: float) -> Loss:

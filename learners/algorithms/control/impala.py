@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Needs
+from rollcall.learners.algorithm import Context, Loss
 from rollcall.learners.algorithms.control import actor_critic, samples
-from rollcall.learners.algorithms.control.actor_critic import (
-    Discount,
-    EntropyCoef,
-    NormaliseAdvantages,
-    NumMinibatches,
-    ValueCoef,
-    credit,
-)
+from rollcall.learners.algorithms.control.actor_critic import credit
+from rollcall.learners.algorithms.control.impala_config import DECLARED, IMPALAConfig
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.vtrace import vtrace
-
-
-class IMPALAConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["impala"] = Field(default="impala", description="the algorithm")
-    discount: Discount = 0.99
-    vtrace_lambda: float = Field(default=1.0, ge=0, le=1, description="lower: less variance, more of the critic's bias")
-    rho_bar: float = Field(
-        default=1.0, gt=0, description="bound of the ratio in the value target: which policy's value is learnt"
-    )
-    c_bar: float = Field(
-        default=1.0, gt=0, description="bound of the ratio in the trace: how far credit travels, not where it converges"
-    )
-    pg_rho_bar: float | None = Field(
-        default=None, gt=0, description="bound of the ratio in the policy gradient (None: rho_bar, as in the paper)"
-    )
-    epochs: int = Field(
-        default=1, ge=1, description="passes over a batch; in all but the first step of it the targets are not renewed"
-    )
-    num_minibatches: NumMinibatches = 1
-    value_coef: ValueCoef = 0.5
-    entropy_coef: EntropyCoef = 0.01
-    normalise_advantages: NormaliseAdvantages = False
 
 
 class IMPALA:
@@ -57,7 +25,7 @@ class IMPALA:
     Config = IMPALAConfig
     name = "impala"
     unit: Unit = "fragment"
-    needs = Needs(critic=True, corrects_policy_lag=True)
+    needs = DECLARED.needs
 
     def __init__(self, config: IMPALAConfig) -> None:
         self._config = config

@@ -5,16 +5,13 @@ policy imitates the set's actions the more, the better they are."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from rollcall.learners.algorithm import TARGET, Context, Loss, Models, Needs
+from rollcall.learners.algorithm import TARGET, Context, Loss, Models
 from rollcall.learners.algorithms.control import off_policy, samples
-from rollcall.learners.algorithms.control.actor_critic import Discount
-from rollcall.learners.algorithms.control.off_policy import TargetRate
+from rollcall.learners.algorithms.control.iql_config import DECLARED, IQLConfig
 from rollcall.learners.batches.replay_batch import ReplayMinibatch, Transitions
 from rollcall.learners.collators.recorded import whole
 from rollcall.learners.maths import offline_losses, q_losses
@@ -23,32 +20,13 @@ from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.update import follow
 
 
-class IQLConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["iql"] = Field(default="iql", description="the algorithm")
-    discount: Discount = 0.99
-    expectile: float = Field(
-        default=0.7,
-        gt=0,
-        lt=1,
-        description="of the set's actions, how good a one V is of: 0.5: their mean; near 1: the best",
-    )
-    inverse_temperature: float = Field(
-        default=3.0, ge=0, description="how much more a better action is imitated: exp(this * advantage); 0: cloning"
-    )
-    largest_weight: float = Field(default=100.0, gt=0, description="at which that is cut")
-    target_rate: TargetRate = 0.005
-    reward_scale: float = Field(default=1.0, gt=0, description="rewards are multiplied by this, and so are advantages")
-
-
 class IQL:
     """The three losses are of models that share nothing, and each gradient stops at its own: their sum, stepped by one
     Adam, is what three would do, but for the clipping of gradients."""
 
     Config = IQLConfig
     name = "iql"
-    needs = Needs(critic=True, networks=("critic",), target_networks=("critic",))
+    needs = DECLARED.needs
 
     def __init__(self, config: IQLConfig) -> None:
         self._config = config

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import cast
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rollcall.learners.algorithm import Context, Metrics, Models
@@ -17,14 +16,6 @@ from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch
 from rollcall.learners.maths.categorical import Categorical
 from rollcall.learners.models.twin_critic import TwinCritic
 from rollcall.learners.update import Stepper
-
-TargetRate = Annotated[
-    float, Field(gt=0, le=1, description="share of the way that target networks go after each step (tau)")
-]
-ModelRate = Annotated[
-    float | None,
-    Field(gt=0, description="step size of this model's optimiser (None: learner.learning_rate, the actor's)"),
-]
 
 
 @dataclass(frozen=True)

@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Models, Needs
+from rollcall.learners.algorithm import Context, Loss, Models
 from rollcall.learners.algorithms.control import actor_critic, samples
-from rollcall.learners.algorithms.control.actor_critic import Discount, EntropyCoef, NormaliseAdvantages, credit
+from rollcall.learners.algorithms.control.actor_critic import credit
+from rollcall.learners.algorithms.control.reinforce_config import DECLARED, REINFORCEConfig
 from rollcall.learners.algorithms.control.samples import ActorCriticMinibatch, ActorCriticRows, ActorCriticTargets
 from rollcall.learners.batches.gym_batch import GymBatch
+from rollcall.learners.declared import Needs
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import discounted_returns, episode_starts_within, whole_episode_returns
-
-
-class REINFORCEConfig(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["reinforce"] = Field(default="reinforce", description="the algorithm")
-    discount: Discount = 0.99
-    reward_to_go: bool = Field(
-        default=True, description="an action is credited with what follows it only; false: with its whole episode"
-    )
-    baseline: Literal["none", "moving_average", "value"] = Field(
-        default="moving_average", description="subtracted from returns: less variance, no bias; value: a critic's"
-    )
-    baseline_decay: float = Field(
-        default=0.9, ge=0, lt=1, description="beta of the moving average: b <- beta * b + (1 - beta) * mean return"
-    )
-    value_coef: float = Field(default=0.5, ge=0, description="weight of the value loss, with baseline=value")
-    entropy_coef: EntropyCoef = 0.0
-    normalise_advantages: NormaliseAdvantages = False
 
 
 class MovingAverage(nn.Module):
@@ -58,7 +39,7 @@ class REINFORCE:
     Config = REINFORCEConfig
     name = "reinforce"
     unit: Unit = "episode"
-    needs = Needs()
+    needs = DECLARED.needs
 
     def __init__(self, config: REINFORCEConfig) -> None:
         self._config = config

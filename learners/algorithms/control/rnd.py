@@ -4,41 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Metrics, Models, Needs
+from rollcall.learners.algorithm import Context, Loss, Metrics, Models
 from rollcall.learners.algorithms.control import samples
-from rollcall.learners.algorithms.control.ppo import PPO, PPOSettings
+from rollcall.learners.algorithms.control.ppo import PPO
+from rollcall.learners.algorithms.control.rnd_config import DECLARED, RND_NETWORKS, RNDConfig
 from rollcall.learners.algorithms.control.samples import ActorCriticTargets, StepGrid, StepMinibatch, StepRows
 from rollcall.learners.batches.gym_batch import GymBatch, next_observations
 from rollcall.learners.maths import losses
 from rollcall.learners.maths.returns import endless_gae
 from rollcall.learners.models.distillation import RandomNetworkDistillation
 from rollcall.learners.update import Stepper, minibatch_steps
-
-RND_NETWORKS = "rnd"
-
-
-class RNDConfig(PPOSettings):
-    """PPO's settings are meant for both rewards, `discount` for the env's alone."""
-
-    name: Literal["rnd"] = Field(default="rnd", description="the algorithm")
-    normalise_advantages: Literal["minibatch", "none"] = Field(
-        default="minibatch", description="the sum of both: to mean 0, deviation 1 over these steps"
-    )
-    intrinsic_discount: float = Field(
-        default=0.99, ge=0, lt=1, description="of what novelty pays: no episode's end cuts it"
-    )
-    intrinsic_coef: float = Field(default=1.0, ge=0, description="weight of advantages by novelty")
-    extrinsic_coef: float = Field(default=2.0, ge=0, description="weight of advantages by the env's own reward")
-    predictor_share: float = Field(
-        default=0.25, gt=0, le=1, description="of a minibatch's steps the predictor learns from: what is new stays so"
-    )
 
 
 @dataclass(frozen=True)
@@ -60,7 +40,7 @@ class RND:
     Config = RNDConfig
     name = "rnd"
     unit: Unit = "fragment"
-    needs = Needs(critic=True, corrects_policy_lag=True, networks=(RND_NETWORKS,))
+    needs = DECLARED.needs
 
     def __init__(self, config: RNDConfig) -> None:
         self._config = config

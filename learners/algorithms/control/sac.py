@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import TARGET, Context, Loss, Metrics, Models, Needs
+from rollcall.learners.algorithm import TARGET, Context, Loss, Metrics, Models
 from rollcall.learners.algorithms.control import off_policy, samples
-from rollcall.learners.algorithms.control.actor_critic import Discount
-from rollcall.learners.algorithms.control.off_policy import ModelRate, NoisyMinibatch, NoisyPart, TargetRate
+from rollcall.learners.algorithms.control.off_policy import NoisyMinibatch, NoisyPart
+from rollcall.learners.algorithms.control.sac_config import DECLARED, SACConfig
 from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.maths import q_losses
 from rollcall.learners.maths.categorical import Categorical
@@ -25,27 +24,6 @@ from rollcall.learners.models.temperature import Temperature
 from rollcall.learners.update import Stepper, follow
 
 ENTROPY_SHARE = 0.98  # of a uniform policy's, that a discrete one is to keep (Christodoulou, 2019)
-
-
-class SACConfig(BaseModel):
-    """learner.learning_rate is the actor's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["sac"] = Field(default="sac", description="the algorithm")
-    discount: Discount = 0.99
-    target_rate: TargetRate = 0.005
-    critic_learning_rate: ModelRate = None
-    temperature_learning_rate: ModelRate = None
-    temperature: float = Field(default=1.0, gt=0, description="what a nat of entropy is worth in reward, at first")
-    learn_temperature: bool = Field(
-        default=True, description="so that the policy keeps target_entropy; false: it stays"
-    )
-    target_entropy: float | None = Field(
-        default=None,
-        description="nats that the policy is to keep. None: less one for each number of a continuous action (between "
-        "-1 and 1); of choices, 0.98 of a uniform policy's",
-    )
 
 
 class _Policy(NamedTuple):
@@ -63,9 +41,7 @@ class SAC:
     Config = SACConfig
     name = "sac"
     unit: Unit = "fragment"
-    needs = Needs(
-        networks=("critic", "temperature"), target_networks=("critic",), replay=True, corrects_policy_lag=True
-    )
+    needs = DECLARED.needs
 
     def __init__(self, config: SACConfig) -> None:
         self._config = config

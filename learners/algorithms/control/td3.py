@@ -4,41 +4,22 @@ actions, and an actor that is stepped less often than they are."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal, cast
+from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import TARGET, Context, Loss, Metrics, Models, Needs
+from rollcall.learners.algorithm import TARGET, Context, Loss, Metrics, Models
 from rollcall.learners.algorithms.control import off_policy, samples
-from rollcall.learners.algorithms.control.actor_critic import Discount
-from rollcall.learners.algorithms.control.off_policy import ModelRate, NoisyMinibatch, NoisyPart, TargetRate
+from rollcall.learners.algorithms.control.off_policy import NoisyMinibatch, NoisyPart
+from rollcall.learners.algorithms.control.td3_config import DECLARED, TD3Config
 from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.maths import q_losses
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.maths.noisy_actions import NoisyActions
 from rollcall.learners.models.networks import ActorCritic
 from rollcall.learners.update import Stepper, follow
-
-
-class TD3Config(BaseModel):
-    """learner.learning_rate is the actor's; the noise that explores is the policy's (policy.exploration_noise)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["td3"] = Field(default="td3", description="the algorithm")
-    discount: Discount = 0.99
-    target_rate: TargetRate = 0.005
-    critic_learning_rate: ModelRate = None
-    target_noise: float = Field(
-        default=0.2, ge=0, description="deviation of the noise that smooths targets, in half widths of the bounds"
-    )
-    target_noise_clip: float = Field(default=0.5, ge=0, description="what that noise is cut to")
-    policy_delay: int = Field(
-        default=2, ge=1, description="the actor and all targets move every so many gradient steps"
-    )
 
 
 class StepCount(nn.Module):
@@ -58,12 +39,7 @@ class TD3:
     Config = TD3Config
     name = "td3"
     unit: Unit = "fragment"
-    needs = Needs(
-        networks=("critic", "step_count"),
-        target_networks=("actor_critic", "critic"),
-        replay=True,
-        corrects_policy_lag=True,
-    )
+    needs = DECLARED.needs
 
     def __init__(self, config: TD3Config) -> None:
         self._config = config

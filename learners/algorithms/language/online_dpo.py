@@ -16,54 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Models, Needs
-from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
+from rollcall.learners.algorithm import Context, Loss, Models
+from rollcall.learners.algorithms.language.online_dpo_config import DECLARED, OnlineDPOConfig
 from rollcall.learners.batches.sample_pairs import PairMinibatch, PairPart, SamplePairs
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows
 from rollcall.learners.maths import losses, preference_losses
 from rollcall.learners.maths.sampling import Processed
-
-
-class OnlineDPOConfig(BaseModel):
-    """Settings of on-line DPO."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["online_dpo"] = Field(default="online_dpo", description="the algorithm")
-    beta: float = Field(default=0.1, gt=0, description="how near to the reference: larger is nearer; tau of IPO's loss")
-    loss: Literal["dpo", "ipo"] = Field(default="dpo", description="of a pair")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="of DPO's loss: share of orders that are wrong (conservative DPO)"
-    )
-    pairs: Literal["best_worst", "all"] = Field(
-        default="best_worst",
-        description="best_worst: a prompt's best and worst sample; all: every pair of its samples that differs in "
-        "reward, the prompt weighing the same",
-    )
-    token_budget: int | None = Field(
-        default=None,
-        ge=1,
-        description="padded tokens of one forward pass: bounds memory, changes no result; null: 16384, or as many as "
-        "there is memory for where rollcall plan finds that too many",
-    )
-
-    @model_validator(mode="after")
-    def _smooths_what_can_be(self) -> OnlineDPOConfig:
-        if self.loss == "ipo" and self.label_smoothing:
-            raise ValueError("label_smoothing: is of loss=dpo: IPO's loss has a finite optimum without it")
-        return self
-
-    @property
-    def pass_tokens(self) -> int:
-        """Of one forward pass, padded, at the most."""
-        return TOKEN_BUDGET if self.token_budget is None else self.token_budget
 
 
 @dataclass(frozen=True)
@@ -81,7 +45,7 @@ class OnlineDPO:
     Config = OnlineDPOConfig
     name = "online_dpo"
     unit: Unit = "prompt"
-    needs = Needs(reference=True, min_group_size=2, corrects_policy_lag=True)
+    needs = DECLARED.needs
 
     def __init__(self, config: OnlineDPOConfig, *, max_tokens: int | None = None) -> None:
         """`max_tokens`: the longest completion, which nothing here depends on."""

@@ -4,51 +4,17 @@ REINFORCE++-baseline, of the same paper, subtracts the group's mean first; its K
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from rollcall.learners.algorithms.language.reinforce_pp_config import ReinforcePPConfig
 from rollcall.learners.algorithms.language.token_algorithm import (
     BeforeUpdate,
     TokenMethod,
     clipped_surrogate,
     rewards_of_tokens,
 )
-from rollcall.learners.algorithms.language.token_settings import ClipHigh, ClipLow, TokenAlgorithmConfig
 from rollcall.learners.maths.group_advantages import group_relative, rewards_to_tokens, token_gae, whiten
-from rollcall.learners.maths.losses import KLEstimator
-
-
-class ReinforcePPConfig(TokenAlgorithmConfig):
-    """Settings of REINFORCE++ and, with group_baseline, of REINFORCE++-baseline."""
-
-    name: Literal["reinforce_pp"] = Field(default="reinforce_pp", description="the algorithm")
-    clip_low: ClipLow = 0.2
-    clip_high: ClipHigh = 0.2
-    group_baseline: bool = Field(
-        default=False,
-        description="subtract the mean reward of the prompt's samples first, and have the KL in the loss "
-        "(REINFORCE++-baseline): for rewards whose level depends on the prompt; needs groups of two or more",
-    )
-    kl_estimator: KLEstimator = Field(
-        default="k1",
-        description="of the KL in the reward; k1: unbiased, as in the paper; k2 and k3 are never negative. In the loss "
-        "of group_baseline k1 would do nothing: there it stands for the paper's k2",
-    )
-
-    @property
-    def kl_in_loss(self) -> bool:
-        return self.group_baseline
-
-    @property
-    def kl_of_loss(self) -> KLEstimator:
-        return "k2" if self.kl_estimator == "k1" else self.kl_estimator
-
-    @property
-    def min_group_size(self) -> int:
-        return 2 if self.group_baseline else 1
 
 
 def advantages(config: ReinforcePPConfig, before: BeforeUpdate) -> Tensor:

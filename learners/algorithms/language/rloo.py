@@ -4,27 +4,11 @@ otherwise the ratio to the behaviour policy corrects it, clipped."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
+from rollcall.learners.algorithms.language.rloo_config import RLOOConfig
 from rollcall.learners.algorithms.language.token_algorithm import BeforeUpdate, TokenMethod, clipped_surrogate
-from rollcall.learners.algorithms.language.token_settings import ClipHigh, ClipLow, RewardKL, TokenAlgorithmConfig
 from rollcall.learners.maths.group_advantages import leave_one_out
-
-
-class RLOOConfig(TokenAlgorithmConfig):
-    """Settings of RLOO. A token mean is the paper's sum over tokens, up to a constant of the batch."""
-
-    name: Literal["rloo"] = Field(default="rloo", description="the algorithm")
-    clip_low: ClipLow = 0.2
-    clip_high: ClipHigh = 0.2
-    kl_estimator: RewardKL = "k1"
-
-    @property
-    def kl_in_loss(self) -> bool:
-        return False
 
 
 def advantages(config: RLOOConfig, before: BeforeUpdate) -> Tensor:

@@ -4,24 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Needs
+from rollcall.learners.algorithm import Context, Loss
+from rollcall.learners.algorithms.language.sft_config import DECLARED, SFTConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart
 from rollcall.learners.maths.sampling import Processed
-
-
-class SFTConfig(BaseModel):
-    """Settings of supervised fine-tuning."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Literal["sft"] = Field(default="sft", description="the algorithm")
-    token_budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass")
 
 
 class SFT:
@@ -29,7 +20,7 @@ class SFT:
 
     name = "sft"
     unit: Unit = "prompt"
-    needs = Needs()
+    needs = DECLARED.needs
 
     def __init__(self, config: SFTConfig) -> None:
         self.config = config
@@ -49,3 +40,6 @@ class SFT:
         loss = -(part.weights * now.logprobs).sum()
         entropy = (part.weights * now.entropy).sum()
         return Loss(loss, {"negative_log_likelihood": loss.detach(), "entropy": entropy})
+
+
+SUPERVISED_METHOD = SFT

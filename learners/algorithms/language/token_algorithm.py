@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Metrics, Models, Needs
+from rollcall.learners.algorithm import Context, Loss, Metrics, Models
 from rollcall.learners.algorithms.language import adaptive_kl
 from rollcall.learners.algorithms.language.supervised_term import MixedMinibatch, SupervisedPart, beside
 from rollcall.learners.algorithms.language.token_settings import TokenAlgorithmConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenMinibatch, TokenPart, TokenRows, each_token
+from rollcall.learners.declared import Needs
 from rollcall.learners.maths import losses, token_losses
 from rollcall.learners.maths.group_advantages import group_relative, rewards_to_tokens, soft_overlong_penalty
 from rollcall.learners.maths.sampling import Processed

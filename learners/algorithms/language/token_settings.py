@@ -6,8 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rollcall.learners.maths.losses import KLEstimator
-from rollcall.learners.maths.token_losses import Aggregation
+from rollcall.learners.maths.choices import Aggregation, KLEstimator
 
 TOKEN_BUDGET = 16384  # padded tokens of one forward pass, where a run says nothing else
 

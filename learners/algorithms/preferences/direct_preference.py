@@ -13,30 +13,17 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Models, Needs
+from rollcall.learners.algorithm import Context, Loss, Models
+from rollcall.learners.algorithms.preferences.direct_preference_config import DirectMethodConfig
 from rollcall.learners.batches.passes import share_of
 from rollcall.learners.batches.preference_batch import Pairs, PreferenceBatch, PreferenceMinibatch, PreferencePart
 from rollcall.learners.collective import Collective
+from rollcall.learners.declared import Needs
 from rollcall.learners.maths.preference_losses import soft_labelled, sums_by_owner
 from rollcall.learners.maths.sampling import Processed
-
-
-class DirectMethodConfig(BaseModel):
-    """Settings of every direct method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    budget: int = Field(default=16384, ge=1, description="padded tokens of one forward pass: changes no result")
-
-    @property
-    def reward_scale(self) -> float:
-        """What makes a reward of a log-ratio."""
-        raise NotImplementedError
-
 
 ConfigT = TypeVar("ConfigT", bound=DirectMethodConfig)
 

@@ -17,49 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Models, Needs
+from rollcall.learners.algorithm import Context, Loss, Models
 from rollcall.learners.algorithms.preferences.direct_preference import (
     DirectAlgorithm,
     DirectMethod,
-    DirectMethodConfig,
     Referenced,
     ReferencedMinibatch,
     ReferencedPart,
 )
+from rollcall.learners.algorithms.preferences.group_dpo_config import DECLARED, GroupDPOConfig
 from rollcall.learners.batches.preference_batch import PreferenceBatch
 from rollcall.learners.maths import preference_losses
 
 GROUPS = "groups"
-
-
-class GroupDPOConfig(DirectMethodConfig):
-    """Settings of group-robust DPO and IPO."""
-
-    name: Literal["group_dpo"] = Field(default="group_dpo", description="the algorithm")
-    base: Literal["dpo", "ipo"] = Field(default="dpo", description="the loss whose worst group's mean is minimised")
-    beta: float = Field(default=0.1, gt=0, description="of DPO's loss, or tau of IPO's")
-    label_smoothing: float = Field(
-        default=0.0, ge=0, lt=0.5, description="of DPO's loss: share of labels that are wrong"
-    )
-    draw: Literal["evenly", "by_size"] = Field(
-        default="evenly",
-        description="evenly: groups in turn, so that a small group's comparisons come again sooner; by_size: each once "
-        "a pass; the loss corrects for either",
-    )
-    group_step: float = Field(
-        default=0.05, ge=0, description="step size of the group weights; 0: every group weighs the same for good"
-    )
-
-    @property
-    def reward_scale(self) -> float:
-        return self.beta
 
 
 class GroupWeights(nn.Module):
@@ -88,7 +63,7 @@ class GroupDPO:
     Config = GroupDPOConfig
     name = "group_dpo"
     unit: Unit = "prompt"
-    needs = Needs(reference=True)
+    needs = DECLARED.needs
 
     def __init__(self, config: GroupDPOConfig, *, group_sizes: list[int]) -> None:
         """`group_sizes`: comparisons of each group in the whole training set; their batches must be drawn as

@@ -3,26 +3,11 @@ preference is always answered the same way."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
 from torch import Tensor
 
-from rollcall.learners.algorithms.preferences.direct_preference import DirectMethod, DirectMethodConfig
+from rollcall.learners.algorithms.preferences.direct_preference import DirectMethod
+from rollcall.learners.algorithms.preferences.ipo_config import IPOConfig
 from rollcall.learners.maths import preference_losses
-
-
-class IPOConfig(DirectMethodConfig):
-    """Settings of IPO."""
-
-    name: Literal["ipo"] = Field(default="ipo", description="the algorithm")
-    tau: float = Field(
-        default=0.1, gt=0, description="how near to the reference: log-ratios are to differ by 1 / (2 tau)"
-    )
-
-    @property
-    def reward_scale(self) -> float:
-        return self.tau
 
 
 def pair_losses(config: IPOConfig, differences: Tensor) -> Tensor:

@@ -15,39 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from rollcall.cluster.messages.attempt import Unit
-from rollcall.learners.algorithm import Context, Loss, Needs
-from rollcall.learners.algorithms.preferences.direct_preference import (
-    DirectMethodConfig,
-    batch_logprobs,
-    response_logprobs,
-)
+from rollcall.learners.algorithm import Context, Loss
+from rollcall.learners.algorithms.preferences.direct_preference import batch_logprobs, response_logprobs
+from rollcall.learners.algorithms.preferences.kto_config import DECLARED, KTOConfig
 from rollcall.learners.batches.preference_batch import PreferenceBatch, PreferenceMinibatch, PreferencePart
 from rollcall.learners.maths import preference_losses
-
-
-class KTOConfig(DirectMethodConfig):
-    """Settings of KTO."""
-
-    name: Literal["kto"] = Field(default="kto", description="the algorithm")
-    beta: float = Field(default=0.1, gt=0, description="how fast gains and losses saturate: larger is nearer")
-    desirable_weight: float = Field(default=1.0, gt=0, description="of desirable rows in the loss")
-    undesirable_weight: float = Field(
-        default=1.0,
-        gt=0,
-        description="of undesirable ones; the paper keeps (desirable_weight * number of desirable rows) / "
-        "(undesirable_weight * number of undesirable ones) between 1 and 4/3",
-    )
-
-    @property
-    def reward_scale(self) -> float:
-        return self.beta
 
 
 @dataclass(frozen=True)
@@ -92,7 +69,7 @@ class KTO:
     Config = KTOConfig
     name = "kto"
     unit: Unit = "prompt"
-    needs = Needs(reference=True)
+    needs = DECLARED.needs
     unpaired = True  # it learns from labelled rows, and takes comparisons apart
 
     def __init__(self, config: KTOConfig) -> None:

@@ -25,9 +25,10 @@ from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions
 from rollcall.learners.collators.control import ControlCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.loop.optimizers import SGDConfig
-from rollcall.learners.models.networks import ActorCritic, PolicyConfig, build_actor_critic
-from rollcall.learners.models.q_heads import QConfig
+from rollcall.learners.loop.optimizer_config import SGDConfig
+from rollcall.learners.models.networks import ActorCritic, build_actor_critic
+from rollcall.learners.models.policy_config import PolicyConfig
+from rollcall.learners.models.q_config import QConfig
 from rollcall.learners.tabular import planning
 from rollcall.learners.tabular.model import Model
 from tests.learners.experience import context_of

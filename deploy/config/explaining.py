@@ -11,12 +11,11 @@ from pydantic.fields import FieldInfo
 
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.explanation import Explanation, explain, together, wanted
+from rollcall.deploy.config.kind_settings import all_kinds, checked, kind_of_settings, settings_of
 from rollcall.deploy.config.known_settings import explained
 from rollcall.deploy.config.root_config import plugin_name_of
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import setting_fields
-from rollcall.deploy.kinds.recipes import recipe_of, settings_of
-from rollcall.deploy.kinds.registry import KINDS, kind_of
 
 _Known = tuple[KeyPath, tuple[FieldInfo, str]]  # a setting, and what has it
 
@@ -31,7 +30,7 @@ def explanations(key: str, recipe: str | Path | None = None, overrides: Iterable
     if recipe is None:
         return explained(key)
     settings = settings_of(recipe, overrides)
-    config = recipe_of(settings).config
+    config = checked(settings)
     known = list(_of_recipe(settings))
     return [explain(path, info, of=[has], settings=settings, config=config) for path, (info, has) in wanted(key, known)]
 
@@ -39,19 +38,19 @@ def explanations(key: str, recipe: str | Path | None = None, overrides: Iterable
 def all_settings() -> str:
     """What known_settings.json has to hold."""
     found = together(explain(path, info, of=[has]) for path, (info, has) in _of_all())
-    renamed = {kind.name: [".".join(path) for path in kind.renamed] for kind in KINDS if kind.renamed}
+    renamed = {kind.name: [".".join(path) for path in kind.renamed] for kind in all_kinds() if kind.renamed}
     lines = ",\n".join(f"  {json.dumps(one.as_json())}" for one in found)
     return f'{{"renamed": {json.dumps(renamed)}, "settings": [\n{lines}\n]}}\n'
 
 
 def _of_all() -> Iterator[_Known]:
-    for kind in reversed(KINDS):
+    for kind in reversed(all_kinds()):
         for path, info in setting_fields(kind.config, {}).items():
             if path[0] not in kind.config.PLUGINS or len(path) == 1:
                 yield path, (info, f"{kind.name} recipes")
         for section, plugin in kind.config.PLUGINS.items():
             for name in plugins.shipped(plugin):
-                found = plugins.find(plugin, name)
+                found = plugins.declared(plugin, name)
                 if section == "algorithm" and not kind.fits(found):
                     continue
                 for path, info in setting_fields(found.Config, {}).items():
@@ -59,10 +58,10 @@ def _of_all() -> Iterator[_Known]:
 
 
 def _of_recipe(settings: Settings) -> Iterator[_Known]:
-    kind = kind_of(settings.tree)
+    kind = kind_of_settings(settings.tree)
     models: dict[str, type[BaseModel]] = dict(kind.sections(settings))
     for section, plugin in kind.config.PLUGINS.items():
         if (written := settings.tree.get(section)) is not None:
-            models[section] = plugins.find(plugin, plugin_name_of(written)).Config
+            models[section] = plugins.declared(plugin, plugin_name_of(written)).Config
     for path, info in setting_fields(kind.config, models).items():
         yield path, (info, settings.source or f"{kind.name} recipes")
