@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -26,17 +26,6 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 
 Tier = Literal["exact", "resumable"]
-
-
-class CheckpointConfig(BaseModel):
-    """When checkpoints are written and how many are kept."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    every_steps: int | None = Field(
-        default=None, ge=1, description="learner steps between checkpoints; default: ten over the run"
-    )
-    keep: int = Field(default=3, ge=1, description="how many of the newest are kept")
 
 
 class Manifest(BaseModel):

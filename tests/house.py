@@ -22,11 +22,12 @@ ALLOWED = {
 CONFINED = {"ray": "deploy", "vllm": "actors.engine", "fastapi": "reward_service"}
 # The rooms of a package, top floor first: a room imports only those after it, and those on its own floor (|).
 FLOORS = {
-    "cluster": "metrics loop parameter_server|checkpoint books store messages files inputs|errors backoff seeds cores",
+    "cluster": "metrics loop parameter_server|checkpoint checkpoint_config books store messages files inputs|errors"
+    " backoff seeds cores",
     "reward_service": "raters service labelling preferences scheduling scorers answers workers sandbox models"
     " client scorer protocol",
     "actors": "scoring|trajectory_scoring control|language outside engine|envs|tasks policy",
-    "learners": "algorithms loop update algorithm collective collators models batches data maths tabular",
+    "learners": "algorithms loop update algorithm collective declared collators models batches data maths tabular",
     "deploy": "documents package cli|python tools drive gateway|runtimes kinds plan overview report rundir config"
     " preferences",
 }

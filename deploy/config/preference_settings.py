@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.reward_service.preferences.records import MAX_CANDIDATES
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRaterConfig
+from rollcall.reward_service.preferences.sizes import MAX_CANDIDATES
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from rollcall.reward_service.scorers.judge_config import JudgeConfig
 
 USUAL_NOISE = 0.1  # of people, in Christiano et al. (2017, arXiv:1706.03741, section 2.2.3)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel
 
 from rollcall.cluster.errors import BadInput
@@ -88,7 +87,7 @@ def _named_object(path: KeyPath, value: Any) -> Any:
     """
     if value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping, Path, BaseModel)):
         return value
-    if isinstance(value, (np.generic, np.ndarray)):
+    if hasattr(value, "tolist") and not isinstance(value, type):
         return value.tolist()
     setting = ".".join(path)
     if not callable(value) or not hasattr(value, "__qualname__"):

@@ -19,7 +19,7 @@ from pydantic import (
     field_validator,
 )
 
-from rollcall.cluster.checkpoint import CheckpointConfig
+from rollcall.cluster.checkpoint_config import CheckpointConfig
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins, recorders_config
 from rollcall.deploy.config.plugins import Plugin

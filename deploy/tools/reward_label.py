@@ -31,7 +31,8 @@ from rollcall.reward_service.preferences.files import Preference, read_preferenc
 from rollcall.reward_service.preferences.log import PreferenceLog
 from rollcall.reward_service.preferences.records import Comparison, Label, comparison_of, preference_of
 from rollcall.reward_service.raters.rater import JudgeRater, Rater, label_all
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from rollcall.reward_service.scorers.judge import Judge
 from rollcall.reward_service.scorers.judge_config import JudgeConfig
 from rollcall.reward_service.service.auth import find_token

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from rollcall.reward_service.preferences.records import (
-    MAX_CANDIDATES,
     Choice,
     Comparison,
     Digest,
@@ -17,6 +16,7 @@ from rollcall.reward_service.preferences.records import (
     SegmentCandidate,
     TextCandidate,
 )
+from rollcall.reward_service.preferences.sizes import MAX_CANDIDATES
 
 MAX_HELD = 8
 MAX_ADDED = 1000

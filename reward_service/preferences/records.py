@@ -29,9 +29,9 @@ from rollcall.reward_service.preferences.files import (
     check_segment,
     segment_space,
 )
+from rollcall.reward_service.preferences.sizes import MAX_CANDIDATES
 from rollcall.reward_service.protocol import Message, Segment
 
-MAX_CANDIDATES = 9  # one key each
 # Of a comparison's metadata: the actions of its segments are those that the env took. A run's labels say so since the
 # release that records them; before it they held what the policy had sampled.
 TAKEN: Mapping[str, JsonValue] = {"actions": "taken"}

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rollcall.reward_service.sandbox import cgroups, linux, seccomp
-from rollcall.reward_service.sandbox.helper_process import Helper, Limits, Pipes, SandboxBroken
+from rollcall.reward_service.sandbox.helper_process import Helper, Pipes, SandboxBroken
+from rollcall.reward_service.sandbox.limits import Limits
 
 _log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import functools
 from dataclasses import dataclass
 
 from rollcall.reward_service.sandbox.containment import Containment, probe
-from rollcall.reward_service.sandbox.helper_process import Limits, Pipes, RunResult, SandboxBroken
+from rollcall.reward_service.sandbox.helper_process import Pipes, RunResult, SandboxBroken
 from rollcall.reward_service.sandbox.judging_roles import PASSED, UNSUPPORTED
+from rollcall.reward_service.sandbox.limits import Limits
 from rollcall.reward_service.sandbox.served import Ended, Served
 
 __all__ = [
@@ -16,7 +17,6 @@ __all__ = [
     "UNSUPPORTED",
     "Containment",
     "Ended",
-    "Limits",
     "Program",
     "RunResult",
     "SandboxBroken",

@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from rollcall.reward_service.sandbox.containment import Containment
-from rollcall.reward_service.sandbox.helper_process import Limits, Pipes, SandboxBroken
+from rollcall.reward_service.sandbox.helper_process import Pipes, SandboxBroken
+from rollcall.reward_service.sandbox.limits import Limits
 from rollcall.reward_service.sandbox.solution_channel import MAX_FRAME_BYTES
 
 _PART_BYTES = 1 << 20

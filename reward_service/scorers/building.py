@@ -10,21 +10,24 @@ from pydantic import JsonValue
 
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.scorer import Scorer
-from rollcall.reward_service.scorers.code_reward import CodeRewardConfig, build_code_reward
+from rollcall.reward_service.scorers.code_reward import build_code_reward
+from rollcall.reward_service.scorers.code_reward_config import CodeRewardConfig
 from rollcall.reward_service.scorers.combined import build_all, ensemble, weighted_sum
-from rollcall.reward_service.scorers.function_scorer import FunctionConfig, build_function_scorer
+from rollcall.reward_service.scorers.function_config import FunctionConfig
+from rollcall.reward_service.scorers.function_scorer import build_function_scorer
 from rollcall.reward_service.scorers.judge import Judge
 from rollcall.reward_service.scorers.judge_config import JudgeConfig
-from rollcall.reward_service.scorers.maths import Algebra, MathsConfig, build_maths_scorer, unreadable_gold
-from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, build_python_tests_scorer
-from rollcall.reward_service.scorers.rules import (
+from rollcall.reward_service.scorers.maths import Algebra, build_maths_scorer, unreadable_gold
+from rollcall.reward_service.scorers.maths_config import MathsConfig
+from rollcall.reward_service.scorers.python_tests import build_python_tests_scorer
+from rollcall.reward_service.scorers.python_tests_config import PythonTestsConfig
+from rollcall.reward_service.scorers.rules import build_rule, unreadable_answer
+from rollcall.reward_service.scorers.rules_config import (
     ExactMatchConfig,
     FormatConfig,
     LengthConfig,
     NumberConfig,
     RegexConfig,
-    build_rule,
-    unreadable_answer,
 )
 from rollcall.reward_service.scorers.scorer_config import EnsembleConfig, ScorerConfig, WeightedSumConfig
 

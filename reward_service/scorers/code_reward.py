@@ -6,36 +6,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ItemErrorKind, ScoreItem, Segment
-from rollcall.reward_service.sandbox.run import Containment, Ended, Limits, SandboxBroken, Served, probe
+from rollcall.reward_service.sandbox.run import Containment, Ended, SandboxBroken, Served, probe
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
+from rollcall.reward_service.scorers.code_reward_config import CodeRewardConfig
 from rollcall.reward_service.scorers.text_scorers import version_of
 
 MAX_COMPONENTS, MAX_MESSAGE = 20, 400  # characters
 _SPARE_CPU_S = 0.1  # for reading and writing a request
 _NUMBERS_AT_ONCE = 400_000  # in one request to the sandbox
-_LIMITS = Limits(cpu_s=600, processes=2, disk_bytes=1 << 20, file_bytes=1 << 16)
-
-
-class CodeRewardConfig(Strict):
-    """The rewards of an env's steps by Python that runs in the sandbox, from its standard library alone."""
-
-    kind: Literal["code_reward"] = "code_reward"
-    code: str = Field(
-        min_length=1,
-        max_length=50_000,
-        description="defines compute_reward(observation, action, next_observation, terminated) -> (reward, components)",
-    )
-    call_s: float = Field(default=1e-3, gt=0, le=10, description="processor time of one call, the mean of a request")
-    sandbox: Literal["required", "unsafe"] = Field(
-        default="required", description="unsafe: run code even where this machine cannot contain it"
-    )
-    limits: Limits = Field(default=_LIMITS, description="wall_s: of one request, beyond what its calls may take")
 
 
 class _NoScore(Exception):

@@ -6,29 +6,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.scorer import Failure, Outcome, Taken
+from rollcall.reward_service.scorer import Failure, Outcome
+from rollcall.reward_service.scorers.function_config import FunctionConfig
 from rollcall.reward_service.scorers.text_scorers import Said, outcome_of, said, text_cost, version_of
 from rollcall.reward_service.scorers.user_function import Misfit, UserFunction, user_function
-from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
-
-
-class FunctionConfig(Strict):
-    """A scorer by import path, found from the working directory as from anywhere else."""
-
-    kind: Literal["function"] = "function"
-    path: str = Field(pattern=r"^[\w.]+:\w+$", description="my_module:score")
-    # No set: its order would differ from process to process, and with it the digest that is the version.
-    takes: tuple[Taken, ...] = Field(default=("text", "segment"), min_length=1, description="what it scores")
-    cacheable: bool = Field(default=True, description="an item has the same score tomorrow")
-    batch_size: int = Field(default=32, ge=1, description="items of one call, where the function is batched")
-    workers: WorkersConfig = WorkersConfig()
+from rollcall.reward_service.workers.pool import Done, WorkerPool
 
 
 class FunctionScorer:

@@ -8,12 +8,11 @@ import resource
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.answers.final_answer import (
     READING,
     AnswerPart,
@@ -25,28 +24,11 @@ from rollcall.reward_service.answers.final_answer import (
 from rollcall.reward_service.answers.formulas import as_latex, has_formula, normalised
 from rollcall.reward_service.answers.number_reader import Reading
 from rollcall.reward_service.scorer import Failure, Outcome, Score
+from rollcall.reward_service.scorers.maths_config import MathsConfig
 from rollcall.reward_service.scorers.text_scorers import Said, TextJob, WorkerTextScorer, in_worker, version_of
-from rollcall.reward_service.workers.pool import WorkerPool, WorkersConfig
+from rollcall.reward_service.workers.pool import WorkerPool
 
 _MAX_CHARACTERS = 20_000  # of a response that the algebra's patterns search
-
-
-class MathsConfig(Strict):
-    """1 where the response's answer equals one in the metadata as mathematics; else 0."""
-
-    kind: Literal["maths"] = "maths"
-    answer_key: str = Field(
-        default="answer", description="where the metadata have the answer, or a list: LaTeX or plain"
-    )
-    part: AnswerPart = Field(
-        default=AnswerPart(),
-        description="of the response; of the whole, what the last mark gives (a box, ####, <answer>), else the last "
-        "formula in $, else the last number",
-    )
-    digits: int = Field(
-        default=6, ge=1, le=30, description="decimals to which decimals must agree; below 1, significant digits"
-    )
-    workers: WorkersConfig = WorkersConfig()
 
 
 def build_maths_scorer(config: MathsConfig) -> WorkerTextScorer:

@@ -9,17 +9,14 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
-from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.sandbox.run import (
     PASSED,
     UNSUPPORTED,
     Containment,
-    Limits,
     Program,
     RunResult,
     SandboxBroken,
@@ -29,43 +26,13 @@ from rollcall.reward_service.sandbox.run import (
     run,
 )
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Taken
+from rollcall.reward_service.scorers.python_tests_config import PythonTestsConfig
 from rollcall.reward_service.scorers.text_scorers import text_cost, version_of
 
 _FENCED = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 _PYTHON = ("", "python", "py", "python3")
 _DEFINITION = re.compile(r"^(?:@[^\n]*\n)*(?:async[ \t]+def|def|class)\b", re.MULTILINE)
 MAX_TESTS = 100
-
-
-class PythonTestsConfig(Strict):
-    """How many of the metadata's tests the response's code passes."""
-
-    kind: Literal["python_tests"] = "python_tests"
-    tests_key: str = Field(
-        default="tests",
-        description="where the metadata have the tests: Python (a text, or a list of them), or a list of "
-        '{"stdin": ..., "stdout": ...}',
-    )
-    preamble_key: str = Field(
-        default="preamble",
-        description="where the metadata may have code that runs before it; what that defines is the tests' own",
-    )
-    entry_point_key: str = Field(
-        default="entry_point", description="where the metadata may name the function, if it is called like a builtin"
-    )
-    code: Literal["fenced", "whole"] = Field(
-        default="fenced", description="the last fenced block of Python, else the whole response; or always the whole"
-    )
-    prompt_is_code: bool = Field(default=False, description="the code goes on where the prompt ends (HumanEval)")
-    score: Literal["all", "fraction"] = Field(default="all", description="1 where all tests pass; or the share that do")
-    output: Literal["lines", "words", "exact"] = Field(
-        default="lines", description="printed lines are equal but for white space at their ends; words are; all is"
-    )
-    sandbox: Literal["required", "unsafe"] = Field(
-        default="required", description="unsafe: run code even where this machine cannot contain it"
-    )
-    limits: Limits = Limits()
-    concurrency: int = Field(default=2, ge=1, le=256, description="items run at once")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from pydantic import Field
 
 from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
-from rollcall.reward_service.scorers.code_reward import CodeRewardConfig
-from rollcall.reward_service.scorers.combined import Take, Term
-from rollcall.reward_service.scorers.function_scorer import FunctionConfig
+from rollcall.reward_service.scorers.code_reward_config import CodeRewardConfig
+from rollcall.reward_service.scorers.combined_config import Take, Term
+from rollcall.reward_service.scorers.function_config import FunctionConfig
 from rollcall.reward_service.scorers.judge_config import JudgeConfig
-from rollcall.reward_service.scorers.maths import MathsConfig
-from rollcall.reward_service.scorers.python_tests import PythonTestsConfig
-from rollcall.reward_service.scorers.rules import (
+from rollcall.reward_service.scorers.maths_config import MathsConfig
+from rollcall.reward_service.scorers.python_tests_config import PythonTestsConfig
+from rollcall.reward_service.scorers.rules_config import (
     ExactMatchConfig,
     FormatConfig,
     LengthConfig,

@@ -24,25 +24,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from rollcall.cluster.errors import BadInput
-from rollcall.cluster.inputs.strict import Strict
 from rollcall.reward_service.scorer import Failure
 from rollcall.reward_service.workers.printed_output import PrintedOutput
 from rollcall.reward_service.workers.worker_process import MAX_FRAME_BYTES
+from rollcall.reward_service.workers.workers_config import WorkersConfig
 
 _SECRETS = ("ROLLCALL_REWARD_TOKEN", "ROLLCALL_JUDGE_KEY", "ROLLCALL_REDIS_URL")
 _END_S = 2.0
-
-
-class WorkersConfig(Strict):
-    """Killable processes."""
-
-    num: int = Field(default=2, ge=1, le=256, description="processes")
-    timeout_s: float = Field(default=5.0, gt=0, le=600, description="for one item, until its worker is killed")
-    memory_bytes: int = Field(default=2 << 30, ge=128 << 20, description="address space of one process")
-    start_timeout_s: float = Field(default=60.0, gt=0, description="for a process to start and import what it needs")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,8 @@ from rollcall.reward_service.preferences.files import Preference, PreferencePair
 from rollcall.reward_service.preferences.records import Comparison, TextCandidate, preference_of
 from rollcall.reward_service.protocol import Message, ScoreItem
 from rollcall.reward_service.raters.rater import label_all
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from rollcall.reward_service.scorer import Score
 from rollcall.reward_service.scorers.reward_model_scorer import build_reward_model_scorer
 from tests.deploy.test_text_preferences import SMALL, TEMPLATE, TRUE_REWARD, Letters

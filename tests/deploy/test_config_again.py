@@ -14,7 +14,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.language_config import ActingConfig
 from rollcall.deploy.config.reward_config import RewardConfig
 from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
-from rollcall.reward_service.scorers.rules import Pattern, RegexConfig
+from rollcall.reward_service.scorers.rules_config import Pattern, RegexConfig
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 from tests.needs import require_for
 from tests.runs import config_of

@@ -31,7 +31,8 @@ from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.preferences.files import PreferencePair, read_preferences
 from rollcall.reward_service.preferences.records import TextCandidate
 from rollcall.reward_service.protocol import Message
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, rank
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from tests.needs import require_module
 
 transformers = require_module("transformers")

@@ -16,7 +16,8 @@ from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.preferences.files import PreferencePair, Ranking, read_preferences
 from rollcall.reward_service.raters.rater import label_all
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from tests.end_to_end.test_preferences import page_of
 from tests.needs import require
 from tests.runs import Bench, Run

@@ -14,7 +14,8 @@ from rollcall.cluster.books.consumption import LOG_NAME, read_log
 from rollcall.reward_service.labelling.client import LabelClient
 from rollcall.reward_service.preferences.files import read_preferences
 from rollcall.reward_service.raters.rater import label_all
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from rollcall.reward_service.raters.true_rewards import upright_and_centred
 from tests.runs import Bench, Run
 from tests.waiting import eventually

@@ -15,8 +15,10 @@ from rollcall.actors.tasks.gsm8k import judge_number
 from rollcall.reward_service.answers.exact_numbers import MAX_DIGITS
 from rollcall.reward_service.answers.final_answer import AnswerPart, final_number, gold_number, last_box
 from rollcall.reward_service.scorer import Failure, Score
-from rollcall.reward_service.scorers.maths import MathsConfig, found_in, make_worker
-from rollcall.reward_service.scorers.rules import NumberConfig, same_number
+from rollcall.reward_service.scorers.maths import found_in, make_worker
+from rollcall.reward_service.scorers.maths_config import MathsConfig
+from rollcall.reward_service.scorers.rules import same_number
+from rollcall.reward_service.scorers.rules_config import NumberConfig
 from tests import ROOT
 from tests.needs import require
 

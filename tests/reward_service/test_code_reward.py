@@ -14,10 +14,11 @@ import psutil
 import pytest
 
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
-from rollcall.reward_service.sandbox.run import Limits
+from rollcall.reward_service.sandbox.limits import Limits
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.building import build_scorer
-from rollcall.reward_service.scorers.code_reward import CodeReward, CodeRewardConfig
+from rollcall.reward_service.scorers.code_reward import CodeReward
+from rollcall.reward_service.scorers.code_reward_config import CodeRewardConfig
 from tests.needs import lack
 
 HEAD = "def compute_reward(observation, action, next_observation, terminated):\n"

@@ -13,8 +13,9 @@ from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score, Scorer, Taken
 from rollcall.reward_service.scorers.building import build_scorer
-from rollcall.reward_service.scorers.combined import Take, build_all
+from rollcall.reward_service.scorers.combined import build_all
 from rollcall.reward_service.scorers.combined import ensemble as ensemble_of
+from rollcall.reward_service.scorers.combined_config import Take
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig
 
 CONFIGS: TypeAdapter[ScorerConfig] = TypeAdapter(ScorerConfig)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.sandbox.run import Limits
+from rollcall.reward_service.sandbox.limits import Limits
 from rollcall.reward_service.scorer import Outcome, Score
 from rollcall.reward_service.scorers.building import build_scorer
-from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer
+from rollcall.reward_service.scorers.python_tests import PythonTestsScorer
+from rollcall.reward_service.scorers.python_tests_config import PythonTestsConfig
 from tests.needs import lack
 
 LIMITS = Limits(wall_s=5, cpu_s=2, memory_bytes=256 << 20, output_bytes=10_000)

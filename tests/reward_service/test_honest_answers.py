@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.sandbox.run import Limits
+from rollcall.reward_service.sandbox.limits import Limits
 from rollcall.reward_service.scorer import Outcome, Score
 from rollcall.reward_service.scorers.building import build_scorer
-from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer, split_prompt
+from rollcall.reward_service.scorers.python_tests import PythonTestsScorer, split_prompt
+from rollcall.reward_service.scorers.python_tests_config import PythonTestsConfig
 from tests.needs import lack
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20)

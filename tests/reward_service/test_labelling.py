@@ -24,7 +24,8 @@ from rollcall.reward_service.preferences.files import PreferencePair, SegmentPai
 from rollcall.reward_service.preferences.records import Comparison, SegmentCandidate
 from rollcall.reward_service.protocol import ArrayField, Segment
 from rollcall.reward_service.raters.rater import label_all
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 from tests.reward_service.label_service import (
     TOKEN,
     Service,

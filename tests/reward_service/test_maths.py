@@ -11,9 +11,10 @@ from rollcall.reward_service.answers.final_answer import AnswerPart
 from rollcall.reward_service.answers.formulas import as_latex
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Outcome, Score
-from rollcall.reward_service.scorers.maths import MathsConfig, build_maths_scorer
+from rollcall.reward_service.scorers.maths import build_maths_scorer
+from rollcall.reward_service.scorers.maths_config import MathsConfig
 from rollcall.reward_service.scorers.text_scorers import WorkerTextScorer
-from rollcall.reward_service.workers.pool import WorkersConfig
+from rollcall.reward_service.workers.workers_config import WorkersConfig
 from tests.needs import needs
 
 pytestmark = needs("math_verify")

@@ -43,7 +43,8 @@ from rollcall.reward_service.preferences.records import (
     preference_of,
 )
 from rollcall.reward_service.protocol import ArrayField, Message, Segment
-from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, SyntheticRaterConfig, rank, reward_of
+from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, rank, reward_of
+from rollcall.reward_service.raters.synthetic_rater_config import SyntheticRaterConfig
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 

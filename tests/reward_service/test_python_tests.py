@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from rollcall.reward_service.protocol import ScoreItem
-from rollcall.reward_service.sandbox.run import Limits, probe
+from rollcall.reward_service.sandbox.limits import Limits
+from rollcall.reward_service.sandbox.run import probe
 from rollcall.reward_service.scorer import Failure, Outcome, Score
 from rollcall.reward_service.scorers.building import build_scorer
-from rollcall.reward_service.scorers.python_tests import PythonTestsConfig, PythonTestsScorer, code_in
+from rollcall.reward_service.scorers.python_tests import PythonTestsScorer, code_in
+from rollcall.reward_service.scorers.python_tests_config import PythonTestsConfig
 from tests.needs import lack
 
 LIMITS = Limits(wall_s=20, cpu_s=10, memory_bytes=256 << 20, output_bytes=10_000)

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from rollcall.reward_service.sandbox import cgroups, linux, seccomp
-from rollcall.reward_service.sandbox.run import Containment, Limits, RunResult, SandboxBroken, Script, Suite, probe
+from rollcall.reward_service.sandbox.limits import Limits
+from rollcall.reward_service.sandbox.run import Containment, RunResult, SandboxBroken, Script, Suite, probe
 from rollcall.reward_service.sandbox.run import run as run_program
 from tests.needs import SYSTEM_PYTHON, lack, needs, require
 from tests.waiting import eventually

@@ -19,9 +19,11 @@ from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ScoreItem
 from rollcall.reward_service.scorer import Failure, Score
 from rollcall.reward_service.scorers.building import build_scorer
-from rollcall.reward_service.scorers.function_scorer import FunctionConfig, FunctionScorer
-from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
+from rollcall.reward_service.scorers.function_config import FunctionConfig
+from rollcall.reward_service.scorers.function_scorer import FunctionScorer
+from rollcall.reward_service.workers.pool import Done, WorkerPool
 from rollcall.reward_service.workers.printed_output import PrintedOutput
+from rollcall.reward_service.workers.workers_config import WorkersConfig
 from tests.waiting import eventually
 
 SCORERS = """

@@ -11,7 +11,8 @@ from pydantic import JsonValue
 
 from rollcall.cluster.files import read_json
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.reward_service.workers.pool import Done, WorkerPool, WorkersConfig
+from rollcall.reward_service.workers.pool import Done, WorkerPool
+from rollcall.reward_service.workers.workers_config import WorkersConfig
 
 TIMEOUT_S = 600.0
 _MEMORY_BYTES = 1 << 40  # of address space: torch maps what it never uses

@@ -13,7 +13,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.reward_service.protocol import ArrayField, ScoreItem, Segment
 from rollcall.reward_service.sandbox.run import Containment, probe
 from rollcall.reward_service.scorer import Failure, finite
-from rollcall.reward_service.scorers.code_reward import CodeReward, CodeRewardConfig
+from rollcall.reward_service.scorers.code_reward import CodeReward
+from rollcall.reward_service.scorers.code_reward_config import CodeRewardConfig
 
 NUM_STEPS = 512
 
