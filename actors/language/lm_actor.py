@@ -9,10 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from rollcall.actors.engine.published_weights import WeightsOffer
-from rollcall.actors.engine.settings import EngineConfig
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample
 from rollcall.actors.language.repetition import digest, repeated_ngrams
@@ -21,30 +19,12 @@ from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import StaleEpoch
 from rollcall.cluster.messages.attempt import Produced, PromptPayload, SampleStats, Ticket, Timing
 from rollcall.cluster.messages.experience import LMTrajectory
-from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 
 SampleKey = tuple[tuple[int, int], int]  # (ticket, which of its samples)
 IDLE_POLL_S = 0.005  # between looks for weights or tickets, while there is nothing to generate
-
-
-class LMActorsConfig(BaseModel):
-    """Who generates, and in what portions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    num: int = Field(default=1, ge=1, le=4096, description="actor processes, each with an engine of its own")
-    samples_per_prompt: int = Field(default=8, ge=1, le=4096, description="completions of one prompt: a group")
-    prompts_per_batch: int = Field(default=64, ge=1, le=1_000_000, description="prompts of one learner step")
-    sampling: SamplingConfig = Field(default_factory=SamplingConfig, description="how tokens are drawn")
-    engine: EngineConfig = Field(default_factory=EngineConfig, description="the generation engine")
-    threads: int = Field(default=1, ge=1, le=256, description="CPU threads of one engine")
-    ticket_deadline_s: float = Field(default=300.0, gt=0.0, description="seconds within which a ticket is produced")
-    on_stale: Literal["wait", "drop"] = Field(
-        default="wait", description="before the lag bound is passed: wait for stragglers, or drop what is too old"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny
 
-from rollcall.actors.language.lm_actor import LMActorsConfig
-from rollcall.actors.language.lm_evaluation import LMEvalConfig
+from rollcall.actors.language.lm_actors_config import LMActorsConfig
+from rollcall.actors.language.lm_eval_config import LMEvalConfig
 from rollcall.actors.tasks.own_task import SettledTask
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.claims import SUPERVISED

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from rollcall.actors.language.conversations import opening
-from rollcall.actors.language.lm_actor import LMActorsConfig
+from rollcall.actors.language.lm_actors_config import LMActorsConfig
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput

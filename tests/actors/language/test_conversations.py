@@ -13,7 +13,8 @@ from rollcall.actors.engine.requests import Completion
 from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations, Sample, opening
 from rollcall.actors.language.lm_actor import Failure, LMActor
-from rollcall.actors.language.lm_evaluation import LMEvalConfig, LMEvaluator
+from rollcall.actors.language.lm_eval_config import LMEvalConfig
+from rollcall.actors.language.lm_evaluation import LMEvaluator
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.arithmetic import Arithmetic
 from rollcall.actors.tasks.calculator import Calculator
