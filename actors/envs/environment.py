@@ -223,7 +223,11 @@ def _no_native(config: EnvConfig, source: EnvSource, num_envs: int) -> str | Non
     env.close()
     if mode is AutoresetMode.DISABLED:
         mode = AutoresetMode.SAME_STEP  # its group resets it at once
-    return None if mode is config.autoreset_mode else f"{config.id!r} resets in its own way, not {config.autoreset}"
+    return (
+        None
+        if mode is _AUTORESET.get(config.autoreset)
+        else f"{config.id!r} resets in its own way, not {config.autoreset}"
+    )
 
 
 def _step_cost_s(config: EnvConfig) -> float:

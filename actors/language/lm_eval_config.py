@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-
 LEAST_STEPS = 50  # of a run that is evaluated on its way, too
 
 

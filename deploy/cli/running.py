@@ -7,7 +7,9 @@ import argparse
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
@@ -74,7 +76,7 @@ def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 
     @printing_may_end()
     def run(args: argparse.Namespace) -> int:
-        args.answer = sys.stdout
+        args.answer, args.began = sys.stdout, time.monotonic()
         with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
             return command(args)
 
@@ -84,11 +86,10 @@ def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 @_answering
 def _train(args: argparse.Namespace) -> int:
     from rollcall.deploy.config.kind_settings import checked_recipe
-    from rollcall.deploy.report.phase_line import on_terminal
 
     args.overrides = [*args.overrides, *_by_people(args)]
     checked_recipe(args.recipe, args.overrides)  # a slip is answered before torch is imported
-    with on_terminal("importing torch"), uncollected():
+    with _starting("importing torch", args), uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
 
@@ -239,16 +240,20 @@ def _say_job(directory: Path) -> None:
 
 
 def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, changes: Changes | None = None) -> int:
-    from rollcall.deploy.report.phase_line import on_terminal, redraws
+    from rollcall.deploy.report.phase_line import redraws
 
-    with on_terminal("importing the program"), uncollected():
+    with _starting("importing the program", args), uncollected():
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
     from rollcall.deploy.report.closing import next_line
     from rollcall.deploy.report.recorders import plain
 
     with stop_on_signals(run.directory) as stop:
-        console = [] if args.quiet or args.json else [run.kind.console(sys.stdout, live=redraws(sys.stdout))]
+        console = (
+            []
+            if args.quiet or args.json
+            else [run.kind.console(sys.stdout, live=redraws(sys.stdout), began=args.began)]
+        )
         try:
             summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=console, changes=changes)
         except StoppedAtOnce as stopped:
@@ -262,13 +267,18 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
         print(line)
     if summary["status"] == "completed":
         if console:
-            exports = run.kind.policy in ("network", "language model")
-            print(next_line(run.directory, evaluates=run.kind.evaluates, exports=exports))
+            print(next_line(run.directory, evaluates=run.kind.evaluates, exports=run.kind.exportable))
         return DONE
     if summary["status"] == "stopped" and run.kind.resumable(run.directory):
         print(f"go on with: rollcall resume {run.directory}")
         return INTERRUPTED
     return FAILED
+
+
+def _starting(what: str, args: argparse.Namespace) -> AbstractContextManager[None]:
+    from rollcall.deploy.report.phase_line import before_the_run
+
+    return contextlib.nullcontext() if args.quiet or args.json else before_the_run(what, began=args.began)
 
 
 def _for_file(path: Path) -> Settings:

@@ -86,7 +86,7 @@ class RunKind:
     load: Callable[[StoredRun], LoadedRun]  # what a checkpoint of it holds
     elsewhere: Callable[[Path], str]  # where its policy is, for somebody who asked for one of another form
     closing_lines: Callable[[Mapping[str, Any], Path], list[str]]  # printed of a summary when a run has ended
-    console: Callable[..., Recorder]  # (stream, live=...): what a run shows of itself while it goes
+    console: Callable[..., Recorder]  # (stream, live=..., began=...): what a run shows of itself while it goes
     eval_line: Callable[[Mapping[str, Any]], str]  # an evaluation in one line
     data: str = ""  # what its runs learn from or with, alone; empty: they have actors
     policy: Literal["network", "language model", "table", "none"] = (
@@ -96,6 +96,7 @@ class RunKind:
     unfit_expert: Callable[[Any, Any], str] = lambda config, loaded: ""  # why a run cannot be taught by such a policy
     unfit: Callable[[Any], list[Problem]] = lambda config: []  # what env, network and machine cannot do of a config
     resumable: Callable[[Path], bool] = lambda directory: bool(list_checkpoints(directory))  # one that was stopped
+    exportable: bool = False  # `rollcall export` writes its policy
     exports: bool = False  # its policy is exported when the run has ended and is summed up
     evaluates: bool = True  # a checkpoint of it can be judged after the run
 

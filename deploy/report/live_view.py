@@ -106,13 +106,13 @@ class LiveView:
         return parts + (hints if room - len(samples) >= len(hints) else [])
 
 
-def online_console(stream: TextIO, *, live: bool) -> PlainLines | LiveView:
-    """What a run with actors shows: on a terminal the live view."""
+def online_console(stream: TextIO, *, live: bool, began: float | None = None) -> PlainLines | LiveView:
+    """What a run with actors shows: on a terminal the live view. `began`: the command did, by the monotonic clock."""
     if live:
         from rich.console import Console
 
         return LiveView(Console())
-    return PlainLines(stream)
+    return PlainLines(stream, began=began)
 
 
 def _hints(name: str) -> list[tuple[str, str]]:

@@ -13,8 +13,10 @@ from rollcall.deploy.report.recorders import Record
 class ProgressLines:
     """A line every few seconds, and one for each evaluation."""
 
-    def __init__(self, stream: TextIO, *, every_s: float = 5.0, prefix: str = "", live: bool = False) -> None:
-        """`prefix`: of each line. `live`: of no meaning here."""
+    def __init__(
+        self, stream: TextIO, *, every_s: float = 5.0, prefix: str = "", live: bool = False, began: float | None = None
+    ) -> None:
+        """`prefix`: of each line. `live`, `began`: of no meaning here."""
         self._stream = stream
         self._every_s = every_s
         self._prefix = prefix

@@ -36,11 +36,21 @@ def phase(recorder: Recorder, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def on_terminal(what: str, stream: IO[str] | None = None) -> Iterator[None]:
-    """The same before a run has anybody to tell: on standard error, where that is a terminal, and leaving no line."""
+def before_the_run(
+    what: str, stream: IO[str] | None = None, *, began: float | None = None, late_s: float = WORTH_A_LINE_S
+) -> Iterator[None]:
+    """The same before a run has anybody to tell, on standard error: redrawn where that is a terminal, leaving no line;
+    elsewhere a line of what lasts longer than `late_s`. `began`: the command did, by the monotonic clock."""
     out = stream or sys.stderr
     if not redraws(out):
-        yield
+        since = time.monotonic() if began is None else began
+        late = threading.Timer(late_s, lambda: print(phase_text(what, since), file=out, flush=True))
+        late.daemon = True
+        late.start()
+        try:
+            yield
+        finally:
+            late.cancel()
         return
     line = PhaseLine(out)
     try:  # also around the beginning: Ctrl-C may come at any time
@@ -48,6 +58,11 @@ def on_terminal(what: str, stream: IO[str] | None = None) -> Iterator[None]:
         yield
     finally:
         line.end(leave=False)
+
+
+def phase_text(what: str, began: float) -> str:
+    """A phase of a start in a line of its own. `began`: the start did, by the monotonic clock."""
+    return f"starting: {what} ({duration(time.monotonic() - began)})"
 
 
 class PhaseLine:

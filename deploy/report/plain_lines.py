@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from rollcall.deploy.report.event_lines import EventLines
-from rollcall.deploy.report.phase_line import PHASE
+from rollcall.deploy.report.phase_line import PHASE, phase_text
 from rollcall.deploy.report.progress import duration, eval_noun, eval_text, number, one_line
 from rollcall.deploy.report.recorders import Record
 from rollcall.deploy.report.tally import Tally
@@ -20,9 +20,12 @@ class PlainLines:
     """One line every few seconds, one for each evaluation and event, and now and then one with what a language model
     wrote: for logs, pipes and CI."""
 
-    def __init__(self, stream: TextIO, *, every_s: float = 5.0) -> None:
+    def __init__(self, stream: TextIO, *, every_s: float = 5.0, began: float | None = None) -> None:
+        """`began`: the command did, by the monotonic clock; none: now."""
         self._stream = stream
         self._every_s = every_s
+        self._began = time.monotonic() if began is None else began
+        self._started = False
         self._printed = self._sample_printed = -math.inf
         self._shown_step = -1
         self._tally = Tally()
@@ -34,6 +37,7 @@ class PlainLines:
 
     def on_start(self, info: Record) -> None:
         self._tally.on_start(info)
+        self._started = True
         if info.get("start_step"):
             self._print(f"resuming after step {number(info['start_step'])}")
 
@@ -62,7 +66,9 @@ class PlainLines:
 
     def on_event(self, kind: str, text: str) -> None:
         if kind == PHASE:
-            return  # what takes long in a start says so itself when it is over
+            if text and not self._started:  # a cluster that is begun again says so in events
+                self._print(phase_text(text, self._began))
+            return
         self._tally.on_event(kind, text)
         line = self._lines.line(kind, text)
         if line is not None:

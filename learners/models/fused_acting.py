@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rollcall.cluster.messages.arrays import Array
+from rollcall.learners.models.activation import Activation
 from rollcall.learners.models.networks import ActorCritic
-from rollcall.learners.models.torsos import Activation
 
 _IN_PLACE: Mapping[Activation, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,

@@ -83,7 +83,7 @@ def test_overrides_win_and_the_last_one_most(recipe: Path) -> None:
 def test_actors_take_the_cores_beside_the_learners(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, cores: int, settings: list[str], expected: int
 ) -> None:
-    monkeypatch.setattr("rollcall.actors.control.gym_actor.usable_cores", lambda: cores)
+    monkeypatch.setattr("rollcall.actors.control.actors_config.usable_cores", lambda: cores)
     for more in ([], ["actors.num=auto"]):
         config: Any = config_of(recipe, [*settings, *more])
         assert config.actors.num == expected

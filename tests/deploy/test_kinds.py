@@ -130,6 +130,12 @@ def test_python_trains_a_recipe_of_every_kind(kind: Any, in_the_end: ExitStack) 
     assert (directory / "report.html").exists()
     assert main(["resume", "short"]) == 0  # it is completed: nothing to go on with
     assert main(["report", "short"]) == 0
+    assert main(["export", "short"]) == (0 if kind.exportable else 2)
+
+
+def test_the_kinds_whose_policy_can_be_exported_say_so() -> None:
+    """Their last line names the command; each is exported above."""
+    assert {kind.name for kind in KINDS if not kind.exportable} == {"reward_model", "tabular", "bandit"}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_recipes() | preference_recipes()))

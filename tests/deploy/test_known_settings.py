@@ -3,6 +3,7 @@ words as from the models, and before torch is imported."""
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config import plugins
 from rollcall.deploy.config.claims import CLAIMS
 from rollcall.deploy.config.explaining import all_settings
+from rollcall.deploy.config.kind_settings import checked_recipe
 from rollcall.deploy.config.known_settings import FILE, explained, refuse_unknown
+from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.settings import preference_recipes, read_recipe, shipped_recipes
 from rollcall.deploy.config.validation import setting_fields
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.kinds.registry import KINDS
+from rollcall.learners.declared import Declared
 from rollcall.learners.loop.config import SHORT
 
 RECIPES = sorted(shipped_recipes() | preference_recipes())
@@ -111,7 +116,7 @@ LIGHT = """\
 import sys
 from rollcall.deploy.cli.main import main
 code = main(sys.argv[1:])
-heavy = {"torch", "ray", "gymnasium", "numpy", "redis", "httpx"} & set(sys.modules)
+heavy = {"torch", "ray", "gymnasium", "vllm", "transformers", "redis", "httpx", "prometheus_client"} & set(sys.modules)
 assert not heavy, heavy
 sys.exit(code)
 """
@@ -124,7 +129,15 @@ sys.exit(code)
         (["train", "cartpole-ppo", "learner.lr=1"], 2, "Rollcall calls it learner.learning_rate"),
         (["config", "cartpole-ppo", "actors.nun=1"], 2, "did you mean actors.num?"),
         (["sft", "arithmetic-grpo", "task.digts=1"], 2, "did you mean task.digits?"),
+        (["train", "cartpole-ppo", "algorithm=pppo"], 2, "did you mean ppo?"),
+        (["train", "cartpole-ppo", "actors.num_envs=7"], 2, "do not divide"),
+        (["train", "pendulum-sac", "replay.capacity=300"], 2, "less than two learner steps"),
+        (["train", "arithmetic-grpo", "actors.sampling.max_tokens=100000"], 2, "no room for a prompt"),
+        (["sft", "arithmetic-grpo", "policy.dtype=fp16"], 2, "must be 'float32' or 'bfloat16'"),
+        (["plan", "cartpole-ppo", "learner.num_processes=0"], 2, "greater than or equal to 1"),
         (["config", "--explain", "gamma"], 0, "algorithm.discount"),
+        (["config", "--explain", "gamma", "cartpole-ppo"], 0, "here: 0.98 (cartpole-ppo.yaml:"),
+        (["config", "--schema"], 0, '"PPOConfig"'),
         (["config", "--explain", "learner.learning_rate", "--json"], 0, '"setting": "learner.learning_rate"'),
         (["config", "--explain", "lernrate"], 2, "there is no such setting"),
         (["--help"], 0, "usage: rollcall"),
@@ -139,6 +152,49 @@ def test_slips_and_explanations_import_nothing_heavy(
         [sys.executable, "-c", LIGHT, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
     )
     assert done.returncode == code and text in done.stdout + done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["cartpole-ppo", "pendulum-sac", "arithmetic-grpo", "synthetic-dpo", "cartpole-bc"])
+def test_a_recipe_is_shown_at_once(recipe: str, tmp_path: Path) -> None:
+    """By half a second of processor time on a machine of its own; here others work, too."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-c", LIGHT, "config", recipe]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0 and "# config hash" in done.stdout, done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0
+
+
+@pytest.mark.parametrize(
+    "recipe", ["cartpole-ppo", "pendulum-sac", "cartpole-eureka", "frozenlake-q-learning", "synthetic-dpo"]
+)
+def test_a_recipe_is_the_same_whoever_reads_it(recipe: str) -> None:
+    """What `config` shows without torch is what `train` begins, to the hash."""
+    assert checked_recipe(recipe).config_hash == load_config(recipe).config_hash
+
+
+def test_all_that_is_wrong_is_told_in_one_try(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LIGHT, "train", "cartpole-ppo", "misspelt=1", "algorithm.epochs=-1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    first, second = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "algorithm.epochs = -1 (command line): must be greater than or equal to 1" in first
+    assert "misspelt = 1 (command line): unknown key" in second
+
+
+@pytest.mark.parametrize("plugin", [plugins.ALGORITHM, plugins.DIRECT_METHOD, plugins.OFFLINE_METHOD], ids=str)
+def test_what_is_declared_of_an_algorithm_is_what_it_is(plugin: Plugin) -> None:
+    """Recipes are read by what stands beside an algorithm; it is run by what it says itself."""
+    for name in plugins.shipped(plugin):
+        found, declared = plugins.find(plugin, name), plugins.declared(plugin, name)
+        assert isinstance(declared, Declared), f"{name}_config.py has no DECLARED: reading a recipe imports torch"
+        assert (declared.Config, declared.needs) == (found.Config, found.needs)
+        assert declared.unit == getattr(found, "unit", None)
+
+
+def test_an_algorithm_of_a_users_own_says_itself_what_it_is() -> None:
+    own = "rollcall.learners.algorithms.control.dqn:DQN"
+    assert plugins.declared(plugins.ALGORITHM, own) is plugins.find(plugins.ALGORITHM, "dqn")
 
 
 def test_a_section_is_explained_by_what_is_in_it() -> None:

@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from rollcall.deploy.report.closing import next_line
 from rollcall.deploy.report.live_view import LiveView
-from rollcall.deploy.report.phase_line import PhaseLine, on_terminal
+from rollcall.deploy.report.phase_line import PhaseLine, before_the_run
 from rollcall.deploy.report.plain_lines import PlainLines
 from rollcall.deploy.report.progress import beside, duration, eval_text, number, one_line, percent
 from rollcall.deploy.report.tally import Tally
@@ -515,7 +516,7 @@ def test_a_terminal_that_cannot_redraw_is_told_of_no_phases(term: str, monkeypat
     monkeypatch.setenv("TERM", term)
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as terminal:
-        with on_terminal("importing torch", terminal):
+        with before_the_run("importing torch", terminal):
             pass
         terminal.write("end\n")
         terminal.flush()
@@ -539,7 +540,7 @@ def test_a_phase_that_is_interrupted_as_it_begins_leaves_nothing_on_the_screen(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     terminal = Terminal()
-    with pytest.raises(KeyboardInterrupt), on_terminal("importing torch", terminal):
+    with pytest.raises(KeyboardInterrupt), before_the_run("importing torch", terminal):
         raise AssertionError("it never began")
     assert terminal.getvalue() == "\r\x1b[2Kstarting: importing torch 0 s\r\x1b[2K"
 
@@ -575,12 +576,27 @@ def test_a_view_is_drawn_while_it_is_told_of_steps() -> None:
     assert failures == []
 
 
-def test_plain_lines_do_not_speak_of_phases() -> None:
+def test_a_log_has_a_line_of_each_phase_of_a_start_with_the_time_since_it_began() -> None:
     stream = io.StringIO()
-    lines = PlainLines(stream)
-    lines.on_event("phase", "Ray")
-    lines.on_event("phase", "")
-    assert stream.getvalue() == ""
+    lines = PlainLines(stream, began=time.monotonic() - 3.2)
+    for phase in ("the plan", "", "Ray", ""):
+        lines.on_event("phase", phase)
+    assert stream.getvalue().splitlines() == ["starting: the plan (3 s)", "starting: Ray (3 s)"]
+    lines.on_start(START)
+    lines.on_event("phase", "Ray")  # begun again, of which events tell
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_a_log_is_told_of_what_takes_long_before_there_is_a_run() -> None:
+    stream = io.StringIO()
+    with before_the_run("importing torch", stream, began=time.monotonic() - 5.0, late_s=0.0):
+        until = time.monotonic() + 20.0
+        while not stream.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert stream.getvalue() == "starting: importing torch (5 s)\n"
+    with before_the_run("importing torch", stream, late_s=60.0):
+        pass
+    assert stream.getvalue().count("\n") == 1, "what is over at once is not worth a line"
 
 
 @pytest.mark.parametrize(

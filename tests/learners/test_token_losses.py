@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rollcall.learners.maths import losses, token_losses
+from rollcall.learners.maths.choices import KLEstimator
 
 unhurried = settings(deadline=None)  # torch's first calls are slow, and so is a busy machine
 sizes, seeds = st.integers(1, 20), st.integers(0, 2**32 - 1)
@@ -88,9 +89,7 @@ def test_the_surrogate_where_nothing_moved_clips_nothing_and_has_the_policy_grad
 
 
 @pytest.mark.parametrize(("estimator", "unbiased"), [("k1", True), ("k2", False), ("k3", True)])
-def test_kl_estimators_have_the_kl_as_their_exact_mean_or_come_near(
-    estimator: losses.KLEstimator, unbiased: bool
-) -> None:
+def test_kl_estimators_have_the_kl_as_their_exact_mean_or_come_near(estimator: KLEstimator, unbiased: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     policy, reference = (torch.randn(2, 6, generator=generator, dtype=torch.float64) * 0.3).log_softmax(-1)
     estimate = losses.kl_estimate(logprobs=policy, reference_logprobs=reference, estimator=estimator)
@@ -106,7 +105,7 @@ def test_in_a_loss_k2_has_the_gradient_of_the_kl_and_k1_has_none() -> None:
     policy = logits.log_softmax(-1)
     (exact,) = torch.autograd.grad((policy.exp() * (policy - reference)).sum(), logits, retain_graph=True)
 
-    def mean_gradient(estimator: losses.KLEstimator) -> Tensor:
+    def mean_gradient(estimator: KLEstimator) -> Tensor:
         """The expectation over sampled tokens: their probabilities are not differentiated."""
         estimate = losses.kl_estimate(logprobs=policy, reference_logprobs=reference, estimator=estimator)
         return torch.autograd.grad((policy.exp().detach() * estimate).sum(), logits, retain_graph=True)[0]

@@ -36,6 +36,7 @@ CONTROL = RunKind(
     unfit=unfit_of,
     eval_line=eval_line,
     policy="network",
+    exportable=True,
     misfit=misfit_of,
     unfit_expert=lambda config, loaded: unfit(loaded, spaces_of(config.env)),
 )

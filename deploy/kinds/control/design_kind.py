@@ -77,5 +77,6 @@ DESIGN = RunKind(
     eval_line=eval_line,
     data="candidate rewards",
     policy="network",
+    exportable=True,
     resumable=lambda directory: (directory / JOURNAL).exists(),
 )

@@ -56,5 +56,6 @@ OFFLINE = RunKind(
     eval_line=eval_line,
     data="recorded episodes",
     policy="network",
+    exportable=True,
     misfit=_misfit,
 )

@@ -16,7 +16,6 @@ from torch import nn
 from rollcall.actors.engine import vllm_engine
 from rollcall.actors.engine.published_weights import WeightsOffer
 from rollcall.actors.engine.settings import EngineConfig
-from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.actors.language.conversations import Conversations
 from rollcall.actors.language.lm_actor import LMActor
 from rollcall.actors.language.lm_evaluation import LMEvaluator
@@ -334,10 +333,10 @@ class LanguageFactory:
         assert isinstance(policy, TokenPolicy)
         return canary(policy, room=self.config.actors.engine.max_model_len, dtype=self.config.policy.dtype)
 
-    def engine(self, config: EngineConfig) -> VllmEngine:
+    def engine(self, config: EngineConfig) -> vllm_engine.VllmEngine:
         actors = self.config.actors
         torch.set_num_threads(actors.threads)
-        return VllmEngine(
+        return vllm_engine.VllmEngine(
             self.model_directory,
             config,
             sampling=actors.sampling,
@@ -345,7 +344,7 @@ class LanguageFactory:
             threads=actors.threads,
         )
 
-    def conversations(self, engine: VllmEngine, *, greedy: bool) -> Conversations:
+    def conversations(self, engine: vllm_engine.VllmEngine, *, greedy: bool) -> Conversations:
         return Conversations(
             engine, self.task, self.codec, max_tokens=self.config.actors.sampling.max_tokens, greedy=greedy
         )

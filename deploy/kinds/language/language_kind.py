@@ -39,6 +39,7 @@ LANGUAGE = RunKind(
     unfit=check_language,
     eval_line=eval_line,
     policy="language model",
+    exportable=True,
     misfit=misfit_of,
     exports=True,
 )

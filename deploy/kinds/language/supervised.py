@@ -168,5 +168,6 @@ SUPERVISED = RunKind(
     eval_line=eval_line,
     data="demonstrations",
     policy="language model",
+    exportable=True,
     misfit=misfit_of,
 )

@@ -335,4 +335,5 @@ DIRECT = RunKind(
     console=ProgressLines,
     eval_line=pairs_eval_line,
     data="preferences",
+    exportable=True,
 )

@@ -152,6 +152,7 @@ CONSTITUTIONAL = RunKind(
     eval_line=eval_line,
     data="revisions of its own responses",
     policy="language model",
+    exportable=True,
     misfit=misfit_of,
     exports=True,
 )

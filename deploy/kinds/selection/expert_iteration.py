@@ -139,6 +139,7 @@ EXPERT_ITERATION = RunKind(
     eval_line=eval_line,
     data="its own completions",
     policy="language model",
+    exportable=True,
     misfit=misfit_of,
     exports=True,
 )

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rollcall.learners.algorithms.control import actor_critic
-from rollcall.learners.algorithms.control.actor_critic_config import Discount
+from rollcall.learners.algorithms.control.actor_critic_config import Discount, NormaliseAdvantages
 from rollcall.learners.declared import Declared, Needs
 
 
@@ -35,7 +34,7 @@ class TRPOConfig(BaseModel):
     line_search_shrink: float = Field(default=0.8, gt=0, lt=1, description="of the step, from one try to the next")
     critic_epochs: int = Field(default=10, ge=1, description="passes over a batch in which the critic is fitted")
     critic_minibatches: int = Field(default=16, ge=1, description="the critic's gradient steps per pass")
-    normalise_advantages: actor_critic.NormaliseAdvantages = True
+    normalise_advantages: NormaliseAdvantages = True
 
 
 DECLARED = Declared(TRPOConfig, Needs(critic=True, corrects_policy_lag=True), unit="fragment")
