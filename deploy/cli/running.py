@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rollcall.deploy.drive.records import Changes
     from rollcall.deploy.kinds.kind import StoredRun
     from rollcall.deploy.kinds.recipes import Recipe
+    from rollcall.deploy.report.recorders import Recorder
 
 _BY_PEOPLE = ("preferences.rater=people", "preferences.true_reward=null")
 _FILES = (".jsonl", ".jsonl.gz")
@@ -246,14 +247,17 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
         from rollcall.deploy.drive.lifecycle import carry_out
     from rollcall.deploy.drive.signals import StoppedAtOnce, stop_on_signals
     from rollcall.deploy.report.closing import next_line
+    from rollcall.deploy.report.live_view import LiveView
     from rollcall.deploy.report.recorders import plain
 
-    with stop_on_signals(run.directory) as stop:
-        console = (
-            []
-            if args.quiet or args.json
-            else [run.kind.console(sys.stdout, live=redraws(sys.stdout), began=args.began)]
-        )
+    console: list[Recorder] = []
+
+    def shown(text: str) -> bool:
+        return any(isinstance(view, LiveView) and view.show(text) for view in console)
+
+    with stop_on_signals(run.directory, shown=shown) as stop:
+        if not (args.quiet or args.json):
+            console.append(run.kind.console(sys.stdout, live=redraws(sys.stdout), began=args.began))
         try:
             summary = carry_out(run, resume=resume, stop_requested=stop.is_set, console=console, changes=changes)
         except StoppedAtOnce as stopped:

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -51,10 +51,11 @@ def nothing_to_keep() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_on_signals(directory: Path) -> Iterator[threading.Event]:
+def stop_on_signals(directory: Path, *, shown: Callable[[str], bool] = lambda text: False) -> Iterator[threading.Event]:
     """The first SIGINT, SIGTERM or SIGHUP sets the event, so that the run ends with a checkpoint, or raises
     StoppedAtOnce where there is `nothing_to_keep`; a second ends it at once. Outside the main thread signals stay with
-    whoever has them, and under nohup SIGHUP with nobody."""
+    whoever has them, and under nohup SIGHUP with nobody. `shown`: of who draws over what is written on the terminal,
+    shows a line itself; whether it does. Called wherever the signal meets the main thread."""
     global _stop
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -70,7 +71,9 @@ def stop_on_signals(directory: Path) -> Iterator[threading.Event]:
         no_more_waiting.set()
         if _at_once:
             raise StoppedAtOnce(_STOPPED)
-        _say(f"{name}: stopping with a checkpoint; once more stops at once")
+        text = f"{name}: stopping with a checkpoint; once more stops at once"
+        if not shown(text):
+            _say(text)
 
     before = {number: signal.getsignal(number) for number in _NUMBERS}
     for number in _NUMBERS:

@@ -37,6 +37,7 @@ class LiveView:
         self._phase = PhaseLine(console.file)
         self._live: Live | None = None
         self._closed = False
+        self._asked = ""  # of whoever runs it: to stop
 
     def on_start(self, info: Record) -> None:
         from rich.live import Live
@@ -73,6 +74,11 @@ class LiveView:
             with self._phase.aside():
                 self._console.print(line, style=style, markup=False, highlight=False)
 
+    def show(self, text: str) -> bool:
+        """Keeps a line in the view; whether there is one. From wherever a signal has met us: waits for nothing."""
+        self._asked = text
+        return self._live is not None
+
     def close(self, summary: Record) -> None:
         self._phase.end()
         self._closed = True  # what the run may be told while it goes is said no more
@@ -97,6 +103,7 @@ class LiveView:
         parts: list[RenderableType] = [_Top.of(tally)]
         groups = (tally.learning(), tally.working(), [*tally.standing(), *tally.checkpoint()])
         facts = [line for group in groups for line in _placed(group, width)]
+        facts += _placed([("", self._asked)], width) if self._asked else []
         parts += facts
         name = tally.start.get("name")
         hints = _placed(_hints(str(name)), width, style="dim") if name and not self._closed else []

@@ -131,7 +131,7 @@ sys.exit(code)
         (["sft", "arithmetic-grpo", "task.digts=1"], 2, "did you mean task.digits?"),
         (["train", "cartpole-ppo", "algorithm=pppo"], 2, "did you mean ppo?"),
         (["train", "cartpole-ppo", "actors.num_envs=7"], 2, "do not divide"),
-        (["train", "pendulum-sac", "replay.capacity=300"], 2, "less than two learner steps"),
+        (["train", "pendulum-sac", "policy.recurrent=gru"], 2, "draws single steps"),
         (["train", "arithmetic-grpo", "actors.sampling.max_tokens=100000"], 2, "no room for a prompt"),
         (["sft", "arithmetic-grpo", "policy.dtype=fp16"], 2, "must be 'float32' or 'bfloat16'"),
         (["plan", "cartpole-ppo", "learner.num_processes=0"], 2, "greater than or equal to 1"),

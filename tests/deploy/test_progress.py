@@ -576,6 +576,20 @@ def test_a_view_is_drawn_while_it_is_told_of_steps() -> None:
     assert failures == []
 
 
+def test_the_view_shows_that_it_was_asked_to_stop_where_it_would_draw_over_the_line() -> None:
+    view = LiveView(Console(file=io.StringIO(), force_terminal=True, width=120))
+    asked = "SIGINT: stopping with a checkpoint; once more stops at once"
+    assert not view.show(asked), "nothing is drawn yet: whoever asks writes the line"
+    view.on_start(START)
+    assert view.show(asked)
+    view.on_step(step_record(3))
+    console = Console(file=io.StringIO(), width=120)
+    with console.capture() as capture:
+        console.print(view._render())
+    view.close({})
+    assert asked in capture.get()
+
+
 def test_a_log_has_a_line_of_each_phase_of_a_start_with_the_time_since_it_began() -> None:
     stream = io.StringIO()
     lines = PlainLines(stream, began=time.monotonic() - 3.2)
