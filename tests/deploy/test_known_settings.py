@@ -182,7 +182,9 @@ def test_all_that_is_wrong_is_told_in_one_try(tmp_path: Path) -> None:
     assert "misspelt = 1 (command line): unknown key" in second
 
 
-@pytest.mark.parametrize("plugin", [plugins.ALGORITHM, plugins.DIRECT_METHOD, plugins.OFFLINE_METHOD], ids=str)
+@pytest.mark.parametrize(
+    "plugin", [plugins.ALGORITHM, plugins.DIRECT_METHOD, plugins.OFFLINE_METHOD, plugins.SUPERVISED_METHOD], ids=str
+)
 def test_what_is_declared_of_an_algorithm_is_what_it_is(plugin: Plugin) -> None:
     """Recipes are read by what stands beside an algorithm; it is run by what it says itself."""
     for name in plugins.shipped(plugin):

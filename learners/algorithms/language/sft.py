@@ -18,6 +18,7 @@ from rollcall.learners.maths.sampling import Processed
 class SFT:
     """-log pi(token), a mean over the batch's demonstrated tokens."""
 
+    Config = SFTConfig
     name = "sft"
     unit: Unit = "prompt"
     needs = DECLARED.needs
