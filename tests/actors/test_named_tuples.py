@@ -13,7 +13,8 @@ from gymnasium import spaces
 
 from rollcall.actors.control.state import is_exact
 from rollcall.actors.envs.contract import ContractError
-from rollcall.actors.envs.environment import EnvConfig, make_env, make_vector_env
+from rollcall.actors.envs.env_config import EnvConfig
+from rollcall.actors.envs.environment import make_env, make_vector_env
 from rollcall.actors.envs.named_tuples import with_named_tuples
 from rollcall.actors.envs.observations import ObservationReader
 from rollcall.cluster.errors import BadInput

@@ -145,7 +145,7 @@ def test_a_schedule_is_written_short_or_as_a_section() -> None:
 
 def test_a_process_that_learns_with_adam_does_not_import_torchs_compiler() -> None:
     code = (
-        "import sys, torch; from rollcall.learners.loop.optimizers import AdamConfig;"
+        "import sys, torch; from rollcall.learners.loop.optimizer_config import AdamConfig;"
         "from rollcall.learners.loop.learner import Learner; from rollcall.learners.loop.rules import TorchRule;"
         "one = torch.nn.Parameter(torch.ones(1)); one.grad = torch.ones(1);"
         "rule = TorchRule([one], [], AdamConfig(), learning_rate=0.1); rule.step(torch.zeros(()));"
