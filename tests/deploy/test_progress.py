@@ -7,7 +7,9 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
+import subprocess
 import sys
 import termios
 import threading
@@ -599,6 +601,20 @@ def test_a_log_has_a_line_of_each_phase_of_a_start_with_the_time_since_it_began(
     lines.on_start(START)
     lines.on_event("phase", "Ray")  # begun again, of which events tell
     assert len(stream.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("quiet", [False, True], ids=["as it is", "-q"])
+def test_a_command_tells_a_log_of_its_start_unless_it_is_to_be_quiet(quiet: bool, tmp_path: Path) -> None:
+    small = ["total_env_steps=512", "actors.num_envs=4", "actors.num_shards=1", "actors.unroll_length=64"]
+    command = [sys.executable, "-m", "rollcall.deploy.cli", "train", "cartpole-ppo", *small, "eval.episodes=0"]
+    done = subprocess.run([*command, *["-q"] * quiet], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "run directory: runs/cartpole-ppo"
+    starts = [re.sub(r"\d+ s", "N s", line) for line in lines if line.startswith("starting: ")]
+    wanted = ["starting: the plan (N s)", "starting: the learner and the actors (N s)"]
+    assert starts == ([] if quiet else wanted)
+    assert not quiet or "starting" not in done.stderr
 
 
 def test_a_log_is_told_of_what_takes_long_before_there_is_a_run() -> None:
