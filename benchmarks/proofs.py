@@ -20,7 +20,7 @@ ROLLCALL = (sys.executable, "-m", "rollcall.deploy.cli")
 
 @dataclass(frozen=True)
 class Row:
-    """`what` was done, what was found, and whether that is what was promised."""
+    """`what` was done, what was found, and whether that meets its target."""
 
     what: str
     text: str
@@ -68,5 +68,5 @@ def report(rows: Iterable[Row], append: Path | None) -> int:
         if append is not None:
             with append.open("a") as file:
                 file.write(f"{row}\n")
-    print(f"{failures} promises not kept")
+    print(f"{failures} targets missed")
     return 1 if failures else 0

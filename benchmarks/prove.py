@@ -1,4 +1,4 @@
-"""The long proofs: trains every recipe for every seed it is promised for, evaluates the final policy, and writes
+"""The long proofs: trains every recipe for every seed it has a target for, evaluates the final policy, and writes
 docs/results.md. `python -m benchmarks.prove [--only RECIPE ...] [--seeds 0 1] [key=value ...]`; hours on two cores."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ EVAL_SEED = 20_000  # of the evaluation only: no training run uses it
 
 
 @dataclass(frozen=True)
-class Promise:
+class Target:
     """What a recipe must reach with each of its seeds: the mean return of the final policy, the success rate, or the
     share of held-out problems answered right."""
 
@@ -37,43 +37,43 @@ class Promise:
     before_at_most: float | None = None  # language: after the warm start, so that there is something left to learn
 
 
-PROMISES = (
-    Promise("cartpole-ppo", range(5), 475),
-    Promise("cartpole-a2c", range(3), 475),
-    Promise("cartpole-impala", range(3), 475),
-    Promise("cartpole-reinforce", range(3), 400),
-    Promise("cartpole-masked-ppo", range(3), 400),
-    Promise("acrobot-ppo", range(3), -90),
-    Promise("pendulum-ppo", range(3), -250),
-    Promise("frozenlake-a2c", range(3), 0.95 * 0.744, measure="exact success"),
-    Promise("halfcheetah-ppo", range(1), 1400),
-    Promise("cartpole-dqn", range(3), 475),
-    Promise("acrobot-dqn", range(3), -85),
-    Promise("lunarlander-dqn", range(3), 200),
-    Promise("cartpole-rainbow", range(3), 475),
-    Promise("cartpole-apex", range(3), 475),
-    Promise("minatar-breakout-dqn", range(1), None),
-    Promise("minatar-breakout-rainbow", range(1), None),
-    Promise("pendulum-sac", range(3), -160),
-    Promise("pendulum-td3", range(3), -160),
-    Promise("halfcheetah-sac", range(2), None, ("total_env_steps=100_000",)),
-    Promise("hopper-sac", range(1), None, ("total_env_steps=100_000",)),
-    *(Promise("cartpole-a3c", range(3), 475, (f"actors.num={number}",)) for number in (1, 2, 4)),
-    Promise("cartpole-trpo", range(3), 475),
-    Promise("halfcheetah-trpo", range(1), 1400),
-    Promise("cartpole-ppo-kl", range(3), 475),
-    Promise("pendulum-ppo-kl", range(3), -250),
-    Promise("mountaincar-rnd", range(3), -130),
-    Promise("minigrid-rnd", range(3), 0.7),
-    Promise("arithmetic-grpo", range(2), 0.95, measure="exact match", before_at_most=0.85),
-    Promise("arithmetic-rloo", range(2), 0.92, measure="exact match"),
-    Promise("arithmetic-reinforce-pp", range(2), 0.92, measure="exact match"),
-    Promise("arithmetic-ppo", range(2), 0.92, measure="exact match"),
-    Promise("arithmetic-gspo", range(2), 0.92, measure="exact match"),
-    Promise("arithmetic-cispo", range(2), 0.92, measure="exact match"),
-    Promise("calculator-grpo", range(1), 0.9, measure="exact match", before_at_most=0.6),
-    Promise("pong-ppo", range(1), None, ("total_env_steps=1_000_000",), episodes=10),
-    Promise("pong-impala", range(1), None, ("total_env_steps=1_000_000",), episodes=10),
+TARGETS = (
+    Target("cartpole-ppo", range(5), 475),
+    Target("cartpole-a2c", range(3), 475),
+    Target("cartpole-impala", range(3), 475),
+    Target("cartpole-reinforce", range(3), 400),
+    Target("cartpole-masked-ppo", range(3), 400),
+    Target("acrobot-ppo", range(3), -90),
+    Target("pendulum-ppo", range(3), -250),
+    Target("frozenlake-a2c", range(3), 0.95 * 0.744, measure="exact success"),
+    Target("halfcheetah-ppo", range(1), 1400),
+    Target("cartpole-dqn", range(3), 475),
+    Target("acrobot-dqn", range(3), -85),
+    Target("lunarlander-dqn", range(3), 200),
+    Target("cartpole-rainbow", range(3), 475),
+    Target("cartpole-apex", range(3), 475),
+    Target("minatar-breakout-dqn", range(1), None),
+    Target("minatar-breakout-rainbow", range(1), None),
+    Target("pendulum-sac", range(3), -160),
+    Target("pendulum-td3", range(3), -160),
+    Target("halfcheetah-sac", range(2), None, ("total_env_steps=100_000",)),
+    Target("hopper-sac", range(3), None, ("total_env_steps=100_000",)),
+    *(Target("cartpole-a3c", range(3), 475, (f"actors.num={number}",)) for number in (1, 2, 4)),
+    Target("cartpole-trpo", range(3), 475),
+    Target("halfcheetah-trpo", range(1), 1400),
+    Target("cartpole-ppo-kl", range(3), 475),
+    Target("pendulum-ppo-kl", range(3), -250),
+    Target("mountaincar-rnd", range(3), -130),
+    Target("minigrid-rnd", range(3), 0.7),
+    Target("arithmetic-grpo", range(2), 0.95, measure="exact match", before_at_most=0.85),
+    Target("arithmetic-rloo", range(2), 0.92, measure="exact match"),
+    Target("arithmetic-reinforce-pp", range(2), 0.92, measure="exact match"),
+    Target("arithmetic-ppo", range(2), 0.92, measure="exact match"),
+    Target("arithmetic-gspo", range(2), 0.92, measure="exact match"),
+    Target("arithmetic-cispo", range(2), 0.92, measure="exact match"),
+    Target("calculator-grpo", range(1), 0.9, measure="exact match", before_at_most=0.6),
+    Target("pong-ppo", range(1), None, ("total_env_steps=1_000_000",), episodes=10),
+    Target("pong-impala", range(1), None, ("total_env_steps=1_000_000",), episodes=10),
 )
 
 
@@ -104,12 +104,12 @@ def frozenlake_success(run_directory: Path) -> float:
     return float(success)
 
 
-def prove(promise: Promise, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
+def prove(target: Target, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
     """One recipe, one seed: trained, evaluated, audited."""
-    name = f"prove-{promise.recipe}-{seed}-{int(time.time())}"
-    arguments = [promise.recipe, f"seed={seed}", *promise.overrides, *overrides]
+    name = f"prove-{target.recipe}-{seed}-{int(time.time())}"
+    arguments = [target.recipe, f"seed={seed}", *target.overrides, *overrides]
     trained = rollcall("train", *arguments, f"name={name}")
-    row: dict[str, Any] = {"command": "rollcall train " + shlex.join(arguments), "at_least": promise.at_least}
+    row: dict[str, Any] = {"command": "rollcall train " + shlex.join(arguments), "at_least": target.at_least}
     run = ROOT / "runs" / name
     if trained.returncode:
         return row | {"error": trained.stderr.strip()[-300:]}
@@ -117,21 +117,21 @@ def prove(promise: Promise, seed: int, overrides: Sequence[str]) -> dict[str, An
     row |= {"amount": summary.get("env_steps", summary.get("generated_tokens")), "wall_s": summary["wall_s"]}
     row["per_s"] = summary.get("steps_per_s", summary.get("tokens_per_s"))
     row["audit"] = rollcall("audit", name).returncode
-    if promise.measure == "exact match":
+    if target.measure == "exact match":
         final, first = summary["final_eval"], summary["first_eval"]
         row["result"], row["std"], row["n"] = final["mean"], final["std"], f"{final['n']}; {first['mean']:.3g} before"
-        early = promise.before_at_most is None or first["mean"] <= promise.before_at_most
-        row["met"] = early and final["mean"] >= (promise.at_least or 0.0)
+        early = target.before_at_most is None or first["mean"] <= target.before_at_most
+        row["met"] = early and final["mean"] >= (target.at_least or 0.0)
         return row
-    if promise.measure == "exact success":
+    if target.measure == "exact success":
         row["result"], row["std"], row["n"] = frozenlake_success(run), 0.0, "exact"
     else:
-        evaluated = rollcall("eval", name, "--episodes", str(promise.episodes), "--seed", str(EVAL_SEED), "--json")
+        evaluated = rollcall("eval", name, "--episodes", str(target.episodes), "--seed", str(EVAL_SEED), "--json")
         if evaluated.returncode:
             return row | {"error": evaluated.stderr.strip()[-300:]}
         found = json.loads(evaluated.stdout)
         row["result"], row["std"], row["n"] = found["mean"], found["std"], found["n"]
-    row["met"] = promise.at_least is None or row["result"] >= promise.at_least
+    row["met"] = target.at_least is None or row["result"] >= target.at_least
     return row
 
 
@@ -157,17 +157,17 @@ def main() -> int:
     machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}"
     today = datetime.date.today().isoformat()
     failures = 0
-    for promise in PROMISES:
-        if args.only and promise.recipe not in args.only:
+    for target in TARGETS:
+        if args.only and target.recipe not in args.only:
             continue
-        for seed in args.seeds or promise.seeds:
-            row = prove(promise, seed, args.overrides)
+        for seed in args.seeds or target.seeds:
+            row = prove(target, seed, args.overrides)
             failures += "error" in row or not row["met"] or row["audit"] != 0
             text = line(row, today)
             print(text, flush=True)
             with args.append.open("a") as file:
                 file.write(text + "\n")
-    print(f"{machine}: {failures} promises not kept")
+    print(f"{machine}: {failures} targets missed")
     return 1 if failures else 0
 
 

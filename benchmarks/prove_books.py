@@ -1,6 +1,6 @@
 """The books of a long run: so many tickets through the real ledger on a private Redis, the real log of the learner and
 real checkpoints, without models; taken up from kept checkpoints on the way. `python -m benchmarks.prove_books --tickets
-20000000`; prints one JSON object, and fails where a promise is not kept. A million tickets take some two minutes.
+20000000`; prints one JSON object, and fails where a target is missed. A million tickets take some two minutes.
 
 In place of weights there is a digest of all that was consumed, in order: it must end as in a run without a resume."""
 
@@ -37,7 +37,7 @@ from rollcall.cluster.store.store import Store, open_store
 
 FAULTS = 0.01  # of attempts, dropped and made again
 REDIS = RedisConfig(start_timeout_s=300.0, operation_timeout_s=60.0)  # also on a machine that has much else to do
-REDIS_BYTES, RESTORE_S, AUDIT_S, AUDIT_BYTES = 200 << 20, 5.0, 60.0, 500 << 20  # what is promised
+REDIS_BYTES, RESTORE_S, AUDIT_S, AUDIT_BYTES = 200 << 20, 5.0, 60.0, 500 << 20  # the targets
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Kills, stops and faults by the hundred: runs of every kind, whose processes are killed at random and at every seam,
 and whose disk, Redis, network and clock fail them. After each run its books are read twice (by `rollcall audit`, and by
-a reading of its own), its weights compared with those of an undisturbed run where that is promised, and what it has
+a reading of its own), its weights compared with those of an undisturbed run where that must be the same, and what it has
 left behind is looked for. Prints a table and one JSON object; appends each finished round to a file, and goes on there.
 
     python -m benchmarks.prove_chaos --kills 1000 --side-by-side 2 --directory /var/tmp/chaos
@@ -109,7 +109,7 @@ class Campaign:
 
     def _tell(self, result: dict[str, Any]) -> None:
         kills = sum(strike["how"] == "kill" or strike["how"].startswith("seam") for strike in result["strikes"])
-        text = "; ".join(result["faults"]) or "as promised"
+        text = "; ".join(result["faults"]) or "as expected"
         total = summed_up(self.done)["kills"]
         print(f"{total:5d}  {result['kind']}, {kills} kills in {result['wall_s']:.0f} s: {text}", flush=True)
 

@@ -141,7 +141,7 @@ def memory() -> Iterable[Row]:
             f"peak {peak:.2f} GB; {taken:.2f} ms of CPU a token, the output layer alone {least[size]:.2f}: "
             f"{slower:.2f} times the {SMALL:,} and what the layer takes more"
         )
-        fast = slower <= AT_MOST_SLOWER or size != QWEN  # promised of that one; of the others it is told
+        fast = slower <= AT_MOST_SLOWER or size != QWEN  # the target of that one; of the others it is told
         yield Row(f"vocabulary of {size:,}", text, peak < AT_MOST_GB and fast)
 
 

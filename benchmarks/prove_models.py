@@ -225,7 +225,7 @@ def main() -> int:
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     failures = sum(not row["kept"] for row in rows)
-    print(f"{len(rows)} runs: {failures} promises not kept")
+    print(f"{len(rows)} runs: {failures} targets missed")
     return 1 if failures else 0
 
 

@@ -1,5 +1,5 @@
 """The kinds of runs that chaos strikes: how each is started, whom it has to strike, how often whom, and whether its
-result is promised to be that of an undisturbed run. A strike's weight is its share among those that are possible."""
+result must be that of an undisturbed run. A strike's weight is its share among those that are possible."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Kind:
     command: tuple[str, ...]
     strikes: Mapping[str, float]
     kills: int  # of one round
-    hashed: bool = False  # promised to end as an undisturbed run
+    hashed: bool = False  # must end as an undisturbed run
     offline: bool = False  # no ledger
     reference: tuple[str, ...] = ()  # of the undisturbed run, beside the command; for those that are hashed
     stops: float = 0.08  # of strikes on processes, the share that only stops for seconds

@@ -45,7 +45,7 @@ class Result:
     kind: str
     seed: str
     strikes: list[Strike] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)  # what is wrong: nothing, if all is as promised
+    faults: list[str] = field(default_factory=list)  # what is wrong: nothing, if all is as expected
     hangs: int = 0
     leftovers: list[str] = field(default_factory=list)
     books: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Rounds summed up: kills by kind of process, how long recovery took, and what was not as promised."""
+"""Rounds summed up: kills by kind of process, how long recovery took, and what was not as expected."""
 
 from __future__ import annotations
 
