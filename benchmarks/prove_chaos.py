@@ -1,6 +1,6 @@
 """Kills, stops and faults by the hundred: runs of every kind, whose processes are killed at random and at every seam,
 and whose disk, Redis, network and clock fail them. After each run its books are read twice (by `rollcall audit`, and by
-a reading of its own), its weights compared with those of an undisturbed run where that must be the same, and what it has
+a reading of its own), its weights compared with those of an undisturbed run where they must be alike, and what it has
 left behind is looked for. Prints a table and one JSON object; appends each finished round to a file, and goes on there.
 
     python -m benchmarks.prove_chaos --kills 1000 --side-by-side 2 --directory /var/tmp/chaos
