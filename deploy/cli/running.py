@@ -282,7 +282,7 @@ def _carry_out(run: StoredRun, args: argparse.Namespace, *, resume: bool, change
 def _starting(what: str, args: argparse.Namespace) -> AbstractContextManager[None]:
     from rollcall.deploy.report.phase_line import before_the_run
 
-    return contextlib.nullcontext() if args.quiet or args.json else before_the_run(what, began=args.began)
+    return contextlib.nullcontext() if args.quiet or args.json else before_the_run(what)
 
 
 def _for_file(path: Path) -> Settings:

@@ -36,21 +36,12 @@ def phase(recorder: Recorder, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def before_the_run(
-    what: str, stream: IO[str] | None = None, *, began: float | None = None, late_s: float = WORTH_A_LINE_S
-) -> Iterator[None]:
-    """The same before a run has anybody to tell, on standard error: redrawn where that is a terminal, leaving no line;
-    elsewhere a line of what lasts longer than `late_s`. `began`: the command did, by the monotonic clock."""
+def before_the_run(what: str, stream: IO[str] | None = None) -> Iterator[None]:
+    """The same before a run has anybody to tell, on standard error where that is a terminal, leaving no line. Elsewhere
+    nothing is said: whoever reads that stream looks for what went wrong."""
     out = stream or sys.stderr
     if not redraws(out):
-        since = time.monotonic() if began is None else began
-        late = threading.Timer(late_s, lambda: print(phase_text(what, since), file=out, flush=True))
-        late.daemon = True
-        late.start()
-        try:
-            yield
-        finally:
-            late.cancel()
+        yield
         return
     line = PhaseLine(out)
     try:  # also around the beginning: Ctrl-C may come at any time

@@ -617,16 +617,11 @@ def test_a_command_tells_a_log_of_its_start_unless_it_is_to_be_quiet(quiet: bool
     assert not quiet or "starting" not in done.stderr
 
 
-def test_a_log_is_told_of_what_takes_long_before_there_is_a_run() -> None:
+def test_before_there_is_a_run_a_logs_standard_error_is_for_what_goes_wrong() -> None:
     stream = io.StringIO()
-    with before_the_run("importing torch", stream, began=time.monotonic() - 5.0, late_s=0.0):
-        until = time.monotonic() + 20.0
-        while not stream.getvalue() and time.monotonic() < until:
-            time.sleep(0.01)
-    assert stream.getvalue() == "starting: importing torch (5 s)\n"
-    with before_the_run("importing torch", stream, late_s=60.0):
-        pass
-    assert stream.getvalue().count("\n") == 1, "what is over at once is not worth a line"
+    with before_the_run("importing torch", stream):
+        time.sleep(1.2)
+    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize(
