@@ -169,7 +169,7 @@ def _write_model(directory: Path) -> None:
     code = (
         "import sys, torch; from transformers import Qwen3ForCausalLM;"
         "from rollcall.actors.tasks.arithmetic import TASK;"
-        "from rollcall.learners.models import tiny_model;"
+        "from rollcall.learners.models.language import tiny_model;"
         "tokenizer = tiny_model.character_tokenizer(TASK(TASK.Config()).alphabet());"
         "torch.manual_seed(0);"
         f"config = tiny_model.tiny_config({VOCABULARY}, hidden_size=64, num_layers=2,"

@@ -133,7 +133,7 @@ class Proof:
         code = (
             "import json, sys, torch; from transformers import Qwen3Config, Qwen3ForCausalLM;"
             "from rollcall.actors.tasks.arithmetic import TASK;"
-            "from rollcall.learners.models.tiny_model import character_tokenizer;"
+            "from rollcall.learners.models.language.tiny_model import character_tokenizer;"
             "tokenizer = character_tokenizer(TASK(TASK.Config()).alphabet());"
             "ids = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id);"
             "torch.manual_seed(0); config = Qwen3Config(**json.loads(sys.argv[2]), tie_word_embeddings=True, **ids);"
@@ -248,8 +248,8 @@ def _updates(
     from rollcall.learners.collators.language import LanguageCollator
     from rollcall.learners.loop.config import LearnerConfig
     from rollcall.learners.loop.learner import Learner, resolve_device
-    from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-    from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
+    from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+    from rollcall.learners.models.language.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
 
     on_gpu = torch.cuda.is_available()
     config = LMPolicyConfig(model=str(model), attention=attention, dtype="bfloat16" if on_gpu else "float32")

@@ -28,7 +28,7 @@ from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.token_policy import TokenPolicy
+from rollcall.learners.models.language.token_policy import TokenPolicy
 
 QWEN = 151_936
 SMALL = 5_000

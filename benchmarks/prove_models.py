@@ -104,7 +104,7 @@ def build(name: str, folder: Path, *, real: bool) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from rollcall.learners.models.byte_tokenizer import byte_tokenizer
+    from rollcall.learners.models.language.byte_tokenizer import byte_tokenizer
 
     tokenizer = byte_tokenizer(QUESTIONS, vocab_size=300)
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.recipes import load_config

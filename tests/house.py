@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,6 +47,7 @@ LATE = {
 }
 IMAGES = "deploy/docker"  # what images run beside the package; nobody imports it
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 350, 60
+MAX_ROOM_FILES = 25  # of code: recipes and dashboards are data
 
 
 @dataclass(frozen=True, order=True)
@@ -205,11 +207,13 @@ def folders(house: House) -> Iterator[Violation]:
     setuptools = tomllib.loads((house.root / "pyproject.toml").read_text())["tool"]["setuptools"]
     elsewhere = {name: folder.replace("/", ".") for name, folder in setuptools.get("package-dir", {}).items()}
     installed = {elsewhere.get(package, package.removeprefix("rollcall.")) for package in setuptools["packages"]}
-    there = {".".join(path.relative_to(house.root).parent.parts) for path in house.files.values()}
-    for room in sorted(there):
+    there = Counter(".".join(path.relative_to(house.root).parent.parts) for path in house.files.values())
+    for room, length in sorted(there.items()):
+        if length > MAX_ROOM_FILES:
+            yield Violation("room", room, f"has {length} files, {MAX_ROOM_FILES} at the most: part it by subject")
         if room not in house.files or not ast.get_docstring(house.trees[room]):
             yield Violation("folder", room, "has no __init__.py with a docstring that says what is in it")
         if room not in installed:
             yield Violation("folder", room, "is not among pyproject's packages, and would not be installed")
-    for room in sorted(installed - there):
+    for room in sorted(installed - set(there)):
         yield Violation("folder", room, "is among pyproject's packages, and has no code")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rollcall.deploy.cli.main import build_parser
-from rollcall.deploy.config.known_settings import refuse_unknown
+from rollcall.deploy.config.catalogue.known_settings import refuse_unknown
 from rollcall.deploy.config.settings import preference_recipes, shipped_recipes
 from tests import ROOT
 from tests.needs import require

@@ -72,6 +72,7 @@ FAULTS: Mapping[str, tuple[Mapping[str, str], set[str]]] = {
         {"cluster/seeds.py": "async def f():\n" + "    x = 1\n" * 60},
         {"function: cluster/seeds.py f"},
     ),
+    "a room of too many files": ({f"deploy/config/part_{n}.py": "" for n in range(24)}, {"room: deploy.config"}),
     "a folder without a docstring": ({"deploy/cli/__init__.py": "x = 1"}, {"folder: deploy.cli"}),
     "a folder that is not installed": (
         {"deploy/tools/__init__.py": '"""A room."""'},

@@ -18,6 +18,12 @@ from rollcall.cluster.inputs.near_names import did_you_mean
 _MOVED = {
     "rollcall.actors.envs": "rollcall.actors.envs.environment",
     "rollcall.actors.reviews": "rollcall.actors.tasks.reviews",
+    "rollcall.learners.algorithms.control.bc": "rollcall.learners.algorithms.control.imitation.bc",
+    "rollcall.learners.algorithms.control.dagger": "rollcall.learners.algorithms.control.imitation.dagger",
+    "rollcall.learners.algorithms.control.dqn": "rollcall.learners.algorithms.control.off_policy.dqn",
+    "rollcall.learners.algorithms.control.iql": "rollcall.learners.algorithms.control.off_policy.iql",
+    "rollcall.learners.algorithms.control.sac": "rollcall.learners.algorithms.control.off_policy.sac",
+    "rollcall.learners.algorithms.control.td3": "rollcall.learners.algorithms.control.off_policy.td3",
     "rollcall.reward_service.tastes": "rollcall.reward_service.raters.true_rewards",
     "rollcall.reward_service.raters.tastes": "rollcall.reward_service.raters.true_rewards",
 }

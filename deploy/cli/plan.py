@@ -51,11 +51,11 @@ def _machines(on_ray: bool) -> Sequence[Machine]:
 
     if not on_ray or CLUSTER not in os.environ:
         return [this_machine(runs_root())]
-    from rollcall.deploy.runtimes.on_ray.cluster import connect
+    from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster import connect
 
     cluster = connect(num_cpus=0)
     try:
-        from rollcall.deploy.runtimes.on_ray.machines import machines_of, ray_nodes
+        from rollcall.deploy.runtimes.on_ray.ray_cluster.machines import machines_of, ray_nodes
 
         return machines_of(ray_nodes(), runs_root().resolve(), here=None)
     finally:

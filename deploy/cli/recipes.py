@@ -61,12 +61,12 @@ def _config(args: argparse.Namespace) -> int:
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.known_settings import explained
+    from rollcall.deploy.config.catalogue.known_settings import explained
 
     if args.recipe is None:
         found = [one for key in args.explain for one in explained(key)]
     else:
-        from rollcall.deploy.config.explaining import explanations
+        from rollcall.deploy.config.catalogue.explaining import explanations
 
         found = [one for key in args.explain for one in explanations(key, args.recipe, args.overrides)]
     if args.json:

@@ -29,10 +29,10 @@ def add_sweep(add: Add) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.known_settings import refuse_unknown
+    from rollcall.deploy.config.catalogue.known_settings import refuse_unknown
 
     refuse_unknown(args.recipe, args.overrides)
-    from rollcall.deploy.config.root_config import RUN_NAME
+    from rollcall.deploy.config.recipe.root_config import RUN_NAME
     from rollcall.deploy.rundir.jobs import runs_root
     from rollcall.deploy.tools.sweep.sweeping import Sweep, line_of, sweep
 

@@ -1,1 +1,1 @@
-"""Recipes, overrides and what follows from them."""
+"""Recipes, overrides and what follows from them: read, placed, checked."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rollcall.actors.tasks.text_task import Row
 from rollcall.actors.trajectory_scoring import answer_metadata
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
 from rollcall.reward_service.scorers.building import answer_checks
 
 CHECKING_S = 60.0  # at most, of right answers before a run

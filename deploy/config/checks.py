@@ -15,7 +15,7 @@ from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.root_config import OptimisedConfig
+from rollcall.deploy.config.recipe.root_config import OptimisedConfig
 from rollcall.deploy.config.settings import KeyPath
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.models.networks import build_actor_critic

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from rollcall.deploy.config import schema
+from rollcall.deploy.config.catalogue import schema
 from rollcall.deploy.config.claims import CLAIMS, kind_named
 from rollcall.deploy.config.problem import Problem
 from rollcall.deploy.config.reading import read_settings
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.validation import refused, validated
 from rollcall.learners.declared import Declared

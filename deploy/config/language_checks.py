@@ -7,11 +7,11 @@ from importlib.util import find_spec
 
 from rollcall.actors.engine.settings import check_installed
 from rollcall.deploy.config.checks import check_device
-from rollcall.deploy.config.language_config import LanguageConfig
 from rollcall.deploy.config.problem import Problem
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.config.settings import KeyPath
 from rollcall.learners.loop.footprint import trained_dtype
-from rollcall.learners.models.lora_config import LoraConfig
+from rollcall.learners.models.language.lora_config import LoraConfig
 
 
 def check_language(config: LanguageConfig) -> list[Problem]:

@@ -1,5 +1,5 @@
 """What each role of a run needs of a Ray cluster, and whether a cluster can have it. Sums and labels only: whoever asks
-Ray is on_ray/placement.py; must never know what a role does."""
+Ray is on_ray/ray_cluster/placement.py; must never know what a role does."""
 
 from __future__ import annotations
 

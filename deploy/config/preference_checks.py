@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rollcall.deploy.config.preference_config import PreferenceRunConfig, RewardTrainConfig, TextModelConfig
 from rollcall.deploy.config.problem import Problem
+from rollcall.deploy.config.recipe.preference_config import PreferenceRunConfig, RewardTrainConfig, TextModelConfig
 
 
 def check_sharing(config: PreferenceRunConfig) -> list[Problem]:

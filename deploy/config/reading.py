@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs import given
 from rollcall.deploy.config.learner_settings import write_out_kinds, written_over
-from rollcall.deploy.config.reward_config import by_name
+from rollcall.deploy.config.recipe.reward_config import by_name
 from rollcall.deploy.config.settings import (
     CALLER,
     COMMAND_LINE,

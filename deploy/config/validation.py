@@ -17,7 +17,7 @@ from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.learner_settings import as_written
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.root_config import RootConfig, plugin_name_of
+from rollcall.deploy.config.recipe.root_config import RootConfig, plugin_name_of
 from rollcall.deploy.config.settings import KeyPath, Settings
 from rollcall.deploy.config.wording import line_about, nearest_key
 

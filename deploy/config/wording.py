@@ -8,7 +8,7 @@ from typing import Any
 
 from rollcall.cluster.inputs.near_names import did_you_mean
 from rollcall.cluster.inputs.passwords import without_passwords
-from rollcall.deploy.config.other_names import called_here
+from rollcall.deploy.config.catalogue.other_names import called_here
 from rollcall.deploy.config.settings import KeyPath, Settings
 
 

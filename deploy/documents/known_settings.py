@@ -1,11 +1,11 @@
-"""Writes deploy/config/known_settings.json from the models that hold the settings: `make generate`."""
+"""Writes deploy/config/catalogue/known_settings.json from the models that hold the settings: `make generate`."""
 
 from __future__ import annotations
 
 import sys
 
-from rollcall.deploy.config.explaining import all_settings
-from rollcall.deploy.config.known_settings import FILE
+from rollcall.deploy.config.catalogue.explaining import all_settings
+from rollcall.deploy.config.catalogue.known_settings import FILE
 
 
 def main() -> int:

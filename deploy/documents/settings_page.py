@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.explanation import FOLLOWS, REQUIRED, bounds_text, default_text, type_text
+from rollcall.deploy.config.catalogue.explanation import FOLLOWS, REQUIRED, bounds_text, default_text, type_text
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.registry import KINDS
 

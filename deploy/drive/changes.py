@@ -14,7 +14,7 @@ from rollcall.cluster.books.settings_history import changes_between
 from rollcall.cluster.checkpoint import Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.kind_settings import settings_of
-from rollcall.deploy.config.run_config import OnlineConfig
+from rollcall.deploy.config.recipe.run_config import OnlineConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings
 from rollcall.deploy.drive.records import Changes
 from rollcall.deploy.kinds.kind import StoredRun

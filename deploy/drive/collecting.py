@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rollcall.cluster.errors import RollcallError
-from rollcall.deploy.config.constitutional_config import CriticConfig
+from rollcall.deploy.config.recipe.constitutional_config import CriticConfig
 from rollcall.deploy.drive.judge_engines import served
 from rollcall.deploy.drive.records import RunRecorder
 from rollcall.deploy.drive.reward_launch import reward_endpoint

@@ -15,8 +15,8 @@ from rollcall.cluster.books.settings_history import SettingsHistory
 from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput, RollcallError, RunAlive, StoreUnavailable
 from rollcall.cluster.files import read_json
-from rollcall.deploy.config.language_config import ActingConfig
-from rollcall.deploy.config.preference_config import RewardTrainConfig
+from rollcall.deploy.config.recipe.language_config import ActingConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig
 from rollcall.deploy.drive.design.search import DesignDrive
 from rollcall.deploy.drive.nested import NestedRuns, StepsTold
 from rollcall.deploy.drive.offline import OfflineDrive, imitate

@@ -19,7 +19,7 @@ from rollcall.cluster.loop.run import RunPlan
 from rollcall.cluster.loop.supervision import FailureBudget, RestartBudget, Watchdog
 from rollcall.cluster.parameter_server import ParameterServer
 from rollcall.cluster.store.store import Store, open_store
-from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.config.recipe.language_config import ActingConfig
 from rollcall.deploy.drive.fresh_raters import FreshRaters
 from rollcall.deploy.drive.nested import NestedRuns
 from rollcall.deploy.drive.planned import plan_here, plan_on

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.language_config import ActingConfig
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.language_config import ActingConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.kinds.kind import Driven, MemberFactory, OfflineRun
 from rollcall.deploy.plan.machine import Machine, this_machine
 from rollcall.deploy.plan.planning import Plan, plan_for

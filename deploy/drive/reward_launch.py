@@ -15,7 +15,7 @@ from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import BadInput, BudgetSpent, RewardError, RewardUnavailable, RollcallError
 from rollcall.cluster.loop.supervision import RestartBudget, SupervisionConfig
 from rollcall.cluster.metrics.discovery import Announcement, announce
-from rollcall.deploy.config.reward_config import MODEL, RewardConfig
+from rollcall.deploy.config.recipe.reward_config import MODEL, RewardConfig
 from rollcall.deploy.drive.judge_engines import served_scorer
 from rollcall.deploy.preferences.round_book import REWARD_MODELS
 from rollcall.reward_service.client import RewardClient

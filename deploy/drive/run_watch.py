@@ -17,7 +17,7 @@ from rollcall.cluster.metrics.discovery import Announcement, announce
 from rollcall.cluster.metrics.probe import MetricsProbe
 from rollcall.cluster.metrics.run_metrics import RunMetrics
 from rollcall.cluster.store.store import Store
-from rollcall.deploy.config.run_config import OnlineConfig
+from rollcall.deploy.config.recipe.run_config import OnlineConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, MemberFactory
 from rollcall.deploy.kinds.recipes import kind_of_config
 from rollcall.deploy.report.recorders import Record

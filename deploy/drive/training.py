@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from typing import Any
 
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import recipe_name
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.drive.signals import stop_on_signals

@@ -13,11 +13,11 @@ from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.loop.task_source import TaskSource
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.config.constitutional_config import CriticConfig
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.reward_config import RewardConfig
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.constitutional_config import CriticConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.language.warm_start import WarmStart

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 from rollcall.actors.trajectory_scoring import RewardEndpoint
 from rollcall.cluster.errors import RewardError, RewardTimeout, RewardUnavailable
-from rollcall.deploy.config.preference_config import RewardTrainConfig
-from rollcall.deploy.config.preference_settings import AskedConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig
+from rollcall.deploy.config.recipe.preference_settings import AskedConfig
 from rollcall.deploy.kinds.raters import Program
 from rollcall.deploy.preferences.fresh_labels import FreshLabels, Judged, agreement_of, canary_of
 from rollcall.deploy.preferences.round_book import Round, book_round, held_out_of, rounds_before

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.deploy.config.preference_settings import PreferencesConfig, TextPreferencesConfig
+from rollcall.deploy.config.recipe.preference_settings import PreferencesConfig, TextPreferencesConfig
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.raters.rater import JudgeRater, Rater
 from rollcall.reward_service.raters.synthetic_rater import SyntheticRater, TrueReward

@@ -11,7 +11,7 @@ from typing import Any
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.claims import SUPERVISED as SFT_NAME
 from rollcall.deploy.config.kind_settings import checked, settings_of
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, Settings, dotted_values
 from rollcall.deploy.config.validation import refused
 from rollcall.deploy.kinds.kind import RunKind, StoredRun

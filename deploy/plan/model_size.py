@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.cluster.errors import BadInput
-from rollcall.learners.models.tiny_model import tiny_config
+from rollcall.learners.models.language.tiny_model import tiny_config
 
 _ON_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # as configurations call it
 PROBE_TOKENS = 16  # of the row that is asked about: attention's square of it is small beside the rest

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rollcall.cluster.errors import REMEDY
-from rollcall.deploy.config.root_config import OptimisedConfig, RootConfig
-from rollcall.deploy.config.run_config import OnlineConfig
+from rollcall.deploy.config.recipe.root_config import OptimisedConfig, RootConfig
+from rollcall.deploy.config.recipe.run_config import OnlineConfig
 from rollcall.deploy.plan.gpus import Shares, Wanted, share_out
 from rollcall.deploy.plan.machine import Machine
 from rollcall.deploy.plan.memory import CUDA, ON_GPU
@@ -163,7 +163,7 @@ def plan_for(config: RootConfig, needs: Needs, machines: Sequence[Machine], *, p
 
 
 def _asked_gpus(config: OnlineConfig, needs: Needs, shares: Shares) -> float:
-    """Of what a run begins with (on_ray/placement.py)."""
+    """Of what a run begins with (on_ray/ray_cluster/placement.py)."""
     wanted = wanted_of(config, needs)
     actors = min(wanted.num_actors, config.cluster.min_actors or wanted.num_actors)
     return (

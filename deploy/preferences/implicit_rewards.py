@@ -20,7 +20,7 @@ from rollcall.learners.batches.placement import PADDED, Layout
 from rollcall.learners.batches.preference_batch import PreferenceBatch, collate_comparisons
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
-from rollcall.learners.models.token_policy import TokenPolicy
+from rollcall.learners.models.language.token_policy import TokenPolicy
 
 _CHUNK = 256  # comparisons collated at once
 

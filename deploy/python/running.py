@@ -14,7 +14,7 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
 from rollcall.cluster.inputs import given
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import CALLER, TAGS, Settings, dotted_values, recipe_name
 from rollcall.deploy.drive.changes import changed, refuse_no_more
 from rollcall.deploy.drive.lifecycle import carry_out

@@ -21,7 +21,7 @@ from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import write_aside
 from rollcall.cluster.inputs.passwords import without_passwords
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import parse_yaml, settings_hash
 from rollcall.deploy.rundir.jobs import current_job
 from rollcall.deploy.rundir.project import project_here

@@ -12,7 +12,7 @@ from rollcall.cluster.checkpoint import list_checkpoints
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
 from rollcall.cluster.store.run_lock import DirectoryLock
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, NO_PART_OF_THE_RESULT, parse_yaml
 from rollcall.deploy.rundir.jobs import current_job, runs_root
 

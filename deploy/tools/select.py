@@ -20,9 +20,9 @@ from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.store.run_lock import DirectoryLock
 from rollcall.deploy.config.kind_settings import settings_of
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.root_config import RootConfig
-from rollcall.deploy.config.selection_config import KeepConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
+from rollcall.deploy.config.recipe.selection_config import KeepConfig
 from rollcall.deploy.config.settings import COMMAND_LINE, preference_recipes, shipped_recipes
 from rollcall.deploy.drive.reward_launch import reward_endpoint
 from rollcall.deploy.drive.signals import nothing_to_keep, stop_on_signals

@@ -13,7 +13,7 @@ from torch import Tensor
 from rollcall.cluster.messages.fingerprints import fingerprints
 from rollcall.cluster.messages.weights import Canary
 from rollcall.learners.batches.token_batch import TokenRows
-from rollcall.learners.models.token_policy import TokenPolicy, canary_tokens
+from rollcall.learners.models.language.token_policy import TokenPolicy, canary_tokens
 
 NUM_TOKENS = 64
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, OptimizerConfig, RMSpropConfig
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
 
 DTypeName = Literal["float32", "bfloat16", "float16"]  # as engines have them, too
 SIZE: Mapping[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}

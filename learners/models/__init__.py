@@ -1,1 +1,1 @@
-"""Networks and language models, and the policies made of them."""
+"""Networks, the policies made of them, and parameters as one flat array. Language models are in language."""

@@ -15,7 +15,7 @@ from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
 from rollcall.actors.trajectory_scoring import asked_of
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.kinds.language.warm_start import demonstration
-from rollcall.learners.models.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.language.byte_tokenizer import byte_tokenizer
 from tests.needs import require
 
 require("transformers")

@@ -14,7 +14,7 @@ from rollcall.actors.control.unroll import begin_shard, unroll
 from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
 from rollcall.cluster.errors import ExpertFailure
-from rollcall.learners.algorithms.control.dagger_config import DAggerConfig
+from rollcall.learners.algorithms.control.imitation.dagger_config import DAggerConfig
 from tests.experts import balances, fails, swings
 
 CARTPOLE = EnvConfig(id="CartPole-v1")

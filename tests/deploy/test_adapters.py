@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import language_checks
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.learners.collective import Collective

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.bench import arguments, peer_work, peers
 from rollcall.deploy.tools.bench import gym as bench_gym

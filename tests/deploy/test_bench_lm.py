@@ -20,7 +20,7 @@ from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.deploy.tools.bench import lm as bench_lm
 from rollcall.deploy.tools.bench import peers as bench_peers
 from rollcall.deploy.tools.bench.aside import Aside
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from tests.runs import BENCH_KEYS
 
 

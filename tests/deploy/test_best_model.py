@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from rollcall.deploy.config.preference_config import RewardTrainConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig
 from rollcall.deploy.config.settings import Settings
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.beginning import new_run

@@ -11,7 +11,7 @@ import pytest
 
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.rundir.storage_faults import storage_fault
-from rollcall.deploy.runtimes.on_ray import nodes as ray_nodes
+from rollcall.deploy.runtimes.on_ray.ray_cluster import nodes as ray_nodes
 from tests.deploy.fake_ray import FakeRay, Handle
 
 

@@ -16,10 +16,10 @@ import pytest
 from rollcall.deploy.cli import main
 from rollcall.deploy.cli.completion import completions
 from rollcall.deploy.cli.main import build_parser
-from rollcall.deploy.config import other_names
-from rollcall.deploy.config.explaining import _of_all, explanations
-from rollcall.deploy.config.explanation import type_text
-from rollcall.deploy.config.other_names import called_here, settings_called
+from rollcall.deploy.config.catalogue import other_names
+from rollcall.deploy.config.catalogue.explaining import _of_all, explanations
+from rollcall.deploy.config.catalogue.explanation import type_text
+from rollcall.deploy.config.catalogue.other_names import called_here, settings_called
 from tests.runs import TWO_STEPS
 
 

@@ -25,7 +25,7 @@ from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.steps import SampledTokens
 from rollcall.deploy.cli.main import main
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.language.compared_texts import PROMPTS, WHOLE_S, ComparedTexts, Texts
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.preference_trainer import Wanted
@@ -36,7 +36,7 @@ from rollcall.deploy.preferences.held_out import in_turn
 from rollcall.deploy.preferences.round_book import Round, book_round, read_rounds, rounds_before
 from rollcall.deploy.report.round_report import table
 from rollcall.deploy.rundir.earlier_runs import read_run
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from rollcall.reward_service.labelling.store import open_labelling
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.models.reward_model_files import RewardModelCard, new_text_model, save_text_model

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config import run_config
 from rollcall.deploy.config.kind_settings import json_schema
 from rollcall.deploy.config.plugins import ALGORITHM, DIRECT_METHOD, TASK, shipped
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe import run_config
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.config.settings import recipe_title, shipped_recipes
 from tests.needs import require_for
 from tests.runs import config_of

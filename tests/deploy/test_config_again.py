@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.language_config import ActingConfig
-from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.language_config import ActingConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
 from rollcall.deploy.config.settings import parse_override, parse_yaml, preference_recipes, shipped_recipes, to_yaml
 from rollcall.reward_service.scorers.rules_config import Pattern, RegexConfig
 from rollcall.reward_service.scorers.scorer_config import ScorerConfig

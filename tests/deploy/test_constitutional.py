@@ -18,11 +18,11 @@ import pytest
 from rollcall.actors.tasks.reviews import is_scathing
 from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.deploy.cli.main import main
-from rollcall.deploy.config.constitutional_config import ConstitutionalSettings
+from rollcall.deploy.config.recipe.constitutional_config import ConstitutionalSettings
 from rollcall.deploy.kinds.selection.completions import Answered, Completion
 from rollcall.deploy.kinds.selection.revising import Critic, Revised, RevisedFile, Step, revisions
 from rollcall.deploy.report.run_lines import read_jsonl
-from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
+from rollcall.learners.models.language.tiny_model import character_tokenizer, write_tiny_model
 from rollcall.reward_service.scorers.chat import NoReply
 from tests.needs import needs
 from tests.reward_service.judge_server import JudgeServer, asked, shown

@@ -16,7 +16,7 @@ import pytest
 
 from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.deploy.config.design_config import DesignConfig, DesignRunConfig
+from rollcall.deploy.config.recipe.design_config import DesignConfig, DesignRunConfig
 from rollcall.deploy.config.settings import parse_yaml, to_yaml
 from rollcall.deploy.drive.design import prompts
 from rollcall.deploy.drive.design.coding_model import CodingModel, NotAsked, NoUse

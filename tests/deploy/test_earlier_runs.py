@@ -18,8 +18,8 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.preference_config import RewardTrainConfig
-from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig
+from rollcall.deploy.config.recipe.preference_settings import PreferencesConfig
 from rollcall.deploy.kinds.kind import EvalOptions
 from rollcall.deploy.kinds.loading import evaluate, export_policy, load, load_policy
 from rollcall.deploy.kinds.recipes import load_run
@@ -155,6 +155,25 @@ def test_a_run_from_preferences_of_an_earlier_release_knows_its_true_reward(tmp_
     assert config.preferences is not None and isinstance(config.preferences, PreferencesConfig)
     assert config.preferences.true_reward is not None
     assert import_object(config.preferences.true_reward) is upright_and_centred
+
+
+@pytest.mark.parametrize(
+    ("name", "of_class", "room"),
+    [
+        ("bc", "BC", "imitation"),
+        ("dagger", "DAgger", "imitation"),
+        ("dqn", "DQN", "off_policy"),
+        ("iql", "IQL", "off_policy"),
+        ("sac", "SAC", "off_policy"),
+        ("td3", "TD3", "off_policy"),
+    ],
+)
+def test_a_run_that_names_an_algorithm_by_its_place_in_an_earlier_release_finds_it(
+    name: str, of_class: str, room: str
+) -> None:
+    control = "rollcall.learners.algorithms.control"
+    found = import_object(f"{control}.{name}:{of_class}")
+    assert (found.__module__, found.__name__) == (f"{control}.{room}.{name}", of_class)
 
 
 def test_a_config_that_somebody_edited_is_refused(earlier: Path) -> None:

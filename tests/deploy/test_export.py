@@ -17,7 +17,7 @@ from rollcall.cluster.checkpoint import CheckpointWriter, Manifest
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy import export_policy, load_policy
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.drive import lifecycle
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory

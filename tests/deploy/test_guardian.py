@@ -15,7 +15,7 @@ from tests.waiting import eventually
 
 DRIVER = """
 import time, ray
-from rollcall.deploy.runtimes.on_ray.cluster import connect
+from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster import connect
 connect(num_cpus=1)
 @ray.remote(num_cpus=0)
 class Member:

@@ -16,8 +16,8 @@ from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.drive.training import train
 from rollcall.deploy.kinds.beginning import Beginning
 from rollcall.deploy.kinds.beginning import beginning_of as beginning_of_recipe

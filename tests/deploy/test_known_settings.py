@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config import plugins
+from rollcall.deploy.config.catalogue.explaining import all_settings
+from rollcall.deploy.config.catalogue.known_settings import FILE, explained, refuse_unknown
 from rollcall.deploy.config.claims import CLAIMS
-from rollcall.deploy.config.explaining import all_settings
 from rollcall.deploy.config.kind_settings import checked_recipe
-from rollcall.deploy.config.known_settings import FILE, explained, refuse_unknown
 from rollcall.deploy.config.plugins import Plugin
 from rollcall.deploy.config.settings import preference_recipes, read_recipe, shipped_recipes
 from rollcall.deploy.config.validation import setting_fields
@@ -195,7 +195,7 @@ def test_what_is_declared_of_an_algorithm_is_what_it_is(plugin: Plugin) -> None:
 
 
 def test_an_algorithm_of_a_users_own_says_itself_what_it_is() -> None:
-    own = "rollcall.learners.algorithms.control.dqn:DQN"
+    own = "rollcall.learners.algorithms.control.off_policy.dqn:DQN"
     assert plugins.declared(plugins.ALGORITHM, own) is plugins.find(plugins.ALGORITHM, "dqn")
 
 

@@ -14,8 +14,8 @@ from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.warm_start import demonstrations_of
 from rollcall.learners.data.demonstrations import Demonstration
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import model_length
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import model_length
 from tests.needs import require
 from tests.runs import config_of
 

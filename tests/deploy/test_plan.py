@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rollcall.deploy.cli.main import main
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.kinds.language.needs import step_of
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
 from rollcall.deploy.plan import machine as machines
@@ -20,8 +20,8 @@ from rollcall.deploy.plan.model_size import saved_bytes, size_of_directory, size
 from rollcall.deploy.plan.needs import GIB, MIB, Needs, Part, Role, parts
 from rollcall.deploy.plan.planning import LEAST_STORE, Plan, plan_for
 from rollcall.deploy.plan.text import as_json, essence, whole
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 
 LARGE = Machine("this machine", 64 * GIB, 60 * GIB, 32 * GIB, 500 * GIB)
 TINY = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 64}

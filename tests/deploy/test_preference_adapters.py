@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.deploy.cli.main import main
-from rollcall.deploy.config.preference_config import TextModelConfig
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.preference_config import TextModelConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
 from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import StoredRun
@@ -23,7 +23,7 @@ from rollcall.deploy.kinds.language.supervised import SupervisedRun
 from rollcall.deploy.kinds.language.text_preferences import reward_training
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
 from rollcall.deploy.preferences.data_config import PreferenceDataConfig
-from rollcall.learners.models.lora_config import LoraConfig
+from rollcall.learners.models.language.lora_config import LoraConfig
 from rollcall.reward_service.models.reward_model_files import load_reward_model
 from tests.deploy.test_preference_runs import DIRECT, REWARD
 from tests.needs import require, require_module

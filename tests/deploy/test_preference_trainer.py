@@ -17,9 +17,9 @@ from rollcall.cluster.errors import BadInput, RewardError, RewardUnavailable
 from rollcall.cluster.messages.attempt import Header
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
-from rollcall.deploy.config.preference_config import RewardTrainConfig
-from rollcall.deploy.config.preference_settings import PreferencesConfig, TextPreferencesConfig
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig
+from rollcall.deploy.config.recipe.preference_settings import PreferencesConfig, TextPreferencesConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.control.compared_segments import Segments, first_model, segments_of, with_taken_actions
 from rollcall.deploy.kinds.preference_trainer import LOOK_S, PreferenceTrainer, PreferenceTraining, TrainerReport
 from rollcall.deploy.kinds.raters import Program

@@ -18,15 +18,15 @@ import pytest
 from rollcall.cluster.errors import ClusterLost
 from rollcall.cluster.store.private_folder import PREFIX
 from rollcall.deploy.runtimes.on_ray.calls import WatchedRay
-from rollcall.deploy.runtimes.on_ray.cluster_watch import ClusterWatch
 from rollcall.deploy.runtimes.on_ray.members import Members
+from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster_watch import ClusterWatch
 from tests.needs import needs
 from tests.strangers import listens, sockets, what_a_stranger_can_do
 from tests.waiting import eventually
 
 SCRIPT = """
 import ray
-from rollcall.deploy.runtimes.on_ray.cluster import connect
+from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster import connect
 cluster = connect(num_cpus=1)
 print(ray.get(ray.remote(lambda: 6 * 7).remote()), flush=True)
 input()
@@ -37,7 +37,7 @@ cluster.close()
 STANDS = """
 import logging, sys, threading, time
 import psutil, ray
-from rollcall.deploy.runtimes.on_ray import cluster
+from rollcall.deploy.runtimes.on_ray.ray_cluster import cluster
 logging.basicConfig(format="%(message)s")
 cluster.STUCK_S = float(sys.argv[2])
 

@@ -16,7 +16,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.mixed_in import language_collator
 from rollcall.learners.batches.token_batch import TokenBatch
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from tests.learners.token_experience import samples
 from tests.needs import require
 from tests.runs import config_of

@@ -526,7 +526,7 @@ def test_a_wheel_has_the_package_itself_typed_and_with_its_rooms(tmp_path: Path)
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
-    assert "rollcall/deploy/config/known_settings.json" in names
+    assert "rollcall/deploy/config/catalogue/known_settings.json" in names
     assert {"rollcall/__init__.py", "rollcall/py.typed", "rollcall/deploy/python/running.py"} <= names
     assert not any(name.startswith(("actors", "deploy", "cluster", "rollcall/deploy/package")) for name in names)
     code = textwrap.dedent(f"""\

@@ -12,9 +12,9 @@ from benchmarks.prove_models import REAL, build
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.kinds.language.model_directory import save_policy
 from rollcall.learners.models.flat import module_weights
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
-from rollcall.learners.models.workspace import Workspace
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.workspace import Workspace
 from tests.learners.test_causal_model import padded_rows
 from tests.learners.test_logits_in_chunks import said
 from tests.needs import require_module

@@ -9,7 +9,7 @@ import pytest
 from rollcall.actors.tasks.text_task import Row
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.config.answer_checks import check_answers
-from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
 from tests.needs import require
 
 ROWS = [Row("p", "5", "a.jsonl:1"), Row("p", "5 or 6", "a.jsonl:2")]

@@ -14,7 +14,7 @@ from rollcall.actors.trajectory_scoring import RewardEndpoint, TrajectoryScorer
 from rollcall.cluster.messages.attempt import Header, ShardPayload, Ticket
 from rollcall.cluster.messages.experience import GymTrajectory
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.control import factory as control_factory
 from rollcall.deploy.kinds.control.compared_segments import segments_of
 from rollcall.deploy.kinds.control.factory import ControlFactory

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rollcall.actors.tasks.jsonl import Jsonl, JsonlConfig
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.cli import main
-from rollcall.deploy.config.selection_config import KeepConfig
+from rollcall.deploy.config.recipe.selection_config import KeepConfig
 from rollcall.deploy.kinds.selection.completions import Answered, AnsweredFile, Completion
 from rollcall.deploy.kinds.selection.data_sets import Tally, best_of_curve, write_data_sets
 from rollcall.deploy.report.run_lines import read_jsonl

@@ -25,8 +25,8 @@ from rollcall.learners.data.comparisons import RankedCandidates, Steps
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.byte_tokenizer import byte_tokenizer
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from rollcall.reward_service.preferences.files import (
     PreferencePair,
     parse_preference,

@@ -19,14 +19,14 @@ from rollcall.actors.tasks.text_task import Judgement, Row
 from rollcall.actors.trajectory_scoring import asked_of
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
 from rollcall.deploy.drive.lifecycle import run_nested
 from rollcall.deploy.kinds.language.text_preferences import reward_model_run
 from rollcall.deploy.preferences.implicit_rewards import sampled_pairs
 from rollcall.learners.maths.preference_losses import bradley_terry_nll
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 from rollcall.reward_service.models.text_encoder import TextEncoder
 from rollcall.reward_service.preferences.files import PreferencePair, read_preferences
 from rollcall.reward_service.preferences.records import TextCandidate

@@ -343,7 +343,7 @@ def test_settings_that_are_sent_on_have_no_password() -> None:
 
 
 def test_auto_is_offline_unless_somebody_is_logged_in(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rollcall.deploy.config.recorders_config import WandbConfig
+    from rollcall.deploy.config.recipe.recorders_config import WandbConfig
     from rollcall.deploy.report.trackers.wandb_runs import WandbRun
 
     assert WandbRun(WandbConfig())._offline()

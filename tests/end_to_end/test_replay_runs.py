@@ -11,7 +11,7 @@ import pytest
 from rollcall.cluster.books.audit import audit_run
 from rollcall.cluster.books.sampled import SAMPLED_NAME, Misread, read_sampled
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.run_config import cpp_compiler
+from rollcall.deploy.config.recipe.run_config import cpp_compiler
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from tests.runs import Bench, Run, config_of
 

@@ -24,7 +24,7 @@ from rollcall.learners.algorithms.language.online_dpo import OnlineDPO
 from rollcall.learners.algorithms.language.online_dpo_config import OnlineDPOConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
 from tests.learners.token_experience import TOKEN_BUDGET, make_learner, published, samples, with_lora
 
 COMMON: dict[str, Any] = {"kl_coef": 0.1, "num_minibatches": 2, "token_budget": TOKEN_BUDGET}

@@ -18,7 +18,7 @@ from rollcall.cluster.messages.experience import GymGradient, GymTrajectory
 from rollcall.cluster.messages.reports import StepOrder, StepReport
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.messages.wire import from_bytes, to_bytes
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.a2c_config import A2CConfig

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollcall.learners.models.byte_tokenizer import byte_tokenizer
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from tests.needs import require_module
 
 transformers = require_module("transformers")

@@ -11,8 +11,8 @@ import torch
 
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.loop.canary import NUM_TOKENS, canary
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 from tests.needs import require
 
 require("transformers")

@@ -25,10 +25,10 @@ from rollcall.learners.batches.prompt_sharing import PROMPT, SharedPrompts, atte
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.collators.language import LanguageCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.lora import WithoutAdapters, add_adapters
-from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.learners.models.token_policy import TokenCritic, TokenPolicy, load_policy_model, sharing_size
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lora import WithoutAdapters, add_adapters
+from rollcall.learners.models.language.lora_config import LoraConfig
+from rollcall.learners.models.language.token_policy import TokenCritic, TokenPolicy, load_policy_model, sharing_size
 from tests.learners.experience import context_of
 from tests.needs import require_module
 

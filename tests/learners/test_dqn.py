@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.algorithm import Context, with_own_models
-from rollcall.learners.algorithms.control.dqn import DQN
-from rollcall.learners.algorithms.control.dqn_config import DQNConfig
+from rollcall.learners.algorithms.control.off_policy.dqn import DQN
+from rollcall.learners.algorithms.control.off_policy.dqn_config import DQNConfig
 from rollcall.learners.batches.replay_batch import ReplayBatch, ReplayMinibatch, Transitions
 from rollcall.learners.collective import Collective
 from rollcall.learners.models.flat import module_weights

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from rollcall.learners.algorithm import Context, Loss, StepsApart, in_epochs, with_own_models
-from rollcall.learners.algorithms.control.dqn import DQN
+from rollcall.learners.algorithms.control.off_policy.dqn import DQN
+from rollcall.learners.algorithms.control.off_policy.sac import SAC
+from rollcall.learners.algorithms.control.off_policy.td3 import TD3
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.algorithms.control.rnd import RND
-from rollcall.learners.algorithms.control.sac import SAC
-from rollcall.learners.algorithms.control.td3 import TD3
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.fused_step import fused_step
 from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, OptimizerConfig, RMSpropConfig

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from rollcall.cluster.messages.recorded import RecordedEpisodes
 from rollcall.learners.algorithm import TARGET, Context, with_own_models
-from rollcall.learners.algorithms.control.iql import IQL
-from rollcall.learners.algorithms.control.iql_config import IQLConfig
+from rollcall.learners.algorithms.control.off_policy.iql import IQL
+from rollcall.learners.algorithms.control.off_policy.iql_config import IQLConfig
 from rollcall.learners.collators.recorded import RecordedCollator, whole
 from rollcall.learners.collective import Collective
 from rollcall.learners.data.recorded import RecordedSteps

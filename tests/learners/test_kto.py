@@ -16,7 +16,7 @@ from rollcall.learners.collators.preferences import LabelledCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from tests.learners.experience import context_of
 from tests.learners.test_direct_methods import logprob, policy, sequence
 from tests.needs import require

@@ -14,13 +14,13 @@ from torch import Tensor
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.maths.sampling import Distribution, Processed
-from rollcall.learners.models.causal_model import CausalModel
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.logits_in_chunks import process_states
-from rollcall.learners.models.lora import add_adapters
-from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
-from rollcall.learners.models.workspace import Workspace, workspace_bytes
+from rollcall.learners.models.language.causal_model import CausalModel
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.logits_in_chunks import process_states
+from rollcall.learners.models.language.lora import add_adapters
+from rollcall.learners.models.language.lora_config import LoraConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.workspace import Workspace, workspace_bytes
 from tests.learners.test_causal_model import make_model, padded_rows
 from tests.needs import require_module
 

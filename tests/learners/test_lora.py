@@ -19,10 +19,10 @@ from rollcall.learners.algorithms.language.lm_ppo import LMPPO
 from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig
 from rollcall.learners.batches.token_batch import TokenBatch, TokenRows, collate_samples
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.lora import add_adapters, merged_parameters
-from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lora import add_adapters, merged_parameters
+from rollcall.learners.models.language.lora_config import LoraConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 from tests.learners.token_experience import (
     SAMPLING,
     TOKEN_BUDGET,

@@ -27,8 +27,8 @@ from rollcall.learners.loop.optimizer_config import AdamConfig, AdamWConfig, RMS
 from rollcall.learners.loop.parameters import WHOLE, ReplicatedParameters
 from rollcall.learners.loop.rules import TorchRule
 from rollcall.learners.models.halves import joined, split_into
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from tests.learners.sharded_process import held_bytes
 from tests.learners.token_experience import ALPHABET, TOKEN_BUDGET, make_learner, samples, with_lora, write_model
 from tests.needs import require

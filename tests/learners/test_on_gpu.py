@@ -20,9 +20,9 @@ from rollcall.learners.algorithms.language.online_dpo import OnlineDPO
 from rollcall.learners.algorithms.language.online_dpo_config import OnlineDPOConfig
 from rollcall.learners.batches.token_batch import TokenSample, collate_tokens
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
 from tests.learners.token_experience import make_learner, samples, write_model
 from tests.needs import require
 

@@ -31,10 +31,10 @@ from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
 from rollcall.learners.collators.demonstrations import DemonstrationCollator
 from rollcall.learners.data.comparisons import RankedCandidates, TokenSequence
 from rollcall.learners.data.demonstrations import Demonstration
-from rollcall.learners.models import packed_attention
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.packed_attention import block_mask, works_on
-from rollcall.learners.models.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
+from rollcall.learners.models.language import packed_attention
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.packed_attention import block_mask, works_on
+from rollcall.learners.models.language.token_policy import TokenPolicy, autocast_dtype, layout_of, load_policy_model
 from tests.learners.experience import context_of
 from tests.learners.test_prompt_sharing import experience, own_tokens, unhurried
 from tests.needs import require_module

@@ -26,9 +26,9 @@ from rollcall.learners.batches.passes import MAX_PADDING
 from rollcall.learners.batches.placement import Layout
 from rollcall.learners.batches.prompt_sharing import LEAST_SAVING, Sharing, plan_sharing
 from rollcall.learners.batches.token_batch import TokenBatch, collate_samples
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model, sharing_size
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model, sharing_size
 from tests.learners.experience import context_of
 from tests.needs import require
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rollcall.learners.algorithms.control.td3 import TD3
-from rollcall.learners.algorithms.control.td3_config import TD3Config
+from rollcall.learners.algorithms.control.off_policy.td3 import TD3
+from rollcall.learners.algorithms.control.off_policy.td3_config import TD3Config
 from rollcall.learners.models.flat import module_weights
 from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.policy import TorchPolicy

@@ -14,8 +14,8 @@ import torch
 
 from rollcall.cluster.messages.recorded import RecordedEpisodes
 from rollcall.learners.algorithm import Context
-from rollcall.learners.algorithms.control.bc import BC
-from rollcall.learners.algorithms.control.bc_config import BCConfig
+from rollcall.learners.algorithms.control.imitation.bc import BC
+from rollcall.learners.algorithms.control.imitation.bc_config import BCConfig
 from rollcall.learners.batches.replay_batch import ReplayMinibatch
 from rollcall.learners.collators.recorded import RecordedCollator, whole
 from rollcall.learners.collective import Collective

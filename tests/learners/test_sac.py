@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollcall.learners.algorithms.control.sac import SAC
-from rollcall.learners.algorithms.control.sac_config import SACConfig
+from rollcall.learners.algorithms.control.off_policy.sac import SAC
+from rollcall.learners.algorithms.control.off_policy.sac_config import SACConfig
 from rollcall.learners.batches.replay_batch import Transitions
 from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.replayed import CONTINUOUS, DISCRETE, SQUASHED, Trained, critics_apart, transitions

@@ -21,9 +21,9 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 from tests.learners.experience import context_of
 from tests.needs import require
 

@@ -15,8 +15,8 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.learners.algorithm import for_acting
 from rollcall.learners.algorithms.control.a2c import A2C
 from rollcall.learners.algorithms.control.a2c_config import A2CConfig
-from rollcall.learners.algorithms.control.sac import SAC
-from rollcall.learners.algorithms.control.sac_config import SACConfig
+from rollcall.learners.algorithms.control.off_policy.sac import SAC
+from rollcall.learners.algorithms.control.off_policy.sac_config import SACConfig
 from rollcall.learners.collective import Collective
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.optimizer_config import AdamConfig, OptimizerConfig, RMSpropConfig, SGDConfig

@@ -22,8 +22,8 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.token_policy import TokenPolicy
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy
 from tests.learners.experience import context_of
 from tests.learners.token_experience import ALPHABET, TOKEN_BUDGET, make_models, published, samples, write_model
 from tests.needs import require

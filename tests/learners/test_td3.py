@@ -10,8 +10,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rollcall.learners.algorithms.control.td3 import TD3
-from rollcall.learners.algorithms.control.td3_config import TD3Config
+from rollcall.learners.algorithms.control.off_policy.td3 import TD3
+from rollcall.learners.algorithms.control.off_policy.td3_config import TD3Config
 from rollcall.learners.maths.noisy_actions import noisy_actions
 from rollcall.learners.models.policy_config import PolicyConfig
 from tests.learners.replayed import CONTINUOUS, DETERMINISTIC, DISCRETE, Trained, critics_apart, transitions

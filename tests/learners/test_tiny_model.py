@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from rollcall.cluster.errors import BadInput
-from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
+from rollcall.learners.models.language.tiny_model import character_tokenizer, write_tiny_model
 from tests.needs import require_module
 
 transformers = require_module("transformers")

@@ -16,9 +16,9 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.maths.sampling import process_logits
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenCritic, TokenPolicy, autocast_dtype, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenCritic, TokenPolicy, autocast_dtype, load_policy_model
 from tests.needs import require
 
 require("transformers")

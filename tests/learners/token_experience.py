@@ -22,11 +22,11 @@ from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.lora import WithoutAdapters, add_adapters, merged_parameters
-from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import (
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lora import WithoutAdapters, add_adapters, merged_parameters
+from rollcall.learners.models.language.lora_config import LoraConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import (
     TokenCritic,
     TokenPolicy,
     autocast_dtype,

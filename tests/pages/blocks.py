@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rollcall.deploy.config import known_settings
+from rollcall.deploy.config.catalogue import known_settings
 from tests import ROOT
 
 Sort = Literal["commands", "python", "yaml", "json", "protocol", "formula"]

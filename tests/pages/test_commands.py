@@ -12,7 +12,7 @@ import pytest
 
 from rollcall.deploy.cli.completion import commands_of
 from rollcall.deploy.cli.main import build_parser
-from rollcall.deploy.config.known_settings import refuse_unknown
+from rollcall.deploy.config.catalogue.known_settings import refuse_unknown
 from rollcall.deploy.config.settings import preference_recipes, shipped_recipes
 from tests import ROOT
 from tests.deploy.coding_server import UPRIGHT, CodingServer, answer

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollcall.deploy.config.constitutional_config import ConstitutionalConfig, ConstitutionalSettings
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.kinds.language import RENAMED, check_collecting
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.selection_config import algorithm_section
+from rollcall.deploy.config.recipe.constitutional_config import ConstitutionalConfig, ConstitutionalSettings
+from rollcall.deploy.config.recipe.selection_config import algorithm_section
 
 
 def _problems(config: ConstitutionalConfig) -> list[Problem]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.run_config import OnlineConfig, RunConfig
+from rollcall.deploy.config.recipe.run_config import OnlineConfig, RunConfig
 
 
 def check_settings(config: RunConfig) -> list[Problem]:

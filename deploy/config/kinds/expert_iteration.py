@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.kinds.language import RENAMED, check_collecting
-from rollcall.deploy.config.selection_config import ExpertIterationConfig, ExpertIterationSettings, algorithm_section
+from rollcall.deploy.config.recipe.selection_config import (
+    ExpertIterationConfig,
+    ExpertIterationSettings,
+    algorithm_section,
+)
 
 SETTINGS = KindSettings(
     name="expert_iteration",

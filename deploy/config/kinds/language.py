@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.kinds.control import check_lag
-from rollcall.deploy.config.language_config import LanguageConfig, SupervisedConfig
 from rollcall.deploy.config.problem import Problem
+from rollcall.deploy.config.recipe.language_config import LanguageConfig, SupervisedConfig
 from rollcall.deploy.config.settings import KeyPath
 
 RENAMED: Mapping[KeyPath, KeyPath] = {("eval", "episodes"): ("eval", "num_rows")}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from rollcall.deploy.config.kind_settings import KindSettings
-from rollcall.deploy.config.offline_config import OfflineConfig
 from rollcall.deploy.config.problem import Problem
+from rollcall.deploy.config.recipe.offline_config import OfflineConfig
 
 
 def _problems(config: OfflineConfig) -> list[Problem]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.preference_checks import check_sharing
-from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
 from rollcall.deploy.config.settings import Settings
 
 

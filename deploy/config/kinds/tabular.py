@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rollcall.deploy.config.kind_settings import KindSettings
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.tabular_config import TabularRunConfig
+from rollcall.deploy.config.recipe.tabular_config import TabularRunConfig
 
 
 def _problems(config: TabularRunConfig) -> list[Problem]:

@@ -11,7 +11,7 @@ import httpx
 
 from rollcall.cluster.backoff import Backoff
 from rollcall.cluster.errors import BadInput, RollcallError
-from rollcall.deploy.config.design_config import DesignConfig
+from rollcall.deploy.config.recipe.design_config import DesignConfig
 from rollcall.reward_service.scorers.chat import (
     PASSING,
     Endless,

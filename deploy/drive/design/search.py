@@ -14,7 +14,7 @@ from typing import Any
 from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.files import read_json
 from rollcall.cluster.store.run_lock import DirectoryLock
-from rollcall.deploy.config.design_config import DesignRunConfig
+from rollcall.deploy.config.recipe.design_config import DesignRunConfig
 from rollcall.deploy.config.settings import to_yaml
 from rollcall.deploy.drive.design import prompts
 from rollcall.deploy.drive.design.coding_model import CodingModel, Messages, NotAsked, NoUse

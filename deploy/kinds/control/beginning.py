@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.control.policy import LoadedControl
 from rollcall.deploy.kinds.control.policy_fit import misfit_between

@@ -11,12 +11,12 @@ from rollcall.cluster.checkpoint import latest_checkpoint
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.offline_config import OfflineConfig, RecordedDataConfig
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.offline_config import OfflineConfig, RecordedDataConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.control.offline_kind import OFFLINE
 from rollcall.deploy.kinds.control.offline_run import OfflineControlRun
 from rollcall.deploy.kinds.kind import NestedRun
-from rollcall.learners.algorithms.control.bc_config import BCConfig
+from rollcall.learners.algorithms.control.imitation.bc_config import BCConfig
 from rollcall.learners.loop.config import LearnerConfig
 
 WARM_START = "warm_start"  # of a run directory: the run in which its policy imitates

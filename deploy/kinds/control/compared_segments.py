@@ -17,8 +17,8 @@ from rollcall.actors.control.segments import SegmentsOf, Stretch, ToEnv, episode
 from rollcall.cluster.errors import RewardError
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.experience import GymTrajectory
-from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig
-from rollcall.deploy.config.preference_settings import PreferencesConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig, SegmentModelConfig
+from rollcall.deploy.config.recipe.preference_settings import PreferencesConfig
 from rollcall.deploy.kinds.preference_trainer import Wanted, current_model
 from rollcall.deploy.preferences.data_config import PreferenceDataConfig
 from rollcall.learners.algorithms.preferences.bradley_terry_config import BradleyTerryConfig

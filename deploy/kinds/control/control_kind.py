@@ -8,7 +8,7 @@ from rollcall.actors.envs.environment import spaces_of
 from rollcall.deploy.config.checks import check_device, check_env
 from rollcall.deploy.config.kinds.control import SETTINGS
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.control.beginning import misfit_of
 from rollcall.deploy.kinds.control.experts import unfit
 from rollcall.deploy.kinds.control.factory import ControlFactory

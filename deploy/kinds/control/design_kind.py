@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.design_config import DesignRunConfig
 from rollcall.deploy.config.kinds.design import SETTINGS
+from rollcall.deploy.config.recipe.design_config import DesignRunConfig
 from rollcall.deploy.kinds.control.control_kind import CONTROL, unfit_of
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere

@@ -16,7 +16,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.files import read_json
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.messages.weights import pack_weights
-from rollcall.deploy.config.run_config import is_function
+from rollcall.deploy.config.recipe.run_config import is_function
 from rollcall.deploy.kinds.control.policy import LoadedControl
 from rollcall.deploy.rundir.files import EXPERT, MARKER
 from rollcall.learners.models.policy import TorchPolicy

@@ -27,8 +27,8 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.checks import out_of_reach
-from rollcall.deploy.config.reward_config import RewardConfig
-from rollcall.deploy.config.run_config import RunConfig, is_function
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig, is_function
 from rollcall.deploy.kinds.control import cloning, experts, initial_weights
 from rollcall.deploy.kinds.control.compared_segments import Segments, first_model
 from rollcall.deploy.kinds.control.needs import control_needs

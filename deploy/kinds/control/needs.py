@@ -11,7 +11,7 @@ import torch
 from gymnasium import spaces
 from torch import nn
 
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
 from rollcall.deploy.plan.model_size import saved_bytes

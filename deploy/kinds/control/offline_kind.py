@@ -8,8 +8,8 @@ from typing import Any
 
 from rollcall.deploy.config.checks import check_device, check_env
 from rollcall.deploy.config.kinds.offline import SETTINGS
-from rollcall.deploy.config.offline_config import OfflineConfig
 from rollcall.deploy.config.problem import Problem
+from rollcall.deploy.config.recipe.offline_config import OfflineConfig
 from rollcall.deploy.kinds.control.offline_run import OfflineControlRun
 from rollcall.deploy.kinds.control.policy import LoadedControl, elsewhere
 from rollcall.deploy.kinds.control.policy_fit import misfit_between

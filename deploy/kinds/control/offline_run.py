@@ -16,7 +16,7 @@ from rollcall.actors.envs.environment import spaces_of
 from rollcall.actors.envs.observations import Space
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.offline_config import OfflineConfig
+from rollcall.deploy.config.recipe.offline_config import OfflineConfig
 from rollcall.deploy.kinds.control import initial_weights
 from rollcall.deploy.kinds.control.recorded_data import RecordedData, load_recorded
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation

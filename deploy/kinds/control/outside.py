@@ -16,7 +16,7 @@ from rollcall.actors.policy import Policy
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_module
 from rollcall.deploy.config import plugins
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.outside import OutsideShards
 
 # What an actor is made of. Neither addresses nor files of the run are told.

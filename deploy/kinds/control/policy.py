@@ -26,8 +26,8 @@ from rollcall.cluster.errors import CheckpointDamaged
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.offline_config import OfflineConfig
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.offline_config import OfflineConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.control.onnx_export import export_onnx
 from rollcall.deploy.kinds.exporting import ONNX_SUFFIX, Exported, ExportOptions

@@ -15,7 +15,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.recorded import RecordedEpisodes
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.offline_config import RecordedDataConfig
+from rollcall.deploy.config.recipe.offline_config import RecordedDataConfig
 from rollcall.learners.data.recorded import RecordedSteps
 from rollcall.learners.maths.distributions import ActionDistribution
 

@@ -15,8 +15,8 @@ from rollcall.cluster.checkpoint import read_state
 from rollcall.cluster.errors import BadInput, CheckpointDamaged
 from rollcall.learners.loop.rules import PARAMETERS
 from rollcall.learners.models.flat import flatten_module
-from rollcall.learners.models.lora import adapted_names, adapter_tensors
-from rollcall.learners.models.lora_config import LoraConfig
+from rollcall.learners.models.language.lora import adapted_names, adapter_tensors
+from rollcall.learners.models.language.lora_config import LoraConfig
 
 _OWNER = "policy"  # among the models that are trained
 

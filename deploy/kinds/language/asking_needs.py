@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.model_size import ModelSize
 from rollcall.deploy.plan.needs import Part, Role

@@ -20,9 +20,9 @@ from rollcall.actors.trajectory_scoring import RewardEndpoint, asked_of, respons
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.preference_config import RewardTrainConfig
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.language.text_preferences import reward_training, said_of, sampled_texts
 from rollcall.deploy.kinds.preference_trainer import BARREN_TRIES, PreferenceTraining, Wanted, current_model
 from rollcall.deploy.kinds.raters import programs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rollcall.actors.engine.settings import EngineConfig
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.plan.gpus import Shares
 
 

@@ -21,9 +21,9 @@ from rollcall.deploy.kinds.language.model_card import CARD, Training, model_card
 from rollcall.deploy.kinds.language.model_directory import check_goal, save_policy, write_directory, write_tensors
 from rollcall.deploy.kinds.language.models import language_models
 from rollcall.deploy.rundir.files import ADAPTERS, POLICY
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.learners.models.token_policy import TokenPolicy
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lora_config import LoraConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.answer_checks import check_answers
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
-from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, scorer_of
 from rollcall.deploy.kinds.language.compared_texts import first_model, training_of
 from rollcall.deploy.kinds.language.decided import of_evaluator, with_budget, with_shares
@@ -55,8 +55,8 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.loop.canary import canary
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
-from rollcall.learners.models.lora import merged_parameters
-from rollcall.learners.models.token_policy import TokenPolicy, decoder_layers, preload
+from rollcall.learners.models.language.lora import merged_parameters
+from rollcall.learners.models.language.token_policy import TokenPolicy, decoder_layers, preload
 from rollcall.reward_service.labelling.redis_queue import LabellingConfig
 from rollcall.reward_service.scorer import Taken
 

@@ -10,7 +10,7 @@ from rollcall.actors.language.lm_actors_config import LMActorsConfig
 from rollcall.actors.language.text_codec import TextCodec
 from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
-from rollcall.learners.models.token_policy import model_length
+from rollcall.learners.models.language.token_policy import model_length
 
 _log = logging.getLogger("rollcall")
 

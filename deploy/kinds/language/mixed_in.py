@@ -16,7 +16,7 @@ from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.json_lines import parse_object, read_json_lines
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.kinds.language.models import policy_layout
 from rollcall.deploy.kinds.language.warm_start import demonstrations_of
 from rollcall.learners.algorithms.language.lm_ppo_config import LMPPOConfig

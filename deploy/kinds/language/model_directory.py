@@ -21,8 +21,8 @@ from rollcall.actors.tasks.text_task import Task
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.rundir.files import MARKER
-from rollcall.learners.models.byte_tokenizer import byte_tokenizer
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  # config, generation config and tokenizer
 

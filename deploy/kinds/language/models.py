@@ -11,9 +11,15 @@ from torch import nn
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.batches.placement import Layout
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.lora import WithoutAdapters, add_adapters
-from rollcall.learners.models.token_policy import TokenCritic, TokenPolicy, autocast_dtype, layout_of, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lora import WithoutAdapters, add_adapters
+from rollcall.learners.models.language.token_policy import (
+    TokenCritic,
+    TokenPolicy,
+    autocast_dtype,
+    layout_of,
+    load_policy_model,
+)
 
 
 def language_models(

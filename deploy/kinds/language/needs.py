@@ -12,8 +12,8 @@ import torch
 
 from rollcall.actors.tasks.text_task import Task, all_shown
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
 from rollcall.deploy.kinds.language.asking_needs import trainer_roles
 from rollcall.deploy.plan import memory
 from rollcall.deploy.plan.memory import Step
@@ -24,8 +24,8 @@ from rollcall.deploy.rundir.files import INIT_FROM, POLICY
 from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
 from rollcall.learners.loop.config import LearnerConfig
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.workspace import Workspace, memory_bytes, workspace_bytes
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.workspace import Workspace, memory_bytes, workspace_bytes
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 
 SPECIAL_TOKENS = 3  # of a tiny model beside its task's characters

@@ -12,7 +12,7 @@ from rollcall.actors.tasks.text_task import all_shown
 from rollcall.cluster.checkpoint import load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.weights import Weights
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.config.settings import COMMAND_LINE
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
@@ -22,7 +22,7 @@ from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.model_card import Training
 from rollcall.deploy.kinds.language.model_directory import model_source, save_policy
 from rollcall.deploy.rundir.files import INIT_FROM
-from rollcall.learners.models.lora_config import LoraConfig
+from rollcall.learners.models.language.lora_config import LoraConfig
 
 _MAX_PROMPTS = 100  # looked at for characters that the model's tokenizer does not know
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.deploy.kinds.language.model_directory import model_source
-from rollcall.learners.models.byte_tokenizer import byte_tokenizer
-from rollcall.learners.models.tiny_model import character_tokenizer, write_tiny_model
+from rollcall.learners.models.language.byte_tokenizer import byte_tokenizer
+from rollcall.learners.models.language.tiny_model import character_tokenizer, write_tiny_model
 from rollcall.reward_service.models.word_model import write_words_model
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
 

@@ -17,7 +17,7 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.config.kinds.supervised import SETTINGS
 from rollcall.deploy.config.language_checks import check_imitating
-from rollcall.deploy.config.language_config import SupervisedConfig
+from rollcall.deploy.config.recipe.language_config import SupervisedConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.language_kind import elsewhere
@@ -33,7 +33,7 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
 from rollcall.learners.models.flat import module_weights
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 
 _log = logging.getLogger("rollcall")
 

@@ -23,8 +23,8 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.preference_config import REWARD_WEIGHT_DECAY, RewardTrainConfig, TextModelConfig
-from rollcall.deploy.config.preference_settings import TextPreferencesConfig
+from rollcall.deploy.config.recipe.preference_config import REWARD_WEIGHT_DECAY, RewardTrainConfig, TextModelConfig
+from rollcall.deploy.config.recipe.preference_settings import TextPreferencesConfig
 from rollcall.deploy.kinds.kind import NestedRun
 from rollcall.deploy.kinds.preferences.reward_model import REWARD_MODEL
 from rollcall.deploy.preferences.data_config import PreferenceDataConfig
@@ -34,8 +34,8 @@ from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.learner import resolve_device
 from rollcall.learners.loop.optimizer_config import AdamConfig
 from rollcall.learners.loop.schedules import LinearSchedule
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 from rollcall.reward_service.models.reward_model_config import RewardModelConfig
 from rollcall.reward_service.preferences.files import (
     Preference,

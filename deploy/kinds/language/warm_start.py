@@ -33,9 +33,9 @@ from rollcall.learners.loop.config import LearnerConfig
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
 from rollcall.learners.loop.schedules import ConstantSchedule, LinearSchedule
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig, WarmStartConfig
-from rollcall.learners.models.lora import add_adapters, merged_parameters, target_names
-from rollcall.learners.models.token_policy import (
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig, WarmStartConfig
+from rollcall.learners.models.language.lora import add_adapters, merged_parameters, target_names
+from rollcall.learners.models.language.token_policy import (
     TokenPolicy,
     autocast_dtype,
     decoder_layers,

@@ -17,7 +17,7 @@ from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.kinds.direct import SETTINGS
-from rollcall.deploy.config.preference_config import DirectRunConfig
+from rollcall.deploy.config.recipe.preference_config import DirectRunConfig
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.export import TrainedModel, export_language
@@ -46,8 +46,8 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
-from rollcall.learners.models.lora import merged_parameters
-from rollcall.learners.models.token_policy import decoder_layers
+from rollcall.learners.models.language.lora import merged_parameters
+from rollcall.learners.models.language.token_policy import decoder_layers
 from rollcall.reward_service.models.text_encoder import TextEncoder
 
 NUM_EVALUATIONS = 5  # over a run that does not say how often

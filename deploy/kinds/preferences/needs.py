@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rollcall.deploy.config.preference_config import DirectRunConfig, RewardTrainConfig, TextModelConfig
+from rollcall.deploy.config.recipe.preference_config import DirectRunConfig, RewardTrainConfig, TextModelConfig
 from rollcall.deploy.kinds.language.needs import (
     SPECIAL_TOKENS,
     checkpoint_bytes,
@@ -20,7 +20,7 @@ from rollcall.deploy.plan.needs import Needs, Part, Role, counted
 from rollcall.deploy.preferences.data import Preferences
 from rollcall.learners.algorithms.language.token_settings import TOKEN_BUDGET
 from rollcall.learners.loop import footprint
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
 from rollcall.reward_service.preferences.files import Preference, PreferencePair, SegmentPair
 
 SEGMENT_MODEL = 200_000  # parameters of an ensemble over segments, at the most

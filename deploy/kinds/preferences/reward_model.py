@@ -15,7 +15,7 @@ from torch import nn
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.kinds.reward_model import SETTINGS
-from rollcall.deploy.config.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
+from rollcall.deploy.config.recipe.preference_config import RewardTrainConfig, SegmentModelConfig, TextModelConfig
 from rollcall.deploy.kinds.kind import Preparation, RunKind, StoredRun
 from rollcall.deploy.kinds.language.starting_model import START, given_model
 from rollcall.deploy.kinds.preferences.checkpoint import LoadedOnPreferences, elsewhere
@@ -33,9 +33,9 @@ from rollcall.learners.collective import Collective
 from rollcall.learners.data.comparisons import RankedCandidates, bootstrapped
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.learner import Learner
-from rollcall.learners.models.lora import add_adapters, merged_parameters, merged_tensors
-from rollcall.learners.models.lora_config import LoraConfig
-from rollcall.learners.models.token_policy import decoder_layers
+from rollcall.learners.models.language.lora import add_adapters, merged_parameters, merged_tensors
+from rollcall.learners.models.language.lora_config import LoraConfig
+from rollcall.learners.models.language.token_policy import decoder_layers
 from rollcall.reward_service.models.reward_model_files import (
     HeldOut,
     RewardModelCard,

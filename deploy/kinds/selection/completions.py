@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rollcall.deploy.config.selection_config import KeepConfig
+from rollcall.deploy.config.recipe.selection_config import KeepConfig
 from rollcall.deploy.kinds.selection.row_file import RowFile
 
 

@@ -15,10 +15,10 @@ from rollcall.cluster.errors import BadInput, RollcallError
 from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.inputs.import_path import import_object
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.constitutional_config import ConstitutionalConfig
 from rollcall.deploy.config.kinds.constitutional import SETTINGS
 from rollcall.deploy.config.language_checks import check_imitating
-from rollcall.deploy.config.selection_config import KeepConfig
+from rollcall.deploy.config.recipe.constitutional_config import ConstitutionalConfig
+from rollcall.deploy.config.recipe.selection_config import KeepConfig
 from rollcall.deploy.kinds.kind import RunKind
 from rollcall.deploy.kinds.language.language_kind import elsewhere
 from rollcall.deploy.kinds.language.policy import LoadedLanguage, misfit_of

@@ -13,7 +13,7 @@ import torch
 from pydantic import JsonValue
 
 from rollcall.cluster.files import write_aside
-from rollcall.deploy.config.selection_config import KeepConfig
+from rollcall.deploy.config.recipe.selection_config import KeepConfig
 from rollcall.deploy.kinds.selection.completions import Answered
 from rollcall.learners.maths.best_of_n import best_of_n_kl_bound, expected_maximum
 from rollcall.reward_service.preferences.files import PreferencePair, Prompt, preference_values

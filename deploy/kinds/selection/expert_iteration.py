@@ -18,7 +18,7 @@ from rollcall.cluster.files import read_json, write_aside
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config.kinds.expert_iteration import SETTINGS
 from rollcall.deploy.config.language_checks import check_imitating
-from rollcall.deploy.config.selection_config import (
+from rollcall.deploy.config.recipe.selection_config import (
     ExpertIterationConfig,
 )
 from rollcall.deploy.kinds.kind import RunKind

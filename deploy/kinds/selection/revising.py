@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import RollcallError
-from rollcall.deploy.config.constitutional_config import ConstitutionalSettings, CriticConfig
+from rollcall.deploy.config.recipe.constitutional_config import ConstitutionalSettings, CriticConfig
 from rollcall.deploy.kinds.selection.completions import Answered
 from rollcall.deploy.kinds.selection.row_file import RowFile
 from rollcall.reward_service.scorers.chat import Chat, Messages, NoReply, text_of

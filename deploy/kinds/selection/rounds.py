@@ -16,8 +16,8 @@ from rollcall.cluster.errors import RollcallError
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
-from rollcall.deploy.config.language_config import LanguageConfig
-from rollcall.deploy.config.reward_config import RewardConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.reward_config import RewardConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, ServeCritic
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.language.models import language_models, policy_layout
@@ -32,8 +32,8 @@ from rollcall.learners.data.demonstrations import Demonstration
 from rollcall.learners.data.source import ShuffledSource
 from rollcall.learners.loop.footprint import frozen_dtype, trained_dtype
 from rollcall.learners.loop.learner import Learner, resolve_device
-from rollcall.learners.models.lm_policy_config import WarmStartConfig
-from rollcall.learners.models.lora import merged_parameters
+from rollcall.learners.models.language.lm_policy_config import WarmStartConfig
+from rollcall.learners.models.language.lora import merged_parameters
 
 Measure = Callable[[str, str], float]  # of (prompt, response): 1 where it breaks a principle, else 0
 

@@ -16,7 +16,7 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.kinds.bandit import SETTINGS
-from rollcall.deploy.config.tabular_config import BanditRunConfig
+from rollcall.deploy.config.recipe.tabular_config import BanditRunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import POLICY_ID, EvalOptions, Preparation, RunKind, StoredRun

@@ -17,8 +17,8 @@ from rollcall.cluster.checkpoint import load_weights
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.arrays import Array
 from rollcall.cluster.messages.weights import Weights
+from rollcall.deploy.config.recipe.tabular_config import TabularRunConfig
 from rollcall.deploy.config.settings import COMMAND_LINE
-from rollcall.deploy.config.tabular_config import TabularRunConfig
 from rollcall.deploy.kinds.checkpoints import checkpoint_of
 from rollcall.deploy.kinds.exporting import Exported, ExportOptions
 from rollcall.deploy.kinds.kind import EvalOptions, StoredRun

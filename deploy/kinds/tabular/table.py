@@ -18,7 +18,7 @@ from rollcall.cluster.messages.arrays import Array
 from rollcall.deploy.config import plugins
 from rollcall.deploy.config.kinds.tabular import SETTINGS
 from rollcall.deploy.config.problem import Problem
-from rollcall.deploy.config.tabular_config import TabularRunConfig
+from rollcall.deploy.config.recipe.tabular_config import TabularRunConfig
 from rollcall.deploy.kinds.kind import POLICY_ID, Preparation, RunKind
 from rollcall.deploy.kinds.tabular.numbered import LONGEST, NumberedEnv
 from rollcall.deploy.kinds.tabular.policy import LoadedTable, TablePolicy, elsewhere

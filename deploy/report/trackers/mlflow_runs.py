@@ -11,7 +11,7 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.passwords import without_passwords
-from rollcall.deploy.config.recorders_config import MlflowConfig
+from rollcall.deploy.config.recipe.recorders_config import MlflowConfig
 from rollcall.deploy.report.trackers.tracker import TrackedRun, said_by
 
 _DEFAULT_URI = "sqlite:///mlflow.db"

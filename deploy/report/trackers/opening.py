@@ -9,8 +9,8 @@ from typing import Any
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs.import_path import import_object
-from rollcall.deploy.config.recorders_config import RecordersConfig
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.recorders_config import RecordersConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 from rollcall.deploy.report.recorders import Recorder
 from rollcall.deploy.report.tags import flat
 from rollcall.deploy.report.trackers.mlflow_runs import MlflowRun

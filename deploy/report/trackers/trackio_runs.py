@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.recorders_config import TrackioConfig
+from rollcall.deploy.config.recipe.recorders_config import TrackioConfig
 from rollcall.deploy.report.trackers.tracker import LEARNER_STEP, TrackedRun, said_by
 
 

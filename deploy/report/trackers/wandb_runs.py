@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.recorders_config import WandbConfig
+from rollcall.deploy.config.recipe.recorders_config import WandbConfig
 from rollcall.deploy.report.trackers.tracker import LEARNER_STEP, TrackedRun, said_by
 
 _OPENING_S = 30.0  # at most, until a server has answered

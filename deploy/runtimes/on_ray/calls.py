@@ -29,7 +29,7 @@ class _Call:
 
 class WatchedRay:
     """What Calls uses of the module ray, for a cluster that may be lost: whoever asks a lost one for anything gets no
-    answer, and is ended after STUCK_S (cluster.py)."""
+    answer, and is ended after STUCK_S (ray_cluster/cluster.py)."""
 
     wait, get = staticmethod(ray.wait), staticmethod(ray.get)
 

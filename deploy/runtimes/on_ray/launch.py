@@ -8,16 +8,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.config.recipe.language_config import ActingConfig
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.plan.machine import Machine
 from rollcall.deploy.plan.planning import LEAST_STORE, Plan, shares_for
 from rollcall.deploy.rundir.jobs import current_job, stop_patience_s
-from rollcall.deploy.runtimes.on_ray.cluster import connect
+from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster import connect
 
 if TYPE_CHECKING:
-    from rollcall.deploy.runtimes.on_ray.nodes import Needs
+    from rollcall.deploy.runtimes.on_ray.ray_cluster.nodes import Needs
     from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
 
 
@@ -51,9 +51,9 @@ def ray_workers(
         tell("start", f"{whose} Ray cluster answers after {seconds:.1f} s")
     try:
         # These import ray, which had to be told of tokens first.
-        from rollcall.deploy.runtimes.on_ray.machines import machines_of, ray_nodes
         from rollcall.deploy.runtimes.on_ray.members import Composition
         from rollcall.deploy.runtimes.on_ray.place import objects_to_send
+        from rollcall.deploy.runtimes.on_ray.ray_cluster.machines import machines_of, ray_nodes
         from rollcall.deploy.runtimes.on_ray.runtime import RayWorkers
 
         machines = machines_of(ray_nodes(), directory.resolve(), here=None if plan is None else plan.machines[0])
@@ -85,7 +85,7 @@ def ray_workers(
 
 def _needs(factory: MemberFactory, directory: Path) -> Needs:
     """What every node must have that works for this run."""
-    from rollcall.deploy.runtimes.on_ray.nodes import Needs, own_version
+    from rollcall.deploy.runtimes.on_ray.ray_cluster.nodes import Needs, own_version
 
     job = current_job()
     return Needs(

@@ -9,14 +9,12 @@ from typing import Any
 
 import ray
 
-from rollcall.deploy.config.language_config import ActingConfig
+from rollcall.deploy.config.recipe.language_config import ActingConfig
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainRewardModel
 from rollcall.deploy.plan.gpus import Shares
 from rollcall.deploy.plan.planning import Plan
-from rollcall.deploy.runtimes.on_ray.nodes import Needs
 from rollcall.deploy.runtimes.on_ray.place import Place
-from rollcall.deploy.runtimes.on_ray.placement import Placement
 from rollcall.deploy.runtimes.on_ray.processes import (
     ASIDE,
     TRANSFER,
@@ -27,6 +25,8 @@ from rollcall.deploy.runtimes.on_ray.processes import (
     PreferenceTrainerProcess,
     ScoringProcess,
 )
+from rollcall.deploy.runtimes.on_ray.ray_cluster.nodes import Needs
+from rollcall.deploy.runtimes.on_ray.ray_cluster.placement import Placement
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess
 
 SCORING_CONCURRENCY = 8  # requests to the reward service that one scoring process may have under way
@@ -52,7 +52,7 @@ class Members:
 
     def __init__(self, composition: Composition, placement: Placement, look: Callable[[], None] = lambda: None) -> None:
         """`look`, before each start, raises where the cluster is lost: who asks a lost one for anything gets no
-        answer, and is ended after STUCK_S (cluster.py)."""
+        answer, and is ended after STUCK_S (ray_cluster/cluster.py)."""
         self._look = look
         self._plan = composition
         self._placement = placement

@@ -9,7 +9,7 @@ from ray import cloudpickle
 
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.inputs import given
-from rollcall.deploy.config.root_config import RootConfig
+from rollcall.deploy.config.recipe.root_config import RootConfig
 
 
 @dataclass(frozen=True)

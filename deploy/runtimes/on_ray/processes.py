@@ -35,9 +35,9 @@ from rollcall.cluster.messages.weights import Canary, Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.kinds.preference_trainer import TrainerReport, TrainRewardModel
 from rollcall.deploy.runtimes.failures import CONTAINED, given_up, ticket_failure
-from rollcall.deploy.runtimes.on_ray.addresses import free_address, meeting_place
 from rollcall.deploy.runtimes.on_ray.faults import START_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.place import Place
+from rollcall.deploy.runtimes.on_ray.ray_cluster.addresses import free_address, meeting_place
 from rollcall.deploy.runtimes.on_ray.weights import ControlCalls, PrefetchedWeights, RayOffersSource, RayWeightsSource
 from rollcall.deploy.runtimes.uncollected import uncollected
 from rollcall.learners.collective import Collective

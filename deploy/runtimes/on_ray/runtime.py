@@ -21,15 +21,15 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.kinds.kind import MemberFactory
 from rollcall.deploy.runtimes.on_ray.actors import RayActors
 from rollcall.deploy.runtimes.on_ray.calls import Calls, WatchedRay
-from rollcall.deploy.runtimes.on_ray.cluster import Cluster
 from rollcall.deploy.runtimes.on_ray.deaths import Deaths
 from rollcall.deploy.runtimes.on_ray.evaluator import RayEvaluator
 from rollcall.deploy.runtimes.on_ray.faults import CONTROL_TIMEOUT_S
 from rollcall.deploy.runtimes.on_ray.learner import RayLearner
 from rollcall.deploy.runtimes.on_ray.members import Composition, Members
-from rollcall.deploy.runtimes.on_ray.nodes import check_nodes
 from rollcall.deploy.runtimes.on_ray.parameter_server import RayParameterServer
-from rollcall.deploy.runtimes.on_ray.placement import Placement
+from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster import Cluster
+from rollcall.deploy.runtimes.on_ray.ray_cluster.nodes import check_nodes
+from rollcall.deploy.runtimes.on_ray.ray_cluster.placement import Placement
 from rollcall.deploy.runtimes.on_ray.scoring_calls import RayScoring
 from rollcall.deploy.runtimes.on_ray.trainer_calls import RayTrainerCalls
 from rollcall.deploy.runtimes.preference_gate import PreferenceGate

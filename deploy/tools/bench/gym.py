@@ -18,7 +18,7 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.attempt import Produced, ShardPayload
 from rollcall.cluster.messages.experience import GymExperience
 from rollcall.cluster.parameter_server import ParameterServer
-from rollcall.deploy.config.run_config import RunConfig, cpp_compiler
+from rollcall.deploy.config.recipe.run_config import RunConfig, cpp_compiler
 from rollcall.deploy.kinds.control.factory import ControlFactory
 from rollcall.deploy.kinds.recipes import load_config
 from rollcall.deploy.tools.bench import learnt_alike

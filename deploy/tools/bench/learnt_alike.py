@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.tools.bench.peer_work import Rival
 from rollcall.deploy.tools.bench.result import say, whole_run
 

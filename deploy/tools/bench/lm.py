@@ -19,7 +19,7 @@ from typing import Any
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.experience import LMTrajectory
-from rollcall.deploy.config.language_config import LanguageConfig
+from rollcall.deploy.config.recipe.language_config import LanguageConfig
 from rollcall.deploy.drive.lifecycle import prepare
 from rollcall.deploy.kinds.language.factory import LanguageFactory
 from rollcall.deploy.kinds.recipes import load_config

@@ -12,7 +12,7 @@ import gymnasium as gym
 from rollcall.actors.envs.pool import PREFIX
 from rollcall.cluster.cores import usable_cores
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.config.run_config import RunConfig
+from rollcall.deploy.config.recipe.run_config import RunConfig
 from rollcall.deploy.tools.bench.peers import Peer, prepare
 from rollcall.learners.models.q_config import QConfig
 

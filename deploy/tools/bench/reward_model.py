@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from rollcall.deploy.tools.bench.reward_load import ALPHABET, LONGEST, item_of, length_of, texts_of
-from rollcall.learners.models.tiny_model import HEAD_DIM, character_tokenizer
+from rollcall.learners.models.language.tiny_model import HEAD_DIM, character_tokenizer
 from rollcall.reward_service.scheduling.batch_queue import BatchingConfig, BatchQueue, Job
 
 _HIDDEN, _LAYERS, _HEADS = 384, 6, 12  # 9.7 million parameters

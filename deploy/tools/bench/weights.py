@@ -24,14 +24,14 @@ from rollcall.cluster.errors import BadInput
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.cluster.messages.weights import Weights
 from rollcall.deploy.drive.online import KEEP_VERSIONS
-from rollcall.deploy.runtimes.on_ray.cluster import connect
+from rollcall.deploy.runtimes.on_ray.ray_cluster.cluster import connect
 from rollcall.deploy.runtimes.on_ray.weights import ParameterServerProcess, PrefetchedWeights, RayWeightsSource
 from rollcall.deploy.tools.bench.aside import Aside
 from rollcall.deploy.tools.bench.result import achieved_line, bound_line, last_lines, say, tell
 from rollcall.learners.models.flat import flatten_module, load_module_weights, module_weights
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 
 MODEL = "policy"
 EPOCH = 1
@@ -41,7 +41,7 @@ WARM_UP = 2  # publications that are not counted: the object store's pages are t
 ROUNDS = 3  # publications in each repeat
 WAIT_TIMEOUT_S = 60.0
 POLL_S = 0.0005  # between looks for weights that are at hand, in place of an engine's steps
-# Qwen3s for `--engine`, by their megabytes: what learners/models/tiny_model.py takes.
+# Qwen3s for `--engine`, by their megabytes: what learners/models/language/tiny_model.py takes.
 ENGINE_MODELS: Mapping[int, Mapping[str, Any]] = {
     1: {"hidden_size": 64, "num_layers": 4, "num_heads": 2, "num_kv_heads": 1, "intermediate_size": 224},
     10: {"hidden_size": 192, "num_layers": 6, "num_heads": 6, "num_kv_heads": 3, "intermediate_size": 528},

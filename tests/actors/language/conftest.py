@@ -26,9 +26,9 @@ from rollcall.cluster.messages.weights import Weights
 from rollcall.cluster.seeds import derive_seed
 from rollcall.learners.batches.token_batch import TokenRows
 from rollcall.learners.models.flat import module_weights
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.tiny_model import write_tiny_model
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.tiny_model import write_tiny_model
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 from tests.needs import require
 
 SAMPLING = SamplingConfig(temperature=0.7, top_p=0.9, max_tokens=40)

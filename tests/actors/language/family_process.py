@@ -17,8 +17,8 @@ from rollcall.actors.engine.vllm_engine import VllmEngine
 from rollcall.cluster.messages.sampling import SamplingConfig
 from rollcall.deploy.kinds.language.model_directory import save_policy
 from rollcall.learners.models.flat import module_weights
-from rollcall.learners.models.lm_policy_config import LMPolicyConfig
-from rollcall.learners.models.token_policy import TokenPolicy, load_policy_model
+from rollcall.learners.models.language.lm_policy_config import LMPolicyConfig
+from rollcall.learners.models.language.token_policy import TokenPolicy, load_policy_model
 
 TOKENS = [(37 * index + 5) % 90 for index in range(40)]
 

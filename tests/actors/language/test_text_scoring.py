@@ -13,7 +13,7 @@ from rollcall.actors.trajectory_scoring import TextScoring, TrajectoryScorer
 from rollcall.cluster.messages.attempt import Header, Produced, SampleStats, Timing
 from rollcall.cluster.messages.experience import LMTrajectory
 from rollcall.cluster.messages.steps import SampledTokens
-from rollcall.learners.models.tiny_model import write_tiny_model
+from rollcall.learners.models.language.tiny_model import write_tiny_model
 from rollcall.reward_service.protocol import ItemResult, ScoreItem, ScoreResponse
 
 ANSWERS = ("46", "7", "")

@@ -17,8 +17,8 @@ from rollcall.cluster.messages.reports import StepOrder
 from rollcall.cluster.messages.steps import EnvSteps, Unroll
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.algorithms.control.a2c import A2C
-from rollcall.learners.algorithms.control.dqn import DQN
 from rollcall.learners.algorithms.control.impala import IMPALA
+from rollcall.learners.algorithms.control.off_policy.dqn import DQN
 from rollcall.learners.algorithms.control.ppo import PPO
 from rollcall.learners.batches.gym_batch import stack_trajectories
 from rollcall.learners.batches.replay_batch import ReplayBatch, Transitions

@@ -1,0 +1,1 @@
+"""Which settings there are, over all kinds of runs: what each means, what others call it, and the schema of all."""

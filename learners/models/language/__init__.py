@@ -1,0 +1,1 @@
+"""Language models: a causal model taken apart, adapters beside it, its logits and its tokens."""
