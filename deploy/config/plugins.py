@@ -85,10 +85,11 @@ TASK = Plugin(
 
 @lru_cache
 def shipped(plugin: Plugin) -> Mapping[str, str]:
-    """The modules of the package that name one, by their files' names; found by reading, not by importing."""
+    """The modules of the package that name one, by their files' names, room after room, whatever rooms are in these;
+    found by reading, not by importing."""
     found = {}
     for folder in map(Path, importlib.import_module(plugin.package).__path__):
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(folder.rglob("*.py"), key=lambda path: (path.relative_to(folder).parts[0], path.stem)):
             if re.search(rf"^{plugin.variable}\b", path.read_text(encoding="utf-8"), re.MULTILINE):
                 parts = path.relative_to(folder).with_suffix("").parts
                 found[path.stem] = ".".join((plugin.package, *parts))
