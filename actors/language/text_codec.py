@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.model_names import missing_directory
 from rollcall.reward_service.models.text_tokens import TextTokens
 
 
@@ -28,11 +29,16 @@ class TextCodec:
             raise BadInput(
                 "language tasks need transformers: pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu])"
             ) from None
+        if missing := missing_directory(model_directory):
+            raise BadInput(f"{model_directory}: {missing}")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(model_directory))
         except Exception as error:  # whatever files of somebody's make their classes raise
             first = " ".join(str(error).split())[:300]
-            raise BadInput(f"{model_directory}: no tokenizer can be loaded from it: {first}") from None
+            what = "no tokenizer can be loaded from it"
+            if not Path(model_directory).is_dir():
+                what = "neither a directory here nor a model to be had from the Hugging Face hub"
+            raise BadInput(f"{model_directory}: {what}: {first}") from None
         if chat and not self._tokenizer.chat_template:
             raise BadInput(
                 f"{model_directory}: its tokenizer has no chat template, and the task asks for one: set task.chat=false"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol
 
 from rollcall.cluster.errors import BadInput
@@ -33,3 +33,17 @@ def at_least(name: str, value: int | None, least: int) -> None:
     """Raises BadInput: for a number on the command line that is too small."""
     if value is not None and value < least:
         raise BadInput(f"{name} = {value} ({COMMAND_LINE}): must be {least} or more")
+
+
+def answer_slips(recipe: str, overrides: Sequence[str]) -> None:
+    """What is wrong with settings, before gymnasium is imported; with the names in them, before torch is.
+
+    Raises:
+      BadInput: one line for each.
+    """
+    from rollcall.deploy.config.kind_settings import checked_recipe
+
+    checked_recipe(recipe, overrides)
+    from rollcall.deploy.config.first_looks import look
+
+    look(recipe, overrides)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rollcall.deploy.cli.commands import BAD_INPUT, DONE, SETTINGS, Add
+from rollcall.deploy.cli.commands import BAD_INPUT, DONE, SETTINGS, Add, answer_slips
 from rollcall.deploy.config.runtime_choice import CLUSTER
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def add_plan(add: Add) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.kind_settings import checked_recipe
-
-    checked_recipe(args.recipe, args.overrides)
+    answer_slips(args.recipe, args.overrides)
     from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
     from rollcall.deploy.plan.planning import plan_for
     from rollcall.deploy.plan.text import as_json, whole

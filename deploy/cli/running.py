@@ -15,7 +15,7 @@ from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from rollcall.cluster.errors import BadInput
-from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add
+from rollcall.deploy.cli.commands import DONE, FAILED, INTERRUPTED, SETTINGS, Add, answer_slips
 from rollcall.deploy.cli.outlets import printing_may_end
 from rollcall.deploy.config.settings import COMMAND_LINE, Settings, recipe_name
 from rollcall.deploy.runtimes.uncollected import uncollected
@@ -86,10 +86,8 @@ def _answering(command: Callable[[argparse.Namespace], int]) -> Callable[[argpar
 
 @_answering
 def _train(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.kind_settings import checked_recipe
-
     args.overrides = [*args.overrides, *_by_people(args)]
-    checked_recipe(args.recipe, args.overrides)  # a slip is answered before torch is imported
+    answer_slips(args.recipe, args.overrides)
     with _starting("importing torch", args), uncollected():
         from rollcall.deploy.kinds.recipes import load_recipe
     from rollcall.deploy.rundir.jobs import named_overrides
@@ -113,9 +111,7 @@ def _by_people(args: argparse.Namespace) -> tuple[str, ...]:
 
 @_answering
 def _sft(args: argparse.Namespace) -> int:
-    from rollcall.deploy.config.kind_settings import checked_recipe
-
-    checked_recipe(args.recipe, args.overrides)
+    answer_slips(args.recipe, args.overrides)
     from rollcall.deploy.kinds.recipes import load_supervised
 
     recipe = load_supervised(args.recipe, args.overrides)

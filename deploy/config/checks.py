@@ -4,7 +4,6 @@ names the setting to change; validation.py says where that was written."""
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,9 @@ from gymnasium import spaces
 from rollcall.actors.envs.env_config import EnvConfig
 from rollcall.actors.envs.environment import make_vector_env, spaces_of
 from rollcall.cluster.errors import BadInput
+from rollcall.deploy.config.first_looks import named
 from rollcall.deploy.config.problem import Problem
 from rollcall.deploy.config.recipe.root_config import OptimisedConfig
-from rollcall.deploy.config.settings import KeyPath
 from rollcall.learners.algorithm import with_own_models
 from rollcall.learners.models.networks import build_actor_critic
 from rollcall.learners.models.policy_config import PolicyConfig
@@ -31,12 +30,7 @@ def check_device(config: OptimisedConfig) -> list[Problem]:
     name, path = config.learner.device, ("learner", "device")
     if name == "auto":
         return []
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        return [Problem(path, "no such device: use auto, cpu, cuda or cuda:N")]
-    if device.type not in ("cpu", "cuda"):
-        return [Problem(path, "not supported: use auto, cpu, cuda or cuda:N")]
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         return [Problem(path, f"this machine has {torch.cuda.device_count()} GPUs for torch: use cpu or auto")]
     return []
@@ -48,13 +42,13 @@ def check_env(env: EnvConfig, policy: PolicyConfig, algorithm: Any, *, scored: b
     try:
         observation_space, action_space = _spaces(env)
     except BadInput as error:
-        return [_named(str(error), "env", default=("env", "id"), own=f"env {env.id!r} ")]
+        return [named(str(error), "env", default=("env", "id"), own=f"env {env.id!r} ")]
     try:
         network = build_actor_critic(observation_space, action_space, policy, with_critic=True, seed=0)
         with_own_models(algorithm, {"actor_critic": network})
     except ValueError as error:
         section = "algorithm" if str(error).startswith("algorithm.") else "policy"
-        return [_named(str(error), section, default=("env", "id"))]
+        return [named(str(error), section, default=("env", "id"))]
     if scored and not isinstance(observation_space, spaces.Box):
         kind = type(observation_space).__name__
         return [Problem(("env", "id"), f"shows {kind} observations: the reward service takes one array of numbers")]
@@ -85,11 +79,3 @@ def _spaces(env: EnvConfig) -> tuple[Any, Any]:
         return spaces_of(env)  # a group would start processes only to ask
     make_vector_env(env, 1).close()
     return spaces_of(env)
-
-
-def _named(text: str, section: str, *, default: KeyPath, own: str = "") -> Problem:
-    """A component's own words: `setting=value: what is wrong`, or about the env as a whole."""
-    match = re.match(rf"(?:{section}\.)?(\w+)=[^:,]*[:,] (?:but )?", text)
-    if match:
-        return Problem((section, match.group(1)), text[match.end() :])
-    return Problem(default, text.removeprefix(own).removeprefix(own.replace("'", "")))

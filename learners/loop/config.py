@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.config import JsonDict
 
 from rollcall.learners.loop.optimizer_config import LANGUAGE_EPS, AdamConfig, OptimizerSection, SGDConfig
@@ -58,6 +59,13 @@ class LearnerConfig(BaseModel):
     max_skipped_steps: int = Field(
         default=5, ge=1, description="non-finite learner steps in a row after which the run stops"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _some_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", device):
+            raise ValueError("no such device: use auto, cpu, cuda or cuda:N")
+        return device
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rollcall.cluster.errors import BadInput
+from rollcall.cluster.inputs.model_names import missing_directory
 from rollcall.reward_service.models.text_tokens import TextTokens
 from rollcall.reward_service.protocol import Message
 
@@ -23,6 +24,8 @@ class TextEncoder:
             from transformers import AutoTokenizer
         except ImportError:
             raise BadInput("texts need transformers: pip install 'rollcall-rl[lm-cpu]' (or [lm-gpu])") from None
+        if missing := missing_directory(directory):
+            raise BadInput(f"{directory}: {missing}")
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
         except (OSError, ValueError, KeyError) as error:

@@ -131,7 +131,10 @@ def test_a_run_of_sft_is_a_run_like_any_other(work: Path, capsys: pytest.Capture
         (["sft"], ["required: RECIPE"]),
         (["sft", "cartpole-ppo"], ["cartpole-ppo: a control recipe", "needs one with a task"]),
         (["sft", "sums.yaml", "policy.warm_start=null"], ["policy.warm_start = null", "policy.warm_start.steps=400"]),
-        (["sft", "sums.yaml", "policy.model=/nowhere/model"], ["/nowhere/model: no tokenizer can be loaded"]),
+        (
+            ["sft", "sums.yaml", "policy.model=/nowhere/model"],
+            ["policy.model = '/nowhere/model' (command line): there is no such directory"],
+        ),
         (["stf", "sums.yaml"], ["unknown command 'stf'", "did you mean sft?"]),
         (["exprot", "sums"], ["did you mean export?"]),
     ],

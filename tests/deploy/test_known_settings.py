@@ -154,6 +154,35 @@ def test_slips_and_explanations_import_nothing_heavy(
     assert done.returncode == code and text in done.stdout + done.stderr, done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["train", "cartpole-ppo", "env=CartPol-v1"], "did you mean CartPole-v1?"),
+        (["train", "pong-ppo", "env.id=ALE/Pog-v5"], "did you mean ALE/Pong-v5?"),
+        (["train", "cartpole-bc", "env=CartPole-v9"], "did you mean CartPole-v1?"),
+        (["train", "cartpole-eureka", "env.id=xyzzy"], "give an id or module:function"),
+        (["train", "frozenlake-q-learning", "env.id=FrozenLak-v1"], "did you mean FrozenLake-v1?"),
+        (["train", "cartpole-ppo", "env=nowhere:make"], "there is no module 'nowhere'"),
+        (["plan", "cartpole-ppo", "learner.device=gpu"], "use auto, cpu, cuda or cuda:N"),
+        (
+            ["train", "arithmetic-grpo", "policy.model=/no/model"],
+            "policy.model = '/no/model' (command line): there is no",
+        ),
+        (["sft", "arithmetic-grpo", "policy.model=./model"], "there is no such directory"),
+        (["plan", "arithmetic-expert-iteration", "policy.model=a/b/c"], "there is no such directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_env_or_a_model_that_is_not_there_is_told_before_torch_is_imported(
+    arguments: list[str], text: str, tmp_path: Path
+) -> None:
+    light = LIGHT.replace('"gymnasium", ', "")
+    done: Any = subprocess.run(
+        [sys.executable, "-c", light, *arguments], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 2 and text in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.parametrize("recipe", ["cartpole-ppo", "pendulum-sac", "arithmetic-grpo", "synthetic-dpo", "cartpole-bc"])
 def test_a_recipe_is_shown_at_once(recipe: str, tmp_path: Path) -> None:
     """By half a second of processor time on a machine of its own; here others work, too."""

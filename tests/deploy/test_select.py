@@ -204,7 +204,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["select", "sums.yaml", "out", "--best", "2", "policy.model=x"],
             "settings (key=value) stand before the options",
         ),
-        (["select", "sums.yaml", "out", "policy.model=/nowhere"], "/nowhere: no tokenizer can be loaded"),
+        (["select", "sums.yaml", "out", "policy.model=/nowhere"], "/nowhere: there is no such directory"),
         (["select", "sums.yaml", "taken", "policy.model=model"], "something else is there, and no selection"),
         (["select", "model", "out"], "a model's directory, which has no task"),
         (["select", "calculator.yaml", "out", "policy.model=model"], "a conversation of several turns"),

@@ -96,6 +96,11 @@ def test_a_directory_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
+def test_a_directory_that_is_not_there_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"^{tmp_path}/typo: there is no such directory$"):
+        TextCodec(tmp_path / "typo")
+
+
 def test_a_task_that_asks_for_a_chat_template_is_refused_one_that_is_not_there(directory: Path) -> None:
     with pytest.raises(BadInput, match=r"has no chat template, and the task asks for one: set task\.chat=false"):
         TextCodec(directory, chat=True)
