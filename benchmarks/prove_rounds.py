@@ -1,7 +1,8 @@
 """Whether rounds of labels are worth asking for: rlhf-reviews with 4 rounds of 600 labels against one round of 2,400.
 How right each final reward model is about pairs of its final policy's samples, and the true measure: where both reach
-the same KL for the first time, and in the end. Both ends are at one KL where `--settings algorithm.kl_target=...`
-holds it. `python -m benchmarks.prove_rounds [--seeds N ...] [--work DIR]`: a run complete in DIR is not made again."""
+the same KL for the first time, and in the end. The ends come near one KL where each has its own weight of it: `--many
+algorithm.kl_coef=0.1 --one algorithm.kl_coef=0.02`. `python -m benchmarks.prove_rounds [--seeds N ...] [--work DIR]`:
+a run that is complete in DIR is not made again."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def trained(rounds: int, seed: int, args: argparse.Namespace) -> Path:
     directory: Path = args.work / "runs" / f"rounds-{rounds}-seed-{seed}"
     summary = directory / "summary.json"
     if not summary.exists() or json.loads(summary.read_text())["status"] != "completed":
-        settings = (f"seed={seed}", f"preferences.rounds={rounds}", *args.settings)
+        own = args.one if rounds == 1 else args.many
+        settings = (f"seed={seed}", f"preferences.rounds={rounds}", *args.settings, *own)
         done = rollcall("train", "rlhf-reviews", *settings, f"name={directory.name}", cwd=args.work)
         if done.returncode:
             raise SystemExit(f"{directory.name}: {done.stderr.strip()[-400:]}")
@@ -124,6 +126,8 @@ def main() -> int:
     made = parser(__doc__, [])
     made.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2], help="default: 0 1 2")
     made.add_argument("--settings", nargs="*", default=[], metavar="key=value", help="of all runs: runtime=serial")
+    made.add_argument("--many", nargs="*", default=[], metavar="key=value", help="besides, of those with 4 rounds")
+    made.add_argument("--one", nargs="*", default=[], metavar="key=value", help="besides, of those with one round")
     made.add_argument("--work", type=Path, default=ROOT, help="where runs/ is")
     args = made.parse_args()
     return report(rows(args), args.append)
