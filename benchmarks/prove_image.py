@@ -2,7 +2,7 @@
 `python -m benchmarks.prove_image [--dockerfile deploy/docker/Dockerfile.cpu]` installs the whole lock: minutes, and
 gigabytes. What needs root in an image (apt-get, users) is only read.
 
-tests/deploy/test_images.py runs the same steps, with this environment's packages in place of the lock's own."""
+tests/deploy/docker/test_images.py runs the same steps, with this environment's packages in place of the lock's own."""
 
 from __future__ import annotations
 

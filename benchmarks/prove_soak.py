@@ -26,10 +26,10 @@ import psutil
 import redis
 
 from benchmarks import proofs
-from benchmarks.growth import Allowance, Growth, growth
 from benchmarks.proofs import ROLLCALL, Row
-from benchmarks.soak_picture import amount, picture
-from benchmarks.soak_samples import DRIVER, Sample, look
+from benchmarks.soak.growth import Allowance, Growth, growth
+from benchmarks.soak.picture import amount, picture
+from benchmarks.soak.samples import DRIVER, Sample, look
 from rollcall.cluster.store.redis_config import RedisConfig
 from rollcall.cluster.store.store import inspect_store
 

@@ -1,4 +1,4 @@
-"""Tests of the product, in the folders of its packages. Helpers are modules: `from tests.runs import Bench`."""
+"""Tests of the product, in folders as its rooms are. Helpers are modules: `from tests.runs import Bench`."""
 
 from __future__ import annotations
 

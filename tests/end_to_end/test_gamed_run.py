@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.alert_series import first_firing
-from tests.deploy.test_gamed_alerts import step_of_a_tenth_lost
+from tests.deploy.tools.monitoring.alert_series import first_firing
+from tests.deploy.tools.monitoring.test_gamed_alerts import step_of_a_tenth_lost
 from tests.needs import require
 from tests.runs import Bench, Run
 

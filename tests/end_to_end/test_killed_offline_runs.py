@@ -12,7 +12,7 @@ import pytest
 
 from rollcall.cluster.checkpoint import list_checkpoints, load_weights
 from rollcall.deploy.kinds.recipes import load_run
-from tests.deploy.test_preference_runs import DIRECT, REWARD
+from tests.deploy.kinds.preferences.test_preference_runs import DIRECT, REWARD
 from tests.end_to_end.test_shared_steps import LEAVES, SUMS
 from tests.needs import require, require_module
 from tests.runs import Bench, Run

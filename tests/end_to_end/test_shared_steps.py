@@ -27,8 +27,8 @@ from rollcall.deploy.drive.lifecycle import carry_out
 from rollcall.deploy.kinds.beginning import new_run
 from rollcall.deploy.kinds.kind import StoredRun
 from rollcall.deploy.kinds.recipes import load_recipe, load_supervised
-from tests.deploy.test_preference_adapters import StopsAt
-from tests.deploy.test_preference_runs import DIRECT, REWARD
+from tests.deploy.kinds.preferences.test_preference_adapters import StopsAt
+from tests.deploy.kinds.preferences.test_preference_runs import DIRECT, REWARD
 from tests.needs import require, require_module
 from tests.runs import Bench, Run
 

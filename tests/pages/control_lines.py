@@ -1,5 +1,6 @@
 """What becomes of the commands of each page in `make test`: run in this order in an empty folder, with settings that
-make a run short; or run elsewhere, which is said. tests/pages/long_lines.py has those that take longer."""
+make a run short; or run elsewhere, which is said. tests/pages/language_lines.py has those about language
+models."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SET_UP = Elsewhere("installs packages from an index; the same commands are steps
 
 JOBS = Elsewhere("takes two machines; tests/end_to_end/test_jobs.py has a cluster of two nodes")
 MONITOR = Elsewhere(
-    "tests/deploy/test_monitor.py::test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c"
+    "tests/deploy/tools/monitoring/test_monitor.py::"
+    "test_runs_are_found_watched_and_asked_about_and_everything_ends_with_ctrl_c"
 )
 
 
@@ -193,7 +195,7 @@ LONG = {
     "docs/reward_design.md": Page(
         {
             "vllm serve Qwen/Qwen2.5-Coder-7B-Instruct &": Elsewhere(
-                "a model of 15 GB; tests/deploy/coding_server.py answers in its place, over the same protocol"
+                "a model of 15 GB; tests/deploy/drive/design/coding_server.py answers in its place, the same protocol"
             ),
             "rollcall train cartpole-eureka": Line(add=CODING),
             "rollcall train cartpole-eureka design.url=https://models.example.org/v1 design.model=NAME "

@@ -8,7 +8,7 @@ from tests.test_commands_in_documents import CONTROL, ELSEWHERE, LANGUAGE
 README = Elsewhere(
     "tests/test_commands_in_documents.py::test_the_readmes_commands_for_control_run_in_their_order_in_an_empty_folder, "
     "tests/test_commands_in_documents.py::test_the_readmes_commands_for_language_run_in_an_empty_folder, "
-    "tests/end_to_end/test_jobs.py, tests/deploy/test_trackers.py"
+    "tests/end_to_end/test_jobs.py, tests/deploy/report/test_trackers.py"
 )
 TUTORIAL = Elsewhere("tests/test_site.py::test_a_tutorials_commands_run_in_their_order_in_an_empty_folder")
 STOPWATCH = Elsewhere(
@@ -19,13 +19,15 @@ DEVELOPERS = Elsewhere(
     "a step of .github/workflows/check.yml, or of developers alone; targets: tests/test_documents.py"
 )
 TESTS = Elsewhere("runs tests of this suite")
-IMAGES = Elsewhere("needs Docker and a registry; the steps of the build: tests/deploy/test_images.py")
+IMAGES = Elsewhere("needs Docker and a registry; the steps of the build: tests/deploy/docker/test_images.py")
 CLUSTER = Elsewhere(
     "needs a Kubernetes cluster; that what it names is in the manifests: tests/pages/test_commands.py::"
     "test_what_kubectl_is_told_of_is_in_the_manifests"
 )
 OVERLAY = Elsewhere("tests/pages/test_fragments.py::test_the_overlay_of_the_page_is_built_and_nothing_is_wrong_with_it")
-SECRETS = Elsewhere("tests/deploy/test_manifests_services.py::test_secrets_are_made_once_for_nobody_else_to_read")
+SECRETS = Elsewhere(
+    "tests/deploy/tools/manifests/test_manifests_services.py::test_secrets_are_made_once_for_nobody_else_to_read"
+)
 
 # Pages all of whose commands are run by a test that reads them from the page, as this one does.
 WHOLE = {
@@ -56,8 +58,8 @@ NOT_HERE = {
             **dict.fromkeys(
                 [
                     "export OMP_NUM_THREADS=1",
-                    ".venv/bin/python -m pytest tests/learners/test_returns.py",
-                    ".venv/bin/python -m pytest tests/learners/test_returns.py -k truncation -x",
+                    ".venv/bin/python -m pytest tests/learners/maths/test_returns.py",
+                    ".venv/bin/python -m pytest tests/learners/maths/test_returns.py -k truncation -x",
                     ".venv/bin/python -m pytest -m prove tests/end_to_end/test_equality.py",
                     ".venv/bin/python -m pytest -m gpu",
                 ],

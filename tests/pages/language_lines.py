@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from rollcall.deploy.cli import main
-from tests.deploy.test_export import RECIPE as SUMS
+from tests.deploy.kinds.language.test_export import RECIPE as SUMS
 from tests.pages.blocks import blocks, json_values
 from tests.pages.running import Elsewhere, Line, Page, write
 
@@ -46,7 +46,7 @@ def reviews(folder: Path) -> None:
 
 def adapted_runs(folder: Path) -> None:
     """RUN: of a model with adapters, as training leaves it."""
-    from tests.deploy.test_export_forms import LORA, trained
+    from tests.deploy.kinds.language.test_export_forms import LORA, trained
 
     write("sums.yaml", SUMS)
     trained(LORA, "name=RUN")
@@ -78,7 +78,8 @@ LANGUAGE = {
             "rollcall export RUN DIR --dtype bfloat16": Line(put={"DIR": "exported"}, leaves=("exported/config.json",)),
             "rollcall export RUN --adapters": Line(leaves=("runs/RUN/adapters/adapter_config.json",)),
             "rollcall export RUN --push OWNER/NAME": Elsewhere(
-                "tests/deploy/test_export_forms.py::test_a_push_uploads_what_was_exported_to_a_private_repository"
+                "tests/deploy/kinds/language/test_export_forms.py::"
+                "test_a_push_uploads_what_was_exported_to_a_private_repository"
             ),
         },
         adapted_runs,

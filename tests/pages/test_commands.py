@@ -15,8 +15,8 @@ from rollcall.deploy.cli.main import build_parser
 from rollcall.deploy.config.catalogue.known_settings import refuse_unknown
 from rollcall.deploy.config.settings import preference_recipes, shipped_recipes
 from tests import ROOT
-from tests.deploy.coding_server import UPRIGHT, CodingServer, answer
-from tests.deploy.manifest_builds import built
+from tests.deploy.drive.design.coding_server import UPRIGHT, CodingServer, answer
+from tests.deploy.tools.manifests.manifest_builds import built
 from tests.needs import needs, require
 from tests.pages.blocks import NAMES, blocks, commands, inline_commands, program_of, sort_of
 from tests.pages.control_lines import CONTROL, LONG

@@ -19,8 +19,8 @@ from rollcall.deploy.config.settings import shipped_recipes
 from rollcall.deploy.preferences.text_labels import is_labelled
 from rollcall.deploy.tools.manifests import check as manifests
 from rollcall.learners.data.replay_config import ReplayConfig
-from tests.deploy.manifest_builds import K8S
-from tests.deploy.test_gateway import Acting, Open, acting, factory, opened  # noqa: F401
+from tests.deploy.gateway.test_gateway import Acting, Open, acting, factory, opened  # noqa: F401
+from tests.deploy.tools.manifests.manifest_builds import K8S
 from tests.needs import needs
 from tests.pages.blocks import NAMES, Block, blocks, fragments, json_values
 from tests.pages.elsewhere import WHOLE

@@ -20,7 +20,7 @@ from tests.needs import require
 from tests.pages.blocks import NAMES, blocks
 from tests.pages.elsewhere import WHOLE
 from tests.pages.running import home_of_its_own, train, write
-from tests.reward_service.test_code_reward import built, segment
+from tests.reward_service.scorers.test_code_reward import built, segment
 from tests.runs import TWO_STEPS, config_of
 
 SMALL: Mapping[str, Any] = {
@@ -187,8 +187,8 @@ def test_an_exported_file_acts_as_the_page_of_exporting_says() -> None:
 
 def test_a_language_model_is_exported_as_the_page_of_exporting_says() -> None:
     require("peft", "transformers")
-    from tests.deploy.test_export import RECIPE
-    from tests.deploy.test_export_forms import trained
+    from tests.deploy.kinds.language.test_export import RECIPE
+    from tests.deploy.kinds.language.test_export_forms import trained
 
     write("sums.yaml", RECIPE)
     trained("name=sums")

@@ -1,5 +1,5 @@
-"""The files that `rollcall new` writes. Each works as it is, and its test passes: tests/deploy/test_own.py runs them.
-NAME stands for the module, CLASS for a class."""
+"""The files that `rollcall new` writes. Each works as it is, and its test passes:
+tests/deploy/tools/test_own.py runs them. NAME stands for the module, CLASS for a class."""
 
 from __future__ import annotations
 

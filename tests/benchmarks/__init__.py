@@ -1,0 +1,1 @@
+"""Tests of what the long proofs and the pictures are made of."""
