@@ -111,7 +111,7 @@ class House:
                 yield Import(found.name.removeprefix("rollcall."), found.late)
 
     def violations(self) -> set[Violation]:
-        rules = (directions, floors, circles, late_imports, confined, sizes, folders)
+        rules = (directions, floors, circles, late_imports, confined, sizes, folders, rooms_of_tests)
         return {found for rule in rules for found in rule(self)}
 
 
@@ -217,3 +217,14 @@ def folders(house: House) -> Iterator[Violation]:
             yield Violation("folder", room, "is not among pyproject's packages, and would not be installed")
     for room in sorted(installed - set(there)):
         yield Violation("folder", room, "is among pyproject's packages, and has no code")
+
+
+def rooms_of_tests(house: House) -> Iterator[Violation]:
+    """Tests lie in rooms like those that they test."""
+    there = Counter(path.parent for path in (house.root / "tests").rglob("*.py"))
+    for folder, length in sorted(there.items()):
+        place = folder.relative_to(house.root).as_posix()
+        if length > MAX_ROOM_FILES:
+            yield Violation("room", place, f"has {length} files, {MAX_ROOM_FILES} at the most: part it by subject")
+        if not (folder / "__init__.py").exists():
+            yield Violation("folder", place, "has no __init__.py: its tests are no modules")

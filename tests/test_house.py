@@ -72,6 +72,11 @@ FAULTS: Mapping[str, tuple[Mapping[str, str], set[str]]] = {
         {"cluster/seeds.py": "async def f():\n" + "    x = 1\n" * 60},
         {"function: cluster/seeds.py f"},
     ),
+    "a room of too many tests": (
+        {"tests/deploy/__init__.py": "", **{f"tests/deploy/test_{n}.py": "" for n in range(25)}},
+        {"room: tests/deploy"},
+    ),
+    "a folder of tests that is no package": ({"tests/deploy/test_plan.py": ""}, {"folder: tests/deploy"}),
     "a room of too many files": ({f"deploy/config/part_{n}.py": "" for n in range(24)}, {"room: deploy.config"}),
     "a folder without a docstring": ({"deploy/cli/__init__.py": "x = 1"}, {"folder: deploy.cli"}),
     "a folder that is not installed": (
