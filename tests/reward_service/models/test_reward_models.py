@@ -305,5 +305,7 @@ def test_messages_without_a_template_are_refused(language_model: Path, tmp_path:
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="need a chat template"):
         TextEncoder(tmp_path).prompt([Message(role="user", content="ab")])
-    with pytest.raises(BadInput, match="no tokenizer"):
-        TextEncoder(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    for name, said in (("empty", "no tokenizer can be loaded from it"), ("nothing", "there is no such directory")):
+        with pytest.raises(BadInput, match=said):
+            TextEncoder(tmp_path / name)
