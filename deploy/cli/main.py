@@ -33,6 +33,7 @@ from rollcall.deploy.cli.select import add_select
 from rollcall.deploy.cli.solve import add_solve
 from rollcall.deploy.cli.sweep import add_sweep
 from rollcall.deploy.config.settings import COMMAND_LINE, shipped_recipes
+from rollcall.deploy.runtimes.library_settings import set_for_libraries
 from rollcall.deploy.tools.bench.arguments import add_benches
 
 _EXTRAS = {
@@ -81,9 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    # Threads that wait for each other by turning round take whole time slices from each other where cores are shared:
-    # a step of a warm start with two threads took 0.04 s instead of 1 to 13 s beside other work.
-    os.environ.setdefault("GOMP_SPINCOUNT", "300")
+    set_for_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         parser = build_parser()

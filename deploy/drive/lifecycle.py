@@ -32,6 +32,7 @@ from rollcall.deploy.report.recorders import Record, Recorder
 from rollcall.deploy.report.run_lines import iter_jsonl
 from rollcall.deploy.rundir.files import begin_run, driver_log
 from rollcall.deploy.rundir.storage_faults import say_it_once, socket_path_fault, storage_fault
+from rollcall.deploy.runtimes.library_settings import set_for_libraries
 
 
 class Drive(Protocol):
@@ -63,6 +64,7 @@ def carry_out(
       BadInput: before training began; a directory claimed for this run is removed again.
       Exception: whatever ended the run; its traceback is in <run>/logs/driver.log.
     """
+    set_for_libraries()
     say_it_once()
     began = time.perf_counter()
     recorder = RunRecorder(run, console, changes)

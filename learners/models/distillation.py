@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rollcall.learners.maths.returns import running_returns
+from rollcall.learners.models.initialisation import initialise
 from rollcall.learners.models.normaliser import RunningMoments
-from rollcall.learners.models.torsos import Torso, initialise
+from rollcall.learners.models.torsos import Torso
 
 NUM_FEATURES = 64  # that the fixed network says of an observation
 _CLIP = 5.0  # of normalised observations, as in the paper

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.maths.distributions import DiagonalGaussian
 from rollcall.learners.models.action_distribution import distribution_of
+from rollcall.learners.models.initialisation import initialise
 from rollcall.learners.models.normaliser import ObservationNormaliser
 from rollcall.learners.models.policy_config import PolicyConfig
 from rollcall.learners.models.q_heads import Exploration, NoisyLinear, QValues
 from rollcall.learners.models.random_start import RandomStart
-from rollcall.learners.models.torsos import ByteRanges, RecurrentCore, Torso, flatten_space, initialise
+from rollcall.learners.models.torsos import ByteRanges, RecurrentCore, Torso, flatten_space
 
 LOG_STD_BOUNDS = (-20.0, 2.0)  # where they come from a network (Haarnoja et al., 2018)
 CRITIC_CHILDREN = ("value_torso", "value_head")  # of an ActorCritic: what acting does without

@@ -65,6 +65,7 @@ class TorchPolicy:
     def load(self, weights: Weights) -> None:
         """Takes newer weights. Not in the middle of a rollout: a unit is produced under one version."""
         load_module_weights(self.module, weights, name=self._name, without=CRITIC_CHILDREN)
+        self.module.torso.keep_casts()
         self._version = weights.version
 
     def initial_recurrent_state(self, num_envs: int) -> Array | None:

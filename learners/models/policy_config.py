@@ -40,7 +40,7 @@ class PolicyConfig(BaseModel):
     )
     image_dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="Of the CNN's forward and backward pass (autocast). bfloat16: twice as fast on CPUs with AMX and "
+        description="Of the CNN's forward and backward pass. bfloat16: twice as fast on CPUs with AMX and "
         "on GPUs; parameters and what follows the CNN stay float32.",
     )
     hidden_sizes: tuple[int, ...] = Field(default=(64, 64), description="Units of each hidden layer of the MLP.")

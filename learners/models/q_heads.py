@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rollcall.learners.models.initialisation import initialise
 from rollcall.learners.models.q_config import QConfig
-from rollcall.learners.models.torsos import initialise
 
 
 class NoisyLinear(nn.Linear):

@@ -1,10 +1,9 @@
-"""From named observations to features: one-hots, flattened vectors, CNNs for images, and the recurrent core.
+"""From named observations to features: one-hots, flattened vectors, images, and the recurrent core.
 Knows nothing of actions, values or algorithms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rollcall.learners.models.activation import Activation
+from rollcall.learners.models.images import CNN, NATURE, SMALL, image_shape, to_channels_first
+from rollcall.learners.models.initialisation import initialise
 
 
 class Tanh(nn.Module):
@@ -32,19 +33,6 @@ ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "elu": nn.ELU,
 }
-
-
-@dataclass(frozen=True)
-class Convolutions:
-    """Of a CNN: (filters, kernel, stride) of each, and how many features all end in."""
-
-    layers: tuple[tuple[int, int, int], ...]
-    num_features: int
-    least_side: int  # the smallest image that the layers leave a pixel of
-
-
-NATURE = Convolutions(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, least_side=36)  # Mnih et al., 2015
-SMALL = Convolutions(((16, 3, 1),), 128, least_side=3)  # Young and Tian, 2019: for the 10 x 10 of MinAtar
 
 
 def flatten_space(space: gym.Space[Any]) -> dict[str, gym.Space[Any]]:
@@ -74,37 +62,6 @@ def _checked(space: gym.Space[Any]) -> gym.Space[Any]:
             "use Box, Discrete, MultiDiscrete, MultiBinary or a Dict of those"
         )
     return space
-
-
-def image_shape(space: gym.Space[Any], least_side: int = NATURE.least_side) -> tuple[int, int, int] | None:
-    """(channels, height, width) if a space is an image for a CNN, else None.
-
-    The layout is read off the shape: channels are the smaller of the first and the last axis ([84, 84, 3] is HWC,
-    [4, 84, 84] a stack of four grey frames). [S, H, W, C] or [S, C, H, W] is a stack of S images; two axes of uint8 are
-    one grey image. With a side smaller than `least_side` it is none.
-    """
-    if not isinstance(space, gym.spaces.Box):
-        return None
-    shape = space.shape
-    if len(shape) == 2 and space.dtype == np.uint8:
-        found = (1, *shape)
-    elif len(shape) in (3, 4):
-        stack = shape[0] if len(shape) == 4 else 1
-        first, middle, last = shape[-3:]
-        found = (stack * first, middle, last) if first < last else (stack * last, first, middle)
-    else:
-        return None
-    return found if min(found[1:]) >= least_side else None
-
-
-def to_channels_first(frames: Tensor, space: gym.spaces.Box) -> Tensor:
-    """[N, *space.shape] -> [N, C, H, W], laid out as image_shape says."""
-    shape = space.shape
-    if len(shape) == 2:
-        return frames.unsqueeze(1)
-    if shape[-3] >= shape[-1]:
-        frames = frames.movedim(-1, -3)
-    return frames.flatten(1, 2) if len(shape) == 4 else frames
 
 
 def vector_size(space: gym.Space[Any]) -> int:
@@ -169,38 +126,6 @@ class ByteRanges(nn.Module):
 
 def _is_full_range(space: gym.spaces.Box) -> bool:
     return bool((space.low == 0).all() and (space.high == 255).all())
-
-
-def initialise(layer: nn.Linear | nn.Conv2d, gain: float, orthogonal: bool) -> None:
-    """Orthogonal weights and zero biases (the known detail of PPO: Huang et al., 2022), or PyTorch's own."""
-    if orthogonal:
-        nn.init.orthogonal_(layer.weight, gain)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
-
-
-class CNN(nn.Module):
-    """Convolutions and a linear layer, each with ReLU whatever the other layers of a policy use."""
-
-    def __init__(self, size: Convolutions, channels: int, height: int, width: int, *, orthogonal: bool) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = channels
-        for filters, kernel, stride in size.layers:
-            layers += [nn.Conv2d(inputs, filters, kernel, stride=stride), nn.ReLU()]
-            inputs = filters
-        self.convolutions = nn.Sequential(*layers, nn.Flatten())
-        with torch.no_grad():
-            flat_size = self.convolutions(torch.zeros(1, channels, height, width)).shape[1]
-        self.projection = nn.Linear(flat_size, size.num_features)
-        for layer in (*self.convolutions, self.projection):
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                initialise(layer, float(np.sqrt(2.0)), orthogonal)
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, num_features]"""
-        features: Tensor = self.projection(self.convolutions(frames)).relu_()
-        return features
 
 
 class MLP(nn.Module):
@@ -268,16 +193,18 @@ class Torso(nn.Module):
             parts.append(self.mlp(vectors[0] if len(vectors) == 1 else torch.cat(vectors, -1)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
+    def keep_casts(self) -> None:
+        """As the CNNs' own."""
+        for cnn in self.cnns:
+            cast(CNN, cnn).keep_casts()
+
     def _image_features(self, frames: Tensor, space: gym.Space[Any], cnn: nn.Module) -> Tensor:
         assert isinstance(space, gym.spaces.Box)
         lead = frames.shape[: frames.dim() - len(space.shape)]
         channels_first = to_channels_first(frames.reshape(-1, *space.shape), space)
         # channels_last makes the CPU's convolutions a third faster in training; on bytes the copy is cheap.
         pixels = channels_first.contiguous(memory_format=torch.channels_last).to(self.image_dtype)
-        if frames.dtype == torch.uint8:
-            pixels = pixels * (1.0 / 255.0)
-        with torch.autocast(frames.device.type, torch.bfloat16, enabled=self.image_dtype == torch.bfloat16):
-            features: Tensor = cnn(pixels)
+        features: Tensor = cnn(pixels, 1.0 / 255.0 if frames.dtype == torch.uint8 else 1.0)
         return features.float().reshape(*lead, -1)
 
 

@@ -12,8 +12,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from rollcall.learners.models.initialisation import initialise
 from rollcall.learners.models.policy_config import PolicyConfig
-from rollcall.learners.models.torsos import ACTIVATIONS, Torso, initialise
+from rollcall.learners.models.torsos import ACTIVATIONS, Torso
 
 NUM_CRITICS = 2  # each with weights of its own: the smaller value of two is less optimistic (Fujimoto et al., 2018)
 

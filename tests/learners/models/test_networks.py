@@ -18,15 +18,10 @@ from rollcall.cluster.messages.steps import EnvSteps
 from rollcall.cluster.messages.weights import pack_weights
 from rollcall.learners.batches.gym_batch import GymBatch
 from rollcall.learners.models.flat import load_module_weights, module_weights
+from rollcall.learners.models.images import image_shape, to_channels_first
 from rollcall.learners.models.networks import ActorCritic, build_actor_critic
 from rollcall.learners.models.policy_config import PolicyConfig
-from rollcall.learners.models.torsos import (
-    RecurrentCore,
-    flatten_space,
-    image_shape,
-    to_channels_first,
-    vector_features,
-)
+from rollcall.learners.models.torsos import RecurrentCore, flatten_space, vector_features
 
 VECTOR = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 

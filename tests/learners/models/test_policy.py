@@ -80,6 +80,8 @@ CASES = {
     ),
     "bytes_of_one": _case(spaces.Discrete(4), spaces.Box(0, 1, (8,), np.uint8)),
     "image": _case(spaces.Discrete(4), spaces.Box(0, 255, (2, 36, 36), np.uint8)),
+    "image_of_floats": _case(spaces.Discrete(4), spaces.Box(0, 1, (36, 40, 3), np.float32)),
+    "image_in_bfloat16": _case(spaces.Discrete(4), spaces.Box(0, 255, (2, 36, 36), np.uint8), image_dtype="bfloat16"),
 }
 
 
@@ -256,6 +258,19 @@ def test_normaliser_statistics_travel_with_the_weights() -> None:
     for name, buffer in policy.module.observation_normaliser.named_buffers():
         assert network.observation_normaliser is not None
         assert torch.equal(buffer, network.observation_normaliser.get_buffer(name))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_newer_weights_are_acted_on_from_the_next_rollout_on(name: str) -> None:
+    """Whatever acting has kept of the older ones."""
+    case = CASES[name]
+    policy = _policy(case, _weights(case.network()))
+    before = _roll(case, policy)
+    newer = _weights(case.network(seed=2), version=4)
+    policy.load(newer)
+    after = _roll(case, policy)
+    np.testing.assert_array_equal(after.logprobs, _roll(case, _policy(case, newer)).logprobs)
+    assert not np.array_equal(after.logprobs, before.logprobs)
 
 
 def test_a_policy_takes_weights_with_or_without_a_critic_and_beside_other_models() -> None:
